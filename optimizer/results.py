@@ -20,6 +20,7 @@ __all__ = [
     "Audit",
     "BatchConsistency",
     "BenchResult",
+    "BlockNoise",
     "Comparison",
     "Conditions",
     "DatasetInfo",
@@ -143,6 +144,15 @@ class BatchConsistency(_Model):
     reason: str
 
 
+class BlockNoise(_Model):
+    """Signal to noise of a graph after one residual block, against the reference."""
+
+    module: str
+    """PyTorch module (``layer1.0``), ``maxpool`` for the stem, or ``logits``."""
+    sqnr_db: float | None
+    """``None`` for identical tensors."""
+
+
 class Gates(_Model):
     """The limits a run is judged by."""
 
@@ -166,6 +176,8 @@ class ValidateResult(_Model):
     batch_consistency: list[BatchConsistency] = []
     audits: dict[str, Audit] = {}
     """By engine."""
+    layers: dict[str, list[BlockNoise]] = {}
+    """By hop, for graphs that were looked into block by block."""
     gates: Gates
     images_needed: int | None = None
     """Images that would decide an inconclusive verdict."""
@@ -211,6 +223,8 @@ class EngineBench(_Model):
     batches_per_s: float | None = None
     spans_ms: dict[str, float] = {}
     """Median of each part: ``preprocess``, ``host_to_device``, ``compute``, ``device_to_host``."""
+    start_s: float | None = None
+    """From the start of its process to the first message, before the engine's library is loaded."""
     first_inference_ms: float | None = None
     build_s: float | None = None
     load_s: float | None = None
@@ -338,7 +352,9 @@ def read_result(path: Path) -> Result:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ArtifactError(f"{path.name} is not JSON: {error}", mend="run the command again") from error
+        raise ArtifactError(
+            f"{path.name} is not JSON: {error}", mend="run the command again"
+        ) from error
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if kind not in _KINDS:
         raise ArtifactError(f"{path.name} is not a result of validate, bench or run")

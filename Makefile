@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. Both make what they need in .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test test-fast test-gpu lint format types clean
+
+help:
+	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
+	@echo "make test       install into .venv, run linters, types and all tests that need no GPU"
+	@echo "make test-fast  the tests of a working day (no training, no whole networks)"
+	@echo "make test-gpu   the tests that need an NVIDIA GPU; others say why they are skipped"
+	@echo "make clean      remove .venv and the tools' caches"
+
+$(STAMP): pyproject.toml optimizer/_version.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx,cuda,dev]'
+	@touch $@
+
+install: $(STAMP)
+
+demo: install
+	$(BIN)/resnet-opt demo
+
+test: install lint types
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

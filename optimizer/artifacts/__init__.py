@@ -1,0 +1,39 @@
+"""Artifacts: files that exist together with a manifest, or not at all.
+
+Every file this package writes for later use has a JSON manifest beside it (``model.onnx`` and
+``model.onnx.json``) that says what it is, from which inputs it was made, with which settings and
+library versions, and for which device. The manifest's ``key`` is the sha256 of all that decides
+the outcome; a stage whose key is known is not run again.
+"""
+
+from optimizer.artifacts.cache import Cache
+from optimizer.artifacts.files import write_atomically, write_text_atomically
+from optimizer.artifacts.keys import content_key, digest, external_data_files, library_versions
+from optimizer.artifacts.manifest import (
+    Artifact,
+    Input,
+    Manifest,
+    Plan,
+    load_artifact,
+    manifest_path,
+    read_manifest,
+)
+from optimizer.artifacts.producing import produce
+
+__all__ = [
+    "Artifact",
+    "Cache",
+    "Input",
+    "Manifest",
+    "Plan",
+    "content_key",
+    "digest",
+    "external_data_files",
+    "library_versions",
+    "load_artifact",
+    "manifest_path",
+    "produce",
+    "read_manifest",
+    "write_atomically",
+    "write_text_atomically",
+]

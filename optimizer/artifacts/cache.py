@@ -1,0 +1,115 @@
+"""The cache: artifacts by content key, shared by every run of a user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from optimizer.artifacts.files import write_atomically, write_text_atomically
+from optimizer.artifacts.keys import digest
+from optimizer.artifacts.manifest import Manifest, manifest_path
+from optimizer.errors import ArtifactError, UsageError
+
+__all__ = ["Cache"]
+
+
+def _check_digest(path: Path, sha256: str) -> None:
+    if digest(path) != sha256:
+        raise ArtifactError(f"{path.name} is not the file its manifest describes (sha256 differs)")
+
+
+class Cache:
+    """Artifacts by content key: ``<root>/<key>/`` holds the file and its manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def default(cls) -> Cache:
+        """The user's cache: ``$RESNET_OPT_CACHE``, else the platform's folder for caches."""
+        import platformdirs
+
+        named = os.environ.get("RESNET_OPT_CACHE")
+        return cls(Path(named) if named else Path(platformdirs.user_cache_dir("resnet-opt")))
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold the key against other processes: the second waits and then finds the artifact."""
+        from filelock import FileLock
+
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            yield
+
+    def fetch(self, key: str, destination: Path) -> Manifest | None:
+        """Copy the artifact ``key`` to ``destination``; ``None`` if it is not here or damaged."""
+        entry = self.root / key
+        stored = entry / "artifact"
+        try:
+            raw = (entry / "manifest.json").read_text(encoding="utf-8")
+            manifest = Manifest.model_validate_json(raw)
+        except (OSError, ValidationError):
+            return None
+        manifest = manifest.model_copy(update={"file": destination.name})
+        try:
+            with write_atomically(destination) as temporary:
+                shutil.copyfile(stored, temporary)
+                _check_digest(temporary, manifest.sha256)
+                manifest_path(destination).unlink(missing_ok=True)
+        except (OSError, ArtifactError):
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
+        return manifest
+
+    def store(self, path: Path, manifest: Manifest) -> None:
+        """Keep a copy of the artifact; a full disk here loses the copy, not the artifact."""
+        entry = self.root / manifest.key
+        if entry.exists():
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=self.root))
+        try:
+            shutil.copyfile(path, draft / "artifact")
+            text = manifest.model_dump_json(indent=2) + "\n"
+            (draft / "manifest.json").write_text(text, encoding="utf-8")
+            draft.replace(entry)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def entries(self) -> list[tuple[Manifest, int]]:
+        """Every artifact here with its size in bytes."""
+        found = []
+        for sidecar in sorted(self.root.glob("*/manifest.json")):
+            with contextlib.suppress(OSError, ValidationError):
+                manifest = Manifest.model_validate_json(sidecar.read_text(encoding="utf-8"))
+                found.append((manifest, (sidecar.parent / "artifact").stat().st_size))
+        return found
+
+    def clear(self) -> int:
+        """Remove everything; returns the bytes freed.
+
+        Raises:
+            UsageError: The folder holds something that is no cache of ours.
+        """
+        if not self.root.exists():
+            return 0
+        ours = {"locks", "measured"}
+        for child in self.root.iterdir():
+            known = child.name in ours or child.name.startswith(".draft.")
+            if not known and not (child / "manifest.json").is_file():
+                raise UsageError(
+                    f"{self.root} holds {child.name}, which is not part of the cache",
+                    mend="remove it by hand, or set RESNET_OPT_CACHE to another folder",
+                )
+        size = sum(f.stat().st_size for f in self.root.rglob("*") if f.is_file())
+        for child in self.root.iterdir():
+            shutil.rmtree(child)
+        return size

@@ -1,0 +1,85 @@
+"""`produce`: make an artifact, or take it from where it is already."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optimizer._version import __version__
+from optimizer.artifacts.cache import Cache
+from optimizer.artifacts.files import write_atomically, write_text_atomically
+from optimizer.artifacts.keys import canonical, digest
+from optimizer.artifacts.manifest import Artifact, Manifest, Plan, load_artifact, manifest_path
+from optimizer.errors import ArtifactError
+
+__all__ = ["produce"]
+
+
+def _manifest_of(plan: Plan, path: Path, sha256: str, details: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        kind=plan.kind,
+        file=path.name,
+        sha256=sha256,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool={"name": "resnet-opt", "version": __version__},
+        inputs=list(plan.inputs),
+        settings=canonical(plan.settings),
+        preprocessing=None if plan.preprocessing is None else canonical(plan.preprocessing),
+        classes=None if plan.classes is None else list(plan.classes),
+        libraries=dict(plan.libraries),
+        device=None if plan.device is None else canonical(plan.device),
+        key=plan.key,
+        details=canonical(details),
+    )
+
+
+def produce(
+    plan: Plan,
+    destination: Path,
+    write: Callable[[Path], Mapping[str, Any]],
+    *,
+    cache: Cache | None = None,
+) -> Artifact:
+    """Make the artifact ``plan`` at ``destination``, or take it from where it is already.
+
+    Args:
+        plan: All that decides the outcome.
+        destination: Where the artifact goes; its manifest goes beside it.
+        write: Writes the file at the path it is given and returns ``details`` for the manifest.
+            It is not called when the artifact is at ``destination`` or in ``cache``.
+        cache: Where artifacts are kept by key; ``None`` keeps none.
+
+    Raises:
+        ArtifactError: ``write`` wrote nothing.
+    """
+    existing = _existing(plan, destination)
+    if existing is not None:
+        return existing
+    with cache.lock(plan.key) if cache is not None else contextlib.nullcontext():
+        if cache is not None and (manifest := cache.fetch(plan.key, destination)):
+            return Artifact(destination, manifest, cached=True)
+        with write_atomically(destination) as temporary:
+            details = write(temporary)
+            if not temporary.is_file() or temporary.stat().st_size == 0:
+                raise ArtifactError(f"nothing was written for {destination}")
+            manifest = _manifest_of(plan, destination, digest(temporary), details)
+            manifest_path(destination).unlink(missing_ok=True)
+        write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
+        if cache is not None:
+            cache.store(destination, manifest)
+    return Artifact(destination, manifest)
+
+
+def _existing(plan: Plan, destination: Path) -> Artifact | None:
+    if not (destination.is_file() and manifest_path(destination).is_file()):
+        return None
+    try:
+        artifact = load_artifact(destination)
+    except ArtifactError:
+        return None  # changed or damaged: made again
+    if artifact.manifest.key != plan.key:
+        return None
+    return Artifact(destination, artifact.manifest, cached=True)

@@ -1,0 +1,291 @@
+"""Artifacts exist whole with their manifest, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.artifacts import (
+    Cache,
+    Input,
+    Plan,
+    content_key,
+    digest,
+    load_artifact,
+    manifest_path,
+    produce,
+    read_manifest,
+    write_atomically,
+    write_text_atomically,
+)
+from optimizer.errors import ArtifactError, UsageError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _plan(**settings: Any) -> Plan:
+    return Plan(kind="graph", settings=settings)
+
+
+def _writer(text: str, calls: list[str] | None = None) -> Any:
+    def write(path: Path) -> dict[str, Any]:
+        if calls is not None:
+            calls.append(text)
+        path.write_text(text)
+        return {"length": len(text)}
+
+    return write
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_a_key_does_not_depend_on_the_order_of_a_mapping(value: dict[str, Any]) -> None:
+    assert content_key(value) == content_key(dict(reversed(list(value.items()))))
+
+
+@given(st.lists(st.text(), max_size=5))
+def test_a_set_has_one_key_however_it_is_iterated(values: list[str]) -> None:
+    assert content_key({"x": set(values)}) == content_key({"x": frozenset(reversed(values))})
+    assert content_key({"x": set(values)}) != content_key({"x": {*values, "".join(values) + "more"}})
+
+
+def test_a_key_refuses_what_has_no_stable_text() -> None:
+    with pytest.raises(TypeError, match="PosixPath"):
+        content_key({"x": Path("a")})
+
+
+@pytest.mark.parametrize("changed", ["settings", "inputs", "libraries", "device", "preprocessing"])
+def test_everything_that_decides_is_in_the_key(changed: str) -> None:
+    value: Any = [Input(role="a", file="b", sha256="c")] if changed == "inputs" else {"a": "1"}
+    assert Plan(kind="graph", **{changed: value}).key != Plan(kind="graph").key
+
+
+def test_a_file_name_is_not_in_the_key() -> None:
+    one = Plan(kind="g", inputs=[Input(role="a", file="x.onnx", sha256="c")])
+    two = Plan(kind="g", inputs=[Input(role="a", file="y.onnx", sha256="c")])
+    assert one.key == two.key
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def test_an_artifact_has_its_manifest(tmp_path: Path) -> None:
+    made = produce(_plan(a=1), tmp_path / "x.txt", _writer("hello"))
+    raw = json.loads(manifest_path(made.path).read_text())
+    assert raw["schema_version"] == 1
+    assert raw["file"] == "x.txt"
+    assert raw["sha256"] == digest(made.path)
+    assert raw["key"] == _plan(a=1).key
+    assert raw["details"] == {"length": 5}
+    assert not made.cached
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one", calls))
+    again = produce(_plan(a=1), tmp_path / "x.txt", _writer("two", calls))
+    assert calls == ["one"]
+    assert again.cached
+    other = produce(_plan(a=2), tmp_path / "x.txt", _writer("two", calls))
+    assert calls == ["one", "two"]
+    assert not other.cached
+    assert other.path.read_text() == "two"
+
+
+def test_the_cache_serves_another_folder(tmp_path: Path) -> None:
+    cache, calls = Cache(tmp_path / "cache"), list[str]()
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one", calls), cache=cache)
+    copy = produce(_plan(a=1), tmp_path / "sub" / "y.txt", _writer("two", calls), cache=cache)
+    assert calls == ["one"]
+    assert copy.cached
+    assert copy.path.read_text() == "one"
+    assert copy.manifest.file == "y.txt"
+    assert load_artifact(copy.path).manifest.sha256 == digest(copy.path)
+
+
+def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
+    (cache.root / _plan(a=1).key / "artifact").write_text("rot")
+    made = produce(_plan(a=1), tmp_path / "y.txt", _writer("one"), cache=cache)
+    assert not made.cached
+    assert made.path.read_text() == "one"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail(path: Path) -> dict[str, Any]:
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        produce(_plan(), tmp_path / "x.txt", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_text_atomically(path, "old")
+    with pytest.raises(RuntimeError), write_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_writing_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nothing was written"):
+        produce(_plan(), tmp_path / "x.txt", lambda _path: {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_artifact(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from optimizer.artifacts import Plan, produce\n"
+        "def write(path):\n"
+        "    path.write_text('half'); print('writing', flush=True); time.sleep(60); return {}\n"
+        "produce(Plan(kind='graph'), Path(sys.argv[1]), write)\n"
+    )
+    path = tmp_path / "x.txt"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not path.exists()
+    assert not manifest_path(path).exists()
+
+
+def test_results_are_readable_by_others(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        write_text_atomically(tmp_path / "x.txt", "hello")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o644
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    made.path.write_text("hellO")
+    with pytest.raises(ArtifactError, match="sha256 differs"):
+        load_artifact(made.path)
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    with pytest.raises(ArtifactError, match="is a graph, not a engine"):
+        load_artifact(made.path, kind="engine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "schema version None"),
+        ('{"schema_version": 99}', "schema version 99"),
+        ('{"schema_version": 1}', "damaged"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    manifest_path(made.path).write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        read_manifest(made.path)
+
+
+def test_a_missing_file_or_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such file"):
+        read_manifest(tmp_path / "x")
+    (tmp_path / "x").write_text("hello")
+    with pytest.raises(ArtifactError, match="has no manifest"):
+        read_manifest(tmp_path / "x")
+
+
+def _external_model(folder: Path, value: float, location: str = "weights.bin") -> Path:
+    weight = onnx.numpy_helper.from_array(np.full((4, 4), value, np.float32), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 4])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1, 4])],
+        [weight],
+    )
+    path = folder / "m.onnx"
+    onnx.save_model(
+        onnx.helper.make_model(graph), path, save_as_external_data=True, location=location, size_threshold=0
+    )
+    return path
+
+
+def test_a_digest_sees_external_weights(tmp_path: Path) -> None:
+    path = _external_model(tmp_path, 1.0)
+    before, text = digest(path), path.read_bytes()
+    data = bytearray((tmp_path / "weights.bin").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "weights.bin").write_bytes(bytes(data))
+    assert path.read_bytes() == text
+    assert digest(path) != before
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"needs the weights file weights\.bin"):
+        digest(path)
+
+
+def test_external_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    path = _external_model(tmp_path, 1.0)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside its own folder"):
+        digest(path)
+
+
+# --- cache -----------------------------------------------------------------------------------------
+
+
+def test_clear_removes_the_cache_and_nothing_else(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    assert cache.clear() == 0
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
+    assert [size for _, size in cache.entries()] == [3]
+    assert cache.clear() > 3
+    assert cache.entries() == []
+    assert (tmp_path / "x.txt").read_text() == "one"
+
+
+def test_clear_refuses_a_folder_that_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="thesis"):
+        Cache(tmp_path).clear()
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESNET_OPT_CACHE", str(tmp_path / "here"))
+    assert Cache.default().root == tmp_path / "here"
