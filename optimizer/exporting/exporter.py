@@ -1,0 +1,176 @@
+"""`export_onnx`: one PyTorch model in, one checked ONNX file out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.errors import UsageError
+from optimizer.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.models import Model
+
+__all__ = ["DEFAULT_OPSET", "INPUT_KINDS", "export_onnx"]
+
+DEFAULT_OPSET = 20
+"""QuantizeLinear with FP16 scales needs 19; TensorRT 10.12 reads up to 20 in full."""
+OPSETS = range(18, 24)
+INPUT_KINDS = ("float32-nchw", "uint8-nhwc")
+METADATA_PREFIX = "resnet_opt."
+
+
+def export_onnx(
+    model: Model,
+    output: Path,
+    *,
+    batch: int | None = None,
+    input_kind: str = "float32-nchw",
+    opset: int = DEFAULT_OPSET,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Export a model to one ONNX file that is proven to compute the same.
+
+    The graph has BatchNorm folded into the convolutions, nodes and initializers named by their
+    PyTorch module, the preprocessing and class names in ``metadata_props``, one input ``images``
+    and one output ``logits`` (N x classes float32). The saved file is checked by `onnx.checker`
+    and run in ONNX Runtime against PyTorch; a file that fails is not left behind.
+
+    Args:
+        model: The model; its preprocessing gives the image size.
+        output: Where the ``.onnx`` file goes.
+        batch: ``None`` for a dynamic batch dimension, else the fixed batch size.
+        input_kind: ``float32-nchw`` (N x 3 x H x W, normalized) or ``uint8-nhwc`` (N x H x W x 3
+            pixels; normalization and layout are part of the graph, before any padding).
+        opset: ONNX operator set, 18 to 23.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        UsageError: An option out of range.
+        GraphError: The exported file is not what was asked for.
+    """
+    progress = progress or Silent()
+    if input_kind not in INPUT_KINDS:
+        raise UsageError(
+            f"unknown input kind {input_kind!r}", mend=f"one of {', '.join(INPUT_KINDS)}"
+        )
+    if opset not in OPSETS:
+        raise UsageError(
+            f"opset {opset} is not supported", mend=f"{OPSETS.start} to {OPSETS.stop - 1}"
+        )
+    if batch is not None and batch < 1:
+        raise UsageError(f"a batch of {batch} images", mend="--batch dynamic, or 1 and more")
+    if output.suffix != ".onnx":
+        raise UsageError(f"{output.name} does not end in .onnx", mend=f"-o {output.stem}.onnx")
+
+    plan = Plan(
+        kind="graph",
+        settings={
+            "precision": "fp32",
+            "arch": model.arch,
+            "batch": batch,
+            "image_size": model.preprocessing.image_size,
+            "input": input_kind,
+            "opset": opset,
+            "exporter": "torch.onnx dynamo",
+        },
+        inputs=[Input(role="checkpoint", file=Path(model.source).name, sha256=model.sha256)],
+        libraries=library_versions("torch", "torchvision", "onnx", "onnxscript", "onnx-ir"),
+        preprocessing={**model.preprocessing.to_dict(), "sha256": model.preprocessing.sha256},
+        classes=model.classes,
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        from optimizer.exporting.verify import verify_file
+
+        progress.start("export", total=3)
+        graph = _trace(model, batch=batch, opset=opset)
+        progress.advance(note="rewriting")
+        _rewrite(graph, model, batch=batch, input_kind=input_kind)
+        _save(graph, path)
+        progress.advance(note="checking against PyTorch")
+        checked = verify_file(path, model, batch=batch, input_kind=input_kind)
+        progress.advance()
+        progress.finish(f"max |Δ| {checked['max_relative_difference']:.1e} of the largest logit")
+        return checked
+
+    return produce(plan, output, write, cache=cache)
+
+
+def _trace(model: Model, *, batch: int | None, opset: int) -> ir.Model:
+    import torch
+
+    size = model.preprocessing.image_size
+    # torch.export turns an example dimension of 0 or 1 into a constant without a word.
+    example = torch.zeros(batch if batch is not None else 2, 3, size, size)
+    shapes = None if batch is not None else ({0: torch.export.Dim("batch")},)
+    with _quiet():
+        program = torch.onnx.export(
+            model.module,
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            opset_version=opset,
+            verbose=False,
+        )
+    assert program is not None
+    exported: ir.Model = program.model
+    return exported
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter (deprecations, tracing notes) off the user's terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: str) -> None:
+    from optimizer.exporting import rewrite
+    from optimizer.exporting.image_input import take_images
+
+    rewrite.pool_in_one_operation(graph)
+    rewrite.name_by_module(graph)
+    rewrite.add_missing_biases(graph)
+    rewrite.name_biases(graph)
+    rewrite.drop_exporter_metadata(graph)
+    if input_kind == "uint8-nhwc":
+        take_images(graph, model.preprocessing)
+    graph.producer_name, graph.producer_version = "resnet-opt", None
+    graph.graph.name = model.arch
+    graph.metadata_props.update(
+        {
+            METADATA_PREFIX + "arch": model.arch,
+            METADATA_PREFIX + "input": input_kind,
+            METADATA_PREFIX + "precision": "fp32",
+            METADATA_PREFIX + "checkpoint_sha256": model.sha256,
+            METADATA_PREFIX + "preprocessing": json.dumps(model.preprocessing.to_dict()),
+            METADATA_PREFIX + "classes": json.dumps(list(model.classes or ())),
+            METADATA_PREFIX + "batch": "dynamic" if batch is None else str(batch),
+        }
+    )
+
+
+def _save(graph: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+
+    ir.save(graph, path)

@@ -1,0 +1,174 @@
+"""Passes over a freshly exported graph: PyTorch's names, one form for each operation.
+
+Each pass takes an `onnx_ir.Model`, changes it in place and returns whether it changed anything.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = [
+    "add_missing_biases",
+    "drop_exporter_metadata",
+    "name_biases",
+    "name_by_module",
+    "pool_in_one_operation",
+]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def pool_in_one_operation(model: ir.Model) -> bool:
+    """Write global average pooling as ``GlobalAveragePool`` + ``Flatten``.
+
+    Fires on ``ReduceMean`` over the last two axes of a 4-D tensor followed by the ``Reshape`` that
+    drops them (how torch exports ``AdaptiveAvgPool2d(1)`` + ``flatten``). Quantizers and engines
+    know the pooling operation; the reshape's computed shape only hides the batch dimension.
+    Not handled: pooling over other axes, or a mean with a second consumer.
+    """
+    changed = False
+    graph = model.graph
+    for mean in [node for node in graph if node.op_type == "ReduceMean"]:
+        source, axes = mean.inputs[0], mean.inputs[1] if len(mean.inputs) > 1 else None
+        if source is None or source.shape is None or axes is None or axes.const_value is None:
+            continue
+        rank = len(source.shape)
+        wanted = sorted(int(a) % rank for a in np.atleast_1d(axes.const_value.numpy()))
+        users = [user.node for user in mean.outputs[0].uses()]
+        if rank != 4 or wanted != [2, 3] or len(users) != 1 or users[0].op_type != "Reshape":
+            continue
+        reshape = users[0]
+        pool = ir.node("GlobalAveragePool", [source])
+        flat = ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1})
+        for new, old in ((pool, mean), (flat, reshape)):
+            new.metadata_props.update(old.metadata_props)
+            new.outputs[0].type = old.outputs[0].type
+        batch, channels = source.shape[0], source.shape[1]
+        pool.outputs[0].shape = ir.Shape([batch, channels, 1, 1])
+        flat.outputs[0].shape = ir.Shape([batch, channels])
+        graph.insert_before(mean, [pool, flat])
+        ir.convenience.replace_all_uses_with(reshape.outputs[0], flat.outputs[0])
+        graph.remove([reshape, mean], safe=True)
+        changed = True
+    return changed
+
+
+def name_by_module(model: ir.Model) -> bool:
+    """Name nodes, tensors and initializers by the PyTorch module that they come from.
+
+    Rules: a node with a weight is named by the weight (``layer1.0.conv2``); any other by the
+    deepest module in the exporter's metadata, and by the operation where it is written inline
+    (``layer1.0.add``); a module called several times gets ``_1``, ``_2`` …. A node's output has
+    the node's name, so that a tapped tensor, a layer of an engine and a module read alike.
+    Graph inputs and outputs keep their names.
+    """
+    taken: set[str] = set()
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        name = _module_of(node)
+        unique, count = name, 0
+        while unique in taken:
+            count += 1
+            unique = f"{name}_{count}"
+        taken.add(unique)
+        node.name = unique
+        for value in node.outputs:
+            if value not in outputs:
+                value.name = unique
+    return True
+
+
+_INLINE = {"Add": "add", "MaxPool": "maxpool", "GlobalAveragePool": "avgpool", "Flatten": "flatten"}
+
+
+def _module_of(node: ir.Node) -> str:
+    for value in node.inputs[1:2]:
+        if (
+            value is not None
+            and value.const_value is not None
+            and (value.name or "").endswith(".weight")
+        ):
+            return str(value.name)[: -len(".weight")]
+    scopes = [str(s) for s in _scopes(node) if s]
+    modules, inline = scopes[:-1], node.op_type.lower()
+    deepest = modules[-1] if modules else ""
+    if node.op_type == "Relu" and deepest.rsplit(".", 1)[-1].startswith(("relu", "act")):
+        return deepest
+    if node.op_type in _INLINE:
+        inline = _INLINE[node.op_type]
+        if deepest.rsplit(".", 1)[-1] == inline:
+            return deepest
+        if node.op_type != "Add":
+            return deepest if node.op_type == "MaxPool" and deepest else inline
+    return f"{deepest}.{inline}" if deepest else inline
+
+
+def _scopes(node: ir.Node) -> list[Any]:
+    raw = node.metadata_props.get(_SCOPES)
+    if raw is None:
+        return []
+    parsed = ast.literal_eval(raw)
+    return parsed if isinstance(parsed, list) else []
+
+
+def add_missing_biases(model: ir.Model) -> bool:
+    """Give every convolution and fully-connected layer a bias, zeros where it has none.
+
+    Later passes correct biases; one that appears only sometimes would make each of them ask.
+    """
+    changed = False
+    for node in model.graph:
+        if node.op_type not in {"Conv", "Gemm"} or len(node.inputs) > 2:
+            continue
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        data = weight.const_value.numpy()
+        channels = data.shape[0] if node.op_type == "Conv" else _gemm_outputs(node, data.shape)
+        bias = ir.Value(
+            name=f"{node.name}.bias",
+            shape=ir.Shape([channels]),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=ir.tensor(np.zeros(channels, np.float32), name=f"{node.name}.bias"),
+        )
+        model.graph.register_initializer(bias)
+        node.resize_inputs(3)
+        node.replace_input_with(2, bias)
+        changed = True
+    return changed
+
+
+def _gemm_outputs(node: ir.Node, shape: tuple[int, ...]) -> int:
+    transposed = node.attributes.get_int("transB", 0)
+    return shape[0] if transposed else shape[1]
+
+
+def name_biases(model: ir.Model) -> bool:
+    """Name every bias by its layer (the exporter's BatchNorm folding names them by the BatchNorm)."""
+    changed = False
+    for node in model.graph:
+        if node.op_type in {"Conv", "Gemm"} and len(node.inputs) > 2:
+            bias = node.inputs[2]
+            if bias is not None and bias.name != f"{node.name}.bias":
+                bias.name = f"{node.name}.bias"
+                changed = True
+    return changed
+
+
+def drop_exporter_metadata(model: ir.Model) -> bool:
+    """Remove the exporter's notes: stack traces hold the paths of the machine that exported."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.functions.clear()
+    return True

@@ -1,0 +1,90 @@
+"""Proof that a saved ONNX file computes what the PyTorch model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.errors import GraphError
+
+if TYPE_CHECKING:
+    from optimizer.models import Model
+
+__all__ = ["TOLERANCE", "verify_file"]
+
+TOLERANCE = 1e-4
+"""Largest difference allowed, as a share of the largest absolute reference logit."""
+
+
+def verify_file(path: Path, model: Model, *, batch: int | None, input_kind: str) -> dict[str, Any]:
+    """Check the file by `onnx.checker`, by its dimensions, and against PyTorch's outputs.
+
+    A dynamic batch is run at 1 and 5 images, a static one at its size; the images are seeded
+    noise, once as pixels, so that the same data goes through the in-graph normalization.
+
+    Returns:
+        What was found, for the manifest.
+
+    Raises:
+        GraphError: Any check fails; the message says which.
+    """
+    import onnx
+
+    proto = onnx.load(path)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(
+            f"onnx.checker refuses the exported file: {str(error).splitlines()[0]}"
+        ) from error
+    _check_batch_dimension(proto, batch)
+    if left := [n.name for n in proto.graph.node if n.op_type == "BatchNormalization"]:
+        raise GraphError(f"BatchNorm was not folded: {', '.join(left[:3])}")
+
+    worst = max(_difference(path, model, n, input_kind) for n in ([batch] if batch else [1, 5]))
+    if not worst <= TOLERANCE:
+        raise GraphError(
+            f"the exported file computes something else than PyTorch: outputs differ by {worst:.1e} "
+            f"of the largest logit (allowed {TOLERANCE:.0e})",
+            mend="try another --opset; if it stays, report the model",
+        )
+    return {
+        "max_relative_difference": worst,
+        "nodes": len(proto.graph.node),
+        "parameters": int(sum(np.prod(t.dims) for t in proto.graph.initializer)),
+        "ir_version": proto.ir_version,
+    }
+
+
+def _check_batch_dimension(proto: Any, batch: int | None) -> None:
+    for value in (*proto.graph.input, *proto.graph.output):
+        dimension = value.type.tensor_type.shape.dim[0]
+        symbolic = bool(dimension.dim_param) or not dimension.HasField("dim_value")
+        if batch is None and not symbolic:
+            raise GraphError(f"the batch of {value.name} was frozen at {dimension.dim_value}")
+        if batch is not None and dimension.dim_value != batch:
+            raise GraphError(f"the batch of {value.name} is not {batch}")
+
+
+def _difference(path: Path, model: Model, n: int, input_kind: str) -> float:
+    import onnxruntime
+    import torch
+
+    size = model.preprocessing.image_size
+    pixels = np.random.default_rng(n).integers(0, 256, (n, size, size, 3), np.uint8)
+    normalized = model.preprocessing.normalize(pixels)
+    with torch.inference_mode():
+        reference = model.module(torch.from_numpy(normalized)).numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = pixels if input_kind == "uint8-nhwc" else normalized
+    (outputs,) = session.run(None, {"images": feed})
+    if not np.isfinite(reference).all():
+        raise GraphError(
+            "the model itself gives NaN or infinite logits",
+            mend="check the checkpoint; nothing can be exported from it",
+        )
+    return float(np.abs(outputs - reference).max() / max(np.abs(reference).max(), 1e-30))
