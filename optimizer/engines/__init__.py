@@ -1,0 +1,28 @@
+"""Engines: backends that compile graphs, and the one door through which engines are opened."""
+
+from optimizer.engines.opening import closing, open_engine
+from optimizer.engines.protocol import (
+    Availability,
+    Backend,
+    Bound,
+    BuildSettings,
+    Built,
+    Session,
+    TensorSpec,
+)
+from optimizer.engines.registry import backends, get_backend, register
+
+__all__ = [
+    "Availability",
+    "Backend",
+    "Bound",
+    "BuildSettings",
+    "Built",
+    "Session",
+    "TensorSpec",
+    "backends",
+    "closing",
+    "get_backend",
+    "open_engine",
+    "register",
+]

@@ -1,0 +1,46 @@
+"""Batches of any size through an engine of a fixed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from optimizer.engines.protocol import Array, TensorSpec
+from optimizer.errors import UsageError
+
+__all__ = ["check_batch", "run_in_chunks"]
+
+
+def check_batch(batch: Array, spec: TensorSpec) -> None:
+    """Refuse a batch that does not fit an engine's input.
+
+    Raises:
+        UsageError: Wrong rank, image size or dtype, or no images.
+    """
+    expected = spec.shape[1:]
+    fits = batch.ndim == len(spec.shape) and all(
+        want is None or want == have for want, have in zip(expected, batch.shape[1:], strict=True)
+    )
+    if not fits or batch.dtype != np.dtype(spec.dtype) or len(batch) == 0:
+        wanted = " x ".join("?" if d is None else str(d) for d in ("N", *expected))
+        raise UsageError(
+            f"the engine takes {wanted} {spec.dtype}, not "
+            f"{' x '.join(map(str, batch.shape))} {batch.dtype}",
+            mend="build the engine for this image size and input kind",
+        )
+
+
+def run_in_chunks(compute: Callable[[Array], Array], batch: Array, size: int) -> Array:
+    """Compute a batch of any size in chunks of exactly ``size`` images.
+
+    The last chunk is filled up by repeating its last image; the surplus rows are dropped.
+    """
+    outputs = []
+    for start in range(0, len(batch), size):
+        chunk = batch[start : start + size]
+        missing = size - len(chunk)
+        if missing:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        outputs.append(compute(np.ascontiguousarray(chunk))[: size - missing])
+    return np.concatenate(outputs)

@@ -1,0 +1,234 @@
+"""Building an engine: checked first, compiled in a process of its own, written whole.
+
+A crash of a compiler (they do crash) ends its process and not the user's run; a library that
+keeps threads or memory takes them along; and an interrupt leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    digest,
+    external_data_files,
+    library_versions,
+    manifest_path,
+    produce,
+    write_atomically,
+    write_text_atomically,
+)
+from optimizer.engines.graph_facts import GraphFacts, graph_facts
+from optimizer.engines.opening import GRAPH_SUFFIX
+from optimizer.engines.protocol import Backend, BuildSettings, Built
+from optimizer.engines.registry import get_backend
+from optimizer.errors import BuildError, MissingLibrary, ResnetOptError, UsageError
+from optimizer.progress import Progress, Silent
+
+__all__ = ["build_engine"]
+
+
+def build_engine(
+    graph: Path,
+    output: Path,
+    backend_name: str,
+    settings: BuildSettings,
+    *,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+    timeout_s: float = 1800.0,
+) -> Artifact:
+    """Compile a graph into an engine with a manifest; the graph is copied beside it.
+
+    Args:
+        graph: ONNX file whose precision is explicit (a checkpoint for the ``torch`` engine).
+        output: The engine file.
+        backend_name: Name of the backend.
+        settings: Options of the build; ``precision`` must be what the graph carries.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+        timeout_s: Upper bound of the library's work.
+
+    Raises:
+        GraphError, UsageError: The graph or an option is wrong.
+        EnvironmentFault: The backend cannot build here.
+        BuildError: The library failed, crashed or took too long.
+    """
+    backend = get_backend(backend_name)
+    found = backend.availability()
+    if not found.can_build:
+        raise MissingLibrary(f"cannot build for {backend_name}: {found.reason}", mend=found.mend)
+    own = backend.engine_settings(settings)
+    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    _check_precision(facts, settings, graph)
+
+    plan = Plan(
+        kind="engine",
+        settings={"backend": backend_name, **_plain(settings), **own},
+        inputs=[Input.of("graph" if facts else "checkpoint", graph)],
+        libraries=library_versions(*backend.libraries),
+        device=backend.device(),
+        preprocessing=facts.preprocessing if facts else None,
+        classes=facts.classes if facts else None,
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        built = _in_subprocess(backend, graph, path, settings, progress or Silent(), timeout_s)
+        return {
+            "layers": [layer.model_dump(exclude_defaults=True) for layer in built.layers],
+            "build_s": built.seconds,
+            "notes": built.notes,
+            "image_size": facts.image_size if facts else None,
+        }
+
+    engine = produce(plan, output, write, cache=cache)
+    if facts is not None:
+        _keep_graph(graph, output)
+    return engine
+
+
+def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: Path) -> None:
+    carried = facts.precision if facts else "fp32"
+    if carried != settings.precision:
+        raise UsageError(
+            f"{graph.name} is an {carried.upper()} graph, not {settings.precision.upper()}",
+            mend=f"resnet-opt quantize {graph.name} --precision {settings.precision} first",
+        )
+
+
+def _plain(settings: BuildSettings) -> dict[str, Any]:
+    plain = asdict(settings)
+    plain["timing_cache"] = None  # it decides how long a build takes, not what it may become
+    plain["options"] = dict(settings.options)
+    return plain
+
+
+def _keep_graph(graph: Path, output: Path) -> None:
+    """Put the graph beside the engine, as one file, with its manifest if it has one."""
+    import onnx
+
+    beside = output.with_name(output.name + GRAPH_SUFFIX)
+    if graph.resolve() == beside.resolve():
+        return
+    with write_atomically(beside) as temporary:
+        if external_data_files(graph):
+            onnx.save_model(onnx.load(graph), temporary)
+        else:
+            shutil.copyfile(graph, temporary)
+    sidecar = manifest_path(graph)
+    if sidecar.is_file() and digest(beside) == digest(graph):
+        raw = json.loads(sidecar.read_text(encoding="utf-8"))
+        write_text_atomically(
+            manifest_path(beside), json.dumps({**raw, "file": beside.name}, indent=2) + "\n"
+        )
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+class _Relay:
+    """Progress in the child: every call goes to the parent as a message."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def start(self, label: str, total: int | None = None) -> None:
+        self._pipe.send(("start", (label, total), {}))
+
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+        self._pipe.send(("advance", (steps,), {"note": note}))
+
+    def finish(self, note: str | None = None) -> None:
+        self._pipe.send(("finish", (note,), {}))
+
+
+def _child(
+    backend: Backend, graph: Path, output: Path, settings: BuildSettings, pipe: Connection
+) -> None:
+    # The terminal sends Ctrl-C to the whole group; the parent decides and ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        built = backend.build(graph, output, settings, _Relay(pipe))
+        pipe.send(("built", (built,), {}))
+    except ResnetOptError as error:
+        pipe.send(("error", (error,), {}))
+    except BaseException as error:  # noqa: BLE001 - the parent reports it; nothing is swallowed
+        detail = traceback.format_exc()
+        pipe.send(("crash", (f"{type(error).__name__}: {error}", detail), {}))
+
+
+def _in_subprocess(
+    backend: Backend,
+    graph: Path,
+    output: Path,
+    settings: BuildSettings,
+    progress: Progress,
+    timeout_s: float,
+) -> Built:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_child, args=(backend, graph, output, settings, theirs), name=f"build-{backend.name}"
+    )
+    process.start()
+    theirs.close()
+    try:
+        return _listen(ours, process, backend, progress, timeout_s)
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+        process.join()
+        ours.close()
+
+
+def _listen(
+    pipe: Connection, process: Any, backend: Backend, progress: Progress, timeout_s: float
+) -> Built:
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    relayed: Mapping[str, Any] = {
+        "start": progress.start,
+        "advance": progress.advance,
+        "finish": progress.finish,
+    }
+    while True:
+        if not pipe.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise BuildError(
+                    f"{backend.name} did not finish within {timeout_s:.0f} s",
+                    mend="a lower --opt-level",
+                )
+            if process.is_alive():
+                continue
+        try:
+            kind, args, kwargs = pipe.recv()
+        except EOFError:
+            process.join(5)
+            raise BuildError(
+                f"{backend.name} crashed while building (exit status {process.exitcode})",
+                mend="try again; if it stays, build another precision to find the culprit",
+            ) from None
+        if kind == "built":
+            built: Built = args[0]
+            return built
+        if kind == "error":
+            raise args[0]
+        if kind == "crash":
+            raise BuildError(f"{backend.name}: {args[0]}") from RuntimeError(args[1])
+        relayed[kind](*args, **kwargs)

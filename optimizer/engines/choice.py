@@ -1,0 +1,39 @@
+"""Which engine computes a precision on this machine: the capability matrix, applied."""
+
+from __future__ import annotations
+
+from optimizer.engines.registry import get_backend
+from optimizer.errors import MissingDevice
+from optimizer.targets.hardware import cpu_features
+
+__all__ = ["choose_engine"]
+
+_ON_CPU = {"fp32": "openvino", "int8": "openvino", "bf16": "openvino"}
+
+
+def choose_engine(precision: str) -> str:
+    """The fastest engine here that computes a precision.
+
+    A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32 and INT8 go to
+    OpenVINO, BF16 too if the CPU has the instructions. What is left (FP16, FP8, BF16 without
+    instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
+
+    Raises:
+        MissingDevice: Nothing here computes or compiles it.
+    """
+    for name in ("tensorrt", "tensorrt-rtx"):
+        if get_backend(name).availability().can_run:
+            return name
+    on_cpu = _ON_CPU.get(precision)
+    if on_cpu and (precision != "bf16" or cpu_features().bf16):
+        for name in (on_cpu, "onnxruntime"):
+            if get_backend(name).availability().can_run and (
+                precision != "bf16" or name == "openvino"
+            ):
+                return name
+    ahead = get_backend("tensorrt-rtx").availability()
+    if ahead.can_build:
+        return "tensorrt-rtx"
+    raise MissingDevice(
+        f"nothing on this machine computes {precision.upper()}: {ahead.reason}", mend=ahead.mend
+    )

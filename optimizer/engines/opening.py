@@ -1,0 +1,109 @@
+"""Opening an engine: everything that can be refused is refused before its library sees it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from optimizer.artifacts import Manifest, library_versions, load_artifact, read_manifest
+from optimizer.engines.protocol import Backend, Session
+from optimizer.engines.registry import get_backend
+from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary
+
+__all__ = ["check_opens", "closing", "graph_of", "open_engine", "rebuild_command"]
+
+GRAPH_SUFFIX = ".graph.onnx"
+
+
+def graph_of(engine: Path) -> Path | None:
+    """The graph an engine was built from, if it still lies beside it."""
+    graph = engine.with_name(engine.name + GRAPH_SUFFIX)
+    return graph if graph.is_file() else None
+
+
+def open_engine(path: Path, *, threads: int | None = None, device: str | None = None) -> Session:
+    """Load an engine, or a checkpoint as PyTorch eager.
+
+    Args:
+        path: An engine built by ``resnet-opt build``, or a checkpoint.
+        threads: Threads to compute with; ``None`` for all physical cores.
+        device: Which device, ``cuda:1``; ``None`` for the backend's first.
+
+    Raises:
+        ArtifactError: No manifest, a changed file, another kind of artifact, or an engine of
+            another backend version or device.
+        EnvironmentFault: The machine cannot run this kind of engine.
+    """
+    if path.suffix in {".safetensors", ".pth", ".pt"} and not _is_engine(path):
+        return get_backend("torch").load(path, threads=threads, device=device)
+    artifact = load_artifact(path)
+    if artifact.manifest.kind != "engine":
+        raise ArtifactError(
+            f"{path.name} is a {artifact.manifest.kind}, not an engine",
+            mend=f"resnet-opt build {path.name} --engine auto",
+        )
+    backend = get_backend(str(artifact.manifest.settings.get("backend")))
+    check_opens(backend, path, artifact.manifest)
+    return backend.load(path, threads=threads, device=device)
+
+
+def _is_engine(path: Path) -> bool:
+    try:
+        return read_manifest(path).kind == "engine"
+    except ArtifactError:
+        return False
+
+
+def check_opens(backend: Backend, path: Path, manifest: Manifest) -> None:
+    """Compare what the engine was built for with what is here.
+
+    Raises:
+        MissingLibrary, MissingDevice: Nothing here can run it.
+        ArtifactError: Another library version or device; the message names the difference and the
+            command that rebuilds.
+    """
+    found = backend.availability()
+    if not found.can_run:
+        kind = MissingDevice if found.can_build else MissingLibrary
+        raise kind(f"{path.name} cannot run here: {found.reason}", mend=found.mend)
+    here = library_versions(*backend.libraries)
+    for name in backend.libraries:
+        built, now = manifest.libraries.get(name), here.get(name)
+        if built is not None and now is not None and built != now:
+            raise ArtifactError(
+                f"{path.name} was built by {name} {built}, here is {now}",
+                mend=rebuild_command(path, manifest),
+            )
+    device = backend.device()
+    for field, built in (manifest.device or {}).items():
+        now = device.get(field)
+        if now is not None and now != built:
+            raise ArtifactError(
+                f"{path.name} was built for {field} {_words(built)}, here is {_words(now)}",
+                mend=rebuild_command(path, manifest),
+            )
+
+
+def rebuild_command(path: Path, manifest: Manifest) -> str:
+    """The command line that makes this engine again."""
+    settings = manifest.settings
+    graph = graph_of(path)
+    source = graph.name if graph else next((i.file for i in manifest.inputs), "model.onnx")
+    return (
+        f"resnet-opt build {source} --precision {settings.get('precision')} "
+        f"--engine {settings.get('backend')} -o {path.name}"
+    )
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@contextlib.contextmanager
+def closing(session: Session) -> Iterator[Session]:
+    """Close a session at the end of a ``with`` block."""
+    try:
+        yield session
+    finally:
+        session.close()

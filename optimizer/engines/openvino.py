@@ -1,0 +1,231 @@
+"""OpenVINO on the CPU: FP32, BF16 (where the CPU computes it) and INT8 graphs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.engines.batching import check_batch, run_in_chunks
+from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.protocol import Array, Availability, BuildSettings, Built, TensorSpec
+from optimizer.errors import BuildError, UnsupportedPrecision
+from optimizer.progress import Progress
+from optimizer.results import LayerInfo
+from optimizer.targets.hardware import cpu_features
+
+__all__ = ["OpenVino"]
+
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+"""The precision hint is always set: its default turns FP32 graphs into BF16 on some CPUs."""
+_PRECISIONS = {
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "i8": "int8",
+    "u8": "int8",
+    "i32": "int32",
+}
+
+
+class OpenVino:
+    """The ``openvino`` backend; an engine is an exported compiled model."""
+
+    name = "openvino"
+    suffix = ".blob"
+    libraries = ("openvino",)
+
+    def availability(self) -> Availability:
+        """See `Backend.availability`."""
+        from importlib import metadata
+
+        try:
+            version = metadata.version("openvino")
+        except metadata.PackageNotFoundError:
+            return Availability(False, False, "openvino is not installed", "pip install openvino")
+        return Availability(True, True, f"openvino {version}, device CPU")
+
+    def device(self) -> dict[str, Any]:
+        """See `Backend.device`; kernels are chosen for the CPU's instruction sets."""
+        cpu = cpu_features()
+        return {"kind": "cpu", "model": cpu.model, "flags": cpu.flags}
+
+    def build(
+        self, graph: Path, output: Path, settings: BuildSettings, progress: Progress
+    ) -> Built:
+        """See `Backend.build`."""
+        import openvino as ov
+
+        facts = graph_facts(graph)
+        hint = self._hint(settings)
+        core = ov.Core()
+        progress.start(f"openvino {settings.precision}", total=3)
+        started = time.perf_counter()
+        try:
+            model = core.read_model(graph)
+            progress.advance(note="compiling")
+            compiled = core.compile_model(model, "CPU", self._config(hint, settings.threads))
+            progress.advance(note="exporting")
+            output.write_bytes(compiled.export_model().getbuffer())
+        except RuntimeError as error:
+            raise BuildError(
+                f"OpenVINO could not compile {graph.name}: {_first_line(error)}"
+            ) from error
+        seconds = time.perf_counter() - started
+        layers = annotate(_layers(compiled), graph)
+        progress.advance()
+        progress.finish(f"{len(layers)} layers")
+        notes = []
+        if settings.options.get("storage_only"):
+            notes.append(f"{settings.precision} storage, FP32 compute")
+        if facts.precision == "int8" and not cpu_features().vnni:
+            notes.append(
+                "no VNNI: INT8 products are added in 16 bits; weights use 7 bits to stay exact"
+            )
+        return Built(layers=layers, seconds=seconds, notes=notes)
+
+    def load(
+        self, engine: Path, *, threads: int | None = None, device: str | None = None
+    ) -> Session:
+        """See `Backend.load`."""
+        import openvino as ov
+
+        from optimizer.artifacts import read_manifest
+
+        settings = read_manifest(engine).settings
+        core = ov.Core()
+        config = self._config(settings["hint"], threads or settings.get("threads"))
+        compiled = core.import_model(engine.read_bytes(), device or "CPU", config)
+        return Session(compiled)
+
+    def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
+        """What this backend adds to the manifest's settings."""
+        return {"hint": self._hint(settings)}
+
+    def _hint(self, settings: BuildSettings) -> str:
+        precision = settings.precision
+        if settings.options.get("storage_only"):
+            return "f32"
+        if precision not in _HINTS:
+            raise UnsupportedPrecision(
+                f"OpenVINO does not compute {precision.upper()} on a CPU: it would compute in FP32",
+                mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+            )
+        if precision == "bf16" and not cpu_features().bf16:
+            raise UnsupportedPrecision(
+                "this CPU has no BF16 instructions (AVX-512 BF16 or AMX): OpenVINO would compute in FP32",
+                mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+            )
+        return _HINTS[precision]
+
+    @staticmethod
+    def _config(hint: str, threads: int | None) -> dict[str, Any]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads or cpu_features().physical_cores),
+            "INFERENCE_PRECISION_HINT": hint,
+            "ENABLE_HYPER_THREADING": "NO",
+        }
+
+
+class Session:
+    """A compiled model with one infer request."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self.input = _spec(compiled.inputs[0])
+        self.output = _spec(compiled.outputs[0])
+
+    def run(self, batch: Array) -> Array:
+        """See `Session.run` of the protocol."""
+        check_batch(batch, self.input)
+        size = self.input.shape[0]
+        if size is not None:
+            return run_in_chunks(self._infer, batch, size)
+        return self._infer(np.ascontiguousarray(batch))
+
+    def _infer(self, batch: Array) -> Array:
+        outputs = self._request.infer([batch], share_inputs=True)
+        return np.array(outputs[0], np.float32)
+
+    def bind(self, batch: Array) -> _Bound:
+        """See `Session.bind` of the protocol; the batch must have the engine's own size."""
+        check_batch(batch, self.input)
+        return _Bound(self._compiled, np.ascontiguousarray(batch))
+
+    def layers(self) -> list[LayerInfo]:
+        """See `Session.layers` of the protocol."""
+        return _layers(self._compiled)
+
+    def close(self) -> None:
+        """See `Session.close` of the protocol."""
+        self._request = None
+        self._compiled = None
+
+
+class _Bound:
+    """One batch in shared memory; computing is synchronous, as a CPU engine is called."""
+
+    def __init__(self, compiled: Any, batch: Array) -> None:
+        import openvino as ov
+
+        self._batch = batch
+        self._request = compiled.create_infer_request()
+        self._request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
+
+    def upload(self) -> None:
+        """Nothing: the engine reads the batch where it lies."""
+
+    def enqueue(self) -> None:
+        """Compute."""
+        self._request.infer(share_outputs=True)
+
+    def wait(self) -> None:
+        """Nothing: `enqueue` has computed."""
+
+    def download(self) -> None:
+        """Nothing: the outputs are in host memory."""
+
+    def output(self) -> Array:
+        """See `Bound.output`."""
+        return np.asarray(self._request.get_output_tensor(0).data, np.float32)
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(int(d.get_length()) if d.is_static else None for d in port.partial_shape)
+    dtype = {"f32": "float32", "u8": "uint8"}.get(port.element_type.get_type_name(), "float32")
+    return TensorSpec(port.any_name, shape, dtype)
+
+
+_SKIPPED = {"Input", "Output", "Const", "Result", "Parameter"}
+
+
+def _layers(compiled: Any) -> list[LayerInfo]:
+    """Layers of the execution graph, as the plugin tells them."""
+    layers = []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = {str(k): str(v.astype(str)) for k, v in op.get_rt_info().items()}
+        kind = info.get("layerType", op.get_type_name())
+        if kind in _SKIPPED:
+            continue
+        original = [n for n in info.get("originalLayersNames", "").split(",") if n]
+        runtime = info.get("runtimePrecision", "")
+        layers.append(
+            LayerInfo(
+                name=op.get_friendly_name(),
+                torch_names=[n for n in original if not n.endswith((".quantize", ".dequantize"))],
+                type=kind,
+                precision=_PRECISIONS.get(runtime, runtime or "unknown"),
+                tactic=info.get("primitiveType") or None,
+            )
+        )
+    return layers
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""What each engine and device wants and can compute, as data."""
