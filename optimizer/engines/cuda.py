@@ -1,0 +1,291 @@
+"""CUDA memory, streams, events and graphs over ``cuda-python`` or ``pycuda``, whichever is there.
+
+Both packages are optional and imported when first used. The small classes here own one handle
+each, free it when closed (twice is harmless), and are context managers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.engines.cuda_bindings import (
+    MEND_DEVICE,
+    CudaApi,
+    CudaDevice,
+    cuda_version,
+    open_api,
+)
+from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError, UsageError
+
+__all__ = [
+    "CudaDevice",
+    "CudaStatus",
+    "DeviceBuffer",
+    "Event",
+    "Graph",
+    "PinnedBuffer",
+    "Stream",
+    "cuda_api",
+    "cuda_devices",
+    "cuda_status",
+    "device_index",
+]
+
+
+@functools.cache
+def cuda_api() -> CudaApi:
+    """The CUDA package of this process, opened once.
+
+    Raises:
+        MissingLibrary: Neither cuda-python nor pycuda is installed.
+        MissingDevice: pycuda is all there is, and there is no driver.
+    """
+    return open_api()
+
+
+# --- what is here --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CudaStatus:
+    """The GPUs of this machine, and why there are none or why they cannot be used.
+
+    Attributes:
+        devices: What is there; also filled where no CUDA package is installed.
+        package: ``cuda-python`` or ``pycuda`` with its version; ``None`` if neither is installed.
+        driver: The newest CUDA version the driver supports, ``13.0``; ``None`` without a driver.
+        fault: Why nothing can run; ``None`` if something can.
+        mend: What would change that.
+    """
+
+    devices: tuple[CudaDevice, ...]
+    package: str | None
+    driver: str | None
+    fault: str | None
+    mend: str | None
+
+
+def cuda_status() -> CudaStatus:
+    """What this machine has; never raises for what is missing, and makes no CUDA context."""
+    try:
+        api = cuda_api()
+    except MissingLibrary as error:
+        devices, driver = _nvml()
+        if driver is None:
+            return CudaStatus((), None, None, "no NVIDIA driver", MEND_DEVICE)
+        return CudaStatus(devices, None, driver, error.message, error.mend)
+    except MissingDevice as error:
+        return CudaStatus((), "pycuda", None, error.message, error.mend)
+    try:
+        driver = api.driver_version()
+        if driver is None:
+            return CudaStatus((), api.name, None, "no NVIDIA driver", MEND_DEVICE)
+        found = tuple(api.devices())
+    except ResnetOptError as error:
+        return CudaStatus((), api.name, None, error.message, error.mend or MEND_DEVICE)
+    if not found:
+        return CudaStatus((), api.name, driver, "the driver shows no GPU", MEND_DEVICE)
+    return CudaStatus(found, api.name, driver, None, None)
+
+
+def cuda_devices() -> list[CudaDevice]:
+    """The GPUs of this machine; empty where there are none or no driver."""
+    return list(cuda_status().devices)
+
+
+def _nvml() -> tuple[tuple[CudaDevice, ...], str | None]:
+    """GPUs and CUDA version as the driver tells them without any CUDA package."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return (), None
+    try:
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        found = tuple(
+            CudaDevice(
+                index,
+                str(pynvml.nvmlDeviceGetName(handle)),
+                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            )
+            for index, handle in enumerate(handles)
+        )
+        return found, cuda_version(pynvml.nvmlSystemGetCudaDriverVersion())
+    except pynvml.NVMLError:
+        return (), None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def device_index(name: str | None) -> int:
+    """The index in ``cuda:1``, ``cuda`` or ``1``; ``None`` is the first device.
+
+    Raises:
+        UsageError: Something else.
+    """
+    match = re.fullmatch(r"cuda(?::(\d+))?|(\d+)", name or "cuda")
+    if match is None:
+        raise UsageError(f"unknown device {name!r}", mend="cuda:0, cuda:1 and so on")
+    return int(match[1] or match[2] or 0)
+
+
+# --- what is held --------------------------------------------------------------------------------
+
+
+class _Held:
+    """One handle that is given back once."""
+
+    def __init__(self, api: CudaApi | None, handle: int) -> None:
+        self._handle: int | None = handle
+        self.api = api or cuda_api()
+
+    @property
+    def handle(self) -> int:
+        """The handle or address as an integer."""
+        if self._handle is None:
+            raise ValueError(f"this {type(self).__name__} is closed")
+        return self._handle
+
+    def _release(self, handle: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the handle back; calling it again does nothing."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._release(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class DeviceBuffer(_Held):
+    """``size`` bytes of device memory; `handle` is its address."""
+
+    def __init__(self, size: int, *, api: CudaApi | None = None) -> None:
+        api = api or cuda_api()
+        self.size = size
+        super().__init__(api, api.malloc(size))
+
+    def _release(self, handle: int) -> None:
+        self.api.free(handle)
+
+
+class PinnedBuffer(_Held):
+    """``size`` bytes of page-locked host memory, from which the GPU copies without a detour."""
+
+    def __init__(self, size: int, *, api: CudaApi | None = None) -> None:
+        api = api or cuda_api()
+        self.size = size
+        super().__init__(api, api.malloc_host(size))
+
+    def _release(self, handle: int) -> None:
+        self.api.free_host(handle)
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The first bytes as an array that shares this memory; not to be used after `close`."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if size > self.size:
+            raise ValueError(f"{size} bytes do not fit into {self.size}")
+        raw = (ctypes.c_ubyte * size).from_address(self.handle)
+        return np.frombuffer(memoryview(raw), dtype=dtype).reshape(shape)
+
+
+class Stream(_Held):
+    """An in-order queue of GPU work that does not wait for the default stream."""
+
+    def __init__(self, *, api: CudaApi | None = None) -> None:
+        api = api or cuda_api()
+        super().__init__(api, api.stream_create())
+
+    def _release(self, handle: int) -> None:
+        self.api.stream_destroy(handle)
+
+    def synchronize(self) -> None:
+        """Wait until everything in the stream is done."""
+        self.api.stream_synchronize(self.handle)
+
+    def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
+        """Start to copy the first ``size`` bytes to the device."""
+        self.api.to_device(target.handle, source.handle, size, self.handle)
+
+    def download(self, target: PinnedBuffer, source: DeviceBuffer, size: int) -> None:
+        """Start to copy the first ``size`` bytes to the host."""
+        self.api.to_host(target.handle, source.handle, size, self.handle)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[list[Graph]]:
+        """Record what the block enqueues as a graph instead of running it.
+
+        Yields:
+            A list that holds the `Graph` once the block has ended.
+        """
+        captured: list[Graph] = []
+        self.api.capture_begin(self.handle)
+        try:
+            yield captured
+        except BaseException:
+            # A stream left in capture mode could not be used for anything else.
+            with contextlib.suppress(ResnetOptError):
+                self.api.graph_destroy(self.api.capture_end(self.handle))
+            raise
+        captured.append(Graph(self.api.capture_end(self.handle), api=self.api))
+
+
+class Event(_Held):
+    """A mark in a stream that knows the time at which the GPU reached it."""
+
+    def __init__(self, *, api: CudaApi | None = None) -> None:
+        api = api or cuda_api()
+        super().__init__(api, api.event_create())
+
+    def _release(self, handle: int) -> None:
+        self.api.event_destroy(handle)
+
+    def record(self, stream: Stream) -> None:
+        """Put the mark at the end of what the stream holds now."""
+        self.api.event_record(self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has reached the mark."""
+        self.api.event_synchronize(self.handle)
+
+    def elapsed_ms(self, start: Event) -> float:
+        """Milliseconds of GPU time since another mark."""
+        return self.api.event_elapsed_ms(start.handle, self.handle)
+
+
+class Graph(_Held):
+    """Recorded GPU work that is started by one call; see `Stream.capture`."""
+
+    def __init__(self, handle: int, *, api: CudaApi | None = None) -> None:
+        super().__init__(api, handle)
+
+    def _release(self, handle: int) -> None:
+        self.api.graph_destroy(handle)
+
+    def launch(self, stream: Stream) -> None:
+        """Put the recorded work into a stream."""
+        self.api.graph_launch(self.handle, stream.handle)

@@ -1,0 +1,77 @@
+"""Engine layers from the text of a VERBOSE build with DETAILED profiling verbosity.
+
+This is how the layers of a TensorRT-RTX engine are known on a machine without a GPU: the engine
+cannot be opened there, but the builder prints every layer once, one a line::
+
+    Name: conv1_myl0_2, LayerType: correlation, Inputs: [ { Name: .., Dimensions: [-1,4,16,16],
+    Strides: [..], Datatype: Int8, Format: .. }], Constants: [ .. ], Outputs: [ .. ],
+    TacticName: .., StreamId: 0, Metadata: [ONNX Layer: conv1]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of
+
+__all__ = ["layers_in_log"]
+
+_LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), (?P<rest>.*)$")
+_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.*?),(?: Location: \w+,)? Dimensions: \[(?P<shape>[-\d,]*)\]"
+    r".*?(?:Format/Datatype|Datatype): (?P<type>[^,}]*)"
+)
+_WEIGHTS = re.compile(r"Weights: \{ ?\"?Type\"?: \"?(?P<type>\w+)")
+_TACTIC = re.compile(r"TacticName: (?P<tactic>.*?),")
+_SECTIONS = re.compile(r"(?:^|, )(Inputs|Constants|Outputs): \[")
+
+
+def layers_in_log(messages: Iterable[str]) -> list[RawLayer]:
+    """The layers in the messages of one build, in the order in which they run.
+
+    Args:
+        messages: The library's messages of all severities. If it printed its layers more than
+            once (one subgraph after the other), all are returned.
+    """
+    return [
+        layer
+        for message in messages
+        if "LayerType: " in message
+        for line in message.split("\n")  # splitlines() would also split at U+001E
+        if (layer := _layer(line)) is not None
+    ]
+
+
+def _layer(line: str) -> RawLayer | None:
+    match = _LAYER.match(line)
+    if match is None:
+        return None
+    rest, _, metadata = match["rest"].partition("Metadata: ")
+    sections = _split(rest)
+    weights = _WEIGHTS.search(rest)
+    tactic = _TACTIC.search(rest)
+    return RawLayer(
+        name=match["name"],
+        type=match["type"],
+        inputs=sections.get("Inputs", []),
+        constants=sections.get("Constants", []),
+        outputs=sections.get("Outputs", []),
+        weights=precision_of(weights["type"]) if weights else None,
+        tactic=tactic["tactic"] if tactic else "",
+        metadata=metadata,
+    )
+
+
+def _split(rest: str) -> dict[str, list[Tensor]]:
+    marks = list(_SECTIONS.finditer(rest))
+    ends = [mark.start() for mark in marks[1:]] + [len(rest)]
+    return {
+        mark[1]: [_tensor(found) for found in _TENSOR.finditer(rest, mark.end(), end)]
+        for mark, end in zip(marks, ends, strict=True)
+    }
+
+
+def _tensor(match: re.Match[str]) -> Tensor:
+    shape = tuple(int(number) for number in match["shape"].split(",") if number)
+    return Tensor(match["name"], shape, precision_of(match["type"]))

@@ -1,0 +1,233 @@
+"""One build: a checked graph and options in, an engine file and its layers out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import write_atomically
+from optimizer.engines.graph_facts import layer_flops
+from optimizer.engines.protocol import BuildSettings, Built
+from optimizer.engines.tensorrt import rtx
+from optimizer.engines.tensorrt.build_log import layers_in_log
+from optimizer.engines.tensorrt.graph_check import CheckedGraph
+from optimizer.engines.tensorrt.inspector import inspect_engine
+from optimizer.engines.tensorrt.layers import RawLayer, describe
+from optimizer.engines.tensorrt.library import Library
+from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
+from optimizer.engines.tensorrt.monitor import Watch, interruptible, make_monitor
+from optimizer.engines.tensorrt.names import module_path
+from optimizer.engines.tensorrt.options import Options, Profile
+from optimizer.engines.tensorrt.parsing import create_network, parse_graph
+from optimizer.engines.tensorrt.timing_cache import cache_file, store_timing_cache, use_timing_cache
+from optimizer.errors import BuildError, UsageError
+from optimizer.progress import Progress
+from optimizer.results import LayerInfo
+
+__all__ = ["BuildPlan", "compile_engine"]
+
+_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """All that one build needs, checked.
+
+    Attributes:
+        targets: Compute capabilities to compile for; empty for the library's default.
+        profiles: Batches to compile for; empty for a graph of a fixed batch.
+        device: Name of the GPU the engine is measured on, for the timing cache.
+        notes: Remarks so far.
+    """
+
+    library: Library
+    graph: CheckedGraph
+    settings: BuildSettings
+    options: Options
+    targets: tuple[int, ...] = ()
+    profiles: Sequence[Profile] = ()
+    device: str = "no-gpu"
+    notes: list[str] = field(default_factory=list)
+
+
+def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) -> Built:
+    """Compile, write the engine, and tell its layers.
+
+    Raises:
+        GraphError: The parser refuses the graph.
+        UsageError: A limit (the workspace) is too small.
+        BuildError: The library failed.
+        KeyboardInterrupt: Somebody pressed Ctrl-C; nothing was written.
+    """
+    notes = list(plan.notes)
+    log = BuildLog(ignore_missing_driver=plan.library.portable)
+    logger = make_logger(trt, log)
+    builder = start(plan.library, trt.Builder, logger, log)
+    network = create_network(trt, builder)
+    parse_graph(plan.library, trt.OnnxParser(network, logger), network, plan.graph, log)
+    config = builder.create_builder_config()
+    notes += _configure(trt, config, plan)
+    _add_profiles(builder, config, plan, log)
+    cache = _timing_cache(trt, config, plan, notes)
+
+    watch = Watch()
+    label = f"{plan.library.name} {plan.settings.precision}"
+    monitor = make_monitor(trt, progress, label, watch)
+    config.progress_monitor = monitor
+    started = time.perf_counter()
+    with interruptible(watch):
+        serialized = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if watch.interrupted:
+        raise KeyboardInterrupt
+    if watch.failure is not None:
+        raise watch.failure
+    if serialized is None:
+        raise _failure(plan, log)
+    with write_atomically(output) as temporary, temporary.open("wb") as stream:
+        stream.write(serialized)
+    if cache is not None:
+        store_timing_cache(config, cache)
+
+    raw = _layers(trt, plan, logger, log, serialized)
+    if not raw:
+        notes.append(f"{plan.library.title} did not tell the engine's layers")
+    return Built(layers=_describe(raw, plan), seconds=seconds, notes=notes)
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _configure(trt: Any, config: Any, plan: BuildPlan) -> list[str]:
+    """Set what was asked for; returns remarks on what the library will not do."""
+    options, settings = plan.options, plan.settings
+    notes = []
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if settings.opt_level is not None:
+        config.builder_optimization_level = settings.opt_level
+    if options.sparsity:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if options.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none" and not plan.library.portable:
+        config.hardware_compatibility_level = {
+            "ampere-plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+            "same-compute-capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+        }[options.hardware_compatibility]
+    if plan.library.portable:
+        notes += _inert(plan)
+        if plan.targets:
+            rtx.set_targets(trt, config, plan.targets)
+    if settings.threads is not None:
+        notes.append("threads: a GPU engine is not tuned for CPU threads; ignored")
+    return notes
+
+
+def _inert(plan: BuildPlan) -> list[str]:
+    """What TensorRT-RTX accepts and does nothing with."""
+    asked = {
+        "hardware compatibility": plan.options.hardware_compatibility != "none",
+        "optimization level": plan.settings.opt_level is not None,
+        "sparsity": plan.options.sparsity,
+        "TF32": plan.options.tf32,
+        "timing cache": plan.settings.timing_cache is not None,
+    }
+    return [
+        f"{option}: {plan.library.title} compiles ahead of time without it; ignored"
+        for option, given in asked.items()
+        if given
+    ]
+
+
+def _add_profiles(builder: Any, config: Any, plan: BuildPlan, log: BuildLog) -> None:
+    source = plan.graph.input
+    image = tuple(d for d in source.shape[1:] if d is not None)
+    for batches in plan.profiles:
+        profile = builder.create_optimization_profile()
+        low, best, high = ((batch, *image) for batch in batches)
+        profile.set_shape(source.name, low, best, high)
+        if config.add_optimization_profile(profile) < 0:
+            raise UsageError(
+                f"{plan.library.title} refuses profile {':'.join(map(str, batches))}: "
+                f"{log.reason('no reason given')}",
+                mend="--profile min:opt:max, as in 1:8:32",
+            )
+
+
+def _timing_cache(trt: Any, config: Any, plan: BuildPlan, notes: list[str]) -> Path | None:
+    # TensorRT-RTX measures nothing at build time; its timing caches are empty.
+    if plan.settings.timing_cache is None or plan.library.portable:
+        return None
+    path = cache_file(
+        plan.settings.timing_cache, plan.library.name, str(trt.__version__), plan.device
+    )
+    notes += use_timing_cache(config, path)
+    return path
+
+
+# --- outcome -------------------------------------------------------------------------------------
+
+
+def _failure(plan: BuildPlan, log: BuildLog) -> BuildError | UsageError:
+    everything = " ".join(log.errors)
+    limit = plan.settings.workspace_bytes
+    needed = re.search(r"Requested size was (\d+) bytes", everything)
+    if limit is not None and (needed or "workspace limit" in everything):
+        enough = f"{-(-int(needed[1]) // _MEBIBYTE)}MiB" if needed else "4GiB"
+        return UsageError(
+            f"a workspace of {limit:,} bytes is too small: {log.reason('')}",
+            mend=f"--workspace {enough}, or leave it out",
+        )
+    return BuildError(
+        f"{plan.library.title} could not compile {plan.graph.path.name}: "
+        f"{log.reason('it does not say why')}",
+        mend="build another precision to find the culprit, and report this message",
+    )
+
+
+def _layers(
+    trt: Any, plan: BuildPlan, logger: Any, log: BuildLog, serialized: Any
+) -> list[RawLayer]:
+    """The layers by the inspector where the engine can be opened, else from the log.
+
+    Where building needs a GPU, the engine can be opened on it. A stripped or version-compatible
+    one is not opened: it lacks its weights, or would run host code.
+    """
+    opens = not (
+        plan.library.portable or plan.options.strip_weights or plan.options.version_compatible
+    )
+    if opens:
+        runtime = start(plan.library, trt.Runtime, logger, log)
+        engine = runtime.deserialize_cuda_engine(serialized)
+        if engine is not None:
+            return inspect_engine(trt, engine)
+    return layers_in_log(log.of("VERBOSE", "INFO"))
+
+
+def _describe(raw: list[RawLayer], plan: BuildPlan) -> list[LayerInfo]:
+    graph = plan.graph
+    layers = describe(
+        raw,
+        nodes={path for name in graph.nodes if (path := module_path(name))},
+        weighted={path for name in graph.weights if (path := module_path(name))},
+        tf32=plan.options.tf32 and not plan.library.portable,
+        batch=graph.batch or 1,
+    )
+    flops = {module_path(name) or name: count for name, count in layer_flops(graph.path).items()}
+    sums = [sum(flops.get(name, 0) for name in layer.torch_names) for layer in layers]
+    return [
+        layer.model_copy(update={"flops": total or None})
+        for layer, total in zip(layers, sums, strict=True)
+    ]

@@ -1,0 +1,300 @@
+"""What must be right in an ONNX file before TensorRT sees it.
+
+TensorRT's parser accepts an empty file and a text file as networks of no layers, operator sets
+that do not exist yet, DOUBLE inputs (as FLOAT) and, with a warning only, UINT8 quantization (as
+INT8, which computes something else). All of that is refused here, with the place named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimizer.engines.protocol import TensorSpec
+from optimizer.engines.tensorrt.names import module_path
+from optimizer.errors import GraphError
+
+__all__ = ["CheckedGraph", "check_graph", "place"]
+
+_EXPORT = "export it again with resnet-opt export"
+_LOWER = "lower it for TensorRT: resnet-opt quantize --precision int8 --target tensorrt"
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_INT8, _UINT8, _INT32 = "INT8", "UINT8", "INT32"
+_PRECISIONS = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "INT8": "int8",
+    "FLOAT8E4M3FN": "fp8",
+}
+
+
+@dataclass(frozen=True)
+class CheckedGraph:
+    """An ONNX file that passed, and what the build needs to know of it.
+
+    Attributes:
+        path: The file.
+        input, output: Its one input and its one output.
+        weights: By node with weights: the precision its operands are given in, and the type its
+            result has (``("int8", "fp16")``).
+        gemms: The nodes among ``weights`` that are matrix products.
+        nodes: Names of all nodes that compute something.
+    """
+
+    path: Path
+    input: TensorSpec
+    output: TensorSpec
+    weights: dict[str, tuple[str, str]]
+    gemms: frozenset[str]
+    nodes: frozenset[str]
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch; ``None`` if it is dynamic."""
+        return self.input.shape[0]
+
+    @property
+    def precisions(self) -> set[str]:
+        """Every precision in which a layer with weights is given."""
+        return {precision for precision, _ in self.weights.values()}
+
+    @property
+    def high_precisions(self) -> set[str]:
+        """Every floating-point type in which layers with weights give their results."""
+        return {high for _, high in self.weights.values()}
+
+
+def check_graph(path: Path) -> CheckedGraph:
+    """Read and check an ONNX file.
+
+    Raises:
+        GraphError: What is wrong, where, and what to do about it.
+    """
+    model = _read(path)
+    _check_opset(model, path)
+    _check_external_data(model, path)
+    _check_standard(path)
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {**initializers, **_constant_nodes(graph)}
+    inputs = [value for value in graph.input if value.name not in initializers]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise GraphError(
+            f"{path.name} has {len(inputs)} inputs and {len(graph.output)} outputs, "
+            "an image classifier has one of each",
+            mend=_EXPORT,
+        )
+    source, target = _spec(inputs[0]), _spec(graph.output[0])
+    _check_input(source, path)
+    _check_types(initializers, path)
+    _check_quantization(graph, constants)
+    weights = _weights(graph, constants)
+    return CheckedGraph(
+        path=path,
+        input=source,
+        output=target,
+        weights=weights,
+        gemms=frozenset(n.name for n in graph.node if n.op_type in {"Gemm", "MatMul"}),
+        nodes=frozenset(n.name for n in graph.node if n.name),
+    )
+
+
+def place(node: str, operator: str) -> str:
+    """A node as a message names it: its name, its operator and its PyTorch layer."""
+    module = module_path(node)
+    layer = f", PyTorch layer {module}" if module else ""
+    return f"node {node or '(unnamed)'} ({operator}{layer})"
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise GraphError(f"no such file: {path}", mend="check the path")
+    if path.stat().st_size == 0:
+        raise GraphError(f"{path.name} is an empty file", mend=_EXPORT)
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise GraphError(
+            f"{path.name} is no ONNX file, or it is truncated", mend=_EXPORT
+        ) from error
+    if not model.graph.node:
+        raise GraphError(f"{path.name} holds no graph", mend=_EXPORT)
+    return model
+
+
+def _check_opset(model: Any, path: Path) -> None:
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in {"", "ai.onnx"} and entry.version > newest:
+            raise GraphError(
+                f"{path.name} uses opset {entry.version}, the newest known here is {newest}",
+                mend="export it with --opset 20, or update the onnx package",
+            )
+
+
+def _check_external_data(model: Any, path: Path) -> None:
+    import onnx
+
+    folder = path.parent.resolve()
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        name = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        data = (folder / name).resolve()
+        if not data.is_relative_to(folder):
+            raise GraphError(
+                f"{path.name} keeps {tensor.name} outside its own folder, in {name}",
+                mend="save the model as one file, or keep its data file beside it",
+            )
+        if not data.is_file():
+            raise GraphError(
+                f"{path.name} keeps {tensor.name} in {name}, which is not beside it",
+                mend="copy the data file into the same folder",
+            )
+
+
+def _check_standard(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        line = str(error).strip().splitlines()[0].rstrip(".")
+        raise GraphError(f"{path.name} is not valid ONNX: {line}", mend=_EXPORT) from error
+
+
+# --- the types -----------------------------------------------------------------------------------
+
+
+def _type_name(number: int) -> str:
+    import onnx
+
+    return str(onnx.TensorProto.DataType.Name(number))
+
+
+def _spec(value: Any) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return TensorSpec(value.name, shape, _type_name(tensor.elem_type).lower())
+
+
+def _check_input(source: TensorSpec, path: Path) -> None:
+    if source.dtype not in {"float", "float16", "uint8"}:
+        raise GraphError(
+            f"{path.name} takes {source.dtype.upper()}, the input of a TensorRT engine here is "
+            "FLOAT, FLOAT16 or UINT8",
+            mend=_EXPORT,
+        )
+    if len(source.shape) != 4 or any(d is None for d in source.shape[1:]):
+        shape = " x ".join("?" if d is None else str(d) for d in source.shape)
+        raise GraphError(
+            f"{path.name} takes {shape}, an engine needs a fixed image size (N x 3 x H x W)",
+            mend="export it with --image-size",
+        )
+
+
+def _check_types(initializers: dict[str, Any], path: Path) -> None:
+    for name, tensor in initializers.items():
+        if _type_name(tensor.data_type) == "DOUBLE":
+            raise GraphError(
+                f"{path.name} holds {name} as DOUBLE, which TensorRT computes as FLOAT",
+                mend=_EXPORT,
+            )
+
+
+def _constant_nodes(graph: Any) -> dict[str, Any]:
+    return {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+
+
+# --- quantization --------------------------------------------------------------------------------
+
+
+def _check_quantization(graph: Any, constants: dict[str, Any]) -> None:
+    for node in graph.node:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        where = place(node.name, node.op_type)
+        stored = constants.get(node.input[0])
+        if stored is not None and _type_name(stored.data_type) == _INT32:
+            raise GraphError(
+                f"{where} dequantizes an INT32 bias, TensorRT takes biases in floating point",
+                mend=f"{_LOWER} (ONNX Runtime's quantizer: QuantizeBias=False)",
+            )
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        kind = _UINT8 if zero is None else _type_name(zero.data_type)
+        if kind == _UINT8:
+            raise GraphError(
+                f"{where} is quantized to UINT8, TensorRT takes signed INT8 with zero point 0",
+                mend=_LOWER,
+            )
+        if zero is not None and kind == _INT8 and _any_nonzero(zero):
+            raise GraphError(
+                f"{where} has a zero point other than 0, TensorRT takes symmetric ones only",
+                mend=_LOWER,
+            )
+
+
+def _any_nonzero(tensor: Any) -> bool:
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False  # an array of zero points large enough to be kept outside; the parser looks
+    return bool(onnx.numpy_helper.to_array(tensor).any())
+
+
+def _weights(graph: Any, constants: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    producers = {output: node for node in graph.node for output in node.output}
+    return {
+        node.name or node.output[0]: _operand(node.input[1], producers, constants)
+        for node in graph.node
+        if node.op_type in _WEIGHTED and len(node.input) > 1
+    }
+
+
+def _operand(tensor: str, producers: dict[str, Any], constants: dict[str, Any]) -> tuple[str, str]:
+    """Precision of a weight, and the floating-point type it enters the computation with."""
+    for node in _upwards(tensor, producers):
+        if node.op_type == "DequantizeLinear":
+            high = _constant_precision(node.input[1], constants)
+            low = _constant_precision(node.input[0], constants)
+            quantizer = producers.get(node.input[0])
+            if quantizer is not None and len(quantizer.input) > 2:
+                low = _constant_precision(quantizer.input[2], constants)
+            return low, high
+        tensor = node.input[0]
+    precision = _constant_precision(tensor, constants)
+    return precision, precision
+
+
+def _upwards(tensor: str, producers: dict[str, Any]) -> Iterator[Any]:
+    """The node that makes a tensor, and its first input's, through nodes that only move data."""
+    while (node := producers.get(tensor)) is not None:
+        if node.op_type not in {"DequantizeLinear", "Transpose", "Reshape", "Identity"}:
+            return
+        yield node
+        tensor = node.input[0]
+
+
+def _constant_precision(name: str, constants: dict[str, Any]) -> str:
+    tensor = constants.get(name)
+    if tensor is None:
+        return "unknown"
+    kind = _type_name(tensor.data_type)
+    return _PRECISIONS.get(kind, kind.lower())

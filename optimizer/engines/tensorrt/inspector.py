@@ -1,0 +1,67 @@
+"""Engine layers from the JSON of the library's engine inspector.
+
+The schema changed in TensorRT 11: a tensor's ``Format/Datatype`` was split into ``Datatype`` and
+``Format``, and the list of names ``Bindings`` became the list of objects ``I/O Tensors``.
+An engine built with less than DETAILED verbosity tells names only, as plain strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of
+from optimizer.errors import ArtifactError
+
+__all__ = ["inspect_engine", "layers_in_json"]
+
+
+def inspect_engine(trt: Any, engine: Any) -> list[RawLayer]:
+    """Ask an open engine for its layers."""
+    inspector = engine.create_engine_inspector()
+    return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def layers_in_json(text: str) -> list[RawLayer]:
+    """The layers in what `EngineInspector.get_engine_information` returns.
+
+    Raises:
+        ArtifactError: It is no such JSON.
+    """
+    try:
+        document = json.loads(text)
+        return [_layer(entry) for entry in document["Layers"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"the engine inspector's answer cannot be read: {error}",
+            mend="report it with the version of TensorRT",
+        ) from error
+
+
+def _layer(entry: Mapping[str, Any] | str) -> RawLayer:
+    if isinstance(entry, str):
+        return RawLayer(name=entry, type="unknown", outputs=[Tensor("", (), "unknown")])
+    # A fusion of convolution and pooling prefixes the keys of its convolution.
+    weights = entry.get("Weights") or entry.get("ConvWeights")
+    return RawLayer(
+        name=str(entry["Name"]),
+        type=str(entry.get("LayerType", "unknown")),
+        inputs=_tensors(entry.get("Inputs", ())),
+        constants=_tensors(entry.get("Constants", ())),
+        outputs=_tensors(entry.get("Outputs", ())),
+        weights=precision_of(str(weights["Type"])) if isinstance(weights, Mapping) else None,
+        tactic=str(entry.get("TacticName", "")),
+        metadata=str(entry.get("Metadata", "")),
+    )
+
+
+def _tensors(entries: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    return [
+        Tensor(
+            str(entry.get("Name", "")),
+            tuple(int(d) for d in entry.get("Dimensions", ())),
+            precision_of(str(entry.get("Datatype") or entry.get("Format/Datatype") or "")),
+        )
+        for entry in entries
+    ]

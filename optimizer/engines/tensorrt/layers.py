@@ -1,0 +1,237 @@
+"""Engine layers, whichever way the library told them: what they compute, and in what precision."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from optimizer.engines.tensorrt.names import modules_in
+from optimizer.results import LayerInfo
+
+__all__ = ["RawLayer", "Tensor", "describe", "precision_of"]
+
+_ITEM_BYTES = {
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "int8": 1.0,
+    "fp8": 1.0,
+    "int4": 0.5,
+    "int32": 4.0,
+    "int64": 8.0,
+    "uint8": 1.0,
+    "bool": 1.0,
+    "fp4": 0.5,
+}
+# Widest first: a layer that mixes types computes in the widest of its operands.
+_WIDTH = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "uint8", "int4", "fp4")
+# TensorRT 10 writes "Thirty-two wide channel vectorized row major Int8 format", 11 writes "Int8".
+_TYPES = (
+    ("bf16", r"BFloat16|BF16"),
+    ("fp16", r"Half|FP16"),
+    ("fp8", r"FP8|E4M3"),
+    ("fp4", r"FP4|E2M1"),
+    ("uint8", r"UInt8"),
+    ("int8", r"Int8"),
+    ("int4", r"Int4"),
+    ("int32", r"Int32"),
+    ("int64", r"Int64"),
+    ("bool", r"Bool"),
+    ("fp32", r"Float|FP32"),
+)
+_PRODUCT_TYPE = re.compile(r"conv|gemm|correlation|matrix|matmul|fullyconnected", re.IGNORECASE)
+_PRODUCT_IN_FUSION = re.compile(r"(?:Fc|Conv|Corr|Gemm|Bmm|MatMul)(?=[A-Z_]|$)")
+_STUB_TACTICS = {"", "__myelin_CASK_STUB"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input, constant or output of an engine layer; -1 marks a dynamic dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def elements(self) -> int:
+        """Elements of one image where the batch is dynamic."""
+        return math.prod(d if d > 0 else 1 for d in self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has the shape of a layer's weights rather than of a bias or a scale."""
+        return sum(d != 1 for d in self.shape) >= 2
+
+
+@dataclass(frozen=True)
+class RawLayer:
+    """A layer as the library's text or JSON tells it.
+
+    Attributes:
+        weights: The type of the weights where the library names it apart (TensorRT 10).
+    """
+
+    name: str
+    type: str
+    inputs: Sequence[Tensor] = ()
+    constants: Sequence[Tensor] = ()
+    outputs: Sequence[Tensor] = ()
+    weights: str | None = None
+    tactic: str = ""
+    metadata: str = ""
+    modules: list[str] = field(default_factory=list)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it computes a convolution or a matrix product."""
+        if self.weights is not None or _PRODUCT_TYPE.search(self.type):
+            return True
+        return self.name.startswith("__myl_") and bool(_PRODUCT_IN_FUSION.search(self.name))
+
+
+def precision_of(text: str) -> str:
+    """``fp16`` for ``Half`` or ``Channel major FP16 format``; the text itself if it is unknown."""
+    for precision, pattern in _TYPES:
+        if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z0-9])", text, re.IGNORECASE):
+            return precision
+    return text.lower() or "unknown"
+
+
+def describe(
+    raw: Iterable[RawLayer],
+    *,
+    nodes: Collection[str] | None = None,
+    weighted: Collection[str] | None = None,
+    tf32: bool = False,
+    batch: int = 1,
+) -> list[LayerInfo]:
+    """Turn raw layers into the layers of the report.
+
+    Layers that hold no tensor (synchronization, shape computations) are left out.
+
+    Args:
+        raw: The layers in the order in which they run.
+        nodes: Modules of the graph; names that are none of them are dropped. ``None`` if the graph
+            is not at hand.
+        weighted: Modules with weights; each is given to the one layer that computes its product.
+            ``None`` if the graph is not at hand: then every module that a product names counts.
+        tf32: Whether FP32 products may compute in TF32.
+        batch: The fixed batch the shapes include; 1 where it is dynamic.
+    """
+    layers = [_named(layer, nodes) for layer in raw if layer.inputs or layer.outputs]
+    owners = _owners(layers, weighted)
+    products = {index for index, layer in enumerate(layers) if layer.is_product}
+    products |= set(owners.values())
+    in_products = {name for index in products for name in layers[index].modules}
+    described = []
+    for index, layer in enumerate(layers):
+        is_product = index in products
+        # A kernel that prepares the input of a convolution, or adds its bias, names it too.
+        modules = [
+            name
+            for name in layer.modules
+            if owners.get(name, -1) == index
+            or (name not in owners and (is_product or name not in in_products))
+        ]
+        precision = _precision(layer, is_product=is_product, tf32=tf32)
+        described.append(_info(layer, modules, precision, batch))
+    return described
+
+
+def _named(layer: RawLayer, nodes: Collection[str] | None) -> RawLayer:
+    modules = modules_in(layer.name, layer.metadata)
+    if nodes is not None:
+        modules = [name for name in modules if name in nodes]
+    return RawLayer(**{**vars(layer), "modules": modules})
+
+
+def _owners(layers: Sequence[RawLayer], weighted: Collection[str] | None) -> dict[str, int]:
+    """For each module with weights, the layer that multiplies by them.
+
+    Counting its operations in a second layer that names it would audit that one as well.
+    """
+    owners: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        if not layer.is_product:
+            continue
+        for name in layer.modules:
+            if weighted is not None and name not in weighted:
+                continue
+            if name not in owners or _is_called(layer, name) > _is_called(
+                layers[owners[name]], name
+            ):
+                owners[name] = index
+    for name in set(weighted or ()) - owners.keys():
+        holder = _holder(layers, name)
+        if holder is not None:
+            owners[name] = holder
+    return owners
+
+
+def _holder(layers: Sequence[RawLayer], module: str) -> int | None:
+    """The layer that holds a module's weights, where no type or name tells the product."""
+    naming = [
+        (max((t.elements for t in layer.constants if t.is_matrix), default=0), index)
+        for index, layer in enumerate(layers)
+        if module in layer.modules
+    ]
+    size, index = max(naming, default=(0, -1))
+    return index if size else None
+
+
+def _is_called(layer: RawLayer, module: str) -> bool:
+    return (
+        re.match(rf"{re.escape(module)}(?![\w.])|{re.escape(module)}_(?:myl|U)\d", layer.name)
+        is not None
+    )
+
+
+def _info(layer: RawLayer, modules: list[str], precision: str, batch: int) -> LayerInfo:
+    moved = sum(_bytes(t) for t in (*layer.inputs, *layer.outputs)) / batch
+    return LayerInfo(
+        name=layer.name,
+        torch_names=modules,
+        type=layer.type,
+        precision=precision,
+        bytes=round(moved + sum(_bytes(t) for t in layer.constants)),
+        tactic=None if layer.tactic in _STUB_TACTICS else layer.tactic,
+    )
+
+
+def _bytes(tensor: Tensor) -> float:
+    return tensor.elements * _ITEM_BYTES.get(tensor.type, 0.0)
+
+
+def _precision(layer: RawLayer, *, is_product: bool, tf32: bool) -> str:
+    if not is_product:
+        return _widest([tensor.type for tensor in (*layer.inputs, *layer.outputs)])
+    precision = _widest(_operands(layer))
+    if precision == "fp32" and (tf32 or "tf32" in layer.tactic.lower()):
+        return "tf32"
+    return precision
+
+
+def _operands(layer: RawLayer) -> list[str]:
+    """The types that decide what a product is computed in.
+
+    A product is computed in the wider of its activation and its weights (INT8 times INT8 is an
+    INT8 product whatever it writes; FP16 times INT8 weights is an FP16 one); a second input is a
+    residual that is only added. (What is no product computes in the widest type it touches.)
+    """
+    operands = [tensor.type for tensor in layer.inputs[:1]]
+    if layer.weights is not None:
+        return [*operands, layer.weights]
+    matrices = [tensor for tensor in layer.constants if tensor.is_matrix]
+    if matrices:
+        operands.append(max(matrices, key=lambda tensor: tensor.elements).type)
+    return operands
+
+
+def _widest(types: Sequence[str]) -> str:
+    for width in _WIDTH:
+        if width in types:
+            return width
+    return types[0] if types else "unknown"

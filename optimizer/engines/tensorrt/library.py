@@ -1,0 +1,143 @@
+"""Which TensorRT: the facts that differ between ``tensorrt`` and ``tensorrt_rtx``, and importing.
+
+Everything else in this package is one code path. A library module is always called ``trt`` here,
+and its objects ``builder``, ``network``, ``parser``, ``config``, ``profile``, ``runtime``,
+``engine``, ``context``, ``inspector``, ``refitter``, ``timing_cache``: the contract tests collect
+the names that are used on them and look each up in every supported version.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from optimizer.errors import MissingLibrary
+
+__all__ = ["TENSORRT", "TENSORRT_RTX", "Found", "Library", "find", "load", "version_tuple"]
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two libraries.
+
+    Attributes:
+        name: The backend's name on the command line.
+        title: What a person calls it.
+        module: The Python module.
+        distributions: Names under which it is installed.
+        extra: The extra of this package that installs it.
+        minimum: The first version whose interface this package uses.
+        too_old: Why an older one is not supported.
+        portable: Whether it compiles for named compute capabilities without a GPU.
+        capabilities: Compute capabilities it compiles for; ``None`` for those of the GPU at hand.
+        default_capabilities: What an engine runs on if none was named.
+    """
+
+    name: str
+    title: str
+    module: str
+    distributions: tuple[str, ...]
+    extra: str
+    minimum: tuple[int, int]
+    too_old: str
+    portable: bool
+    capabilities: tuple[int, ...] | None = None
+    default_capabilities: tuple[int, ...] = ()
+
+    @property
+    def mend(self) -> str:
+        """The command that installs it."""
+        return f'pip install "resnet-opt[{self.extra}]"'
+
+
+TENSORRT = Library(
+    name="tensorrt",
+    title="TensorRT",
+    module="tensorrt",
+    distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    extra="tensorrt",
+    minimum=(10, 12),
+    too_old="strong typing is complete from 10.12 on, and JetPack's 10.3 lacks it",
+    portable=False,
+)
+TENSORRT_RTX = Library(
+    name="tensorrt-rtx",
+    title="TensorRT-RTX",
+    module="tensorrt_rtx",
+    distributions=("tensorrt-rtx",),
+    extra="tensorrt-rtx",
+    minimum=(1, 7),
+    too_old="its interface has been checked from 1.7 on",
+    portable=True,
+    capabilities=(75, 80, 86, 89, 120, 121),
+    default_capabilities=(80, 86, 89, 120),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of looking for a library: its module, or why there is none."""
+
+    module: Any | None
+    version: str | None
+    fault: str | None
+    mend: str | None
+
+
+def find(library: Library) -> Found:
+    """Look for a library, and import it if its version is supported."""
+    spec = importlib.util.find_spec(library.module)
+    if spec is None or spec.origin is None:  # a folder of that name is no library
+        return Found(None, None, f"{library.module} is not installed", library.mend)
+    version = _installed_version(library)
+    if version is not None and version_tuple(version) < library.minimum:
+        return Found(None, version, _too_old(library, version), library.mend)
+    try:
+        with warnings.catch_warnings():
+            # pybind11 warns about its own use of Python's C API, at import only.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            trt = importlib.import_module(library.module)
+    except (ImportError, OSError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fault = f"{library.module} is installed but cannot be imported: {line}"
+        return Found(None, version, fault, f"{library.mend} --force-reinstall")
+    version = str(trt.__version__)
+    if version_tuple(version) < library.minimum:
+        return Found(None, version, _too_old(library, version), library.mend)
+    return Found(trt, version, None, None)
+
+
+def load(library: Library) -> Any:
+    """Import a library.
+
+    Raises:
+        MissingLibrary: It is not installed, cannot be imported, or is too old.
+    """
+    found = find(library)
+    if found.module is None:
+        raise MissingLibrary(str(found.fault), mend=found.mend)
+    return found.module
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """``10.16.1.11`` as integers; whatever follows the digits of a part is left out."""
+    return tuple(int(match[0]) for part in version.split(".") if (match := re.match(r"\d+", part)))
+
+
+def _too_old(library: Library, version: str) -> str:
+    needed = ".".join(map(str, library.minimum))
+    return f"{library.title} {version} is older than {needed}: {library.too_old}"
+
+
+def _installed_version(library: Library) -> str | None:
+    for name in library.distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,130 @@
+"""From an engine file to a session: device, library, and the file itself, refused in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import Manifest, read_manifest
+from optimizer.engines.cuda import CudaDevice, cuda_api, cuda_status, device_index
+from optimizer.engines.tensorrt import rtx
+from optimizer.engines.tensorrt.capability import check_capability
+from optimizer.engines.tensorrt.library import Library, load
+from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
+from optimizer.engines.tensorrt.session import TensorRtSession
+from optimizer.errors import ArtifactError, MissingDevice
+
+__all__ = ["deserialize", "open_session", "pick_device"]
+
+_REBUILD = "build it again with this version on this machine"
+
+
+def open_session(
+    library: Library, path: Path, *, device: str | None, options: Mapping[str, Any]
+) -> TensorRtSession:
+    """Open an engine on a GPU.
+
+    Raises:
+        MissingLibrary, MissingDevice: Nothing here can run it.
+        ArtifactError: The file is damaged, or of another version or compute capability.
+        UsageError: No such device or option.
+    """
+    runtime_options = rtx.RuntimeOptions.read(options)
+    trt = load(library)
+    gpu = pick_device(library, device)
+    manifest = _manifest(path)
+    if manifest is not None:
+        _check_targets(library, path, manifest, gpu)
+    api = cuda_api()
+    api.set_device(gpu.index)
+    log = BuildLog()
+    logger = make_logger(trt, log)
+    runtime = start(library, trt.Runtime, logger, log)
+    # Only an engine that carries its own runtime needs this: it lets the file's code run.
+    runtime.engine_host_code_allowed = _carries_runtime(manifest)
+    engine = deserialize(library, runtime, path, log)
+    runtime_cache = None
+    if library.portable:
+        context, runtime_cache = rtx.create_context(trt, engine, runtime_options)
+    else:
+        context = engine.create_execution_context()
+    if context is None:
+        raise ArtifactError(
+            f"{path.name} cannot be run: {log.reason('no reason given')}",
+            mend="use a smaller profile, or free memory on the GPU",
+        )
+
+    def finish() -> None:
+        if runtime_cache is not None and runtime_options.runtime_cache is not None:
+            rtx.save_runtime_cache(runtime_cache, runtime_options.runtime_cache)
+
+    return TensorRtSession(
+        trt,
+        engine,
+        context,
+        api=api,
+        device=gpu.index,
+        # RTX captures by itself; what it captured may not be captured again.
+        cuda_graph=runtime_options.cuda_graph and not library.portable,
+        keep_alive=(runtime, logger),
+        on_close=finish,
+        log=log,
+    )
+
+
+def pick_device(library: Library, name: str | None) -> CudaDevice:
+    """The GPU to run on.
+
+    Raises:
+        MissingDevice: There is none, or the library does not run on it.
+        UsageError: ``name`` is no device's name.
+    """
+    index = device_index(name)
+    status = cuda_status()
+    if status.fault is not None:
+        raise MissingDevice(f"{library.title} needs a GPU to run: {status.fault}", mend=status.mend)
+    if index >= len(status.devices):
+        raise MissingDevice(
+            f"there is no cuda:{index}, only {len(status.devices)} GPU(s)", mend="--device cuda:0"
+        )
+    check_capability(library, status.devices[index].capability)
+    return status.devices[index]
+
+
+def deserialize(library: Library, runtime: Any, path: Path, log: BuildLog) -> Any:
+    """Read an engine file with a runtime of the library.
+
+    Raises:
+        ArtifactError: The library refuses it.
+    """
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ArtifactError(
+            f"{library.title} refuses {path.name}: {log.reason('it does not say why')}",
+            mend=_REBUILD,
+        )
+    return engine
+
+
+def _manifest(path: Path) -> Manifest | None:
+    try:
+        return read_manifest(path)
+    except ArtifactError:
+        if not path.is_file():
+            raise
+        return None  # a plan made by other tools; the library's own checks must do
+
+
+def _check_targets(library: Library, path: Path, manifest: Manifest, gpu: CudaDevice) -> None:
+    targets = manifest.settings.get("capabilities") or []
+    if library.portable and targets and gpu.sm not in targets:
+        raise ArtifactError(
+            f"{path.name} was compiled for {', '.join(targets)}, this GPU is {gpu.sm}",
+            mend=f"build it again with --target {gpu.sm}",
+        )
+
+
+def _carries_runtime(manifest: Manifest | None) -> bool:
+    options = manifest.settings.get("options", {}) if manifest is not None else {}
+    return bool(options.get("version_compatible"))

@@ -1,0 +1,85 @@
+"""From an ONNX file to the library's network, with errors that name the place and the mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optimizer.engines.tensorrt.graph_check import CheckedGraph, place
+from optimizer.engines.tensorrt.library import Library
+from optimizer.engines.tensorrt.log import BuildLog, one_line
+from optimizer.errors import GraphError
+
+__all__ = ["create_network", "parse_graph"]
+
+_EXPORT = "export it again with resnet-opt export"
+_MENDS = (
+    ("zero point", "lower it for TensorRT: resnet-opt quantize --precision int8 --target tensorrt"),
+    ("type UInt8", "cast the images to a floating-point type before anything else"),
+    ("type Int32", "leave biases in floating point: resnet-opt quantize --target tensorrt does"),
+    ("same type", "make weights and activations the same type: resnet-opt quantize does"),
+    ("Failed to open file", "copy the model's data file into the same folder"),
+    ("import initializer", "copy the model's data file into the same folder"),
+)
+
+
+def create_network(trt: Any, builder: Any) -> Any:
+    """An empty strongly typed network: what the graph says is what is computed.
+
+    The flag is given by name because its number differs between TensorRT 10 and 11; in 11 and RTX,
+    where every network is strongly typed, it is accepted and changes nothing.
+    """
+    return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def parse_graph(
+    library: Library, parser: Any, network: Any, graph: CheckedGraph, log: BuildLog
+) -> None:
+    """Fill ``network`` from a checked graph, by a parser that was made for it.
+
+    Raises:
+        GraphError: The parser refuses a node, or comes back with less than the graph holds.
+    """
+    accepted = parser.parse_from_file(str(graph.path))
+    if not accepted or parser.num_errors:
+        raise _refusal(library, parser, graph, log)
+    found = [network.get_input(index).name for index in range(network.num_inputs)]
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+    if network.num_layers < len(graph.weights) or network.num_layers == 0:
+        raise GraphError(
+            f"{library.title} read {network.num_layers} layers from {graph.path.name}, "
+            f"which has {len(graph.weights)} with weights",
+            mend=_EXPORT,
+        )
+    if found != [graph.input.name] or outputs != [graph.output.name]:
+        raise GraphError(
+            f"{library.title} read inputs {found} and outputs {outputs} from {graph.path.name}, "
+            f"not {graph.input.name} and {graph.output.name}",
+            mend=_EXPORT,
+        )
+
+
+def _refusal(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) -> GraphError:
+    if not parser.num_errors:
+        reason = log.reason("it does not say why")
+        return GraphError(f"{library.title} cannot read {graph.path.name}: {reason}", mend=_EXPORT)
+    error = parser.get_error(0)
+    name, operator = error.node_name(), error.node_operator()
+    text = one_line(error.desc()).removeprefix("Assertion failed: ")
+    if not operator:
+        return GraphError(
+            f"{library.title} cannot read {graph.path.name}: {text}", mend=_mend(text, log)
+        )
+    where = place(name, operator)
+    # The checks of the parser are C++ expressions; "false" alone says nothing to anybody.
+    unknown = text == "false" or "Plugin not found" in text
+    if unknown:
+        return GraphError(
+            f"{library.title} does not support {where}",
+            mend=f"replace {operator} by operators that TensorRT has",
+        )
+    return GraphError(f"{library.title} refuses {where}: {text}", mend=_mend(text, log))
+
+
+def _mend(text: str, log: BuildLog) -> str:
+    everything = " ".join([text, *log.errors])
+    return next((mend for mark, mend in _MENDS if mark in everything), _EXPORT)

@@ -1,0 +1,188 @@
+"""Build, load, run, compare and inspect on a real GPU, with whichever library is there.
+
+Run by ``pytest -m gpu tests/engines/tensorrt``; skipped elsewhere with the reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimizer.engines.cuda import cuda_status
+from optimizer.engines.protocol import BuildSettings
+from optimizer.engines.tensorrt import TensorRt, TensorRtRtx
+from optimizer.engines.tensorrt.refit import refit_engine
+from optimizer.errors import ArtifactError, UsageError
+from optimizer.progress import Silent
+
+from . import graphs
+
+pytestmark = pytest.mark.gpu
+
+# Largest difference of a logit from the graph as written, in units of its largest logit. Where
+# something is quantized again, a sum that falls on the other side of a step costs a whole step.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2, "int8": 3e-2, "fp8": 5e-2}
+
+
+@pytest.fixture(params=[TensorRt, TensorRtRtx], ids=lambda kind: kind.name)
+def backend(request: pytest.FixtureRequest) -> TensorRt:
+    found: TensorRt = request.param()
+    available = found.availability()
+    if not available.can_run:
+        pytest.skip(f"{found.name}: {available.reason}")
+    return found
+
+
+def build(backend: TensorRt, folder: Path, precision: str, **options: Any) -> tuple[Path, Path]:
+    gpu = cuda_status().devices[0]
+    capability = gpu.capability[0] * 10 + gpu.capability[1]
+    needed = {"fp8": 89, "bf16": 80, "int8": 76, "fp32": 76 if backend.library.portable else 0}
+    if capability < needed.get(precision, 0):
+        pytest.skip(f"{gpu.sm} does not compute {precision} with {backend.library.title}")
+    graph = graphs.save_resnet(folder / "model.onnx", precision)
+    targets = (gpu.sm,) if backend.library.portable else ()
+    settings = BuildSettings(
+        precision=precision, targets=targets, profile=(2, 4, 8), options=options
+    )
+    engine = folder / f"model{backend.suffix}"
+    backend.build(graph, engine, settings, Silent())
+    return graph, engine
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_an_engine_computes_its_graph(backend: TensorRt, tmp_path: Path, precision: str) -> None:
+    graph, engine = build(backend, tmp_path, precision)
+    session = backend.load(engine)
+    try:
+        for images in (1, 2, 5, 8, 19):
+            batch = graphs.images(images)
+            expected = graphs.as_written(graph, batch)
+            actual = session.run(batch)
+            assert actual.dtype == np.float32
+            error = np.abs(actual - expected).max() / np.abs(expected).max()
+            assert error < TOLERANCE[precision], f"batch {images}"
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_layers_tell_their_precision(backend: TensorRt, tmp_path: Path, precision: str) -> None:
+    _, engine = build(backend, tmp_path, precision)
+    session = backend.load(engine)
+    try:
+        layers = session.layers()
+        products = {
+            name: layer.precision
+            for layer in layers
+            for name in layer.torch_names
+            if name in graphs.MODULES
+        }
+        assert set(products) == set(graphs.MODULES)
+        assert set(products.values()) == {precision}
+        timed = session.profile_layers(graphs.images(4))
+        assert sum(layer.time_ms or 0 for layer in timed) > 0
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_bound_batch(backend: TensorRt, tmp_path: Path, cuda_graph: bool) -> None:
+    graph, engine = build(backend, tmp_path, "fp16")
+    session = backend.load(engine, options={"cuda_graph": cuda_graph})
+    try:
+        batch = graphs.images(4)
+        bound = session.bind(batch)
+        for _ in range(10):
+            bound.upload()
+            bound.enqueue()
+            bound.wait()
+            bound.download()
+        expected = graphs.as_written(graph, batch)
+        error = np.abs(bound.output() - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE["fp16"]
+        assert 0 < bound.gpu_ms() < 1000
+        with pytest.raises(UsageError, match="larger than the engine's maximum of 8"):
+            session.bind(graphs.images(9))
+    finally:
+        session.close()
+
+
+def test_two_threads_need_two_sessions(backend: TensorRt, tmp_path: Path) -> None:
+    graph, engine = build(backend, tmp_path, "fp16")
+    batch = graphs.images(4)
+    expected = graphs.as_written(graph, batch)
+    outputs: list[np.ndarray] = []
+    refused: list[str] = []
+    session = backend.load(engine)
+    session.run(batch)
+
+    def work() -> None:
+        try:
+            session.run(batch)
+        except UsageError as error:
+            refused.append(error.message)
+        own = backend.load(engine)
+        outputs.append(own.run(batch))
+        own.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    session.close()
+    assert "another thread" in refused[0]
+    assert np.abs(outputs[0] - expected).max() / np.abs(expected).max() < TOLERANCE["fp16"]
+
+
+def test_a_damaged_engine_is_refused(backend: TensorRt, tmp_path: Path) -> None:
+    _, engine = build(backend, tmp_path, "fp16")
+    damaged = bytearray(engine.read_bytes())
+    for place in range(64, 1024, 7):
+        damaged[place] ^= 0xFF
+    engine.write_bytes(bytes(damaged))
+    with pytest.raises(ArtifactError, match="refuses") as caught:
+        backend.load(engine)
+    assert "build it again" in str(caught.value.mend)
+
+
+def test_refitted_weights_are_the_new_ones(backend: TensorRt, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    graph, engine = build(backend, tmp_path, "fp16", refittable=True)
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name == "fc.weight":
+            values = -2 * numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    other = tmp_path / "other.onnx"
+    onnx.save(model, other)
+    refitted = tmp_path / f"refitted{backend.suffix}"
+    refit_engine(backend.library, engine, other, refitted)
+    batch = graphs.images(4)
+    session = backend.load(refitted)
+    try:
+        expected = graphs.as_written(other, batch)
+        error = np.abs(session.run(batch) - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE["fp16"]
+    finally:
+        session.close()
+
+
+def test_a_timing_cache_is_filled(tmp_path: Path) -> None:
+    backend = TensorRt()
+    available = backend.availability()
+    if not available.can_run:
+        pytest.skip(f"tensorrt: {available.reason}")
+    graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16")
+    folder = tmp_path / "timing"
+    folder.mkdir()
+    settings = BuildSettings(precision="fp16", profile=(1, 4, 8), timing_cache=folder)
+    backend.build(graph, tmp_path / "a.plan", settings, Silent())
+    (cache,) = folder.glob("*.cache")
+    size = cache.stat().st_size
+    backend.build(graph, tmp_path / "b.plan", settings, Silent())
+    assert cache.stat().st_size == size

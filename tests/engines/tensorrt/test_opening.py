@@ -1,0 +1,130 @@
+"""Opening engines: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimizer.engines.tensorrt.opening as opening
+from optimizer.artifacts import Plan, produce
+from optimizer.engines.cuda import CudaDevice, CudaStatus, cuda_devices
+from optimizer.engines.protocol import BuildSettings
+from optimizer.engines.tensorrt import TensorRtRtx
+from optimizer.engines.tensorrt.library import TENSORRT_RTX, load
+from optimizer.engines.tensorrt.log import BuildLog, make_logger
+from optimizer.engines.tensorrt.refit import refit_engine
+from optimizer.errors import ArtifactError, GraphError, MissingDevice, UsageError
+from optimizer.progress import Silent
+
+from . import graphs
+
+ADA = CudaDevice(0, "NVIDIA Ada", (8, 9), 1 << 34)
+HOPPER = CudaDevice(1, "NVIDIA Hopper", (9, 0), 1 << 36)
+without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
+
+
+@pytest.fixture
+def engine(rtx: TensorRtRtx, tmp_path: Path) -> Path:
+    """A real engine for sm86 with its manifest."""
+    graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16")
+    settings = BuildSettings(precision="fp16", targets=("sm86",))
+    plan = Plan(
+        kind="engine", settings={"backend": "tensorrt-rtx", **rtx.engine_settings(settings)}
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        return {"layers": len(rtx.build(graph, path, settings, Silent()).layers)}
+
+    return produce(plan, tmp_path / "model.rtx", write).path
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
+    status = CudaStatus(devices, "cuda-python", "13.0", None, None)
+    monkeypatch.setattr(opening, "cuda_status", lambda: status)
+
+
+@without_gpu
+def test_without_a_gpu(rtx: TensorRtRtx, engine: Path) -> None:
+    with pytest.raises(
+        MissingDevice, match="TensorRT-RTX needs a GPU to run: no NVIDIA driver"
+    ) as e:
+        rtx.load(engine)
+    assert e.value.exit_code == 3
+    assert e.value.mend
+
+
+@without_gpu
+def test_the_library_refuses_what_it_cannot_read(rtx: TensorRtRtx, engine: Path) -> None:
+    """Without a driver it refuses even a good engine; the reason must be in the message."""
+    trt = load(TENSORRT_RTX)
+    log = BuildLog()
+    runtime = trt.Runtime(make_logger(trt, log))
+    with pytest.raises(ArtifactError, match=r"TensorRT-RTX refuses model\.rtx: .*driver") as caught:
+        opening.deserialize(TENSORRT_RTX, runtime, engine, log)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_for_another_gpu(
+    rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(monkeypatch, ADA)
+    with pytest.raises(ArtifactError, match=r"compiled for sm86, this GPU is sm89") as caught:
+        rtx.load(engine)
+    assert caught.value.mend == "build it again with --target sm89"
+
+
+def test_devices_are_named(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, ADA, HOPPER)
+    assert opening.pick_device(TENSORRT_RTX, None) is ADA
+    assert opening.pick_device(TENSORRT_RTX, "cuda:0") is ADA
+    with pytest.raises(MissingDevice, match=r"does not run on sm90 \(Hopper\)"):
+        rtx.load(engine, device="cuda:1")
+    with pytest.raises(MissingDevice, match="there is no cuda:2, only 2"):
+        rtx.load(engine, device="cuda:2")
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
+        rtx.load(engine, device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [({"speed": 1}, "no option 'speed'"), ({"specialization": "fast"}, "specialization 'fast'")],
+)
+def test_options_are_checked(
+    rtx: TensorRtRtx, engine: Path, options: dict[str, Any], wrong: str
+) -> None:
+    with pytest.raises(UsageError, match=wrong) as caught:
+        rtx.load(engine, options=options)
+    assert caught.value.mend
+
+
+def test_only_an_engine_that_carries_its_runtime_may_run_host_code(tmp_path: Path) -> None:
+    plan = Plan(kind="engine", settings={"options": {"version_compatible": True}})
+    path = tmp_path / "m.plan"
+    artifact = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
+    assert opening._carries_runtime(artifact.manifest)
+    assert not opening._carries_runtime(None)
+    raw = json.loads(Path(f"{path}.json").read_text())
+    raw["settings"] = {}
+    Path(f"{path}.json").write_text(json.dumps(raw))
+    manifest = opening._manifest(path)
+    assert manifest is not None
+    assert not opening._carries_runtime(manifest)
+
+
+def test_a_plan_of_another_tool_has_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "m.plan").write_bytes(b"engine")
+    assert opening._manifest(tmp_path / "m.plan") is None
+    with pytest.raises(ArtifactError, match="no such file"):
+        opening._manifest(tmp_path / "n.plan")
+
+
+@without_gpu
+def test_refit_needs_a_gpu_and_a_good_graph(rtx: TensorRtRtx, engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="no such file"):
+        refit_engine(TENSORRT_RTX, engine, tmp_path / "none.onnx", tmp_path / "out.rtx")
+    with pytest.raises(MissingDevice, match="no NVIDIA driver"):
+        refit_engine(TENSORRT_RTX, engine, tmp_path / "model.onnx", tmp_path / "out.rtx")
+    assert not (tmp_path / "out.rtx").exists()

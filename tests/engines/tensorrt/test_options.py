@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from optimizer.engines.protocol import BuildSettings
+from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX
+from optimizer.engines.tensorrt.options import read_options
+from optimizer.errors import UsageError
+
+
+def test_nothing_is_asked_for() -> None:
+    options = read_options(TENSORRT, BuildSettings(precision="fp32"))
+    assert not options.tf32
+    assert options.hardware_compatibility == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong", "mend"),
+    [
+        ({"fp16": True}, "no option 'fp16'", "tf32"),
+        ({"tf32": "yes"}, "'yes'", "true or false"),
+        ({"hardware_compatibility": "all"}, "'all'", "ampere-plus"),
+        ({"profiles": [(1, 8)]}, r"\(1, 8\)", "1:8:32"),
+        ({"profiles": [(1, 8, "32")]}, "'32'", "1:8:32"),
+    ],
+)
+def test_a_wrong_option_is_refused(given: dict[str, Any], wrong: str, mend: str) -> None:
+    with pytest.raises(UsageError, match=wrong) as caught:
+        read_options(TENSORRT, BuildSettings(precision="fp32", options=given))
+    assert mend in str(caught.value.mend)
+
+
+@pytest.mark.parametrize("given", [{"opt_level": 6}, {"opt_level": -1}, {"workspace_bytes": 0}])
+def test_a_value_out_of_range_is_refused(given: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        read_options(TENSORRT, BuildSettings(precision="fp32", **given))  # type: ignore[arg-type]
+
+
+def test_rtx_has_no_version_compatible_engines() -> None:
+    settings = BuildSettings(precision="fp32", options={"version_compatible": True})
+    assert read_options(TENSORRT, settings).version_compatible
+    with pytest.raises(UsageError, match="no version-compatible engines"):
+        read_options(TENSORRT_RTX, settings)

@@ -1,0 +1,259 @@
+"""The session on a GPU made of host memory; see ``hostgpu``."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from optimizer.engines.protocol import Bound
+from optimizer.engines.tensorrt.library import TENSORRT_RTX, find
+from optimizer.engines.tensorrt.session import TensorRtSession
+from optimizer.errors import UsageError
+
+from . import graphs
+from .hostgpu import HostContext, HostCuda, HostEngine, HostInspector
+
+
+@pytest.fixture(scope="module")
+def trt() -> Any:
+    found = find(TENSORRT_RTX)
+    if found.module is None:
+        pytest.skip(str(found.fault))
+    return found.module
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return graphs.save_resnet(tmp_path / "model.onnx", width=8)
+
+
+def open_on_host(
+    trt: Any, graph: Path, *profiles: tuple[int, int, int], cuda_graph: bool = False
+) -> tuple[TensorRtSession, HostContext, HostCuda]:
+    cuda = HostCuda()
+    engine = HostEngine(trt, cuda, graph, list(profiles))
+    context = engine.create_execution_context()
+    session = TensorRtSession(trt, engine, context, api=cuda, cuda_graph=cuda_graph)
+    return session, context, cuda
+
+
+def reference(graph: Path, batch: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": batch})[0]
+
+
+def test_tells_its_tensors(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    assert (session.input.name, session.input.shape) == ("images", (None, 3, 16, 16))
+    assert (session.output.name, session.output.dtype) == ("logits", "float32")
+
+
+@pytest.mark.parametrize(
+    ("profiles", "images", "executed"),
+    [
+        ([(1, 2, 4)], 3, [3]),
+        ([(1, 2, 4)], 9, [4, 4, 1]),  # split
+        ([(2, 2, 4)], 1, [2]),  # padded
+        ([(2, 2, 4)], 5, [4, 2]),  # split, and the rest padded
+        ([(1, 1, 1), (4, 8, 8)], 1, [1]),
+        ([(1, 1, 1), (4, 8, 8)], 9, [8, 1]),  # the second profile, then the first
+        ([(1, 1, 1), (4, 8, 8)], 2, [4]),
+    ],
+)
+def test_any_batch_comes_out_right(
+    trt: Any, graph: Path, profiles: list[tuple[int, int, int]], images: int, executed: list[int]
+) -> None:
+    session, context, _ = open_on_host(trt, graph, *profiles)
+    batch = graphs.images(images)
+    np.testing.assert_allclose(session.run(batch), reference(graph, batch), atol=1e-5)
+    assert context.executed == executed
+    # Once more, on memory that is there already.
+    np.testing.assert_allclose(session.run(batch[::-1]), reference(graph, batch[::-1]), atol=1e-5)
+
+
+def test_a_fixed_batch_is_always_filled(trt: Any, tmp_path: Path) -> None:
+    graph = graphs.save_resnet(tmp_path / "fixed.onnx", width=8, batch=4)
+    session, context, _ = open_on_host(trt, graph, (4, 4, 4))
+    batch = graphs.images(6)
+    expected = np.concatenate(
+        [reference(graph, batch[:4]), reference(graph, np.concatenate([batch[4:], batch[4:]]))[:2]]
+    )
+    np.testing.assert_allclose(session.run(batch), expected, atol=1e-5)
+    assert context.executed == [4, 4]
+
+
+def test_shapes_are_set_only_when_they_change(trt: Any, graph: Path) -> None:
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    bound = session.bind(graphs.images(2))
+    for _ in range(3):
+        bound.enqueue()
+    assert context.shapes_set == 1
+    session.run(graphs.images(2))
+    bound.enqueue()
+    assert context.shapes_set == 3
+
+
+def test_a_bound_batch_in_its_parts(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    batch = graphs.images(3)
+    bound = session.bind(batch)
+    assert isinstance(bound, Bound)
+    bound.upload()
+    bound.enqueue()
+    bound.wait()
+    assert not np.any(bound.output()), "nothing was downloaded yet"
+    bound.download()
+    np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
+
+
+def test_two_bound_batches_do_not_disturb_each_other(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    first, second = graphs.images(2), graphs.images(4)[1:]
+    bounds = [session.bind(first), session.bind(second)]
+    for bound in bounds:
+        bound.upload()
+        bound.enqueue()
+    for bound in bounds:
+        bound.download()
+    np.testing.assert_allclose(bounds[0].output(), reference(graph, first), atol=1e-5)
+    np.testing.assert_allclose(bounds[1].output(), reference(graph, second), atol=1e-5)
+
+
+def test_a_cuda_graph_is_recorded_once(trt: Any, graph: Path) -> None:
+    session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
+    batch = graphs.images(2)
+    bound = session.bind(batch)
+    bound.upload()
+    for _ in range(5):
+        bound.enqueue()
+        bound.wait()
+    assert len(context.executed) == 2  # the warm-up and the recording
+    assert cuda.launches == 5
+    bound.download()
+    np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
+
+
+def test_gpu_time_is_that_of_the_computation(trt: Any, graph: Path) -> None:
+    session, _, cuda = open_on_host(trt, graph, (1, 2, 4))
+    bound = session.bind(graphs.images(2))
+    assert bound.gpu_ms() == 2.0  # the host's clock counts pieces of work: start, computation
+    assert not cuda.events
+
+
+def test_a_batch_beyond_the_profile_cannot_be_bound(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    with pytest.raises(UsageError, match="larger than the engine's maximum of 4") as caught:
+        session.bind(graphs.images(5))
+    assert "--batch 4" in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        np.zeros((1, 3, 16, 17), np.float32),
+        np.zeros((1, 3, 16, 16), np.float64),
+        np.zeros((0, 3, 16, 16), np.float32),
+        np.zeros((3, 16, 16), np.float32),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(trt: Any, graph: Path, batch: np.ndarray) -> None:
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    with pytest.raises(UsageError):
+        session.run(batch)
+    assert not context.executed
+
+
+def test_a_second_thread_is_refused(trt: Any, graph: Path) -> None:
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    caught: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            session.run(graphs.images(1))
+        except UsageError as error:
+            caught.append(error)
+
+    session.run(graphs.images(1))
+    bound = session.bind(graphs.images(1))
+
+    def use_bound() -> None:
+        try:
+            bound.enqueue()
+        except UsageError as error:
+            caught.append(error)
+
+    for target in (use, use_bound):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert ["belongs to another thread" in str(error) for error in caught] == [True, True]
+    assert context.executed == [1]
+
+
+def test_the_thread_that_computes_first_owns_the_session(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    thread = threading.Thread(target=session.run, args=(graphs.images(1),))
+    thread.start()
+    thread.join()
+    with pytest.raises(UsageError, match="another thread"):
+        session.run(graphs.images(1))
+
+
+def test_closing_gives_everything_back(trt: Any, graph: Path) -> None:
+    finished: list[int] = []
+    cuda = HostCuda()
+    engine = HostEngine(trt, cuda, graph, [(1, 2, 4)])
+    context = engine.create_execution_context()
+    session = TensorRtSession(
+        trt, engine, context, api=cuda, cuda_graph=True, on_close=lambda: finished.append(1)
+    )
+    session.run(graphs.images(2))
+    session.run(graphs.images(3))
+    bound = session.bind(graphs.images(1))
+    bound.enqueue()
+    session.bind(graphs.images(1)).close()
+    session.close()
+    session.close()
+    assert finished == [1]
+    assert cuda.held == 0
+    with pytest.raises(UsageError, match="closed"):
+        session.run(graphs.images(1))
+
+
+def test_layers_come_with_times(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    (layer,) = session.layers()
+    assert (layer.torch_names, layer.precision, layer.time_ms) == (["conv1"], "fp16", None)
+    (layer,) = session.profile_layers(graphs.images(2), rounds=5)
+    assert layer.time_ms == 2.0
+    session.run(graphs.images(1))  # the profiler is gone
+
+
+def test_the_host_does_not_invent_names(trt: Any) -> None:
+    """What stands in for TensorRT here may only have what TensorRT has."""
+    own = {
+        "trt",
+        "cuda",
+        "profiles",
+        "session",
+        "source",
+        "target",
+        "contexts",
+        "engine",
+        "shape",
+        "addresses",
+        "executed",
+        "shapes_set",
+    }
+    for host, real in (
+        (HostEngine, trt.ICudaEngine),
+        (HostContext, trt.IExecutionContext),
+        (HostInspector, trt.EngineInspector),
+    ):
+        names = {name for name in vars(host) if not name.startswith("_")} - own
+        assert names <= set(dir(real)), names - set(dir(real))

@@ -1,0 +1,65 @@
+"""Timing caches over the real interface; TensorRT-RTX has it, though it measures nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.engines.tensorrt import TensorRtRtx
+from optimizer.engines.tensorrt.library import load
+from optimizer.engines.tensorrt.log import BuildLog, make_logger
+from optimizer.engines.tensorrt.timing_cache import cache_file, store_timing_cache, use_timing_cache
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
+
+
+@pytest.fixture
+def config(rtx: TensorRtRtx) -> Any:
+    trt = load(rtx.library)
+    builder = trt.Builder(make_logger(trt, BuildLog()))
+    return builder.create_builder_config()
+
+
+def test_a_cache_is_written_and_used_again(config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "timing.cache"
+    assert use_timing_cache(config, path) == []
+    store_timing_cache(config, path)
+    first = path.read_bytes()
+    assert len(first) > 100
+    assert use_timing_cache(config, path) == []
+    store_timing_cache(config, path)  # merged with what is there
+    assert len(path.read_bytes()) == len(first)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["timing.cache", "timing.cache.lock"]
+
+
+class Refusing:
+    """A configuration whose cache is of another device: what the library answers then."""
+
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
+
+    def create_timing_cache(self, blob: bytes) -> bytes:
+        return blob
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.given.append(cache)
+        return cache == b""
+
+
+def test_a_cache_of_another_device_is_started_anew(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"of another device")
+    config = Refusing()
+    (note,) = use_timing_cache(config, path)
+    assert "another device or version" in note
+    assert config.given == [b"of another device", b""]
+
+
+def test_a_folder_holds_one_file_a_device_and_version(tmp_path: Path) -> None:
+    name = "tensorrt-11.4.0-NVIDIA_RTX_3060-sm86.cache"
+    assert cache_file(tmp_path, "tensorrt", "11.4.0", "NVIDIA RTX 3060-sm86") == tmp_path / name
+    assert cache_file(tmp_path / "new", "tensorrt", "11.4.0", "x").parent == tmp_path / "new"
+    assert cache_file(tmp_path / "t.cache", "tensorrt", "11.4.0", "x") == tmp_path / "t.cache"
