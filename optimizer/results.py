@@ -356,7 +356,7 @@ def read_result(path: Path) -> Result:
             f"{path.name} is not JSON: {error}", mend="run the command again"
         ) from error
     kind = raw.get("kind") if isinstance(raw, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ArtifactError(f"{path.name} is not a result of validate, bench or run")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(

@@ -1,0 +1,110 @@
+"""What ``compare`` does with two result files of any kind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.errors import (
+    AccuracyGateFailed,
+    Inconclusive,
+    PerformanceRegression,
+    UsageError,
+    Verdict,
+)
+from optimizer.results import BenchResult, RunResult, ValidateResult, read_result
+
+if TYPE_CHECKING:
+    from optimizer.evaluation.compare import AccuracyComparison
+    from optimizer.profiling.compare import BenchComparison
+
+__all__ = ["Outcome", "compare_results"]
+
+
+@dataclass
+class Outcome:
+    """Speed and accuracy of two runs against each other; a part that they lack is ``None``."""
+
+    speed: BenchComparison | None = None
+    accuracy: list[AccuracyComparison] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """Both parts, as JSON."""
+        raw = {
+            "speed": self.speed.model_dump(mode="json") if self.speed else None,
+            "accuracy": [part.model_dump(mode="json") for part in self.accuracy],
+        }
+        return json.dumps(raw, indent=2)
+
+    def as_text(self) -> str:
+        """For people."""
+        lines = []
+        if self.speed is not None:
+            for pair in self.speed.pairs:
+                low, high = pair.ci95
+                lines.append(
+                    f"{pair.new}, batch {pair.batch}: {pair.slowdown:+.1%} latency, 95 % interval "
+                    f"{low:+.1%} to {high:+.1%}: {pair.verdict}"
+                )
+            lines += [f"missing: {name}" for name in self.speed.missing]
+            lines += [*self.speed.notes, f"speed: {self.speed.verdict}, {self.speed.reason}"]
+        lines += [f"{part.new}: {part.verdict}, {part.reason}" for part in self.accuracy]
+        return "\n".join(lines)
+
+    def error(self) -> Verdict | None:
+        """The worst verdict as the error to raise; accuracy before speed before doubt."""
+        failed = next((part for part in self.accuracy if part.verdict == "fail"), None)
+        if failed is not None:
+            return AccuracyGateFailed(failed.reason)
+        if self.speed is not None and self.speed.verdict == "fail":
+            return PerformanceRegression(self.speed.reason)
+        open_ = next((part for part in self.accuracy if part.verdict == "inconclusive"), None)
+        if open_ is not None:
+            return Inconclusive(open_.reason)
+        if self.speed is not None and self.speed.verdict == "inconclusive":
+            return Inconclusive(self.speed.reason)
+        return None
+
+
+def compare_results(
+    old: Path, new: Path, *, max_slowdown: float, max_drop_pp: float, anyway: bool
+) -> Outcome:
+    """Compare what two result files have in common.
+
+    Raises:
+        UsageError: They have nothing in common, or are of different machines or data.
+        ArtifactError: A file that cannot be read.
+    """
+    before, after = read_result(old), read_result(new)
+    outcome = Outcome()
+    speeds = _speed_of(before), _speed_of(after)
+    if speeds[0] is not None and speeds[1] is not None:
+        from optimizer.profiling.compare import compare_bench
+
+        outcome.speed = compare_bench(
+            speeds[0], speeds[1], max_slowdown=max_slowdown, anyway=anyway
+        )
+    if _has_accuracy(before) and _has_accuracy(after):
+        from optimizer.evaluation.compare import compare
+
+        outcome.accuracy = compare(old, new, max_drop_pp=max_drop_pp)
+    if outcome.speed is None and not outcome.accuracy:
+        raise UsageError(
+            f"{old.name} holds {before.kind}, {new.name} holds {after.kind}: nothing to compare",
+            mend="give two results of the same kind",
+        )
+    return outcome
+
+
+def _speed_of(result: ValidateResult | BenchResult | RunResult) -> BenchResult | None:
+    if isinstance(result, RunResult):
+        return result.bench
+    return result if isinstance(result, BenchResult) else None
+
+
+def _has_accuracy(result: ValidateResult | BenchResult | RunResult) -> bool:
+    return isinstance(result, ValidateResult) or (
+        isinstance(result, RunResult) and result.validate_ is not None
+    )

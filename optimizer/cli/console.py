@@ -1,0 +1,228 @@
+"""What the terminal shows beside results: progress, warnings and errors, all on stderr.
+
+Results go to stdout (``--json`` prints nothing else there), so a pipe sees results only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.text import Text
+
+from optimizer.errors import ResnetOptError
+from optimizer.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["Bars", "Lines", "console", "print_error", "print_note", "progress"]
+
+
+@functools.cache
+def console() -> Console:
+    """The console on stderr; it looks up ``sys.stderr`` anew for every line."""
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def progress(on: Console | None = None) -> Iterator[Progress]:
+    """Progress for the length of a ``with`` block: bars in a terminal, else one line a step.
+
+    Args:
+        on: Where it is shown; stderr by default.
+    """
+    shown = on or console()
+    live = shown.is_terminal and not shown.is_dumb_terminal
+    with Bars(shown) if live else Lines(shown) as reporter:
+        yield reporter
+
+
+def print_error(error: ResnetOptError, on: Console | None = None) -> None:
+    """Print an error as one line, and what to do about it as another."""
+    shown = on or console()
+    _print_line(shown, "error", error.message, "bold red")
+    if error.mend:
+        _print_line(shown, "mend", error.mend, "bold")
+
+
+def print_note(text: str, on: Console | None = None) -> None:
+    """Print a remark that a user must see but that stops nothing."""
+    _print_line(on or console(), "note", text, "bold yellow")
+
+
+def _print_line(shown: Console, label: str, text: str, style: str) -> None:
+    # Text, not markup: a file may be called "[red].onnx". Wrapping is left to the terminal, so
+    # that a line in a log stays one line.
+    line = Text.assemble((f"{label}: ", style), " ".join(text.split()))
+    shown.print(line, soft_wrap=True)
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Step:
+    """A piece of work that was begun and has not ended."""
+
+    label: str
+    started: float
+    task: TaskID | None = None
+    done: int = 0
+    total: int | None = None
+
+
+class _Steps:
+    """What bars and lines have in common: work begun inside other work, and how it ended."""
+
+    def __init__(self, shown: Console) -> None:
+        self._console = shown
+        self._open: list[_Step] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End what was begun: after an exception as not finished."""
+        while self._open:
+            step = self._open.pop()
+            if error is not None:
+                reached = f"at {step.done} of {step.total}" if step.total else None
+                self._say(step, "not finished after", reached)
+
+    def _end(self, note: str | None) -> _Step:
+        if not self._open:
+            raise RuntimeError("finish() without start()")
+        step = self._open.pop()
+        self._say(step, "done in", note)
+        return step
+
+    def _last(self) -> _Step:
+        if not self._open:
+            raise RuntimeError("advance() without start()")
+        return self._open[-1]
+
+    def _say(self, step: _Step, how: str, note: str | None = None) -> None:
+        line = Text("  " * len(self._open) + step.label)
+        line.append(f" ... {how} {_duration(time.perf_counter() - step.started)}", "dim")
+        if note:
+            line.append(f": {' '.join(note.split())}")
+        self._console.print(line, soft_wrap=True)
+
+
+class Lines(_Steps):
+    """One line for each piece of work when it ends: for logs and pipes."""
+
+    def start(self, label: str, total: int | None = None) -> None:
+        """See `optimizer.progress.Progress.start`."""
+        self._open.append(_Step(label, time.perf_counter(), total=total))
+
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:  # noqa: ARG002
+        """See `optimizer.progress.Progress.advance`; shows nothing."""
+        self._last().done += steps
+
+    def finish(self, note: str | None = None) -> None:
+        """See `optimizer.progress.Progress.finish`."""
+        self._end(note)
+
+
+class Bars(_Steps):
+    """Bars while work goes on; each becomes a line when its work ends."""
+
+    def __init__(self, shown: Console) -> None:
+        super().__init__(shown)
+        self._bars = _rich_progress(shown)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the bars away, so that nothing is drawn over what is printed next."""
+        for task in self._bars.task_ids:
+            self._bars.remove_task(task)
+        self._bars.stop()
+        super().__exit__(kind, error, traceback)
+
+    def start(self, label: str, total: int | None = None) -> None:
+        """See `optimizer.progress.Progress.start`."""
+        indented = Text("  " * len(self._open) + label)
+        task = self._bars.add_task("", total=total, label=indented, note=Text())
+        self._open.append(_Step(label, time.perf_counter(), task, total=total))
+
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+        """See `optimizer.progress.Progress.advance`."""
+        step = self._last()
+        step.done += steps
+        assert step.task is not None
+        self._bars.advance(step.task, steps)
+        if note is not None:
+            self._bars.update(step.task, note=Text(note))
+
+    def finish(self, note: str | None = None) -> None:
+        """See `optimizer.progress.Progress.finish`."""
+        step = self._end(note)
+        assert step.task is not None
+        self._bars.remove_task(step.task)
+
+
+def _rich_progress(shown: Console) -> RichProgress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    class Words(ProgressColumn):
+        """A field of the task as plain text; rich's own text column would read markup in it."""
+
+        def __init__(self, field: str) -> None:
+            super().__init__()
+            self._field = field
+
+        def render(self, task: Task) -> Text:
+            text: Text = task.fields[self._field]
+            return text
+
+    return RichProgress(
+        Words("label"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        Words("note"),
+        console=shown,
+        transient=True,
+        redirect_stdout=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """``3.2 s``, ``4 min 12 s``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,152 @@
+"""What ``inspect`` shows: an artifact's manifest, an engine's layers, its audit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import load_artifact, manifest_path
+from optimizer.results import Audit, LayerInfo
+
+__all__ = ["Inspected", "describe", "difference"]
+
+
+@dataclass
+class Inspected:
+    """An artifact as `inspect` prints it."""
+
+    path: Path
+    facts: dict[str, Any]
+    layers: list[LayerInfo] = field(default_factory=list)
+    audit: Audit | None = None
+
+    def as_json(self) -> str:
+        """Everything, as JSON."""
+        raw = {
+            "file": str(self.path),
+            **self.facts,
+            "layers": [layer.model_dump(exclude_none=True) for layer in self.layers],
+            "audit": self.audit.model_dump(mode="json") if self.audit else None,
+        }
+        return json.dumps(raw, indent=2)
+
+    def as_text(self, *, every_layer: bool) -> str:
+        """For people; ``every_layer`` lists each layer instead of their count by precision."""
+        lines = [str(self.path)]
+        lines += [f"  {name:<14} {_short(value)}" for name, value in self.facts.items() if value]
+        if self.layers:
+            kinds = Counter((layer.type, layer.precision) for layer in self.layers)
+            lines.append(f"  {'layers':<14} {len(self.layers)}")
+            if every_layer:
+                lines += [f"    {_layer_line(layer)}" for layer in self.layers]
+            else:
+                lines += [
+                    f"    {n:4d}  {kind:<24} {what}" for (kind, what), n in kinds.most_common()
+                ]
+        if self.audit:
+            lines.append(f"  {'audit':<14} {self.audit.verdict}: {self.audit.reason}")
+        return "\n".join(lines)
+
+
+def describe(path: Path, *, min_share: float) -> Inspected:
+    """Read an artifact, or an ONNX file without a manifest.
+
+    Raises:
+        ArtifactError: A file that is no artifact, or was changed.
+        GraphError: An ONNX file that is none.
+    """
+    from optimizer import verbs
+
+    if path.suffix == ".onnx" and not manifest_path(path).is_file():
+        return _bare_graph(path)
+    artifact = load_artifact(path)
+    manifest = artifact.manifest.model_dump(mode="json")
+    details = dict(manifest.pop("details"))
+    layers = [LayerInfo.model_validate(raw) for raw in details.pop("layers", [])]
+    classes = manifest.pop("classes")
+    facts = {
+        "kind": manifest["kind"],
+        "created": manifest["created"],
+        "sha256": manifest["sha256"],
+        "key": manifest["key"],
+        "settings": manifest["settings"],
+        "inputs": {i["role"]: f"{i['file']} {i['sha256'][:12]}" for i in manifest["inputs"]},
+        "preprocessing": manifest["preprocessing"],
+        "classes": len(classes) if classes else None,
+        "libraries": manifest["libraries"],
+        "device": manifest["device"],
+        **details,
+    }
+    audit = (
+        verbs.audit_engine(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
+    )
+    return Inspected(path, facts, layers, audit)
+
+
+def _bare_graph(path: Path) -> Inspected:
+    from optimizer.engines.graph_facts import graph_facts, layer_flops
+
+    facts = graph_facts(path)
+    return Inspected(
+        path,
+        {
+            "kind": "graph without a manifest",
+            "precision": facts.precision,
+            "input": f"{facts.input_name} {_shape(facts.input_shape)} {facts.input_dtype}",
+            "output": f"{facts.output_name} {_shape(facts.output_shape)}",
+            "GFLOP an image": f"{sum(layer_flops(path).values()) / 1e9:.2f}",
+            **facts.metadata,
+        },
+    )
+
+
+def difference(a: Inspected, b: Inspected, *, as_json: bool) -> str:
+    """Facts and layers in which two artifacts differ."""
+    facts = {
+        name: [a.facts.get(name), b.facts.get(name)]
+        for name in dict.fromkeys([*a.facts, *b.facts])
+        if a.facts.get(name) != b.facts.get(name)
+    }
+    mine, theirs = _by_name(a.layers), _by_name(b.layers)
+    layers = {
+        name: [mine.get(name), theirs.get(name)]
+        for name in dict.fromkeys([*mine, *theirs])
+        if mine.get(name) != theirs.get(name)
+    }
+    if as_json:
+        return json.dumps(
+            {"a": str(a.path), "b": str(b.path), "facts": facts, "layers": layers}, indent=2
+        )
+    lines = [f"a  {a.path}", f"b  {b.path}"]
+    for name, (left, right) in facts.items():
+        lines += [f"  {name}", f"    a  {_short(left)}", f"    b  {_short(right)}"]
+    lines.append(f"  {len(layers)} layers differ")
+    lines += [
+        f"    {name}: {left or '-'} | {right or '-'}" for name, (left, right) in layers.items()
+    ]
+    return "\n".join(lines)
+
+
+def _by_name(layers: list[LayerInfo]) -> dict[str, str]:
+    """Layers by the PyTorch modules in them, where they have any: names of engines differ."""
+    return {
+        " + ".join(layer.torch_names) or layer.name: f"{layer.type} {layer.precision}"
+        for layer in layers
+    }
+
+
+def _layer_line(layer: LayerInfo) -> str:
+    flops = f"{layer.flops / 1e6:9.1f} MFLOP" if layer.flops else " " * 15
+    return f"{layer.precision:<8} {layer.type:<20} {flops}  {' + '.join(layer.torch_names) or layer.name}"
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("N" if d is None else str(d) for d in shape)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+    return text if len(text) <= 160 else text[:157] + "…"

@@ -1,0 +1,250 @@
+"""Commands that judge and use engines: validate, bench, predict, inspect, compare, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optimizer.cli import options as opt
+
+if TYPE_CHECKING:
+    from optimizer.results import BenchResult, ValidateResult
+
+__all__ = ["bench", "compare", "inspect", "predict", "report", "validate"]
+
+Engines = Annotated[list[Path], typer.Argument(help="Engines, graphs or checkpoints.")]
+
+
+def validate(
+    engines: Engines,
+    reference: Annotated[
+        str, typer.Option(help="The model, or your own FP32 ONNX file, to hold them against.")
+    ],
+    data: opt.Data,
+    max_drop: Annotated[str, typer.Option(help="Largest loss of top-1, in points.")] = "1pp",
+    max_flips: Annotated[
+        str | None, typer.Option(help="Largest share of images whose class changes.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take a stratified subset of this many images.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    layers: Annotated[bool, typer.Option("--layers", help="Also look block by block.")] = False,
+    arch: opt.Arch = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option(help="Leave out images that cannot be decoded.")
+    ] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")] = Path(
+        "validate.json"
+    ),
+    as_json: opt.Json = False,
+) -> None:
+    """Prove the accuracy hop by hop: PyTorch, ONNX, the graph as written, the engine.
+
+    Example: resnet-opt validate model.blob --reference model.safetensors --data digits:test
+    """
+    from optimizer import verbs
+    from optimizer.cli.console import progress
+    from optimizer.errors import AccuracyGateFailed, Inconclusive
+    from optimizer.results import write_result
+    from optimizer.units import parse_pp, parse_share
+
+    with progress() as bars:
+        result = verbs.validate(
+            engines,
+            reference=reference,
+            data=data,
+            max_drop_pp=parse_pp(max_drop),
+            max_flips=parse_share(max_flips) if max_flips else None,
+            limit=limit,
+            batch=batch,
+            layers=layers,
+            arch=arch,
+            skip_bad_images=skip_bad_images,
+            predictions=output.with_suffix(".predictions.npz"),
+            progress=bars,
+        )
+    write_result(result, output)
+    _print_validated(result, output, as_json)
+    if result.verdict == "fail":
+        raise AccuracyGateFailed(result.finding)
+    if result.verdict == "inconclusive":
+        needed = f"{result.images_needed} images would decide it" if result.images_needed else None
+        raise Inconclusive(result.finding, mend=needed)
+
+
+def bench(
+    engines: Engines,
+    batch: Annotated[str, typer.Option(help="Batch sizes, 1,8.")] = "1",
+    image_size: opt.ImageSize = None,
+    threads: opt.Threads = None,
+    duration: Annotated[str, typer.Option(help="Time an engine and batch size.")] = "10s",
+    min_effect: Annotated[str, typer.Option(help="Smallest difference of interest.")] = "2%",
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Baseline, measured in the same rounds; slower than it fails (exit 5)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the order of the rounds.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")] = Path(
+        "bench.json"
+    ),
+    as_json: opt.Json = False,
+) -> None:
+    """Measure latency and throughput: a process an engine, rounds in random order, intervals.
+
+    Example: resnet-opt bench model.blob --against model.safetensors --batch 1,8 --duration 10s
+    """
+    from optimizer import verbs
+    from optimizer.cli.console import progress
+    from optimizer.errors import Inconclusive, PerformanceRegression
+    from optimizer.results import write_result
+    from optimizer.units import parse_duration, parse_share
+
+    with progress() as bars:
+        result = verbs.bench(
+            engines,
+            batch=opt.numbers(batch, "the batch sizes"),
+            image_size=image_size,
+            threads=threads,
+            duration_s=parse_duration(duration),
+            min_effect=parse_share(min_effect),
+            against=against,
+            seed=seed,
+            raw_dir=output.parent / f"{output.stem}.raw",
+            progress=bars,
+        )
+    write_result(result, output)
+    _print_measured(result, output, as_json)
+    if result.verdict == "fail":
+        raise PerformanceRegression(result.reason)
+    if result.verdict == "inconclusive":
+        raise Inconclusive(result.reason)
+
+
+def predict(
+    engine: Annotated[Path, typer.Argument(help="An engine or a checkpoint.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    as_json: opt.Json = False,
+) -> None:
+    """Classify images: the best classes with their probabilities.
+
+    Example: resnet-opt predict model.blob cat.jpg dog.png
+    """
+    from optimizer.evaluation.prediction import predict as room
+
+    rows = room(engine, images, top=top)
+    if as_json:
+        typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
+        return
+    for row in rows:
+        typer.echo(row.image)
+        for name, share in zip(row.classes, row.probabilities, strict=True):
+            typer.echo(f"  {share:7.2%}  {name}")
+
+
+def inspect(
+    artifact: Annotated[
+        Path, typer.Argument(help="Any artifact with a manifest, or an ONNX file.")
+    ],
+    diff: Annotated[Path | None, typer.Option(help="Another one to hold against it.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print every layer.")] = False,
+    min_share: Annotated[
+        str, typer.Option(help="Share of the FLOPs that must be in the asked precision.")
+    ] = "95%",
+    as_json: opt.Json = False,
+) -> None:
+    """Show what an artifact is, what an engine computes, and whether that was asked.
+
+    Example: resnet-opt inspect model.blob --layers
+    """
+    from optimizer.cli.inspection import describe, difference
+    from optimizer.errors import PrecisionAuditFailed
+    from optimizer.units import parse_share
+
+    share = parse_share(min_share)
+    shown = describe(artifact, min_share=share)
+    if diff is not None:
+        other = describe(diff, min_share=share)
+        typer.echo(difference(shown, other, as_json=as_json))
+        return
+    typer.echo(shown.as_json() if as_json else shown.as_text(every_layer=layers))
+    if shown.audit is not None and shown.audit.verdict == "fail":
+        raise PrecisionAuditFailed(f"{artifact.name}: {shown.audit.reason}")
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(help="bench.json, validate.json or results.json.")],
+    new: Annotated[Path, typer.Argument(help="The same of another run.")],
+    max_slowdown: Annotated[str, typer.Option(help="Largest slowdown.")] = "3%",
+    max_drop: Annotated[str, typer.Option(help="Largest loss of top-1, in points.")] = "1pp",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare speeds of different machines too.")
+    ] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Hold two results against each other: a gate for CI.
+
+    Example: resnet-opt compare main/bench.json branch/bench.json --max-slowdown 3%
+    """
+    from optimizer.cli.comparison import compare_results
+    from optimizer.units import parse_pp, parse_share
+
+    outcome = compare_results(
+        old,
+        new,
+        max_slowdown=parse_share(max_slowdown),
+        max_drop_pp=parse_pp(max_drop),
+        anyway=anyway,
+    )
+    typer.echo(outcome.as_json() if as_json else outcome.as_text())
+    error = outcome.error()
+    if error is not None:
+        raise error
+
+
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders of run or demo.")],
+    output: opt.Output,
+) -> None:
+    """Write the report of one run, or of several side by side.
+
+    Example: resnet-opt report runs/demo -o report.html
+    """
+    from optimizer.reporting import write_report
+
+    write_report(run_dirs, output)
+    typer.echo(str(output))
+
+
+# --- printing ------------------------------------------------------------------------------------
+
+
+def _print_validated(result: ValidateResult, output: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+        return
+    from optimizer.cli.tables import validated_table
+
+    _print(validated_table(result))
+    typer.echo(result.finding)
+    typer.echo(f"{result.verdict}; details in {output}")
+
+
+def _print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+        return
+    from optimizer.cli.tables import measured_table
+
+    _print(measured_table(result))
+    typer.echo(f"{result.verdict}: {result.reason}; details in {output}")
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)

@@ -1,0 +1,106 @@
+"""Options that several commands share, so that one flag means one thing everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.errors import UsageError
+
+__all__ = [
+    "Arch",
+    "CacheOff",
+    "Calib",
+    "CalibImages",
+    "Data",
+    "EncodingsFile",
+    "HighPrecision",
+    "ImageSize",
+    "Json",
+    "Method",
+    "Output",
+    "Stats",
+    "Threads",
+    "batch_size",
+    "cache_of",
+    "numbers",
+    "words",
+]
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only the result, as JSON, to stdout.")]
+Arch = Annotated[
+    str | None, typer.Option("--arch", help="Architecture of a checkpoint that does not say.")
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=8, help="Side of the images in pixels.")
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads an engine; default: all cores.")
+]
+Data = Annotated[
+    str,
+    typer.Option("--data", help="Labelled images: digits:test, an ImageFolder, or file.npz."),
+]
+Calib = Annotated[
+    str | None,
+    typer.Option("--calib", help="Calibration images: digits:train, a folder, or file.npz."),
+]
+CalibImages = Annotated[
+    int, typer.Option("--calib-images", min=8, help="How many of them, stratified by class.")
+]
+Stats = Annotated[
+    Path | None, typer.Option("--stats", help="Statistics from resnet-opt calibrate.")
+]
+EncodingsFile = Annotated[
+    Path | None, typer.Option("--encodings", help="Encodings to use as they are, maybe edited.")
+]
+Method = Annotated[
+    str, typer.Option("--method", help="Range method: mse, minmax, percentile or entropy.")
+]
+HighPrecision = Annotated[
+    str | None,
+    typer.Option("--high-precision", help="fp16 or fp32 around INT8; default: the target's own."),
+]
+CacheOff = Annotated[
+    bool, typer.Option("--no-cache", help="Make everything anew and keep no copies.")
+]
+
+
+def cache_of(off: bool) -> object:
+    """The user's cache, or ``None``."""
+    from optimizer.artifacts import Cache
+
+    return None if off else Cache.default()
+
+
+def batch_size(text: str) -> int | None:
+    """``dynamic`` or a number.
+
+    Raises:
+        UsageError: Neither.
+    """
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"a batch of {text!r}", mend="dynamic, or a number of images")
+    return int(text)
+
+
+def numbers(text: str, what: str) -> list[int]:
+    """``1,8,32`` as numbers.
+
+    Raises:
+        UsageError: Something else, or nothing.
+    """
+    parts = words(text)
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"cannot read {what} {text!r}", mend="numbers such as 1,8")
+    return [int(part) for part in parts]
+
+
+def words(text: str | None) -> list[str]:
+    """A comma-separated list."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,67 @@
+"""Tables of single results for the terminal; the whole run's table is the report's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.results import BenchResult, ValidateResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["measured_table", "validated_table"]
+
+
+def validated_table(result: ValidateResult) -> Table:
+    """One row a hop."""
+    table = _table(
+        "hop", "computed by", "top-1", "drop, pp", "95 % interval", "flips", "SQNR, dB", "verdict"
+    )
+    for hop in result.hops:
+        low_high = hop.drop_ci95_pp
+        table.add_row(
+            hop.name,
+            hop.executor,
+            _number(hop.top1, "{:.2%}"),
+            _number(hop.drop_pp, "{:+.2f}"),
+            f"{low_high[0]:+.2f} … {low_high[1]:+.2f}" if low_high else "–",
+            _number(hop.flips, "{}"),
+            _number(hop.sqnr_db, "{:.1f}"),
+            hop.verdict or hop.error or hop.status,
+        )
+    return table
+
+
+def measured_table(result: BenchResult) -> Table:
+    """One row an engine and batch size."""
+    table = _table(
+        "engine", "batch", "images/s", "p50, ms", "p99, ms", "ratio", "95 % interval", ""
+    )
+    ratios = {(c.b, c.batch): c for c in result.comparisons}
+    for engine in result.engines:
+        compared = ratios.get((engine.name, engine.batch))
+        latency = engine.latency_ms
+        table.add_row(
+            engine.name,
+            str(engine.batch),
+            _number(engine.images_per_s, "{:.1f}"),
+            _number(latency.p50 if latency else None, "{:.2f}"),
+            _number(latency.p99 if latency else None, "{:.2f}"),
+            f"{compared.ratio:.2f}x" if compared else "–",
+            f"{compared.ci95[0]:.2f} … {compared.ci95[1]:.2f}" if compared else "–",
+            compared.verdict if compared else engine.error or "baseline",
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

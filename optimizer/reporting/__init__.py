@@ -1,0 +1,89 @@
+"""Reports: HTML, Markdown, CSV and the terminal's summary, all from the same results.
+
+Nothing is measured, judged or looked up here: every word and number of a report comes from a
+`RunResult`, and a value that is not in it is a dash with a footnote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from optimizer.artifacts import write_text_atomically
+from optimizer.errors import ArtifactError, UsageError
+from optimizer.reporting.markdown import render_markdown
+from optimizer.reporting.page import render_html
+from optimizer.reporting.spreadsheet import csv_of, render_csv
+from optimizer.reporting.terminal import render_console
+from optimizer.results import RunResult, read_result
+
+__all__ = [
+    "load_run",
+    "render_console",
+    "render_csv",
+    "render_html",
+    "render_markdown",
+    "write_report",
+]
+
+SUFFIXES = (".html", ".md", ".csv")
+
+
+def load_run(folder: Path) -> RunResult:
+    """Read the results of a run folder.
+
+    Raises:
+        ArtifactError: No ``results.json`` in it, or one that cannot be read or is no run's.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"no such folder: {folder}", mend="name the folder that a run wrote")
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder} has no results.json",
+            mend="name the folder that resnet-opt run or demo wrote; an interrupted run has none",
+        )
+    result = read_result(path)
+    if not isinstance(result, RunResult):
+        raise ArtifactError(
+            f"{path} holds the result of {result.kind}, not of a run",
+            mend="name the folder that resnet-opt run or demo wrote",
+        )
+    return result
+
+
+def write_report(run_dirs: Sequence[Path], output: Path) -> None:
+    """Write the report of one or several runs; the suffix of ``output`` decides the format.
+
+    Links in it are relative, from the folder of ``output`` to the run folders.
+
+    Args:
+        run_dirs: Folders with a ``results.json``; several are shown side by side.
+        output: ``.html``, ``.md`` or ``.csv``.
+
+    Raises:
+        UsageError: No folder, or another suffix.
+        ArtifactError: As `load_run`.
+    """
+    if not run_dirs:
+        raise UsageError("no run folder to report on", mend="name at least one run folder")
+    suffix = output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(
+            f"a report cannot be written as {output.name}",
+            mend=f"end its name in {', '.join(SUFFIXES)}",
+        )
+    runs = [(load_run(folder), _seen_from(output, folder)) for folder in run_dirs]
+    match suffix:
+        case ".html":
+            text = render_html(runs)
+        case ".md":
+            text = "\n".join(render_markdown(run, folder) for run, folder in runs)
+        case _:
+            text = csv_of([run for run, _ in runs])
+    write_text_atomically(output, text)
+
+
+def _seen_from(output: Path, folder: Path) -> Path:
+    return Path(os.path.relpath(folder.resolve(), output.parent.resolve()))

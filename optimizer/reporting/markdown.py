@@ -1,0 +1,159 @@
+"""The Markdown report: the essentials of the page as compact tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from optimizer.reporting import accuracy, open_ends, provenance, speed
+from optimizer.reporting.join import engine_rows
+from optimizer.reporting.links import Links
+from optimizer.reporting.model import Cell, Row, Table
+from optimizer.reporting.numbers import fixed, interval
+from optimizer.reporting.page import VERDICT_MEANING, VERDICT_WORDS, recipe_yaml
+from optimizer.reporting.provenance import Fact
+from optimizer.results import RunResult
+
+__all__ = ["render_markdown"]
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+def render_markdown(run: RunResult, folder: Path = Path()) -> str:
+    """Render one run as Markdown.
+
+    Args:
+        run: The run.
+        folder: The run folder as seen from the folder that the file will lie in.
+    """
+    links = Links(folder)
+    rows = engine_rows(run)
+    validate, bench = run.validate_, run.bench
+    lines = [
+        f"# {_text(run.title)}",
+        "",
+        f"**Verdict: {VERDICT_WORDS[run.verdict]}.** {VERDICT_MEANING[run.verdict]}",
+        "",
+        *[f"{i}. {_text(finding)}" for i, finding in enumerate(run.findings, 1)],
+        "",
+        *_bullets("What is open, and what would decide it", open_ends.open_questions(run, rows)),
+        f"Evidence: {_link('results.json', links.results)}",
+        "",
+        "## What was measured",
+        "",
+        *_facts(provenance.measured_on(run)),
+        "## Speed and accuracy",
+        "",
+        *_table(speed.main_table(run, rows, links)),
+        *_table(speed.comparison_table(run)),
+        "## Accuracy hop by hop",
+        "",
+    ]
+    if validate:
+        lines += [
+            _text(validate.finding),
+            "",
+            *_table(accuracy.hop_table(run, validate, links)),
+            *_table(accuracy.block_table(validate)),
+            *_table(accuracy.consistency_table(rows)),
+        ]
+    else:
+        lines += [
+            "This run has no validation: nothing is known of its engines' accuracy.",
+            "",
+        ]
+    lines += ["## Precision audit", ""]
+    audit = accuracy.audit_table(rows)
+    lines += _table(audit) if audit else ["Not audited in this run.", ""]
+    lines += ["## Can the times be trusted", ""]
+    if bench:
+        lines += [_text(bench.reason), "", *_control(run)]
+        lines += _facts(provenance.condition_facts(bench.conditions))
+    else:
+        lines += ["This run has no benchmark: nothing is known of its engines' speed.", ""]
+    lines += ["## Builds", "", *_table(provenance.build_table(rows, links))]
+    lines += _bullets("## What cannot be concluded", open_ends.limits(run, rows))
+    lines += ["## How to reproduce", "", *_fenced(run.command, "sh")]
+    recipe = recipe_yaml(run)
+    if recipe:
+        lines += _fenced(recipe.rstrip("\n"), "yaml")
+    lines += [*_table(provenance.digest_table(run, links)), *_table(provenance.library_table(run))]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _control(run: RunResult) -> list[str]:
+    control = run.bench.a_a_control if run.bench else None
+    if control is None:
+        return ["A/A control: none in this run.", ""]
+    found = f"{fixed(control.ratio, 3)} {interval(control.ci95, 3)}"
+    name = f"{_text(control.a)} against itself at batch {control.batch}"
+    return [f"A/A control: {name} came out **{control.verdict}**, ratio {found}.", ""]
+
+
+def _text(text: str) -> str:
+    """One line of plain text: nothing in it is Markdown or HTML."""
+    escaped = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def _link(text: str, href: str | None) -> str:
+    # Quoted already; only parentheses could end a Markdown link.
+    if href is None:
+        return _text(text)
+    return f"[{_text(text)}]({href.replace('(', '%28').replace(')', '%29')})"
+
+
+def _fenced(text: str, language: str) -> list[str]:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text, fence, ""]
+
+
+def _bullets(heading: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    head = heading if heading.startswith("#") else f"**{heading}**"
+    return [head, "", *[f"- {_text(item)}" for item in items], ""]
+
+
+def _facts(facts: Sequence[Fact]) -> list[str]:
+    return [*[f"- {_text(fact.label)}: {_text(fact.text)}" for fact in facts], ""]
+
+
+def _cell(cell: Cell) -> str:
+    text = _link(cell.text, cell.href) if cell.text else ""
+    if cell.mark:
+        text += f"<sup>{cell.mark}</sup>"
+    return f"{text} {_text(cell.detail)}" if cell.detail else text
+
+
+def _row(row: Row) -> str:
+    cells = [_cell(cell) for cell in row.cells]
+    if row.depth:
+        cells[0] = "&nbsp;" * 3 * (row.depth - 1) + "└ " + cells[0]
+    if row.highlight:
+        cells[0] = f"**first failing** {cells[0]}"
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(table: Table | None) -> list[str]:
+    if table is None or not table.rows:
+        return []
+    heads = [
+        _text(column.heading) + (f" ({_text(column.hint)})" if column.hint else "")
+        for column in table.columns
+    ]
+    rules = ["---:" if column.numeric else "---" for column in table.columns]
+    remarks = [f"- {_text(row.remark)}" for row in table.rows if row.remark]
+    notes = [f"- <sup>{note.mark}</sup> {_text(note.text)}" for note in table.notes]
+    below = [*remarks, *notes]
+    return [
+        f"{_text(table.caption)}",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join(rules) + " |",
+        *[_row(row) for row in table.rows],
+        "",
+        *([*below, ""] if below else []),
+    ]

@@ -1,0 +1,321 @@
+"""Tables of speed and size, and the main table that sets accuracy beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optimizer.reporting.join import STATUS_WORDS, EngineRow, baseline_label, baseline_name
+from optimizer.reporting.links import Links
+from optimizer.reporting.model import SAME, Cell, Column, Notes, Row, Table, verdict_cell
+from optimizer.reporting.numbers import (
+    DASH,
+    decimals,
+    fixed,
+    interval,
+    mebibytes,
+    percent,
+    significant,
+)
+from optimizer.results import Audit, Comparison, EngineBench, RunResult
+
+__all__ = [
+    "SAMPLES_NEEDED",
+    "comparison_table",
+    "computed",
+    "flips_cell",
+    "latency_cell",
+    "main_table",
+    "share_text",
+    "sqnr_cell",
+]
+
+SAMPLES_NEEDED = {"p90": 29, "p95": 59, "p99": 299, "p99_9": 2995}
+"""Samples from which a distribution-free 95 % upper bound of the percentile exists.
+
+The largest of n samples lies above the p-th percentile with probability 1 - p^n; this is the
+smallest n for which that is at least 95 %.
+"""
+
+_KEEP = "\N{NO-BREAK SPACE}"
+
+
+def main_table(run: RunResult, rows: Sequence[EngineRow], links: Links) -> Table:
+    """Speed and accuracy: one group an engine, one row a batch size."""
+    notes = Notes()
+    base = baseline_label(run.bench) if run.bench else None
+    lines: list[Row] = []
+    for row in rows:
+        head = [_engine_cell(row, links), _precision_cell(row, notes)]
+        tail = [*_accuracy_cells(run, row, notes), _size_cell(row, notes), _status_cell(row)]
+        benches: Sequence[EngineBench | None] = row.benches or [None]
+        for index, bench in enumerate(benches):
+            speed = _speed_cells(run, row, bench, notes, links)
+            cells = [*head, *speed, *tail]
+            if index:
+                cells = [SAME, SAME, *speed, *([SAME] * len(tail))]
+            last = index == len(benches) - 1
+            lines.append(Row(cells, remark=_remark(row) if last else None))
+    against = f" Speed-up is against {base}." if base else ""
+    table = Table(
+        id="engines",
+        caption="Speed and accuracy of every engine; intervals are 95 %." + against,
+        columns=[
+            Column("Engine", numeric=False),
+            Column("Precision", numeric=False, hint="asked → computed"),
+            Column("Batch", "images"),
+            Column("Throughput", "images/s", hint="95 % interval"),
+            Column("Speed-up", "×", hint="95 % interval"),
+            Column("p50", "ms"),
+            Column("p99", "ms"),
+            Column("Top-1", "%"),
+            Column("Drop", "pp", hint="paired 95 %"),
+            Column("Flips", "images"),
+            Column("SQNR", "dB"),
+            Column("Size", "MiB"),
+            Column("Status", numeric=False),
+        ],
+        rows=lines,
+        notes=notes.all(),
+    )
+    return table.keep(range(len(table.columns)))
+
+
+def _remark(row: EngineRow) -> str | None:
+    if not row.reasons:
+        return None
+    word = STATUS_WORDS[row.status] if row.status != "ok" else "not complete"
+    return f"{row.name}: {word}: {'; '.join(row.reasons)}"
+
+
+def _engine_cell(row: EngineRow, links: Links) -> Cell:
+    href = links.to(row.path) if row.status in ("ok", "built-not-run") else None
+    backend = "PyTorch eager" if row.backend == "torch" else row.backend
+    return Cell(row.name, detail=backend, href=href)
+
+
+def _precision_cell(row: EngineRow, notes: Notes) -> Cell:
+    # A storage-only engine is audited for what it computes in, but was asked for as its label says.
+    asked = row.precision or (row.audit.asked if row.audit else None)
+    if asked is None:
+        return notes.missing("The results do not say which precision was asked for.")
+    if row.audit is None:
+        mark = notes.mark("No precision audit: what this engine computes in was not checked.")
+        return Cell(asked, detail="not audited", mark=mark)
+    if row.audit.share is None:
+        mark = notes.mark("The engine does not tell which precision its layers compute in.")
+        return Cell(asked, detail="not told", mark=mark)
+    badge = None if row.audit.verdict == "pass" else row.audit.verdict
+    return Cell(asked, detail=f"→ {computed(row.audit)}", badge=badge)
+
+
+def computed(audit: Audit) -> str:
+    """``int8 97.2 %, fp32 2.8 %``: shares of the FLOPs, largest first."""
+    shares = sorted(audit.computed.items(), key=lambda item: -item[1])
+    texts = [f"{name} {share_text(share)} %".replace(" ", _KEEP) for name, share in shares]
+    return ", ".join(texts) or DASH
+
+
+def share_text(share: float) -> str:
+    """A share in percent with one digit; neither all nor nothing unless it is."""
+    if 0 < share < 0.0005:
+        return "< 0.1"
+    return "> 99.9" if 0.9995 <= share < 1 else percent(share, 1)
+
+
+def _speed_cells(
+    run: RunResult, row: EngineRow, bench: EngineBench | None, notes: Notes, links: Links
+) -> list[Cell]:
+    if bench is None:
+        why = "Not timed." if run.bench else "This run has no benchmark."
+        if run.bench and row.status != "ok":
+            why = f"Not timed: {STATUS_WORDS[row.status]}."
+        return [notes.missing(why)] * 5
+    batch = Cell(str(bench.batch), value=bench.batch)
+    if bench.status != "ok":
+        why = f"Not timed: {STATUS_WORDS[bench.status]}."
+        return [batch, *([notes.missing(why)] * 4)]
+    return [
+        batch,
+        _rate_cell(bench, notes, links),
+        _speedup_cell(row, bench, notes),
+        latency_cell(bench, "p50", notes),
+        latency_cell(bench, "p99", notes),
+    ]
+
+
+def _rate_cell(bench: EngineBench, notes: Notes, links: Links) -> Cell:
+    rate = bench.images_per_s
+    if rate is None:
+        return notes.missing("No throughput was recorded.")
+    bounds = bench.images_per_s_ci95
+    mark = None if bounds else notes.mark("No interval: too few rounds to tell how sure this is.")
+    return Cell(
+        significant(rate),
+        value=rate,
+        detail=interval(bounds, decimals(rate)),
+        bounds=bounds,
+        mark=mark,
+        href=links.to(bench.raw_file),
+    )
+
+
+def _speedup_cell(row: EngineRow, bench: EngineBench, notes: Notes) -> Cell:
+    if row.is_baseline:
+        return Cell("1", value=1, detail="baseline")
+    comparison = row.speedups.get(bench.batch)
+    if comparison is None:
+        return notes.missing("Not compared with the baseline in interleaved rounds at this batch.")
+    return ratio_cell(comparison)
+
+
+def ratio_cell(comparison: Comparison) -> Cell:
+    """The ratio of a comparison with its interval; set off when it decides nothing or is slower."""
+    badges = {"inconclusive": "inconclusive", "slower": "fail"}
+    places = 2 if comparison.ratio >= 2 else 3
+    return Cell(
+        fixed(comparison.ratio, places),
+        value=comparison.ratio,
+        detail=interval(comparison.ci95, places),
+        bounds=comparison.ci95,
+        badge=badges.get(comparison.verdict),
+    )
+
+
+def latency_cell(bench: EngineBench, which: str, notes: Notes) -> Cell:
+    """One percentile in ms; a dash that says how many samples it would take."""
+    value = getattr(bench.latency_ms, which) if bench.latency_ms else None
+    if value is not None:
+        return Cell(significant(value), value=value)
+    if bench.latency_ms is None:
+        return notes.missing("No latency was recorded.")
+    label, needed = which.replace("_", "."), SAMPLES_NEEDED.get(which, 0)
+    if bench.samples < needed:
+        why = f"Too few samples for {label}: a distribution-free 95 % bound needs {needed:,}."
+        return notes.missing(why, detail=f"n = {bench.samples:,}")
+    return notes.missing(f"{label} was not recorded.")
+
+
+def _accuracy_cells(run: RunResult, row: EngineRow, notes: Notes) -> list[Cell]:
+    hop = row.hop
+    if hop is None or hop.status != "ok":
+        why = "This run has no validation." if run.validate_ is None else "Not validated."
+        if run.validate_ and row.status != "ok":
+            why = f"Not validated: {STATUS_WORDS[row.status]}.{_prediction(run, row)}"
+        return [notes.missing(why)] * 4
+    places = 2 if hop.n < 5000 else 3
+    if hop.top1 is None:
+        top1 = notes.missing("Top-1 was not recorded.")
+    else:
+        top1 = Cell(percent(hop.top1, places), value=hop.top1 * 100)
+    if row.is_reference:
+        noise = notes.missing("The reference itself: there is no noise to measure.")
+        return [top1, Cell("0", value=0, detail="reference"), Cell("0", value=0), noise]
+    if hop.drop_pp is None:
+        drop = notes.missing("The drop was not recorded.")
+    else:
+        mark = None if hop.drop_ci95_pp else notes.mark("No paired interval was recorded.")
+        drop = Cell(
+            fixed(hop.drop_pp, places, sign="+"),
+            value=hop.drop_pp,
+            detail=interval(hop.drop_ci95_pp, places, sign="+"),
+            bounds=hop.drop_ci95_pp,
+            mark=mark,
+            badge=None if hop.verdict in (None, "pass") else hop.verdict,
+        )
+    flips = flips_cell(hop.flips, hop.n, notes)
+    return [top1, drop, flips, sqnr_cell(hop.sqnr_db, hop.flips, notes)]
+
+
+def _prediction(run: RunResult, row: EngineRow) -> str:
+    """What the graph of an engine that cannot run here came to, executed as written."""
+    graph = row.graph_hop(run)
+    if graph is None or graph.top1 is None or graph.drop_pp is None:
+        return ""
+    places = 2 if graph.n < 5000 else 3
+    drop = f"{fixed(graph.drop_pp, places, sign='+')} {interval(graph.drop_ci95_pp, places) or ''}"
+    return (
+        f" The graph it was built from, executed as written: top-1 "
+        f"{percent(graph.top1, places)} %, drop {drop.strip()} pp ({graph.name})."
+    )
+
+
+def flips_cell(flips: int | None, n: int, notes: Notes) -> Cell:
+    """Images that changed class, of how many."""
+    if flips is None:
+        return notes.missing("Flips were not counted.")
+    return Cell(f"{flips:,}", value=flips, detail=f"of {n:,}" if n else None)
+
+
+def sqnr_cell(sqnr: float | None, flips: int | None, notes: Notes) -> Cell:
+    """Signal to noise in dB; its absence means identical outputs, unless they differ."""
+    if sqnr is not None:
+        return Cell(fixed(sqnr, 1), value=sqnr)
+    if flips:
+        return notes.missing("SQNR was not recorded.")
+    return notes.missing("No SQNR: the outputs are identical, or it was not recorded.")
+
+
+def _size_cell(row: EngineRow, notes: Notes) -> Cell:
+    sizes = [bench.engine_bytes for bench in row.benches if bench.engine_bytes is not None]
+    size = max(sizes) if sizes else row.size_when_built
+    if size is None:
+        return notes.missing("The results do not carry this engine's size.")
+    return Cell(mebibytes(size), value=size / 2**20)
+
+
+def _status_cell(row: EngineRow) -> Cell:
+    if row.status != "ok":
+        badge = "fail" if row.status == "failed" else "inconclusive"
+        return Cell(STATUS_WORDS[row.status], badge=badge)
+    verdicts = {
+        "accuracy": row.hop.verdict if row.hop and not row.is_reference else None,
+        "precision": row.audit.verdict if row.audit else None,
+        "batches": _worst([check.verdict for check in row.consistency]),
+    }
+    judged = {what: verdict for what, verdict in verdicts.items() if verdict}
+    bad = [f"{what} {verdict}" for what, verdict in judged.items() if verdict != "pass"]
+    worst = _worst(list(judged.values()))
+    if any(bench.status != "ok" for bench in row.benches):
+        bad, worst = ["not timed at every batch", *bad], "fail"
+    if bad:
+        return Cell("; ".join(bad), badge=worst)
+    if not judged:
+        return Cell("ok", detail="reference" if row.is_reference else "not judged")
+    return Cell("pass", detail=", ".join(judged), badge="pass")
+
+
+def _worst(verdicts: Sequence[str]) -> str | None:
+    return next((v for v in ("fail", "inconclusive", "pass") if v in verdicts), None)
+
+
+def comparison_table(run: RunResult) -> Table | None:
+    """Every paired comparison of the run; ``None`` if there is none."""
+    if not run.bench or not run.bench.comparisons:
+        return None
+    base = baseline_name(run.bench)
+    rows: list[Row] = []
+    previous = None
+    for c in sorted(run.bench.comparisons, key=lambda c: (c.a != base, c.a)):
+        cells = [
+            Cell(c.a) if c.a != previous else SAME,
+            Cell(c.b),
+            Cell(str(c.batch), value=c.batch),
+            ratio_cell(c),
+            Cell(percent(c.min_effect, 1), value=c.min_effect * 100),
+            verdict_cell(c.verdict),
+        ]
+        rows.append(Row(cells))
+        previous = c.a
+    return Table(
+        id="comparisons",
+        caption="Paired comparisons from interleaved rounds: the speed of B in units of A.",
+        columns=[
+            Column("A", numeric=False),
+            Column("B", numeric=False),
+            Column("Batch", "images"),
+            Column("Speed of B / A", "×", hint="95 % interval"),
+            Column("Smallest effect of interest", "%"),
+            Column("Verdict on B", numeric=False),
+        ],
+        rows=rows,
+    )

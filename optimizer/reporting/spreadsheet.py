@@ -1,0 +1,132 @@
+"""The CSV report: one row an engine and batch, unrounded, units in the column names."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from optimizer.reporting.join import EngineRow, engine_rows
+from optimizer.results import EngineBench, Interval, RunResult
+
+__all__ = ["csv_of", "render_csv"]
+
+Value = str | int | float | None
+
+
+def render_csv(run: RunResult) -> str:
+    """Render one run as CSV; an unknown value is an empty field.
+
+    Shares and accuracies are fractions of one, as in ``results.json``.
+    """
+    return csv_of([run])
+
+
+def csv_of(runs: Sequence[RunResult]) -> str:
+    """Render several runs into one CSV; the column ``run`` tells them apart."""
+    records = [record for run in runs for row in engine_rows(run) for record in _records(run, row)]
+    stream = io.StringIO()
+    columns = list(records[0]) if records else list(_record_columns())
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({name: _field(value) for name, value in record.items()})
+    return stream.getvalue()
+
+
+def _records(run: RunResult, row: EngineRow) -> list[dict[str, Value]]:
+    return [_record(run, row, bench) for bench in row.benches] or [_record(run, row, None)]
+
+
+def _record_columns() -> list[str]:
+    empty = RunResult(
+        created="",
+        title="",
+        command="",
+        recipe={},
+        environment={},
+        stages=[],
+        verdict="inconclusive",
+        findings=[],
+        seconds=0,
+    )
+    return list(_record(empty, EngineRow(""), None))
+
+
+def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[str, Value]:
+    latency = bench.latency_ms if bench else None
+    speedup = row.speedups.get(bench.batch) if bench else None
+    hop, audit = row.hop, row.audit
+    checks = [check.verdict for check in row.consistency]
+    return {
+        "run": run.title,
+        "run_created": run.created,
+        "engine": row.name,
+        "file": row.file,
+        "backend": row.backend,
+        "precision_asked": audit.asked if audit else row.precision,
+        "precision_computed_shares": _shares(row),
+        "precision_share": audit.share if audit else None,
+        "status": bench.status if bench and row.status == "ok" else row.status,
+        "reason": "; ".join(row.reasons) or None,
+        "batch_images": bench.batch if bench else None,
+        "image_size_px": bench.image_size if bench else None,
+        "threads": bench.threads if bench else None,
+        "streams": bench.streams if bench else None,
+        "samples": bench.samples if bench else None,
+        "rounds": bench.rounds if bench else None,
+        "throughput_images_per_s": bench.images_per_s if bench else None,
+        **_ends("throughput_images_per_s", bench.images_per_s_ci95 if bench else None),
+        "rate_batches_per_s": bench.batches_per_s if bench else None,
+        "speedup_against": speedup.a if speedup else None,
+        "speedup_ratio": speedup.ratio if speedup else None,
+        **_ends("speedup_ratio", speedup.ci95 if speedup else None),
+        "speedup_verdict": speedup.verdict if speedup else None,
+        "latency_mean_ms": latency.mean if latency else None,
+        "latency_p50_ms": latency.p50 if latency else None,
+        **_ends("latency_p50_ms", bench.latency_ci95_ms if bench else None),
+        "latency_p90_ms": latency.p90 if latency else None,
+        "latency_p95_ms": latency.p95 if latency else None,
+        "latency_p99_ms": latency.p99 if latency else None,
+        "latency_p99_9_ms": latency.p99_9 if latency else None,
+        "process_start_s": bench.start_s if bench else None,
+        "first_inference_ms": bench.first_inference_ms if bench else None,
+        "build_s": bench.build_s if bench else None,
+        "load_s": bench.load_s if bench else None,
+        "engine_size_bytes": bench.engine_bytes if bench else None,
+        "peak_rss_bytes": bench.peak_rss_bytes if bench else None,
+        "gpu_memory_bytes": bench.gpu_memory_bytes if bench else None,
+        "energy_j": bench.energy_j if bench else None,
+        "accuracy_n_images": hop.n if hop else None,
+        "top1_fraction": hop.top1 if hop else None,
+        **_ends("top1_fraction", hop.top1_ci95 if hop else None),
+        "top5_fraction": hop.top5 if hop else None,
+        "drop_pp": hop.drop_pp if hop else None,
+        **_ends("drop_pp", hop.drop_ci95_pp if hop else None),
+        "mcnemar_p": hop.mcnemar_p if hop else None,
+        "flips_images": hop.flips if hop else None,
+        "sqnr_db": hop.sqnr_db if hop else None,
+        "max_abs_diff_logits": hop.max_abs_diff if hop else None,
+        "accuracy_verdict": hop.verdict if hop else None,
+        "precision_verdict": audit.verdict if audit else None,
+        "batch_consistency_verdict": "; ".join(checks) or None,
+        "raw_samples_file": bench.raw_file if bench else None,
+    }
+
+
+def _ends(name: str, bounds: Interval | None) -> dict[str, Value]:
+    low, high = bounds or (None, None)
+    return {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+
+
+def _shares(row: EngineRow) -> str | None:
+    if not row.audit or row.audit.share is None:
+        return None
+    return "; ".join(f"{name}={share!r}" for name, share in row.audit.computed.items())
+
+
+def _field(value: Value) -> Value:
+    # A spreadsheet runs text that starts like a formula; numbers are not text and stay as they are.
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        return f"'{value}"
+    return value

@@ -1,0 +1,73 @@
+"""The summary that the terminal shows at the end of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.reporting import open_ends, speed
+from optimizer.reporting.join import engine_rows
+from optimizer.reporting.links import Links
+from optimizer.reporting.model import Cell
+from optimizer.reporting.page import VERDICT_WORDS
+from optimizer.results import RunResult
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+__all__ = ["render_console"]
+
+_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+_SHOWN = (
+    "Engine",
+    "Precision",
+    "Batch",
+    "Throughput",
+    "Speed-up",
+    "p50",
+    "Drop",
+    "Flips",
+    "Status",
+)
+
+
+def render_console(run: RunResult) -> RenderableType:
+    """The verdict, the findings and the main table, narrow enough for a terminal.
+
+    Names and messages are printed as they are: rich's markup in them has no effect.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = engine_rows(run)
+    table = speed.main_table(run, rows, Links()).only(_SHOWN)
+    shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for column in table.columns:
+        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
+        shown.add_column(Text(heading), justify="right" if column.numeric else "left")
+    for row in table.rows:
+        shown.add_row(*[_cell(cell) for cell in row.cells])
+    lines: list[RenderableType] = [
+        Text(run.title, style="bold"),
+        Text(f"Verdict: {VERDICT_WORDS[run.verdict]}", style=_STYLES[run.verdict]),
+        *[Text(f"- {finding}") for finding in run.findings],
+        Text(),
+    ]
+    if table.rows:
+        lines += [shown, Text()]
+    lines += [Text(row.remark, style="yellow") for row in table.rows if row.remark]
+    lines += [Text(f"{n.mark}  {n.text}", style="dim") for n in table.notes]
+    lines += [Text(f"Open: {question}") for question in open_ends.open_questions(run, rows)]
+    return Group(*lines)
+
+
+def _cell(cell: Cell) -> Text:
+    from rich.text import Text
+
+    text = Text(cell.text, style=_STYLES.get(cell.badge or "", ""))
+    if cell.mark:
+        text.append(f" {cell.mark}", style="dim")
+    if cell.detail:
+        text.append(f"\n{cell.detail}", style="dim")
+    return text
