@@ -1,0 +1,158 @@
+"""What `bench` is asked for, checked before any engine is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import Manifest, manifest_path, read_manifest
+from optimizer.errors import UsageError
+from optimizer.targets.hardware import cpu_features
+
+__all__ = ["EngineFacts", "check_options", "describe_engines", "with_baseline"]
+
+_CHECKPOINTS = {".safetensors", ".pth", ".pt"}
+_LONGEST_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What is known of an engine before it is opened, from its manifest.
+
+    Attributes:
+        name: Its file name, with folders before it where two engines have the same.
+        image_size: What it was built for; ``None`` if the manifest does not say.
+        smallest_batch, largest_batch: What it was built for; ``None`` where it is not limited.
+    """
+
+    path: Path
+    name: str
+    backend: str
+    precision: str
+    image_size: int | None = None
+    smallest_batch: int | None = None
+    largest_batch: int | None = None
+    build_s: float | None = None
+
+
+def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:
+    """The engines, the baseline among them.
+
+    Raises:
+        UsageError: There is none, or one of them is named twice.
+    """
+    paths = [*engines]
+    if against is not None and against not in paths:
+        paths.insert(0, against)
+    if not paths:
+        raise UsageError("no engine to measure", mend="resnet-opt bench ENGINE…")
+    if len(set(paths)) < len(paths):
+        raise UsageError(
+            "an engine is named twice", mend="the control measures the baseline twice by itself"
+        )
+    return paths
+
+
+def check_options(
+    *,
+    batches: Sequence[int],
+    image_size: int | None,
+    threads: int | None,
+    duration_s: float,
+    min_effect: float,
+    call_timeout_s: float,
+) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        UsageError: Which one, and what it may be.
+    """
+    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
+        raise UsageError(f"batches must be different positive numbers, not {list(batches)}")
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"the image size must be positive, not {image_size}")
+    cores = cpu_features().physical_cores
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(
+            f"{threads} threads on {cores} cores would measure the scheduler",
+            mend=f"--threads 1 to {cores}",
+        )
+    for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):
+        if not 0.0 < seconds <= _LONGEST_S:  # false for NaN too
+            raise UsageError(f"the {name} must be within 0 s and 24 h, not {seconds} s")
+    if not 0.0 < min_effect < 1.0:
+        raise UsageError(f"the smallest effect must lie between 0 and 100 %, not {min_effect:.0%}")
+
+
+def describe_engines(paths: Sequence[Path], batches: Sequence[int]) -> list[EngineFacts]:
+    """Read the manifests of all engines.
+
+    Raises:
+        ArtifactError: A file or its manifest is missing or damaged.
+        UsageError: A file is no engine, or was not built for one of the batches.
+    """
+    facts = [_describe(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    for fact in facts:
+        _check_batches(fact, batches)
+    return facts
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    absolute = [p.absolute() for p in paths]
+    for depth in range(1, max(len(p.parts) for p in absolute) + 1):
+        names = ["/".join(p.parts[-depth:]) for p in absolute]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError("an engine is named twice, by different paths")
+
+
+def _describe(path: Path, name: str) -> EngineFacts:
+    manifest: Manifest | None = None
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", mend="check the path")
+    if path.suffix not in _CHECKPOINTS or manifest_path(path).is_file():
+        manifest = read_manifest(path)
+    if manifest is None or (manifest.kind != "engine" and path.suffix in _CHECKPOINTS):
+        crop = ((manifest.preprocessing if manifest else None) or {}).get("crop")
+        return EngineFacts(path=path, name=name, backend="torch", precision="fp32", image_size=crop)
+    if manifest.kind != "engine":
+        raise UsageError(
+            f"{path.name} is a {manifest.kind}, not an engine",
+            mend=f"resnet-opt build {path.name} --engine auto",
+        )
+    settings, details = manifest.settings, manifest.details
+    smallest, largest = _batch_range(settings)
+    precision = str(settings.get("precision"))
+    if (settings.get("options") or {}).get("storage_only"):
+        precision = f"{precision} storage, fp32 compute"
+    return EngineFacts(
+        path=path,
+        name=name,
+        backend=str(settings.get("backend")),
+        precision=precision,
+        image_size=details.get("image_size") or (manifest.preprocessing or {}).get("crop"),
+        smallest_batch=smallest,
+        largest_batch=largest,
+        build_s=details.get("build_s"),
+    )
+
+
+def _batch_range(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    if batch := settings.get("batch"):
+        return batch, batch
+    if profile := settings.get("profile"):
+        return profile[0], profile[2]
+    return None, None
+
+
+def _check_batches(fact: EngineFacts, batches: Sequence[int]) -> None:
+    low, high = fact.smallest_batch, fact.largest_batch
+    for batch in batches:
+        if (low is not None and batch < low) or (high is not None and batch > high):
+            built = f"batch {low}" if low == high else f"batches {low} to {high}"
+            raise UsageError(
+                f"{fact.name} was built for {built}, not {batch}",
+                mend="leave that batch out, or build with a dynamic batch or another --profile",
+            )

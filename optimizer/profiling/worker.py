@@ -1,0 +1,282 @@
+"""One engine in a process of its own: ``python -m optimizer.profiling.worker``.
+
+The harness speaks to it over its standard input and output (`optimizer.profiling.wire`). The
+process loads the library of its engine and no other: two of them in one process disturb each other
+by a factor of two. It ends when its standard input is closed.
+
+Requests (``do``): ``load``, ``prepare``, ``time``. Every answer has ``ok``; a failure carries the
+error's kind and message and leaves the process running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.engines import Bound, Session, TensorSpec, open_engine
+from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
+from optimizer.profiling.wire import Message, read_message, write_message
+
+__all__ = [
+    "Engine",
+    "come_to_rest",
+    "input_shape",
+    "main",
+    "memory_bytes",
+    "random_batch",
+    "time_calls",
+]
+
+_RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorflow", "jax")
+_RESTING = 0.10  # of a core
+_QUIET_STEPS, _REST_STEP_S = 2, 0.005
+
+
+def time_calls(
+    bound: Bound, *, seconds: float, min_calls: int, lead_in_s: float = 0.0, min_lead_in: int = 0
+) -> tuple[NDArray[np.int64], int]:
+    """Call an engine until the time is over.
+
+    Args:
+        bound: The bound batch.
+        seconds: How long to go on after the lead-in.
+        min_calls: Calls after the lead-in, however long they take.
+        lead_in_s: How long to call before that, because the engine measured before left the
+            caches, the clocks and the threads in its own state.
+        min_lead_in: Calls of the lead-in, however long they take.
+
+    Returns:
+        An array of calls x 4 (start on the monotonic clock, upload, compute, download; all in
+        nanoseconds), and how many calls at its beginning are the lead-in.
+    """
+    clock = time.perf_counter_ns
+    upload, enqueue, wait, download = bound.upload, bound.enqueue, bound.wait, bound.download
+    rows: list[tuple[int, int, int, int]] = []
+    lead_in = 0
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for least, span_s in ((min_lead_in, lead_in_s), (min_calls, seconds)):
+            lead_in = len(rows)
+            if least <= 0 and span_s <= 0:
+                continue
+            end = clock() + int(span_s * 1e9)
+            wanted = len(rows) + least
+            while True:
+                start = clock()
+                upload()
+                uploaded = clock()
+                enqueue()
+                wait()
+                computed = clock()
+                download()
+                done = clock()
+                rows.append((start, uploaded - start, computed - uploaded, done - computed))
+                if done >= end and len(rows) >= wanted:
+                    break
+    finally:
+        if collecting:
+            gc.enable()
+    return np.array(rows, np.int64).reshape(-1, 4), lead_in
+
+
+def come_to_rest(longest_s: float) -> tuple[float, float]:
+    """Wait until the threads of this process have stopped working.
+
+    Thread pools go on spinning for a while after a call, which makes the next one faster and the
+    next engine's slower: it must not start before they are done.
+
+    Args:
+        longest_s: How long to wait at most.
+
+    Returns:
+        Seconds waited, and the share of a core that the threads still use if they did not stop,
+        else zero.
+    """
+    started = time.perf_counter()
+    quiet, share = 0, 0.0
+    while quiet < _QUIET_STEPS and time.perf_counter() - started < longest_s:
+        before, spent = time.perf_counter(), time.process_time()
+        time.sleep(_REST_STEP_S)
+        share = (time.process_time() - spent) / (time.perf_counter() - before)
+        quiet = quiet + 1 if share < _RESTING else 0
+    waited = time.perf_counter() - started
+    return waited, share if share >= _RESTING else 0.0
+
+
+def random_batch(spec: TensorSpec, batch: int, image_size: int | None, seed: int) -> NDArray[Any]:
+    """Seeded random images in the engine's own layout: normalized float32, or uint8 pixels.
+
+    Raises:
+        UsageError: The engine has a fixed batch or image size that is not the asked one, or leaves
+            the size open and none is asked for.
+    """
+    shape = input_shape(spec, batch, image_size)
+    generator = np.random.default_rng(seed)
+    if spec.dtype == "uint8":
+        return generator.integers(0, 256, shape, np.uint8)
+    return generator.standard_normal(shape, np.float32)
+
+
+def input_shape(spec: TensorSpec, batch: int, image_size: int | None) -> tuple[int, ...]:
+    """The shape of a batch for this engine; see `random_batch`."""
+    wanted: list[int | None] = [batch, *[image_size] * 3]
+    wanted[3 if spec.dtype == "uint8" else 1] = 3
+    shape = []
+    for axis, (fixed, asked) in enumerate(zip(spec.shape, wanted, strict=True)):
+        what = "batch" if axis == 0 else "image size"
+        if fixed is not None and asked is not None and fixed != asked:
+            raise UsageError(f"the engine has the fixed {what} {fixed}, not {asked}")
+        value = fixed if fixed is not None else asked
+        if value is None:
+            raise UsageError("the engine leaves the image size open", mend="give --image-size")
+        shape.append(value)
+    return tuple(shape)
+
+
+def memory_bytes() -> tuple[int, int | None]:
+    """Peak and current resident memory of this process.
+
+    The peak is Linux's ``VmHWM``: ``getrusage`` would hand on the peak of the process that started
+    this one, which is larger.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        fields = dict(line.partition(":")[::2] for line in status.read_text().splitlines())
+        if "VmHWM" in fields and "VmRSS" in fields:
+            peak, now = (int(fields[k].split()[0]) * 1024 for k in ("VmHWM", "VmRSS"))
+            return peak, now
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None
+
+
+class Engine:
+    """The engine of this process and what it answers."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._bound: Bound | None = None
+        self._shape: tuple[int, ...] = ()
+
+    def load(self, path: str, threads: int | None, device: str | None) -> Message:
+        """Load the engine: import its library, check its manifest, let the library work."""
+        started = time.perf_counter()
+        session = open_engine(Path(path), threads=threads, device=device)
+        seconds = time.perf_counter() - started
+        self._session = session
+        spec = session.input
+        return {
+            "load_s": seconds,
+            "input": [spec.name, list(spec.shape), spec.dtype],
+            "runtimes": [name for name in _RUNTIMES if name in sys.modules],
+        }, {}
+
+    def prepare(self, batch: int, image_size: int | None, seed: int) -> Message:
+        """Bind a batch and compute it for the first time."""
+        assert self._session is not None, "load comes first"
+        images = random_batch(self._session.input, batch, image_size, seed)
+        self._shape = images.shape
+        started = time.perf_counter()
+        self._bound = self._session.bind(images)
+        time_calls(self._bound, seconds=0, min_calls=1)
+        seconds = time.perf_counter() - started
+        self._check_output()
+        height = images.shape[1] if self._session.input.dtype == "uint8" else images.shape[2]
+        return {"first_inference_ms": seconds * 1e3, "image_size": height}, {}
+
+    def time(self, *, longest_rest_s: float = 0.0, **limits: Any) -> Message:
+        """Time calls; the outputs are checked and memory is read after the last one."""
+        assert self._bound is not None, "prepare comes first"
+        gc.collect()
+        calls, lead_in = time_calls(self._bound, **limits)
+        rest_s, busy = come_to_rest(longest_rest_s)
+        self._check_output()
+        peak, now = memory_bytes()
+        return {
+            "lead_in": lead_in,
+            "rest_s": rest_s,
+            "busy": busy,
+            "peak_rss_bytes": peak,
+            "rss_bytes": now,
+        }, {"calls": calls}
+
+    def _check_output(self) -> None:
+        assert self._bound is not None
+        output = self._bound.output()
+        if output.ndim != 2 or len(output) != self._shape[0]:
+            raise ResnetOptError(f"returned {output.shape} for a batch of {self._shape[0]}")
+        bad = int(np.size(output) - np.count_nonzero(np.isfinite(output)))
+        if bad:
+            raise ResnetOptError(f"returned NaN or infinity in {bad} of {output.size} outputs")
+
+
+def _answer(engine: Engine, request: dict[str, Any]) -> Message:
+    actions: dict[str, Callable[..., Message]] = {
+        "load": engine.load,
+        "prepare": engine.prepare,
+        "time": engine.time,
+    }
+    try:
+        header, arrays = actions[request.pop("do")](**request)
+    except Exception as error:  # noqa: BLE001 - any library's error is the answer
+        lines = str(error).splitlines() or [""]
+        own = isinstance(error, ResnetOptError)
+        return {
+            "ok": False,
+            "kind": type(error).__name__,
+            "environment": isinstance(error, EnvironmentFault),
+            "usage": isinstance(error, UsageError),
+            "message": lines[0] if own else f"{type(error).__name__}: {lines[0]}"[:500],
+        }, {}
+    return {"ok": True, **header}, arrays
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process with the harness, even while native code is running."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end_before_others() -> None:
+    """Let Linux choose this process if memory runs out, and not the harness."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve requests until standard input is closed."""
+    parser = argparse.ArgumentParser(prog="python -m optimizer.profiling.worker")
+    parser.add_argument("--cpus", default="", help="CPUs to run on, separated by commas")
+    cpus = parser.parse_args(arguments).cpus
+    if cpus:
+        os.sched_setaffinity(0, {int(c) for c in cpus.split(",")})
+    _end_with_parent()
+    _end_before_others()
+    # Libraries print to standard output; what they print must not end up between messages.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = os.fdopen(os.dup(0), "rb")
+    engine = Engine()
+    write_message(answers, {"ok": True, "ready_ns": time.perf_counter_ns()})
+    while (message := read_message(requests)) is not None:
+        write_message(answers, *_answer(engine, message[0]))
+    answers.flush()
+    os._exit(0)  # a library that crashes or hangs while it is unloaded has measured all the same
+
+
+if __name__ == "__main__":
+    main()

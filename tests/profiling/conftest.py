@@ -1,0 +1,53 @@
+"""Engines of a third party, installed as a third party installs them: by entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.artifacts import Plan, library_versions, produce
+
+THIRD_PARTY = Path(__file__).parent / "thirdparty"
+MakeEngine = Callable[..., Path]
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
+    """Write an engine of the third party, with its manifest."""
+    installed = tmp_path / "site"
+    info = installed / "tiny_engines-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-engines\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[resnet_opt.engines]\ntiny = tiny_engines:TinyEngines\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), str(THIRD_PARTY)]))
+    monkeypatch.syspath_prepend(str(THIRD_PARTY))
+    monkeypatch.syspath_prepend(str(installed))
+
+    def make(name: str = "a", *, profile: Any = None, **behaviour: Any) -> Path:
+        settings = {
+            "backend": "tiny",
+            "precision": "fp32",
+            "batch": behaviour.get("batch"),
+            "profile": profile,
+        }
+        plan = Plan(
+            kind="engine",
+            settings=settings,
+            libraries=library_versions("numpy"),
+            device={"kind": "cpu"},
+        )
+
+        def write(path: Path) -> dict[str, Any]:
+            path.write_text(json.dumps(behaviour))
+            return {"layers": [], "build_s": 0.25, "notes": []}
+
+        return produce(plan, tmp_path / f"{name}.tiny", write).path
+
+    return make

@@ -1,0 +1,235 @@
+"""The whole benchmark, on engines whose true speed is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.environment import fingerprint
+from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
+from optimizer.profiling import bench
+from optimizer.profiling.bench import _groups
+from optimizer.profiling.harness import MIN_ROUNDS, Cell
+from optimizer.results import BenchResult, read_result, write_result
+from tests.profiling.conftest import MakeEngine
+
+
+@pytest.fixture
+def result(make_engine: MakeEngine, tmp_path: Path) -> BenchResult:
+    """Two engines whose calls last 0.4 ms and 0.2 ms by the clock.
+
+    So short that a scheduler which lets others in every few milliseconds does not reach the
+    median: what follows holds on a busy machine too.
+    """
+    slow = make_engine("slow", busy_ms=0.4, upload_ms=0.1)
+    fast = make_engine("fast", busy_ms=0.2)
+    return bench([slow, fast], batches=[2], duration_s=0.3, threads=1, raw_dir=tmp_path / "raw")
+
+
+def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> None:
+    slow, fast = result.engines
+    assert (slow.name, slow.backend, slow.precision) == ("slow.tiny", "tiny", "fp32")
+    assert [e.status for e in result.engines] == ["ok", "ok"]
+    assert slow.latency_ms is not None
+    assert fast.latency_ms is not None
+    assert slow.latency_ms.p50 == pytest.approx(0.4, rel=0.05)
+    assert fast.latency_ms.p50 == pytest.approx(0.2, rel=0.05)
+    (comparison,) = result.comparisons
+    assert (comparison.a, comparison.b, comparison.batch) == ("slow.tiny", "fast.tiny", 2)
+    assert comparison.ratio == pytest.approx(2.0, rel=0.1)
+    assert comparison.ci95[0] <= comparison.ratio <= comparison.ci95[1]
+    assert comparison.verdict in {"faster", "inconclusive"}, "never slower, never equivalent"
+    assert result.a_a_control is not None
+    assert result.a_a_control.ratio == pytest.approx(1.0, rel=0.1)
+    assert result.a_a_control.b == "slow.tiny (again)"
+
+    # Every figure follows from the raw samples, and the raw samples are all of them.
+    for engine in result.engines:
+        assert engine.raw_file is not None
+        with np.load(tmp_path / engine.raw_file) as raw:
+            kept = ~raw["lead_in"]
+            compute = raw["compute_ns"][kept] / 1e6
+            assert engine.samples == len(compute)
+            assert engine.rounds == len(np.unique(raw["round"])) >= MIN_ROUNDS
+            assert engine.latency_ms.p50 == pytest.approx(np.median(compute))
+            assert engine.latency_ms.mean == pytest.approx(np.mean(compute))
+            assert engine.batches_per_s == pytest.approx(1e3 / np.mean(compute))
+            assert engine.images_per_s == pytest.approx(2e3 / np.mean(compute))
+            medians = [np.median(compute[raw["round"][kept] == r]) for r in np.unique(raw["round"])]
+            assert engine.round_medians_ms == pytest.approx(medians)
+            assert (engine.latency_ms.p90 is None) == (len(compute) < 29)
+            assert (engine.latency_ms.p95 is None) == (len(compute) < 59)
+            assert np.all(np.diff(np.sort(raw["start_ns"])) > 0)
+    assert len(list((tmp_path / "raw").glob("*.npz"))) == 3, "the control's too"
+
+    assert slow.spans_ms["host_to_device"] == pytest.approx(0.1, rel=0.2)
+    assert slow.spans_ms["end_to_end"] == pytest.approx(0.5, rel=0.1)
+    assert fast.spans_ms["host_to_device"] < 0.05
+    assert set(slow.spans_ms) == {"host_to_device", "compute", "device_to_host", "end_to_end"}
+    assert slow.build_s == 0.25
+    assert slow.first_inference_ms is not None
+    assert slow.first_inference_ms > 0.5
+    assert slow.load_s is not None
+    assert slow.start_s is not None
+    assert slow.start_s > 0
+    assert slow.peak_rss_bytes is not None
+    assert slow.peak_rss_bytes > 1 << 20
+    assert slow.image_size == 8
+    assert slow.gpu_memory_bytes is None
+    assert "compute" in result.headline
+    assert result.device == fingerprint()
+
+    path = tmp_path / "bench.json"
+    write_result(result, path)
+    assert read_result(path) == result
+
+
+def test_the_baseline_can_be_named_and_gates(make_engine: MakeEngine) -> None:
+    old, new = make_engine("old", busy_ms=0.2), make_engine("new", busy_ms=0.4)
+    found = bench([new], against=old, duration_s=0.2, threads=1)
+    assert [(c.a, c.b) for c in found.comparisons] == [("old.tiny", "new.tiny")]
+    assert found.comparisons[0].ratio == pytest.approx(0.5, rel=0.1)
+    assert found.verdict in {"fail", "inconclusive"}, "never a pass"
+    if found.verdict == "fail":
+        assert "new.tiny runs at 0." in found.reason
+
+
+def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
+    a, b = make_engine("a", busy_ms=0.5), make_engine("b", busy_ms=0.5)
+    found = bench([a, b], batches=[1, 3], duration_s=0.1, threads=1, control=False)
+    assert [(e.name, e.batch) for e in found.engines] == [
+        ("a.tiny", 1), ("b.tiny", 1), ("a.tiny", 3), ("b.tiny", 3),
+    ]  # fmt: skip
+    assert [(c.b, c.batch) for c in found.comparisons] == [("b.tiny", 1), ("b.tiny", 3)]
+    assert found.a_a_control is None
+    three = found.engines[3]
+    assert three.images_per_s == pytest.approx(3 * three.batches_per_s)
+    assert three.images_per_s_ci95[0] <= three.images_per_s <= three.images_per_s_ci95[1]
+
+
+def test_a_failed_engine_fails_the_run_and_keeps_the_others(make_engine: MakeEngine) -> None:
+    bad, good = make_engine("bad", nan=True), make_engine("good", busy_ms=0.5)
+    found = bench([good, bad], duration_s=0.1, threads=1, control=False)
+    kept, failed = found.engines
+    assert kept.latency_ms is not None
+    assert failed.status == "failed"
+    assert failed.latency_ms is None
+    assert failed.images_per_s is None
+    assert "NaN" in str(failed.error)
+    assert found.comparisons == []
+    assert found.verdict == "fail"
+    assert "bad.tiny at batch 1: returned NaN" in found.reason
+
+
+def test_an_engine_that_cannot_run_here_is_no_failure(make_engine: MakeEngine) -> None:
+    gpu, cpu = make_engine("gpu", needs_device=True), make_engine("cpu", busy_ms=0.5)
+    found = bench([cpu, gpu], duration_s=0.1, threads=1, control=False)
+    assert [e.status for e in found.engines] == ["ok", "built-not-run"]
+    assert found.verdict == "pass"
+    with pytest.raises(EnvironmentFault, match="no engine can run here: no such accelerator"):
+        bench([gpu], duration_s=0.1, threads=1, control=False)
+
+
+def test_a_machine_on_which_nothing_can_be_said(make_engine: MakeEngine) -> None:
+    """The engine's own speed wanders by far more than 10 %: the run says that it knows nothing."""
+    wild = make_engine("wild", busy_ms=0.5, wanders=2.0)
+    found = bench([wild], duration_s=0.3, threads=1)
+    assert found.a_a_control is not None
+    low, high = found.a_a_control.ci95
+    assert max(high, 1 / low) > 1.1
+    assert found.verdict == "inconclusive"
+    assert "too unsteady" in found.reason
+    assert found.engines[0].latency_ms is not None
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batches": []}, "batches"),
+        ({"batches": [0]}, "batches"),
+        ({"batches": [1, 1]}, "batches"),
+        ({"duration_s": 0.0}, "duration"),
+        ({"duration_s": -1.0}, "duration"),
+        ({"duration_s": math.nan}, "duration"),
+        ({"duration_s": math.inf}, "duration"),
+        ({"duration_s": 1e9}, "duration"),
+        ({"call_timeout_s": 0.0}, "call timeout"),
+        ({"min_effect": 0.0}, "smallest effect"),
+        ({"min_effect": 2.0}, "smallest effect"),
+        ({"threads": 0}, "threads"),
+        ({"threads": 4096}, "would measure the scheduler"),
+        ({"image_size": 0}, "image size"),
+    ],
+)
+def test_options_that_make_no_sense(make_engine: MakeEngine, options: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        bench([make_engine()], **options)
+
+
+def test_engines_that_cannot_be_measured(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine()
+    with pytest.raises(UsageError, match="no engine"):
+        bench([])
+    with pytest.raises(UsageError, match="named twice"):
+        bench([engine, engine])
+    with pytest.raises(UsageError, match="no such file"):
+        bench([tmp_path / "absent.tiny"])
+    loose = tmp_path / "loose.tiny"
+    loose.write_text("{}")
+    with pytest.raises(ArtifactError, match="no manifest"):
+        bench([loose])
+    engine.write_text("{}  ")
+    with pytest.raises(UsageError, match="was changed since its manifest was written"):
+        bench([engine], duration_s=0.1)
+
+
+def test_batches_outside_what_an_engine_was_built_for(make_engine: MakeEngine) -> None:
+    fixed, profiled = make_engine("fixed", batch=4), make_engine("profiled", profile=[2, 4, 8])
+    with pytest.raises(UsageError, match=r"fixed\.tiny was built for batch 4, not 1"):
+        bench([fixed])
+    for batch in (1, 9):
+        with pytest.raises(UsageError, match=rf"batches 2 to 8, not {batch}"):
+            bench([profiled], batches=[4, batch])
+
+
+def test_engines_for_different_image_sizes_are_not_compared(make_engine: MakeEngine) -> None:
+    small, large = make_engine("small", image_size=8), make_engine("large", image_size=16)
+    with pytest.raises(UsageError, match="different image sizes"):
+        bench([small, large], duration_s=0.1, threads=1, control=False)
+    with pytest.raises(UsageError, match="fixed image size 8, not 16"):
+        bench([small], image_size=16, duration_s=0.1, threads=1)
+
+
+def test_engines_of_one_name_are_told_apart_by_their_folders(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    first = make_engine("x/engine", busy_ms=0.5)
+    second = make_engine("y/engine", busy_ms=0.5)
+    found = bench(
+        [first, second], duration_s=0.1, threads=1, control=False, raw_dir=tmp_path / "raw"
+    )
+    assert [e.name for e in found.engines] == ["x/engine.tiny", "y/engine.tiny"]
+    assert len({e.raw_file for e in found.engines}) == 2
+    assert all((tmp_path / str(e.raw_file)).is_file() for e in found.engines)
+
+
+def test_workers_that_would_not_fit_into_memory_are_measured_in_groups(tmp_path: Path) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as stream:
+        stream.truncate(1 << 40)  # sparse: no block of it is on the disk
+    cells = [
+        Cell(name=name, engine=huge, batch=batch, image_size=None, threads=1)
+        for batch in (1, 8)
+        for name in "ab"
+    ]
+    assert [[c.batch for c in group] for group in _groups(cells)] == [[1, 1], [8, 8]]
+    small = tmp_path / "small"
+    small.write_bytes(b"x")
+    few = [Cell(name="a", engine=small, batch=1, image_size=None, threads=1)]
+    assert _groups(few) == [few]

@@ -1,0 +1,154 @@
+"""Two results held against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer.errors import UsageError
+from optimizer.profiling import compare_bench
+from optimizer.results import BenchResult, Comparison, Conditions, EngineBench
+
+
+def engine(name: str = "a", *, ms: float = 10.0, noise: float = 0.002, **fields) -> EngineBench:
+    generator = np.random.default_rng(abs(hash((name, ms))) % 2**32)
+    rounds = (ms * np.exp(generator.normal(0, noise, 30))).tolist()
+    values = {
+        "name": name,
+        "file": name,
+        "backend": "tiny",
+        "status": "ok",
+        "precision": "int8",
+        "batch": 1,
+        "image_size": 224,
+        "threads": 2,
+        "round_medians_ms": rounds,
+    }
+    return EngineBench(**{**values, **fields})
+
+
+def result(*engines: EngineBench, device: str = "this", control: float = 1.0) -> BenchResult:
+    a_a = Comparison(
+        a="a", b="a (again)", batch=1, ratio=control, ci95=(control * 0.99, control * 1.01),
+        min_effect=0.02, verdict="equivalent",
+    )  # fmt: skip
+    return BenchResult(
+        created="2026-01-01",
+        device={"cpu": device, "sha256": device},
+        headline="compute",
+        engines=list(engines),
+        a_a_control=a_a,
+        conditions=Conditions(cpu=device),
+        verdict="pass",
+        reason="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ms", "verdict"),
+    [(10.0, "pass"), (8.0, "pass"), (10.1, "pass"), (10.3, "inconclusive"), (10.6, "fail")],
+)
+def test_the_gate(ms: float, verdict: str) -> None:
+    found = compare_bench(result(engine()), result(engine(ms=ms)), max_slowdown=0.03)
+    assert found.verdict == verdict
+    (pair,) = found.pairs
+    assert pair.slowdown == pytest.approx(ms / 10 - 1, abs=0.003)
+    assert pair.ci95[0] <= pair.slowdown <= pair.ci95[1]
+    assert any("side by side" in note for note in found.notes)
+    assert "a at batch 1" in found.reason or verdict == "pass"
+
+
+def test_noise_makes_it_inconclusive_and_never_wrong() -> None:
+    old, new = engine(noise=0.15), engine(ms=10.5, noise=0.15)
+    assert compare_bench(result(old), result(new)).verdict == "inconclusive"
+
+
+def test_what_the_control_saw_between_two_starts_widens_the_interval() -> None:
+    old, new = engine(), engine(ms=10.6)
+    assert compare_bench(result(old), result(new)).verdict == "fail"
+    steady = compare_bench(result(old), result(new)).pairs[0].ci95
+    shaky = compare_bench(result(old, control=0.95), result(new)).pairs[0].ci95
+    assert shaky[0] < steady[0]
+    assert shaky[1] > steady[1]
+    assert compare_bench(result(old, control=0.95), result(new)).verdict == "inconclusive"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1.0, 100.0), st.floats(0.5, 2.0))
+def test_a_result_against_itself_never_fails(ms: float, control: float) -> None:
+    same = result(engine(ms=ms), control=control)
+    found = compare_bench(same, same)
+    assert found.verdict != "fail"
+    assert found.pairs[0].slowdown == 0.0
+
+
+def test_other_machines_are_refused_unless_anyway() -> None:
+    old, new = result(engine()), result(engine(), device="another")
+    with pytest.raises(UsageError, match=r"different machines .*this and another"):
+        compare_bench(old, new)
+    found = compare_bench(old, new, anyway=True)
+    assert found.verdict == "pass"
+    assert any("different machines" in note for note in found.notes)
+
+
+def test_results_without_a_fingerprint_are_not_taken_for_the_same_machine() -> None:
+    bare = result(engine()).model_copy(update={"device": {}})
+    with pytest.raises(UsageError, match="fingerprints differ"):
+        compare_bench(bare, bare)
+
+
+@pytest.mark.parametrize("field", ["threads", "image_size", "streams"])
+def test_other_settings_are_refused_unless_anyway(field: str) -> None:
+    old, new = result(engine()), result(engine(**{field: 7}))
+    with pytest.raises(UsageError, match=field.replace("_", " ")):
+        compare_bench(old, new)
+    assert any("different settings" in n for n in compare_bench(old, new, anyway=True).notes)
+
+
+def test_engines_are_paired_by_name_and_else_by_what_they_are() -> None:
+    old = result(engine("model-v1", batch=1), engine("b", batch=8), engine("b", batch=1))
+    new = result(engine("b", batch=1), engine("b", batch=8), engine("model-v2", batch=1))
+    found = compare_bench(old, new)
+    assert {(p.old, p.new, p.batch) for p in found.pairs} == {
+        ("model-v1", "model-v2", 1), ("b", "b", 8), ("b", "b", 1),
+    }  # fmt: skip
+    assert found.missing == []
+    assert found.added == []
+
+
+def test_no_guess_where_two_engines_could_be_meant() -> None:
+    old = result(engine("x"))
+    found = compare_bench(old, result(engine("y"), engine("z")))
+    assert found.pairs == []
+    assert found.missing == ["x at batch 1"]
+    assert found.added == ["y at batch 1", "z at batch 1"]
+    assert found.verdict == "inconclusive"
+
+
+def test_an_engine_that_vanished_or_failed_did_not_pass() -> None:
+    old = result(engine("a"), engine("b", precision="fp32"))
+    assert compare_bench(old, result(engine("a"))).verdict == "inconclusive"
+    broken = engine("b", precision="fp32", status="failed", error="crashed", round_medians_ms=[])
+    found = compare_bench(old, result(engine("a"), broken))
+    assert found.verdict == "inconclusive"
+    assert "crashed" in found.reason
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan"), 30.0])
+def test_a_limit_that_is_no_share(limit: float) -> None:
+    with pytest.raises(UsageError, match="slowdown"):
+        compare_bench(result(engine()), result(engine()), max_slowdown=limit)
+
+
+@pytest.mark.parametrize("medians", [[], [1.0] * 5, [1.0] * 9 + [0.0], [1.0] * 9 + [float("nan")]])
+def test_results_edited_by_hand_are_refused(medians: list) -> None:
+    with pytest.raises(UsageError, match="usable medians"):
+        compare_bench(result(engine()), result(engine(round_medians_ms=medians)))
+
+
+def test_an_old_result_without_any_measured_engine() -> None:
+    dead = result(engine(status="failed", round_medians_ms=[]))
+    with pytest.raises(UsageError, match="no measured engine"):
+        compare_bench(dead, result(engine()))

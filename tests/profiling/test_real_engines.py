@@ -1,0 +1,61 @@
+"""The harness around real libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import optimizer
+from optimizer.profiling import bench, compare_bench
+from optimizer.profiling.process import Worker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("engines")
+    graph = folder / "model.onnx"
+    optimizer.export("resnet18:random", graph, image_size=32)
+    return {
+        name: optimizer.build(graph, folder / file, precision="fp32", engine=name).path
+        for name, file in (("openvino", "model.blob"), ("onnxruntime", "model.ort.onnx"))
+    }
+
+
+def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> None:
+    for name, path in engines.items():
+        worker = Worker(threads=1)
+        try:
+            loaded, _ = worker.ask("load", timeout_s=60, path=str(path), threads=1, device=None)
+            assert loaded["runtimes"] == [name]
+            assert loaded["load_s"] > 0
+        finally:
+            worker.close()
+
+
+def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> None:
+    asked = list(engines.values())
+    found = bench(asked, batches=[1, 2], duration_s=0.5, raw_dir=tmp_path / "raw")
+    assert [(e.backend, e.batch, e.status) for e in found.engines] == [
+        ("openvino", 1, "ok"), ("onnxruntime", 1, "ok"),
+        ("openvino", 2, "ok"), ("onnxruntime", 2, "ok"),
+    ]  # fmt: skip
+    for engine in found.engines:
+        assert engine.latency_ms is not None
+        assert engine.latency_ci95_ms is not None
+        assert engine.latency_ci95_ms[0] <= engine.latency_ms.p50 <= engine.latency_ci95_ms[1]
+        assert engine.images_per_s == pytest.approx(engine.batch * engine.batches_per_s)
+        assert engine.image_size == 32
+        assert engine.engine_bytes > 10 << 20
+        assert engine.peak_rss_bytes > engine.engine_bytes
+        with np.load(tmp_path / str(engine.raw_file)) as raw:
+            assert raw["compute_ns"].min() > 0
+    assert not any("its process loaded" in note for note in found.conditions.notes)
+    assert not any("do not stop working" in note for note in found.conditions.notes)
+    assert [(c.b, c.batch) for c in found.comparisons] == [
+        ("model.ort.onnx", 1), ("model.ort.onnx", 2),
+    ]  # fmt: skip
+    assert compare_bench(found, found).verdict in {"pass", "inconclusive"}

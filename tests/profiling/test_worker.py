@@ -1,0 +1,296 @@
+"""The worker process: what it answers, what it survives, what it does not load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.engines import TensorSpec
+from optimizer.errors import UsageError
+from optimizer.profiling.process import Worker, WorkerFailed, cpus_for
+from optimizer.profiling.worker import (
+    come_to_rest,
+    input_shape,
+    memory_bytes,
+    random_batch,
+    time_calls,
+)
+from tests.profiling.conftest import MakeEngine
+
+
+@pytest.fixture
+def worker(make_engine: MakeEngine):
+    worker = Worker(threads=1)
+    yield worker
+    worker.close()
+
+
+def load(worker: Worker, path: Path, *, batch: int = 1, image_size: int | None = None):
+    loaded, _ = worker.ask("load", timeout_s=30, path=str(path), threads=1, device=None)
+    prepared, _ = worker.ask("prepare", timeout_s=30, batch=batch, image_size=image_size, seed=0)
+    return loaded, prepared
+
+
+def test_it_times_each_span_of_each_call(worker: Worker, make_engine: MakeEngine) -> None:
+    path = make_engine(busy_ms=2.0, upload_ms=0.5, download_ms=1.0)
+    loaded, prepared = load(worker, path, batch=4)
+    assert loaded["load_s"] > 0
+    assert prepared["first_inference_ms"] >= 3.5
+    assert prepared["image_size"] == 8
+    header, arrays = worker.ask(
+        "time", timeout_s=30, seconds=0.05, min_calls=3, lead_in_s=0.0, min_lead_in=2
+    )
+    calls = arrays["calls"]
+    assert header["lead_in"] == 2
+    assert len(calls) >= 5
+    assert np.all(np.diff(calls[:, 0]) >= calls[:-1, 1:].sum(axis=1)), "calls do not overlap"
+    spans = np.median(calls[:, 1:], axis=0) / 1e6
+    assert np.all(spans >= [0.5, 2.0, 1.0])
+    assert np.all(spans <= [1.0, 2.5, 1.5])
+    assert header["peak_rss_bytes"] >= header["rss_bytes"] > 0
+
+
+def test_what_a_library_prints_does_not_end_up_between_the_messages(
+    worker: Worker, make_engine: MakeEngine
+) -> None:
+    load(worker, make_engine(print='{"ok": true, "arrays": {}}'))
+    header, _ = worker.ask("time", timeout_s=30, seconds=0, min_calls=1)
+    assert header["ok"]
+
+
+def test_it_loads_no_other_engines_library(worker: Worker, make_engine: MakeEngine) -> None:
+    loaded, _ = load(worker, make_engine())
+    assert loaded["runtimes"] == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ({"load_error": "the file is\ndamaged"}, "RuntimeError: the file is"),
+        ({"crash_at_load": True}, "SIGSEGV (the library's last words)"),
+        ({"exit": 3}, "exit code 3"),
+        ({"crash": True}, "SIGSEGV"),
+        ({"raise": "out of something"}, "RuntimeError: out of something"),
+        ({"nan": True}, "NaN or infinity in 1 of 20 outputs"),
+    ],
+)
+def test_a_failing_engine_says_how(
+    worker: Worker, make_engine: MakeEngine, behaviour: dict, words: str
+) -> None:
+    with pytest.raises(WorkerFailed) as failure:
+        load(worker, make_engine(**behaviour), batch=2)
+    assert words in failure.value.message
+    assert failure.value.status == "failed"
+    assert not failure.value.usage
+
+
+def test_a_missing_device_is_no_failure_of_the_engine(
+    worker: Worker, make_engine: MakeEngine
+) -> None:
+    with pytest.raises(WorkerFailed, match="no such accelerator") as failure:
+        load(worker, make_engine(needs_device=True))
+    assert failure.value.status == "built-not-run"
+
+
+def test_a_wrong_request_is_told_from_a_failure(worker: Worker, make_engine: MakeEngine) -> None:
+    with pytest.raises(WorkerFailed, match="fixed batch 2, not 3") as failure:
+        load(worker, make_engine(batch=2), batch=3)
+    assert failure.value.usage
+
+
+def test_a_hanging_engine_is_ended(worker: Worker, make_engine: MakeEngine) -> None:
+    load(worker, make_engine(hang=True, after=1))
+    with pytest.raises(WorkerFailed, match=r"hangs: no answer within 0\.3 s"):
+        worker.ask("time", timeout_s=0.3, seconds=0, min_calls=1)
+    assert not Path(f"/proc/{worker.pid}").exists()
+    with pytest.raises(WorkerFailed, match="SIGKILL"):
+        worker.ask("time", timeout_s=1, seconds=0, min_calls=1)
+
+
+def test_it_ends_when_nobody_asks_any_more() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "optimizer.profiling.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdin.close()
+    assert process.wait(10) == 0
+    assert process.stderr.read() == b""
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends orphans, other systems do not")
+def test_it_does_not_outlive_the_harness_even_while_it_hangs(make_engine: MakeEngine) -> None:
+    path = make_engine(hang=True, after=1)
+    code = (
+        "from optimizer.profiling.process import Worker\n"
+        "worker = Worker(1)\n"
+        f"worker.ask('load', timeout_s=30, path={str(path)!r}, threads=1, device=None)\n"
+        "worker.ask('prepare', timeout_s=30, batch=1, image_size=None, seed=0)\n"
+        "print(worker.pid, flush=True)\n"
+        "worker.ask('time', timeout_s=300, seconds=0, min_calls=1)\n"
+    )
+    harness = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert harness.stdout is not None
+    pid = int(harness.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
+    harness.kill()
+    harness.wait(10)
+    harness.stdout.close()
+    end = time.monotonic() + 10
+    while _runs(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+# --- in this process -----------------------------------------------------------------------------
+
+
+class Counting:
+    """A bound batch that counts."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    def upload(self) -> None:
+        self.order.append("upload")
+
+    def enqueue(self) -> None:
+        self.order.append("enqueue")
+
+    def wait(self) -> None:
+        self.order.append("wait")
+
+    def download(self) -> None:
+        self.order.append("download")
+
+    def output(self) -> np.ndarray:
+        return np.zeros((1, 10), np.float32)
+
+
+@pytest.mark.parametrize(("lead", "least"), [(0, 1), (0, 7), (3, 1), (2, 5)])
+def test_timing_makes_as_many_calls_as_it_must(lead: int, least: int) -> None:
+    bound = Counting()
+    calls, lead_in = time_calls(bound, seconds=0, min_calls=least, min_lead_in=lead)
+    assert calls.shape == (lead + least, 4)
+    assert calls.dtype == np.int64
+    assert lead_in == lead
+    assert bound.order == ["upload", "enqueue", "wait", "download"] * (lead + least)
+
+
+def test_timing_goes_on_until_the_time_is_over() -> None:
+    started = time.perf_counter_ns()
+    calls, lead_in = time_calls(Counting(), seconds=0.02, min_calls=1, lead_in_s=0.01)
+    taken = time.perf_counter_ns() - started
+    assert taken >= 30e6
+    first = calls[lead_in, 0]
+    assert calls[-1, 0] + calls[-1, 1:].sum() - first >= 19e6
+    assert first - calls[0, 0] >= 9e6
+
+
+def test_the_harness_itself_costs_little() -> None:
+    calls, _ = time_calls(Counting(), seconds=0.05, min_calls=100)
+    assert np.median(np.diff(calls[:, 0])) < 20_000, "nanoseconds a call"
+    assert np.median(calls[:, 2]) < 5_000, "of which so many are in the compute span"
+
+
+def test_it_waits_for_threads_that_spin_after_a_call() -> None:
+    def spin(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    thread = threading.Thread(target=spin, args=[0.05])
+    thread.start()
+    waited, busy = come_to_rest(0.5)
+    assert waited >= 0.05
+    assert busy == 0.0
+    thread.join()
+    waited, busy = come_to_rest(0.5)
+    assert waited < 0.4
+    assert busy == 0.0
+
+
+FLOAT = TensorSpec("images", (None, 3, None, None), "float32")
+PIXELS = TensorSpec("images", (4, 32, 32, 3), "uint8")
+
+
+def test_images_are_the_same_for_every_engine_that_takes_them_alike() -> None:
+    a, b = (random_batch(FLOAT, 2, 16, seed=5) for _ in range(2))
+    assert a.shape == (2, 3, 16, 16)
+    assert a.dtype == np.float32
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, random_batch(FLOAT, 2, 16, seed=6))
+    pixels = random_batch(PIXELS, 4, None, seed=5)
+    assert pixels.shape == (4, 32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.min() < 5
+    assert pixels.max() > 250
+
+
+@pytest.mark.parametrize(
+    ("spec", "batch", "size", "words"),
+    [
+        (FLOAT, 1, None, "leaves the image size open"),
+        (PIXELS, 2, None, "fixed batch 4, not 2"),
+        (PIXELS, 4, 64, "fixed image size 32, not 64"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(
+    spec: TensorSpec, batch: int, size: int | None, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        input_shape(spec, batch, size)
+
+
+def test_peak_memory_is_this_process_own() -> None:
+    peak, now = memory_bytes()
+    assert now is not None
+    assert peak >= now > 1 << 20
+    code = "from optimizer.profiling.worker import memory_bytes\nprint(memory_bytes()[0])"
+    ballast = bytearray(os.urandom(1 << 20) * 300)
+    child = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    )
+    assert child < len(ballast), "a process must not be charged for the one that started it"
+
+
+def test_workers_are_pinned_to_one_hardware_thread_a_core() -> None:
+    allowed = os.sched_getaffinity(0)
+    for threads in range(1, len(allowed) + 2):
+        chosen = cpus_for(threads)
+        if chosen is not None:
+            assert len(chosen) == len(set(chosen)) == threads
+            assert set(chosen) < allowed
+
+
+def test_a_worker_runs_where_it_is_pinned_to(worker: Worker) -> None:
+    assert os.sched_getaffinity(worker.pid) == set(cpus_for(1) or os.sched_getaffinity(0))

@@ -1,0 +1,142 @@
+"""A third party's backend, as small as one can be that really computes.
+
+Its engines are JSON files. ``multiply`` computes logits by a matrix product; ``busy_ms`` lets a
+call last that long by the clock, whatever else the machine does. The other keys make an engine
+misbehave in the ways that the harness has to survive.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.engines import Availability, Built, TensorSpec
+from optimizer.errors import MissingDevice
+
+
+class TinyEngines:
+    name = "tiny"
+    suffix = ".tiny"
+    libraries = ("numpy",)
+
+    def availability(self) -> Availability:
+        return Availability(True, True, "numpy")
+
+    def device(self) -> dict[str, Any]:
+        return {"kind": "cpu"}
+
+    def engine_settings(self, settings: Any) -> dict[str, Any]:
+        return {}
+
+    def build(self, graph: Path, output: Path, settings: Any, progress: Any) -> Built:
+        output.write_bytes(graph.read_bytes())
+        return Built(layers=[], seconds=0.0)
+
+    def load(self, engine: Path, *, threads: int | None = None, device: str | None = None) -> Any:
+        behaviour = json.loads(engine.read_text())
+        if behaviour.get("needs_device"):
+            raise MissingDevice("no such accelerator here", mend="buy one")
+        if "print" in behaviour:
+            print(behaviour["print"], flush=True)
+            os.write(1, b"printed by native code\n")
+        if "load_error" in behaviour:
+            raise RuntimeError(behaviour["load_error"])
+        if "crash_at_load" in behaviour:
+            print("the library's last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return TinySession(behaviour)
+
+
+class TinySession:
+    def __init__(self, behaviour: dict[str, Any]) -> None:
+        size = behaviour.get("image_size", 8)
+        shape: tuple[int | None, ...] = (behaviour.get("batch"), 3, size, size)
+        if behaviour.get("uint8"):
+            shape = (behaviour.get("batch"), size, size, 3)
+        self.input = TensorSpec("images", shape, "uint8" if behaviour.get("uint8") else "float32")
+        self.output = TensorSpec("logits", (behaviour.get("batch"), 10), "float32")
+        self.behaviour = behaviour
+
+    def run(self, batch: Any) -> Any:
+        bound = self.bind(batch)
+        bound.enqueue()
+        return bound.output().copy()
+
+    def bind(self, batch: Any) -> TinyBound:
+        return TinyBound(self.behaviour, batch)
+
+    def layers(self) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+class TinyBound:
+    def __init__(self, behaviour: dict[str, Any], batch: Any) -> None:
+        self.behaviour = behaviour
+        self.batch = batch.reshape(len(batch), -1).astype(np.float32)
+        size = self.batch.shape[1]
+        self.weights = np.random.default_rng(0).standard_normal((size, 10), np.float32)
+        self.calls = 0
+        self.started = 0
+        self.moods = np.random.default_rng()
+        self.logits: Any = None
+        self.hoard: list[bytes] = []
+        if behaviour.get("spins"):
+            threading.Thread(target=self._busy, args=[1e6], daemon=True).start()
+
+    def upload(self) -> None:
+        self._busy(self.behaviour.get("upload_ms", 0.0))
+
+    def enqueue(self) -> None:
+        self.started = time.perf_counter_ns()
+        self.calls += 1
+        self.logits = self.batch @ self.weights
+        self._misbehave()
+
+    def wait(self) -> None:
+        slower = self.behaviour.get("cold_factor", 1.0) - 1
+        warmth = math.exp(-self.calls / self.behaviour.get("cold_calls", 1))
+        mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
+        busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood
+        self._busy(busy, since=self.started)
+
+    def download(self) -> None:
+        self._busy(self.behaviour.get("download_ms", 0.0))
+
+    def output(self) -> Any:
+        return self.logits
+
+    def _misbehave(self) -> None:
+        after = self.behaviour.get("after", 0)
+        signal_file = self.behaviour.get("once_exists")
+        if self.calls <= after or (signal_file and not Path(signal_file).exists()):
+            return
+        if "hang" in self.behaviour:
+            time.sleep(3600)
+        if "crash" in self.behaviour:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "exit" in self.behaviour:
+            os._exit(self.behaviour["exit"])
+        if "raise" in self.behaviour:
+            raise RuntimeError(self.behaviour["raise"])
+        if "nan" in self.behaviour:
+            self.logits[0, 3] = np.nan
+        if "leak_bytes" in self.behaviour:
+            self.hoard.append(b"x" * self.behaviour["leak_bytes"])
+
+    @staticmethod
+    def _busy(milliseconds: float, since: int | None = None) -> None:
+        end = (since or time.perf_counter_ns()) + int(milliseconds * 1e6)
+        while time.perf_counter_ns() < end:
+            pass

@@ -1,0 +1,100 @@
+"""What this machine is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+
+from optimizer import environment
+from optimizer.artifacts import content_key
+from optimizer.engines import backends
+from optimizer.environment import Environment, cpu_quota, describe, fingerprint, libraries
+
+
+def test_it_tells_what_is_here() -> None:
+    found = describe()
+    assert Environment.model_validate_json(found.model_dump_json()) == found
+    assert found.cpu.model
+    assert 1 <= found.cpu.physical_cores <= found.cpu.logical_cores
+    assert found.memory_bytes == psutil.virtual_memory().total
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert set(found.backends) == set(backends())
+    for name, backend in backends().items():
+        availability = backend.availability()
+        assert found.backends[name].can_run == availability.can_run
+        assert found.backends[name].reason == availability.reason
+        if not found.backends[name].can_run:
+            assert found.backends[name].mend, f"{name} does not say what to do about it"
+    assert found.fingerprint == fingerprint()["sha256"]
+
+
+def test_libraries_are_installed_or_said_to_be_missing() -> None:
+    found = libraries()
+    assert found["torch"] == metadata.version("torch")
+    assert "tensorrt-rtx" in found, "optional ones are told too"
+    assert "pytest" not in found, "tools of development are not"
+    for name, version in found.items():
+        if version is None:
+            with pytest.raises(metadata.PackageNotFoundError):
+                metadata.version(name)
+
+
+def test_the_fingerprint_is_of_the_machine_and_not_of_its_software() -> None:
+    found = fingerprint()
+    assert found == fingerprint()
+    facts = {name: value for name, value in found.items() if name != "sha256"}
+    assert found["sha256"] == content_key(facts)
+    text = json.dumps(facts)
+    assert metadata.version("torch") not in text
+    assert "driver" not in text
+
+
+def test_another_machine_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = fingerprint()["sha256"]
+    gpu = environment.Gpu(
+        index=0, name="A GPU", memory_bytes=80 << 30, compute_capability="9.0", driver="1"
+    )
+    newer = gpu.model_copy(update={"driver": "2"})
+    found = []
+    for listed in ([gpu], [newer], [gpu, gpu]):
+        monkeypatch.setattr(environment, "gpus", lambda listed=listed: listed)
+        found.append(fingerprint()["sha256"])
+    assert found[0] != here
+    assert found[1] == found[0], "a driver can be upgraded"
+    assert found[2] != found[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+    ],
+)
+def test_a_containers_share_of_the_processor(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == cores
+
+
+def test_importing_it_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, optimizer.environment, optimizer.profiling\n"
+        "optimizer.environment.fingerprint()\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'scipy', 'tensorrt_rtx'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
