@@ -63,7 +63,9 @@ def test_a_key_does_not_depend_on_the_order_of_a_mapping(value: dict[str, Any]) 
 @given(st.lists(st.text(), max_size=5))
 def test_a_set_has_one_key_however_it_is_iterated(values: list[str]) -> None:
     assert content_key({"x": set(values)}) == content_key({"x": frozenset(reversed(values))})
-    assert content_key({"x": set(values)}) != content_key({"x": {*values, "".join(values) + "more"}})
+    assert content_key({"x": set(values)}) != content_key(
+        {"x": {*values, "".join(values) + "more"}}
+    )
 
 
 def test_a_key_refuses_what_has_no_stable_text() -> None:
@@ -236,7 +238,11 @@ def _external_model(folder: Path, value: float, location: str = "weights.bin") -
     )
     path = folder / "m.onnx"
     onnx.save_model(
-        onnx.helper.make_model(graph), path, save_as_external_data=True, location=location, size_threshold=0
+        onnx.helper.make_model(graph),
+        path,
+        save_as_external_data=True,
+        location=location,
+        size_threshold=0,
     )
     return path
 

@@ -34,23 +34,30 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"resnet-opt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    version: Annotated[  # noqa: ARG001 - its callback has done the work
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+        ),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show tracebacks of errors.")
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"resnet-opt {__version__}")
-        raise typer.Exit
     global _verbose  # noqa: PLW0603 - read by main() after the commands are done
     _verbose = verbose
 
 
 _verbose = False
+INTERRUPTED = 130
 
 JOB, STEPS, RESULTS, MACHINE = "The main job", "Its steps", "Results", "Machine"
 for command, panel in (
@@ -91,9 +98,10 @@ def main() -> Never:
             traceback.print_exc()
         print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was complete is kept, nothing else was written", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            typer.echo("interrupted; what was complete is kept, nothing else was written", err=True)
+        raise
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, said as one

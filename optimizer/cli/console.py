@@ -138,12 +138,16 @@ class Lines(_Steps):
         self._end(note)
 
 
+_REDRAW_S = 0.1
+
+
 class Bars(_Steps):
     """Bars while work goes on; each becomes a line when its work ends."""
 
     def __init__(self, shown: Console) -> None:
         super().__init__(shown)
         self._bars = _rich_progress(shown)
+        self._drawn = 0.0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -166,6 +170,7 @@ class Bars(_Steps):
         indented = Text("  " * len(self._open) + label)
         task = self._bars.add_task("", total=total, label=indented, note=Text())
         self._open.append(_Step(label, time.perf_counter(), task, total=total))
+        self._refresh(now=True)
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         """See `optimizer.progress.Progress.advance`."""
@@ -175,12 +180,19 @@ class Bars(_Steps):
         self._bars.advance(step.task, steps)
         if note is not None:
             self._bars.update(step.task, note=Text(note))
+        self._refresh()
+
+    def _refresh(self, *, now: bool = False) -> None:
+        if now or time.perf_counter() - self._drawn > _REDRAW_S:
+            self._bars.refresh()
+            self._drawn = time.perf_counter()
 
     def finish(self, note: str | None = None) -> None:
         """See `optimizer.progress.Progress.finish`."""
         step = self._end(note)
         assert step.task is not None
         self._bars.remove_task(step.task)
+        self._refresh(now=True)
 
 
 def _rich_progress(shown: Console) -> RichProgress:
@@ -215,6 +227,8 @@ def _rich_progress(shown: Console) -> RichProgress:
         console=shown,
         transient=True,
         redirect_stdout=False,
+        # No thread of its own: it would draw in the middle of a measurement.
+        auto_refresh=False,
     )
 
 

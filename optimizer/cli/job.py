@@ -191,7 +191,10 @@ def _run(recipe: Recipe, folder: Path, no_cache: bool, as_json: bool) -> None:
 
         from optimizer.reporting import render_console
 
-        Console().print(render_console(result))
+        out = Console()
+        if not out.is_terminal:
+            out = Console(width=120)  # a log has no width of its own; 80 would cut the table
+        out.print(render_console(result))
         typer.echo(f"report   {folder / 'report.html'}")
     error = pipeline.verdict_of(result)
     if error is not None:

@@ -99,7 +99,7 @@ def bench(
     """
     from optimizer import verbs
     from optimizer.cli.console import progress
-    from optimizer.errors import Inconclusive, PerformanceRegression
+    from optimizer.errors import BuildError, Inconclusive, PerformanceRegression
     from optimizer.results import write_result
     from optimizer.units import parse_duration, parse_share
 
@@ -119,7 +119,8 @@ def bench(
     write_result(result, output)
     _print_measured(result, output, as_json)
     if result.verdict == "fail":
-        raise PerformanceRegression(result.reason)
+        crashed = any(engine.status == "failed" for engine in result.engines)
+        raise (BuildError if crashed else PerformanceRegression)(result.reason)
     if result.verdict == "inconclusive":
         raise Inconclusive(result.reason)
 

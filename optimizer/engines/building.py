@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import BuildError, MissingLibrary, ResnetOptError, UsageError
 from optimizer.progress import Progress, Silent
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "check_buildable"]
 
 
 def build_engine(
@@ -67,21 +68,19 @@ def build_engine(
         BuildError: The library failed, crashed or took too long.
     """
     backend = get_backend(backend_name)
-    found = backend.availability()
-    if not found.can_build:
-        raise MissingLibrary(f"cannot build for {backend_name}: {found.reason}", mend=found.mend)
-    own = backend.engine_settings(settings)
+    own = check_buildable(backend, settings)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     _check_precision(facts, settings, graph)
+    card = facts or _checkpoint_card(graph)
 
     plan = Plan(
         kind="engine",
-        settings={"backend": backend_name, **_plain(settings), **own},
+        settings={"backend": backend_name, **_plain(settings), **own, "arch": card.arch},
         inputs=[Input.of("graph" if facts else "checkpoint", graph)],
         libraries=library_versions(*backend.libraries),
         device=backend.device(),
-        preprocessing=facts.preprocessing if facts else None,
-        classes=facts.classes if facts else None,
+        preprocessing=card.preprocessing,
+        classes=card.classes,
     )
 
     def write(path: Path) -> dict[str, Any]:
@@ -90,13 +89,51 @@ def build_engine(
             "layers": [layer.model_dump(exclude_defaults=True) for layer in built.layers],
             "build_s": built.seconds,
             "notes": built.notes,
-            "image_size": facts.image_size if facts else None,
+            "image_size": card.image_size,
         }
 
     engine = produce(plan, output, write, cache=cache)
     if facts is not None:
         _keep_graph(graph, output)
     return engine
+
+
+def check_buildable(backend: Backend, settings: BuildSettings) -> dict[str, Any]:
+    """Refuse what cannot be built here before anything is computed for it.
+
+    Returns:
+        What the backend adds to the manifest's settings.
+
+    Raises:
+        MissingLibrary: The backend cannot build here.
+        UnsupportedPrecision, UsageError: It does not compute this, or lacks an option.
+    """
+    found = backend.availability()
+    if not found.can_build:
+        raise MissingLibrary(f"cannot build for {backend.name}: {found.reason}", mend=found.mend)
+    return backend.engine_settings(settings)
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What an engine must know of a checkpoint; a graph's facts say the same."""
+
+    arch: str
+    image_size: int
+    preprocessing: dict[str, Any]
+    classes: list[str] | None
+
+
+def _checkpoint_card(path: Path) -> _Card:
+    from optimizer.models import load_model
+
+    model = load_model(str(path))
+    return _Card(
+        arch=model.arch,
+        image_size=model.image_size,
+        preprocessing=model.preprocessing.to_dict(),
+        classes=list(model.classes) if model.classes else None,
+    )
 
 
 def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: Path) -> None:
@@ -126,13 +163,22 @@ def _keep_graph(graph: Path, output: Path) -> None:
         if external_data_files(graph):
             onnx.save_model(onnx.load(graph), temporary)
         else:
-            shutil.copyfile(graph, temporary)
+            _link_or_copy(graph, temporary)
     sidecar = manifest_path(graph)
     if sidecar.is_file() and digest(beside) == digest(graph):
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
         write_text_atomically(
             manifest_path(beside), json.dumps({**raw, "file": beside.name}, indent=2) + "\n"
         )
+
+
+def _link_or_copy(source: Path, destination: Path) -> None:
+    """A hard link where the file system has them: artifacts are replaced, never written into."""
+    destination.unlink()
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 # --- the process ---------------------------------------------------------------------------------

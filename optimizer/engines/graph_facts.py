@@ -38,6 +38,11 @@ class GraphFacts:
     metadata: dict[str, str]
 
     @property
+    def arch(self) -> str:
+        """The architecture it was exported from; empty if it does not say."""
+        return self.metadata.get("arch", "")
+
+    @property
     def classes(self) -> list[str] | None:
         """Class names, if the graph carries them."""
         names = json.loads(self.metadata.get("classes", "[]"))
@@ -180,10 +185,12 @@ def annotate(layers: list[LayerInfo], graph: Path) -> list[LayerInfo]:
         New layers; one made of several modules gets the sum of their operations.
     """
     flops = layer_flops(graph)
-    known = {node.name for node in load_proto(graph).graph.node}
+    # OpenVINO names a layer by its output, which is "logits" and not "fc" at the end of the graph.
+    known = {out: node.name for node in load_proto(graph).graph.node for out in node.output}
+    known |= {name: name for name in known.values()}
     filled = []
     for layer in layers:
-        names = [name for name in layer.torch_names if name in known]
+        names = list(dict.fromkeys(known[name] for name in layer.torch_names if name in known))
         total = sum(flops.get(name, 0) for name in names)
         filled.append(layer.model_copy(update={"torch_names": names, "flops": total or None}))
     return filled

@@ -149,6 +149,7 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
     from optimizer.exporting.image_input import take_images
 
     rewrite.pool_in_one_operation(graph)
+    rewrite.drop_unused_constants(graph)
     rewrite.name_by_module(graph)
     rewrite.add_missing_biases(graph)
     rewrite.name_biases(graph)

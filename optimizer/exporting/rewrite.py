@@ -14,6 +14,7 @@ import onnx_ir as ir
 __all__ = [
     "add_missing_biases",
     "drop_exporter_metadata",
+    "drop_unused_constants",
     "name_biases",
     "name_by_module",
     "pool_in_one_operation",
@@ -157,6 +158,14 @@ def name_biases(model: ir.Model) -> bool:
                 bias.name = f"{node.name}.bias"
                 changed = True
     return changed
+
+
+def drop_unused_constants(model: ir.Model) -> bool:
+    """Remove initializers that no node reads (axes and shapes of operations that were replaced)."""
+    unused = [name for name, value in model.graph.initializers.items() if not value.uses()]
+    for name in unused:
+        model.graph.initializers.pop(name)
+    return bool(unused)
 
 
 def drop_exporter_metadata(model: ir.Model) -> bool:

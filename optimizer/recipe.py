@@ -1,0 +1,195 @@
+"""The recipe: one execution of the main job as a YAML file.
+
+Keys are the command line's long flags in snake_case, one section a stage; lists where a stage may
+be done several ways. ``resnet-opt run --save-recipe`` writes the one that just ran.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from optimizer.errors import UsageError
+from optimizer.units import parse_duration, parse_pp, parse_share
+
+__all__ = [
+    "BenchSection",
+    "BuildSection",
+    "CalibrateSection",
+    "ExportSection",
+    "Recipe",
+    "TrainSection",
+    "ValidateSection",
+    "load_recipe",
+    "save_recipe",
+]
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, (list, tuple)) or value is None else [value]
+
+
+def _checked(parse: Any) -> BeforeValidator:
+    """A text with a unit: kept as written, refused if it does not parse."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            parse(str(value))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return str(value)
+
+    return BeforeValidator(check)
+
+
+Many = Annotated[list[str], BeforeValidator(_as_list)]
+Precisions = Annotated[list[Precision], BeforeValidator(_as_list)]
+Batches = Annotated[list[int], BeforeValidator(_as_list)]
+Duration = Annotated[str, _checked(parse_duration)]
+Points = Annotated[str, _checked(parse_pp)]
+Share = Annotated[str, _checked(parse_share)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TrainSection(_Section):
+    """``resnet-opt train``; present only if the model is trained by the run."""
+
+    arch: str = "resnet50"
+    data: str = "digits:train"
+    image_size: int = Field(default=32, ge=8)
+    epochs: int = Field(default=8, ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
+    lr: float | None = None
+    seed: int = 0
+
+
+class ExportSection(_Section):
+    """``resnet-opt export``."""
+
+    batch: int | Literal["dynamic"] = "dynamic"
+    image_size: int | None = None
+    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"
+    opset: int = 20
+
+
+class CalibrateSection(_Section):
+    """``resnet-opt calibrate``; without ``calib`` a part of the validation data is set apart."""
+
+    calib: str | None = None
+    calib_images: int = Field(default=256, ge=8)
+    seed: int = 0
+    method: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
+
+
+class BuildSection(_Section):
+    """``resnet-opt build``: every precision for every engine of the section."""
+
+    precision: Precisions = ["fp32", "int8"]
+    engine: Many = ["auto"]
+    target: Many = []
+    profile: str | None = None
+    storage_only: bool = False
+    min_share: Share = "95%"
+
+
+class ValidateSection(_Section):
+    """``resnet-opt validate``."""
+
+    data: str
+    limit: int | None = Field(default=None, ge=1)
+    max_drop: Points = "1pp"
+    max_flips: Share | None = None
+    batch: int = Field(default=32, ge=1)
+    skip_bad_images: bool = False
+
+
+class BenchSection(_Section):
+    """``resnet-opt bench``; the PyTorch model is measured beside the engines."""
+
+    batch: Batches = [1, 8]
+    duration: Duration = "10s"
+    threads: int | None = None
+    min_effect: Share = "2%"
+    seed: int = 0
+
+
+class Recipe(_Section):
+    """One execution of the main job."""
+
+    title: str = "resnet-opt run"
+    model: str | None = None
+    arch: str | None = None
+    train: TrainSection | None = None
+    export: ExportSection = ExportSection()
+    calibrate: CalibrateSection = CalibrateSection()
+    build: list[BuildSection] = [BuildSection()]
+    # "validate" is a method of pydantic's models
+    validation: ValidateSection | None = Field(default=None, alias="validate")
+    bench: BenchSection | None = BenchSection()
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_build_section(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("build"), dict):
+            return {**raw, "build": [raw["build"]]}
+        return raw
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Recipe:
+        if (self.model is None) == (self.train is None):
+            raise ValueError("give either a model or a train section")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        UsageError: No such file, no YAML, or a key or value that does not fit; the message names it.
+    """
+    if not path.is_file():
+        raise UsageError(f"no such recipe: {path}", mend="resnet-opt run --help shows the forms")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise UsageError(f"{path.name} is no YAML: {line}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path.name} is no mapping of sections")
+    return parse_recipe(raw, path.name)
+
+
+def parse_recipe(raw: dict[str, Any], name: str = "the recipe") -> Recipe:
+    """Check a mapping as a recipe.
+
+    Raises:
+        UsageError: A key or value does not fit; the message names it.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise UsageError(f"{name}, {where}: {first['msg']}") from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as YAML."""
+    from optimizer.artifacts import write_text_atomically
+
+    raw = recipe.model_dump(mode="json", exclude_none=True)
+    write_text_atomically(path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,417 @@
+"""The verbs: what the command line and ``import optimizer`` offer, one function each.
+
+Every verb takes paths and plain values, opens what it needs, calls its room, and returns a typed
+result. They hold no logic of their own beyond joining rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifacts import Artifact, Cache
+from optimizer.errors import UsageError
+from optimizer.progress import Progress
+
+if TYPE_CHECKING:
+    from optimizer.engines import Session
+    from optimizer.precision.int8 import EncodingOptions
+    from optimizer.results import Audit, BenchResult, ValidateResult
+
+__all__ = [
+    "audit_engine",
+    "bench",
+    "build",
+    "calibrate",
+    "export",
+    "load",
+    "quantize",
+    "train",
+    "validate",
+]
+
+RULES_OF = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+}
+"""Whose target rules an engine's INT8 graph follows."""
+
+
+def train(
+    output: Path | str,
+    *,
+    arch: str = "resnet50",
+    data: str = "digits:train",
+    held_out: str | None = None,
+    image_size: int = 32,
+    epochs: int = 8,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    init: str | None = None,
+    skip_bad_images: bool = False,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Train a ResNet into a checkpoint.
+
+    Args:
+        output: Where the checkpoint goes (``.safetensors``).
+        arch: Architecture, a torchvision name.
+        data: Training images.
+        held_out: Images to measure on afterwards; ``digits:train`` has ``digits:test``.
+        image_size: Side of the network's input, pixels.
+        epochs: Passes over the data.
+        batch_size: Images a step; ``None`` for the trainer's own.
+        lr: Highest learning rate; ``None`` for the trainer's own.
+        seed: Decides initialization, order and augmentation.
+        init: A model to train further.
+        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+    """
+    from dataclasses import replace
+
+    from optimizer.data import open_dataset
+    from optimizer.models import load_model
+    from optimizer.training import TrainSettings, train_checkpoint
+
+    settings = TrainSettings(arch=arch, image_size=image_size, epochs=epochs, seed=seed)
+    if batch_size is not None:
+        settings = replace(settings, batch_size=batch_size)
+    if lr is not None:
+        settings = replace(settings, lr=lr)
+    if held_out is None and data == "digits:train":
+        held_out = "digits:test"
+    return train_checkpoint(
+        settings,
+        open_dataset(data, skip_bad_images=skip_bad_images),
+        Path(output),
+        held_out=open_dataset(held_out, skip_bad_images=skip_bad_images) if held_out else None,
+        init=load_model(init, image_size=image_size) if init else None,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def export(
+    model: str,
+    output: Path | str,
+    *,
+    arch: str | None = None,
+    batch: int | None = None,
+    image_size: int | None = None,
+    input_kind: str = "float32-nchw",
+    opset: int = 20,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Export a model to a checked ONNX file; see `optimizer.exporting.export_onnx`."""
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+
+    return export_onnx(
+        load_model(model, arch=arch, image_size=image_size),
+        Path(output),
+        batch=batch,
+        input_kind=input_kind,
+        opset=opset,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def calibrate(
+    graph: Path | str,
+    output: Path | str,
+    *,
+    calib: str,
+    calib_images: int = 256,
+    seed: int = 0,
+    batch: int = 32,
+    skip_bad_images: bool = False,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Take calibration statistics of an FP32 graph; see `optimizer.precision.calibrate`."""
+    from optimizer import precision
+    from optimizer.data import open_dataset
+    from optimizer.engines.onnxruntime import tapped
+
+    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
+    return precision.calibrate(
+        Path(graph), dataset, Path(output), tapped, batch=batch, cache=cache, progress=progress
+    )
+
+
+def quantize(
+    graph: Path | str,
+    output: Path | str,
+    *,
+    precision: str,
+    target: str = "openvino",
+    calib: str | None = None,
+    calib_images: int = 256,
+    stats: Path | str | None = None,
+    encodings: Path | str | None = None,
+    options: EncodingOptions | None = None,
+    high_precision: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Turn an FP32 graph into an explicit graph of another precision.
+
+    INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
+    and leaves the statistics beside the output. See `optimizer.precision.quantize`.
+    """
+    from optimizer import precision as room
+
+    graph, output = Path(graph), Path(output)
+    if precision == "int8" and encodings is None and stats is None:
+        if calib is None:
+            raise UsageError(
+                "INT8 needs calibration data",
+                mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
+            )
+        beside = output.with_name(f"{graph.stem}.stats.npz")
+        stats = calibrate(
+            graph, beside, calib=calib, calib_images=calib_images, cache=cache, progress=progress
+        ).path
+    return room.quantize(
+        graph,
+        output,
+        precision=precision,
+        target=target,
+        statistics=Path(stats) if stats else None,
+        encodings=Path(encodings) if encodings else None,
+        options=options,
+        high_precision=high_precision,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def build(
+    graph: Path | str,
+    output: Path | str,
+    *,
+    precision: str = "fp32",
+    engine: str = "auto",
+    target: Sequence[str] = (),
+    profile: tuple[int, int, int] | None = None,
+    workspace_bytes: int | None = None,
+    opt_level: int | None = None,
+    timing_cache: Path | None = None,
+    threads: int | None = None,
+    storage_only: bool = False,
+    calib: str | None = None,
+    calib_images: int = 256,
+    stats: Path | str | None = None,
+    encodings: Path | str | None = None,
+    options: EncodingOptions | None = None,
+    high_precision: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile an engine: the explicit graph first, then the backend.
+
+    Args:
+        graph: The FP32 graph, a graph that carries the precision already, or a checkpoint for the
+            ``torch`` engine.
+        output: The engine file; the explicit graph goes beside it (``<output>.graph.onnx``).
+        precision: What to compute in.
+        engine: A backend, or ``auto`` for the fastest here that computes the precision.
+        target: TensorRT-RTX compute capabilities (``sm86``).
+        profile: (min, opt, max) batch.
+        workspace_bytes: TensorRT's scratch memory.
+        opt_level: TensorRT's optimization level, 0 to 5.
+        timing_cache: TensorRT's timing cache file.
+        threads: Threads of a CPU engine.
+        storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
+        calib: Calibration images for INT8.
+        calib_images: How many of them.
+        stats: Statistics to use instead of calibrating.
+        encodings: Encodings to use as they are.
+        options: Which passes compute the encodings.
+        high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Returns:
+        The engine; `audit_engine` judges it.
+    """
+    from optimizer.engines import BuildSettings, get_backend
+    from optimizer.engines.building import build_engine, check_buildable
+    from optimizer.engines.choice import choose_engine
+    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.engines.opening import GRAPH_SUFFIX
+
+    graph, output = Path(graph), Path(output)
+    name = choose_engine(precision) if engine == "auto" else engine
+    backend = get_backend(name)
+    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    settings = BuildSettings(
+        precision=precision,
+        batch=facts.input_shape[0] if facts else None,
+        profile=profile,
+        targets=tuple(target),
+        workspace_bytes=workspace_bytes,
+        opt_level=opt_level,
+        timing_cache=timing_cache,
+        threads=threads,
+        options={"storage_only": True} if storage_only else {},
+    )
+    check_buildable(backend, settings)
+    source = graph
+    if facts is not None and facts.precision == "fp32" and precision != "fp32":
+        source = output.with_name(output.name + GRAPH_SUFFIX)
+        quantize(
+            graph,
+            source,
+            precision=precision,
+            target=RULES_OF.get(name, name),
+            calib=calib,
+            calib_images=calib_images,
+            stats=stats,
+            encodings=encodings,
+            options=options,
+            high_precision=high_precision,
+            cache=cache,
+            progress=progress,
+        )
+    return build_engine(source, output, name, settings, cache=cache, progress=progress)
+
+
+def audit_engine(engine: Artifact, *, min_share: float = 0.95) -> Audit:
+    """Compare what was asked of an engine with what it computes, by the layers it told."""
+    from optimizer.evaluation import audit
+    from optimizer.results import LayerInfo
+
+    layers = [LayerInfo.model_validate(raw) for raw in engine.manifest.details.get("layers", [])]
+    settings = engine.manifest.settings
+    asked = "fp32" if settings.get("options", {}).get("storage_only") else settings["precision"]
+    return audit(asked, layers, min_share)
+
+
+def load(engine: Path | str, *, threads: int | None = None, device: str | None = None) -> Session:
+    """Open an engine or a checkpoint; see `optimizer.engines.open_engine`."""
+    from optimizer.engines import open_engine
+
+    return open_engine(Path(engine), threads=threads, device=device)
+
+
+def validate(
+    engines: Sequence[Path | str],
+    *,
+    reference: str,
+    data: str,
+    max_drop_pp: float = 1.0,
+    max_flips: float | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch: int = 32,
+    layers: bool = False,
+    arch: str | None = None,
+    skip_bad_images: bool = False,
+    exported: Path | None = None,
+    predictions: Path | None = None,
+    min_share: float = 0.95,
+    progress: Progress | None = None,
+) -> ValidateResult:
+    """Hold engines against the PyTorch reference, hop by hop, on the same images.
+
+    Args:
+        engines: Engines, graphs or checkpoints.
+        reference: A model name or checkpoint, or the user's own FP32 ONNX file.
+        data: Labelled images.
+        max_drop_pp: Largest loss of top-1, percentage points.
+        max_flips: Largest share of images whose class changes.
+        limit: Take a stratified subset of this many images.
+        seed: Decides the subset.
+        batch: Images at a time.
+        layers: Also look into the graphs, block by block.
+        arch: Architecture of a checkpoint that does not say.
+        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        exported: The FP32 ONNX file between reference and graphs; found beside the engines if it
+            is there.
+        predictions: Where the per-image predictions go (``.npz``).
+        min_share: For the precision audit of each engine.
+        progress: Told of the steps.
+    """
+    from optimizer.data import open_dataset
+    from optimizer.evaluation import Chain
+    from optimizer.evaluation import validate as room
+    from optimizer.models import load_model
+    from optimizer.results import Gates
+
+    source: Any = (
+        Path(reference) if reference.endswith(".onnx") else load_model(reference, arch=arch)
+    )
+    paths = [Path(engine) for engine in engines]
+    chains = [Chain.of(path, model=exported or _exported_beside(path)) for path in paths]
+    return room(
+        chains,
+        source,
+        open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images),
+        Gates(max_drop_pp=max_drop_pp, max_flips=max_flips),
+        batch=batch,
+        layers=layers,
+        predictions=predictions,
+        min_share=min_share,
+        progress=progress,
+    )
+
+
+def _exported_beside(path: Path) -> Path | None:
+    """The FP32 file that an engine's graph was made from, if it lies in the same folder or above."""
+    from optimizer.artifacts import read_manifest
+    from optimizer.engines.opening import graph_of
+    from optimizer.errors import ArtifactError
+
+    try:
+        graph = graph_of(path)
+        inputs = read_manifest(graph or path).inputs
+    except ArtifactError:
+        return None
+    wanted = {i.sha256 for i in inputs if i.role in {"model", "graph"}}
+    for folder in (path.parent, path.parent.parent):
+        for candidate in sorted(folder.glob("*.onnx")):
+            try:
+                if candidate != path and read_manifest(candidate).sha256 in wanted:
+                    return candidate
+            except ArtifactError:
+                continue
+    return None
+
+
+def bench(
+    engines: Sequence[Path | str],
+    *,
+    batch: Sequence[int] = (1,),
+    image_size: int | None = None,
+    threads: int | None = None,
+    duration_s: float = 10.0,
+    min_effect: float = 0.02,
+    against: Path | str | None = None,
+    seed: int = 0,
+    raw_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure latency and throughput, interleaved and each engine in a process of its own."""
+    from optimizer.profiling import bench as room
+
+    return room(
+        [Path(engine) for engine in engines],
+        batches=tuple(batch),
+        image_size=image_size,
+        threads=threads,
+        duration_s=duration_s,
+        min_effect=min_effect,
+        against=Path(against) if against else None,
+        seed=seed,
+        raw_dir=raw_dir,
+        progress=progress,
+    )

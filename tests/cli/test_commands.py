@@ -1,0 +1,266 @@
+"""The command line as a user meets it: outputs, exit codes, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optimizer.artifacts import load_artifact
+from optimizer.cli import main
+
+
+@dataclass
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error")]
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def resnet_opt(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Command:
+    cache = tmp_path_factory.getbasetemp() / "cli-cache"
+    monkeypatch.setenv("RESNET_OPT_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["resnet-opt", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        return Said(int(stop.value.code or 0), said.out, said.err)
+
+    return run
+
+
+# --- the way through ---------------------------------------------------------------------------------
+
+
+def test_the_steps_one_by_one(resnet_opt: Command, small_checkpoint: Path, tmp_path: Path) -> None:
+    graph, stats = tmp_path / "m.onnx", tmp_path / "m.stats.npz"
+    said = resnet_opt("export", small_checkpoint, "-o", graph)
+    assert said.code == 0, said.err
+    assert "differs from PyTorch by at most" in said.out
+
+    said = resnet_opt(
+        "calibrate", graph, "--calib", "digits:train", "--calib-images", 64, "-o", stats
+    )
+    assert said.code == 0, said.err
+
+    said = resnet_opt(
+        "quantize", graph, "--target", "tensorrt", "--stats", stats, "-o", tmp_path / "q.onnx"
+    )
+    assert said.code == 0, said.err
+    assert "tensors with Q/DQ" in said.out
+
+    engine = tmp_path / "m.blob"
+    said = resnet_opt(
+        "build", graph, "--int8", "--engine", "openvino", "--stats", stats, "-o", engine, "--json"
+    )
+    assert said.code == 0, said.err
+    made = json.loads(said.out)
+    assert made["details"]["audit"]["verdict"] == "pass"
+    assert made["settings"]["precision"] == "int8"
+    assert (tmp_path / "m.blob.graph.onnx").is_file()
+    assert (tmp_path / "m.blob.graph.encodings.json").is_file()
+
+    said = resnet_opt("inspect", engine)
+    assert said.code == 0
+    assert "100.0 % of the FLOPs are INT8" in said.out
+
+    digit = tmp_path / "digit.png"
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(digit)
+    said = resnet_opt("predict", engine, digit, "--json")
+    assert said.code == 0, said.err
+    (prediction,) = json.loads(said.out)
+    assert len(prediction["classes"]) == 5
+    assert sum(prediction["probabilities"]) <= 1.0 + 1e-9
+
+    said = resnet_opt(
+        "build", graph, "--int8", "--engine", "openvino", "--stats", stats, "-o", engine
+    )
+    assert "it was made before" in said.out
+
+
+def test_validate_prints_and_writes_the_same(
+    resnet_opt: Command, small_checkpoint: Path, small_graph: Path, tmp_path: Path
+) -> None:
+    engine, result = tmp_path / "m.blob", tmp_path / "v.json"
+    assert resnet_opt("build", small_graph, "--engine", "openvino", "-o", engine).code == 0
+    said = resnet_opt(
+        "validate", engine, "--reference", small_checkpoint, "--data", "digits:test", "--limit", 50,
+        "--max-drop", "10pp", "-o", result, "--json",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert json.loads(said.out) == json.loads(result.read_text())
+    assert json.loads(said.out)["verdict"] == "pass"
+    too_few = resnet_opt(
+        "validate", engine, "--reference", small_checkpoint, "--data", "digits:test", "--limit", 50,
+        "--max-drop", "1pp", "-o", result,
+    )  # fmt: skip
+    assert too_few.code == 6
+    assert "images would decide it" in too_few.err
+    assert resnet_opt("compare", result, result, "--max-drop", "10pp").code == 0
+    assert resnet_opt("compare", result, result, "--max-drop", "1pp").code == 6
+
+
+def test_a_recipe_is_saved_and_read_again(resnet_opt: Command, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    said = resnet_opt("demo", "--arch", "resnet18", "--save-recipe", recipe)
+    assert said.code == 0, said.err
+    assert "resnet18" in recipe.read_text()
+    again = tmp_path / "again.yaml"
+    assert resnet_opt("run", recipe, "--save-recipe", again).code == 0
+    assert again.read_text() == recipe.read_text()
+
+
+def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    resnet_opt(
+        "run", "resnet50:IMAGENET1K_V2", "--data", "/images", "--precision", "fp32,int8",
+        "--engine", "openvino", "--limit", 100, "--max-drop", "0.5pp", "--save-recipe", recipe,
+    )  # fmt: skip
+    import yaml
+
+    raw = yaml.safe_load(recipe.read_text())
+    assert raw["model"] == "resnet50:IMAGENET1K_V2"
+    assert raw["build"][0]["precision"] == ["fp32", "int8"]
+    assert raw["build"][0]["engine"] == ["openvino"]
+    assert raw["validate"] == {
+        "data": "/images", "limit": 100, "max_drop": "0.5pp", "batch": 32, "skip_bad_images": False,
+    }  # fmt: skip
+
+
+def test_doctor_tells_every_engine(resnet_opt: Command) -> None:
+    said = resnet_opt("doctor", "--json")
+    assert said.code == 0
+    found = json.loads(said.out)
+    assert found["backends"]["openvino"]["can_run"]
+    assert found["libraries"]["openvino"]
+    words = resnet_opt("doctor").out
+    for name in found["backends"]:
+        assert name in words
+
+
+def test_clean_empties_the_cache(
+    resnet_opt: Command, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESNET_OPT_CACHE", str(tmp_path / "cache"))
+    assert resnet_opt("export", small_checkpoint, "-o", tmp_path / "m.onnx").code == 0
+    said = resnet_opt("clean")
+    assert said.code == 0
+    assert said.out.startswith("1 artifacts")
+    load_artifact(tmp_path / "m.onnx")
+
+
+def test_version(resnet_opt: Command) -> None:
+    from optimizer import __version__
+
+    assert resnet_opt("--version").out.strip() == f"resnet-opt {__version__}"
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+def _bad(
+    tmp_path: Path, small_checkpoint: Path, small_graph: Path
+) -> dict[str, tuple[list, int, str]]:
+    (tmp_path / "text.onnx").write_text("not a network")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "cut.onnx").write_bytes(small_graph.read_bytes()[:5000])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "recipe.yaml").write_text("model: resnet18:random\nbuidl: {}\n")
+    out = ["-o", tmp_path / "out.x"]
+    return {
+        "no such model": (["export", tmp_path / "none.safetensors", "-o", tmp_path / "o.onnx"], 2, "none"),
+        "unknown name": (["export", "resnet51:random", "-o", tmp_path / "o.onnx"], 2, "resnet51"),
+        "no such graph": (["build", tmp_path / "none.onnx", *out], 2, "no such file"),
+        "text": (["build", tmp_path / "text.onnx", *out], 2, r"text.onnx"),
+        "empty": (["build", tmp_path / "empty.onnx", *out], 2, "holds no graph"),
+        "truncated": (["build", tmp_path / "cut.onnx", *out], 2, "truncated"),
+        "int8 without data": (
+            ["build", small_graph, "--int8", "--engine", "openvino", *out], 2, "needs calibration data",
+        ),
+        "fp16 on a CPU": (
+            ["build", small_graph, "--fp16", "--engine", "openvino", *out], 2, "would compute in FP32",
+        ),
+        "both aliases": (["build", small_graph, "--fp16", "--int8", *out], 2, "together"),
+        "unknown engine": (["build", small_graph, "--engine", "tensorflow", *out], 2, "unknown engine"),
+        "unknown precision": (
+            ["quantize", small_graph, "--precision", "int3", *out], 2, "unknown precision",
+        ),
+        "few images": (
+            ["calibrate", small_graph, "--calib", "digits:train", "--calib-images", 3, *out], 2, "",
+        ),
+        "empty folder": (["calibrate", small_graph, "--calib", tmp_path / "empty", *out], 2, "empty"),
+        "a drop without unit": (
+            ["validate", small_graph, "--reference", small_checkpoint, "--data", "digits:test",
+             "--max-drop", "1"], 2, "pp",
+        ),
+        "a graph to bench": (["bench", small_graph], 2, "is a graph, not an engine|not an engine"),
+        "batches": (["bench", small_graph, "--batch", "1,x"], 2, "batch sizes"),
+        "recipe key": (["run", tmp_path / "recipe.yaml"], 2, "buidl"),
+        "no result": (["compare", tmp_path / "a.json", tmp_path / "b.json"], 2, "no such file"),
+        "no run": (["report", tmp_path / "empty", "-o", tmp_path / "r.html"], 2, "results.json"),
+        "unknown option": (["build", small_graph, "--presicion", "int8", *out], 2, "presicion"),
+    }  # fmt: skip
+
+
+def test_bad_input_is_one_clear_line(
+    resnet_opt: Command, tmp_path: Path, small_checkpoint: Path, small_graph: Path
+) -> None:
+    import re
+
+    cases = _bad(tmp_path, small_checkpoint, small_graph)
+    before = sorted(tmp_path.rglob("*"))
+    for name, (arguments, code, words) in cases.items():
+        said = resnet_opt(*arguments)
+        assert said.code == code, (name, said)
+        assert re.search(words, said.err), (name, said.err)
+        assert "Traceback" not in said.err, (name, said.err)
+        assert said.out == "", (name, said.out)
+        assert sorted(tmp_path.rglob("*")) == before, name
+
+
+def test_tensorrt_without_its_library_says_how_to_get_it(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    from optimizer.engines import get_backend
+
+    if get_backend("tensorrt").availability().can_build:
+        pytest.skip("TensorRT is installed on this machine")
+    said = resnet_opt(
+        "build", small_graph, "--fp16", "--engine", "tensorrt", "-o", tmp_path / "m.plan"
+    )
+    assert said.code == 3
+    assert "pip install" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_is_called_a_bug(resnet_opt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("optimizer.environment.describe", broken)
+    said = resnet_opt("doctor")
+    assert said.code == 1
+    assert "internal error: ZeroDivisionError: oops" in said.err

@@ -1,0 +1,226 @@
+"""One template for every engine that runs on a CPU: build, open, run, tell, refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.artifacts import load_artifact, manifest_path
+from optimizer.engines import Backend, Bound, BuildSettings, closing, get_backend, open_engine
+from optimizer.engines.building import build_engine
+from optimizer.engines.onnxruntime import as_written
+from optimizer.engines.opening import graph_of
+from optimizer.errors import UnsupportedPrecision, UsageError
+from optimizer.precision import quantize
+
+CASES = [
+    ("openvino", "fp32"),
+    ("openvino", "int8"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("torch", "fp32"),
+]
+
+
+@dataclass
+class Case:
+    backend: Backend
+    precision: str
+    source: Path
+    engine: Path
+
+
+@pytest.fixture(scope="module")
+def make(
+    small_checkpoint: Path,
+    small_graph: Path,
+    small_statistics: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Case]:
+    folder = tmp_path_factory.mktemp("engines")
+    made: dict[tuple[str, str], Case] = {}
+
+    def build(name: str, precision: str) -> Case:
+        if (name, precision) not in made:
+            source = small_checkpoint if name == "torch" else small_graph
+            if precision == "int8":
+                source = quantize(
+                    small_graph,
+                    folder / f"{name}.onnx",
+                    precision="int8",
+                    target=name,
+                    statistics=small_statistics,
+                ).path
+            backend = get_backend(name)
+            output = folder / f"{name}-{precision}{backend.suffix}"
+            engine = build_engine(source, output, name, BuildSettings(precision=precision))
+            made[name, precision] = Case(backend, precision, source, engine.path)
+        return made[name, precision]
+
+    return build
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def case(request: pytest.FixtureRequest, make: Callable[[str, str], Case]) -> Case:
+    return make(*request.param)
+
+
+def _images(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 3, 32, 32)).astype(np.float32)
+
+
+def _expected(case: Case, images: np.ndarray, small_graph: Path) -> np.ndarray:
+    return as_written(small_graph if case.backend.name == "torch" else case.source).run(images)
+
+
+def test_it_computes_what_the_graph_says(case: Case, small_graph: Path) -> None:
+    images = _images(16)
+    expected = _expected(case, images, small_graph)
+    with closing(open_engine(case.engine, threads=1)) as session:
+        outputs = session.run(images)
+    assert outputs.shape == (16, 10)
+    assert outputs.dtype == np.float32
+    noise = 20 * np.log10(np.linalg.norm(expected) / np.linalg.norm(outputs - expected))
+    # An INT8 engine may round a tie the other way: one step of one tensor, and what follows from it.
+    assert noise > (20 if case.precision == "int8" else 80)
+
+
+def test_rows_do_not_depend_on_the_batch(case: Case) -> None:
+    images = _images(5)
+    with closing(open_engine(case.engine, threads=1)) as session:
+        together = session.run(images)
+        alone = np.concatenate([session.run(image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, atol=2e-3 * np.abs(together).max())
+
+
+def test_a_bound_batch_is_the_batch(case: Case) -> None:
+    images = _images(4)
+    with closing(open_engine(case.engine, threads=1)) as session:
+        expected = session.run(images)
+        bound = session.bind(images)
+        assert isinstance(bound, Bound)
+        for _ in range(2):
+            bound.upload()
+            bound.enqueue()
+            bound.wait()
+            bound.download()
+        np.testing.assert_array_equal(bound.output(), expected)
+
+
+def test_outputs_are_not_overwritten(case: Case) -> None:
+    with closing(open_engine(case.engine, threads=1)) as session:
+        first = session.run(_images(2, 1))
+        kept = first.copy()
+        session.run(_images(2, 2))
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_layers_tell_their_precision(case: Case) -> None:
+    layers = load_artifact(case.engine).manifest.details["layers"]
+    if case.backend.name == "torch":
+        with closing(open_engine(case.engine, threads=1)) as session:
+            assert {layer.precision for layer in session.layers()} == {"fp32"}
+        return
+    weighted = [layer for layer in layers if layer.get("flops")]
+    found = {name for layer in weighted for name in layer["torch_names"]}
+    assert {"conv1", "layer1.0.conv1", "layer4.1.conv2", "fc"} <= found
+    convolutions = [layer for layer in weighted if layer["torch_names"] != ["fc"]]
+    assert {layer["precision"] for layer in convolutions} == {case.precision}
+
+
+def test_the_manifest_says_how_it_was_made(case: Case) -> None:
+    manifest = load_artifact(case.engine, kind="engine").manifest
+    assert manifest.settings["backend"] == case.backend.name
+    assert manifest.settings["precision"] == case.precision
+    assert manifest.details["build_s"] >= 0
+    assert set(manifest.libraries) <= set(case.backend.libraries)
+    assert manifest.libraries
+    if case.backend.name != "torch":
+        graph = graph_of(case.engine)
+        assert graph is not None
+        assert load_artifact(graph).manifest.sha256 == manifest.inputs[0].sha256
+        assert manifest.classes == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 3, 16, 16), np.float32),
+        np.zeros((2, 32, 32, 3), np.uint8),
+        np.zeros((3, 32, 32), np.float32),
+        np.zeros((0, 3, 32, 32), np.float32),
+    ],
+    ids=["size", "pixels", "rank", "none"],
+)
+def test_a_batch_that_does_not_fit_is_refused(case: Case, images: np.ndarray) -> None:
+    with closing(open_engine(case.engine, threads=1)) as session:
+        with pytest.raises(UsageError, match="the engine takes N x 3 x 32 x 32 float32"):
+            session.run(images)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_fp16_is_refused_by_name_and_allowed_as_storage(
+    name: str, small_graph: Path, tmp_path: Path
+) -> None:
+    backend = get_backend(name)
+    with pytest.raises(UnsupportedPrecision, match="would compute in FP32"):
+        backend.engine_settings(BuildSettings(precision="fp16"))
+    half = quantize(small_graph, tmp_path / "half.onnx", precision="fp16").path
+    settings = BuildSettings(precision="fp16", options={"storage_only": True})
+    made = build_engine(half, tmp_path / f"half{backend.suffix}", name, settings)
+    assert "fp16 storage, FP32 compute" in made.manifest.details["notes"]
+    images = _images(4)
+    with closing(open_engine(made.path, threads=1)) as session:
+        np.testing.assert_allclose(
+            session.run(images), as_written(half).run(images), atol=1e-2, rtol=1e-2
+        )
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_worker_loads_only_its_own_library(name: str, make: Callable[[str, str], Case]) -> None:
+    engine = make(name, "fp32").engine
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom optimizer.engines import open_engine\n"
+        f"open_engine(Path({str(engine)!r}))\nprint(*(m for m in sys.modules if '.' not in m))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert name in loaded
+    assert not {"torch", "openvino", "onnxruntime"} - {name} & set(loaded)
+
+
+def test_a_static_engine_takes_any_number_of_images(
+    small_checkpoint: Path, small_graph: Path, tmp_path: Path
+) -> None:
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+
+    graph = export_onnx(load_model(str(small_checkpoint)), tmp_path / "static.onnx", batch=4)
+    images = _images(7)
+    expected = as_written(small_graph).run(images)
+    for name in ("openvino", "onnxruntime"):
+        output = tmp_path / f"static{get_backend(name).suffix}"
+        made = build_engine(graph.path, output, name, BuildSettings(precision="fp32", batch=4))
+        with closing(open_engine(made.path, threads=1)) as session:
+            np.testing.assert_allclose(
+                session.run(images), expected, atol=1e-4 * np.abs(expected).max()
+            )
+
+
+def test_an_engine_without_its_manifest_is_refused(
+    make: Callable[[str, str], Case], tmp_path: Path
+) -> None:
+    from optimizer.errors import ArtifactError
+
+    copy = tmp_path / "alone.blob"
+    copy.write_bytes(make("openvino", "fp32").engine.read_bytes())
+    with pytest.raises(ArtifactError, match="has no manifest"):
+        open_engine(copy)
+    assert not manifest_path(copy).exists()

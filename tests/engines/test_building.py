@@ -1,0 +1,187 @@
+"""Builds: refused before they start, in a process of their own, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.artifacts import Cache, manifest_path
+from optimizer.engines import Availability, BuildSettings, Built, get_backend, open_engine, register
+from optimizer.engines.building import build_engine
+from optimizer.engines.opening import check_opens
+from optimizer.engines.registry import backends
+from optimizer.errors import ArtifactError, BuildError, MissingDevice, MissingLibrary, UsageError
+
+
+class Misbehaving:
+    """A backend that fails in the way its options ask for."""
+
+    name = "misbehaving"
+    suffix = ".bad"
+    libraries = ("numpy",)
+
+    def availability(self) -> Availability:
+        return Availability(True, True, "always here")
+
+    def device(self) -> dict[str, Any]:
+        return {"kind": "cpu"}
+
+    def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
+        return {}
+
+    def build(self, graph: Path, output: Path, settings: BuildSettings, progress: Any) -> Built:
+        progress.start("misbehave", total=1)
+        match settings.options["how"]:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "raise":
+                raise ValueError("the library's own words")
+            case "hang":
+                time.sleep(60)
+        output.write_text("an engine")
+        progress.advance()
+        progress.finish()
+        return Built(layers=[], seconds=0.0)
+
+    def load(self, engine: Path, *, threads: int | None = None, device: str | None = None) -> Any:
+        raise NotImplementedError
+
+
+register(Misbehaving())
+
+
+def _settings(how: str) -> BuildSettings:
+    return BuildSettings(precision="fp32", options={"how": how})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("crash", "crashed while building .exit status -11"),
+        ("raise", "the library's own words"),
+        ("hang", "did not finish within 1 s"),
+    ],
+)
+def test_a_failing_build_leaves_nothing(
+    tmp_path: Path, small_graph: Path, how: str, message: str
+) -> None:
+    with pytest.raises(BuildError, match=message):
+        build_engine(small_graph, tmp_path / "e.bad", "misbehaving", _settings(how), timeout_s=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_crosses_the_process(tmp_path: Path, small_graph: Path) -> None:
+    heard: list[str] = []
+
+    class Ear:
+        def start(self, label: str, total: int | None = None) -> None:
+            heard.append(f"start {label}")
+
+        def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+            heard.append("advance")
+
+        def finish(self, note: str | None = None) -> None:
+            heard.append("finish")
+
+    build_engine(small_graph, tmp_path / "e.bad", "misbehaving", _settings("well"), progress=Ear())
+    assert heard == ["start misbehave", "advance", "finish"]
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(UsageError, match="exists already"):
+        register(Misbehaving())
+
+
+def test_every_backend_is_listed_whether_installed_or_not() -> None:
+    assert {"openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx"} <= set(backends())
+
+
+def test_an_unknown_engine_lists_the_known() -> None:
+    with pytest.raises(UsageError, match="openvino"):
+        get_backend("tensorflow")
+
+
+def test_a_precision_that_the_graph_does_not_carry_is_refused(
+    tmp_path: Path, small_graph: Path
+) -> None:
+    with pytest.raises(UsageError, match="is an FP32 graph, not INT8"):
+        build_engine(small_graph, tmp_path / "e.blob", "openvino", BuildSettings(precision="int8"))
+
+
+def test_a_second_build_comes_from_the_cache(tmp_path: Path, small_graph: Path) -> None:
+    cache, settings = Cache(tmp_path / "cache"), BuildSettings(precision="fp32")
+    first = build_engine(small_graph, tmp_path / "a" / "e.blob", "openvino", settings, cache=cache)
+    second = build_engine(small_graph, tmp_path / "b" / "e.blob", "openvino", settings, cache=cache)
+    assert not first.cached
+    assert second.cached
+    assert first.manifest.sha256 == second.manifest.sha256
+    open_engine(second.path).close()
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("libraries", {"openvino": "1.0"}, r"was built by openvino 1\.0, here is"),
+        ("device", {"flags": ["AMX-INT8"]}, "was built for flags AMX-INT8, here is"),
+    ],
+)
+def test_an_engine_of_elsewhere_is_refused_with_the_command(
+    tmp_path: Path, small_graph: Path, field: str, change: dict, message: str
+) -> None:
+    made = build_engine(
+        small_graph, tmp_path / "e.blob", "openvino", BuildSettings(precision="fp32")
+    )
+    raw = json.loads(manifest_path(made.path).read_text())
+    raw[field] = {**raw[field], **change}
+    manifest_path(made.path).write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match=message) as caught:
+        open_engine(made.path)
+    assert caught.value.mend is not None
+    assert caught.value.mend.startswith("resnet-opt build e.blob.graph.onnx --precision fp32")
+
+
+@pytest.mark.parametrize(("can_build", "error"), [(True, MissingDevice), (False, MissingLibrary)])
+def test_an_engine_that_cannot_run_here_says_why(
+    tmp_path: Path, small_graph: Path, can_build: bool, error: type[Exception]
+) -> None:
+    class Absent(Misbehaving):
+        def availability(self) -> Availability:
+            return Availability(can_build, False, "no driver", "install it")
+
+    made = build_engine(small_graph, tmp_path / "e.bad", "misbehaving", _settings("well"))
+    with pytest.raises(error, match="no driver"):
+        check_opens(Absent(), made.path, made.manifest)
+
+
+def test_something_that_is_no_engine_is_refused(small_graph: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a graph, not an engine"):
+        open_engine(small_graph)
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_nothing(tmp_path: Path, small_graph: Path) -> None:
+    """Ctrl-C in the middle of a real build, as the terminal sends it: to the whole group."""
+    output = tmp_path / "e.blob"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "optimizer", "build", str(small_graph), "--no-cache",
+         "--engine", "openvino", "-o", str(output)],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".e.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert list(tmp_path.iterdir()) == []

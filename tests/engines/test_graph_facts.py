@@ -1,0 +1,91 @@
+"""What is read off a graph, and the files that are refused before any engine sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from optimizer.engines.graph_facts import annotate, graph_facts, layer_flops
+from optimizer.errors import GraphError
+from optimizer.results import LayerInfo
+
+
+def test_facts_of_a_classifier(small_graph: Path) -> None:
+    facts = graph_facts(small_graph)
+    assert facts.input_shape == (None, 3, 32, 32)
+    assert facts.output_shape == (None, 10)
+    assert (facts.input_name, facts.output_name) == ("images", "logits")
+    assert (facts.image_size, facts.precision, facts.input_dtype) == (32, "fp32", "float32")
+    assert facts.classes == [str(digit) for digit in range(10)]
+
+
+def test_flops_of_resnet18_at_32_px(small_graph: Path) -> None:
+    flops = layer_flops(small_graph)
+    assert flops["conv1"] == 2 * 64 * 3 * 7 * 7 * 16 * 16
+    assert flops["fc"] == 2 * 512 * 10
+    assert len(flops) == 21
+
+
+def test_annotate_keeps_modules_only(small_graph: Path) -> None:
+    layer = LayerInfo(
+        name="x",
+        torch_names=["layer1.0.conv1", "Multiply_77"],
+        type="Convolution",
+        precision="int8",
+    )
+    (annotated,) = annotate([layer], small_graph)
+    assert annotated.torch_names == ["layer1.0.conv1"]
+    assert annotated.flops == layer_flops(small_graph)["layer1.0.conv1"]
+
+
+def _write(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    return path
+
+
+def _tiny(inputs: int = 1, shape: tuple = ("n", 3, 4, 4), opset: int = 20) -> onnx.ModelProto:
+    sources = [
+        helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, list(shape))
+        for i in range(inputs)
+    ]
+    nodes = [helper.make_node("Flatten", ["x0"], ["y"])]
+    target = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 48])
+    graph = helper.make_graph(nodes, "g", sources, [target])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no graph"),
+        (b"this is a text file about networks\n", "no ONNX file or is truncated|holds no graph"),
+        (_tiny().SerializeToString()[:-7], "no ONNX file or is truncated|refused by onnx.checker"),
+        (_tiny(opset=99).SerializeToString(), "opset 99"),
+        (_tiny(inputs=2).SerializeToString(), "2 inputs and 1 outputs"),
+        (_tiny(shape=("n", 48)).SerializeToString(), "N x 3 x H x W"),
+    ],
+    ids=["empty", "text", "truncated", "opset", "inputs", "rank"],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        graph_facts(_write(tmp_path, content))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="no such file"):
+        graph_facts(tmp_path / "nowhere.onnx")
+
+
+def test_missing_weights_are_not_called_a_broken_file(tmp_path: Path, small_graph: Path) -> None:
+    path = tmp_path / "outside.onnx"
+    onnx.save_model(
+        onnx.load(small_graph), path, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    graph_facts(path)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(GraphError, match=r"weights of outside\.onnx cannot be read"):
+        graph_facts(path)

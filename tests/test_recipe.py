@@ -1,0 +1,69 @@
+"""Recipes: one section a stage, the flags' names, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import optimizer
+from optimizer.errors import UsageError
+from optimizer.recipe import load_recipe, parse_recipe, save_recipe
+
+DEMO = Path(optimizer.__file__).parent / "recipes" / "demo.yaml"
+
+
+def test_the_demo_is_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(DEMO)
+    assert recipe.train is not None
+    assert recipe.train.arch == "resnet50"
+    assert [engine for section in recipe.build for engine in section.engine] == [
+        "openvino", "onnxruntime", "openvino", "tensorrt-rtx",
+    ]  # fmt: skip
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_lists_may_be_words() -> None:
+    recipe = parse_recipe(
+        {"model": "m", "build": {"precision": "fp32, int8", "engine": "openvino"}}
+    )
+    assert recipe.build[0].precision == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [
+        ({}, "either a model or a train section"),
+        ({"model": "m", "train": {}}, "either a model or a train section"),
+        ({"model": "m", "biuld": {}}, "biuld"),
+        ({"model": "m", "build": {"precision": "int3"}}, r"build\.0\.precision"),
+        (
+            {"model": "m", "validate": {"data": "d", "max_drop": "1"}},
+            r"validate\.max_drop.*unit pp",
+        ),
+        ({"model": "m", "bench": {"duration": "soon"}}, r"bench\.duration"),
+        ({"model": "m", "calibrate": {"calib_images": 2}}, r"calibrate\.calib_images"),
+    ],
+)
+def test_a_mistake_is_named(raw: dict, where: str) -> None:
+    with pytest.raises(UsageError, match=where):
+        parse_recipe(raw)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(UsageError, match="no mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="no YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+
+
+def test_a_saved_recipe_is_plain_yaml(tmp_path: Path) -> None:
+    save_recipe(load_recipe(DEMO), tmp_path / "saved.yaml")
+    raw = yaml.safe_load((tmp_path / "saved.yaml").read_text())
+    assert raw["validate"]["data"] == "digits:test"
