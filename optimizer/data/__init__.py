@@ -1,0 +1,20 @@
+"""Images and labels, and how an image becomes the network's input."""
+
+from optimizer.data.dataset import Batch, Dataset, ImageDataset
+from optimizer.data.datasets import DATA_FORMS, open_dataset
+from optimizer.data.fits import check_fits
+from optimizer.data.images import open_image
+from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.subset import stratified_subset
+
+__all__ = [
+    "DATA_FORMS",
+    "Batch",
+    "Dataset",
+    "ImageDataset",
+    "Preprocessing",
+    "check_fits",
+    "open_dataset",
+    "open_image",
+    "stratified_subset",
+]

@@ -1,0 +1,271 @@
+"""A labelled set of images that is read batch by batch, always in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data.preprocessing import Preprocessing
+from optimizer.errors import DataError
+
+__all__ = ["Batch", "Dataset", "ImageDataset", "Source"]
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+class Batch(NamedTuple):
+    """Images with their labels and their positions in the dataset.
+
+    Attributes:
+        images: N x 3 x H x W float32, or N x H x W x 3 uint8 where that was asked for.
+        labels: N int64.
+        indices: N int64, positions in the dataset.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+
+class Dataset(Protocol):
+    """What the other rooms know of a dataset."""
+
+    @property
+    def name(self) -> str:
+        """The name it was opened by."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of the labels; ``None`` if the data does not say."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each image, shape (N,)."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what is in it; see `ImageDataset.sha256`."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Images left out because they cannot be read."""
+
+    def __len__(self) -> int: ...
+
+    def image_id(self, index: int) -> str:
+        """A name for one image by which a person finds it."""
+
+    def batches(
+        self,
+        batch_size: int,
+        preprocessing: Preprocessing,
+        *,
+        as_uint8: bool = False,
+        order: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> Iterator[Batch]:
+        """Read the images; see `ImageDataset.batches`."""
+
+
+class Source(Protocol):
+    """Where the pixels come from: an array or files."""
+
+    workers: int
+    """Threads that reading gains from; 0 reads in the calling thread."""
+    preprocessed: bool
+    """Whether images come as float32 that nobody here preprocessed."""
+
+    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
+        """One image: H x W x 3 uint8, or 3 x H x W float32 if it is preprocessed already."""
+
+    def check(self, position: int) -> None:
+        """Raise DataError if the image cannot be read."""
+
+    def image_id(self, position: int) -> str:
+        """A name for one image."""
+
+    def fingerprint(self, position: int) -> Iterable[bytes]:
+        """The bytes that stand for one image in the dataset's digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset:
+    """A dataset over a source; subsets share the source.
+
+    Attributes:
+        name: The name it was opened by.
+        classes: Class names in the order of the labels, or ``None``.
+        labels: Label of each image, shape (N,), int64.
+        source: Where the pixels come from.
+        positions: Position of each image in the source, shape (N,), int64.
+        skip_bad_images: Leave out images that cannot be read instead of failing.
+        skipped: The images that were left out; filled while reading and by `verify`.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+    labels: NDArray[np.int64]
+    source: Source
+    positions: NDArray[np.int64]
+    skip_bad_images: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image_id(self, index: int) -> str:
+        """A name for one image by which a person finds it."""
+        return self.source.image_id(int(self.positions[index]))
+
+    @property
+    def preprocessed(self) -> bool:
+        """Whether the images were preprocessed elsewhere, nobody here knows how."""
+        return self.source.preprocessed
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest over images and labels in order.
+
+        For digits and NPZ files it covers every pixel. For folders it covers the relative paths,
+        the file sizes and the labels: it notices added, removed, renamed and resized files at the
+        price of a directory listing, but not a change that keeps a file's size.
+        """
+        hasher = hashlib.sha256()
+        for position, label in zip(self.positions, self.labels, strict=True):
+            for part in self.source.fingerprint(int(position)):
+                hasher.update(part)
+            hasher.update(int(label).to_bytes(8, "little", signed=True))
+        return hasher.hexdigest()
+
+    def select(self, indices: NDArray[np.int64]) -> ImageDataset:
+        """The dataset of some of the images, in the order given."""
+        return replace(
+            self,
+            labels=self.labels[indices],
+            positions=self.positions[indices],
+            skipped=list(self.skipped),
+        )
+
+    def relabel(self, labels: NDArray[np.int64], classes: Sequence[str] | None) -> ImageDataset:
+        """The same images with other labels."""
+        named = None if classes is None else tuple(classes)
+        return replace(
+            self, labels=labels.astype(np.int64), classes=named, skipped=list(self.skipped)
+        )
+
+    def verify(self) -> ImageDataset:
+        """Decode every image once, so that all that follows sees the same images.
+
+        Returns:
+            This dataset, or the one without the images that cannot be read (`skip_bad_images`);
+            its ``skipped`` names them.
+
+        Raises:
+            DataError: An image cannot be read and `skip_bad_images` is not set; or none can.
+        """
+        good: list[int] = []
+        for index, _ in self._read(range(len(self)), self.source.check):
+            good.append(index)
+        if not good:
+            raise DataError(f"no image of {self.name} can be read", mend="check the files")
+        return self if len(good) == len(self) else self.select(np.array(good, dtype=np.int64))
+
+    def batches(
+        self,
+        batch_size: int,
+        preprocessing: Preprocessing,
+        *,
+        as_uint8: bool = False,
+        order: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> Iterator[Batch]:
+        """Read the images, batch by batch; no more than a few batches are in memory.
+
+        Args:
+            batch_size: Images a batch; the last batch may be smaller.
+            preprocessing: What the images go through.
+            as_uint8: Leave out the normalization and give N x H x W x 3 uint8.
+            order: Indices of the images to read, in this order; by default all in order.
+
+        Raises:
+            DataError: An image cannot be read (and `skip_bad_images` is not set), or images that
+                are preprocessed already have another size or were asked for as uint8.
+        """
+        if batch_size < 1:
+            raise DataError(f"a batch needs at least one image, not {batch_size}")
+        indices = range(len(self)) if order is None else [int(index) for index in order]
+        images: list[Pixels] = []
+        kept: list[int] = []
+        seen = False
+        for index, pixels in self._read(indices, lambda p: self.source.read(p, preprocessing)):
+            images.append(pixels)
+            kept.append(index)
+            if len(kept) == batch_size:
+                yield self._batch(images, kept, preprocessing, as_uint8)
+                images, kept, seen = [], [], True
+        if kept:
+            yield self._batch(images, kept, preprocessing, as_uint8)
+        elif not seen and len(indices):
+            raise DataError(f"no image of {self.name} can be read", mend="check the files")
+
+    def _batch(
+        self, images: list[Pixels], kept: list[int], preprocessing: Preprocessing, as_uint8: bool
+    ) -> Batch:
+        indices = np.array(kept, dtype=np.int64)
+        pixels: NDArray[Any] = np.stack(images)
+        if pixels.dtype == np.uint8 and not as_uint8:
+            pixels = preprocessing.normalize(pixels)
+        elif pixels.dtype != np.uint8 and as_uint8:
+            raise DataError(
+                f"{self.name} holds preprocessed float32 images, a uint8 input needs pixels",
+                mend="store the images as N x H x W x 3 uint8",
+            )
+        return Batch(pixels, self.labels[indices], indices)
+
+    def _read(self, indices: Sequence[int], read: Callable[[int], _T]) -> Iterator[tuple[int, _T]]:
+        """Read images in order, ahead of the reader; leave out bad ones where that is allowed."""
+        for index, result in _ahead(indices, self.positions, read, self.source.workers):
+            try:
+                yield index, result()
+            except DataError:
+                if not self.skip_bad_images:
+                    raise
+                name = self.image_id(index)
+                if name not in self.skipped:
+                    self.skipped.append(name)
+
+
+def _ahead(
+    indices: Sequence[int],
+    positions: NDArray[np.int64],
+    read: Callable[[int], _T],
+    workers: int,
+) -> Iterator[tuple[int, Callable[[], _T]]]:
+    """Yield (index, function that gives the image or raises), reading ahead in threads."""
+    if workers == 0:
+        for index in indices:
+            yield index, partial(read, int(positions[index]))
+        return
+    workers = min(workers, os.cpu_count() or 1)
+    pending: deque[tuple[int, Future[_T]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-images")
+    try:
+        for index in indices:
+            pending.append((index, pool.submit(read, int(positions[index]))))
+            # Enough to keep the threads busy while a batch is computed, far from all in memory.
+            if len(pending) > 8 * workers:
+                first, future = pending.popleft()
+                yield first, future.result
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

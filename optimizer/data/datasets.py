@@ -1,0 +1,58 @@
+"""Opening data by the one string that names it everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from optimizer.data.dataset import ImageDataset
+from optimizer.data.digits import open_digits
+from optimizer.data.folder import open_folder
+from optimizer.data.npz import open_npz
+from optimizer.data.subset import stratified_subset
+from optimizer.errors import DataError
+
+__all__ = ["DATA_FORMS", "open_dataset"]
+
+DATA_FORMS = (
+    "accepted: digits, digits:train, digits:test (bundled), a folder with one folder a class, "
+    "or file.npz"
+)
+
+
+def open_dataset(
+    name: str | Path, *, limit: int | None = None, seed: int = 0, skip_bad_images: bool = False
+) -> ImageDataset:
+    """Open a dataset.
+
+    Args:
+        name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, or an
+            NPZ file.
+        limit: Take a stratified subset of this many images; more than there are takes all.
+        seed: Seed of the subset.
+        skip_bad_images: Leave out images that cannot be read and name them in ``skipped``,
+            instead of failing at the first. Call ``verify()`` first where several readers must
+            see the same images.
+
+    Raises:
+        DataError: Nothing by this name, or data that cannot be used.
+    """
+    text = str(name)
+    if text == "digits" or text.startswith("digits:"):
+        dataset = open_digits(text)
+    else:
+        dataset = _open_path(text, skip_bad_images)
+    if limit is not None:
+        dataset = dataset.select(stratified_subset(dataset.labels, limit, seed))
+    return replace(dataset, name=text)
+
+
+def _open_path(text: str, skip_bad_images: bool) -> ImageDataset:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return open_folder(path, skip_bad_images=skip_bad_images)
+    if not path.exists():
+        raise DataError(f"no data at {text!r}", mend=DATA_FORMS)
+    if path.suffix.lower() != ".npz":
+        raise DataError(f"{text} is neither a folder nor an NPZ file", mend=DATA_FORMS)
+    return open_npz(path)

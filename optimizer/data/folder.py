@@ -1,0 +1,110 @@
+"""Image folders in torchvision's ImageFolder layout: one folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from optimizer.data.dataset import ImageDataset, Pixels
+from optimizer.data.images import IMAGE_SUFFIXES, open_image
+from optimizer.data.preprocessing import Preprocessing
+from optimizer.errors import DataError
+
+__all__ = ["FileSource", "open_folder"]
+
+_LAYOUT = "the layout is FOLDER/<class>/<image>.jpg, one folder a class"
+_MAX_READERS = 8
+
+
+class FileSource:
+    """Image files, decoded when they are read."""
+
+    workers = _MAX_READERS
+    preprocessed = False
+
+    def __init__(self, root: Path, files: Sequence[str], sizes: Sequence[int]) -> None:
+        self._root = root
+        self._files = files
+        self._sizes = sizes
+
+    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
+        """See `Source.read`."""
+        return preprocessing.apply_uint8(open_image(self._root / self._files[position]))
+
+    def check(self, position: int) -> None:
+        """See `Source.check`: decodes the whole image."""
+        open_image(self._root / self._files[position])
+
+    def image_id(self, position: int) -> str:
+        """See `Source.image_id`: the path relative to the dataset's folder."""
+        return self._files[position]
+
+    def fingerprint(self, position: int) -> Iterable[bytes]:
+        """See `Source.fingerprint`: path and size, not the contents."""
+        return (self._files[position].encode(), b"\0", str(self._sizes[position]).encode(), b"\0")
+
+
+def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
+    """Open an image folder.
+
+    Classes are the sorted folder names (those that start with a dot are ignored), images the
+    files below them with one of `IMAGE_SUFFIXES`, in torchvision's order.
+
+    Args:
+        root: The folder that holds the class folders.
+        skip_bad_images: Leave out images that cannot be read instead of failing.
+
+    Raises:
+        DataError: No class folders, only one, or one without images.
+    """
+    classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
+    if not classes:
+        loose = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in root.iterdir())
+        what = "images but no class folders" if loose else "no class folders"
+        raise DataError(f"{root} has {what}", mend=_LAYOUT)
+    files: list[str] = []
+    labels: list[int] = []
+    sizes: list[int] = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        found = _images_below(root / name)
+        if not found:
+            empty.append(name)
+        for path in found:
+            files.append(path.relative_to(root).as_posix())
+            sizes.append(path.stat().st_size)
+            labels.append(label)
+    if not files:
+        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})", mend=_LAYOUT)
+    if len(classes) == 1:
+        raise DataError(f"{root} has only one class, {classes[0]}", mend=_LAYOUT)
+    if empty:
+        raise DataError(
+            f"{root}: {len(empty)} of {len(classes)} class folders hold no images, "
+            f"the first is {empty[0]}",
+            mend="add its images, or remove the folder if the class is not meant to exist",
+        )
+    return ImageDataset(
+        name=str(root),
+        classes=tuple(classes),
+        labels=np.array(labels, dtype=np.int64),
+        source=FileSource(root, files, sizes),
+        positions=np.arange(len(files), dtype=np.int64),
+        skip_bad_images=skip_bad_images,
+    )
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return [
+        Path(parent) / name
+        for parent, _, names in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(names)
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    ]

@@ -1,0 +1,99 @@
+"""Reading image files: any mode becomes RGB, and what cannot be read is named."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optimizer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["IMAGE_SUFFIXES", "open_image", "to_rgb"]
+
+# torchvision's IMG_EXTENSIONS
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+# What Pillow's plugins raise for damaged files; UnidentifiedImageError is an OSError.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode an image file to RGB.
+
+    Grayscale, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Like
+    torchvision, this does not turn images by their EXIF orientation.
+
+    Raises:
+        DataError: The file is no image, is truncated, or has more pixels than Pillow deems safe.
+    """
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    too_large = DataError(
+        f"{path} has too many pixels to be decoded safely (a decompression bomb?)",
+        mend=f"shrink it below {limit / 1e6:.0f} megapixels, or remove it",
+    )
+    try:
+        with Image.open(path) as image:
+            if limit and image.width * image.height > limit:
+                raise too_large
+            return to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large from error
+    except DataError as error:
+        if error is too_large:
+            raise
+        raise DataError(
+            f"cannot read the image {path}: {error.message}", mend=error.mend
+        ) from error
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()).replace(str(path), path.name)
+        raise DataError(
+            f"cannot read the image {path}: {reason or type(error).__name__}",
+            mend="remove or replace it, or pass --skip-bad-images",
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to RGB, 8 bits a channel.
+
+    Raises:
+        DataError: Floating-point pixels, whose range the file does not say.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB":
+        image.load()
+        return image.copy()
+    if image.mode == "F":
+        raise DataError(
+            "floating-point pixels have no known range", mend="save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):  # 16 bits: convert() would clip everything above 255 to white
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+            raise DataError("pixels of more than 16 bits", mend="save it with 8 or 16 bits")
+        eight_bits = ((values + 128) // 257).astype(np.uint8)
+        return Image.fromarray(eight_bits).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

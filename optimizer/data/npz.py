@@ -1,0 +1,102 @@
+"""Datasets in one NumPy file: ``images``, ``labels`` and, if wanted, ``classes``."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data.dataset import ImageDataset, Source
+from optimizer.data.pixels import PixelSource, TensorSource
+from optimizer.errors import DataError
+
+__all__ = ["open_npz"]
+
+_KEYS = ("images", "labels", "classes")
+_FORM = (
+    "images: N x H x W x 3 uint8, or N x 3 x H x W float32 already preprocessed; labels: N integers"
+)
+
+
+def open_npz(path: Path) -> ImageDataset:
+    """Open an NPZ file.
+
+    Args:
+        path: File with ``images`` (N x H x W x 3 uint8, or N x 3 x H x W float32 that are
+            preprocessed already), ``labels`` (N integers from 0) and, optionally, ``classes``
+            (names in the order of the labels). Object arrays are refused, never unpickled.
+
+    Raises:
+        DataError: The file is damaged, an array is missing or has another shape or type, or a
+            label is negative or has no class.
+    """
+    arrays = _load(path)
+    for key in ("images", "labels"):
+        if key not in arrays:
+            found = ", ".join(sorted(arrays)) or "nothing"
+            raise DataError(f"{path.name} has no array {key!r} (it has {found})", mend=_FORM)
+    images, labels = arrays["images"], arrays["labels"]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path.name}: labels must be N integers, not {labels.dtype} of shape {labels.shape}",
+            mend=_FORM,
+        )
+    source = _source(path, images)
+    if len(images) != len(labels):
+        raise DataError(f"{path.name}: {len(images)} images but {len(labels)} labels", mend=_FORM)
+    if len(labels) == 0:
+        raise DataError(f"{path.name} holds no images")
+    classes = _classes(path, arrays.get("classes"))
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= len(classes)):
+        wrong = low if low < 0 else high
+        position = int(np.flatnonzero(labels == wrong)[0])
+        allowed = "0" if classes is None else f"0 to {len(classes) - 1}"
+        raise DataError(
+            f"{path.name}: label {wrong} of image {position} is out of range",
+            mend=f"labels start at {allowed}" if classes is None else f"labels are {allowed}",
+        )
+    return ImageDataset(
+        name=str(path),
+        classes=classes,
+        labels=labels.astype(np.int64),
+        source=source,
+        positions=np.arange(len(labels), dtype=np.int64),
+    )
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise DataError(f"{path.name} is a single array, not an NPZ file", mend=_FORM)
+            with file:
+                return {key: file[key] for key in _KEYS if key in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot read {path}: {reason}", mend=_FORM) from error
+
+
+def _source(path: Path, images: NDArray[Any]) -> Source:
+    shape = images.shape
+    if images.ndim == 4 and 0 not in shape[1:]:
+        if images.dtype == np.uint8 and shape[3] == 3:
+            return PixelSource(images, path.name)
+        if images.dtype == np.float32 and shape[1] == 3:
+            return TensorSource(images, path.name)
+    raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", mend=_FORM)
+
+
+def _classes(path: Path, names: NDArray[Any] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(
+            f"{path.name}: classes must be N names, not {names.dtype} of shape {names.shape}"
+        )
+    return tuple(str(name) for name in names)

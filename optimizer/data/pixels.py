@@ -1,0 +1,81 @@
+"""Images that lie in memory: the sources behind digits and NPZ files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data.dataset import Pixels
+from optimizer.data.preprocessing import Preprocessing
+from optimizer.errors import DataError
+
+__all__ = ["PixelSource", "TensorSource"]
+
+
+class PixelSource:
+    """Images as pixels, N x H x W x 3 uint8; they are resized and cropped like photos."""
+
+    workers = 0
+    preprocessed = False
+
+    def __init__(self, images: NDArray[np.uint8], name: str) -> None:
+        self._images = images
+        self._name = name
+
+    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
+        """See `Source.read`."""
+        from PIL import Image
+
+        return preprocessing.apply_uint8(Image.fromarray(self._images[position]))
+
+    def check(self, position: int) -> None:
+        """See `Source.check`: pixels are always valid."""
+
+    def image_id(self, position: int) -> str:
+        """See `Source.image_id`."""
+        return f"{self._name}/{position:05d}"
+
+    def fingerprint(self, position: int) -> Iterable[bytes]:
+        """See `Source.fingerprint`."""
+        image = self._images[position]
+        return (repr(image.shape).encode(), image.tobytes())
+
+
+class TensorSource:
+    """Images that are preprocessed already, N x 3 x H x W float32."""
+
+    workers = 0
+    preprocessed = True
+
+    def __init__(self, images: NDArray[np.float32], name: str) -> None:
+        self._images = images
+        self._name = name
+
+    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
+        """See `Source.read`; ``preprocessing`` only says which size is expected."""
+        self.check(position)
+        image: NDArray[np.float32] = self._images[position]
+        size = preprocessing.image_size
+        if image.shape[1:] != (size, size):
+            raise DataError(
+                f"{self._name} holds preprocessed images of {image.shape[1]} x {image.shape[2]} "
+                f"pixels, the network takes {size} x {size}",
+                mend="preprocess them for this size, or store them as N x H x W x 3 uint8",
+            )
+        return image
+
+    def check(self, position: int) -> None:
+        """See `Source.check`: no value may be infinite or not a number."""
+        if not np.isfinite(self._images[position]).all():
+            raise DataError(f"{self.image_id(position)} holds NaN or infinite values")
+
+    def image_id(self, position: int) -> str:
+        """See `Source.image_id`."""
+        return f"{self._name}/{position:05d}"
+
+    def fingerprint(self, position: int) -> Iterable[bytes]:
+        """See `Source.fingerprint`."""
+        image = self._images[position]
+        return (b"float32", repr(image.shape).encode(), image.tobytes())

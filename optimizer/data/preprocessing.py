@@ -1,0 +1,273 @@
+"""How an image becomes the network's input: one frozen, hashed object.
+
+The object travels in the checkpoint's card, the graph's metadata and every manifest, so that the
+accuracy of an engine is measured on the pixels its network was trained for. Images are resized by
+Pillow: for equal settings the result equals torchvision's ``ImageClassification`` preset bit for
+bit (a test holds the two against each other).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.artifacts import content_key
+from optimizer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["COLORS", "IMAGENET_MEAN", "IMAGENET_STD", "INTERPOLATIONS", "Preprocessing"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+COLORS = ("RGB", "BGR", "grayscale")
+
+# Mean and standard deviation of the pixels of scikit-learn's digits, as fractions of white.
+_DIGITS_MEAN = 0.3053
+_DIGITS_STD = 0.3760
+_MAX_SIZE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resize the shorter side, crop the centre, scale to [0, 1], subtract mean, divide by std.
+
+    Attributes:
+        resize: Length of the shorter side after resizing, pixels; ``None`` leaves the size alone.
+        crop: Side of the centre crop, pixels; smaller images are padded with black, as
+            torchvision does.
+        interpolation: One of `INTERPOLATIONS`.
+        antialias: Whether the filter widens when it shrinks an image (Pillow's way, and
+            torchvision's). ``False`` samples without it, as OpenCV's ``INTER_LINEAR`` does.
+        color: Order of the channels: ``RGB``, ``BGR``, or ``grayscale`` (luminance three times).
+        mean: Mean of each channel, in that order, as a fraction of white.
+        std: Standard deviation of each channel, likewise.
+    """
+
+    resize: int | None
+    crop: int
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    color: str = "RGB"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise DataError(f"preprocessing: {name} must be three finite numbers, not {values}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise DataError(f"preprocessing: std must be positive, not {self.std}")
+        for name, size in (("crop", self.crop), ("resize", self.resize)):
+            if size is not None and not 1 <= size <= _MAX_SIZE:
+                raise DataError(
+                    f"preprocessing: {name} must be 1 to {_MAX_SIZE} pixels, not {size}"
+                )
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(
+                f"preprocessing: unknown interpolation {self.interpolation!r}",
+                mend=f"one of {', '.join(INTERPOLATIONS)}",
+            )
+        if self.color not in COLORS:
+            raise DataError(
+                f"preprocessing: unknown colour order {self.color!r}",
+                mend=f"one of {', '.join(COLORS)}",
+            )
+        if not self.antialias and self.interpolation not in ("nearest", "bilinear", "bicubic"):
+            raise DataError(f"preprocessing: {self.interpolation} always antialiases")
+
+    # --- where it comes from ---------------------------------------------------------------
+
+    @classmethod
+    def imagenet(cls, image_size: int = 224) -> Preprocessing:
+        """The classic ImageNet evaluation: shorter side 256, crop 224, bilinear, scaled to size."""
+        return cls(resize=256, crop=224).with_image_size(image_size)
+
+    @classmethod
+    def digits(cls, image_size: int = 32) -> Preprocessing:
+        """For the bundled digits: the whole image resized, their own mean and deviation."""
+        return cls(
+            resize=image_size, crop=image_size, mean=(_DIGITS_MEAN,) * 3, std=(_DIGITS_STD,) * 3
+        )
+
+    @classmethod
+    def from_torchvision(cls, transforms: Any) -> Preprocessing:
+        """From the transforms of torchvision weights, ``weights.transforms()``."""
+        return cls(
+            resize=int(transforms.resize_size[0]),
+            crop=int(transforms.crop_size[0]),
+            interpolation=str(transforms.interpolation.value),
+            # On Pillow images, which is what evaluation reads, torchvision always antialiases.
+            antialias=True,
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+        )
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> Preprocessing:
+        """From a timm data config (``timm.data.resolve_data_config``, or a ``pretrained_cfg``).
+
+        Raises:
+            DataError: A crop mode other than ``center``, or an input that is no square RGB image.
+        """
+        channels, height, width = config["input_size"]
+        if channels != 3 or height != width:
+            raise DataError(
+                f"timm data config: input {config['input_size']} is no square RGB image"
+            )
+        mode = config.get("crop_mode") or "center"
+        if mode != "center":
+            raise DataError(f"timm data config: crop mode {mode!r} is not supported, only 'center'")
+        return cls(
+            resize=math.floor(height / float(config.get("crop_pct") or 0.875)),
+            crop=int(height),
+            interpolation=str(config.get("interpolation") or "bicubic"),
+            mean=tuple(config.get("mean") or IMAGENET_MEAN),
+            std=tuple(config.get("std") or IMAGENET_STD),
+        )
+
+    def with_image_size(self, image_size: int) -> Preprocessing:
+        """The same for another crop; the shorter side is scaled by the same factor."""
+        if image_size == self.crop:
+            return self
+        resize = (
+            None if self.resize is None else max(1, round(self.resize * image_size / self.crop))
+        )
+        return replace(self, resize=resize, crop=image_size)
+
+    # --- as data ---------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int:
+        """Side of the network's input, pixels."""
+        return self.crop
+
+    @property
+    def sha256(self) -> str:
+        """Digest over all fields."""
+        return content_key(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping of all fields and ``sha256``."""
+        return {**self._fields(), "sha256": self.sha256}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`; a missing ``sha256`` is not held against it.
+
+        Raises:
+            DataError: Unknown or missing fields, or a ``sha256`` that belongs to other values.
+        """
+        given = dict(values)
+        expected = given.pop("sha256", None)
+        unknown = sorted(set(given) - {field.name for field in fields(cls)})
+        if unknown:
+            raise DataError(f"preprocessing: unknown field {unknown[0]!r}")
+        try:
+            made = cls(**given)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"preprocessing: {error}") from error
+        if expected is not None and expected != made.sha256:
+            raise DataError(
+                "preprocessing: its values were changed since it was written (sha256 differs)",
+                mend="remove the sha256 if the change is meant",
+            )
+        return made
+
+    def __str__(self) -> str:
+        resize = (
+            "" if self.resize is None else f"shorter side {self.resize} ({self.interpolation}), "
+        )
+        return f"{resize}crop {self.crop}, {self.color}"
+
+    # --- the work --------------------------------------------------------------------------
+
+    def apply_uint8(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop an image.
+
+        Returns:
+            crop x crop x 3 uint8, channels in the order of `color`.
+        """
+        if self.color == "grayscale":
+            image = image.convert("L")
+        image = image.convert("RGB")
+        pixels = np.array(self._crop(self._resize(image)), dtype=np.uint8)
+        if self.color == "BGR":
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        return pixels
+
+    def apply(self, image: Image.Image) -> NDArray[np.float32]:
+        """Resize, crop and normalize an image.
+
+        Returns:
+            3 x crop x crop float32.
+        """
+        normalized: NDArray[np.float32] = self.normalize(self.apply_uint8(image)[np.newaxis])[0]
+        return normalized
+
+    def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scale images of the right size to the network's input.
+
+        Args:
+            images: N x H x W x 3 uint8, channels in the order of `color`.
+
+        Returns:
+            N x 3 x H x W float32, contiguous: ``(x / 255 - mean) / std`` in single precision and
+            in this order of operations, which is torchvision's.
+        """
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise DataError(
+                f"normalize needs N x H x W x 3 uint8, not {images.shape} {images.dtype}"
+            )
+        shape = (1, 3, 1, 1)
+        result = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+        result /= np.float32(255)
+        result -= np.array(self.mean, dtype=np.float32).reshape(shape)
+        result /= np.array(self.std, dtype=np.float32).reshape(shape)
+        return result
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
+        if self.resize is None:
+            return image
+        width, height = image.size
+        long_side = int(self.resize * max(width, height) / min(width, height))
+        size = (self.resize, long_side) if width <= height else (long_side, self.resize)
+        if size == image.size:
+            return image
+        if self.antialias:
+            return image.resize(size, Image.Resampling[self.interpolation.upper()])
+        # transform() samples at the pixel centres and never widens its filter.
+        return image.transform(
+            size,
+            Image.Transform.EXTENT,
+            (0, 0, width, height),
+            Image.Resampling[self.interpolation.upper()],
+        )
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        from PIL import ImageOps
+
+        width, height = image.size
+        missing_x, missing_y = max(0, self.crop - width), max(0, self.crop - height)
+        if missing_x or missing_y:
+            border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
+            image = ImageOps.expand(image, border=border, fill=0)
+            width, height = image.size
+        # Python's round, half to even, as in torchvision: it decides which pixel of two is lost.
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))

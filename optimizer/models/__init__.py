@@ -1,0 +1,18 @@
+"""ResNets with their weights, classes and preprocessing: in from anywhere, out as checkpoints."""
+
+from optimizer.models.architectures import ARCHITECTURES, build_module
+from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
+from optimizer.models.model import Model, weights_digest
+from optimizer.models.zoo import MODEL_FORMS, load_model
+
+__all__ = [
+    "ARCHITECTURES",
+    "MODEL_FORMS",
+    "Model",
+    "build_module",
+    "load_checkpoint",
+    "load_model",
+    "save_checkpoint",
+    "weights_digest",
+    "write_weights",
+]

@@ -1,0 +1,216 @@
+"""Published weights by name: torchvision's and timm's, each with its own preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from optimizer.artifacts import digest
+from optimizer.data import Preprocessing
+from optimizer.errors import CheckpointError, DataError, EnvironmentFault, MissingLibrary
+from optimizer.models.architectures import ARCHITECTURES, check_arch
+from optimizer.models.model import Model, weights_digest
+from optimizer.models.weights import fit_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Published", "identify", "load_timm", "load_torchvision", "torchvision_weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Weights that torchvision publishes, and what is known of them.
+
+    Attributes:
+        name: ``resnet50:IMAGENET1K_V2``.
+        arch: The architecture.
+        url: Where the file lies.
+        digest_prefix: First eight digits of the file's sha256, part of its name.
+        classes: Names of the outputs in order.
+        preprocessing: The transforms they were evaluated with.
+    """
+
+    name: str
+    arch: str
+    url: str
+    digest_prefix: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return Path(urlparse(self.url).path).name
+
+
+def torchvision_weights(arch: str) -> dict[str, Published]:
+    """All weights that torchvision publishes for an architecture, by their name after the colon."""
+    from torchvision.models import get_model_weights
+
+    found = {}
+    for weights in get_model_weights(check_arch(arch)):
+        found[weights.name] = Published(
+            name=f"{arch}:{weights.name}",
+            arch=arch,
+            url=weights.url,
+            digest_prefix=Path(urlparse(weights.url).path).stem.rpartition("-")[2],
+            classes=tuple(weights.meta["categories"]),
+            preprocessing=Preprocessing.from_torchvision(weights.transforms()),
+        )
+    return found
+
+
+def identify(path: Path) -> Published | None:
+    """Recognize a file of torchvision's weights by its digest, whatever it is called.
+
+    Which preprocessing belongs to a file decides half a percent of accuracy (232 or 256 pixels),
+    and a file that was carried to a machine without a network has nothing else to tell it.
+    """
+    sha256 = digest(path)
+    for arch in ARCHITECTURES:
+        for published in torchvision_weights(arch).values():
+            if sha256.startswith(published.digest_prefix):
+                return published
+    return None
+
+
+def load_torchvision(arch: str, weights: str) -> Model:
+    """Load published torchvision weights, downloading them into torch's hub folder if needed.
+
+    Args:
+        arch: The architecture.
+        weights: ``IMAGENET1K_V1``, ``IMAGENET1K_V2`` or ``DEFAULT``.
+
+    Raises:
+        CheckpointError: No weights of this name, or the downloaded file is damaged.
+        EnvironmentFault: They are not here and cannot be downloaded.
+    """
+    available = torchvision_weights(arch)
+    name = list(available)[-1] if weights == "DEFAULT" else weights
+    if name not in available:
+        raise CheckpointError(
+            f"torchvision has no weights {weights!r} for {arch}",
+            mend=f"one of {', '.join(f'{arch}:{known}' for known in available)}, {arch}:random",
+        )
+    published = available[name]
+    state, _ = read_weights(_download(published))
+    module, _ = fit_weights(state, arch, published.name)
+    return Model(
+        module=module,
+        arch=arch,
+        classes=published.classes,
+        num_classes=len(published.classes),
+        preprocessing=published.preprocessing,
+        source=published.name,
+        sha256=weights_digest(module.state_dict()),
+    )
+
+
+def _download(published: Published) -> Path:
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / published.file
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            published.url, str(path), hash_prefix=published.digest_prefix, progress=False
+        )
+    except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
+        raise EnvironmentFault(
+            f"cannot download the weights {published.name}: {error}",
+            mend=f"fetch {published.url} elsewhere and pass the file {published.file} instead",
+        ) from error
+    return path
+
+
+# --- timm --------------------------------------------------------------------------------------
+
+
+def load_timm(name: str, image_size: int | None = None) -> Model:
+    """Load timm weights into torchvision's module of the same network.
+
+    timm's plain ResNets have the same tensors as torchvision's. Both networks compute one batch
+    and must agree, so a variant that differs in an activation or a pooling is refused, not
+    silently computed wrongly.
+
+    Args:
+        name: The name after ``timm:``, ``resnet50.a1_in1k``.
+        image_size: The size it will be used at: timm states another crop for its test size.
+
+    Raises:
+        MissingLibrary: timm is not installed.
+        CheckpointError: timm has no such weights, or they belong to another network.
+        EnvironmentFault: They cannot be downloaded.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingLibrary(
+            "timm is not installed", mend="pip install 'resnet-opt[timm]'"
+        ) from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise CheckpointError(f"timm has no model {name!r}", mend="see timm.list_pretrained()")
+    try:
+        theirs: nn.Module = timm.create_model(name, pretrained=True).eval()
+    except RuntimeError as error:  # an unknown tag, or an architecture without weights
+        raise CheckpointError(f"timm cannot load {name!r}: {error}") from error
+    except Exception as error:
+        if not _is_network_error(error):
+            raise
+        raise EnvironmentFault(
+            f"cannot download the weights timm:{name}: {str(error).splitlines()[0]}",
+            mend="fetch its model.safetensors elsewhere and pass the file with --arch",
+        ) from error
+    return from_timm_module(theirs, name, image_size)
+
+
+def _is_network_error(error: Exception) -> bool:
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or module in ("huggingface_hub", "httpx", "requests")
+
+
+def from_timm_module(theirs: Any, name: str, image_size: int | None) -> Model:
+    """Move a timm network into torchvision's module; see `load_timm`."""
+    import timm
+    import torch
+
+    source = f"timm:{name}"
+    try:
+        module, arch = fit_weights(dict(theirs.state_dict()), None, source)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{source} is no network that torchvision has too", mend=f"supported: {ARCHITECTURES}"
+        ) from error
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    with torch.inference_mode():
+        expected, found = theirs(images), module(images)
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise CheckpointError(f"{source} has the tensors of {arch} but computes something else")
+    config = theirs.pretrained_cfg
+    test_size = (config.get("test_input_size") or (0, 0, 0))[1]
+    data = timm.data.resolve_data_config(
+        pretrained_cfg=config, use_test_size=image_size is not None and image_size == test_size
+    )
+    try:
+        preprocessing = Preprocessing.from_timm(data)
+    except DataError as error:
+        raise CheckpointError(f"{source}: {error.message}") from error
+    num_classes = int(module.get_parameter("fc.bias").shape[0])
+    tag = name.partition(".")[2]
+    imagenet = num_classes == 1000 and tag.endswith("in1k")
+    classes = next(iter(torchvision_weights(arch).values())).classes if imagenet else None
+    return Model(
+        module=module,
+        arch=arch,
+        classes=classes,
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        source=source,
+        sha256=weights_digest(module.state_dict()),
+    )

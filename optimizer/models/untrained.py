@@ -1,0 +1,114 @@
+"""Networks with seeded random weights: for latency, for export, and for tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data import Preprocessing, open_dataset
+from optimizer.models.architectures import build_module
+from optimizer.models.model import Model, weights_digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["random_model"]
+
+_SEED = 0
+_SIZE = 64
+_LOGIT_STD = 2.0
+
+
+def random_model(arch: str, num_classes: int = 1000) -> Model:
+    """Build a network whose weights depend on ``arch`` and ``num_classes`` alone.
+
+    Weights are torchvision's initialization from a fixed seed. With BatchNorm's initial
+    statistics (mean 0, variance 1) activations of a deep ResNet grow by orders of magnitude, which
+    no trained network does; so the statistics are those of one batch of bundled images. The last
+    layer is scaled and centred on the same batch, so that different images get different classes.
+    The pass runs in one thread, so that the weights do not depend on how many there are; another
+    kind of processor may round them differently. The caller's random state is untouched.
+    """
+    import torch
+
+    preprocessing = Preprocessing.imagenet()
+    images = torch.from_numpy(_sample_images(preprocessing.with_image_size(_SIZE)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module = build_module(arch, num_classes)
+    with torch.no_grad(), _one_thread():
+        _scale_head(module, _set_batchnorm_statistics(module, images))
+    module.eval()
+    return Model(
+        module=module,
+        arch=arch,
+        classes=None,
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        source=f"{arch}:random",
+        sha256=weights_digest(module.state_dict()),
+        preprocessing_assumed=True,
+    )
+
+
+def _sample_images(preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Eight digits and eight pieces of scikit-learn's two photos, N x 3 x size x size float32."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    digits = next(open_dataset("digits:train", limit=8).batches(8, preprocessing)).images
+    photos = [
+        preprocessing.apply(Image.fromarray(load_sample_image(name)[:, left : left + 160]))
+        for name in ("china.jpg", "flower.jpg")
+        for left in (0, 160, 320, 480)
+    ]
+    return np.concatenate([digits, np.stack(photos)])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _set_batchnorm_statistics(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Give BatchNorm the statistics of one batch; return the batch's inputs of the last layer."""
+    from torch import nn
+
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the running statistics become those of this batch
+    features: list[torch.Tensor] = []
+    hook = module.get_submodule("fc").register_forward_pre_hook(
+        lambda _, inputs: features.append(inputs[0])
+    )
+    module.train()(images)
+    hook.remove()
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.zero_()
+    return features[0]
+
+
+def _scale_head(module: nn.Module, features: torch.Tensor) -> None:
+    from torch import nn
+
+    head = module.get_submodule("fc")
+    assert isinstance(head, nn.Linear)
+    head.bias.zero_()
+    spread = features - features.mean(dim=0)
+    head.weight.mul_(_LOGIT_STD / float(head(spread).std()))
+    head.bias.copy_(-head(features).mean(dim=0))

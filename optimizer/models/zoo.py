@@ -1,0 +1,90 @@
+"""Loading a model by the one string that names it everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from optimizer.errors import CheckpointError
+from optimizer.models.architectures import ARCHITECTURES, check_arch
+from optimizer.models.checkpoint import load_checkpoint
+from optimizer.models.model import Model
+from optimizer.models.pretrained import load_timm, load_torchvision
+from optimizer.models.untrained import random_model
+from optimizer.models.weights import WEIGHT_SUFFIXES
+
+__all__ = ["MODEL_FORMS", "load_model"]
+
+MODEL_FORMS = (
+    "accepted: a checkpoint (.safetensors, .pth), resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k, "
+    "resnet50:random or resnet50:random:10"
+)
+
+
+def load_model(
+    name: str | Path, *, arch: str | None = None, image_size: int | None = None
+) -> Model:
+    """Load a model.
+
+    Args:
+        name: A checkpoint file; torchvision weights, ``resnet50:IMAGENET1K_V2``; timm weights,
+            ``timm:resnet50.a1_in1k``; or seeded random weights, ``resnet50:random`` with, if
+            wanted, the number of classes, ``resnet50:random:10``.
+        arch: The architecture of a checkpoint that does not say.
+        image_size: Input size in pixels other than the preprocessing's own; its resize is scaled
+            by the same factor.
+
+    Raises:
+        CheckpointError: Nothing by this name, or weights that cannot be used.
+        ArtifactError: A checkpoint that was changed since its manifest was written.
+        EnvironmentFault: Weights that cannot be downloaded, or a missing library.
+    """
+    if arch is not None:
+        check_arch(arch)
+    model = _load(str(name), arch, image_size)
+    if arch is not None and model.arch != arch:
+        raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", mend="leave out --arch")
+    if image_size is not None and image_size != model.image_size:
+        model = replace(model, preprocessing=model.preprocessing.with_image_size(image_size))
+    return model
+
+
+def _load(text: str, arch: str | None, image_size: int | None) -> Model:
+    path = Path(text).expanduser()
+    if path.is_file():
+        return _load_file(path, arch)
+    if text.startswith("timm:"):
+        return load_timm(text.removeprefix("timm:"), image_size)
+    head, colon, tail = text.partition(":")
+    if head in ARCHITECTURES:
+        return _load_named(head, tail) if colon else _refuse_bare(head)
+    if text and path.is_dir():
+        raise CheckpointError(f"{text} is a folder", mend=MODEL_FORMS)
+    if path.suffix in WEIGHT_SUFFIXES or "/" in text:
+        raise CheckpointError(f"no such file: {text}", mend=MODEL_FORMS)
+    raise CheckpointError(f"unknown model {text!r}", mend=MODEL_FORMS)
+
+
+def _load_file(path: Path, arch: str | None) -> Model:
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"{path} is no checkpoint", mend=MODEL_FORMS)
+    return load_checkpoint(path, arch=arch)
+
+
+def _load_named(arch: str, weights: str) -> Model:
+    kind, colon, count = weights.partition(":")
+    if kind != "random":
+        return load_torchvision(arch, weights)
+    if not colon:
+        return random_model(arch)
+    if not count.isdecimal() or not 2 <= int(count) <= 100_000:
+        raise CheckpointError(
+            f"{count!r} is no number of classes", mend=f"{arch}:random:10, from 2 to 100000"
+        )
+    return random_model(arch, int(count))
+
+
+def _refuse_bare(arch: str) -> Model:
+    raise CheckpointError(
+        f"{arch} does not say which weights", mend=f"{arch}:DEFAULT, {arch}:random, or a checkpoint"
+    )

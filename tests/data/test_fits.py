@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from optimizer.data import ImageDataset, check_fits, open_dataset
+from optimizer.data.imagenet import IMAGENET_SYNSETS
+from optimizer.errors import DataError
+
+
+def dataset(classes: tuple[str, ...] | None, labels: list[int] | None = None) -> ImageDataset:
+    """Digits under other class names."""
+    digits = open_dataset("digits", limit=30)
+    count = 10 if classes is None else len(classes)
+    chosen = np.array(labels) if labels else digits.labels % count
+    return replace(digits, name="data", labels=np.resize(chosen, 30), classes=classes)
+
+
+def words() -> tuple[str, ...]:
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def test_equal_classes_fit() -> None:
+    data = dataset(("a", "b", "c"))
+    assert check_fits(data, 3, ("a", "b", "c")) is data
+    assert check_fits(data, 3, ["a", "b", "c"]) is data
+
+
+def test_without_names_the_numbers_must_do() -> None:
+    assert check_fits(dataset(None), 10, tuple("0123456789")).classes is None
+    assert len(check_fits(dataset(("a", "b")), 2, None)) == 30
+    with pytest.raises(DataError, match="label 9, the model's 9 classes end at 8"):
+        check_fits(dataset(None), 9, None)
+    with pytest.raises(DataError, match="2 of the model's 3 classes"):
+        check_fits(dataset(("a", "b")), 3, None)
+
+
+def test_too_many_classes_are_refused() -> None:
+    with pytest.raises(DataError, match="data has 3 classes, the model has 2"):
+        check_fits(dataset(("a", "b", "c")), 2, ("a", "b"))
+
+
+def test_another_order_is_refused_with_the_names() -> None:
+    with pytest.raises(DataError, match="another order: a, b; the model: b, a"):
+        check_fits(dataset(("a", "b")), 2, ("b", "a"))
+
+
+def test_fewer_classes_are_mapped_by_name() -> None:
+    data = dataset(("bee", "cat"), [0, 1])
+    mapped = check_fits(data, 4, ("cat", "ant", "bee", "dog"))
+    assert mapped.labels[:4].tolist() == [2, 0, 2, 0]
+    assert mapped.classes == ("cat", "ant", "bee", "dog")
+    assert mapped.sha256 != data.sha256
+    assert data.labels[:2].tolist() == [0, 1]
+
+
+def test_unknown_classes_are_refused() -> None:
+    with pytest.raises(DataError, match=r"'eel', which the model does not know .*cat, ant"):
+        check_fits(dataset(("bee", "eel")), 3, ("cat", "ant", "bee"))
+
+
+def test_names_that_the_model_has_twice_are_refused() -> None:
+    with pytest.raises(DataError, match="two classes named 'crane'"):
+        check_fits(dataset(("crane", "tench")), 3, ("crane", "tench", "crane"))
+
+
+def test_synsets_are_in_the_order_of_the_outputs() -> None:
+    data = dataset(IMAGENET_SYNSETS)
+    assert check_fits(data, 1000, words()) is data
+    assert check_fits(data, 1000, None) is data
+    three = dataset(("n00000001", "n00000002", "n00000003"))
+    assert check_fits(three, 3, ("x", "y", "z")) is three
+
+
+def test_some_synsets_are_mapped() -> None:
+    # The class of Imagenette whose words are known to everyone who has seen its labels.
+    data = dataset(("n01440764", "n03888257"), [0, 1])
+    for classes in (words(), None):
+        mapped = check_fits(data, 1000, classes)
+        names = words()
+        assert [names[label] for label in mapped.labels[:2]] == ["tench", "parachute"]
+    with pytest.raises(DataError, match="n00000001"):
+        check_fits(dataset(("n00000001", "n01440764")), 1000, words())
+
+
+def test_the_list_of_synsets_is_whole() -> None:
+    assert len(set(IMAGENET_SYNSETS)) == 1000
+    assert list(IMAGENET_SYNSETS) == sorted(IMAGENET_SYNSETS)

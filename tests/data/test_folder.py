@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optimizer.data import Preprocessing, open_dataset
+from optimizer.errors import DataError
+
+SMALL = Preprocessing(resize=10, crop=8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes with 3, 4 and 5 images, one of them nested, and things to ignore."""
+    random = np.random.RandomState(0)
+    for count, name in enumerate(("cat", "ant", "bee"), start=3):
+        (tmp_path / name / "more").mkdir(parents=True)
+        for i in range(count):
+            folder = tmp_path / name / ("more" if i == 0 else "")
+            where = folder / f"{i}.{'JPG' if i % 2 else 'png'}"
+            Image.fromarray(random.randint(0, 256, (12, 16, 3), dtype=np.uint8)).save(where)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "README.md").write_text("no class")
+    return tmp_path
+
+
+def test_it_reads_what_torchvision_reads_in_the_same_order(folder: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    (folder / ".hidden").rmdir()  # torchvision would take it for a class
+    theirs = ImageFolder(str(folder))
+    ours = open_dataset(folder)
+    assert ours.classes == tuple(theirs.classes)
+    assert ours.labels.tolist() == theirs.targets
+    paths = [Path(path).relative_to(folder).as_posix() for path, _ in theirs.samples]
+    assert [ours.image_id(i) for i in range(len(ours))] == paths
+    read = list(ours.batches(5, SMALL, as_uint8=True))
+    assert [len(batch.labels) for batch in read] == [5, 5, 2]
+    pixels = np.concatenate([batch.images for batch in read])
+    for i, (image, label) in enumerate(theirs):
+        np.testing.assert_array_equal(pixels[i], SMALL.apply_uint8(image))
+        assert ours.labels[i] == label
+
+
+def test_hidden_folders_are_no_classes(folder: Path) -> None:
+    assert open_dataset(folder).classes == ("ant", "bee", "cat")
+
+
+def test_many_images_keep_their_order(folder: Path) -> None:
+    data = open_dataset(folder)
+    order = np.random.RandomState(1).randint(0, len(data), 500)
+    seen = np.concatenate([batch.indices for batch in data.batches(7, SMALL, order=order)])
+    np.testing.assert_array_equal(seen, order)
+
+
+def test_a_reader_may_stop_early(folder: Path) -> None:
+    batches = open_dataset(folder).batches(2, SMALL)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_the_digest_notices_files(folder: Path) -> None:
+    before = open_dataset(folder).sha256
+    assert open_dataset(folder).sha256 == before
+    image = folder / "ant" / "1.JPG"
+    image.rename(folder / "ant" / "9.JPG")
+    renamed = open_dataset(folder).sha256
+    assert renamed != before
+    (folder / "ant" / "9.JPG").unlink()
+    assert open_dataset(folder).sha256 not in (before, renamed)
+
+
+def test_a_corrupt_image_stops_or_is_left_out(folder: Path) -> None:
+    bad = folder / "bee" / "1.JPG"
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"bee/1\.JPG.*--skip-bad-images"):
+        list(open_dataset(folder).batches(4, SMALL))
+    with pytest.raises(DataError, match=r"bee/1\.JPG"):
+        open_dataset(folder).verify()
+
+    data = open_dataset(folder, skip_bad_images=True)
+    batches = list(data.batches(4, SMALL))
+    assert sum(len(batch.labels) for batch in batches) == len(data) - 1
+    for batch in batches:
+        np.testing.assert_array_equal(batch.labels, data.labels[batch.indices])
+    assert data.skipped == ["bee/1.JPG"]
+    list(data.batches(4, SMALL))
+    assert data.skipped == ["bee/1.JPG"]  # counted once
+
+
+def test_verify_leaves_the_same_images_for_everyone(folder: Path) -> None:
+    bad = folder / "bee" / "1.JPG"
+    bad.write_bytes(b"")
+    data = open_dataset(folder, skip_bad_images=True)
+    good = data.verify()
+    assert len(good) == len(data) - 1
+    assert good.skipped == ["bee/1.JPG"]
+    assert good.sha256 != data.sha256
+    assert "bee/1.JPG" not in [good.image_id(i) for i in range(len(good))]
+    seen = np.concatenate([batch.indices for batch in good.batches(4, SMALL)])
+    assert seen.tolist() == list(range(len(good)))
+
+
+def test_nothing_readable_is_an_error(folder: Path) -> None:
+    for path in folder.rglob("*.*"):
+        if path.suffix in (".png", ".JPG"):
+            path.write_bytes(b"")
+    data = open_dataset(folder, skip_bad_images=True)
+    with pytest.raises(DataError, match="no image"):
+        data.verify()
+    with pytest.raises(DataError, match="no image"):
+        list(data.batches(4, SMALL))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no class folders.*one folder a class"):
+        open_dataset(tmp_path)
+
+
+def test_images_without_classes_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    with pytest.raises(DataError, match="images but no class folders"):
+        open_dataset(tmp_path)
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
+    with pytest.raises(DataError, match="only one class, cat"):
+        open_dataset(tmp_path)
+
+
+def test_classes_without_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        open_dataset(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
+    with pytest.raises(DataError, match="1 of 2 class folders hold no images, the first is dog"):
+        open_dataset(tmp_path)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from optimizer.artifacts import load_artifact, manifest_path
+from optimizer.data import Preprocessing
+from optimizer.errors import ArtifactError, CheckpointError
+from optimizer.models import Model, load_model, save_checkpoint
+
+CLASSES = tuple("abcdefghij")
+
+
+@pytest.fixture
+def named(resnet18: Model) -> Model:
+    return replace(
+        resnet18,
+        classes=CLASSES,
+        preprocessing=Preprocessing.digits(32),
+        preprocessing_assumed=False,
+    )
+
+
+@pytest.fixture
+def path(named: Model, tmp_path: Path) -> Path:
+    return save_checkpoint(named, tmp_path / "model.safetensors", details={"top1": 0.9}).path
+
+
+def assert_equal_models(found: Model, expected: Model) -> None:
+    assert found.sha256 == expected.sha256
+    assert (found.arch, found.num_classes) == (expected.arch, expected.num_classes)
+    assert found.classes == expected.classes
+    assert found.preprocessing == expected.preprocessing
+    assert found.preprocessing_assumed == expected.preprocessing_assumed
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(found.module(images), expected.module(images))
+
+
+def test_checkpoints_come_back(named: Model, path: Path) -> None:
+    assert_equal_models(load_model(path), named)
+    manifest = load_artifact(path, kind="checkpoint").manifest
+    assert manifest.settings["arch"] == "resnet18"
+    assert manifest.settings["num_classes"] == 10
+    assert manifest.classes == list(CLASSES)
+    assert manifest.preprocessing == named.preprocessing.to_dict()
+    assert manifest.details == {"top1": 0.9}
+
+
+def test_without_its_manifest_the_header_says_it(named: Model, path: Path) -> None:
+    manifest_path(path).unlink()
+    assert_equal_models(load_model(path), named)
+
+
+def test_an_assumed_preprocessing_stays_assumed(resnet18: Model, tmp_path: Path) -> None:
+    path = save_checkpoint(resnet18, tmp_path / "model.safetensors", details={}).path
+    assert load_model(path).preprocessing_assumed
+    manifest_path(path).unlink()
+    model = load_model(path)
+    assert model.preprocessing_assumed
+    assert model.preprocessing == Preprocessing.imagenet()
+
+
+def test_third_party_files_get_the_classic_preprocessing(named: Model, tmp_path: Path) -> None:
+    save_file(named.module.state_dict(), tmp_path / "bare.safetensors")
+    model = load_model(tmp_path / "bare.safetensors")
+    assert model.preprocessing == Preprocessing(resize=256, crop=224)
+    assert model.preprocessing_assumed
+    assert model.classes is None
+
+
+def test_a_changed_file_is_refused(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="changed"):
+        load_model(path)
+
+
+def test_another_kind_of_artifact_is_refused(path: Path) -> None:
+    sidecar = manifest_path(path)
+    sidecar.write_text(sidecar.read_text().replace('"checkpoint"', '"statistics"'))
+    with pytest.raises(ArtifactError, match="is a statistics, not a checkpoint"):
+        load_model(path)
+
+
+def test_the_card_and_the_caller_must_agree(path: Path) -> None:
+    assert load_model(path, arch="resnet18").arch == "resnet18"
+    with pytest.raises(CheckpointError, match="is a resnet18, not a resnet50"):
+        load_model(path, arch="resnet50")
+
+
+def test_damaged_cards_are_refused(path: Path, tmp_path: Path) -> None:
+    tensors = load_file(path)
+    for card in ("{", "[]", '{"arch": "resnet18"}', '{"arch": "resnet18", "classes": 3}'):
+        other = tmp_path / "other.safetensors"
+        save_file(tensors, other, metadata={"resnet-opt": card})
+        with pytest.raises(CheckpointError, match="card"):
+            load_model(other)
+    few = json.dumps({"arch": "resnet18", "classes": ["a", "b"]})
+    save_file(tensors, tmp_path / "few.safetensors", metadata={"resnet-opt": few})
+    with pytest.raises(CheckpointError, match="names 2 classes, its weights have 10"):
+        load_model(tmp_path / "few.safetensors")
+
+
+def test_equal_models_make_equal_files(named: Model, path: Path, tmp_path: Path) -> None:
+    again = save_checkpoint(named, tmp_path / "again.safetensors", details={})
+    assert again.path.read_bytes() == path.read_bytes()
+
+
+def test_only_safetensors_are_written(named: Model, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"name it model\.safetensors"):
+        save_checkpoint(named, tmp_path / "model.pth", details={})
+    assert not list(tmp_path.iterdir())
