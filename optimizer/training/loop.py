@@ -1,0 +1,187 @@
+"""The training loop, small enough to read and good enough for small datasets.
+
+SGD with Nesterov momentum and one cosine cycle of the learning rate (Smith and Topin 2018),
+residual branches that start at zero and no weight decay on BatchNorm and biases (Goyal et al.
+2017; He et al. 2019, "Bag of Tricks"), a little label smoothing. For ImageNet from scratch use the
+recipes of torchvision or timm on several GPUs and bring the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data import Batch, ImageDataset, Preprocessing
+from optimizer.errors import UsageError
+from optimizer.progress import Progress
+from optimizer.training.augment import Augmentation
+from optimizer.training.sources import is_digits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["TrainSettings", "fit"]
+
+# Preprocessed datasets up to this size stay in memory after they were read once.
+_KEEP_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Options of a training.
+
+    Attributes:
+        arch: The architecture.
+        image_size: Side of the network's input, pixels.
+        epochs: Passes over the data.
+        batch_size: Images a step.
+        lr: Highest learning rate of the cycle.
+        seed: Decides initialization, order and augmentation.
+        momentum: Nesterov momentum.
+        weight_decay: L2 penalty on the weights of convolutions and the last layer.
+        label_smoothing: Share of the target that goes to all classes evenly.
+    """
+
+    arch: str = "resnet50"
+    image_size: int = 32
+    epochs: int = 8
+    batch_size: int = 32
+    lr: float = 0.03
+    seed: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "image_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise UsageError(f"a training batch needs two images, not {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"the learning rate must be positive, not {self.lr}")
+
+
+def fit(
+    module: nn.Module,
+    data: ImageDataset,
+    preprocessing: Preprocessing,
+    settings: TrainSettings,
+    progress: Progress,
+) -> tuple[float, ...]:
+    """Train ``module`` in place, on the device it lies on.
+
+    Returns:
+        Mean loss of each epoch.
+
+    Raises:
+        UsageError: The loss became NaN or infinite.
+        DataError: An image cannot be read.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    images = _Images(data, preprocessing, settings)
+    steps = settings.epochs * images.steps_per_epoch
+    optimizer = _optimizer(module, settings)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=settings.lr, total_steps=steps, cycle_momentum=False
+    )
+    device = next(module.parameters()).device
+    progress.start(f"training {settings.arch} on {data.name}", steps)
+    module.train()
+    means = []
+    for epoch in range(1, settings.epochs + 1):
+        losses = []
+        for batch in images.epoch():
+            pixels = torch.from_numpy(batch.images).to(device)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            loss = cross_entropy(
+                module(pixels),
+                torch.from_numpy(batch.labels).to(device),
+                label_smoothing=settings.label_smoothing,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            losses.append(_finite(float(loss.detach()), epoch, settings))
+            progress.advance(note=f"epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}")
+        means.append(float(np.mean(losses)))
+    return tuple(means)
+
+
+def _finite(loss: float, epoch: int, settings: TrainSettings) -> float:
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"training diverged: the loss became {loss} in epoch {epoch}",
+            mend=f"lower the learning rate, --lr {settings.lr / 10:g}",
+        )
+    return loss
+
+
+def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    import torch
+
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        # Convolution kernels and the last layer's matrix; BatchNorm and biases are vectors.
+        (decayed if parameter.ndim > 1 else plain).append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=True,
+    )
+
+
+class _Images:
+    """The training images, shuffled and augmented anew each epoch."""
+
+    def __init__(
+        self, data: ImageDataset, preprocessing: Preprocessing, settings: TrainSettings
+    ) -> None:
+        self._data = data
+        self._preprocessing = preprocessing
+        self._batch_size = min(settings.batch_size, len(data))
+        # The rest of an epoch is left out: a batch of one image has no BatchNorm statistics at
+        # 1 x 1, and the next epoch is shuffled anew.
+        self.steps_per_epoch = len(data) // self._batch_size
+        self._random = np.random.RandomState(settings.seed)
+        size = preprocessing.image_size
+        # A mirrored digit is another sign or none; one pixel is an eighth of a digit's own pixels.
+        self._augmentation = (
+            Augmentation(shift=max(1, size // 32), flip=False)
+            if is_digits(data.name)
+            else Augmentation(shift=max(1, size // 8), flip=True)
+        )
+        bytes_needed = len(data) * 3 * size * size * np.dtype(np.float32).itemsize
+        self._kept = self._keep() if bytes_needed <= _KEEP_BYTES else None
+
+    def _keep(self) -> NDArray[np.float32]:
+        batches = self._data.batches(256, self._preprocessing)
+        return np.concatenate([batch.images for batch in batches])
+
+    def epoch(self) -> Iterator[Batch]:
+        """Give every image once, in batches of equal size."""
+        count = self.steps_per_epoch * self._batch_size
+        order = self._random.permutation(len(self._data))[:count].astype(np.int64)
+        for batch in self._read(order):
+            yield batch._replace(images=self._augmentation.apply(batch.images, self._random))
+
+    def _read(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+        if self._kept is None:
+            yield from self._data.batches(self._batch_size, self._preprocessing, order=order)
+            return
+        for indices in order.reshape(-1, self._batch_size):
+            yield Batch(self._kept[indices], self._data.labels[indices], indices)

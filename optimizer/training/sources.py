@@ -1,0 +1,86 @@
+"""Which images to train on, which to hold out, and what both go through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from optimizer.data import ImageDataset, Preprocessing, open_dataset, stratified_subset
+from optimizer.errors import DataError
+from optimizer.models import Model
+
+__all__ = ["is_digits", "open_training_data", "preprocessing_for"]
+
+_HELD_OUT_SHARE = 0.2
+_VALIDATION_FOLDERS = ("val", "test", "validation")
+
+
+def open_training_data(
+    name: str, *, limit: int | None = None, seed: int = 0, skip_bad_images: bool = False
+) -> tuple[ImageDataset, ImageDataset]:
+    """Open a dataset as a part to train on and a part to measure the accuracy on.
+
+    ``digits`` has a fixed split. A folder with ``train`` and one of ``val``, ``test`` or
+    ``validation`` is already split. Of anything else a stratified fifth is held out.
+
+    Args:
+        name: As for `optimizer.data.open_dataset`.
+        limit: Train on a stratified subset of this many images.
+        seed: Seed of the subset and of the split.
+        skip_bad_images: Leave out images that cannot be read; they are looked for first.
+
+    Returns:
+        The training images and the held-out images.
+
+    Raises:
+        DataError: See `open_dataset`; or two parts with different classes, or too few images.
+    """
+    if name == "digits":
+        train, held_out = open_dataset("digits:train"), open_dataset("digits:test")
+    elif (parts := _split_folders(Path(name))) is not None:
+        train, held_out = (_open(str(part), skip_bad_images=skip_bad_images) for part in parts)
+        if train.classes != held_out.classes:
+            raise DataError(f"{parts[0]} and {parts[1]} have different class folders")
+    else:
+        whole = _open(name, skip_bad_images=skip_bad_images)
+        count = round(len(whole) * _HELD_OUT_SHARE)
+        if count < 1:
+            raise DataError(f"{name} has {len(whole)} images, too few to hold some out")
+        chosen = stratified_subset(whole.labels, count, seed)
+        held_out = replace(whole.select(chosen), name=f"{name} (held out)")
+        train = whole.select(np.setdiff1d(np.arange(len(whole)), chosen))
+    if limit is not None:
+        train = train.select(stratified_subset(train.labels, limit, seed))
+    return train, held_out
+
+
+def _open(name: str, *, skip_bad_images: bool) -> ImageDataset:
+    data = open_dataset(name, skip_bad_images=skip_bad_images)
+    return data.verify() if skip_bad_images else data
+
+
+def _split_folders(root: Path) -> tuple[Path, Path] | None:
+    for name in _VALIDATION_FOLDERS:
+        if (root / "train").is_dir() and (root / name).is_dir():
+            return root / "train", root / name
+    return None
+
+
+def is_digits(name: str) -> bool:
+    """Whether a dataset's name is one of the bundled digits."""
+    return name.partition(":")[0] == "digits"
+
+
+def preprocessing_for(name: str, image_size: int, init: Model | None = None) -> Preprocessing:
+    """What images of a dataset go through when a network is trained on them.
+
+    A network that is trained further keeps its own (at the new size); digits have their own; all
+    else takes ImageNet's.
+    """
+    if init is not None:
+        return init.preprocessing.with_image_size(image_size)
+    if is_digits(name):
+        return Preprocessing.digits(image_size)
+    return Preprocessing.imagenet(image_size)

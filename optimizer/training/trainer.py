@@ -1,0 +1,234 @@
+"""Training a ResNet, from scratch or further, into a model or a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.data import ImageDataset, Preprocessing, check_fits
+from optimizer.errors import DataError, UsageError
+from optimizer.models import Model, build_module, weights_digest, write_weights
+from optimizer.progress import Progress, Silent
+from optimizer.training.loop import TrainSettings, fit
+from optimizer.training.sources import preprocessing_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Trained", "top1", "train", "train_checkpoint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training made.
+
+    Attributes:
+        model: The network, with the preprocessing it was trained with.
+        top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
+        held_out: Name of the held-out images, or ``None``.
+        n_held_out: How many they are.
+        losses: Mean training loss of each epoch.
+    """
+
+    model: Model
+    top1: float | None
+    held_out: str | None
+    n_held_out: int
+    losses: tuple[float, ...]
+
+    def details(self) -> dict[str, Any]:
+        """What goes into the checkpoint's manifest."""
+        return {
+            "top1": self.top1,
+            "held_out": self.held_out,
+            "n_held_out": self.n_held_out,
+            "losses": list(self.losses),
+        }
+
+
+def train(
+    arch: str,
+    data: ImageDataset,
+    *,
+    image_size: int = 32,
+    epochs: int = 8,
+    batch_size: int = 32,
+    lr: float = 0.03,
+    seed: int = 0,
+    held_out: ImageDataset | None = None,
+    init: Model | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a network.
+
+    On the same machine with the same number of threads, equal arguments give equal weights. The
+    caller's random state is untouched.
+
+    Args:
+        arch: One of `optimizer.models.ARCHITECTURES`.
+        data: The training images.
+        image_size: Side of the network's input, pixels.
+        epochs: Passes over the data.
+        batch_size: Images a step; at least 2 for BatchNorm.
+        lr: Highest learning rate of the cycle; a tenth of the default suits further training.
+        seed: Decides initialization, order and augmentation.
+        held_out: Images to measure the accuracy on afterwards.
+        init: A model to train further; its last layer is replaced if the classes differ.
+        device: ``cpu``, ``cuda`` …; ``None`` takes CUDA where there is one.
+        progress: Where to report each batch.
+
+    Raises:
+        UsageError: A setting out of range, or the loss became NaN or infinite.
+        DataError: Images that cannot be used, or too few.
+    """
+    settings = TrainSettings(
+        arch=arch, image_size=image_size, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    )
+    return _train(settings, data, held_out=held_out, init=init, device=device, progress=progress)
+
+
+def train_checkpoint(
+    settings: TrainSettings,
+    data: ImageDataset,
+    path: Path,
+    *,
+    held_out: ImageDataset | None = None,
+    init: Model | None = None,
+    device: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Train a network into a checkpoint, unless the same training is there or in the cache.
+
+    An interrupt leaves nothing half-written. See `train` for the arguments and errors.
+    """
+    data = _without_bad_images(data)
+    preprocessing = preprocessing_for(data.name, settings.image_size, init)
+    inputs = [Input(role="data", file=data.name, sha256=data.sha256)]
+    if held_out is not None:
+        inputs.append(Input(role="held_out", file=held_out.name, sha256=held_out.sha256))
+    if init is not None:
+        inputs.append(Input(role="init", file=init.source, sha256=init.sha256))
+    plan = Plan(
+        kind="checkpoint",
+        settings={
+            **asdict(settings),
+            "num_classes": _count_classes(data),
+            "preprocessing_assumed": data.preprocessed,
+        },
+        inputs=inputs,
+        libraries=library_versions("torch", "torchvision", "numpy", "pillow"),
+        preprocessing=preprocessing.to_dict(),
+        classes=data.classes,
+    )
+
+    def write(temporary: Path) -> Mapping[str, Any]:
+        trained = _train(
+            settings, data, held_out=held_out, init=init, device=device, progress=progress
+        )
+        write_weights(trained.model, temporary)
+        return trained.details()
+
+    return produce(plan, path, write, cache=cache)
+
+
+def _count_classes(data: ImageDataset) -> int:
+    """Classes of a dataset: the named ones, else up to its highest label."""
+    return len(data.classes) if data.classes is not None else int(data.labels.max(initial=0)) + 1
+
+
+def top1(module: nn.Module, data: ImageDataset, preprocessing: Preprocessing) -> float:
+    """Share of images whose largest logit is that of their label."""
+    import torch
+
+    device = next(module.parameters()).device
+    right = total = 0
+    with torch.inference_mode():
+        for batch in data.batches(64, preprocessing):
+            logits = module(torch.from_numpy(batch.images).to(device))
+            right += int((logits.argmax(dim=1).cpu().numpy() == batch.labels).sum())
+            total += len(batch.labels)
+    return right / total
+
+
+# --- the work ----------------------------------------------------------------------------------
+
+
+def _train(
+    settings: TrainSettings,
+    data: ImageDataset,
+    *,
+    held_out: ImageDataset | None,
+    init: Model | None,
+    device: str | None,
+    progress: Progress | None,
+) -> Trained:
+    import torch
+
+    progress = progress or Silent()
+    data = _without_bad_images(data)
+    num_classes = _count_classes(data)
+    if len(data) < 2 or num_classes < 2:
+        raise DataError(f"{data.name} has too few images or classes to train on")
+    if held_out is not None:
+        held_out = check_fits(_without_bad_images(held_out), num_classes, data.classes)
+    preprocessing = preprocessing_for(data.name, settings.image_size, init)
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        module = _start(settings.arch, num_classes, data.classes, init)
+        module = module.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        losses = fit(module, data, preprocessing, settings, progress)
+    module.eval()
+    accuracy = None
+    if held_out is not None:
+        accuracy = top1(module, held_out, preprocessing)
+    progress.finish(None if accuracy is None else f"top-1 {accuracy:.2%}")
+    module = module.to("cpu", memory_format=torch.contiguous_format)
+    model = Model(
+        module=module,
+        arch=settings.arch,
+        classes=data.classes,
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        source=f"trained on {data.name}",
+        sha256=weights_digest(module.state_dict()),
+        preprocessing_assumed=data.preprocessed,
+    )
+    return Trained(
+        model=model,
+        top1=accuracy,
+        held_out=None if held_out is None else held_out.name,
+        n_held_out=0 if held_out is None else len(held_out),
+        losses=losses,
+    )
+
+
+def _without_bad_images(data: ImageDataset) -> ImageDataset:
+    return data.verify() if data.skip_bad_images else data
+
+
+def _start(
+    arch: str, num_classes: int, classes: tuple[str, ...] | None, init: Model | None
+) -> nn.Module:
+    """Build the network that training begins with."""
+    from torch import nn
+
+    if init is None:
+        return build_module(arch, num_classes, zero_init_residual=True)
+    if init.arch != arch:
+        raise UsageError(
+            f"{init.source} is a {init.arch}, not a {arch}", mend=f"--arch {init.arch}"
+        )
+    module = copy.deepcopy(init.module)
+    renamed = init.classes is not None and classes is not None and init.classes != classes
+    if init.num_classes != num_classes or renamed:
+        head = module.get_submodule("fc")
+        assert isinstance(head, nn.Linear)
+        module.register_module("fc", nn.Linear(head.in_features, num_classes))
+    return module
