@@ -1,0 +1,143 @@
+"""Encodings: scales, zero points, factors and corrected biases for one target; a readable file.
+
+The file (JSON, schema version 1) holds, by tensor, ``scale``, ``zero_point``, ``dtype`` and
+``shifted``; by layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
+which equalization divides its outputs and multiplies its inputs. Integers of the weights follow
+from these. It can be edited by hand and given back with ``--encodings``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optimizer.errors import ArtifactError
+from optimizer.targets.rules import TargetRules
+
+__all__ = ["Encodings", "LayerEncoding", "TensorEncoding"]
+
+SCHEMA_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TensorEncoding(_Model):
+    """How one tensor is stored as integers.
+
+    ``shifted`` says that the tensor is stored around its middle: the graph carries
+    ``x - 128 * scale`` with zero point 0, and the constant sits in the biases around it.
+    """
+
+    scale: float = Field(gt=0)
+    zero_point: int = 0
+    dtype: Literal["s8", "u8"]
+    shifted: bool = False
+
+    @property
+    def offset(self) -> float:
+        """The constant that a shifted tensor lacks."""
+        return 128.0 * self.scale if self.shifted else 0.0
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        return (0, 255) if self.dtype == "u8" else (-128, 127)
+
+
+class LayerEncoding(_Model):
+    """How one weighted layer is stored."""
+
+    weight_scale: list[float]
+    bias: list[float]
+    input_factor: list[float] | None = None
+    """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
+    output_factor: list[float] | None = None
+    """Each output channel, bias included, is divided by it; ``bias`` has that done already."""
+
+    def equalized(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The FP32 weight after equalization: O x I x …."""
+        result = weight.astype(np.float32)
+        if self.input_factor is not None:
+            factor = np.asarray(self.input_factor, np.float32)
+            result = result * factor.reshape(1, -1, *([1] * (weight.ndim - 2)))
+        if self.output_factor is not None:
+            factor = np.asarray(self.output_factor, np.float32)
+            result = result / factor.reshape(-1, *([1] * (weight.ndim - 1)))
+        return result
+
+    def integers(self, weight: NDArray[np.float32], largest: int) -> NDArray[np.int8]:
+        """Rounded weights, int8, in the shape of ``weight``."""
+        scale = np.asarray(self.weight_scale, np.float32).reshape(-1, *([1] * (weight.ndim - 1)))
+        rounded = np.rint(self.equalized(weight) / scale)
+        return np.clip(rounded, -largest, largest).astype(np.int8)
+
+
+class Encodings(_Model):
+    """Encodings of one graph for one target."""
+
+    schema_version: int = SCHEMA_VERSION
+    target: str
+    weight_max: int
+    graph_sha256: str
+    options: dict[str, Any] = {}
+    tensors: dict[str, TensorEncoding]
+    layers: dict[str, LayerEncoding]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, one tensor or layer a line."""
+        raw = self.model_dump(mode="json")
+        lines = ["{"]
+        for name in ("schema_version", "target", "weight_max", "graph_sha256", "options"):
+            lines.append(f' "{name}": {json.dumps(raw[name])},')
+        for name, last in (("tensors", False), ("layers", True)):
+            entries = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in raw[name].items()]
+            lines += [f' "{name}": {{', ",\n".join(entries), " }" if last else " },"]
+        path.write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Encodings:
+        """Read what `save` wrote, maybe edited since.
+
+        Raises:
+            ArtifactError: Not such a file; the message names the entry that does not fit.
+        """
+        if not path.is_file():
+            raise ArtifactError(f"no such file: {path}", mend="check the path")
+        try:
+            encodings = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(
+                f"{path.name} does not fit its schema at {where}: {first['msg']}"
+            ) from error
+        if encodings.schema_version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path.name} has schema version {encodings.schema_version}, this is version {SCHEMA_VERSION}"
+            )
+        return encodings
+
+    def check_belongs(self, graph_sha256: str, rules: TargetRules) -> None:
+        """Refuse encodings of another graph or target.
+
+        Raises:
+            ArtifactError: They belong elsewhere.
+        """
+        if self.graph_sha256 != graph_sha256:
+            raise ArtifactError(
+                "the encodings were computed for another graph (its sha256 differs)",
+                mend="calibrate and quantize this graph",
+            )
+        if self.target != rules.name or self.weight_max != rules.weight_max:
+            raise ArtifactError(
+                f"the encodings are for {self.target} with weights up to {self.weight_max}, "
+                f"not for {rules.name} with weights up to {rules.weight_max}",
+                mend=f"--target {self.target}, or compute them again from the statistics",
+            )

@@ -1,0 +1,73 @@
+"""Equalization: one positive factor per channel, inside blocks and along the residual stream.
+
+ReLU, Add, max and average pooling commute with positive factors per channel, so a whole channel
+group (`Topology.channel_groups`) may be divided by one factor per channel, with its producers'
+weights and biases divided and its consumers' weights multiplied; in exact arithmetic nothing
+changes. What changes is how much of the tensor's one scale each channel can use.
+
+Rules: the factor balances the channel's largest activation against the largest weight that reads
+it, activation^alpha / weight^(1 - alpha) (the form of SmoothQuant, Xiao et al. 2023, here on
+tensors after BatchNorm folding, and applied to the residual stream of a stage as one group).
+Not handled: groups that anything but weighted layers writes or reads (the graph's input, an
+unknown operation), and grouped convolutions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.precision.int8.statistics import Statistics
+from optimizer.precision.topology import ChannelGroup, Topology
+
+__all__ = ["ALPHA", "equalization_factors"]
+
+ALPHA = 0.7
+LARGEST_FACTOR = 64.0
+
+
+def equalization_factors(
+    topology: Topology, statistics: Statistics, *, alpha: float = ALPHA
+) -> dict[str, NDArray[np.float32]]:
+    """Factors by tensor name; tensors that are not in it keep their channels.
+
+    Args:
+        topology: The FP32 graph.
+        statistics: Statistics of its tensors.
+        alpha: 0 looks at weights alone, 1 at activations alone.
+
+    Returns:
+        float32[C] by tensor, the same array for all tensors of a group.
+    """
+    factors: dict[str, NDArray[np.float32]] = {}
+    for group in topology.channel_groups():
+        if not (group.closed and group.producers and group.consumers):
+            continue
+        factor = _factor(topology, statistics, group, alpha)
+        if factor is not None:
+            factors.update(dict.fromkeys(group.tensors, factor))
+    return factors
+
+
+def _factor(
+    topology: Topology, statistics: Statistics, group: ChannelGroup, alpha: float
+) -> NDArray[np.float32] | None:
+    seen = [
+        statistics.tensors[t].absolute_maximum for t in group.tensors if t in statistics.tensors
+    ]
+    if not seen:
+        return None
+    activation = np.max(seen, axis=0).astype(np.float64)
+    weights = []
+    for name in group.consumers:
+        weight = np.abs(topology.weight(topology.nodes[name]))
+        weights.append(weight.max(axis=tuple(a for a in range(weight.ndim) if a != 1)))
+    reading = np.max(weights, axis=0).astype(np.float64)
+    alive = (activation > 0) & (reading > 0)
+    if not alive.any():
+        return None
+    factor = np.ones_like(activation)
+    factor[alive] = activation[alive] ** alpha / reading[alive] ** (1.0 - alpha)
+    factor[alive] /= np.exp(np.log(factor[alive]).mean())
+    limit = np.sqrt(LARGEST_FACTOR)
+    return np.clip(factor, 1.0 / limit, limit).astype(np.float32)

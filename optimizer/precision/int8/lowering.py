@@ -1,0 +1,201 @@
+"""Lowering: encodings written into the graph as explicit Q/DQ.
+
+``requires`` the FP32 graph the encodings were computed for; ``ensures`` a graph whose INT8 is said
+by QuantizeLinear / DequantizeLinear alone: one pair a quantized tensor (``relu.quantize``,
+``relu.dequantize``), one DequantizeLinear with INT8 constants a weight
+(``conv1.weight.dequantize``), and biases in the high-precision type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from optimizer.precision.half import to_half
+from optimizer.precision.int8.encodings import Encodings, TensorEncoding
+from optimizer.precision.int8.shift import entry_of, partner_of
+from optimizer.precision.topology import Edge, Topology, analyse
+from optimizer.targets.rules import TargetRules
+
+__all__ = ["lower"]
+
+_INTEGERS = {"s8": np.int8, "u8": np.uint8}
+
+
+def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
+    """Write encodings into an FP32 graph, in place.
+
+    Args:
+        model: The FP32 graph.
+        encodings: Computed for this graph and target.
+        rules: The target's rules.
+
+    Returns:
+        True.
+
+    Raises:
+        GraphError: The graph is not what `analyse` takes.
+    """
+    topology = analyse(model)
+    edges = topology.quantized_edges(rules)
+    biases = _biases(topology, encodings, edges)
+    absorbed = _absorbed(topology, encodings, edges, rules)
+    for node in list(topology.layers()):
+        _write_weight(topology, node, encodings, biases[str(node.name)])
+    for tensor in dict.fromkeys(edge.tensor for edge in edges):
+        places = [edge for edge in edges if edge.tensor == tensor]
+        _write_pair(topology, tensor, encodings.tensors[tensor], places)
+    for relu in absorbed:
+        _bypass(model, relu)
+    if rules.high_precision == "fp16":
+        to_half(model, ir.DataType.FLOAT16)
+    model.metadata_props["resnet_opt.precision"] = "int8"
+    model.metadata_props["resnet_opt.target"] = rules.name
+    return True
+
+
+def _biases(
+    topology: Topology, encodings: Encodings, edges: list[Edge]
+) -> dict[str, NDArray[np.float64]]:
+    """Corrected biases, with the constants of shifted tensors added and given away."""
+    biases = {name: np.asarray(layer.bias, np.float64) for name, layer in encodings.layers.items()}
+    for edge in edges:
+        offset = encodings.tensors[edge.tensor].offset
+        if offset == 0.0:
+            continue
+        node = topology.nodes[edge.node]
+        if topology.is_add(node):
+            partner = partner_of(topology, edge)
+            assert partner is not None, "only shiftable tensors are shifted"
+            biases[str(partner.name)] = biases[str(partner.name)] + offset
+        else:
+            biases[edge.node] = biases[edge.node] + offset * _weight_sums(topology, node, encodings)
+    for tensor, encoding in encodings.tensors.items():
+        if encoding.shifted:
+            entry = entry_of(topology, tensor)
+            assert entry is not None, "only shiftable tensors are shifted"
+            name = str(entry.layer.name)
+            biases[name] = biases[name] - encoding.offset
+    return biases
+
+
+def _weight_sums(topology: Topology, node: ir.Node, encodings: Encodings) -> NDArray[np.float64]:
+    layer = encodings.layers[str(node.name)]
+    integers = layer.integers(topology.weight(node), encodings.weight_max)
+    sums = integers.reshape(len(integers), -1).sum(axis=1, dtype=np.int64)
+    return sums * np.asarray(layer.weight_scale, np.float64)
+
+
+def _absorbed(
+    topology: Topology, encodings: Encodings, edges: list[Edge], rules: TargetRules
+) -> list[ir.Node]:
+    """ReLUs whose work the saturation of a QuantizeLinear does."""
+    relus = {}
+    places = {(e.tensor, e.node, e.index) for e in edges}
+    for tensor, encoding in encodings.tensors.items():
+        if encoding.shifted:
+            entry = entry_of(topology, tensor)
+            assert entry is not None
+            relus[str(entry.relu.name)] = entry.relu
+            continue
+        producer = topology.producer(tensor)
+        if not rules.absorb_relu or encoding.dtype != "u8" or encoding.zero_point != 0:
+            continue
+        all_quantized = all((tensor, e.node, e.index) in places for e in topology.consumers(tensor))
+        if producer is not None and producer.op_type == "Relu" and all_quantized:
+            relus[str(producer.name)] = producer
+    return list(relus.values())
+
+
+def _write_weight(
+    topology: Topology, node: ir.Node, encodings: Encodings, bias: NDArray[np.float64]
+) -> None:
+    graph = topology.model.graph
+    layer = encodings.layers[str(node.name)]
+    integers = layer.integers(topology.weight(node), encodings.weight_max)
+    axis = 0
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+        integers, axis = np.ascontiguousarray(integers.T), 1
+    old = node.inputs[1]
+    assert old is not None
+    stem = f"{node.name}.weight"
+    new = {
+        "q": integers,
+        "scale": np.asarray(layer.weight_scale, np.float32),
+        "zero_point": np.zeros(len(layer.weight_scale), np.int8),
+    }
+    inputs = [_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
+    dequantize = ir.node(
+        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
+    )
+    _describe(dequantize.outputs[0], f"{stem}.dequantized", integers.shape, ir.DataType.FLOAT)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])
+    graph.initializers.pop(str(old.name))
+    _replace_bias(graph, node, bias)
+
+
+def _replace_bias(graph: ir.Graph, node: ir.Node, bias: NDArray[np.float64]) -> None:
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        graph.initializers.pop(str(node.inputs[2].name))
+    else:
+        node.resize_inputs(3)
+    node.replace_input_with(2, _constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
+
+
+def _write_pair(
+    topology: Topology, tensor: str, encoding: TensorEncoding, places: list[Edge]
+) -> None:
+    graph = topology.model.graph
+    first = topology.nodes[places[0].node]
+    source = first.inputs[places[0].index]
+    assert source is not None
+    scale = _constant(graph, f"{tensor}.scale", np.asarray(encoding.scale, np.float32))
+    zero = np.asarray(encoding.zero_point, _INTEGERS[encoding.dtype])
+    zero_point = _constant(graph, f"{tensor}.zero_point", zero)
+    quantize = ir.node("QuantizeLinear", [source, scale, zero_point], name=f"{tensor}.quantize")
+    integers = quantize.outputs[0]
+    dequantize = ir.node(
+        "DequantizeLinear", [integers, scale, zero_point], name=f"{tensor}.dequantize"
+    )
+    kind = ir.DataType.INT8 if encoding.dtype == "s8" else ir.DataType.UINT8
+    _describe(integers, f"{tensor}.quantized", source.shape, kind)
+    _describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
+    producer = source.producer()
+    if producer is not None:
+        graph.insert_after(producer, [quantize, dequantize])
+    else:
+        graph.insert_before(graph[0], [quantize, dequantize])
+    for place in places:
+        topology.nodes[place.node].replace_input_with(place.index, dequantize.outputs[0])
+
+
+def _bypass(model: ir.Model, relu: ir.Node) -> None:
+    source = relu.inputs[0]
+    assert source is not None
+    ir.convenience.replace_all_uses_with(relu.outputs[0], source)
+    model.graph.remove(relu, safe=True)
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _describe(
+    value: ir.Value,
+    name: str,
+    shape: ir.Shape | tuple[int, ...] | Mapping | None,
+    kind: ir.DataType,
+) -> None:
+    value.name = name
+    value.dtype = kind
+    if shape is not None:
+        value.shape = ir.Shape(shape)  # type: ignore[arg-type]

@@ -1,0 +1,252 @@
+"""Statistics: what calibration saw, streaming, in fixed memory, free of any engine.
+
+For every observed tensor and channel: minimum, maximum, mean, and a histogram. All of it is
+independent of the order and grouping of the images, bit for bit:
+
+* Histogram bins have a width of 2^e and edges at its multiples. When a value falls outside, e
+  grows by one and neighbouring bins merge, which gives the very counts that binning everything at
+  the final width would have given.
+* Means are sums of fixed-point integers; integer addition does not care about its order.
+
+Histograms see at most `POSITIONS` positions of an image (a fixed grid); minimum, maximum and mean
+see all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.errors import ArtifactError, GraphError
+
+__all__ = ["Collector", "Executor", "Statistics", "TensorStatistics"]
+
+BINS = 512
+"""Bins a channel: all on the positive side of a tensor after a ReLU, half a side otherwise."""
+POSITIONS = 196
+_FIXED_POINT = 2.0**20
+_LEAST_EXPONENT = -60
+SCHEMA_VERSION = 1
+
+Executor = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+"""Runs the FP32 graph on a batch and returns the observed tensors by name."""
+
+
+@dataclass
+class TensorStatistics:
+    """Statistics of one tensor, one row a channel.
+
+    Attributes:
+        positive: The tensor comes from a ReLU: bins start at zero instead of -BINS / 2.
+        minimum, maximum: float32[C].
+        sums: int64[C], fixed-point sum of per-image means.
+        zeros: int64[C], exact zeros among the binned values (they quantize without error).
+        exponent: int32[C], bins are 2^exponent wide.
+        counts: uint32[C, BINS].
+        images: How many images were seen.
+    """
+
+    positive: bool
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+    sums: NDArray[np.int64]
+    zeros: NDArray[np.int64]
+    exponent: NDArray[np.int32]
+    counts: NDArray[np.uint32]
+    images: int = 0
+
+    @classmethod
+    def empty(cls, channels: int, *, positive: bool) -> TensorStatistics:
+        """Statistics of nothing."""
+        return cls(
+            positive=positive,
+            minimum=np.full(channels, np.inf, np.float32),
+            maximum=np.full(channels, -np.inf, np.float32),
+            sums=np.zeros(channels, np.int64),
+            zeros=np.zeros(channels, np.int64),
+            exponent=np.full(channels, _LEAST_EXPONENT, np.int32),
+            counts=np.zeros((channels, BINS), np.uint32),
+        )
+
+    @property
+    def origin(self) -> int:
+        """Number of the bin that begins at zero."""
+        return 0 if self.positive else BINS // 2
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """float64[C]."""
+        return self.sums / (_FIXED_POINT * max(self.images, 1))
+
+    @property
+    def absolute_maximum(self) -> NDArray[np.float32]:
+        """float32[C]: the largest absolute value."""
+        return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """See a batch: N x C, or N x C x H x W float32, finite."""
+        flat = values.reshape(len(values), values.shape[1], -1)
+        low, high = flat.min(axis=(0, 2)), flat.max(axis=(0, 2))
+        np.minimum(self.minimum, low, out=self.minimum)
+        np.maximum(self.maximum, high, out=self.maximum)
+        means = flat.mean(axis=2, dtype=np.float64)
+        self.sums += np.rint(means * _FIXED_POINT).astype(np.int64).sum(axis=0)
+        self.images += len(values)
+        self._widen(np.maximum(np.abs(low), np.abs(high)))
+        self._count(_thinned(values))
+
+    def _widen(self, largest: NDArray[np.float32]) -> None:
+        half = BINS - self.origin
+        _, exponent = np.frexp(largest.astype(np.float64))  # largest < 2^exponent
+        needed = np.maximum(exponent - int(np.log2(half)), _LEAST_EXPONENT).astype(np.int32)
+        for channel in np.flatnonzero(needed > self.exponent):
+            shift = int(needed[channel] - self.exponent[channel])
+            self.counts[channel] = _merged(self.counts[channel], shift, self.origin)
+            self.exponent[channel] = needed[channel]
+
+    def _count(self, sample: NDArray[np.float32]) -> None:
+        channels = sample.shape[1]
+        scaled = np.ldexp(sample, -self.exponent[None, :, None])
+        bins = np.floor(scaled, out=scaled).astype(np.int32)
+        bins += self.origin
+        np.clip(bins, 0, BINS - 1, out=bins)  # -2^e * BINS/2 itself is the lowest bin's edge
+        bins += (np.arange(channels, dtype=np.int32) * BINS)[None, :, None]
+        counts = np.bincount(bins.ravel(), minlength=channels * BINS)
+        self.counts += counts.reshape(channels, BINS).astype(np.uint32)
+        self.zeros += (sample == 0).sum(axis=(0, 2))
+
+    def merge(self, other: TensorStatistics) -> None:
+        """Take in what another collector saw of the same tensor."""
+        np.minimum(self.minimum, other.minimum, out=self.minimum)
+        np.maximum(self.maximum, other.maximum, out=self.maximum)
+        self.sums += other.sums
+        self.zeros += other.zeros
+        self.images += other.images
+        for channel in range(len(self.exponent)):
+            mine, theirs = int(self.exponent[channel]), int(other.exponent[channel])
+            common = max(mine, theirs)
+            self.counts[channel] = _merged(
+                self.counts[channel], common - mine, self.origin
+            ) + _merged(other.counts[channel], common - theirs, self.origin)
+            self.exponent[channel] = common
+
+
+def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """N x C x P with at most `POSITIONS` positions of each image, on a fixed grid."""
+    if values.ndim == 4:
+        positions = values.shape[2] * values.shape[3]
+        step = int(np.ceil(np.sqrt(positions / POSITIONS)))
+        start = step // 2
+        values = values[:, :, start::step, start::step]
+    return np.ascontiguousarray(values.reshape(len(values), values.shape[1], -1))
+
+
+def _merged(counts: NDArray[np.uint32], shift: int, origin: int) -> NDArray[np.uint32]:
+    """Counts at bins 2^shift times as wide, with zero still at bin ``origin``."""
+    if shift == 0:
+        return counts
+    if shift >= 31:
+        shift = 31
+    old = np.arange(len(counts)) - origin
+    merged = np.zeros_like(counts)
+    np.add.at(merged, (old >> shift) + origin, counts)
+    return merged
+
+
+@dataclass
+class Statistics:
+    """Statistics of all observed tensors of one graph.
+
+    Attributes:
+        tensors: By tensor name.
+        key: What they were taken from: digests of graph, preprocessing and images.
+    """
+
+    tensors: dict[str, TensorStatistics] = field(default_factory=dict)
+    key: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many images were seen."""
+        return max((t.images for t in self.tensors.values()), default=0)
+
+    def save(self, path: Path) -> None:
+        """Write as one compressed ``.npz`` file."""
+        arrays: dict[str, NDArray[Any]] = {}
+        header = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
+        for number, (name, t) in enumerate(self.tensors.items()):
+            header["tensors"][name] = {"positive": t.positive, "images": t.images}
+            for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts"):
+                arrays[f"{number}.{part}"] = getattr(t, part)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: Not such a file, damaged, or of another schema.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes())
+                if header["schema_version"] != SCHEMA_VERSION:
+                    raise ArtifactError(
+                        f"{path.name} has schema version {header['schema_version']}, "
+                        f"this is version {SCHEMA_VERSION}",
+                        mend="calibrate again",
+                    )
+                tensors = {}
+                for number, (name, facts) in enumerate(header["tensors"].items()):
+                    parts = {
+                        part: arrays[f"{number}.{part}"]
+                        for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts")
+                    }
+                    tensors[name] = TensorStatistics(**facts, **parts)
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(
+                f"{path.name} does not hold calibration statistics", mend="resnet-opt calibrate …"
+            ) from error
+        return cls(tensors, header["key"])
+
+
+class Collector:
+    """Feeds batches through an executor and gathers statistics.
+
+    Args:
+        observed: Tensor names and whether each comes from a ReLU.
+        execute: Runs the FP32 graph.
+    """
+
+    def __init__(self, observed: Mapping[str, bool], execute: Executor) -> None:
+        self._observed = dict(observed)
+        self._execute = execute
+        self.statistics = Statistics()
+
+    def add(self, batch: NDArray[Any]) -> None:
+        """See a batch of images.
+
+        Raises:
+            GraphError: A tensor has NaN or infinite values; the message names it.
+        """
+        values = self._execute(batch)
+        for name, positive in self._observed.items():
+            array = np.asarray(values[name], np.float32)
+            if not np.isfinite(array).all():
+                raise GraphError(
+                    f"{name} has NaN or infinite values on the calibration images",
+                    mend="check the checkpoint and the preprocessing",
+                )
+            tensor = self.statistics.tensors.get(name)
+            if tensor is None:
+                tensor = TensorStatistics.empty(array.shape[1], positive=positive)
+                self.statistics.tensors[name] = tensor
+            tensor.add(array)

@@ -1,0 +1,341 @@
+"""The room's stages: `calibrate` (statistics), `encode` (encodings), `quantize` (a graph)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    library_versions,
+    load_artifact,
+    manifest_path,
+    produce,
+)
+from optimizer.errors import ArtifactError, DataError, UsageError
+from optimizer.progress import Progress, Silent
+from optimizer.targets.rules import TargetRules, rules_for
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.data import Dataset
+    from optimizer.precision.int8 import EncodingOptions
+    from optimizer.precision.int8.statistics import Executor
+
+__all__ = ["PRECISIONS", "calibrate", "encode", "quantize"]
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TapFactory = Callable[[Path, Sequence[str]], "Executor"]
+"""Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
+
+_LIBRARIES = ("onnx", "onnx-ir", "numpy")
+_ADVISED_IMAGES = 64
+
+
+def calibrate(
+    graph: Path,
+    dataset: Dataset,
+    output: Path,
+    tap: TapFactory,
+    *,
+    batch: int = 32,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Take statistics of all tensors that any target may quantize.
+
+    Args:
+        graph: The FP32 graph, with its preprocessing in the metadata.
+        dataset: Calibration images; their number and order do not matter beyond what they show.
+        output: Where the statistics go (``.npz``).
+        tap: Opens the graph for looking into.
+        batch: Images at a time.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        DataError: Fewer than 8 images.
+        GraphError: The graph cannot be quantized, or gives NaN.
+    """
+    from optimizer.precision.int8.encode import LEAST_IMAGES
+
+    if len(dataset) < LEAST_IMAGES:
+        raise DataError(
+            f"{len(dataset)} calibration images say nothing about ranges",
+            mend=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
+        )
+    metadata = _metadata(graph)
+    plan = Plan(
+        kind="statistics",
+        settings={"images": len(dataset), "dataset": dataset.name},
+        inputs=[
+            Input.of("graph", graph),
+            Input(role="calibration", file=dataset.name, sha256=dataset.sha256),
+        ],
+        libraries=library_versions(*_LIBRARIES, "onnxruntime-gpu", "onnxruntime"),
+        preprocessing=json.loads(metadata["preprocessing"])
+        if "preprocessing" in metadata
+        else None,
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        statistics = _collect(graph, dataset, tap, batch, progress or Silent())
+        statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
+        statistics.save(path)
+        few = len(dataset) < _ADVISED_IMAGES
+        return {
+            "tensors": len(statistics.tensors),
+            "notes": [f"{len(dataset)} images are few; 256 and more give steadier ranges"]
+            if few
+            else [],
+        }
+
+    return produce(plan, output, write, cache=cache)
+
+
+def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
+    import onnx_ir as ir
+
+    from optimizer.data import Preprocessing
+    from optimizer.precision.int8 import Collector
+    from optimizer.precision.topology import analyse
+
+    topology = analyse(ir.load(graph))
+    observed = {name: topology.after_relu(name) for name in topology.observed()}
+    metadata = _metadata(graph)
+    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+    collector = Collector(observed, tap(graph, list(observed)))
+    progress.start("calibrate", total=len(dataset))
+    images = metadata.get("input") == "uint8-nhwc"
+    for part in _batches(dataset, batch, preprocessing, as_uint8=images):
+        collector.add(part)
+        progress.advance(len(part))
+    progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
+    return collector.statistics
+
+
+def _batches(
+    dataset: Dataset, size: int, preprocessing: Any, *, as_uint8: bool
+) -> Iterator[np.ndarray]:
+    for batch in dataset.batches(size, preprocessing, as_uint8=as_uint8):
+        yield batch.images
+
+
+def encode(
+    graph: Path,
+    statistics: Path,
+    output: Path,
+    rules: TargetRules,
+    *,
+    options: EncodingOptions | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compute encodings of an FP32 graph for one target and write them as a file.
+
+    Args:
+        graph: The FP32 graph.
+        statistics: What `calibrate` wrote for this graph.
+        output: Where the encodings go (``.encodings.json``).
+        rules: The target's rules.
+        options: Which passes compute them; ``None`` for the best closed form.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        ArtifactError: The statistics are of another graph.
+        DataError: The statistics are of too few images.
+    """
+    from optimizer.precision.int8 import EncodingOptions, Statistics, compute_encodings
+
+    options = options or EncodingOptions()
+    source = Input.of("model", graph)
+    _check_statistics(statistics, source.sha256)
+    plan = Plan(
+        kind="encodings",
+        settings={"target": rules.name, "rules": asdict(rules), "options": asdict(options)},
+        inputs=[source, Input.of("statistics", statistics)],
+        libraries=library_versions(*_LIBRARIES),
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        import onnx_ir as ir
+
+        progress_ = progress or Silent()
+        progress_.start(f"encode for {rules.name}", total=1)
+        computed = compute_encodings(
+            ir.load(graph), Statistics.load(statistics), rules, source.sha256, options
+        )
+        computed.save(path)
+        progress_.advance()
+        progress_.finish(f"{len(computed.tensors)} tensors, {len(computed.layers)} layers")
+        return {"tensors": len(computed.tensors), "layers": len(computed.layers)}
+
+    return produce(plan, output, write, cache=cache)
+
+
+def quantize(
+    graph: Path,
+    output: Path,
+    *,
+    precision: str,
+    target: str = "openvino",
+    statistics: Path | None = None,
+    encodings: Path | None = None,
+    options: EncodingOptions | None = None,
+    high_precision: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Turn an FP32 graph into an explicit graph of another precision.
+
+    Encodings that are computed on the way are written beside the graph, as
+    ``<output stem>.encodings.json``.
+
+    Args:
+        graph: The FP32 graph.
+        output: Where the graph goes (``.onnx``).
+        precision: One of `PRECISIONS`.
+        target: Whose rules an INT8 graph follows.
+        statistics: From `calibrate`; needed for INT8 unless ``encodings`` are given.
+        encodings: Encodings to write instead of computing them.
+        options: Which passes compute the encodings.
+        high_precision: ``fp16`` or ``fp32`` around the INT8 layers; ``None`` for the target's own.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        UsageError: Unknown precision or target, or INT8 without statistics and encodings.
+        ArtifactError: Statistics or encodings of another graph.
+        GraphError: The graph cannot be converted.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", mend=f"one of {', '.join(PRECISIONS)}")
+    metadata = _metadata(graph)
+    settings: dict[str, Any] = {"precision": precision}
+    inputs = [Input.of("model", graph)]
+    rules: TargetRules | None = None
+    if precision == "int8":
+        rules = rules_for(target)
+        if high_precision is not None:
+            rules = replace(rules, high_precision=_high(high_precision))
+        if encodings is None:
+            if statistics is None:
+                raise UsageError(
+                    "INT8 needs calibration data",
+                    mend="--calib DATA, or --stats FILE, or --encodings FILE",
+                )
+            beside = output.with_name(f"{output.stem}.encodings.json")
+            encodings = encode(
+                graph, statistics, beside, rules, options=options, cache=cache, progress=progress
+            ).path
+        settings |= {"target": rules.name, "rules": asdict(rules)}
+        inputs.append(Input.of("encodings", encodings))
+    plan = Plan(
+        kind="graph",
+        settings=settings,
+        inputs=inputs,
+        libraries=library_versions(*_LIBRARIES),
+        preprocessing=json.loads(metadata["preprocessing"]),
+        classes=json.loads(metadata.get("classes", "null")) or None,
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        import onnx_ir as ir
+
+        progress_ = progress or Silent()
+        progress_.start(f"write {precision} graph", total=1)
+        model = ir.load(graph)
+        _convert(model, precision, rules, encodings, inputs[0].sha256)
+        ir.save(model, path)
+        _check(path)
+        progress_.advance()
+        pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
+        progress_.finish(f"{pairs} Q/DQ pairs" if pairs else None)
+        return {"pairs": pairs, "nodes": len(model.graph)}
+
+    return produce(plan, output, write, cache=cache)
+
+
+def _convert(
+    model: ir.Model, precision: str, rules: TargetRules | None, encodings: Path | None, sha256: str
+) -> None:
+    import onnx_ir as ir
+
+    from optimizer.precision.half import to_half
+    from optimizer.precision.int8 import Encodings, lower
+
+    if precision == "int8":
+        assert rules is not None
+        assert encodings is not None
+        chosen = Encodings.load(encodings)
+        chosen.check_belongs(sha256, rules)
+        lower(model, chosen, rules)
+    elif precision in {"fp16", "bf16"}:
+        to_half(model, ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16)
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    from optimizer.errors import GraphError
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(
+            f"the converted graph is not valid: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _high(name: str) -> Any:
+    if name not in {"fp16", "fp32"}:
+        raise UsageError(f"unknown high precision {name!r}", mend="fp16 or fp32")
+    return name
+
+
+def _check_statistics(statistics: Path, graph_sha256: str) -> None:
+    """Refuse stale statistics before anything is computed with them."""
+    if not manifest_path(statistics).is_file():
+        raise ArtifactError(
+            f"{statistics.name} has no manifest beside it", mend="resnet-opt calibrate makes both"
+        )
+    manifest = load_artifact(statistics, kind="statistics").manifest
+    taken_from = next((i.sha256 for i in manifest.inputs if i.role == "graph"), None)
+    if taken_from != graph_sha256:
+        raise ArtifactError(
+            f"{statistics.name} was taken from another graph (its sha256 differs)",
+            mend="calibrate this graph: weights, opset or preprocessing have changed",
+        )
+
+
+def _metadata(graph: Path) -> dict[str, str]:
+    """The ``resnet_opt.*`` entries of an ONNX file."""
+    import onnx
+
+    from optimizer.errors import GraphError
+
+    if not graph.is_file():
+        raise GraphError(f"no such file: {graph}", mend="check the path")
+    proto = onnx.load(graph, load_external_data=False)
+    prefix = "resnet_opt."
+    found = {
+        p.key.removeprefix(prefix): p.value
+        for p in proto.metadata_props
+        if p.key.startswith(prefix)
+    }
+    if "preprocessing" not in found:
+        raise GraphError(
+            f"{graph.name} does not say which preprocessing it expects",
+            mend="export it with resnet-opt export",
+        )
+    return found
