@@ -159,6 +159,8 @@ def _keep_graph(graph: Path, output: Path) -> None:
     beside = output.with_name(output.name + GRAPH_SUFFIX)
     if graph.resolve() == beside.resolve():
         return
+    if beside.is_file() and manifest_path(beside).is_file() and digest(beside) == digest(graph):
+        return
     with write_atomically(beside) as temporary:
         if external_data_files(graph):
             onnx.save_model(onnx.load(graph), temporary)

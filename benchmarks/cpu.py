@@ -1,0 +1,226 @@
+"""ResNet-50 at 224 px on this CPU: our engines, PyTorch, and the libraries called directly.
+
+    python benchmarks/cpu.py [--duration 10s]
+
+Random seeded weights and images: the numbers are about speed, not accuracy. Engines are measured by
+``resnet-opt bench`` (one process each, rounds interleaved in random order). Then each CPU engine is
+paired with a bare loop around its library on the same graph, in two processes, block by block in
+random order. Writes ``reports/cpu/bench.json``, ``reports/cpu/direct.json`` and
+``reports/cpu/summary.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import optimizer
+from optimizer.environment import fingerprint
+from optimizer.profiling.intervals import ratio_of_medians
+from optimizer.results import BenchResult, write_result
+from optimizer.units import parse_duration
+
+REPORTS = Path(__file__).parent.parent / "reports" / "cpu"
+BLOCKS = 24
+
+
+def engines(folder: Path) -> dict[str, Path]:
+    """Build what is compared; the TensorRT lowering runs in ONNX Runtime as a peer of our own."""
+    model = folder / "model.safetensors"
+    from optimizer.models import load_model, save_checkpoint
+
+    save_checkpoint(load_model("resnet50:random"), model, details={})
+    graph = optimizer.export(str(model), folder / "model.onnx").path
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (32, 224, 224, 3), np.uint8)
+    np.savez(folder / "noise.npz", images=images, labels=np.arange(32) % 10)
+    stats = optimizer.calibrate(
+        graph, folder / "stats.npz", calib=str(folder / "noise.npz"), calib_images=32
+    ).path
+    made = {"PyTorch eager, channels-last": model}
+    for engine, suffix in (("openvino", ".blob"), ("onnxruntime", ".ort.onnx")):
+        for precision in ("fp32", "int8"):
+            made[f"{engine} {precision}"] = optimizer.build(
+                graph,
+                folder / f"{engine}-{precision}{suffix}",
+                precision=precision,
+                engine=engine,
+                stats=stats,
+            ).path
+    foreign = optimizer.quantize(
+        graph,
+        folder / "tensorrt-lowering.onnx",
+        precision="int8",
+        target="tensorrt",
+        stats=stats,
+        high_precision="fp32",
+    ).path
+    made["onnxruntime int8, TensorRT's lowering"] = optimizer.build(
+        foreign,
+        folder / "onnxruntime-int8-tensorrt-lowering.ort.onnx",
+        precision="int8",
+        engine="onnxruntime",
+    ).path
+    made["openvino int8, TensorRT's lowering"] = optimizer.build(
+        foreign,
+        folder / "openvino-int8-tensorrt-lowering.blob",
+        precision="int8",
+        engine="openvino",
+    ).path
+    return made
+
+
+# --- against a bare loop -------------------------------------------------------------------------
+
+LOOP = """
+import sys, time, numpy as np
+kind, path, batch, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+x = np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
+if kind == "ours":
+    from optimizer.engines import open_engine
+    from pathlib import Path
+    bound = open_engine(Path(path), threads=threads).bind(x)
+    call = lambda: (bound.enqueue(), bound.wait())
+elif kind == "openvino":
+    import openvino as ov
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
+              "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
+    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+    call = lambda: request.infer(share_outputs=True)
+else:
+    import onnxruntime as ort
+    options = ort.SessionOptions(); options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    call = lambda: session.run(None, {"images": x})
+for _ in range(5): call()
+print("ready", flush=True)
+for line in sys.stdin:
+    samples = []
+    for _ in range(int(line)):
+        started = time.perf_counter_ns(); call(); samples.append(time.perf_counter_ns() - started)
+    print(sorted(samples)[len(samples) // 2] / 1e6, flush=True)
+"""
+
+
+def direct(
+    name: str, engine: Path, library: str, batch: int, threads: int, seed: int
+) -> dict[str, Any]:
+    """Our session and a bare loop around the library on the same graph, in turn."""
+    graph = engine.with_name(engine.name + ".graph.onnx")
+    workers = {
+        kind: subprocess.Popen(
+            [sys.executable, "-c", LOOP, kind, str(path), str(batch), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for kind, path in (("ours", engine), (library, graph))
+    }
+    order = random.Random(seed)
+    medians: dict[str, list[float]] = {kind: [] for kind in workers}
+    for worker in workers.values():
+        assert worker.stdout is not None
+        worker.stdout.readline()
+    for _ in range(BLOCKS):
+        for kind in order.sample(list(workers), 2):
+            worker = workers[kind]
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("10\n")
+            worker.stdin.flush()
+            medians[kind].append(float(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.communicate()
+    bare, own = ([np.array([m]) for m in medians[kind]] for kind in (library, "ours"))
+    speed = ratio_of_medians(bare, own, seed=seed)
+    return {
+        "engine": name,
+        "batch": batch,
+        "ours_ms": statistics.median(medians["ours"]),
+        "direct_ms": statistics.median(medians[library]),
+        "speed_of_ours_in_units_of_direct": speed.value,
+        "ci95": list(speed.ci95 or ()),
+    }
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+def summary(result: BenchResult, names: dict[str, str], pairs: list[dict[str, Any]]) -> str:
+    """Markdown tables of both parts."""
+    lines = [
+        "# ResNet-50 at 224 px on a CPU",
+        "",
+        f"{result.device.get('cpu')}; `python benchmarks/cpu.py`; verdict of the run: {result.verdict} "
+        f"({result.reason}).",
+        "",
+        "| engine | batch | images/s | 95 % interval | × PyTorch | 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    ratios = {(c.b, c.batch): c for c in result.comparisons}
+    for engine in result.engines:
+        c = ratios.get((engine.name, engine.batch))
+        ci = engine.images_per_s_ci95
+        lines.append(
+            f"| {names.get(engine.name, engine.name)} | {engine.batch} | {engine.images_per_s or 0:.1f} | "
+            f"{f'{ci[0]:.1f} to {ci[1]:.1f}' if ci else '–'} | {f'{c.ratio:.2f}' if c else '1'} | "
+            f"{f'{c.ci95[0]:.2f} to {c.ci95[1]:.2f}' if c else '–'} |"
+        )
+    lines += [
+        "",
+        "Our session against a bare loop around the library on the same graph:",
+        "",
+        "| engine | batch | ours, ms | direct, ms | our speed in units of the direct loop | 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {p['engine']} | {p['batch']} | {p['ours_ms']:.2f} | {p['direct_ms']:.2f} | "
+        f"{p['speed_of_ours_in_units_of_direct']:.3f} | {p['ci95'][0]:.3f} to {p['ci95'][1]:.3f} |"
+        for p in pairs
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--duration", default="10s")
+    duration = parse_duration(parser.parse_args().duration)
+    threads = int(fingerprint().get("cores") or 2)
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        made = engines(Path(name))
+        result = optimizer.bench(
+            list(made.values()), batch=[1, 8], duration_s=duration, threads=threads
+        )
+        pairs = [
+            direct(label, made[label], label.split()[0], batch, threads, seed)
+            for seed, (label, batch) in enumerate(
+                (f"{library} {precision}", batch)
+                for library in ("openvino", "onnxruntime")
+                for precision in ("fp32", "int8")
+                for batch in (1, 8)
+            )
+        ]
+    names = {path.name: label for label, path in made.items()}
+    for engine in result.engines:
+        engine.raw_file = None
+    write_result(result, REPORTS / "bench.json")
+    (REPORTS / "direct.json").write_text(json.dumps(pairs, indent=2) + "\n")
+    text = summary(result, names, pairs)
+    (REPORTS / "summary.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

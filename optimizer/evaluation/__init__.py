@@ -1,0 +1,36 @@
+"""Accuracy evidence: who lost it, how much, and whether it is real."""
+
+from optimizer.evaluation.audit import audit
+from optimizer.evaluation.chain import Chain
+from optimizer.evaluation.compare import AccuracyComparison, compare
+from optimizer.evaluation.consistency import batch_consistency
+from optimizer.evaluation.layerwise import largest_fall, layerwise
+from optimizer.evaluation.statistics import (
+    Paired,
+    drop_interval,
+    gate,
+    images_needed,
+    mcnemar_p,
+    sqnr_db,
+    wilson_interval,
+)
+from optimizer.evaluation.validation import raise_for_verdict, validate
+
+__all__ = [
+    "AccuracyComparison",
+    "Chain",
+    "Paired",
+    "audit",
+    "batch_consistency",
+    "compare",
+    "drop_interval",
+    "gate",
+    "images_needed",
+    "largest_fall",
+    "layerwise",
+    "mcnemar_p",
+    "raise_for_verdict",
+    "sqnr_db",
+    "validate",
+    "wilson_interval",
+]

@@ -1,0 +1,92 @@
+"""All that was found out, and the verdict that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from optimizer.evaluation.chain import Step
+from optimizer.evaluation.parity import Outcome
+from optimizer.evaluation.statistics import (
+    Paired,
+    gate,
+    images_needed,
+    wilson_interval,
+    worst_verdict,
+)
+from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
+
+__all__ = ["Evidence", "judge_hop"]
+
+
+def judge_hop(paired: Paired, flips: int, gates: Gates) -> VerdictName:
+    """Judge one hop: the paired interval of its drop, and Wilson's interval of its flips."""
+    verdict = gate(paired.interval_pp, gates.max_drop_pp)
+    if gates.max_flips is None:
+        return verdict
+    return worst_verdict(verdict, gate(wilson_interval(flips, paired.n), gates.max_flips))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a validation found out.
+
+    Attributes:
+        hops: All hops, the reference first.
+        outcomes: The sums behind them, by hop name.
+        chains: Steps by chain label.
+        gates: The limits.
+        consistency: Batch consistency of the engines.
+        audits: Precision audits by engine.
+    """
+
+    hops: Sequence[Hop]
+    outcomes: Mapping[str, Outcome]
+    chains: Mapping[str, Sequence[Step]]
+    gates: Gates
+    consistency: Sequence[BatchConsistency]
+    audits: Mapping[str, Audit]
+
+    @cached_property
+    def ends(self) -> list[Hop | None]:
+        """The hop that decides for each chain: its last one that could run; ``None`` if none."""
+        by_name = {hop.name: hop for hop in self.hops}
+        return [
+            next((by_name[s.name] for s in reversed(steps) if by_name[s.name].verdict), None)
+            for steps in self.chains.values()
+        ]
+
+    @property
+    def first_failing(self) -> Hop | None:
+        """The first hop that failed or breaks a limit, in the order of the chains."""
+        return next((hop for hop in self.hops if hop.verdict == "fail"), None)
+
+    @property
+    def verdict(self) -> VerdictName:
+        """Fail if anything fails; inconclusive if a chain is; an audit that cannot tell is not."""
+        checks: list[VerdictName] = [found.verdict for found in self.consistency]
+        checks += [a.verdict for a in self.audits.values() if a.verdict == "fail"]
+        checks += ["inconclusive" if hop is None else hop.verdict or "pass" for hop in self.ends]
+        if self.first_failing is not None:
+            checks.append("fail")
+        return worst_verdict(*checks)
+
+    @cached_property
+    def images_needed(self) -> int | None:
+        """Images that would decide for every chain; ``None`` if all are decided or none would."""
+        needed = [self._needed(hop) for hop in self.ends if hop and hop.verdict == "inconclusive"]
+        known = [n for n in needed if n is not None]
+        return max(known) if known and len(known) == len(needed) else None
+
+    def _needed(self, hop: Hop) -> int | None:
+        tally, limit = self.outcomes[hop.name].tally, self.gates.max_flips
+        needed = []
+        if gate(tally.paired.interval_pp, self.gates.max_drop_pp) == "inconclusive":
+            needed.append(images_needed(tally.paired, self.gates.max_drop_pp / 100))
+        interval = wilson_interval(tally.flips, tally.n)
+        if limit is not None and gate(interval, limit) == "inconclusive":
+            # A flip is a loss without a gain: the same sample size, of a single proportion.
+            needed.append(images_needed(Paired(tally.n, tally.flips, 0), limit))
+        known = [n for n in needed if n is not None]
+        return max(*known, tally.n + 1) if known and len(known) == len(needed) else None

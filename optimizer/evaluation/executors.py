@@ -1,0 +1,179 @@
+"""Who computes a hop: graphs as written, engines by their own backend.
+
+A graph between the reference and an engine is executed node by node as its text says, so that what
+it loses is lost by the graph and not by a compiler. ONNX Runtime does that with its graph
+optimizations off; its CPU provider has no BF16 convolution, so BF16 graphs are run by OpenVINO
+where the CPU computes BF16, and elsewhere by ONNX Runtime with every operation in FP32 and its
+result rounded to BF16 (which is what BF16 hardware with FP32 sums computes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifacts import library_versions
+from optimizer.evaluation.chain import Step
+from optimizer.evaluation.shards import local_device
+from optimizer.targets.hardware import cpu_features
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimizer.engines.protocol import Session
+
+__all__ = ["Executor", "open_step", "round_to_bf16"]
+
+_GRAPH_NOTES = {
+    "fp16": ", FP16 tensors (the CPU provider computes most operations in FP32)",
+    "int8": ", Q/DQ nodes one by one with FP32 between them",
+    "fp8": ", Q/DQ nodes one by one with FP32 between them",
+}
+
+
+@dataclass(frozen=True)
+class Executor:
+    """An opened hop.
+
+    Attributes:
+        name: What computes it, in words.
+        session: The session that computes it.
+    """
+
+    name: str
+    session: Session
+
+    @property
+    def takes_uint8(self) -> bool:
+        """The input is N x H x W x 3 uint8."""
+        return self.session.input.dtype == "uint8"
+
+
+def open_step(step: Step) -> Executor:
+    """Open what computes a hop.
+
+    Raises:
+        EnvironmentFault: The engine cannot run on this machine.
+        UsageError: The file is not what it should be.
+        Exception: Whatever else the executing library raises.
+    """
+    if step.kind == "engine":
+        return _open_engine(step)
+    if step.precision == "bf16":
+        return _open_bf16(step.path)
+    from optimizer.engines.onnxruntime import as_written
+
+    note = _GRAPH_NOTES.get(step.precision, "")
+    return Executor(f"{_onnxruntime()}, graph optimizations off{note}", as_written(step.path))
+
+
+def _open_engine(step: Step) -> Executor:
+    from optimizer.engines.opening import open_engine
+
+    if step.manifest is None:
+        name = f"PyTorch {library_versions('torch')['torch']}, eager FP32"
+        return Executor(name, open_engine(step.path))
+    backend = str(step.manifest.settings.get("backend"))
+    # Under torchrun each process has a GPU of its own; engines of the CPU share it.
+    device = local_device() if backend.startswith("tensorrt") else None
+    session = open_engine(step.path, device=device)
+    version = next(iter(step.manifest.libraries.values()), "")
+    return Executor(f"{backend} {version} engine, {step.precision.upper()}", session)
+
+
+def _open_bf16(path: Path) -> Executor:
+    if cpu_features().bf16:
+        import openvino as ov
+
+        from optimizer.engines.openvino import Session as OpenVinoSession
+
+        core = ov.Core()
+        hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+        compiled = core.compile_model(core.read_model(path), "CPU", hints)
+        return Executor(
+            f"OpenVINO {library_versions('openvino')['openvino']}, BF16", OpenVinoSession(compiled)
+        )
+    import tempfile
+
+    import onnx
+    import onnx_ir as ir
+
+    from optimizer.engines.onnxruntime import as_written
+
+    # What has no type in the file would be taken for something else than BF16.
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(path)))
+    round_to_bf16(model)
+    with tempfile.TemporaryDirectory() as folder:
+        emulated = Path(folder) / path.name
+        ir.save(model, emulated)
+        session = as_written(emulated)
+    return Executor(
+        f"{_onnxruntime()}, graph optimizations off, every operation in FP32 and its result "
+        "rounded to BF16",
+        session,
+    )
+
+
+def round_to_bf16(model: ir.Model) -> bool:
+    """Replace BF16 arithmetic by FP32 arithmetic with results rounded to BF16, in place.
+
+    Every node but Cast reads its BF16 inputs through a Cast to FP32 and gives its BF16 outputs
+    through a Cast back. Tensors keep their names and values. Every tensor must have its type.
+
+    Returns:
+        Whether there was anything to replace.
+    """
+    import onnx_ir as ir
+
+    graph, wide = model.graph, {}
+    bf16, fp32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+    changed = False
+    for node in [n for n in graph if n.op_type != "Cast"]:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype != bf16:
+                continue
+            if value not in wide:
+                wide[value] = _cast(value, fp32, f"{value.name}.fp32")
+                _insert_after_source(graph, value, wide[value].producer())
+            node.replace_input_with(index, wide[value])
+            changed = True
+        for value in node.outputs:
+            if value.dtype != bf16:
+                continue
+            uses, name = list(value.uses()), value.name
+            value.dtype, value.name = fp32, f"{name}.exact"
+            rounded = _cast(value, bf16, str(name))
+            graph.insert_after(node, _producer(rounded))
+            for use in uses:
+                use.node.replace_input_with(use.idx, rounded)
+            changed = True
+    return changed
+
+
+def _cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node("Cast", [value], attributes={"to": kind}, name=f"{name}.cast")
+    output = node.outputs[0]
+    output.name, output.dtype, output.shape = name, kind, value.shape
+    return output
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _insert_after_source(graph: ir.Graph, value: ir.Value, cast: Any) -> None:
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        graph.insert_after(producer, cast)
+
+
+def _onnxruntime() -> str:
+    versions = library_versions("onnxruntime-gpu", "onnxruntime")
+    return f"ONNX Runtime {next(iter(versions.values()), '')} CPU"

@@ -1,0 +1,198 @@
+"""Where inside the network the signal is lost: reference and graph compared block by block.
+
+Equalization gives the channels of an INT8 graph other scales, and shifted tensors are stored around
+their middle; both change no output but every tensor in between. So for INT8 graphs the noise of a
+block is what is left of the difference after the best scale and offset of each channel (least
+squares over all images). The logits are compared as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data import Dataset
+from optimizer.errors import GraphError
+from optimizer.evaluation.reference import Reference, open_reference
+from optimizer.evaluation.statistics import sqnr_db
+from optimizer.models import Model
+from optimizer.progress import Progress, Silent
+from optimizer.results import BlockNoise
+
+__all__ = ["block_outputs", "largest_fall", "layerwise"]
+
+Array = NDArray[Any]
+Tap = Callable[[Array], Mapping[str, Array]]
+_BLOCK = re.compile(r"(layer\d+\.\d+)\.")
+_STEM = "maxpool"
+LOGITS = "logits"
+
+
+def layerwise(
+    reference: Model | Path,
+    graph: Path,
+    dataset: Dataset,
+    *,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> list[BlockNoise]:
+    """Signal to noise after every residual block of a graph executed as written.
+
+    Args:
+        reference: The model in PyTorch, or its FP32 ONNX file.
+        graph: The precision graph, with nodes named by PyTorch module.
+        dataset: Images; a few hundred are plenty.
+        batch: Images at a time.
+        progress: Told of every batch.
+
+    Returns:
+        One entry for the stem, each residual block by module name, and ``logits``, in order.
+
+    Raises:
+        GraphError: The graph has no residual blocks by these names, or cannot be executed.
+    """
+    from optimizer.engines.graph_facts import graph_facts
+
+    progress = progress or Silent()
+    opened = open_reference(reference)
+    facts = graph_facts(graph)
+    tapped = _tap_graph(graph)
+    expected = _tap_reference(opened)
+    pixels = facts.input_dtype == "uint8"
+    sums: dict[str, _ChannelSums] = {}
+    progress.start("layers", total=len(dataset))
+    preprocessing = opened.preprocessing
+    as_uint8 = pixels or opened.takes_uint8
+    for images, labels, _ in dataset.batches(batch, preprocessing, as_uint8=as_uint8):
+        tensors = preprocessing.normalize(images) if as_uint8 else images
+        want = expected(images if opened.takes_uint8 else tensors)
+        have = tapped(images if pixels else tensors)
+        for name in want:
+            if name in have:
+                sums.setdefault(name, _ChannelSums(want[name].shape[1])).add(want[name], have[name])
+        progress.advance(len(labels))
+    progress.finish(f"{len(sums)} places")
+    aligned = facts.precision == "int8"
+    return [
+        BlockNoise(module=name, sqnr_db=s.aligned_db if aligned and name != LOGITS else s.plain_db)
+        for name, s in sums.items()
+    ]
+
+
+def largest_fall(blocks: list[BlockNoise]) -> tuple[str, float] | None:
+    """The module after which the signal to noise falls most, and by how many decibels."""
+    known = [(b.module, b.sqnr_db) for b in blocks if b.sqnr_db is not None]
+    falls = [(module, before - after) for (_, before), (module, after) in itertools.pairwise(known)]
+    return max(falls, key=lambda fall: fall[1], default=None)
+
+
+def block_outputs(tensors: list[str]) -> dict[str, str]:
+    """The tensor that leaves the stem and each block, by module name.
+
+    Args:
+        tensors: Names of all tensors of a graph in order. Where a block's last tensor was
+            quantized, the dequantized one is taken: it is what the next block sees.
+    """
+    last: dict[str, str] = {}
+    stem = [t for t in tensors if t in {_STEM, f"{_STEM}.dequantized"}]
+    if stem:
+        last[_STEM] = stem[-1]
+    for name in tensors:
+        match = _BLOCK.match(name)
+        if match and re.fullmatch(r"(relu|act)\w*(\.dequantized)?", name[match.end() :]):
+            last[match[1]] = name
+    return last
+
+
+def _tap_graph(graph: Path) -> Tap:
+    import onnx
+
+    from optimizer.engines.onnxruntime import tapped
+
+    proto = onnx.load(graph, load_external_data=False)
+    places = block_outputs([name for node in proto.graph.node for name in node.output])
+    if not any(_BLOCK.match(f"{module}.") for module in places):
+        raise GraphError(
+            f"{graph.name} has no residual blocks named layer1.0, layer1.1, …",
+            mend="export it with resnet-opt export, which names nodes by PyTorch module",
+        )
+    output = proto.graph.output[0].name
+    run = tapped(graph, [*places.values(), output])
+
+    def tap(batch: Array) -> dict[str, Array]:
+        values = run(batch)
+        found = {module: values[tensor] for module, tensor in places.items()}
+        return {**found, LOGITS: values[output]}
+
+    return tap
+
+
+def _tap_reference(reference: Reference) -> Tap:
+    if isinstance(reference.source, Path):
+        return _tap_graph(reference.source)
+    module = reference.source.module
+
+    def tap(batch: Array) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        hooks = [
+            child.register_forward_hook(_keep(found, name))
+            for name, child in module.named_modules()
+            if name == _STEM or _BLOCK.fullmatch(f"{name}.")
+        ]
+        try:
+            logits = reference.run(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {**found, LOGITS: logits}
+
+    return tap
+
+
+def _keep(found: dict[str, Array], name: str) -> Callable[[Any, Any, Any], None]:
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        found[name] = output.detach().numpy()
+
+    return hook
+
+
+class _ChannelSums:
+    """Sums per channel from which the best scale and offset follow, and the noise without them."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.reference, self.other = np.zeros(channels), np.zeros(channels)
+        self.squares, self.other_squares = np.zeros(channels), np.zeros(channels)
+        self.products = np.zeros(channels)
+
+    def add(self, reference: Array, other: Array) -> None:
+        axes = (0, *range(2, reference.ndim))
+        want, have = reference.astype(np.float64), other.astype(np.float64)
+        self.count += want.size // want.shape[1]
+        self.reference += want.sum(axis=axes)
+        self.other += have.sum(axis=axes)
+        self.squares += (want**2).sum(axis=axes)
+        self.other_squares += (have**2).sum(axis=axes)
+        self.products += (want * have).sum(axis=axes)
+
+    @property
+    def plain_db(self) -> float | None:
+        noise = self.squares - 2 * self.products + self.other_squares
+        return sqnr_db(float(self.squares.sum()), max(float(noise.sum()), 0.0))
+
+    @property
+    def aligned_db(self) -> float | None:
+        variance = self.squares - self.reference**2 / self.count
+        other_variance = self.other_squares - self.other**2 / self.count
+        covariance = self.products - self.reference * self.other / self.count
+        alive = other_variance > 1e-12 * np.maximum(self.other_squares, 1e-300)
+        explained = np.zeros_like(variance)
+        explained[alive] = covariance[alive] ** 2 / other_variance[alive]
+        noise = np.maximum(variance - explained, 0.0)
+        return sqnr_db(float(self.squares.sum()), float(noise.sum()))

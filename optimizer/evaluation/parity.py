@@ -1,0 +1,216 @@
+"""Hop by hop in one pass: every image is decoded once and goes through every hop.
+
+Nothing that grows with the number of images is kept but the five largest logits of each image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.data import Dataset
+from optimizer.errors import DataError, EnvironmentFault, UsageError
+from optimizer.evaluation.chain import REFERENCE, Step
+from optimizer.evaluation.executors import Executor, open_step
+from optimizer.evaluation.predictions import Recorder
+from optimizer.evaluation.reference import Reference
+from optimizer.evaluation.sanity import check_early
+from optimizer.evaluation.shards import gathered, rank_and_world
+from optimizer.evaluation.tally import Tally
+from optimizer.progress import Progress
+from optimizer.results import EngineStatus
+
+__all__ = ["Outcome", "Parity", "measure"]
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Outcome:
+    """What became of one hop.
+
+    Attributes:
+        step: The hop; ``None`` for the reference.
+        executor: What computed it.
+        status: ``ok``, ``failed``, or ``built-not-run`` where this machine cannot run the engine.
+        error: Why it has no result.
+        tally: The sums; of use only if `status` is ``ok``.
+    """
+
+    step: Step | None
+    executor: str
+    status: EngineStatus = "ok"
+    error: str | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    def fail(self, error: str) -> None:
+        """Give the hop up; what it computed before is void."""
+        self.status, self.error, self.tally = "failed", error, Tally()
+
+
+@dataclass
+class Parity:
+    """All hops after the pass, the reference first.
+
+    Attributes:
+        outcomes: By hop name.
+        sessions: Engines that are still open, by hop name; closed by `measure`'s context.
+        recorder: The predictions.
+    """
+
+    outcomes: dict[str, Outcome]
+    sessions: dict[str, Executor]
+    recorder: Recorder
+
+
+@contextlib.contextmanager
+def measure(
+    steps: Iterable[Step],
+    reference: Reference,
+    dataset: Dataset,
+    *,
+    batch: int,
+    progress: Progress,
+) -> Iterator[Parity]:
+    """Compute every hop on every image; the engines stay open inside the ``with`` block.
+
+    A hop whose executor raises, or whose outputs are not finite or of another shape than the
+    reference's, is given up with the reason; the others go on.
+
+    Args:
+        steps: The hops, parents before their children.
+        reference: What they are held against.
+        dataset: The images, with labels that are outputs of the reference.
+        batch: Images at a time.
+        progress: Told of every batch.
+
+    Raises:
+        UsageError: A file that is not what it should be, or images that cannot be read.
+        AccuracyGateFailed: The reference is far below the accuracy it is known for.
+    """
+    parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder())
+    try:
+        for step in steps:
+            parity.outcomes[step.name] = _open(step, parity.sessions)
+        _pass_over(parity, reference, dataset, batch, progress)
+        _add_up(parity)
+        yield parity
+    finally:
+        for executor in parity.sessions.values():
+            executor.session.close()
+
+
+def _open(step: Step, sessions: dict[str, Executor]) -> Outcome:
+    outcome = Outcome(step, "not run")
+    if step.fault is not None:
+        outcome.fail(step.fault)
+        return outcome
+    try:
+        sessions[step.name] = open_step(step)
+        outcome.executor = sessions[step.name].name
+    except EnvironmentFault as missing:
+        outcome.status, outcome.error = "built-not-run", str(missing)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
+        outcome.fail(_one_line(error))
+    return outcome
+
+
+def _pass_over(
+    parity: Parity, reference: Reference, dataset: Dataset, batch: int, progress: Progress
+) -> None:
+    as_uint8 = reference.takes_uint8 or any(e.takes_uint8 for e in parity.sessions.values())
+    rank, world = rank_and_world()
+    order = np.arange(rank, len(dataset), world)
+    progress.start("validate", total=len(order))
+    for images, labels, indices in dataset.batches(
+        batch, reference.preprocessing, as_uint8=as_uint8, order=order
+    ):
+        tensors = reference.preprocessing.normalize(images) if as_uint8 else images
+        _one_batch(parity, reference, _Views(tensors, images), labels, indices)
+        progress.advance(len(labels))
+        tally = parity.outcomes[REFERENCE].tally
+        check_early(tally.correct, tally.n, reference.expected_top1, dataset.name)
+    progress.finish(f"{len(order)} images, {len(parity.outcomes)} hops")
+
+
+@dataclass(frozen=True)
+class _Views:
+    """One batch as float32 tensors and as the images it came from (uint8 if any hop takes them)."""
+
+    tensors: Array
+    images: Array
+
+    def of(self, takes_uint8: bool) -> Array:
+        return self.images if takes_uint8 else self.tensors
+
+
+def _one_batch(
+    parity: Parity,
+    reference: Reference,
+    views: _Views,
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+) -> None:
+    expected = reference.run(views.of(reference.takes_uint8))
+    if not np.isfinite(expected).all():
+        raise DataError(
+            f"the reference {reference.name} gives NaN or infinite logits",
+            mend="check the checkpoint; nothing can be compared with it",
+        )
+    logits: dict[str, Array] = {REFERENCE: expected}
+    parity.recorder.start_batch(indices)
+    for name, outcome in parity.outcomes.items():
+        if outcome.step is not None and outcome.status == "ok":
+            outputs = _compute(outcome, parity.sessions[name], views, expected)
+            if outputs is None:
+                parity.recorder.forget(name)
+                continue
+            logits[name] = outputs
+        if name in logits:
+            parent = logits.get(outcome.step.parent) if outcome.step else None
+            outcome.tally.add(logits[name], labels, indices, expected, parent)
+            parity.recorder.add(name, logits[name])
+
+
+def _compute(outcome: Outcome, executor: Executor, views: _Views, expected: Array) -> Array | None:
+    """Logits of one hop; ``None`` and the outcome marked as failed if there are none of use."""
+    try:
+        outputs = executor.session.run(views.of(executor.takes_uint8))
+    except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
+        outcome.fail(_one_line(error))
+        return None
+    if outputs.shape != expected.shape:
+        outcome.fail(f"gives outputs of shape {outputs.shape}, the reference {expected.shape}")
+        return None
+    bad = ~np.isfinite(outputs).all(axis=1)
+    if bad.any():
+        count = int(np.count_nonzero(bad))
+        outcome.fail(f"gives NaN or infinite logits for {count} of {len(outputs)} images")
+        return None
+    return outputs
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _add_up(parity: Parity) -> None:
+    """Add up the sums of all processes, so that each of them ends with the same result."""
+    (outcomes, recorder), *others = gathered((parity.outcomes, parity.recorder))
+    for other_outcomes, other_recorder in others:
+        for name, outcome in outcomes.items():
+            other = other_outcomes[name]
+            if outcome.status == "ok" and other.status == "ok":
+                outcome.tally.merge(other.tally)
+            elif outcome.status == "ok":
+                outcome.fail(f"{other.error} (in another process)")
+        recorder.merge(other_recorder)
+    parity.outcomes, parity.recorder = outcomes, recorder

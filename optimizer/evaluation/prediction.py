@@ -1,0 +1,84 @@
+"""Classifying single images with an engine: the same path as in validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from optimizer.artifacts import read_manifest
+from optimizer.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    from optimizer.data import Preprocessing
+
+__all__ = ["Prediction", "predict"]
+
+
+class Prediction(BaseModel):
+    """The best classes of one image, best first."""
+
+    image: str
+    classes: list[str]
+    indices: list[int]
+    probabilities: list[float]
+
+
+def predict(engine: Path, images: Sequence[Path], *, top: int = 5) -> list[Prediction]:
+    """Classify images with an engine or a checkpoint.
+
+    Args:
+        engine: The engine; its preprocessing and class names are those of its manifest.
+        images: Image files.
+        top: Classes to return for each.
+
+    Raises:
+        ArtifactError: An engine that cannot be opened, or does not say its preprocessing.
+        DataError: No image, or one that cannot be decoded.
+    """
+    from optimizer.data import open_image
+    from optimizer.engines import closing, open_engine
+
+    if not images:
+        raise DataError("no image to classify", mend="name image files")
+    preprocessing, classes = _card(engine)
+    found = []
+    with closing(open_engine(engine)) as session:
+        pixels = session.input.dtype == "uint8"
+        apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
+        for path in images:
+            logits = session.run(apply(open_image(path))[None])[0].astype(np.float64)
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            best = np.argsort(-shares, kind="stable")[:top].tolist()
+            found.append(
+                Prediction(
+                    image=str(path),
+                    classes=[classes[i] if classes else f"class {i}" for i in best],
+                    indices=best,
+                    probabilities=shares[best].tolist(),
+                )
+            )
+    return found
+
+
+def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
+    from optimizer.data import Preprocessing
+
+    if engine.suffix in {".safetensors", ".pth", ".pt"}:
+        from optimizer.models import load_model
+
+        model = load_model(str(engine))
+        return model.preprocessing, model.classes
+    manifest = read_manifest(engine)
+    raw: Any = manifest.preprocessing
+    if raw is None:
+        raise ArtifactError(
+            f"{engine.name} does not say which preprocessing it expects",
+            mend="build it from a graph that resnet-opt export wrote",
+        )
+    return Preprocessing.from_dict(json.loads(json.dumps(raw))), manifest.classes

@@ -1,0 +1,157 @@
+"""Per-image predictions of every hop in one NPZ file, so that runs can be compared later.
+
+The file holds the five largest logits of each hop and their classes: enough for top-1, top-5 and
+flips, and 4 MB a hop for 50,000 images however many classes there are.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.artifacts import write_atomically
+from optimizer.errors import ArtifactError
+
+__all__ = ["Predictions", "Recorder", "read_predictions"]
+
+SCHEMA_VERSION = 1
+TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What was predicted for each image.
+
+    Attributes:
+        dataset_sha256: Digest of the dataset.
+        image_ids: Names of the images, in the dataset's order.
+        labels: N int64.
+        classes: Hop name to N x k int32: the classes of the k largest logits, largest first (k is
+            5, or the number of classes where that is smaller).
+        logits: Hop name to N x k float32: those logits.
+    """
+
+    dataset_sha256: str
+    image_ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    classes: dict[str, NDArray[np.int32]]
+    logits: dict[str, NDArray[np.float32]]
+
+    def top1(self, hop: str) -> NDArray[np.int32]:
+        """Predicted class of each image."""
+        top: NDArray[np.int32] = self.classes[hop][:, 0]
+        return top
+
+    def write(self, path: Path) -> None:
+        """Write the NPZ file, whole or not at all."""
+        hops = list(self.classes)
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "dataset_sha256": self.dataset_sha256,
+            "hops": hops,
+        }
+        arrays: dict[str, NDArray] = {
+            "head": np.array(json.dumps(head)),
+            "image_ids": np.array(self.image_ids, dtype=np.str_),
+            "labels": self.labels,
+        }
+        for number, hop in enumerate(hops):
+            arrays[f"classes_{number}"] = self.classes[hop]
+            arrays[f"logits_{number}"] = self.logits[hop]
+        with write_atomically(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of predictions.
+
+    Raises:
+        ArtifactError: No such file, damaged, or of another schema.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"no predictions at {path}", mend="run resnet-opt validate again to store them"
+        )
+    try:
+        # NumPy leaves a damaged file open that it opened itself.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            head = json.loads(str(file["head"]))
+            if head["schema_version"] != SCHEMA_VERSION:
+                raise ArtifactError(
+                    f"{path.name} has schema version {head['schema_version']}, "
+                    f"this is version {SCHEMA_VERSION}",
+                    mend="run resnet-opt validate again",
+                )
+            return Predictions(
+                dataset_sha256=head["dataset_sha256"],
+                image_ids=tuple(str(name) for name in file["image_ids"]),
+                labels=file["labels"],
+                classes={hop: file[f"classes_{i}"] for i, hop in enumerate(head["hops"])},
+                logits={hop: file[f"logits_{i}"] for i, hop in enumerate(head["hops"])},
+            )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path.name} is no file of predictions: {error}", mend="run resnet-opt validate again"
+        ) from error
+
+
+@dataclass
+class Recorder:
+    """Collects the largest logits of each hop while batches go by."""
+
+    indices: list[NDArray[np.int64]] = field(default_factory=list)
+    classes: dict[str, list[NDArray[np.int32]]] = field(default_factory=dict)
+    logits: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+
+    def start_batch(self, indices: NDArray[np.int64]) -> None:
+        """Begin a batch of images at these positions of the dataset."""
+        self.indices.append(indices)
+
+    def add(self, hop: str, logits: NDArray[np.float32]) -> None:
+        """Add the logits of one hop for the batch begun last."""
+        # A stable sort of the negated logits keeps the lower class first where two are equal,
+        # which is what argmax does.
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+        self.classes.setdefault(hop, []).append(order.astype(np.int32))
+        values = np.take_along_axis(logits, order, axis=1).astype(np.float32)
+        self.logits.setdefault(hop, []).append(values)
+
+    def forget(self, hop: str) -> None:
+        """Drop a hop that has failed."""
+        self.classes.pop(hop, None)
+        self.logits.pop(hop, None)
+
+    def merge(self, other: Recorder) -> None:
+        """Add the images of another process."""
+        self.indices.extend(other.indices)
+        for mine, theirs in ((self.classes, other.classes), (self.logits, other.logits)):
+            for hop in [hop for hop in mine if hop not in theirs]:
+                del mine[hop]  # it failed over there
+            for hop, batches in mine.items():
+                batches.extend(theirs[hop])  # type: ignore[arg-type]
+
+    def finish(
+        self, dataset_sha256: str, labels: NDArray[np.int64], image_ids: Sequence[str]
+    ) -> Predictions:
+        """Put everything into the dataset's order.
+
+        Args:
+            dataset_sha256: Digest of the dataset.
+            labels: Labels of the whole dataset.
+            image_ids: Names of the recorded images, in the order of their positions.
+        """
+        indices = np.concatenate(self.indices)
+        order = np.argsort(indices, kind="stable")
+        return Predictions(
+            dataset_sha256=dataset_sha256,
+            image_ids=tuple(image_ids),
+            labels=labels[indices[order]],
+            classes={hop: np.concatenate(parts)[order] for hop, parts in self.classes.items()},
+            logits={hop: np.concatenate(parts)[order] for hop, parts in self.logits.items()},
+        )

@@ -1,0 +1,123 @@
+"""What every hop is held against: a model in PyTorch, or a user's own FP32 ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.artifacts import digest, library_versions
+from optimizer.data import Preprocessing
+from optimizer.errors import GraphError
+from optimizer.models import Model
+
+if TYPE_CHECKING:
+    from optimizer.engines.protocol import Session
+
+__all__ = ["Reference", "open_reference"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An opened reference.
+
+    Attributes:
+        name: What it is, in words.
+        executor: What computes it.
+        run: Maps a batch (N x 3 x H x W float32, or uint8 where `takes_uint8`) to N x classes
+            float32.
+        preprocessing: What images go through before it sees them.
+        classes: Class names in the order of the outputs, or ``None``.
+        num_classes: Number of outputs.
+        sha256: Digest of the weights or of the file.
+        checkpoint: Digest of the checkpoint's weights; ``None`` if the file does not say.
+        takes_uint8: The input is N x H x W x 3 uint8.
+        expected_top1: The accuracy it is known for, a fraction of one; ``None`` if unknown.
+        source: The model or file it was opened from.
+    """
+
+    name: str
+    executor: str
+    run: Callable[[Array], Array]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    num_classes: int
+    sha256: str
+    checkpoint: str | None
+    takes_uint8: bool = False
+    expected_top1: float | None = None
+    source: Model | Path
+
+
+def open_reference(source: Model | Path) -> Reference:
+    """Open a model, or an FP32 ONNX file that carries its preprocessing.
+
+    Raises:
+        GraphError: The ONNX file is no classifier, is not FP32, or does not say what
+            preprocessing its images need.
+    """
+    return _from_model(source) if isinstance(source, Model) else _from_graph(source)
+
+
+def _from_model(model: Model) -> Reference:
+    import torch
+
+    def run(batch: Array) -> Array:
+        with torch.inference_mode():
+            outputs: Array = model.module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
+        return outputs
+
+    return Reference(
+        name=model.source,
+        executor=f"PyTorch {library_versions('torch')['torch']}, eager FP32",
+        run=run,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        num_classes=model.num_classes,
+        sha256=model.sha256,
+        checkpoint=model.sha256,
+        expected_top1=getattr(model, "expected_top1", None),
+        source=model,
+    )
+
+
+def _from_graph(path: Path) -> Reference:
+    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.engines.onnxruntime import as_written
+
+    facts = graph_facts(path)
+    if facts.precision != "fp32":
+        raise GraphError(
+            f"{path.name} is {facts.precision.upper()}, a reference is FP32",
+            mend="give the FP32 graph or the checkpoint it was made from",
+        )
+    if facts.preprocessing is None:
+        raise GraphError(
+            f"{path.name} does not say what preprocessing its images need",
+            mend="export it with resnet-opt export, which writes it into the file",
+        )
+    session: Session = as_written(path)
+    classes = facts.classes
+    return Reference(
+        name=path.name,
+        executor=f"ONNX Runtime {_onnxruntime_version()}, graph optimizations off, FP32",
+        run=session.run,
+        preprocessing=Preprocessing.from_dict(facts.preprocessing),
+        classes=None if classes is None else tuple(classes),
+        num_classes=facts.output_shape[1] or len(classes or ()),
+        sha256=digest(path),
+        checkpoint=facts.metadata.get("checkpoint_sha256"),
+        takes_uint8=facts.input_dtype == "uint8",
+        source=path,
+    )
+
+
+def _onnxruntime_version() -> str:
+    versions = library_versions("onnxruntime-gpu", "onnxruntime")
+    return next(iter(versions.values()), "unknown")

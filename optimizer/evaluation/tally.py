@@ -1,0 +1,148 @@
+"""Running sums of one hop: what can be said of 50,000 images without keeping their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.evaluation.statistics import Paired, sqnr_db, sums_of_squares
+
+__all__ = ["Noise", "Tally", "label_rank"]
+
+Logits = NDArray[np.float32]
+
+
+def label_rank(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each image's label in the order of its logits, 0 for the largest.
+
+    A tie counts as `numpy.argmax` counts it: the lower class index comes first.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    ahead = logits > own
+    equal_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    rank: NDArray[np.int64] = (ahead | equal_before).sum(axis=1)
+    return rank
+
+
+@dataclass
+class Noise:
+    """Sums of squares of a signal and of what was added to it."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: NDArray[Any], other: NDArray[Any]) -> None:
+        """Add one batch."""
+        signal, noise = sums_of_squares(reference, other)
+        self.signal += signal
+        self.noise += noise
+
+    def merge(self, other: Noise) -> None:
+        """Add another process's sums."""
+        self.signal += other.signal
+        self.noise += other.noise
+
+    @property
+    def db(self) -> float | None:
+        """Signal to noise, decibel; ``None`` for identical outputs."""
+        return sqnr_db(self.signal, self.noise)
+
+
+class Tally:
+    """What one hop came to so far; two tallies of different images can be merged.
+
+    Attributes:
+        n: Images.
+        correct, correct5: Images whose label is the first, among the first five.
+        losses, gains: Images that only the reference, only this hop has right.
+        flips, flips_vs_parent: Images of another top-1 class than the reference's, the parent's.
+        parent_losses, parent_gains: As ``losses`` and ``gains``, against the parent.
+        noise, noise_vs_parent: Error of the logits.
+        max_abs_diff: Largest difference of a logit to the reference's.
+        worst: Index in the dataset of the image it belongs to; ``None`` without any difference.
+        classes: Number of outputs.
+        has_parent: Every batch could be compared with the parent.
+    """
+
+    def __init__(self) -> None:
+        self.has_parent = True
+        self.n = self.correct = self.correct5 = self.classes = 0
+        self.losses = self.gains = self.flips = self.flips_vs_parent = 0
+        self.parent_losses = self.parent_gains = 0
+        self.noise, self.noise_vs_parent = Noise(), Noise()
+        self.max_abs_diff = 0.0
+        self.worst: int | None = None
+
+    def add(
+        self,
+        logits: Logits,
+        labels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        reference: Logits,
+        parent: Logits | None,
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            logits: N x classes float32 of this hop.
+            labels: N int64.
+            indices: N int64, positions in the dataset.
+            reference: The reference's logits.
+            parent: The parent hop's logits; ``None`` if it has failed.
+        """
+        rank = label_rank(logits, labels)
+        right, reference_right = rank == 0, label_rank(reference, labels) == 0
+        top, reference_top = logits.argmax(axis=1), reference.argmax(axis=1)
+        self.n += len(labels)
+        self.classes = logits.shape[1]
+        self.correct += int(right.sum())
+        self.correct5 += int((rank < 5).sum())
+        self.losses += int((reference_right & ~right).sum())
+        self.gains += int((right & ~reference_right).sum())
+        self.flips += int((top != reference_top).sum())
+        self.noise.add(reference, logits)
+        if parent is None:
+            self.has_parent = False
+        else:
+            parent_right = label_rank(parent, labels) == 0
+            self.parent_losses += int((parent_right & ~right).sum())
+            self.parent_gains += int((right & ~parent_right).sum())
+            self.flips_vs_parent += int((top != parent.argmax(axis=1)).sum())
+            self.noise_vs_parent.add(parent, logits)
+        difference = np.abs(logits.astype(np.float64) - reference).max(axis=1)
+        position = int(difference.argmax())
+        if difference[position] > self.max_abs_diff:
+            self.max_abs_diff = float(difference[position])
+            self.worst = int(indices[position])
+
+    def merge(self, other: Tally) -> None:
+        """Add the tally of other images."""
+        for name in (
+            "n", "correct", "correct5", "losses", "gains", "flips", "flips_vs_parent",
+            "parent_losses", "parent_gains",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.noise.merge(other.noise)
+        self.noise_vs_parent.merge(other.noise_vs_parent)
+        self.classes = max(self.classes, other.classes)
+        self.has_parent &= other.has_parent
+        if other.max_abs_diff > self.max_abs_diff:
+            self.max_abs_diff, self.worst = other.max_abs_diff, other.worst
+
+    @property
+    def paired(self) -> Paired:
+        """The comparison with the reference."""
+        return Paired(self.n, self.losses, self.gains)
+
+    @property
+    def paired_with_parent(self) -> Paired:
+        """The comparison with the hop before."""
+        return Paired(self.n, self.parent_losses, self.parent_gains)
+
+    @property
+    def top5(self) -> float | None:
+        """Share of labels among the first five; ``None`` where five outputs are all there are."""
+        return self.correct5 / self.n if self.classes > 5 else None

@@ -1,0 +1,267 @@
+"""`validate`: engines held against the reference, hop by hop, and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.artifacts import Manifest
+from optimizer.data import ImageDataset, check_fits
+from optimizer.errors import (
+    AccuracyGateFailed,
+    DataError,
+    Inconclusive,
+    PrecisionAuditFailed,
+    UsageError,
+)
+from optimizer.evaluation.audit import audit
+from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
+from optimizer.evaluation.consistency import batch_consistency, batches_to_check
+from optimizer.evaluation.evidence import Evidence, judge_hop
+from optimizer.evaluation.findings import finding
+from optimizer.evaluation.layerwise import layerwise
+from optimizer.evaluation.parity import Outcome, Parity, measure
+from optimizer.evaluation.reference import Reference, open_reference
+from optimizer.evaluation.sanity import check_reference
+from optimizer.evaluation.shards import joined, rank_and_world
+from optimizer.evaluation.statistics import wilson_interval
+from optimizer.models import Model
+from optimizer.progress import Progress, Silent
+from optimizer.results import (
+    Audit,
+    BatchConsistency,
+    BlockNoise,
+    DatasetInfo,
+    Gates,
+    Hop,
+    LayerInfo,
+    ValidateResult,
+)
+
+__all__ = ["raise_for_verdict", "validate"]
+
+_CONSISTENCY_IMAGES = 32
+_LAYER_IMAGES = 256
+
+
+def validate(
+    chains: Sequence[Chain],
+    reference: Model | Path,
+    dataset: ImageDataset,
+    gates: Gates,
+    *,
+    batch: int = 32,
+    layers: bool = False,
+    predictions: Path | None = None,
+    min_share: float = 0.95,
+    progress: Progress | None = None,
+) -> ValidateResult:
+    """Compare every hop of every chain with the reference on the same images, in one pass.
+
+    Args:
+        chains: The files from the reference to each engine.
+        reference: The model, or the user's own FP32 ONNX file (with its preprocessing in it).
+        dataset: Labelled images.
+        gates: The limits; each is a test of non-inferiority on the 95 % interval.
+        batch: Images at a time.
+        layers: Also look into the graphs, block by block, on up to 256 of the images.
+        predictions: Where the per-image predictions go (``.npz``); ``None`` keeps none.
+        min_share: Smallest share of the FLOPs that an engine must compute in its precision.
+        progress: Told of every batch.
+
+    Returns:
+        The result. Its verdict is ``fail`` if any hop failed or breaks a limit, an engine's rows
+        depend on their batch, or an engine does not compute what was asked; ``inconclusive`` if
+        the hop that decides for a chain (its engine, or its last hop that could run) is.
+
+    Raises:
+        UsageError: No chain, unreadable files, or data that does not fit the model.
+        AccuracyGateFailed: The reference itself is below the accuracy it is known for.
+    """
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} images", mend="--batch 1 and more")
+    if predictions is not None and predictions.suffix != ".npz":
+        raise UsageError(
+            f"predictions are an .npz file, not {predictions.name}", mend=f"{predictions.stem}.npz"
+        )
+    progress = progress or Silent()
+    opened = open_reference(reference)
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.name} holds no images")
+    data = check_fits(dataset, opened.num_classes, opened.classes)
+    planned = plan_steps(chains, opened)
+    steps = {step.name: step for chain in planned.values() for step in chain}
+    measured = measure(steps.values(), opened, data, batch=batch, progress=progress)
+    with joined(), measured as parity:
+        own = parity.outcomes[REFERENCE].tally
+        check_reference(own.correct, own.n, opened.expected_top1, data.name)
+        consistency = _consistency(parity, opened, data, batch)
+        if predictions is not None and rank_and_world()[0] == 0:
+            _write_predictions(parity, data, dataset.sha256, predictions)
+    hops = [_hop(name, o, gates, data) for name, o in parity.outcomes.items()]
+    noise = _layers(parity, reference, data, batch, progress) if layers else {}
+    audits = _audits(steps.values(), min_share)
+    evidence = Evidence(
+        hops=hops,
+        outcomes=parity.outcomes,
+        chains=planned,
+        gates=gates,
+        consistency=consistency,
+        audits=audits,
+    )
+    failing = evidence.first_failing
+    return ValidateResult(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        reference=opened.name,
+        dataset=DatasetInfo(
+            name=data.name,
+            n=own.n,
+            sha256=dataset.sha256,
+            image_size=opened.preprocessing.image_size,
+        ),
+        hops=hops,
+        first_failing_hop=None if failing is None else failing.name,
+        finding=finding(evidence),
+        batch_consistency=consistency,
+        audits=audits,
+        layers=noise,
+        gates=gates,
+        images_needed=evidence.images_needed,
+        predictions_file=None if predictions is None else predictions.name,
+        verdict=evidence.verdict,
+    )
+
+
+def raise_for_verdict(result: ValidateResult) -> None:
+    """Turn a verdict that is no pass into the exception with its exit code.
+
+    Raises:
+        AccuracyGateFailed: A hop failed or breaks a limit, or rows depend on their batch.
+        PrecisionAuditFailed: Accuracy is fine, an engine computes in another precision.
+        Inconclusive: The images cannot decide.
+    """
+    lost = any(hop.verdict == "fail" for hop in result.hops)
+    if lost or any(found.verdict == "fail" for found in result.batch_consistency):
+        raise AccuracyGateFailed(result.finding, mend="resnet-opt validate --layers shows where")
+    if any(found.verdict == "fail" for found in result.audits.values()):
+        raise PrecisionAuditFailed(result.finding, mend="resnet-opt inspect lists the layers")
+    if result.verdict == "inconclusive":
+        needed = result.images_needed
+        mend = f"validate on about {needed:,} images" if needed else "a larger limit, or a GPU"
+        raise Inconclusive(result.finding, mend=mend)
+
+
+# --- hops --------------------------------------------------------------------------------------
+
+
+def _hop(name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset) -> Hop:
+    step, tally = outcome.step, outcome.tally
+    hop = Hop(
+        name=name,
+        engine=str(step.path) if step is not None and step.kind == "engine" else None,
+        executor=outcome.executor,
+        parent=step.parent if step is not None else None,
+        precision=step.precision if step is not None else "fp32",
+        status=outcome.status,
+        error=outcome.error,
+    )
+    if outcome.status == "failed":
+        return hop.model_copy(update={"verdict": "fail"})
+    if outcome.status != "ok":
+        return hop
+    measured: dict[str, Any] = {
+        "n": tally.n,
+        "top1": tally.correct / tally.n,
+        "top1_ci95": wilson_interval(tally.correct, tally.n),
+        "top5": tally.top5,
+    }
+    if step is not None:
+        measured |= {
+            "flips": tally.flips,
+            "drop_pp": tally.paired.drop_pp,
+            "drop_ci95_pp": tally.paired.interval_pp,
+            "mcnemar_p": tally.paired.p,
+            "sqnr_db": tally.noise.db,
+            "max_abs_diff": tally.max_abs_diff,
+            "worst_image": None if tally.worst is None else dataset.image_id(tally.worst),
+            "verdict": judge_hop(tally.paired, tally.flips, gates),
+        }
+        if tally.has_parent:
+            measured |= {
+                "flips_vs_parent": tally.flips_vs_parent,
+                "sqnr_vs_parent_db": tally.noise_vs_parent.db,
+            }
+    return hop.model_copy(update=measured)
+
+
+# --- engines -----------------------------------------------------------------------------------
+
+
+def _consistency(
+    parity: Parity, reference: Reference, dataset: ImageDataset, batch: int
+) -> list[BatchConsistency]:
+    found = []
+    for name, executor in parity.sessions.items():
+        outcome = parity.outcomes[name]
+        if outcome.step is None or outcome.step.kind != "engine" or outcome.status != "ok":
+            continue
+        count = min(_CONSISTENCY_IMAGES, len(dataset))
+        (sample,) = dataset.batches(
+            count, reference.preprocessing, as_uint8=executor.takes_uint8, order=range(count)
+        )
+        found.append(
+            batch_consistency(
+                name,
+                executor.session,
+                sample.images,
+                [dataset.image_id(int(i)) for i in sample.indices],
+                batches=batches_to_check(outcome.step.manifest, batch),
+                precision=outcome.step.precision,
+            )
+        )
+    return found
+
+
+def _audits(steps: Iterable[Step], min_share: float) -> dict[str, Audit]:
+    return {
+        step.name: _audit(step.manifest, min_share)
+        for step in steps
+        if step.kind == "engine" and step.manifest is not None and "layers" in step.manifest.details
+    }
+
+
+def _audit(manifest: Manifest, min_share: float) -> Audit:
+    layers = [LayerInfo.model_validate(raw) for raw in manifest.details["layers"]]
+    # An engine built for storage alone was asked to compute in FP32.
+    storage_only = (manifest.settings.get("options") or {}).get("storage_only")
+    asked = "fp32" if storage_only else str(manifest.settings.get("precision", "fp32"))
+    return audit(asked, layers, min_share)
+
+
+def _layers(
+    parity: Parity,
+    reference: Model | Path,
+    dataset: ImageDataset,
+    batch: int,
+    progress: Progress,
+) -> dict[str, list[BlockNoise]]:
+    few = dataset.select(np.arange(min(_LAYER_IMAGES, len(dataset)), dtype=np.int64))
+    found = {}
+    for name, outcome in parity.outcomes.items():
+        step = outcome.step
+        # BF16 graphs cannot be tapped: ONNX Runtime's CPU provider has no BF16 convolution.
+        if step is None or step.kind != "graph" or step.precision == "bf16":
+            continue
+        if outcome.status == "ok":
+            found[name] = layerwise(reference, step.path, few, batch=batch, progress=progress)
+    return found
+
+
+def _write_predictions(parity: Parity, dataset: ImageDataset, sha256: str, path: Path) -> None:
+    indices = np.sort(np.concatenate(parity.recorder.indices))
+    names = [dataset.image_id(int(index)) for index in indices]
+    parity.recorder.finish(sha256, dataset.labels, names).write(path)

@@ -1,0 +1,128 @@
+"""Values with units, as they stand on the command line and in recipes.
+
+=================  ==========================================  ===================
+kind               accepted                                    becomes
+=================  ==========================================  ===================
+percentage points  ``1pp``, ``0.5pp``, ``0.5 pp``              1.0 (points)
+share              ``1%``, ``0.5 %``, ``0.01``                 0.01 (of one)
+duration           ``10s``, ``200ms``, ``50us``, ``2min``      10.0 (seconds)
+bytes              ``4GiB``, ``512MiB``, ``64KiB``, ``1GB``    4294967296
+=================  ==========================================  ===================
+
+A share of images is ``%`` and a difference of two shares is ``pp``: ``--max-drop 1%`` could mean
+1 % of the accuracy as well, so it is refused instead of guessed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from optimizer.errors import UsageError
+
+__all__ = ["parse_bytes", "parse_duration", "parse_pp", "parse_profile", "parse_share"]
+
+_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%µ]*)\s*")
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_BYTES = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+
+
+def _split(text: str, accepted: str) -> tuple[float, str]:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise UsageError(f"cannot read {text!r}", mend=accepted)
+    number = float(match[1])
+    if not math.isfinite(number) or number < 0:
+        raise UsageError(f"{text!r} is out of range", mend=accepted)
+    return number, match[2]
+
+
+def parse_pp(text: str) -> float:
+    """Percentage points: ``parse_pp("0.5pp")`` is 0.5.
+
+    Raises:
+        UsageError: Another form, negative, or above 100.
+    """
+    accepted = "percentage points such as 1pp or 0.5pp"
+    number, unit = _split(text, accepted)
+    if unit.lower() != "pp":
+        raise UsageError(f"{text!r} has no unit pp", mend=accepted)
+    if number > 100:
+        raise UsageError(f"{text!r} is more than 100 percentage points", mend=accepted)
+    return number
+
+
+def parse_share(text: str) -> float:
+    """A share: ``parse_share("1%")`` is 0.01; a bare number is a fraction of one.
+
+    Raises:
+        UsageError: Another form, negative, or above one; a bare number of one or more needs ``%``.
+    """
+    accepted = "a share such as 1% or 0.01"
+    number, unit = _split(text, accepted)
+    if unit not in {"", "%"}:
+        raise UsageError(f"{text!r} is no share", mend=accepted)
+    if unit == "" and number >= 1:
+        raise UsageError(f"{text!r} could be {number:g} % or {number:g} times one", mend=accepted)
+    share = number / 100 if unit == "%" else number
+    if share > 1:
+        raise UsageError(f"{text!r} is more than 100 %", mend=accepted)
+    return share
+
+
+def parse_duration(text: str) -> float:
+    """A duration in seconds: ``parse_duration("200ms")`` is 0.2.
+
+    Raises:
+        UsageError: Another form, no unit, or zero.
+    """
+    accepted = "a duration such as 10s, 200ms or 2min"
+    number, unit = _split(text, accepted)
+    if unit not in _SECONDS:
+        raise UsageError(f"{text!r} has no unit of time", mend=accepted)
+    if number == 0:
+        raise UsageError(f"{text!r} is no time at all", mend=accepted)
+    return number * _SECONDS[unit]
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes: ``parse_bytes("4GiB")`` is 4294967296; ``GB`` is 10^9.
+
+    Raises:
+        UsageError: Another form, no unit, no whole number of bytes, or zero.
+    """
+    accepted = "a size such as 4GiB, 512MiB or 1GB"
+    number, unit = _split(text, accepted)
+    if unit not in _BYTES:
+        raise UsageError(f"{text!r} has no unit of bytes", mend=accepted)
+    size = number * _BYTES[unit]
+    if size < 1 or size != int(size):
+        raise UsageError(f"{text!r} is no whole number of bytes", mend=accepted)
+    return int(size)
+
+
+def parse_profile(text: str) -> tuple[int, int, int]:
+    """An optimization profile: ``parse_profile("1:8:32")`` is (1, 8, 32), least, best, most images.
+
+    Raises:
+        UsageError: Another form, or not ordered.
+    """
+    accepted = "min:opt:max images such as 1:8:32"
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"cannot read the profile {text!r}", mend=accepted)
+    least, best, most = (int(part) for part in parts)
+    if not 1 <= least <= best <= most:
+        raise UsageError(f"the profile {text!r} is not ordered, or begins below 1", mend=accepted)
+    return least, best, most

@@ -1,0 +1,81 @@
+"""The precision audit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.evaluation.audit import audit
+from optimizer.results import LayerInfo
+
+PRECISIONS = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "unknown"]
+
+
+def _layer(name: str, precision: str, flops: int | None = 100) -> LayerInfo:
+    return LayerInfo(name=name, torch_names=[name], type="Conv", precision=precision, flops=flops)
+
+
+def test_all_layers_in_the_asked_precision_pass() -> None:
+    found = audit("int8", [_layer("conv1", "int8"), _layer("fc", "int8")])
+    assert (found.verdict, found.share, found.computed) == ("pass", 1.0, {"int8": 1.0})
+    assert found.differing == []
+
+
+def test_a_small_layer_in_another_precision_is_named_and_passes() -> None:
+    layers = [_layer("layer1.0.conv1", "int8", 990), _layer("fc", "fp32", 10)]
+    found = audit("int8", layers)
+    assert found.verdict == "pass"
+    assert [layer.name for layer in found.differing] == ["fc"]
+    assert "fc (fp32)" in found.reason
+
+
+def test_a_large_layer_in_another_precision_fails_and_is_named() -> None:
+    found = audit("int8", [_layer("conv1", "int8", 80), _layer("layer4.0.conv2", "fp32", 20)])
+    assert found.verdict == "fail"
+    assert found.share == pytest.approx(0.8)
+    assert "layer4.0.conv2 (fp32)" in found.reason
+
+
+def test_layers_without_weights_do_not_count() -> None:
+    found = audit("int8", [_layer("conv1", "int8"), _layer("relu", "fp32", None)])
+    assert found.verdict == "pass"
+    assert found.share == 1.0
+
+
+def test_tf32_is_not_fp32_unless_it_was_asked_for() -> None:
+    layers = [_layer("conv1", "tf32")]
+    assert audit("fp32", layers).verdict == "fail"
+    assert audit("tf32", layers).verdict == "pass"
+
+
+@pytest.mark.parametrize("layers", [[], [_layer("relu", "fp32", None)]])
+def test_an_engine_that_tells_nothing_is_inconclusive(layers: list[LayerInfo]) -> None:
+    found = audit("int8", layers)
+    assert found.verdict == "inconclusive"
+    assert found.share is None
+
+
+def test_unknown_precision_decides_only_where_it_cannot_matter() -> None:
+    assert (
+        audit("int8", [_layer("a", "int8", 90), _layer("b", "unknown", 10)]).verdict
+        == "inconclusive"
+    )
+    assert audit("int8", [_layer("a", "int8", 96), _layer("b", "unknown", 4)]).verdict == "pass"
+    assert audit("int8", [_layer("a", "fp32", 90), _layer("b", "unknown", 10)]).verdict == "fail"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(PRECISIONS), st.integers(1, 10**9)), min_size=1),
+    st.sampled_from(PRECISIONS[:-1]),
+)
+def test_shares_add_up_and_the_differing_layers_make_the_rest(
+    made: list[tuple[str, int]], asked: str
+) -> None:
+    layers = [_layer(f"l{i}", precision, flops) for i, (precision, flops) in enumerate(made)]
+    found = audit(asked, layers)
+    assert sum(found.computed.values()) == pytest.approx(1)
+    total = sum(flops for _, flops in made)
+    assert found.share is not None
+    assert found.share + sum(x.flops or 0 for x in found.differing) / total == pytest.approx(1)
+    assert (found.verdict == "pass") == (found.share >= 0.95)

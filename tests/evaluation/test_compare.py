@@ -1,0 +1,125 @@
+"""Old against new from the stored files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.errors import ArtifactError, UsageError
+from optimizer.evaluation.compare import compare
+from optimizer.evaluation.predictions import Predictions
+from optimizer.evaluation.statistics import drop_interval, mcnemar_p
+from optimizer.results import DatasetInfo, Gates, Hop, ValidateResult, write_result
+
+N = 600
+LABELS = np.random.default_rng(0).integers(0, 10, N)
+
+
+def _write(
+    path: Path, wrong: dict[str, np.ndarray], *, sha256: str = "d1", engines: bool = True
+) -> Path:
+    """A result whose hops have the label everywhere but on the images named."""
+    path.parent.mkdir(exist_ok=True)
+    hops = [Hop(name="reference", engine=None, executor="", parent=None, precision="fp32")]
+    classes = {}
+    for name, images in wrong.items():
+        top = LABELS.copy()
+        top[images] = (top[images] + 1) % 10
+        classes[name] = top[:, None].astype(np.int32)
+        hops.append(
+            Hop(
+                name=name,
+                engine=name if engines else None,
+                executor="",
+                parent="reference",
+                precision="int8",
+            )
+        )
+    result = ValidateResult(
+        created="",
+        reference="r",
+        dataset=DatasetInfo(name="val", n=N, sha256=sha256, image_size=32),
+        hops=hops,
+        finding="",
+        gates=Gates(max_drop_pp=1.0),
+        predictions_file=f"{path.stem}.npz",
+        verdict="pass",
+    )
+    write_result(result, path)
+    Predictions(
+        dataset_sha256=sha256,
+        image_ids=tuple(map(str, range(N))),
+        labels=LABELS,
+        classes=classes,
+        logits={name: np.zeros((N, 1), np.float32) for name in wrong},
+    ).write(path.with_suffix(".npz"))
+    return path
+
+
+def test_images_are_paired(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"a.blob": np.arange(10)})
+    new = _write(tmp_path / "new" / "v.json", {"b.blob": np.arange(6, 20)})
+    (found,) = compare(old, new, max_drop_pp=5.0)
+    assert (found.old, found.new, found.n) == ("a.blob", "b.blob", N)
+    assert found.old_top1 == pytest.approx(1 - 10 / N)
+    assert found.new_top1 == pytest.approx(1 - 14 / N)
+    assert found.flips == 16  # ten losses, six gains
+    assert found.drop_pp == pytest.approx(100 * 4 / N)
+    low, high = drop_interval(10, 6, N)
+    assert found.drop_ci95_pp == pytest.approx((100 * low, 100 * high))
+    assert found.mcnemar_p == mcnemar_p(10, 6)
+    assert found.verdict == "pass"
+    assert found.reason.startswith("b.blob stays within 5 pp against a.blob: drop 0.67 pp")
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"e": np.arange(0)})
+    worse = _write(tmp_path / "new" / "v.json", {"e": np.arange(60)})
+    (found,) = compare(old, worse, max_drop_pp=1.0)
+    assert (found.verdict, found.images_needed) == ("fail", None)
+    slightly = _write(tmp_path / "mid" / "v.json", {"e": np.arange(3)})
+    (found,) = compare(old, slightly, max_drop_pp=1.0)
+    assert found.verdict == "inconclusive"
+    assert found.images_needed is not None
+    assert found.images_needed > N
+    assert f"about {found.images_needed:,} images would decide" in found.reason
+    assert compare(worse, old, max_drop_pp=1.0)[0].verdict == "pass"
+
+
+def test_engines_are_paired_by_name(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"a": np.arange(2), "b": np.arange(4)})
+    new = _write(tmp_path / "new" / "v.json", {"b": np.arange(5), "c": np.arange(1)})
+    assert [(f.old, f.new) for f in compare(old, new, max_drop_pp=5.0)] == [("b", "b")]
+    other = _write(tmp_path / "other" / "v.json", {"x": np.arange(5), "y": np.arange(1)})
+    with pytest.raises(UsageError, match="no engine is in both: a, b and x, y"):
+        compare(old, other, max_drop_pp=5.0)
+
+
+def test_graphs_are_compared_where_there_is_no_engine(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"graph int8": np.arange(2)}, engines=False)
+    new = _write(tmp_path / "new" / "v.json", {"graph int8": np.arange(3)}, engines=False)
+    assert compare(old, new, max_drop_pp=5.0)[0].new == "graph int8"
+
+
+def test_other_data_is_refused_by_digest(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
+    new = _write(tmp_path / "new" / "v.json", {"e": np.arange(2)}, sha256="d2")
+    with pytest.raises(UsageError, match="other images cannot be compared"):
+        compare(old, new, max_drop_pp=1.0)
+
+
+def test_predictions_of_another_validation_are_refused(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
+    new = _write(tmp_path / "new" / "v.json", {"e": np.arange(2)}, sha256="d2")
+    old.with_suffix(".npz").write_bytes(new.with_suffix(".npz").read_bytes())
+    with pytest.raises(ArtifactError, match="does not belong to"):
+        compare(old, new, max_drop_pp=1.0)
+
+
+def test_results_without_predictions_are_refused(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
+    old.with_suffix(".npz").unlink()
+    with pytest.raises(ArtifactError, match="no predictions at"):
+        compare(old, old, max_drop_pp=1.0)

@@ -1,0 +1,103 @@
+"""Batch consistency on real sessions, healthy and sick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from optimizer.artifacts import Manifest
+from optimizer.engines.onnxruntime import as_written
+from optimizer.evaluation.consistency import batch_consistency, batches_to_check
+from optimizer.results import BatchConsistency
+from tests.evaluation.graphs import classifier
+
+IMAGES = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
+IDS = [f"image{i}" for i in range(12)]
+
+
+def _check(graph: Path, batches: list[int], precision: str = "fp32") -> BatchConsistency:
+    session = as_written(graph)
+    return batch_consistency("engine", session, IMAGES, IDS, batches=batches, precision=precision)
+
+
+def test_a_healthy_engine_passes(tmp_path: Path) -> None:
+    found = _check(classifier(tmp_path / "g.onnx"), [1, 2, 8, 20])
+    assert (found.verdict, found.failing, found.batches) == ("pass", [], [1, 2, 8, 20])
+    assert found.max_abs_diff <= found.tolerance
+
+
+def test_a_fixed_batch_is_checked_at_its_size(tmp_path: Path) -> None:
+    assert _check(classifier(tmp_path / "g.onnx", batch=4), [4]).verdict == "pass"
+
+
+def test_rows_that_depend_on_the_batch_mean_fail_by_name(tmp_path: Path) -> None:
+    center = [
+        helper.make_node("ReduceMean", ["features"], ["mean"], "mean", axes=None, keepdims=1),
+        helper.make_node("Sub", ["features", "mean"], ["seen"], "center"),
+    ]
+    found = _check(classifier(tmp_path / "g.onnx", middle=center), [1, 4])
+    assert found.verdict == "fail"
+    assert any(f.startswith("batch 4, in order: image1 in row 1 differs by") for f in found.failing)
+    assert any("permuted" in f for f in found.failing)
+    assert "batch 4, in order: image0" in found.reason
+
+
+def test_ranges_over_the_whole_batch_fail(tmp_path: Path) -> None:
+    """Dynamic quantization: one image's range decides how its neighbours are rounded."""
+    dynamic = [
+        helper.make_node("DynamicQuantizeLinear", ["features"], ["q", "scale", "zero"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["seen"], "dequantize"),
+    ]
+    found = _check(classifier(tmp_path / "g.onnx", middle=dynamic), [1, 8], "int8")
+    assert found.verdict == "fail"
+    assert not any("batch 1," in failure for failure in found.failing)
+
+
+def test_an_engine_that_shows_every_row_the_first_image_fails(tmp_path: Path) -> None:
+    path = classifier(
+        tmp_path / "g.onnx",
+        middle=[
+            helper.make_node("Gather", ["features", "first"], ["one"], "gather"),
+            helper.make_node("Shape", ["features"], ["shape"], "shape"),
+            helper.make_node("Expand", ["one", "shape"], ["seen"], "expand"),
+        ],
+        constants={"first": np.array([0])},
+    )
+    found = _check(path, [1, 8])
+    assert found.verdict == "fail"
+    assert not any("repeated" in failure for failure in found.failing)
+
+
+def test_a_batch_that_cannot_run_is_a_failure_with_its_error(tmp_path: Path) -> None:
+    reshape = [helper.make_node("Reshape", ["features", "two"], ["seen"], "reshape")]
+    two = {"two": np.array([2, 5])}
+    path = classifier(tmp_path / "g.onnx", middle=reshape, constants=two)
+    found = _check(path, [2, 4])
+    assert found.verdict == "fail"
+    assert any(
+        f.startswith("batch 4, in order: ") and "reshape" in f.lower() for f in found.failing
+    )
+    assert _check(path, [4]).verdict == "fail"
+
+
+def _manifest(**settings: object) -> Manifest:
+    return Manifest(
+        kind="engine", file="e", sha256="", created="", tool={}, settings=settings, key=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        (None, [1, 2, 32]),
+        (_manifest(batch=None, profile=None), [1, 2, 32]),
+        (_manifest(batch=4), [4]),
+        (_manifest(batch=None, profile=[2, 8, 32]), [2, 8, 32]),
+        (_manifest(batch=None, profile=[1, 8, 8]), [1, 8]),
+    ],
+)
+def test_batches_follow_the_engine(manifest: Manifest | None, expected: list[int]) -> None:
+    assert batches_to_check(manifest, 32) == expected

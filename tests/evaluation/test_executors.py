@@ -1,0 +1,85 @@
+"""Graphs as written, in every precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from optimizer.engines.onnxruntime import as_written
+from optimizer.evaluation.chain import Step
+from optimizer.evaluation.executors import open_step, round_to_bf16
+from optimizer.precision.half import to_half
+from optimizer.targets.hardware import cpu_features
+from tests.evaluation.graphs import classifier
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+
+
+def _step(path: Path, precision: str) -> Step:
+    return Step(name="g", parent="reference", kind="graph", path=path, precision=precision)
+
+
+def _half(path: Path, kind: ir.DataType) -> Path:
+    model = ir.load(classifier(path))
+    to_half(model, kind)
+    ir.save(model, path)
+    return path
+
+
+def test_fp32_is_executed_as_pytorch_computes_it(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "g.onnx")
+    weights = {k: torch.from_numpy(v.const_value.numpy().copy())
+               for k, v in ir.load(path).graph.initializers.items()}  # fmt: skip
+    x = torch.relu(
+        torch.nn.functional.conv2d(
+            torch.from_numpy(IMAGES), weights["conv1.weight"], weights["conv1.bias"]
+        )
+    )
+    expected = x.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+    executor = open_step(_step(path, "fp32"))
+    assert "graph optimizations off" in executor.name
+    assert executor.session.run(IMAGES) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_fp16_is_executed_and_named_for_what_it_is(tmp_path: Path) -> None:
+    executor = open_step(_step(_half(tmp_path / "g.onnx", ir.DataType.FLOAT16), "fp16"))
+    exact = as_written(classifier(tmp_path / "fp32.onnx")).run(IMAGES)
+    outputs = executor.session.run(IMAGES)
+    assert outputs.dtype == np.float32
+    assert 0 < np.abs(outputs - exact).max() < 0.02
+    assert "FP16 tensors (the CPU provider computes most operations in FP32)" in executor.name
+
+
+@pytest.mark.skipif(cpu_features().bf16, reason="this CPU computes BF16, OpenVINO runs the graph")
+def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path) -> None:
+    path = _half(tmp_path / "g.onnx", ir.DataType.BFLOAT16)
+    executor = open_step(_step(path, "bf16"))
+    assert executor.name.endswith("every operation in FP32 and its result rounded to BF16")
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().float()
+
+    weights = {
+        k: torch.from_numpy(v.const_value.numpy().astype(np.float32))
+        for k, v in ir.load(path).graph.initializers.items()
+    }
+    x = torch.nn.functional.conv2d(
+        rounded(torch.from_numpy(IMAGES)), weights["conv1.weight"], weights["conv1.bias"]
+    )
+    x = rounded(torch.relu(rounded(x)).mean((2, 3)))
+    expected = rounded(x @ weights["fc.weight"].T + weights["fc.bias"]).numpy()
+    outputs = executor.session.run(IMAGES)
+    assert (outputs == outputs.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
+    # Sums in another order may round to the neighbour, 2^-8 apart.
+    assert np.abs(outputs - expected).max() <= 2**-7 * np.abs(expected).max()
+    plain = as_written(classifier(tmp_path / "fp32.onnx")).run(IMAGES)
+    assert np.abs(outputs - expected).max() < np.abs(outputs - plain).max()
+
+
+def test_rounding_keeps_a_graph_without_bf16(tmp_path: Path) -> None:
+    assert not round_to_bf16(ir.load(classifier(tmp_path / "g.onnx")))

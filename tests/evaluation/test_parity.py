@@ -1,0 +1,280 @@
+"""One pass over the data on small graphs: what is summed, what fails, who is blamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from optimizer.artifacts import Input, Plan, produce
+from optimizer.data import ImageDataset, Preprocessing, open_dataset
+from optimizer.engines import get_backend
+from optimizer.engines.onnxruntime import as_written
+from optimizer.errors import (
+    AccuracyGateFailed,
+    DataError,
+    Inconclusive,
+    PrecisionAuditFailed,
+    UsageError,
+)
+from optimizer.evaluation import Chain, raise_for_verdict, validate
+from optimizer.evaluation.predictions import read_predictions
+from optimizer.results import Gates, LayerInfo, ValidateResult, read_result, write_result
+from tests.evaluation.graphs import CLASSES, PREPROCESSING, classifier
+
+GATES = Gates(max_drop_pp=2.0)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier(tmp_path_factory.mktemp("reference") / "reference.onnx")
+
+
+@pytest.fixture(scope="module")
+def data(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    """Digits at 8 x 8, labelled with what the reference says: its top-1 is 100 %."""
+    digits = open_dataset("digits:test", limit=300)
+    plain = Preprocessing(resize=None, crop=8)
+    (pixels,) = digits.batches(300, plain, as_uint8=True)
+    labels = as_written(reference).run(PREPROCESSING.normalize(pixels.images)).argmax(axis=1)
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=pixels.images, labels=labels)
+    return open_dataset(path)
+
+
+def _noisy(path: Path, share: float, *, seed: int = 0, **metadata: str) -> Path:
+    """The reference with features scaled a little wrong, as a lossy precision pass leaves them."""
+    gain = 1 + np.random.default_rng(1).normal(scale=share, size=(1, 5)).astype(np.float32)
+    nodes = [helper.make_node("Mul", ["features", "gain"], ["seen"], "gain")]
+    return classifier(path, seed=seed, middle=nodes, constants={"gain": gain}, **metadata)
+
+
+def test_the_same_file_against_itself_has_no_flip(reference: Path, data: ImageDataset) -> None:
+    result = validate([Chain.of(reference)], reference, data, GATES)
+    (own, hop) = result.hops
+    assert (own.name, own.parent, own.top1, own.verdict) == ("reference", None, 1.0, None)
+    assert (hop.flips, hop.flips_vs_parent, hop.drop_pp, hop.mcnemar_p) == (0, 0, 0.0, 1.0)
+    assert hop.drop_ci95_pp is not None
+    assert hop.drop_ci95_pp[0] < 0 < hop.drop_ci95_pp[1] < 2
+    assert (hop.sqnr_db, hop.max_abs_diff, hop.worst_image) == (None, 0.0, None)
+    assert (result.verdict, result.first_failing_hop) == ("pass", None)
+    assert result.finding.startswith("reference.onnx keeps within 2 pp") or (
+        result.finding.startswith("onnx fp32 keeps within 2 pp")
+    )
+    raise_for_verdict(result)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 300])
+def test_sums_do_not_depend_on_the_batch(
+    tmp_path: Path, reference: Path, data: ImageDataset, batch: int
+) -> None:
+    graph = _noisy(tmp_path / "g.onnx", 0.3, precision="int8")
+    hop = validate([Chain.of(graph)], reference, data, GATES, batch=batch).hops[-1]
+    (whole,) = data.batches(300, PREPROCESSING)
+    logits = as_written(graph).run(whole.images)
+    exact = as_written(reference).run(whole.images)
+    assert hop.n == 300
+    assert hop.top1 == pytest.approx((logits.argmax(1) == data.labels).mean())
+    assert hop.flips == (logits.argmax(1) != exact.argmax(1)).sum()
+    noise = ((logits.astype(np.float64) - exact) ** 2).sum()
+    expected = 10 * np.log10((exact.astype(np.float64) ** 2).sum() / noise)
+    assert hop.sqnr_db == pytest.approx(expected, abs=1e-3)
+    worst = int(np.abs(logits - exact).max(axis=1).argmax())
+    assert hop.worst_image == data.image_id(worst)
+
+
+def test_the_loss_is_blamed_on_the_hop_that_makes_it(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    model = _noisy(tmp_path / "m.onnx", 1e-4)
+    graph = _noisy(tmp_path / "g.onnx", 2.0, precision="int8")
+    result = validate([Chain(label="g", model=model, graph=graph)], reference, data, GATES)
+    assert result.verdict == "fail"
+    assert result.first_failing_hop == "graph int8"
+    assert [hop.verdict for hop in result.hops] == [None, "pass", "fail"]
+    assert "the loss is in quantization (graph int8), not in the export" in result.finding
+    with pytest.raises(AccuracyGateFailed, match="the loss is in quantization"):
+        raise_for_verdict(result)
+
+
+def test_the_export_is_blamed_where_later_hops_only_inherit(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    model = _noisy(tmp_path / "m.onnx", 2.0, checkpoint="c9")
+    graph = _noisy(tmp_path / "g.onnx", 2.0, precision="int8")
+    result = validate([Chain(label="g", model=model, graph=graph)], reference, data, GATES)
+    assert result.first_failing_hop == "onnx fp32"
+    assert "the loss is in the export (onnx fp32), not in quantization" in result.finding
+    assert "m.onnx was exported from another checkpoint" in result.finding
+    assert result.hops[2].flips_vs_parent == 0
+
+
+def test_too_few_images_are_inconclusive_and_say_how_many_would_do(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    graph = _noisy(tmp_path / "g.onnx", 0.01, precision="int8")
+    few = data.select(np.arange(40, dtype=np.int64))
+    result = validate([Chain.of(graph)], reference, few, GATES)
+    assert result.verdict == "inconclusive"
+    assert result.images_needed is not None
+    assert result.images_needed > 40
+    assert f"about {result.images_needed:,} would" in result.finding
+    with pytest.raises(Inconclusive) as caught:
+        raise_for_verdict(result)
+    assert str(result.images_needed) in str(caught.value.mend).replace(",", "")
+
+
+def test_flips_have_their_own_limit(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
+    graph = _noisy(tmp_path / "g.onnx", 2.0, precision="int8")
+    lenient = Gates(max_drop_pp=100.0)
+    assert validate([Chain.of(graph)], reference, data, lenient).verdict == "pass"
+    strict = Gates(max_drop_pp=100.0, max_flips=0.01)
+    result = validate([Chain.of(graph)], reference, data, strict)
+    assert result.verdict == "fail"
+    assert "100 pp and 1 % flips" in result.finding
+
+
+def test_one_image_is_a_result(reference: Path, data: ImageDataset) -> None:
+    one = data.select(np.array([3], dtype=np.int64))
+    result = validate([Chain.of(reference)], reference, one, GATES)
+    assert (result.dataset.n, result.verdict) == (1, "inconclusive")
+
+
+# --- executors that fail ---------------------------------------------------------------------------
+
+
+def test_nan_fails_its_hop_and_leaves_the_others(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    log = [helper.make_node("Log", ["negative"], ["seen"], "log"),]  # fmt: skip
+    nodes = [helper.make_node("Neg", ["features"], ["negative"], "neg"), *log]
+    sick = classifier(tmp_path / "sick.onnx", middle=nodes, precision="fp16")
+    well = _noisy(tmp_path / "well.onnx", 1e-3, precision="int8")
+    result = validate(
+        [Chain(label="a", model=reference, graph=sick), Chain.of(well)], reference, data, GATES,
+        predictions=tmp_path / "p.npz",
+    )  # fmt: skip
+    by_name = {hop.name: hop for hop in result.hops}
+    failed = by_name["graph fp16"]
+    assert (failed.status, failed.verdict, failed.top1) == ("failed", "fail", None)
+    assert failed.error is not None
+    assert failed.error.startswith("gives NaN or infinite logits for")
+    assert by_name["graph int8"].verdict == "pass"
+    assert (result.verdict, result.first_failing_hop) == ("fail", "graph fp16")
+    assert "graph fp16 cannot be compared with the reference" in result.finding
+    assert set(read_predictions(tmp_path / "p.npz").classes) == {"reference", "graph int8"}
+
+
+def test_a_graph_that_cannot_run_fails_its_hop_and_leaves_the_others(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    """A batch baked into a Reshape: the dimension is symbolic and only one batch works."""
+    reshape = [helper.make_node("Reshape", ["features", "two"], ["seen"], "reshape")]
+    frozen = classifier(
+        tmp_path / "frozen.onnx", middle=reshape, constants={"two": np.array([2, 5])}
+    )
+    well = _noisy(tmp_path / "well.onnx", 1e-3, precision="int8")
+    result = validate([Chain.of(frozen), Chain.of(well)], reference, data, GATES)
+    by_name = {hop.name: hop for hop in result.hops}
+    assert by_name["onnx fp32"].status == "failed"
+    assert "reshape" in str(by_name["onnx fp32"].error).lower()
+    assert by_name["graph int8"].verdict == "pass"
+    assert result.first_failing_hop == "onnx fp32"
+
+
+def test_a_fault_before_running_fails_its_hop(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    other = Preprocessing(resize=8, crop=8, mean=(0.1, 0.2, 0.3))
+    graph = classifier(tmp_path / "g.onnx", preprocessing=other, precision="int8")
+    result = validate([Chain.of(graph)], reference, data, GATES)
+    assert result.first_failing_hop == "graph int8"
+    assert "g.onnx expects images with mean 0.1, 0.2, 0.3" in result.finding
+
+
+def test_a_sick_reference_stops_everything(tmp_path: Path, data: ImageDataset) -> None:
+    nodes = [
+        helper.make_node("Neg", ["features"], ["negative"], "neg"),
+        helper.make_node("Log", ["negative"], ["seen"], "log"),
+    ]
+    sick = classifier(tmp_path / "sick.onnx", middle=nodes)
+    with pytest.raises(DataError, match="gives NaN or infinite logits"):
+        validate([Chain.of(sick)], sick, data, GATES)
+
+
+def test_an_engine_that_cannot_run_here_is_predicted_by_its_graph(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    backend = get_backend("tensorrt-rtx")
+    if backend.availability().can_run:
+        pytest.skip("this machine runs TensorRT-RTX engines")
+    graph = _noisy(tmp_path / "g.onnx", 1e-3, precision="int8")
+    plan = Plan(
+        kind="engine",
+        settings={"backend": "tensorrt-rtx", "precision": "int8"},
+        inputs=[Input.of("graph", graph)],
+        classes=CLASSES,
+    )
+    layer = LayerInfo(name="conv1", type="Conv", precision="fp16", flops=10)
+
+    def write(path: Path) -> dict[str, object]:
+        path.write_bytes(b"compiled elsewhere")
+        return {"layers": [layer.model_dump()]}
+
+    engine = produce(plan, tmp_path / "e.rtx", write).path
+    result = validate([Chain(label="rtx", graph=graph, engine=engine)], reference, data, GATES)
+    hop = result.hops[-1]
+    assert (hop.name, hop.status, hop.verdict, hop.n) == ("rtx", "built-not-run", None, 0)
+    assert hop.error is not None
+    assert "rtx was built but cannot run here; its graph as written has" in result.finding
+    # The graph decides for the chain; the audit needs no device.
+    assert result.hops[1].verdict == "pass"
+    assert result.audits["rtx"].verdict == "fail"
+    assert result.verdict == "fail"
+    with pytest.raises(PrecisionAuditFailed, match="rtx does not compute what was asked"):
+        raise_for_verdict(result)
+    alone = validate([Chain(label="rtx", engine=engine)], reference, data, GATES)
+    assert alone.finding.startswith("no engine could be compared on this machine")
+
+
+def test_a_chain_that_nothing_could_decide_is_inconclusive(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    if get_backend("tensorrt-rtx").availability().can_run:
+        pytest.skip("this machine runs TensorRT-RTX engines")
+    plan = Plan(kind="engine", settings={"backend": "tensorrt-rtx", "precision": "fp16"})
+
+    def write(path: Path) -> dict[str, object]:
+        path.write_bytes(b"compiled elsewhere")
+        return {}
+
+    engine = produce(plan, tmp_path / "e.rtx", write).path
+    result = validate([Chain.of(engine)], reference, data, GATES)
+    assert (result.verdict, result.images_needed) == ("inconclusive", None)
+    with pytest.raises(Inconclusive, match="was built but cannot run here"):
+        raise_for_verdict(result)
+
+
+def test_bad_input_is_refused(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
+    chain = [Chain.of(reference)]
+    with pytest.raises(UsageError, match="a batch of 0 images"):
+        validate(chain, reference, data, GATES, batch=0)
+    with pytest.raises(DataError, match="holds no images"):
+        validate(chain, reference, data.select(np.array([], dtype=np.int64)), GATES)
+    wrong = data.relabel(np.full(len(data), 9), None)
+    with pytest.raises(DataError, match="label 9, the model's 6 classes end at 5"):
+        validate(chain, reference, wrong, GATES)
+    with pytest.raises(UsageError, match=r"predictions are an \.npz file"):
+        validate(chain, reference, data, GATES, predictions=tmp_path / "p.csv")
+
+
+def test_the_result_survives_its_file(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
+    graph = _noisy(tmp_path / "g.onnx", 0.3, precision="int8")
+    result = validate([Chain.of(graph)], reference, data, GATES)
+    write_result(result, tmp_path / "validate.json")
+    again = read_result(tmp_path / "validate.json")
+    assert isinstance(again, ValidateResult)
+    assert again == result
+    assert again.dataset.sha256 == data.sha256

@@ -1,0 +1,187 @@
+"""The main job from end to end on real data: golden for what must not change unseen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optimizer import pipeline
+from optimizer.artifacts import Cache, load_artifact, manifest_path
+from optimizer.engines import get_backend
+from optimizer.errors import DataError, EnvironmentFault
+from optimizer.recipe import Recipe, load_recipe, parse_recipe
+from optimizer.results import RunResult, read_result
+
+pytestmark = pytest.mark.slow
+
+ENGINES = ["openvino-fp32.blob", "openvino-int8.blob", "onnxruntime-int8.ort.onnx"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    build = [
+        {"precision": "fp32,int8", "engine": "openvino"},
+        {"precision": "int8", "engine": "onnxruntime"},
+        {"precision": "fp16", "engine": "onnxruntime"},
+    ]
+    if get_backend("tensorrt-rtx").availability().can_build:
+        build.append({"precision": "int8", "engine": "tensorrt-rtx", "target": "sm86,sm89"})
+    return parse_recipe(
+        {
+            "title": "golden",
+            "train": {"arch": "resnet18", "epochs": 2},
+            "calibrate": {"calib": "digits:train", "calib_images": 64},
+            "build": build,
+            "validate": {"data": "digits:test", "max_drop": "3pp"},
+            "bench": {"batch": 1, "duration": "300ms"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def first(
+    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunResult, Path, Cache]:
+    base = tmp_path_factory.mktemp("run")
+    cache = Cache(base / "cache")
+    return pipeline.run(recipe, base / "first", cache=cache), base / "first", cache
+
+
+def test_the_folder_holds_everything(first: tuple[RunResult, Path, Cache]) -> None:
+    result, folder, _ = first
+    for name in (
+        "model.safetensors",
+        "model.onnx",
+        "statistics.npz",
+        "validate.json",
+        "bench.json",
+    ):
+        load_artifact(folder / name)
+    for name in ENGINES:
+        engine = load_artifact(folder / "engines" / name, kind="engine")
+        graph = folder / "engines" / f"{name}.graph.onnx"
+        assert load_artifact(graph).manifest.sha256 == engine.manifest.inputs[0].sha256
+    for name in ("report.html", "report.md", "results.json", "recipe.yaml", "predictions.npz"):
+        assert (folder / name).stat().st_size > 0
+    assert read_result(folder / "results.json") == result
+    assert load_recipe(folder / "recipe.yaml").title == "golden"
+    assert not list(folder.rglob(".*"))
+
+
+def test_accuracy_is_kept_and_said(first: tuple[RunResult, Path, Cache]) -> None:
+    result = first[0]
+    validated = result.validate_
+    assert validated is not None
+    assert validated.dataset.n == 540
+    hops = {hop.name: hop for hop in validated.hops}
+    assert hops["reference"].top1 is not None
+    assert hops["reference"].top1 > 0.85
+    assert hops["onnx fp32"].flips == 0
+    for name in ENGINES:
+        assert hops[name].verdict == "pass", hops[name]
+        assert hops[name].sqnr_db is not None
+        assert hops[name].sqnr_db > 20
+    assert validated.first_failing_hop is None
+    assert validated.verdict == "pass"
+
+
+def test_every_engine_computes_what_was_asked(first: tuple[RunResult, Path, Cache]) -> None:
+    validated = first[0].validate_
+    assert validated is not None
+    assert set(ENGINES) <= set(validated.audits)
+    for name, audit in validated.audits.items():
+        assert audit.verdict == "pass", (name, audit)
+        assert audit.share is not None
+        assert audit.share >= 0.95
+
+
+def test_speed_is_measured_beside_pytorch(first: tuple[RunResult, Path, Cache]) -> None:
+    measured = first[0].bench
+    assert measured is not None
+    timed = {engine.name: engine for engine in measured.engines if engine.status == "ok"}
+    assert set(timed) == {"model.safetensors", *ENGINES}
+    assert {c.b for c in measured.comparisons} == set(ENGINES)
+    assert {c.a for c in measured.comparisons} == {"model.safetensors"}
+    assert measured.a_a_control is not None
+
+
+def test_what_cannot_be_is_recorded_with_the_reason(first: tuple[RunResult, Path, Cache]) -> None:
+    stages = {stage.label: stage for stage in first[0].stages}
+    assert stages["onnxruntime fp16"].status == "unavailable"
+    assert "would compute in FP32" in str(stages["onnxruntime fp16"].note)
+    rtx = stages.get("tensorrt-rtx int8")
+    if rtx is not None and not get_backend("tensorrt-rtx").availability().can_run:
+        assert rtx.status == "built-not-run"
+        assert any("not run here" in sentence for sentence in first[0].findings)
+
+
+def test_a_second_run_makes_nothing(first: tuple[RunResult, Path, Cache], recipe: Recipe) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (first[1] / "engines").iterdir()}
+    again = pipeline.run(recipe, first[1], cache=first[2])
+    assert all(stage.cached for stage in again.stages if stage.file)
+    assert {path: path.stat().st_mtime_ns for path in (first[1] / "engines").iterdir()} == before
+    assert again.validate_ == first[0].validate_
+    assert again.bench == first[0].bench
+
+
+def test_another_folder_takes_the_artifacts_from_the_cache(
+    first: tuple[RunResult, Path, Cache], recipe: Recipe, tmp_path: Path
+) -> None:
+    quick = recipe.model_copy(update={"validation": None, "bench": None})
+    quick = quick.model_copy(
+        update={"calibrate": recipe.calibrate.model_copy(update={"calib": "digits:train"})}
+    )
+    result = pipeline.run(quick, tmp_path / "second", cache=first[2])
+    made = [stage for stage in result.stages if stage.file]
+    assert made
+    assert all(stage.cached for stage in made)
+
+
+def test_one_folder_for_both_is_split(first: tuple[RunResult, Path, Cache], tmp_path: Path) -> None:
+    """Calibration and validation never see the same image."""
+    result = pipeline.run(
+        parse_recipe(
+            {
+                "model": str(first[1] / "model.safetensors"),
+                "calibrate": {"calib_images": 100},
+                "build": {"precision": "int8", "engine": "openvino"},
+                "validate": {"data": "digits:test", "max_drop": "5pp"},
+                "bench": None,
+            }
+        ),
+        tmp_path / "split",
+    )
+    assert result.validate_ is not None
+    assert result.validate_.dataset.n == 440
+    manifest = json.loads(manifest_path(tmp_path / "split" / "statistics.npz").read_text())
+    assert manifest["settings"]["images"] == 100
+
+
+def test_nothing_to_build_is_an_error_of_the_environment(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    asked = parse_recipe(
+        {
+            "model": str(first[1] / "model.safetensors"),
+            "build": {"precision": "fp16", "engine": "onnxruntime"},
+            "bench": None,
+        }
+    )
+    with pytest.raises(EnvironmentFault, match="no engine could be built"):
+        pipeline.run(asked, tmp_path / "none")
+
+
+def test_data_that_is_not_there_stops_before_the_work(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    asked = parse_recipe(
+        {
+            "model": str(first[1] / "model.safetensors"),
+            "build": {"precision": "fp32", "engine": "openvino"},
+            "validate": {"data": str(tmp_path / "nowhere")},
+        }
+    )
+    with pytest.raises(DataError, match="nowhere"):
+        pipeline.run(asked, tmp_path / "none")
