@@ -27,9 +27,11 @@ def finding(evidence: Evidence) -> str:
         for name, found in evidence.audits.items()
         if found.verdict == "fail"
     ]
-    parts += [
-        _not_run(hop, evidence.hops) for hop in evidence.hops if hop.status == "built-not-run"
-    ]
+    idle = [hop for hop in evidence.hops if hop.status == "built-not-run"]
+    if len(idle) == 1:
+        parts.append(_not_run(idle[0], evidence.hops))
+    elif idle:
+        parts.append(_none_run(idle, evidence.hops))
     return "; ".join(parts) + "."
 
 
@@ -132,3 +134,12 @@ def _not_run(hop: Hop, hops: Sequence[Hop]) -> str:
         f"{hop.name} was built but cannot run here; its graph as written has "
         f"{100 * graph.top1:.2f} % top-1"
     )
+
+
+def _none_run(idle: Sequence[Hop], hops: Sequence[Hop]) -> str:
+    graphs = {hop.name: hop for hop in hops if hop.parent is not None}
+    parents = dict.fromkeys(hop.parent for hop in idle if hop.parent in graphs)
+    known = [graphs[name] for name in parents if name is not None]
+    told = ", ".join(f"{g.name} {100 * g.top1:.2f} %" for g in known if g.top1 is not None)
+    said = f"{len(idle)} engines were built but cannot run here"
+    return f"{said}; top-1 of their graphs as written: {told}" if told else said

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.reporting import open_ends, speed
-from optimizer.reporting.join import engine_rows
+from optimizer.reporting.join import STATUS_WORDS, EngineRow, engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.model import Cell
 from optimizer.reporting.page import VERDICT_WORDS
@@ -41,7 +42,10 @@ def render_console(run: RunResult) -> RenderableType:
     from rich.text import Text
 
     rows = engine_rows(run)
-    table = speed.main_table(run, rows, Links()).only(_SHOWN)
+    # What was only built, or cannot be, would be rows of dashes here: it is told below the table.
+    idle = [row for row in rows if row.status in {"built-not-run", "unavailable"}]
+    ran = [row for row in rows if row not in idle]
+    table = speed.main_table(run, ran or rows, Links()).only(_SHOWN)
     shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in table.columns:
         heading = f"{column.title}\n{column.unit}" if column.unit else column.title
@@ -57,9 +61,19 @@ def render_console(run: RunResult) -> RenderableType:
     if table.rows:
         lines += [shown, Text()]
     lines += [Text(row.remark, style="yellow") for row in table.rows if row.remark]
+    lines += [Text(line, style="yellow") for line in _idle(idle if ran else [])]
     lines += [Text(f"{n.mark}  {n.text}", style="dim") for n in table.notes]
     lines += [Text(f"Open: {question}") for question in open_ends.open_questions(run, rows)]
     return Group(*lines)
+
+
+def _idle(rows: Sequence[EngineRow]) -> list[str]:
+    """Engines without numbers, those with the same reason in one line."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        reason = (row.reasons or ["no reason was recorded"])[0].removeprefix(f"{row.name} ")
+        by_reason.setdefault(f"{STATUS_WORDS[row.status]}: {reason}", []).append(row.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def _cell(cell: Cell) -> Text:
