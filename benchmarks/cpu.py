@@ -161,8 +161,10 @@ def summary(result: BenchResult, names: dict[str, str], pairs: list[dict[str, An
     lines = [
         "# ResNet-50 at 224 px on a CPU",
         "",
-        f"{result.device.get('cpu')}; `python benchmarks/cpu.py`; verdict of the run: {result.verdict} "
-        f"({result.reason}).",
+        (
+            f"{result.device.get('cpu')}; `python benchmarks/cpu.py`; verdict of the run: {result.verdict} "
+            f"({result.reason})."
+        ),
         "",
         "| engine | batch | images/s | 95 % interval | × PyTorch | 95 % interval |",
         "|---|---|---|---|---|---|",
@@ -193,7 +195,7 @@ def summary(result: BenchResult, names: dict[str, str], pairs: list[dict[str, An
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--duration", default="10s")
     duration = parse_duration(parser.parse_args().duration)
     threads = int(fingerprint().get("cores") or 2)
