@@ -123,7 +123,10 @@ def make_checkpoint(state: Run) -> Artifact:
 
         def write(path: Path) -> dict[str, Any]:
             write_weights(model, path)
-            return {"preprocessing_assumed": model.preprocessing_assumed}
+            return {
+                "preprocessing_assumed": model.preprocessing_assumed,
+                "expected_top1": model.expected_top1,
+            }
 
         return keep(produce(plan, output, write))
 

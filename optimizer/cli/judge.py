@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,7 @@ def validate(
     """
     from optimizer import verbs
     from optimizer.cli.console import progress
-    from optimizer.errors import AccuracyGateFailed, Inconclusive
+    from optimizer.evaluation import raise_for_verdict
     from optimizer.results import write_result
     from optimizer.units import parse_pp, parse_share
 
@@ -67,13 +68,11 @@ def validate(
             predictions=output.with_suffix(".predictions.npz"),
             progress=bars,
         )
+    if int(os.environ.get("RANK", "0")) != 0:  # torchrun: every process has the same result
+        return
     write_result(result, output)
     _print_validated(result, output, as_json)
-    if result.verdict == "fail":
-        raise AccuracyGateFailed(result.finding)
-    if result.verdict == "inconclusive":
-        needed = f"{result.images_needed} images would decide it" if result.images_needed else None
-        raise Inconclusive(result.finding, mend=needed)
+    raise_for_verdict(result)
 
 
 def bench(

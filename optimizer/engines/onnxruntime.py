@@ -195,6 +195,8 @@ def as_written(graph: Path, *, threads: int | None = None) -> Session:
 
     options = _options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Several graphs are open at once in a validation; spinning threads would wait for each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return Session(ort.InferenceSession(graph, options, providers=PROVIDERS))
 
 
@@ -219,6 +221,7 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     options = _options(None)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=PROVIDERS)
     fetched = [name for name in names if name != source]
 

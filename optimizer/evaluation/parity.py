@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from optimizer.data import Dataset
 from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.evaluation.chain import REFERENCE, Step
-from optimizer.evaluation.executors import Executor, open_step
+from optimizer.evaluation.executors import Executor, chunk_of, in_chunks, open_step
 from optimizer.evaluation.predictions import Recorder
 from optimizer.evaluation.reference import Reference
 from optimizer.evaluation.sanity import check_early
@@ -96,7 +96,7 @@ def measure(
     parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder())
     try:
         for step in steps:
-            parity.outcomes[step.name] = _open(step, parity.sessions)
+            parity.outcomes[step.name] = _open(step, reference, parity.sessions)
         _pass_over(parity, reference, dataset, batch, progress)
         _add_up(parity)
         yield parity
@@ -105,13 +105,13 @@ def measure(
             executor.session.close()
 
 
-def _open(step: Step, sessions: dict[str, Executor]) -> Outcome:
+def _open(step: Step, reference: Reference, sessions: dict[str, Executor]) -> Outcome:
     outcome = Outcome(step, "not run")
     if step.fault is not None:
         outcome.fail(step.fault)
         return outcome
     try:
-        sessions[step.name] = open_step(step)
+        sessions[step.name] = open_step(step, reference.preprocessing.image_size)
         outcome.executor = sessions[step.name].name
     except EnvironmentFault as missing:
         outcome.status, outcome.error = "built-not-run", str(missing)
@@ -158,7 +158,8 @@ def _one_batch(
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
 ) -> None:
-    expected = reference.run(views.of(reference.takes_uint8))
+    chunk = chunk_of(reference.preprocessing.image_size)
+    expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
     if not np.isfinite(expected).all():
         raise DataError(
             f"the reference {reference.name} gives NaN or infinite logits",
@@ -182,7 +183,7 @@ def _one_batch(
 def _compute(outcome: Outcome, executor: Executor, views: _Views, expected: Array) -> Array | None:
     """Logits of one hop; ``None`` and the outcome marked as failed if there are none of use."""
     try:
-        outputs = executor.session.run(views.of(executor.takes_uint8))
+        outputs = executor.run(views.of(executor.takes_uint8))
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
         outcome.fail(_one_line(error))
         return None

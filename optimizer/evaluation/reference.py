@@ -106,7 +106,7 @@ def _from_graph(path: Path) -> Reference:
     classes = facts.classes
     return Reference(
         name=path.name,
-        executor=f"ONNX Runtime {_onnxruntime_version()}, graph optimizations off, FP32",
+        executor=f"ONNX Runtime {_onnxruntime_version()}, optimizations off",
         run=session.run,
         preprocessing=Preprocessing.from_dict(facts.preprocessing),
         classes=None if classes is None else tuple(classes),

@@ -162,7 +162,7 @@ def _hop(name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset) -> Ho
     step, tally = outcome.step, outcome.tally
     hop = Hop(
         name=name,
-        engine=str(step.path) if step is not None and step.kind == "engine" else None,
+        engine=step.path.name if step is not None and step.kind == "engine" else None,
         executor=outcome.executor,
         parent=step.parent if step is not None else None,
         precision=step.precision if step is not None else "fp32",

@@ -90,6 +90,7 @@ class _Card:
     preprocessing: Preprocessing | None = None
     preprocessing_assumed: bool = False
     source: str | None = None
+    expected_top1: float | None = None
 
 
 def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
@@ -131,6 +132,7 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
         source=f"{source} ({part})" if part else source,
         sha256=weights_digest(module.state_dict()),
         preprocessing_assumed=card.preprocessing is None or card.preprocessing_assumed,
+        expected_top1=card.expected_top1,
     )
 
 
@@ -150,6 +152,7 @@ def _read_card(path: Path) -> _Card:
         classes=known.classes,
         preprocessing=known.preprocessing,
         source=f"{path.name}, which is {known.name}",
+        expected_top1=known.top1,
     )
 
 
@@ -164,6 +167,7 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
         classes=None if manifest.classes is None else tuple(manifest.classes),
         preprocessing=Preprocessing.from_dict(manifest.preprocessing),
         preprocessing_assumed=bool(manifest.settings.get("preprocessing_assumed", False)),
+        expected_top1=manifest.details.get("expected_top1"),
     )
 
 

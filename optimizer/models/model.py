@@ -30,6 +30,8 @@ class Model:
         sha256: Digest of the weights; see `weights_digest`.
         preprocessing_assumed: The weights came without preprocessing and ImageNet's classic one
             (256, 224, bilinear) was taken. Say so to the reader: a wrong one costs accuracy.
+        expected_top1: Accuracy these weights are published with on the images they are published
+            for, a fraction of one; ``None`` if nobody published any.
     """
 
     module: nn.Module
@@ -40,6 +42,7 @@ class Model:
     source: str
     sha256: str
     preprocessing_assumed: bool = False
+    expected_top1: float | None = None
 
     @property
     def image_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class Published:
         digest_prefix: First eight digits of the file's sha256, part of its name.
         classes: Names of the outputs in order.
         preprocessing: The transforms they were evaluated with.
+        top1: Published accuracy on ImageNet's validation images, a fraction of one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Published:
     digest_prefix: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    top1: float | None = None
 
     @property
     def file(self) -> str:
@@ -59,8 +62,14 @@ def torchvision_weights(arch: str) -> dict[str, Published]:
             digest_prefix=Path(urlparse(weights.url).path).stem.rpartition("-")[2],
             classes=tuple(weights.meta["categories"]),
             preprocessing=Preprocessing.from_torchvision(weights.transforms()),
+            top1=_published_top1(weights.meta),
         )
     return found
+
+
+def _published_top1(meta: Mapping[str, Any]) -> float | None:
+    found = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return None if found is None else float(found) / 100
 
 
 def identify(path: Path) -> Published | None:
@@ -106,6 +115,7 @@ def load_torchvision(arch: str, weights: str) -> Model:
         preprocessing=published.preprocessing,
         source=published.name,
         sha256=weights_digest(module.state_dict()),
+        expected_top1=published.top1,
     )
 
 

@@ -117,7 +117,7 @@ def test_validate_prints_and_writes_the_same(
         "--max-drop", "1pp", "-o", result,
     )  # fmt: skip
     assert too_few.code == 6
-    assert "images would decide it" in too_few.err
+    assert "validate on about" in too_few.err
     assert resnet_opt("compare", result, result, "--max-drop", "10pp").code == 0
     assert resnet_opt("compare", result, result, "--max-drop", "1pp").code == 6
 

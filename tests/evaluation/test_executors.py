@@ -12,7 +12,7 @@ import torch
 
 from optimizer.engines.onnxruntime import as_written
 from optimizer.evaluation.chain import Step
-from optimizer.evaluation.executors import open_step, round_to_bf16
+from optimizer.evaluation.executors import chunk_of, in_chunks, open_step, round_to_bf16
 from optimizer.precision.half import to_half
 from optimizer.targets.hardware import cpu_features
 from tests.evaluation.graphs import classifier
@@ -41,25 +41,25 @@ def test_fp32_is_executed_as_pytorch_computes_it(tmp_path: Path) -> None:
         )
     )
     expected = x.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
-    executor = open_step(_step(path, "fp32"))
-    assert "graph optimizations off" in executor.name
-    assert executor.session.run(IMAGES) == pytest.approx(expected.numpy(), abs=1e-5)
+    executor = open_step(_step(path, "fp32"), 8)
+    assert "optimizations off" in executor.name
+    assert executor.run(IMAGES) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_fp16_is_executed_and_named_for_what_it_is(tmp_path: Path) -> None:
-    executor = open_step(_step(_half(tmp_path / "g.onnx", ir.DataType.FLOAT16), "fp16"))
+    executor = open_step(_step(_half(tmp_path / "g.onnx", ir.DataType.FLOAT16), "fp16"), 8)
     exact = as_written(classifier(tmp_path / "fp32.onnx")).run(IMAGES)
-    outputs = executor.session.run(IMAGES)
+    outputs = executor.run(IMAGES)
     assert outputs.dtype == np.float32
     assert 0 < np.abs(outputs - exact).max() < 0.02
-    assert "FP16 tensors (the CPU provider computes most operations in FP32)" in executor.name
+    assert "FP16 tensors but mostly FP32 arithmetic" in executor.name
 
 
 @pytest.mark.skipif(cpu_features().bf16, reason="this CPU computes BF16, OpenVINO runs the graph")
 def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path) -> None:
     path = _half(tmp_path / "g.onnx", ir.DataType.BFLOAT16)
-    executor = open_step(_step(path, "bf16"))
-    assert executor.name.endswith("every operation in FP32 and its result rounded to BF16")
+    executor = open_step(_step(path, "bf16"), 8)
+    assert executor.name.endswith("FP32 results rounded to BF16")
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
         return x.bfloat16().float()
@@ -73,7 +73,7 @@ def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path
     )
     x = rounded(torch.relu(rounded(x)).mean((2, 3)))
     expected = rounded(x @ weights["fc.weight"].T + weights["fc.bias"]).numpy()
-    outputs = executor.session.run(IMAGES)
+    outputs = executor.run(IMAGES)
     assert (outputs == outputs.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
     # Sums in another order may round to the neighbour, 2^-8 apart.
     assert np.abs(outputs - expected).max() <= 2**-7 * np.abs(expected).max()
@@ -83,3 +83,21 @@ def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path
 
 def test_rounding_keeps_a_graph_without_bf16(tmp_path: Path) -> None:
     assert not round_to_bf16(ir.load(classifier(tmp_path / "g.onnx")))
+
+
+def test_chunks_hold_a_bounded_number_of_pixels() -> None:
+    assert [chunk_of(size) for size in (32, 224, 288, 1024)] == [196, 4, 2, 1]
+
+
+def test_chunks_give_what_the_whole_batch_gives(tmp_path: Path) -> None:
+    session = as_written(classifier(tmp_path / "g.onnx"))
+    seen: list[int] = []
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        return session.run(batch)
+
+    whole = run(IMAGES)
+    assert in_chunks(run, IMAGES, 3) == pytest.approx(whole, abs=1e-6)
+    assert in_chunks(run, IMAGES, None) == pytest.approx(whole, abs=0)
+    assert seen == [4, 3, 1, 4]
