@@ -84,6 +84,8 @@ def _speed(best: Comparison, measured: BenchResult) -> str:
         size = f"{fast.image_size} px, " if fast.image_size else ""
         threads = f", {fast.threads} threads" if fast.threads else ""
         where = f" at {size}batch {best.batch}{threads}"
+    if measured.verdict == "inconclusive":
+        return f"How fast {best.b} is could not be measured: {measured.reason}."
     if best.verdict == "inconclusive":
         return (
             f"Whether {best.b} is faster than {best.a} could not be decided: the ratio's 95 % "
