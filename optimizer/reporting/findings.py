@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from optimizer.results import (
     Audit,
@@ -35,7 +36,7 @@ def findings(
     best = _fastest_accepted(validated, measured)
     if best is not None and measured is not None:
         said.append(_speed(best, measured))
-        hop = _hop_of(best.b, validated)
+        hop = _hop_of(best.b, validated, measured)
         if hop is not None and validated is not None:
             said.append(_accuracy(hop, validated))
     if validated is not None:
@@ -55,19 +56,22 @@ def _fastest_accepted(
     candidates = [
         c
         for c in measured.comparisons
-        if c.batch == smallest and _verdict_of(c.b, validated) != "fail"
+        if c.batch == smallest and _verdict_of(c.b, validated, measured) != "fail"
     ]
     return max(candidates, key=lambda c: c.ratio, default=None)
 
 
-def _verdict_of(engine: str, validated: ValidateResult | None) -> str | None:
-    hop = _hop_of(engine, validated)
+def _verdict_of(engine: str, validated: ValidateResult | None, measured: BenchResult) -> str | None:
+    hop = _hop_of(engine, validated, measured)
     return hop.verdict if hop is not None else None
 
 
-def _hop_of(engine: str, validated: ValidateResult | None) -> Hop | None:
+def _hop_of(engine: str, validated: ValidateResult | None, measured: BenchResult) -> Hop | None:
+    """The hop of a measured engine: it is called by its name there, or by its file."""
+    files = {e.file for e in measured.engines if e.name == engine}
+    called = {engine, *files, *(PurePosixPath(file).name for file in files)}
     hops = validated.hops if validated is not None else []
-    return next((hop for hop in hops if engine in (hop.name, hop.engine)), None)
+    return next((hop for hop in hops if {hop.name, hop.engine} & called), None)
 
 
 def _bench_of(name: str, batch: int, measured: BenchResult) -> EngineBench | None:
