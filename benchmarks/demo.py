@@ -1,0 +1,65 @@
+"""The demo, cold and again: its times, its report, and its output into the README.
+
+    python benchmarks/demo.py
+
+Runs ``resnet-opt demo`` with an empty cache, then once more, in a temporary folder. Writes the small
+files of the run and ``times.json`` to ``reports/demo/``, and what the demo printed to README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from optimizer.environment import fingerprint
+
+ROOT = Path(__file__).parent.parent
+OUTPUT = ROOT / "reports" / "demo"
+KEPT = ("report.html", "report.md", "results.json", "validate.json", "bench.json", "recipe.yaml")
+
+
+def demo(folder: Path) -> tuple[float, str, int]:
+    """Run the demo; wall seconds, what it printed, and its exit code."""
+    environment = {**os.environ, "RESNET_OPT_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    started = time.perf_counter()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("resnet-opt")), "demo"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return time.perf_counter() - started, done.stdout, done.returncode
+
+
+def main() -> None:
+    """Measure and write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cold, printed, code = demo(folder)
+        if code != 0:
+            raise SystemExit(f"the demo ended with exit code {code}:\n{printed}")
+        again, _, _ = demo(folder)
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copyfile(folder / "runs" / "demo" / file, OUTPUT / file)
+    times = {"device": fingerprint(), "cold_s": cold, "second_s": again}
+    (OUTPUT / "times.json").write_text(json.dumps(times, indent=2) + "\n")
+    readme = ROOT / "README.md"
+    head, _, rest = readme.read_text(encoding="utf-8").partition("<!-- demo -->")
+    _, _, tail = rest.partition("<!-- /demo -->")
+    shown = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+    block = f"<!-- demo -->\n```\n{shown}\n```\n<!-- /demo -->"
+    readme.write_text(head + block + tail, encoding="utf-8")
+    print(f"cold {cold:.0f} s, second {again:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The README: commands that parse, files that exist, figures that were measured."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("architecture", "measuring", "tensorrt"))]
+
+
+def _commands() -> list[str]:
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL):
+            for line in block.splitlines():
+                command = line.removeprefix("$ ").split("  #")[0].strip()
+                if command.startswith("resnet-opt ") and "…" not in command:
+                    found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_parse(command: str) -> None:
+    import typer.main
+
+    from optimizer.cli.app import app
+
+    group = typer.main.get_command(app)
+    _, name, *arguments = shlex.split(command)
+    assert name in group.commands, command  # type: ignore[attr-defined]
+    group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+
+
+def test_there_are_commands() -> None:
+    assert len(_commands()) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    import typer.main
+
+    from optimizer.cli.app import app
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_the_demo_in_the_readme_is_the_report() -> None:
+    """The output shown is the one whose report lies in the repository."""
+    import json
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
+    results = json.loads((ROOT / "reports/demo/results.json").read_text(encoding="utf-8"))
+    assert results["title"] in shown
+    words = " ".join(shown.split())
+    for finding in results["findings"]:
+        assert " ".join(finding.split()) in words, finding
