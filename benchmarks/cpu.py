@@ -30,7 +30,7 @@ from optimizer.results import BenchResult, write_result
 from optimizer.units import parse_duration
 
 REPORTS = Path(__file__).parent.parent / "reports" / "cpu"
-BLOCKS = 24
+BLOCKS = 16
 
 
 def engines(folder: Path) -> dict[str, Path]:
@@ -136,7 +136,7 @@ def direct(
             worker = workers[kind]
             assert worker.stdin is not None
             assert worker.stdout is not None
-            worker.stdin.write("10\n")
+            worker.stdin.write("5\n")
             worker.stdin.flush()
             medians[kind].append(float(worker.stdout.readline()))
     for worker in workers.values():

@@ -90,7 +90,7 @@ class CalibrateSection(_Section):
     calib: str | None = None
     calib_images: int = Field(default=256, ge=8)
     seed: int = 0
-    method: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
+    method: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
 
 
 class BuildSection(_Section):

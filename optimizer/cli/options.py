@@ -58,7 +58,7 @@ EncodingsFile = Annotated[
     Path | None, typer.Option("--encodings", help="Encodings to use as they are, maybe edited.")
 ]
 Method = Annotated[
-    str, typer.Option("--method", help="Range method: mse, minmax, percentile or entropy.")
+    str, typer.Option("--method", help="Range method: auto, mse, minmax, percentile or entropy.")
 ]
 HighPrecision = Annotated[
     str | None,

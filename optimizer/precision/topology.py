@@ -105,7 +105,10 @@ class Topology:
                     mend="export with resnet-opt export, or fold constants first",
                 )
             if weight in owners:
-                raise GraphError(f"{node.name} and {owners[weight]} share the weight {weight}")
+                raise GraphError(
+                    f"{node.name} and {owners[weight]} share the weight {weight}",
+                    mend="give each layer a copy: one scale and one bias cannot serve both",
+                )
             owners[weight] = str(node.name)
             yield node
 
@@ -131,7 +134,10 @@ class Topology:
 
     def pads(self, node: ir.Node) -> bool:
         """Whether a convolution adds zeros around its input."""
-        return node.op_type == "Conv" and any(node.attributes.get_ints("pads", ()) or ())
+        automatic = node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}
+        return node.op_type == "Conv" and (
+            automatic or any(node.attributes.get_ints("pads", ()) or ())
+        )
 
     def groups_of(self, node: ir.Node) -> int:
         """The ``group`` of a convolution."""
@@ -168,10 +174,10 @@ class Topology:
         for name in [self.input, *self._producer]:
             uses = self.consumers(name)
             only_relu = bool(uses) and all(self.nodes[e.node].op_type == "Relu" for e in uses)
-            known = (
-                self.producer(name) is None
-                or self._producer[name].op_type in WEIGHTED | HOMOGENEOUS
-            )
+            producer = self.producer(name)
+            known = producer is None or producer.op_type in WEIGHTED | HOMOGENEOUS
+            if producer is None and self.model.graph.inputs[0].dtype != ir.DataType.FLOAT:
+                continue  # pixels; what is quantized is the normalized image
             weighted = any(self.nodes[e.node].op_type in WEIGHTED for e in uses)
             if name != self.output and not only_relu and (known or weighted):
                 wanted.append(name)
@@ -262,6 +268,14 @@ def analyse(model: ir.Model) -> Topology:
             raise GraphError(
                 "the graph is quantized already", mend="give the FP32 graph it was made from"
             )
+        if node.op_type == "Gemm" and not _plain(node):
+            raise GraphError(f"{node.name} is a Gemm with alpha, beta or transA")
     topology = Topology(model)
     list(topology.layers())
     return topology
+
+
+def _plain(gemm: ir.Node) -> bool:
+    attributes = gemm.attributes
+    factors = (attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0))
+    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)

@@ -8,6 +8,8 @@ One calibration serves every target; what differs between them is written here a
 * **OpenVINO** and **ONNX Runtime**: unsigned activations with zero point 0 after a ReLU (all 256
   levels, and the saturation is the ReLU), quantized convolution outputs, so that Adds and pooling
   run in INT8 too; FP32 around.
+* **tensorrt-cpu**: the integers of TensorRT's graph, constants rounded as there, but stored
+  unsigned (zero point 128) with FP32 around: a CPU that runs it tells what TensorRT will compute.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from typing import Literal
 from optimizer.errors import UsageError
 from optimizer.targets.hardware import CpuFeatures, cpu_features
 
-__all__ = ["TARGETS", "TargetRules", "rules_for"]
+__all__ = ["TARGETS", "PairLayout", "TargetRules", "rules_for"]
+
+PairLayout = Literal["free", "channels", "matrix"]
+"""Which products of a layer a kernel adds in 16 bits: none, neighbouring input channels, or
+neighbours in the order height, width, channel. See `optimizer.precision.int8.rounding`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +33,20 @@ class TargetRules:
 
     Attributes:
         name: The target's name on the command line.
-        relu_dtype: Integer type of a tensor after a ReLU: ``u8`` with zero point 0, or ``s8``.
-        signed_dtype: Integer type of a tensor of both signs: ``s8`` with zero point 0, or ``u8``
+        relu_dtype: Integers of a tensor after a ReLU: ``u8`` (0 to 255, zero point 0), or ``s8`` as
+            any other tensor.
+        signed_dtype: How integers of -128 to 127 are stored: ``s8`` with zero point 0, or ``u8``
             with zero point 128, which holds the same integers.
         add_inputs: Which inputs of an Add are quantized: ``residual`` or ``both``.
         pooling: Whether pooling computes on integers (its inputs and outputs are quantized).
         absorb_relu: Whether a ReLU is left out where the saturation of the Q after it does its work.
         shift: Whether tensors after a ReLU may be quantized around their middle (zero point 0, the
             constant in the biases) where no consumer pads.
-        weight_max: Largest absolute integer of a weight: 127, or 64 where products of two pairs
-            are added in 16 bits (255 * 64 * 2 = 32,640 still fits).
+        weight_max: Largest absolute integer of a weight.
+        pairs: Products that are added in 16 bits, where the CPU has no VNNI.
         high_precision: Type of what is not INT8: ``fp16`` or ``fp32``.
+        constants: Type to which scales and biases are rounded; it may be narrower than
+            ``high_precision``, to hold the very values of another target.
         bias: ``float``; no target here takes Q/DQ on a bias without harm.
     """
 
@@ -49,7 +58,14 @@ class TargetRules:
     absorb_relu: bool
     shift: bool
     weight_max: int = 127
+    pairs: PairLayout = "free"
     high_precision: Literal["fp16", "fp32"] = "fp32"
+    constants: Literal["fp16", "fp32"] = "fp32"
+
+    @property
+    def constant_type(self) -> Literal["fp16", "fp32"]:
+        """Type that scales and biases end up in."""
+        return "fp16" if "fp16" in {self.high_precision, self.constants} else "fp32"
 
 
 TARGETS: dict[str, TargetRules] = {
@@ -62,6 +78,17 @@ TARGETS: dict[str, TargetRules] = {
         absorb_relu=False,
         shift=True,
         high_precision="fp16",
+        constants="fp16",
+    ),
+    "tensorrt-cpu": TargetRules(
+        name="tensorrt-cpu",
+        relu_dtype="s8",
+        signed_dtype="u8",
+        add_inputs="residual",
+        pooling=False,
+        absorb_relu=False,
+        shift=True,
+        constants="fp16",
     ),
     "openvino": TargetRules(
         name="openvino",
@@ -82,6 +109,7 @@ TARGETS: dict[str, TargetRules] = {
         shift=False,
     ),
 }
+_PAIRS: dict[str, PairLayout] = {"openvino": "channels", "onnxruntime": "matrix"}
 _ALIASES = {"tensorrt-rtx": "tensorrt"}
 
 
@@ -89,10 +117,10 @@ def rules_for(target: str, cpu: CpuFeatures | None = None) -> TargetRules:
     """Rules of a target on a machine.
 
     Args:
-        target: ``tensorrt``, ``tensorrt-rtx``, ``openvino`` or ``onnxruntime``.
+        target: ``tensorrt``, ``tensorrt-rtx``, ``tensorrt-cpu``, ``openvino`` or ``onnxruntime``.
         cpu: The CPU that will run the graph; ``None`` for this one. On x86 without VNNI the INT8
             kernels multiply u8 by s8 and add pairs of products in 16 bits with saturation
-            (VPMADDUBSW), so weights are kept to 7 bits there, where the sum cannot overflow.
+            (VPMADDUBSW), so neighbouring weights are kept from overflowing there.
 
     Raises:
         UsageError: No such target.
@@ -102,6 +130,7 @@ def rules_for(target: str, cpu: CpuFeatures | None = None) -> TargetRules:
         known = ", ".join(sorted({*TARGETS, *_ALIASES}))
         raise UsageError(f"unknown target {target!r}", mend=f"one of {known}")
     rules = TARGETS[name]
-    if name != "tensorrt" and not (cpu or cpu_features()).vnni:
-        return replace(rules, weight_max=64)
+    layout = _PAIRS.get(name)
+    if layout is not None and not (cpu or cpu_features()).vnni:
+        return replace(rules, pairs=layout)
     return rules

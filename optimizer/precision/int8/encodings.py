@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimizer.errors import ArtifactError
-from optimizer.targets.rules import TargetRules
+from optimizer.precision.int8.rounding import WeightGrid, nearest
+from optimizer.targets.rules import PairLayout, TargetRules
 
 __all__ = ["Encodings", "LayerEncoding", "TensorEncoding"]
 
@@ -56,6 +57,8 @@ class LayerEncoding(_Model):
 
     weight_scale: list[float]
     bias: list[float]
+    weight_max: int = Field(default=127, ge=1, le=127)
+    pairs: PairLayout = "free"
     input_factor: list[float] | None = None
     """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
     output_factor: list[float] | None = None
@@ -72,11 +75,22 @@ class LayerEncoding(_Model):
             result = result / factor.reshape(-1, *([1] * (weight.ndim - 1)))
         return result
 
-    def integers(self, weight: NDArray[np.float32], largest: int) -> NDArray[np.int8]:
+    @property
+    def grid(self) -> WeightGrid:
+        """The integers that the weights may take."""
+        return WeightGrid(self.weight_max, self.pairs)
+
+    def integers(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """Rounded weights, int8, in the shape of ``weight``."""
-        scale = np.asarray(self.weight_scale, np.float32).reshape(-1, *([1] * (weight.ndim - 1)))
-        rounded = np.rint(self.equalized(weight) / scale)
-        return np.clip(rounded, -largest, largest).astype(np.int8)
+        scaled = self.equalized(weight) / self._scales(weight.ndim)
+        return np.asarray(nearest(scaled, self.grid), np.int8)
+
+    def represented(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights that the integers stand for, after equalization."""
+        return self.integers(weight) * self._scales(weight.ndim)
+
+    def _scales(self, rank: int) -> NDArray[np.float32]:
+        return np.asarray(self.weight_scale, np.float32).reshape(-1, *([1] * (rank - 1)))
 
 
 class Encodings(_Model):
@@ -85,17 +99,26 @@ class Encodings(_Model):
     schema_version: int = SCHEMA_VERSION
     target: str
     weight_max: int
+    pairs: PairLayout = "free"
     graph_sha256: str
     options: dict[str, Any] = {}
+    notes: list[str] = []
     tensors: dict[str, TensorEncoding]
     layers: dict[str, LayerEncoding]
 
     def save(self, path: Path) -> None:
         """Write as JSON, one tensor or layer a line."""
         raw = self.model_dump(mode="json")
-        lines = ["{"]
-        for name in ("schema_version", "target", "weight_max", "graph_sha256", "options"):
-            lines.append(f' "{name}": {json.dumps(raw[name])},')
+        names = (
+            "schema_version",
+            "target",
+            "weight_max",
+            "pairs",
+            "graph_sha256",
+            "options",
+            "notes",
+        )
+        lines = ["{", *(f' "{name}": {json.dumps(raw[name])},' for name in names)]
         for name, last in (("tensors", False), ("layers", True)):
             entries = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in raw[name].items()]
             lines += [f' "{name}": {{', ",\n".join(entries), " }" if last else " },"]
@@ -135,9 +158,15 @@ class Encodings(_Model):
                 "the encodings were computed for another graph (its sha256 differs)",
                 mend="calibrate and quantize this graph",
             )
-        if self.target != rules.name or self.weight_max != rules.weight_max:
+        if self.target != rules.name:
             raise ArtifactError(
-                f"the encodings are for {self.target} with weights up to {self.weight_max}, "
-                f"not for {rules.name} with weights up to {rules.weight_max}",
+                f"the encodings are for {self.target}, not for {rules.name}",
+                mend=f"--target {self.target}, or compute them again from the statistics",
+            )
+        if (self.weight_max, self.pairs) != (rules.weight_max, rules.pairs):
+            raise ArtifactError(
+                "the encodings are for another CPU: "
+                f"weights up to {self.weight_max} with {self.pairs} pairs, "
+                f"here up to {rules.weight_max} with {rules.pairs} pairs",
                 mend=f"--target {self.target}, or compute them again from the statistics",
             )

@@ -70,4 +70,4 @@ def _factor(
     factor[alive] = activation[alive] ** alpha / reading[alive] ** (1.0 - alpha)
     factor[alive] /= np.exp(np.log(factor[alive]).mean())
     limit = np.sqrt(LARGEST_FACTOR)
-    return np.clip(factor, 1.0 / limit, limit).astype(np.float32)
+    return np.asarray(np.clip(factor, 1.0 / limit, limit), np.float32)

@@ -43,6 +43,8 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     edges = topology.quantized_edges(rules)
     biases = _biases(topology, encodings, edges)
     absorbed = _absorbed(topology, encodings, edges, rules)
+    if rules.constant_type == "fp16":
+        biases = {name: bias.astype(np.float16).astype(np.float64) for name, bias in biases.items()}
     for node in list(topology.layers()):
         _write_weight(topology, node, encodings, biases[str(node.name)])
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
@@ -84,9 +86,9 @@ def _biases(
 
 def _weight_sums(topology: Topology, node: ir.Node, encodings: Encodings) -> NDArray[np.float64]:
     layer = encodings.layers[str(node.name)]
-    integers = layer.integers(topology.weight(node), encodings.weight_max)
+    integers = layer.integers(topology.weight(node))
     sums = integers.reshape(len(integers), -1).sum(axis=1, dtype=np.int64)
-    return sums * np.asarray(layer.weight_scale, np.float64)
+    return np.asarray(sums * np.asarray(layer.weight_scale, np.float64))
 
 
 def _absorbed(
@@ -115,14 +117,14 @@ def _write_weight(
 ) -> None:
     graph = topology.model.graph
     layer = encodings.layers[str(node.name)]
-    integers = layer.integers(topology.weight(node), encodings.weight_max)
+    integers = layer.integers(topology.weight(node))
     axis = 0
     if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
         integers, axis = np.ascontiguousarray(integers.T), 1
     old = node.inputs[1]
     assert old is not None
     stem = f"{node.name}.weight"
-    new = {
+    new: dict[str, NDArray] = {
         "q": integers,
         "scale": np.asarray(layer.weight_scale, np.float32),
         "zero_point": np.zeros(len(layer.weight_scale), np.int8),
@@ -198,4 +200,4 @@ def _describe(
     value.name = name
     value.dtype = kind
     if shape is not None:
-        value.shape = ir.Shape(shape)  # type: ignore[arg-type]
+        value.shape = ir.Shape(shape)

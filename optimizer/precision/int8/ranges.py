@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optimizer.errors import UsageError
 from optimizer.precision.int8.statistics import BINS, TensorStatistics
 
-__all__ = ["METHODS", "Distribution", "distribution", "range_of", "weight_scales"]
+__all__ = ["METHODS", "Distribution", "distribution", "range_of"]
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
 FINE_BINS = 8192
@@ -37,7 +37,8 @@ class Distribution:
     @property
     def centers(self) -> NDArray[np.float64]:
         """Middle of each bin."""
-        return (np.arange(len(self.counts)) + 0.5) * (self.largest / len(self.counts))
+        step = self.largest / len(self.counts)
+        return np.asarray((np.arange(len(self.counts)) + 0.5) * step, np.float64)
 
 
 def distribution(
@@ -82,6 +83,7 @@ def _spread(
     on how many fine bins an interval covers.
     """
     step = largest / FINE_BINS
+    low = np.minimum(low, largest - step)  # the largest value may begin a bin of its own
     a, b = low / step, np.maximum(high, low + 1e-9 * largest) / step
     density = counts / (b - a)
     # cumulative(t) = sum density * (clip(t, a, b) - a); evaluated at the bin edges through ramps.
@@ -168,33 +170,3 @@ def _least_divergence(dist: Distribution, levels: int) -> float:
         if divergence < best_divergence:
             best, best_divergence = stop, divergence
     return best * dist.largest / bins
-
-
-def weight_scales(weight: NDArray[np.float32], largest: int, method: str) -> NDArray[np.float32]:
-    """One scale an output channel.
-
-    Args:
-        weight: O x … float32.
-        largest: Largest absolute integer.
-        method: ``minmax``, anything else searches the least squared error.
-
-    Returns:
-        float32[O]; 1 for a channel of zeros.
-    """
-    flat = weight.reshape(len(weight), -1)
-    limit = np.abs(flat).max(axis=1)
-    limit = np.where(limit == 0, largest, limit).astype(np.float32)
-    if method == "minmax":
-        return limit / np.float32(largest)
-    best = limit / np.float32(largest)
-    best_error = np.full(len(flat), np.inf)
-    for share in np.linspace(1.0, 0.6, 17, dtype=np.float32):
-        scale = share * limit / np.float32(largest)
-        rounded = np.rint(flat / scale[:, None])
-        np.clip(rounded, -largest, largest, out=rounded)
-        rounded *= scale[:, None]
-        rounded -= flat
-        error = np.einsum("ij,ij->i", rounded, rounded)
-        better = error < best_error
-        best, best_error = np.where(better, scale, best), np.where(better, error, best_error)
-    return best.astype(np.float32)

@@ -10,11 +10,22 @@ independent of the order and grouping of the images, bit for bit:
 
 Histograms see at most `POSITIONS` positions of an image (a fixed grid); minimum, maximum and mean
 see all of them.
+
+The executor is given the images in groups of one fixed size whatever the batches that come in: a
+library's kernels may sum a single image in another order than a batch, in the last bits. Groups are
+small where images are large, so memory is bounded too.
+
+A sample of the images is kept beside the statistics, for the passes that need more than histograms
+(`ranges`, `correction`): those whose contents have the smallest digests, so that it does not depend
+on the order either.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +43,11 @@ BINS = 512
 POSITIONS = 196
 _FIXED_POINT = 2.0**20
 _LEAST_EXPONENT = -60
-SCHEMA_VERSION = 1
+_GROUP_VALUES = 620_000
+"""Input values the executor is given at a time: 4 images of 224 x 224, 64 of 32 x 32 and below."""
+_SAMPLE_VALUES = 5_000_000
+_SAMPLE_IMAGES = range(16, 257)
+SCHEMA_VERSION = 2
 
 Executor = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 """Runs the FP32 graph on a batch and returns the observed tensors by name."""
@@ -104,6 +119,7 @@ class TensorStatistics:
     def _widen(self, largest: NDArray[np.float32]) -> None:
         half = BINS - self.origin
         _, exponent = np.frexp(largest.astype(np.float64))  # largest < 2^exponent
+        exponent = np.where(largest == 0, _LEAST_EXPONENT, exponent)  # frexp calls zero 2^0
         needed = np.maximum(exponent - int(np.log2(half)), _LEAST_EXPONENT).astype(np.int32)
         for channel in np.flatnonzero(needed > self.exponent):
             shift = int(needed[channel] - self.exponent[channel])
@@ -151,8 +167,7 @@ def _merged(counts: NDArray[np.uint32], shift: int, origin: int) -> NDArray[np.u
     """Counts at bins 2^shift times as wide, with zero still at bin ``origin``."""
     if shift == 0:
         return counts
-    if shift >= 31:
-        shift = 31
+    shift = min(31, shift)
     old = np.arange(len(counts)) - origin
     merged = np.zeros_like(counts)
     np.add.at(merged, (old >> shift) + origin, counts)
@@ -166,10 +181,13 @@ class Statistics:
     Attributes:
         tensors: By tensor name.
         key: What they were taken from: digests of graph, preprocessing and images.
+        sample: Some of the images, as the graph takes them: N x C x H x W (float16) or N x H x W x C
+            (uint8); at most 256, and at most some 5 million values. Empty if none were kept.
     """
 
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
     key: dict[str, Any] = field(default_factory=dict)
+    sample: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.float16))
 
     @property
     def images(self) -> int:
@@ -179,11 +197,12 @@ class Statistics:
     def save(self, path: Path) -> None:
         """Write as one compressed ``.npz`` file."""
         arrays: dict[str, NDArray[Any]] = {}
-        header = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
+        header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
         for number, (name, t) in enumerate(self.tensors.items()):
             header["tensors"][name] = {"positive": t.positive, "images": t.images}
             for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts"):
                 arrays[f"{number}.{part}"] = getattr(t, part)
+        arrays["sample"] = self.sample
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with path.open("wb") as stream:
             np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
@@ -196,7 +215,7 @@ class Statistics:
             ArtifactError: Not such a file, damaged, or of another schema.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
                 if header["schema_version"] != SCHEMA_VERSION:
                     raise ArtifactError(
@@ -211,15 +230,16 @@ class Statistics:
                         for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts")
                     }
                     tensors[name] = TensorStatistics(**facts, **parts)
-        except (OSError, ValueError, KeyError) as error:
+                sample = arrays["sample"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
                 f"{path.name} does not hold calibration statistics", mend="resnet-opt calibrate …"
             ) from error
-        return cls(tensors, header["key"])
+        return cls(tensors, header["key"], sample)
 
 
 class Collector:
-    """Feeds batches through an executor and gathers statistics.
+    """Feeds images through an executor and gathers statistics.
 
     Args:
         observed: Tensor names and whether each comes from a ReLU.
@@ -229,24 +249,64 @@ class Collector:
     def __init__(self, observed: Mapping[str, bool], execute: Executor) -> None:
         self._observed = dict(observed)
         self._execute = execute
-        self.statistics = Statistics()
+        self._gathered = Statistics()
+        self._waiting: list[NDArray[Any]] = []
+        self._sample: list[tuple[int, int, NDArray[Any]]] = []
+        self._seen = 0
 
     def add(self, batch: NDArray[Any]) -> None:
-        """See a batch of images.
+        """See a batch of images, of any size.
 
         Raises:
             GraphError: A tensor has NaN or infinite values; the message names it.
         """
-        values = self._execute(batch)
+        self._waiting.extend(batch)
+        for image in batch:
+            self._keep(image)
+        while self._waiting and len(self._waiting) >= self._group(self._waiting[0]):
+            self._execute_group()
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of all images seen so far."""
+        if self._waiting:
+            self._execute_group()
+        images = [image for _, _, image in sorted(self._sample, key=lambda e: (-e[0], e[1]))]
+        if images:
+            sample = np.stack(images)
+            self._gathered.sample = (
+                sample if sample.dtype == np.uint8 else sample.astype(np.float16)
+            )
+        return self._gathered
+
+    @staticmethod
+    def _group(image: NDArray[Any]) -> int:
+        return min(64, max(2, _GROUP_VALUES // image.size))
+
+    def _keep(self, image: NDArray[Any]) -> None:
+        limit = max(_SAMPLE_IMAGES[0], min(_SAMPLE_IMAGES[-1], _SAMPLE_VALUES // image.size))
+        digest = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big")
+        self._seen += 1
+        entry = (-digest, self._seen, image)  # the largest digest is the first to go
+        if len(self._sample) < limit:
+            heapq.heappush(self._sample, entry)
+        elif entry > self._sample[0]:
+            heapq.heapreplace(self._sample, entry)
+
+    def _execute_group(self) -> None:
+        size = self._group(self._waiting[0])
+        images, self._waiting = self._waiting[:size], self._waiting[size:]
+        missing = size - len(images)
+        values = self._execute(np.stack([*images, *[images[-1]] * missing]))
         for name, positive in self._observed.items():
-            array = np.asarray(values[name], np.float32)
+            array = np.asarray(values[name][: len(images)], np.float32)
             if not np.isfinite(array).all():
                 raise GraphError(
                     f"{name} has NaN or infinite values on the calibration images",
                     mend="check the checkpoint and the preprocessing",
                 )
-            tensor = self.statistics.tensors.get(name)
+            tensor = self._gathered.tensors.get(name)
             if tensor is None:
                 tensor = TensorStatistics.empty(array.shape[1], positive=positive)
-                self.statistics.tensors[name] = tensor
+                self._gathered.tensors[name] = tensor
             tensor.add(array)

@@ -1,0 +1,325 @@
+"""A residual network in PyTorch, exact or with its quantization simulated.
+
+Passes that need more than histograms (`ranges` chosen by their effect, `correction`, `learning`)
+compute a sample of the calibration images here, node by node. Numbers are float32; a quantized
+tensor holds the values that its integers stand for, so a simulated network agrees with the lowered
+graph executed as written up to the order of sums.
+
+Not handled: operations other than those of a ResNet and of its input normalization; `simulates`
+tells, and the passes then leave the network as histograms alone make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.topology import WEIGHTED, Topology
+from optimizer.targets.rules import TargetRules
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Parameters",
+    "Simulation",
+    "Step",
+    "batches",
+    "exact_parameters",
+    "represented",
+    "stored_parameters",
+]
+
+Parameters = dict[str, tuple["torch.Tensor", "torch.Tensor"]]
+"""Weight and bias of each layer by its name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node, ready to compute.
+
+    Attributes:
+        name: The node's name.
+        output: Its output tensor.
+        inputs: Computed inputs, each with whether a Q/DQ pair stands before it.
+        last: Tensors that no later step reads.
+        compute: Maps inputs and parameters to the output.
+    """
+
+    name: str
+    output: str
+    inputs: tuple[tuple[str, bool], ...]
+    last: tuple[str, ...]
+    compute: Callable[[list[torch.Tensor], Parameters], torch.Tensor]
+
+
+class Simulation:
+    """The steps of a graph under a target's rules.
+
+    Args:
+        topology: The FP32 graph.
+        rules: Where Q/DQ pairs stand.
+    """
+
+    def __init__(self, topology: Topology, rules: TargetRules) -> None:
+        self.topology = topology
+        self.rules = rules
+        edges = {(e.node, e.index) for e in topology.quantized_edges(rules)}
+        nodes = list(topology.nodes.values())
+        last: dict[str, str] = {}
+        for node in nodes:
+            last |= {tensor: str(node.name) for tensor in topology.data_inputs(node)}
+        self.steps = [
+            Step(
+                name=str(node.name),
+                output=str(node.outputs[0].name),
+                inputs=tuple(
+                    (str(value.name), (str(node.name), index) in edges)
+                    for index, value in enumerate(node.inputs)
+                    if value is not None and str(value.name) in topology.data_inputs(node)
+                ),
+                last=tuple(t for t, reader in last.items() if reader == node.name),
+                compute=_operation(topology, node),
+            )
+            for node in nodes
+        ]
+
+    @staticmethod
+    def simulates(topology: Topology) -> bool:
+        """Whether every operation of a graph is known here."""
+        return all(
+            (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
+            and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+            for node in topology.nodes.values()
+        )
+
+    def run(
+        self,
+        images: torch.Tensor,
+        parameters: Parameters,
+        encodings: Encodings | None = None,
+        watched: Iterable[str] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Compute the network.
+
+        Args:
+            images: As the graph takes them.
+            parameters: From `exact_parameters` or `stored_parameters`.
+            encodings: How tensors are stored; ``None`` for FP32.
+            watched: Tensors to return beside the graph's output.
+
+        Returns:
+            By name, the output and the watched tensors.
+        """
+        wanted = {self.topology.output, *watched}
+        values = {self.topology.input: images}
+        kept = {name: images for name in wanted if name == self.topology.input}
+        stored: dict[str, torch.Tensor] = {}
+        for step in self.steps:
+            values[step.output] = step.compute(
+                self.inputs_of(step, values, stored, encodings), parameters
+            )
+            if step.output in wanted:
+                kept[step.output] = values[step.output]
+            for name in step.last:
+                values.pop(name, None)
+                stored.pop(name, None)
+        return kept
+
+    def inputs_of(
+        self,
+        step: Step,
+        values: Mapping[str, torch.Tensor],
+        stored: dict[str, torch.Tensor],
+        encodings: Encodings | None,
+    ) -> list[torch.Tensor]:
+        """Inputs of a step, quantized where the rules say so; ``stored`` remembers them."""
+        inputs = []
+        for name, quantized in step.inputs:
+            if encodings is None or not quantized:
+                inputs.append(values[name])
+                continue
+            if name not in stored:
+                stored[name] = represented(values[name], encodings.tensors[name])
+            inputs.append(stored[name])
+        return inputs
+
+
+def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
+    """The values that a tensor's integers stand for."""
+    import torch
+
+    low, high = encoding.bounds
+    zero = encoding.zero_point - (128 if encoding.shifted else 0)
+    integers = torch.round(values / encoding.scale).clamp_(low - zero, high - zero)
+    return integers.mul_(encoding.scale)
+
+
+def exact_parameters(topology: Topology, layers: Mapping[str, LayerEncoding]) -> Parameters:
+    """FP32 weights and biases after equalization, before any rounding."""
+    import torch
+
+    parameters: Parameters = {}
+    for node in topology.layers():
+        layer = layers[str(node.name)]
+        bias = topology.bias(node)
+        if layer.output_factor is not None:
+            bias = np.asarray(bias / np.asarray(layer.output_factor, np.float32), np.float32)
+        weight = layer.equalized(topology.weight(node))
+        parameters[str(node.name)] = (torch.from_numpy(weight), torch.from_numpy(bias))
+    return parameters
+
+
+def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
+    """Weights that the integers stand for, and the encodings' biases."""
+    import torch
+
+    parameters: Parameters = {}
+    for node in topology.layers():
+        layer = encodings.layers[str(node.name)]
+        weight = layer.represented(topology.weight(node))
+        bias = np.asarray(layer.bias, np.float32)
+        parameters[str(node.name)] = (torch.from_numpy(weight), torch.from_numpy(bias))
+    return parameters
+
+
+def batches(images: NDArray[Any], size: int) -> Iterator[torch.Tensor]:
+    """Images as tensors, float16 widened to float32."""
+    import torch
+
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
+
+
+# --- operations --------------------------------------------------------------------------------
+
+
+def _operation(
+    topology: Topology, node: ir.Node
+) -> Callable[[list[torch.Tensor], Parameters], torch.Tensor]:
+    if node.op_type in WEIGHTED:
+        return _layer(topology, node)
+    make = _OPERATIONS[node.op_type]
+    compute = make(topology, node)
+    return lambda inputs, _: compute(*inputs)
+
+
+def _layer(
+    topology: Topology, node: ir.Node
+) -> Callable[[list[torch.Tensor], Parameters], torch.Tensor]:
+    from torch.nn import functional
+
+    name = str(node.name)
+    if node.op_type == "Gemm":
+        return lambda inputs, parameters: functional.linear(inputs[0], *parameters[name])
+    rank = topology.weight(node).ndim - 2
+    strides = list(node.attributes.get_ints("strides", ()) or [1] * rank)
+    dilations = list(node.attributes.get_ints("dilations", ()) or [1] * rank)
+    groups = topology.groups_of(node)
+    pads = _pads(node, rank)
+    symmetric = all(pads[i] == pads[i + 1] for i in range(0, len(pads), 2))
+    padding = list(reversed(pads[::2])) if symmetric else 0
+
+    def convolve(inputs: list[torch.Tensor], parameters: Parameters) -> torch.Tensor:
+        x = inputs[0] if symmetric else functional.pad(inputs[0], pads)
+        weight, bias = parameters[name]
+        return functional.conv2d(x, weight, bias, strides, padding, dilations, groups)
+
+    return convolve
+
+
+def _pads(node: ir.Node, rank: int) -> list[int]:
+    """ONNX pads (begins, then ends) as PyTorch wants them: last axis first, begin and end."""
+    pads = list(node.attributes.get_ints("pads", ()) or [0] * (2 * rank))
+    return [pads[side * rank + axis] for axis in reversed(range(rank)) for side in (0, 1)]
+
+
+Unary = Callable[..., "torch.Tensor"]
+
+
+def _relu(_: Topology, __: ir.Node) -> Unary:
+    return lambda x: x.relu()
+
+
+def _max_pool(_: Topology, node: ir.Node) -> Unary:
+    from torch.nn import functional
+
+    kernel = list(node.attributes.get_ints("kernel_shape", ()) or ())
+    strides = list(node.attributes.get_ints("strides", ()) or [1] * len(kernel))
+    pads = _pads(node, len(kernel))
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        if any(pads):
+            x = functional.pad(x, pads, value=float("-inf"))
+        return functional.max_pool2d(
+            x, kernel, strides, ceil_mode=bool(node.attributes.get_int("ceil_mode", 0))
+        )
+
+    return pool
+
+
+def _average_pool(_: Topology, node: ir.Node) -> Unary:
+    from torch.nn import functional
+
+    kernel = list(node.attributes.get_ints("kernel_shape", ()) or ())
+    strides = list(node.attributes.get_ints("strides", ()) or [1] * len(kernel))
+    pads = _pads(node, len(kernel))
+    return lambda x: functional.avg_pool2d(
+        x,
+        kernel,
+        strides,
+        [pads[2], pads[0]],
+        ceil_mode=bool(node.attributes.get_int("ceil_mode", 0)),
+        count_include_pad=bool(node.attributes.get_int("count_include_pad", 0)),
+    )
+
+
+def _global_average_pool(_: Topology, __: ir.Node) -> Unary:
+    return lambda x: x.mean((2, 3), keepdim=True)
+
+
+def _flatten(_: Topology, __: ir.Node) -> Unary:
+    return lambda x: x.flatten(1)
+
+
+def _cast(_: Topology, __: ir.Node) -> Unary:
+    return lambda x: x.float()
+
+
+def _transpose(_: Topology, node: ir.Node) -> Unary:
+    order = list(node.attributes.get_ints("perm", ()) or ())
+    return lambda x: x.permute(order)
+
+
+def _binary(symbol: str) -> Callable[[Topology, ir.Node], Unary]:
+    def make(topology: Topology, node: ir.Node) -> Unary:
+        import torch
+
+        function: Any = {"Add": torch.add, "Mul": torch.mul}[symbol]
+        if len(topology.data_inputs(node)) == 2:
+            return cast("Unary", function)
+        values = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+        constant = torch.from_numpy(values[0].numpy().copy())
+        return lambda x: function(x, constant)
+
+    return make
+
+
+_OPERATIONS: dict[str, Callable[[Topology, ir.Node], Unary]] = {
+    "Relu": _relu,
+    "Add": _binary("Add"),
+    "Mul": _binary("Mul"),
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_average_pool,
+    "Flatten": _flatten,
+    "Cast": _cast,
+    "Transpose": _transpose,
+}

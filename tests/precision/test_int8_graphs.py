@@ -1,0 +1,356 @@
+"""Properties of encodings and lowering on random residual networks, and counts on real ones."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer.precision.int8 import (
+    Collector,
+    EncodingOptions,
+    Encodings,
+    Statistics,
+    compute_encodings,
+    lower,
+)
+from optimizer.precision.topology import analyse
+from optimizer.targets.rules import TARGETS, TargetRules
+from tests.precision.networks import images, network
+
+PLAIN = EncodingOptions(method="minmax", equalize=False, bias="none", shift=False)
+SEEDS = st.integers(0, 10_000)
+KINDS = st.booleans()
+
+
+def run(model: ir.Model, batch: np.ndarray, names: list[str] | None = None) -> list[np.ndarray]:
+    """Execute a graph as written."""
+    proto = ir.to_proto(model)
+    for name in names or []:
+        proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(names, {"images": batch})
+
+
+def tapper(model: ir.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    names = [name for name in analyse(model).observed() if name != "images"]
+
+    def execute(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {**dict(zip(names, run(model, batch, names), strict=True)), "images": batch}
+
+    return execute
+
+
+def statistics(model: ir.Model, batches: list[np.ndarray]) -> Statistics:
+    topology = analyse(model)
+    collector = Collector({t: topology.after_relu(t) for t in topology.observed()}, tapper(model))
+    for batch in batches:
+        collector.add(batch)
+    return collector.statistics
+
+
+def lowered(
+    make: Callable[[], ir.Model], rules: TargetRules, options: EncodingOptions | None = None
+) -> tuple[ir.Model, Encodings]:
+    model = make()
+    encodings = compute_encodings(make(), statistics(make(), [images(64, 1)]), rules, "0", options)
+    lower(model, encodings, rules)
+    return model, encodings
+
+
+def noise_db(reference: np.ndarray, other: np.ndarray) -> float:
+    noise = np.linalg.norm(other - reference)
+    return float(20 * np.log10(np.linalg.norm(reference) / noise)) if noise else float("inf")
+
+
+TENSORRT = replace(TARGETS["tensorrt"], high_precision="fp32", constants="fp32")
+
+
+# --- exactness -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(seed=SEEDS, bottleneck=KINDS)
+def test_equalization_changes_nothing_in_fp32(seed: int, bottleneck: bool) -> None:
+    """Written with no rounding at all, the equalized network is the network."""
+    from optimizer.precision.int8.encodings import LayerEncoding
+    from optimizer.precision.int8.equalization import equalization_factors
+
+    def make() -> ir.Model:
+        return network(seed, bottleneck=bottleneck)
+
+    model = make()
+    topology = analyse(model)
+    factors = equalization_factors(topology, statistics(make(), [images(32)]), alpha=0.7)
+    assert factors
+    for node in topology.layers():
+        into = factors.get(topology.data_inputs(node)[0])
+        out = factors.get(str(node.outputs[0].name))
+        layer = LayerEncoding(
+            weight_scale=[],
+            bias=[],
+            input_factor=None if into is None else into.tolist(),
+            output_factor=None if out is None else out.tolist(),
+        )
+        weight = layer.equalized(topology.weight(node))
+        bias = topology.bias(node) if out is None else topology.bias(node) / out
+        for value, array in ((node.inputs[1], weight), (node.inputs[2], bias)):
+            assert value is not None
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+    batch = images(8, 5)
+    (expected,), (found,) = run(make(), batch), run(model, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def _unshifted(encodings: Encodings) -> Encodings:
+    """The same levels as unsigned integers with zero point 0."""
+    return encodings.model_copy(
+        update={
+            "tensors": {
+                name: tensor.model_copy(update={"dtype": "u8", "shifted": False})
+                if tensor.shifted
+                else tensor
+                for name, tensor in encodings.tensors.items()
+            }
+        }
+    )
+
+
+@settings(max_examples=15)
+@given(seed=SEEDS)
+def test_the_shift_is_u8_in_disguise(seed: int) -> None:
+    """A shifted s8 tensor holds the integers of u8 with zero point 0, less 128."""
+
+    def make() -> ir.Model:
+        return network(seed, bottleneck=True)
+
+    options = replace(PLAIN, shift=True)
+    shifted, encodings = lowered(make, TENSORRT, options)
+    assert any(tensor.shifted for tensor in encodings.tensors.values())
+    plain = make()
+    lower(plain, _unshifted(encodings), TENSORRT)
+    batch = images(8, 3)
+    names = [f"{name}.quantized" for name, t in encodings.tensors.items() if t.shifted]
+    found, expected = run(shifted, batch, ["logits", *names]), run(plain, batch, ["logits", *names])
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        # Float rounding of the moved constants may turn a tie: never more than one step.
+        assert np.abs(one.astype(int) + 128 - other.astype(int)).max() <= 1
+        assert (one.astype(int) + 128 != other.astype(int)).mean() < 0.02
+    assert noise_db(expected[0], found[0]) > 30
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, bottleneck=KINDS)
+def test_u8_with_zero_point_128_holds_the_integers_of_s8(seed: int, bottleneck: bool) -> None:
+    def make() -> ir.Model:
+        return network(seed, bottleneck=bottleneck)
+
+    signed = replace(TARGETS["openvino"], weight_max=127)
+    unsigned = replace(TARGETS["onnxruntime"], weight_max=127)
+    one, encodings = lowered(make, signed)
+    other, _ = lowered(make, unsigned)
+    batch = images(8, 3)
+    names = [name for name, t in encodings.tensors.items() if t.dtype == "s8"]
+    assert names
+    wanted = [f"{name}.quantized" for name in names]
+    for a, b in zip(run(one, batch, wanted), run(other, batch, wanted), strict=True):
+        assert a.dtype == np.int8
+        assert b.dtype == np.uint8
+        np.testing.assert_array_equal(a.astype(int) + 128, b.astype(int))
+
+
+def _binary_fractions(model: ir.Model, encodings: Encodings) -> Encodings:
+    """Scales that are powers of two and biases that are multiples of 2^-12: sums are exact."""
+
+    def power(scale: float) -> float:
+        return float(2.0 ** np.round(np.log2(scale)))
+
+    tensors = {
+        name: tensor.model_copy(update={"scale": power(tensor.scale)})
+        for name, tensor in encodings.tensors.items()
+    }
+    layers = {
+        name: layer.model_copy(
+            update={
+                "weight_scale": [max(power(s), 2.0**-12) for s in layer.weight_scale],
+                "bias": [float(np.round(b * 4096) / 4096) for b in layer.bias],
+            }
+        )
+        for name, layer in encodings.layers.items()
+    }
+    return encodings.model_copy(update={"tensors": tensors, "layers": layers})
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS)
+def test_the_shift_is_exact(seed: int) -> None:
+    """Where no sum is rounded, the shifted graph gives the bits of the graph in u8."""
+
+    def make() -> ir.Model:
+        return network(seed, bottleneck=True)
+
+    seen = statistics(make(), [images(32, 1)])
+    options = replace(PLAIN, shift=True)
+    encodings = _binary_fractions(make(), compute_encodings(make(), seen, TENSORRT, "0", options))
+    shifted, plain = make(), make()
+    lower(shifted, encodings, TENSORRT)
+    lower(plain, _unshifted(encodings), TENSORRT)
+    batch = np.round(images(8, 3) * 8) / 8
+    (found,), (expected,) = run(shifted, batch), run(plain, batch)
+    np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, bottleneck=KINDS, shift=st.booleans())
+def test_the_faithful_lowering_holds_the_integers_of_tensorrt(
+    seed: int, bottleneck: bool, shift: bool
+) -> None:
+    """tensorrt-cpu stores 128 more than TensorRT's graph, everywhere, and computes the same."""
+
+    def make() -> ir.Model:
+        return network(seed, bottleneck=bottleneck)
+
+    options = EncodingOptions(method="minmax", bias="statistics", shift=shift)
+    real = replace(TARGETS["tensorrt"], high_precision="fp32")
+    one, encodings = lowered(make, real, options)
+    other, faithful = lowered(make, TARGETS["tensorrt-cpu"], options)
+    assert [t.scale for t in encodings.tensors.values()] == [
+        t.scale for t in faithful.tensors.values()
+    ]
+    batch = images(8, 3)
+    wanted = ["logits", *(f"{name}.quantized" for name in encodings.tensors)]
+    left, right = run(one, batch, wanted), run(other, batch, wanted)
+    np.testing.assert_array_equal(left[0], right[0])
+    for a, b in zip(left[1:], right[1:], strict=True):
+        assert (a.dtype, b.dtype) == (np.int8, np.uint8)
+        np.testing.assert_array_equal(a.astype(int) + 128, b.astype(int))
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, bottleneck=KINDS)
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_a_lowered_graph_is_valid_and_close(target: str, seed: int, bottleneck: bool) -> None:
+    def make() -> ir.Model:
+        return network(seed, bottleneck=bottleneck)
+
+    rules = replace(TARGETS[target], weight_max=127, high_precision="fp32")
+    model, _ = lowered(make, rules)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    batch = images(16, 9)
+    (expected,), (found,) = run(make(), batch), run(model, batch)
+    assert noise_db(expected, found) > 14
+
+
+def test_absorbed_relus_are_gone_and_nothing_else() -> None:
+    def make() -> ir.Model:
+        return network(1)
+
+    model, _ = lowered(make, replace(TARGETS["openvino"], weight_max=127))
+    assert not [n for n in model.graph if n.op_type == "Relu"]
+    plain, _ = lowered(make, TENSORRT, PLAIN)
+    assert len([n for n in plain.graph if n.op_type == "Relu"]) == 7
+
+
+# --- what may be shifted ----------------------------------------------------------------------------
+
+
+def test_bottlenecks_shift_the_stream_and_basic_blocks_do_not() -> None:
+    from optimizer.precision.int8.shift import shiftable
+
+    found = shiftable(analyse(network(0, bottleneck=True)), TENSORRT)
+    assert found == {"maxpool", "layer1.0.relu_1", "layer1.0.relu_2", "layer1.1.relu_1"}
+    basic = shiftable(analyse(network(0, bottleneck=False)), TENSORRT)
+    assert basic == set()
+
+
+# --- encodings as a file ------------------------------------------------------------------------------
+
+
+def test_an_edited_encoding_is_what_is_lowered(tmp_path: Path) -> None:
+    model, encodings = lowered(lambda: network(2), TENSORRT, PLAIN)
+    encodings.save(tmp_path / "e.json")
+    text = (tmp_path / "e.json").read_text()
+    edited = re.sub(r'("layer1\.0\.relu": \{"scale": )[0-9.e-]+', r"\g<1>0.125", text)
+    assert edited != text
+    (tmp_path / "e.json").write_text(edited)
+    loaded = Encodings.load(tmp_path / "e.json")
+    assert loaded.tensors["layer1.0.relu"].scale == 0.125
+    model = network(2)
+    lower(model, loaded, TENSORRT)
+    scale = model.graph.initializers["layer1.0.relu.scale"].const_value
+    assert scale is not None
+    assert float(scale.numpy()) == 0.125
+
+
+# --- counts on real networks --------------------------------------------------------------------------
+
+
+def _pairs_by_block(model: ir.Model) -> dict[str, int]:
+    count: Counter[str] = Counter()
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            match = re.match(r"layer\d\.\d+", str(node.name))
+            count[match[0] if match else "outside"] += 1
+    return dict(count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))]
+)
+def test_pairs_per_block(arch: str, depths: tuple[int, ...], tmp_path: Path) -> None:
+    """TensorRT: each block quantizes its two inner tensors and its output, which is the next
+    block's input and residual; a downsample's output too. The CPU engines also quantize what goes
+    into the Add from conv3."""
+    from optimizer.data import Preprocessing
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+
+    small = replace(load_model(f"{arch}:random:10"), preprocessing=Preprocessing.digits(32))
+    path = export_onnx(small, tmp_path / "m.onnx").path
+    seen = statistics_of_file(path)
+    last = f"layer4.{depths[-1] - 1}"
+    for target, rules in TARGETS.items():
+        model = ir.load(path)
+        lower(model, compute_encodings(ir.load(path), seen, rules, "0", PLAIN), rules)
+        counts = _pairs_by_block(model)
+        assert sum(n.op_type == "DequantizeLinear" for n in model.graph) == sum(
+            counts.values()
+        ) + sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
+        for stage, depth in enumerate(depths, start=1):
+            for index in range(depth):
+                block = f"layer{stage}.{index}"
+                downsample = index == 0
+                expected = (
+                    3 + downsample - (block == last)
+                    if target.startswith("tensorrt")
+                    else 4 + downsample
+                )
+                assert counts[block] == expected, (target, block)
+        assert counts["outside"] == (3 if target.startswith("tensorrt") else 4)
+
+
+def statistics_of_file(path: Path) -> Statistics:
+    from optimizer.engines.onnxruntime import tapped
+
+    topology = analyse(ir.load(path))
+    observed = {t: topology.after_relu(t) for t in topology.observed()}
+    collector = Collector(observed, tapped(path, list(observed)))
+    collector.add(np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32))
+    return collector.statistics
