@@ -35,7 +35,9 @@ HEADLINE = (
     "ready there; preprocessing and copies are not in it"
 )
 AGAIN = " (again)"
-UNUSABLE = 0.10
+UNSTEADY = 0.10
+"""Difference of an engine from itself above which only larger differences are claimed."""
+UNUSABLE = 0.50
 """Difference of an engine from itself above which a run cannot say anything."""
 _COMPUTE = 1
 _SPANS = ("host_to_device", "compute", "device_to_host")
@@ -324,7 +326,9 @@ def _verdict(
         words = "; ".join(f"{e.name} at batch {e.batch}: {e.error}" for e in failed)
         return "fail", f"{len(failed)} of {len(engines)} measurements failed: {words}"
     floor = _largest_effect(control)
-    if floor > UNUSABLE:
+    # `judge` has held each ratio against this floor: faster and slower are beyond it.
+    decided = bool(comparisons) and all(c.verdict in {"faster", "slower"} for c in comparisons)
+    if floor > UNUSABLE or (floor > UNSTEADY and (gate or not decided)):
         return "inconclusive", (
             f"this machine is too unsteady: the same engine, started twice, may differ from itself "
             f"by {floor:.0%}"
@@ -348,4 +352,7 @@ def _verdict(
         )
     measured = sum(e.status == "ok" for e in engines)
     counts = ", ".join(f"{len(cs)} {v}" for v, cs in by_verdict.items() if cs)
-    return "pass", f"{measured} of {len(engines)} measured" + (f"; {counts}" if counts else "")
+    said = f"{measured} of {len(engines)} measured" + (f"; {counts}" if counts else "")
+    if floor > UNSTEADY:
+        said += f"; the baseline, started twice, may differ from itself by {floor:.0%}"
+    return "pass", said

@@ -17,6 +17,9 @@ from optimizer.results import (
 
 __all__ = ["findings"]
 
+_STEADY = 0.05
+"""Difference of an engine from itself that needs no remark."""
+
 
 def findings(
     validated: ValidateResult | None,
@@ -36,6 +39,7 @@ def findings(
     best = _fastest_accepted(validated, measured)
     if best is not None and measured is not None:
         said.append(_speed(best, measured))
+        said += _unsteady(measured)
         hop = _hop_of(best.b, validated, measured)
         if hop is not None and validated is not None:
             said.append(_accuracy(hop, validated))
@@ -102,6 +106,22 @@ def _speed(best: Comparison, measured: BenchResult) -> str:
         else f"{best.b} is {best.ratio:.2f} times as fast as {best.a}{times}, 95 % interval "
         f"{low:.2f} to {high:.2f},{where}, on this machine."
     )
+
+
+def _unsteady(measured: BenchResult) -> list[str]:
+    """What the control run says about the numbers, where it says something."""
+    control = measured.a_a_control
+    if control is None or measured.verdict == "inconclusive":
+        return []
+    largest = max(1 / control.ci95[0], control.ci95[1]) - 1
+    if largest <= _STEADY:
+        return []
+    return [
+        (
+            f"The machine was not quiet: {control.a}, started twice, may differ from itself by "
+            f"{largest:.0%}; only larger differences are called faster or slower."
+        )
+    ]
 
 
 def _ms(value: float) -> str:
