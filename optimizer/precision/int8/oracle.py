@@ -177,7 +177,7 @@ def _max_pool(node: ir.Node, inputs: list[Array]) -> Array:
     kernel = tuple(node.attributes.get_ints("kernel_shape", ()) or ())
     if node.attributes.get_int("ceil_mode", 0):
         raise GraphError(f"{node.name} rounds its size up, which this oracle does not")
-    lowest = -np.inf if x.dtype.kind != "i" and x.dtype.kind != "u" else np.iinfo(x.dtype).min
+    lowest = -np.inf if x.dtype.kind not in {"i", "u"} else np.iinfo(x.dtype).min
     columns = _columns(node, x, kernel, lowest)
     n, _, height, width = columns.shape
     return np.asarray(columns.reshape(n, x.shape[1], -1, height, width).max(axis=2))
