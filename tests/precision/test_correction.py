@@ -71,7 +71,7 @@ def test_no_mean_error_is_left_where_a_layer_was_corrected(
     model, encodings = _encode(seed, rules, options, bottleneck=bottleneck)
     simulation = Simulation(analyse(model), rules)
     sample = images(32, 4)
-    corrected = correct_biases(simulation, encodings, sample)
+    (corrected,) = correct_biases(simulation, [encodings], sample)
     watched = [
         str(n.outputs[0].name) for n in simulation.topology.nodes.values() if n.op_type == "Add"
     ]

@@ -14,6 +14,7 @@ not looked at, only the mean before it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,37 +51,40 @@ class Corrected:
     sqnr: float
 
 
-def correct_biases(simulation: Simulation, encodings: Encodings, images: NDArray[Any]) -> Corrected:
+def correct_biases(
+    simulation: Simulation, candidates: Sequence[Encodings], images: NDArray[Any]
+) -> list[Corrected]:
     """Correct every bias by the mean error of the quantized network before it.
 
     Args:
         simulation: The graph under the rules that the encodings were computed for.
-        encodings: They are not changed; their biases are the starting point.
+        candidates: Encodings that differ in their ranges alone; the exact network is computed once
+            for all of them. They are not changed; their biases are the starting point.
         images: A sample, as the graph takes them; all of them are held in memory at once.
 
     Returns:
-        The corrected encodings, and how good the network is with them.
+        For each candidate, the corrected encodings and how good the network is with them.
     """
     import torch
 
     topology = simulation.topology
-    exact = exact_parameters(topology, encodings.layers)
-    stored = stored_parameters(topology, encodings)
+    exact = exact_parameters(topology, candidates[0].layers)
+    stored = stored_parameters(topology, candidates[0])
     sums = _sums(topology)
     with torch.no_grad():
         (batch,) = batches(images, len(images))
-        lockstep = _Lockstep(simulation, encodings, exact, stored, batch)
+        reference = {topology.input: batch}
+        networks = [_Network(simulation, one, dict(stored), batch) for one in candidates]
         for step in simulation.steps:
-            lockstep.compute(step)
-            if step.name in stored:
-                lockstep.correct(step, sums.get(step.output))
-            lockstep.forget(step)
-    layers = {
-        name: layer.model_copy(update={"bias": stored[name][1].tolist()})
-        for name, layer in encodings.layers.items()
-    }
-    corrected = encodings.model_copy(update={"layers": layers})
-    return Corrected(corrected, sqnr(*lockstep.outputs))
+            reference[step.output] = step.compute([reference[n] for n, _ in step.inputs], exact)
+            for network in networks:
+                network.compute(step)
+                if step.name in stored:
+                    network.correct(step, reference, sums.get(step.output))
+                network.forget(step)
+            for name in step.last:
+                del reference[name]
+        return [network.corrected(reference[topology.output]) for network in networks]
 
 
 def sqnr(reference: torch.Tensor, quantized: torch.Tensor) -> float:
@@ -106,64 +110,62 @@ def _sums(topology: Topology) -> dict[str, tuple[str, int]]:
     return found
 
 
-class _Lockstep:
-    """Both networks, computed side by side."""
+class _Network:
+    """A quantized network, computed side by side with the exact one."""
 
     def __init__(
         self,
         simulation: Simulation,
         encodings: Encodings,
-        exact: Parameters,
-        stored: Parameters,
+        parameters: Parameters,
         batch: torch.Tensor,
     ) -> None:
         self._simulation = simulation
         self._steps = {step.name: step for step in simulation.steps}
         self._encodings = encodings
-        self._parameters = (exact, stored)
-        source = simulation.topology.input
-        self._exact: dict[str, torch.Tensor] = {source: batch}
-        self._quantized: dict[str, torch.Tensor] = {source: batch}
+        self._parameters = parameters
+        self._values: dict[str, torch.Tensor] = {simulation.topology.input: batch}
         self._represented: dict[str, torch.Tensor] = {}
 
-    @property
-    def outputs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The graph's output, exact and quantized."""
-        name = self._simulation.topology.output
-        return self._exact[name], self._quantized[name]
-
     def compute(self, step: Step) -> None:
-        """Compute a step in both networks."""
-        inputs = [self._exact[name] for name, _ in step.inputs]
-        self._exact[step.output] = step.compute(inputs, self._parameters[0])
-        inputs = self._simulation.inputs_of(
-            step, self._quantized, self._represented, self._encodings
-        )
-        self._quantized[step.output] = step.compute(inputs, self._parameters[1])
+        """Compute a step."""
+        inputs = self._simulation.inputs_of(step, self._values, self._represented, self._encodings)
+        self._values[step.output] = step.compute(inputs, self._parameters)
 
-    def correct(self, step: Step, partner: tuple[str, int] | None) -> None:
+    def correct(
+        self, step: Step, reference: Mapping[str, torch.Tensor], partner: tuple[str, int] | None
+    ) -> None:
         """Take the mean error from the bias of the layer computed last."""
-        error = self._quantized[step.output] - self._exact[step.output]
+        error = self._values[step.output] - reference[step.output]
         if partner is not None:
-            error += self._error_at(*partner)
+            error += self._error_at(reference, *partner)
         mean = error.mean([axis for axis in range(error.ndim) if axis != 1])
-        weight, bias = self._parameters[1][step.name]
-        self._parameters[1][step.name] = (weight, bias - mean)
+        weight, bias = self._parameters[step.name]
+        self._parameters[step.name] = (weight, bias - mean)
         shape = [1, -1, *([1] * (error.ndim - 2))]
-        self._quantized[step.output] = self._quantized[step.output] - mean.reshape(shape)
+        self._values[step.output] -= mean.reshape(shape)
 
-    def _error_at(self, node: str, index: int) -> torch.Tensor:
+    def _error_at(
+        self, reference: Mapping[str, torch.Tensor], node: str, index: int
+    ) -> torch.Tensor:
         """Error of one input of a later step, as that step will read it."""
         step = self._steps[node]
         name, _ = step.inputs[index]
         one = Step(step.name, step.output, (step.inputs[index],), (), step.compute)
-        (read,) = self._simulation.inputs_of(
-            one, self._quantized, self._represented, self._encodings
-        )
-        return read - self._exact[name]
+        (read,) = self._simulation.inputs_of(one, self._values, self._represented, self._encodings)
+        return read - reference[name]
 
     def forget(self, step: Step) -> None:
         """Let go of tensors that nobody reads any more."""
         for name in step.last:
-            for values in (self._exact, self._quantized, self._represented):
-                values.pop(name, None)
+            self._values.pop(name, None)
+            self._represented.pop(name, None)
+
+    def corrected(self, reference: torch.Tensor) -> Corrected:
+        """The encodings with the biases that were found."""
+        layers = {
+            name: layer.model_copy(update={"bias": self._parameters[name][1].tolist()})
+            for name, layer in self._encodings.layers.items()
+        }
+        quality = sqnr(reference, self._values[self._simulation.topology.output])
+        return Corrected(self._encodings.model_copy(update={"layers": layers}), quality)

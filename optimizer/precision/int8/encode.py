@@ -8,14 +8,15 @@ carry nothing, the least squared error is 3 dB better at the output than min-max
 the class, it is 6 dB worse, because what clipping takes away adds up over layers and rounding does
 not. ``auto`` measures: it goes from the one to the other in a few steps,
 min-max^(1 - t) * MSE^t, quantizes the network at each, corrects its biases, and keeps the best
-output on the sample of calibration images that the statistics carry.
+output on a part of the sample of calibration images that the statistics carry; the biases are then
+corrected on all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,7 @@ LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]
 _STEPS = (0.0, 0.25, 0.5, 1.0)
 _WITHOUT_SAMPLE = 0.25
+_LEAST_COMPARED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +161,11 @@ class _Encoder:
         wide, narrow = self._ranges("minmax"), self._ranges("mse")
         if self.simulation is None:
             return self._finished(_between(wide, narrow, _WITHOUT_SAMPLE))
-        tried = [
-            correct_biases(
-                self.simulation,
-                self._encoded(_between(wide, narrow, step)),
-                self.statistics.sample,
-            )
-            for step in _STEPS
-        ]
+        tried = correct_biases(
+            self.simulation,
+            [self._encoded(_between(wide, narrow, step)) for step in _STEPS],
+            self._few_images(),
+        )
         best = max(range(len(tried)), key=lambda index: tried[index].sqnr)
         self.notes.append(
             "auto ranges: "
@@ -174,16 +173,20 @@ class _Encoder:
                 f"{step:g} {one.sqnr:.1f} dB" for step, one in zip(_STEPS, tried, strict=True)
             )
         )
-        if self.options.bias == "network":
-            return tried[best].encodings.model_copy(update={"notes": self.notes})
         return self._finished(_between(wide, narrow, _STEPS[best]))
+
+    def _few_images(self) -> NDArray[Any]:
+        """Enough of the sample to compare ranges; all steps together need the memory of one."""
+        sample = self.statistics.sample
+        return sample[: max(_LEAST_COMPARED, len(sample) // len(_STEPS))]
 
     def _finished(self, ranges: Mapping[str, float]) -> Encodings:
         encodings = self._encoded(ranges)
         if self.options.bias == "none":
             return encodings
         if self.options.bias == "network" and self.simulation is not None:
-            return correct_biases(self.simulation, encodings, self.statistics.sample).encodings
+            (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.sample)
+            return corrected.encodings
         for node in self.topology.layers():
             self._correct_by_statistics(node, encodings)
         return encodings

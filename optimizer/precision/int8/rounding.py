@@ -19,6 +19,7 @@ Not handled: grouped convolutions, whose layout was not probed; they get 7 bits.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,10 @@ __all__ = ["PAIR_LIMIT", "WeightGrid", "nearest", "pair_sums", "scales_of"]
 
 PAIR_LIMIT = 128
 _SEVEN_BITS = 64
+_NARROWEST = 0.6
+"""Smallest scale that is looked at, as a share of the one that clips nothing."""
+_COARSE = 1.14
+_FINE = (-0.5, -0.25, 0.25, 0.5)
 _ROWS = 1 << 16
 """Values rounded at a time, so that they stay in the cache."""
 
@@ -69,15 +74,27 @@ def nearest(scaled: NDArray[np.float32], grid: WeightGrid) -> NDArray[np.float32
     if grid.pairs == "free":
         return integers
     ordered, exact = _ordered(integers, grid.pairs), _ordered(scaled, grid.pairs)
-    even = ordered.shape[1] // 2 * 2
-    first, second = ordered[:, 0:even:2], ordered[:, 1:even:2]
-    over = (np.abs(first + second) > PAIR_LIMIT) & (first * second > 0)
+    first, second = _neighbours(ordered)
+    over = np.abs(first + second) > PAIR_LIMIT  # of the same sign, for none is larger than 127
     if over.any():
-        one, other = np.abs(exact[:, 0:even:2][over]), np.abs(exact[:, 1:even:2][over])
-        share = np.clip(np.rint((PAIR_LIMIT + one - other) / 2), 1, grid.largest)
-        sign = np.sign(first[over])
-        first[over], second[over] = sign * share, sign * (PAIR_LIMIT - share)
+        one, other = (part[over] for part in _neighbours(exact))
+        first[over], second[over] = _shared(one, other, grid.largest)
     return _restored(ordered, integers, grid.pairs)
+
+
+def _shared(
+    one: NDArray[np.float32], other: NDArray[np.float32], largest: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The nearest integers whose sum is the limit, for neighbours of the same sign."""
+    share = np.clip(np.rint((PAIR_LIMIT + np.abs(one) - np.abs(other)) / 2), 1, largest)
+    sign = np.sign(one)
+    return sign * share, sign * (PAIR_LIMIT - share)
+
+
+def _neighbours(ordered: NDArray) -> tuple[NDArray, NDArray]:
+    """Views of the first and of the second of each pair; an odd one out has none."""
+    even = ordered.shape[1] // 2 * 2
+    return ordered[:, 0:even:2], ordered[:, 1:even:2]
 
 
 def pair_sums(weights: NDArray, grid: WeightGrid) -> NDArray:
@@ -88,9 +105,7 @@ def pair_sums(weights: NDArray, grid: WeightGrid) -> NDArray:
         grid: Says which are neighbours.
     """
     wide = np.int32 if weights.dtype.kind == "i" else weights.dtype
-    ordered = _ordered(weights.astype(wide), grid.pairs)
-    even = ordered.shape[1] // 2 * 2
-    first, second = ordered[:, 0:even:2], ordered[:, 1:even:2]
+    first, second = _neighbours(_ordered(weights.astype(wide), grid.pairs))
     alone = np.maximum(np.abs(first), np.abs(second))
     return np.asarray(np.where(first * second > 0, np.abs(first + second), alone))
 
@@ -129,16 +144,16 @@ def scales_of(weight: NDArray[np.float32], grid: WeightGrid, method: str) -> NDA
     full = np.asarray(limit / np.float32(grid.largest), np.float32)
     if method == "minmax":
         return full if grid.pairs == "free" else np.maximum(full, _unclipped(weight, grid))
-    shares = np.linspace(1.0, 0.6, 17, dtype=np.float32)
-    if grid.pairs != "free":  # from 7 bits, where no pair can exceed the limit
-        coarse = np.linspace(grid.largest / _SEVEN_BITS, 1.0, 20, dtype=np.float32)
-        shares = np.concatenate([coarse[:-1], shares])
-    best = full.copy()
+    # From 7 bits, where no pair can exceed the limit.
+    widest = 1.0 if grid.pairs == "free" else grid.largest / _SEVEN_BITS
+    count = 1 + round(np.log(widest / _NARROWEST) / np.log(_COARSE))
+    shares = np.geomspace(widest, _NARROWEST, count, dtype=np.float32)
     rows = max(1, _ROWS // max(weight[0].size, 1))
-    for start in range(0, len(weight), rows):
-        part = slice(start, start + rows)
-        best[part] = _least_squared(weight[part], full[part], shares, grid)
-    return best
+    parts = [slice(start, start + rows) for start in range(0, len(weight), rows)]
+    # NumPy lets go of the interpreter's lock while it computes.
+    with ThreadPoolExecutor() as pool:
+        best = pool.map(lambda p: _least_squared(weight[p], full[p], shares, grid), parts)
+        return np.concatenate(list(best))
 
 
 def _unclipped(weight: NDArray[np.float32], grid: WeightGrid) -> NDArray[np.float32]:
@@ -154,13 +169,51 @@ def _least_squared(
     shares: NDArray[np.float32],
     grid: WeightGrid,
 ) -> NDArray[np.float32]:
-    best, best_error = full.copy(), np.full(len(full), np.inf)
-    for share in shares:
-        scale = share * full
+    """From coarse to fine: the error has one wide valley, with ripples that do not matter."""
+    heavy = _heavy_pairs(weight, float(shares.min()) * full, grid)
+    best, least = full.copy(), np.full(len(full), np.inf)
+
+    def attempt(scale: NDArray[np.float32]) -> None:
         column = scale.reshape(-1, *([1] * (weight.ndim - 1)))
-        error = nearest(weight / column, grid) * column
+        error = weight / column
+        _round(error, heavy, grid)
+        error *= column
         error -= weight
         squares = np.square(error).reshape(len(weight), -1).sum(axis=1)
-        better = squares < best_error
-        best[better], best_error[better] = scale[better], squares[better]
+        better = squares < least
+        best[better], least[better] = scale[better], squares[better]
+
+    for share in shares:
+        attempt(share * full)
+    around = best.copy()
+    for power in _FINE:
+        attempt(np.maximum(around * np.float32(_COARSE**power), shares[-1] * full))
     return best
+
+
+def _heavy_pairs(
+    weight: NDArray[np.float32], least: NDArray[np.float32], grid: WeightGrid
+) -> NDArray[np.intp]:
+    """Places in the flat weight of the neighbours that exceed the limit at the least scales: 2 x P.
+
+    They are few, so a search over many scales looks at pairs once instead of each time.
+    """
+    if grid.pairs == "free":
+        return np.zeros((2, 0), np.intp)
+    first, second = _neighbours(_ordered(weight, grid.pairs))
+    places = np.arange(weight.size, dtype=np.intp).reshape(weight.shape)
+    column = least.reshape(-1, *([1] * (first.ndim - 1)))
+    heavy = np.abs(first + second) > (PAIR_LIMIT - 1) * column  # rounding adds one at most
+    return np.stack([part[heavy] for part in _neighbours(_ordered(places, grid.pairs))])
+
+
+def _round(scaled: NDArray[np.float32], heavy: NDArray[np.intp], grid: WeightGrid) -> None:
+    """What `nearest` does, in place, for weights whose heavy pairs are known."""
+    flat = scaled.reshape(-1)
+    exact = flat[heavy]
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -grid.largest, grid.largest, out=scaled)
+    first, second = flat[heavy]
+    over = np.abs(first + second) > PAIR_LIMIT
+    if over.any():
+        flat[heavy[:, over]] = _shared(*exact[:, over], grid.largest)
