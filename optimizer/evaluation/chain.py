@@ -100,29 +100,35 @@ def plan_steps(chains: Sequence[Chain], reference: Reference) -> dict[str, list[
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UsageError(f"two engines are called {twice}", mend="rename one of the files")
     known: dict[str, Step] = {}
-    return {chain.label: _steps_of(chain, reference, known) for chain in chains}
+    read: dict[str, GraphFacts] = {}
+    return {chain.label: _steps_of(chain, reference, known, read) for chain in chains}
 
 
-def _steps_of(chain: Chain, reference: Reference, known: dict[str, Step]) -> list[Step]:
+def _steps_of(
+    chain: Chain, reference: Reference, known: dict[str, Step], read: dict[str, GraphFacts]
+) -> list[Step]:
+    """Steps of one chain; ``known`` and ``read`` remember by contents what other chains share."""
     files = [path for path in (chain.model, chain.graph) if path is not None]
     if not files and chain.engine is None:
         raise UsageError(f"{chain.label} has no file to validate")
     steps: list[Step] = []
-    before: dict[str, GraphFacts] = {}
+    before: set[str] = set()
     for path in files:
         contents = digest(path)
         if contents in before or (contents == reference.sha256 and path is not files[-1]):
             continue  # the engine was built from the FP32 file itself, or that is the reference
-        facts = graph_facts(path)
+        if contents not in read:
+            read[contents] = graph_facts(path)
+        facts = read[contents]
         if contents not in known:
             parent = steps[-1].name if steps else REFERENCE
             name = _graph_name(path, facts, chain.label, {step.name for step in known.values()})
             known[contents] = _graph_step(path, facts, name, parent, reference)
-        before[contents] = facts
+        before.add(contents)
         steps.append(known[contents])
     if chain.engine is not None:
         parent = steps[-1].name if steps else REFERENCE
-        steps.append(_engine_step(chain, parent, reference, set(before)))
+        steps.append(_engine_step(chain, parent, reference, before))
     return steps
 
 
