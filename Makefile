@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# A process a core and a thread a process: two thread pools on the same cores only spin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help install demo test test-fast test-gpu lint format types clean
 
@@ -28,10 +30,10 @@ demo: install
 	$(BIN)/resnet-opt demo
 
 test: install lint types
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
