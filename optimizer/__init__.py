@@ -18,13 +18,24 @@ from optimizer._version import __version__
 
 if TYPE_CHECKING:
     from optimizer.pipeline import run
-    from optimizer.verbs import bench, build, calibrate, export, load, quantize, train, validate
+    from optimizer.verbs import (
+        bench,
+        build,
+        calibrate,
+        compare_halves,
+        export,
+        load,
+        quantize,
+        train,
+        validate,
+    )
 
 __all__ = [
     "__version__",
     "bench",
     "build",
     "calibrate",
+    "compare_halves",
     "export",
     "load",
     "quantize",

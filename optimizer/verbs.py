@@ -17,6 +17,7 @@ from optimizer.progress import Progress
 if TYPE_CHECKING:
     from optimizer.engines import Session
     from optimizer.precision.int8 import EncodingOptions
+    from optimizer.precision.int8.halves import Moved
     from optimizer.results import Audit, BenchResult, ValidateResult
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "compare_halves",
     "export",
     "load",
     "quantize",
@@ -145,6 +147,25 @@ def calibrate(
     return precision.calibrate(
         Path(graph), dataset, Path(output), tapped, batch=batch, cache=cache, progress=progress
     )
+
+
+def compare_halves(
+    graph: Path | str,
+    *,
+    calib: str,
+    calib_images: int = 256,
+    seed: int = 0,
+    batch: int = 32,
+    skip_bad_images: bool = False,
+    progress: Progress | None = None,
+) -> list[Moved]:
+    """Calibrate on two disjoint halves and compare; see `optimizer.precision.halves`."""
+    from optimizer import precision
+    from optimizer.data import open_dataset
+    from optimizer.engines.onnxruntime import tapped
+
+    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
+    return precision.halves(Path(graph), dataset, tapped, batch=batch, progress=progress)
 
 
 def quantize(

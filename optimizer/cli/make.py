@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from optimizer.cli import options as opt
 
 if TYPE_CHECKING:
     from optimizer.artifacts import Artifact
-    from optimizer.results import Audit
+    from optimizer.precision.int8.halves import Moved
 
 __all__ = ["build", "calibrate", "export", "quantize", "train"]
 
@@ -110,12 +112,17 @@ def calibrate(
     calib: Annotated[str, typer.Option(help="digits:train, a folder, or file.npz.")],
     calib_images: opt.CalibImages = 256,
     seed: Annotated[int, typer.Option(help="Decides the subset.")] = 0,
+    halves: Annotated[
+        bool, typer.Option("--halves", help="Also tell how far scales move between two halves.")
+    ] = False,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
     """Take calibration statistics: one pass that serves every target and method.
 
     Example: resnet-opt calibrate model.onnx --calib digits:train -o model.stats.npz
+
+    Example: resnet-opt calibrate model.onnx --calib data/train --halves -o model.stats.npz
     """
     from optimizer import verbs
 
@@ -129,7 +136,29 @@ def calibrate(
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
-    _say(made, as_json, f"{made.manifest.details['tensors']} tensors")
+        moved = (
+            verbs.compare_halves(
+                graph, calib=calib, calib_images=calib_images, seed=seed, progress=progress
+            )
+            if halves
+            else []
+        )
+    details = {"halves": [asdict(one) for one in moved]} if moved else {}
+    tensors = made.manifest.details["tensors"]
+    _say(made, as_json, f"{tensors} tensors", *_halves(moved), details=details)
+
+
+def _halves(moved: list[Moved]) -> list[str]:
+    if not moved:
+        return []
+    middle = median(one.mse for one in moved)
+    return [
+        f"between two halves of the images, scales move by {middle:.1%} (median), most of all",
+        *(
+            f"  {one.tensor}: {one.mse:.1%} by squared error, {one.minmax:.1%} by min-max"
+            for one in moved[:5]
+        ),
+    ]
 
 
 def quantize(
@@ -248,7 +277,7 @@ def build(
         )
     audit = verbs.audit_engine(made, min_share=share)
     notes = [audit.reason, *made.manifest.details.get("notes", [])]
-    _say(made, as_json, *notes, audit=audit)
+    _say(made, as_json, *notes, details={"audit": audit.model_dump(mode="json")})
     if audit.verdict == "fail":
         raise PrecisionAuditFailed(
             f"{made.path.name}: {audit.reason}", mend="resnet-opt inspect names every layer"
@@ -264,11 +293,15 @@ def _bars() -> Any:
     return progress()
 
 
-def _say(made: Artifact, as_json: bool, *remarks: str | None, audit: Audit | None = None) -> None:
+def _say(
+    made: Artifact,
+    as_json: bool,
+    *remarks: str | None,
+    details: dict[str, Any] | None = None,
+) -> None:
     if as_json:
         raw = made.manifest.model_dump(mode="json")
-        if audit is not None:
-            raw["details"]["audit"] = audit.model_dump(mode="json")
+        raw["details"] |= details or {}
         typer.echo(json.dumps({**raw, "path": str(made.path), "cached": made.cached}, indent=2))
         return
     size = made.path.stat().st_size

@@ -27,11 +27,12 @@ from optimizer.targets.rules import TargetRules, rules_for
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optimizer.data import Dataset
+    from optimizer.data import Dataset, ImageDataset
     from optimizer.precision.int8 import EncodingOptions
+    from optimizer.precision.int8.halves import Moved
     from optimizer.precision.int8.statistics import Executor
 
-__all__ = ["PRECISIONS", "calibrate", "encode", "quantize"]
+__all__ = ["PRECISIONS", "calibrate", "encode", "halves", "quantize"]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TapFactory = Callable[[Path, Sequence[str]], "Executor"]
@@ -100,6 +101,50 @@ def calibrate(
         }
 
     return produce(plan, output, write, cache=cache)
+
+
+def halves(
+    graph: Path,
+    dataset: ImageDataset,
+    tap: TapFactory,
+    *,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> list[Moved]:
+    """Take statistics of two disjoint, stratified halves and compare their scales.
+
+    Args:
+        graph: The FP32 graph.
+        dataset: The images; an odd one out is left out.
+        tap: Opens the graph for looking into.
+        batch: Images at a time.
+        progress: Told of the steps.
+
+    Returns:
+        See `optimizer.precision.int8.halves.compare_halves`.
+
+    Raises:
+        DataError: Fewer than 16 images.
+        GraphError: As in `calibrate`.
+    """
+    from optimizer.data import stratified_subset
+    from optimizer.precision.int8.encode import LEAST_IMAGES
+    from optimizer.precision.int8.halves import compare_halves
+
+    size = len(dataset) // 2
+    if size < LEAST_IMAGES:
+        raise DataError(
+            f"{len(dataset)} calibration images cannot be halved",
+            mend=f"at least {2 * LEAST_IMAGES}: --calib-images",
+        )
+    chosen = stratified_subset(dataset.labels, size, 0)
+    rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
+    return compare_halves(
+        *(
+            _collect(graph, dataset.select(part), tap, batch, progress or Silent())
+            for part in (chosen, rest)
+        )
+    )
 
 
 def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:

@@ -216,4 +216,5 @@ def _round(scaled: NDArray[np.float32], heavy: NDArray[np.intp], grid: WeightGri
     first, second = flat[heavy]
     over = np.abs(first + second) > PAIR_LIMIT
     if over.any():
-        flat[heavy[:, over]] = _shared(*exact[:, over], grid.largest)
+        one, other = exact[:, over]
+        flat[heavy[:, over]] = _shared(one, other, grid.largest)
