@@ -6,7 +6,8 @@ Random seeded weights and images: the numbers are about speed, not accuracy. Eng
 ``resnet-opt bench`` (one process each, rounds interleaved in random order). Then each CPU engine is
 paired with a bare loop around its library on the same graph, in two processes, block by block in
 random order. Writes ``reports/cpu/bench.json``, ``reports/cpu/direct.json`` and
-``reports/cpu/summary.md``.
+``reports/cpu/summary.md``, and the figures of batch 1 into README.md.
+``--write-only`` makes the two texts again from the recorded JSON files.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from readme import write_into_readme
 
 import optimizer
 from optimizer.environment import fingerprint
 from optimizer.profiling.intervals import ratio_of_medians
-from optimizer.results import BenchResult, write_result
+from optimizer.results import BenchResult, read_result, write_result
 from optimizer.units import parse_duration
 
-REPORTS = Path(__file__).parent.parent / "reports" / "cpu"
+ROOT = Path(__file__).parent.parent
+REPORTS = ROOT / "reports" / "cpu"
 BLOCKS = 16
 # Calls in a block: enough for a median at batch 1, and a batch of 8 takes eight times as long.
 CALLS = {1: 5, 8: 3}
@@ -155,33 +158,46 @@ def direct(
     }
 
 
-# --- the table ---------------------------------------------------------------------------------------
+# --- the texts -----------------------------------------------------------------------------------
+
+NAMES = {
+    "model.safetensors": "PyTorch eager, channels-last",
+    "openvino-fp32.blob": "OpenVINO FP32",
+    "openvino-int8.blob": "OpenVINO INT8",
+    "openvino-int8-tensorrt-lowering.blob": "OpenVINO INT8, TensorRT's lowering",
+    "onnxruntime-fp32.ort.onnx": "ONNX Runtime FP32",
+    "onnxruntime-int8.ort.onnx": "ONNX Runtime INT8",
+    "onnxruntime-int8-tensorrt-lowering.ort.onnx": "ONNX Runtime INT8, TensorRT's lowering",
+}
 
 
-def summary(result: BenchResult, names: dict[str, str], pairs: list[dict[str, Any]]) -> str:
-    """Markdown tables of both parts."""
+def rows(result: BenchResult, batches: list[int]) -> list[str]:
+    """A Markdown table of the engines."""
     lines = [
-        "# ResNet-50 at 224 px on a CPU",
-        "",
-        (
-            f"{result.device.get('cpu')}; `python benchmarks/cpu.py`; verdict of the run: {result.verdict} "
-            f"({result.reason})."
-        ),
-        "",
         "| engine | batch | images/s | 95 % interval | × PyTorch | 95 % interval |",
         "|---|---|---|---|---|---|",
     ]
     ratios = {(c.b, c.batch): c for c in result.comparisons}
     for engine in result.engines:
-        c = ratios.get((engine.name, engine.batch))
-        ci = engine.images_per_s_ci95
+        if engine.batch not in batches:
+            continue
+        c, ci = ratios.get((engine.name, engine.batch)), engine.images_per_s_ci95
         lines.append(
-            f"| {names.get(engine.name, engine.name)} | {engine.batch} | {engine.images_per_s or 0:.1f} | "
+            f"| {NAMES[engine.name]} | {engine.batch} | {engine.images_per_s or 0:.1f} | "
             f"{f'{ci[0]:.1f} to {ci[1]:.1f}' if ci else '–'} | {f'{c.ratio:.2f}' if c else '1'} | "
             f"{f'{c.ci95[0]:.2f} to {c.ci95[1]:.2f}' if c else '–'} |"
         )
+    return lines
+
+
+def summary(result: BenchResult, pairs: list[dict[str, Any]]) -> str:
+    """Markdown tables of both parts."""
+    head = (
+        f"{result.device.get('cpu')} ({', '.join(result.device.get('flags') or [])}); "
+        f"`python benchmarks/cpu.py`; verdict of the run: {result.verdict} ({result.reason})."
+    )
+    lines = ["# ResNet-50 at 224 px on a CPU", "", head, "", *rows(result, [1, 8]), ""]
     lines += [
-        "",
         "Our session against a bare loop around the library on the same graph:",
         "",
         "| engine | batch | ours, ms | direct, ms | our speed in units of the direct loop | 95 % interval |",
@@ -195,13 +211,29 @@ def summary(result: BenchResult, names: dict[str, str], pairs: list[dict[str, An
     return "\n".join(lines) + "\n"
 
 
+def write(result: BenchResult, pairs: list[dict[str, Any]]) -> None:
+    """Write the summary, and the README's table."""
+    (REPORTS / "summary.md").write_text(summary(result, pairs), encoding="utf-8")
+    write_into_readme("cpu", "\n" + "\n".join(rows(result, [1])) + "\n")
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--duration", default="10s")
-    duration = parse_duration(parser.parse_args().duration)
-    threads = int(fingerprint().get("cores") or 2)
+    parser.add_argument("--duration", default="6s")
+    parser.add_argument("--write-only", action="store_true")
+    options = parser.parse_args()
     REPORTS.mkdir(parents=True, exist_ok=True)
+    if not options.write_only:
+        measure(parse_duration(options.duration))
+    result = read_result(REPORTS / "bench.json")
+    assert isinstance(result, BenchResult)
+    write(result, json.loads((REPORTS / "direct.json").read_text(encoding="utf-8")))
+
+
+def measure(duration: float) -> None:
+    """Both parts, into their JSON files."""
+    threads = int(fingerprint().get("cores") or 2)
     with tempfile.TemporaryDirectory() as name:
         made = engines(Path(name))
         result = optimizer.bench(
@@ -216,14 +248,10 @@ def main() -> None:
                 for batch in (1, 8)
             )
         ]
-    names = {path.name: label for label, path in made.items()}
     for engine in result.engines:
         engine.raw_file = None
     write_result(result, REPORTS / "bench.json")
-    (REPORTS / "direct.json").write_text(json.dumps(pairs, indent=2) + "\n")
-    text = summary(result, names, pairs)
-    (REPORTS / "summary.md").write_text(text)
-    print(text)
+    (REPORTS / "direct.json").write_text(json.dumps(pairs, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

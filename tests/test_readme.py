@@ -69,3 +69,15 @@ def test_the_demo_in_the_readme_is_the_report() -> None:
     words = " ".join(shown.split())
     for finding in results["findings"]:
         assert " ".join(finding.split()) in words, finding
+
+
+def test_the_figures_at_224_px_are_those_of_the_report() -> None:
+    import json
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- cpu -->")[1].split("<!-- /cpu -->")[0]
+    engines = json.loads((ROOT / "reports/cpu/bench.json").read_text(encoding="utf-8"))["engines"]
+    measured = [engine for engine in engines if engine["batch"] == 1]
+    assert len(shown.strip().splitlines()) == len(measured) + 2
+    for engine in measured:
+        assert f"| {engine['images_per_s']:.1f} |" in shown, engine["name"]

@@ -1,0 +1,18 @@
+"""Writes measured text between two marks of the README, so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+__all__ = ["write_into_readme"]
+
+
+def write_into_readme(mark: str, text: str) -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    head, begin, rest = README.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
+    _, end, tail = rest.partition(f"<!-- /{mark} -->")
+    if not (begin and end):
+        raise SystemExit(f"README.md has no marks called {mark}")
+    README.write_text(head + begin + text + end + tail, encoding="utf-8")
