@@ -142,6 +142,7 @@ def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimi
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=True,
+        fused=True,  # one pass over the weights; a tenth of a step at 32 px is this
     )
 
 
