@@ -90,6 +90,7 @@ def build_engine(
             "build_s": built.seconds,
             "notes": built.notes,
             "image_size": card.image_size,
+            **({"kept": facts.kept} if facts and facts.kept else {}),
         }
 
     engine = produce(plan, output, write, cache=cache)

@@ -49,6 +49,11 @@ class GraphFacts:
         return names or None
 
     @property
+    def kept(self) -> list[str]:
+        """Layers that stay in another precision on purpose, by PyTorch name."""
+        return list(json.loads(self.metadata.get("kept", "[]")))
+
+    @property
     def preprocessing(self) -> dict[str, Any] | None:
         """The preprocessing the graph expects, if it carries it."""
         raw = self.metadata.get("preprocessing")

@@ -1,6 +1,6 @@
 """Accuracy evidence: who lost it, how much, and whether it is real."""
 
-from optimizer.evaluation.audit import audit
+from optimizer.evaluation.audit import audit, audit_manifest
 from optimizer.evaluation.chain import Chain
 from optimizer.evaluation.compare import AccuracyComparison, compare
 from optimizer.evaluation.consistency import batch_consistency
@@ -21,6 +21,7 @@ __all__ = [
     "Chain",
     "Paired",
     "audit",
+    "audit_manifest",
     "batch_consistency",
     "compare",
     "drop_interval",

@@ -8,14 +8,20 @@ large layer counts more than ten small ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from optimizer.artifacts import Manifest
 from optimizer.results import Audit, LayerInfo
 
-__all__ = ["audit"]
+__all__ = ["audit", "audit_manifest"]
 
 
-def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> Audit:
+def audit(
+    asked: str,
+    layers: Sequence[LayerInfo],
+    min_share: float = 0.95,
+    kept: Collection[str] = (),
+) -> Audit:
     """Judge an engine by the layers it lists.
 
     Only layers with weights count (those with ``flops``). FP32 means FP32: TF32 keeps 10 bits of
@@ -25,12 +31,15 @@ def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> A
         asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``).
         layers: What the engine tells of its layers.
         min_share: Smallest share of the FLOPs that must be computed in ``asked``.
+        kept: PyTorch names of layers that the graph keeps in another precision on purpose; they do
+            not count, and are named.
 
     Returns:
         The audit. Its verdict is ``inconclusive`` when the engine lists no layer with weights, or
         does not tell the precision of so many that either verdict is possible.
     """
-    weighted = [layer for layer in layers if layer.flops]
+    on_purpose = [x for x in layers if x.flops and not set(kept).isdisjoint(x.torch_names)]
+    weighted = [x for x in layers if x.flops and x not in on_purpose]
     if not weighted:
         return Audit(
             asked=asked,
@@ -57,6 +66,8 @@ def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> A
     else:
         verdict = "fail"
         reason = f"{percent}, less than {100 * min_share:g} %{_named(differing)}"
+    if on_purpose:
+        reason += f"; kept on purpose:{_names(on_purpose)}"
     return Audit(
         asked=asked,
         computed=computed,
@@ -66,6 +77,16 @@ def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> A
         verdict=verdict,
         reason=reason,
     )
+
+
+def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
+    """Judge an engine by the layers that its manifest lists."""
+    settings, details = manifest.settings, manifest.details
+    layers = [LayerInfo.model_validate(raw) for raw in details.get("layers", [])]
+    # An engine built for storage alone was asked to compute in FP32.
+    storage_only = (settings.get("options") or {}).get("storage_only")
+    asked = "fp32" if storage_only else str(settings.get("precision", "fp32"))
+    return audit(asked, layers, min_share, details.get("kept", ()))
 
 
 def _named(layers: Sequence[LayerInfo]) -> str:

@@ -79,3 +79,16 @@ def test_shares_add_up_and_the_differing_layers_make_the_rest(
     assert found.share is not None
     assert found.share + sum(x.flops or 0 for x in found.differing) / total == pytest.approx(1)
     assert (found.verdict == "pass") == (found.share >= 0.95)
+
+
+def test_layers_kept_on_purpose_do_not_count_and_are_named() -> None:
+    layers = [
+        LayerInfo(name="a", torch_names=["conv1", "relu"], type="Conv", precision="fp16", flops=20),
+        LayerInfo(name="b", torch_names=["fc"], type="Gemm", precision="fp8", flops=80),
+    ]
+    assert audit("fp8", layers).verdict == "fail"
+    found = audit("fp8", layers, kept=["conv1"])
+    assert (found.verdict, found.share) == ("pass", 1.0)
+    assert found.reason.endswith("kept on purpose: conv1+relu (fp16)")
+    wrong = audit("fp8", layers, kept=["fc"])
+    assert wrong.verdict == "fail"
