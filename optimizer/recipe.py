@@ -27,7 +27,7 @@ __all__ = [
     "save_recipe",
 ]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 def _as_list(value: Any) -> Any:

@@ -161,7 +161,9 @@ def open_images(state: Run) -> tuple[ImageDataset | None, ImageDataset | None]:
     from optimizer.data import open_dataset, stratified_subset
 
     calibrate, validation = state.recipe.calibrate, state.recipe.validation
-    needs_calibration = any("int8" in section.precision for section in state.recipe.build)
+    needs_calibration = any(
+        {"int8", "fp8"} & set(section.precision) for section in state.recipe.build
+    )
     skip = validation.skip_bad_images if validation else False
     held_out = open_dataset(validation.data, skip_bad_images=skip) if validation else None
     calibration = None
@@ -273,7 +275,7 @@ def _one_engine(
         if section.profile and name.startswith("tensorrt")
         else None,
         storage_only=section.storage_only,
-        stats=statistics.path if statistics and precision == "int8" else None,
+        stats=statistics.path if statistics and precision in {"int8", "fp8"} else None,
         options=_encoding_options(state.recipe),
         cache=state.cache,
         progress=state.progress,

@@ -186,16 +186,19 @@ def quantize(
     """Turn an FP32 graph into an explicit graph of another precision.
 
     INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
-    and leaves the statistics beside the output. See `optimizer.precision.quantize`.
+    and leaves the statistics beside the output; FP8 does the same without encodings. See
+    `optimizer.precision.quantize`.
     """
     from optimizer import precision as room
 
     graph, output = Path(graph), Path(output)
-    if precision == "int8" and encodings is None and stats is None:
+    if precision != "int8" and encodings is not None:
+        raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
+    if precision in {"int8", "fp8"} and encodings is None and stats is None:
         if calib is None:
             raise UsageError(
-                "INT8 needs calibration data",
-                mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
+                f"{precision.upper()} needs calibration data",
+                mend="--calib DATA (digits:train, a folder, file.npz), or --stats FILE",
             )
         beside = output.with_name(f"{graph.stem}.stats.npz")
         stats = calibrate(
@@ -252,12 +255,12 @@ def build(
         timing_cache: TensorRT's timing cache file.
         threads: Threads of a CPU engine.
         storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
-        calib: Calibration images for INT8.
+        calib: Calibration images for INT8 and FP8.
         calib_images: How many of them.
         stats: Statistics to use instead of calibrating.
         encodings: Encodings to use as they are.
         options: Which passes compute the encodings.
-        high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
+        high_precision: ``fp16`` or ``fp32`` around INT8 or FP8; ``None`` for the target's own.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
@@ -308,13 +311,9 @@ def build(
 
 def audit_engine(engine: Artifact, *, min_share: float = 0.95) -> Audit:
     """Compare what was asked of an engine with what it computes, by the layers it told."""
-    from optimizer.evaluation import audit
-    from optimizer.results import LayerInfo
+    from optimizer.evaluation import audit_manifest
 
-    layers = [LayerInfo.model_validate(raw) for raw in engine.manifest.details.get("layers", [])]
-    settings = engine.manifest.settings
-    asked = "fp32" if settings.get("options", {}).get("storage_only") else settings["precision"]
-    return audit(asked, layers, min_share)
+    return audit_manifest(engine.manifest, min_share)
 
 
 def load(engine: Path | str, *, threads: int | None = None, device: str | None = None) -> Session:

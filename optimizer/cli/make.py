@@ -164,7 +164,7 @@ def _halves(moved: list[Moved]) -> list[str]:
 def quantize(
     graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
     output: opt.Output,
-    precision: Annotated[str, typer.Option(help="fp16, bf16 or int8.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp16, bf16, int8 or fp8.")] = "int8",
     target: Annotated[
         str, typer.Option(help="Whose rules: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
     ] = "openvino",
@@ -206,7 +206,7 @@ def quantize(
 def build(
     graph: Annotated[Path, typer.Argument(help="An ONNX file (a checkpoint for --engine torch).")],
     output: opt.Output,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp32",
     fp16: Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
     engine: Annotated[
@@ -241,7 +241,9 @@ def build(
 
     Example: resnet-opt build model.onnx --precision int8 --calib digits:train -o model.blob
 
-    Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.plan
+    Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.rtx
+
+    Example: resnet-opt build model.onnx --precision fp8 --target sm89 --calib data/train -o model.rtx
     """
     from optimizer import verbs
     from optimizer.errors import PrecisionAuditFailed, UsageError

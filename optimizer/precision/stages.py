@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "calibrate", "encode", "halves", "quantize"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 TapFactory = Callable[[Path, Sequence[str]], "Executor"]
 """Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
 
@@ -251,15 +251,16 @@ def quantize(
         output: Where the graph goes (``.onnx``).
         precision: One of `PRECISIONS`.
         target: Whose rules an INT8 graph follows.
-        statistics: From `calibrate`; needed for INT8 unless ``encodings`` are given.
+        statistics: From `calibrate`; needed for FP8, and for INT8 unless ``encodings`` are given.
         encodings: Encodings to write instead of computing them.
         options: Which passes compute the encodings.
-        high_precision: ``fp16`` or ``fp32`` around the INT8 layers; ``None`` for the target's own.
+        high_precision: ``fp16`` or ``fp32`` around INT8 and FP8 layers; ``None`` for the target's
+            own, ``fp16`` for FP8.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
     Raises:
-        UsageError: Unknown precision or target, or INT8 without statistics and encodings.
+        UsageError: Unknown precision or target, or no statistics where they are needed.
         ArtifactError: Statistics or encodings of another graph.
         GraphError: The graph cannot be converted.
     """
@@ -285,6 +286,12 @@ def quantize(
             ).path
         settings |= {"target": rules.name, "rules": asdict(rules)}
         inputs.append(Input.of("encodings", encodings))
+    elif precision == "fp8":
+        if statistics is None:
+            raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
+        _check_statistics(statistics, inputs[0].sha256)
+        settings["high_precision"] = _high(high_precision or "fp16")
+        inputs.append(Input.of("statistics", statistics))
     plan = Plan(
         kind="graph",
         settings=settings,
@@ -300,7 +307,14 @@ def quantize(
         progress_ = progress or Silent()
         progress_.start(f"write {precision} graph", total=1)
         model = ir.load(graph)
-        _convert(model, precision, rules, encodings, inputs[0].sha256)
+        if precision == "fp8":
+            from optimizer.precision.fp8 import to_fp8
+            from optimizer.precision.int8 import Statistics
+
+            assert statistics is not None
+            to_fp8(model, Statistics.load(statistics), high_precision=settings["high_precision"])
+        else:
+            _convert(model, precision, rules, encodings, inputs[0].sha256)
         ir.save(model, path)
         _check(path)
         progress_.advance()

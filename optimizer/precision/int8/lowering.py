@@ -8,8 +8,6 @@ by QuantizeLinear / DequantizeLinear alone: one pair a quantized tensor (``relu.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of
 from optimizer.precision.topology import Edge, Topology, analyse
+from optimizer.precision.writing import add_constant, describe
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["lower"]
@@ -129,11 +128,11 @@ def _write_weight(
         "scale": np.asarray(layer.weight_scale, np.float32),
         "zero_point": np.zeros(len(layer.weight_scale), np.int8),
     }
-    inputs = [_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
+    inputs = [add_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
     dequantize = ir.node(
         "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
     )
-    _describe(dequantize.outputs[0], f"{stem}.dequantized", integers.shape, ir.DataType.FLOAT)
+    describe(dequantize.outputs[0], f"{stem}.dequantized", integers.shape, ir.DataType.FLOAT)
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, dequantize.outputs[0])
     graph.initializers.pop(str(old.name))
@@ -145,7 +144,7 @@ def _replace_bias(graph: ir.Graph, node: ir.Node, bias: NDArray[np.float64]) -> 
         graph.initializers.pop(str(node.inputs[2].name))
     else:
         node.resize_inputs(3)
-    node.replace_input_with(2, _constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
+    node.replace_input_with(2, add_constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
 
 
 def _write_pair(
@@ -155,17 +154,17 @@ def _write_pair(
     first = topology.nodes[places[0].node]
     source = first.inputs[places[0].index]
     assert source is not None
-    scale = _constant(graph, f"{tensor}.scale", np.asarray(encoding.scale, np.float32))
+    scale = add_constant(graph, f"{tensor}.scale", np.asarray(encoding.scale, np.float32))
     zero = np.asarray(encoding.zero_point, _INTEGERS[encoding.dtype])
-    zero_point = _constant(graph, f"{tensor}.zero_point", zero)
+    zero_point = add_constant(graph, f"{tensor}.zero_point", zero)
     quantize = ir.node("QuantizeLinear", [source, scale, zero_point], name=f"{tensor}.quantize")
     integers = quantize.outputs[0]
     dequantize = ir.node(
         "DequantizeLinear", [integers, scale, zero_point], name=f"{tensor}.dequantize"
     )
     kind = ir.DataType.INT8 if encoding.dtype == "s8" else ir.DataType.UINT8
-    _describe(integers, f"{tensor}.quantized", source.shape, kind)
-    _describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
+    describe(integers, f"{tensor}.quantized", source.shape, kind)
+    describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
     producer = source.producer()
     if producer is not None:
         graph.insert_after(producer, [quantize, dequantize])
@@ -180,24 +179,3 @@ def _bypass(model: ir.Model, relu: ir.Node) -> None:
     assert source is not None
     ir.convenience.replace_all_uses_with(relu.outputs[0], source)
     model.graph.remove(relu, safe=True)
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _describe(
-    value: ir.Value,
-    name: str,
-    shape: ir.Shape | tuple[int, ...] | Mapping | None,
-    kind: ir.DataType,
-) -> None:
-    value.name = name
-    value.dtype = kind
-    if shape is not None:
-        value.shape = ir.Shape(shape)

@@ -1,0 +1,164 @@
+"""FP8 graphs: where pairs stand, that nothing saturates, what they compute, what compiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optimizer
+from optimizer.errors import DataError, GraphError, ResnetOptError, UsageError
+from optimizer.precision.fp8 import LARGEST, quantized_layers, scales_for, to_fp8
+from optimizer.precision.topology import WEIGHTED, analyse
+from tests.precision.networks import images, network
+from tests.precision.test_int8_graphs import noise_db, run, statistics
+
+SEEDS = st.integers(0, 10_000)
+
+
+def _converted(seed: int, *, bottleneck: bool = True, high: str = "fp32") -> ir.Model:
+    model = network(seed, bottleneck=bottleneck)
+    seen = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
+    to_fp8(model, seen, high_precision=high)
+    return model
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, bottleneck=st.booleans(), high=st.sampled_from(["fp16", "fp32"]))
+def test_it_computes_nearly_the_same(seed: int, bottleneck: bool, high: str) -> None:
+    model = _converted(seed, bottleneck=bottleneck, high=high)
+    batch = images(16, 9)
+    reference = run(network(seed, bottleneck=bottleneck), batch)[0]
+    # Three bits of mantissa: each tensor keeps some 31 dB, and no layer makes up for another.
+    assert noise_db(reference, run(model, batch)[0]) > 17
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, bottleneck=st.booleans())
+def test_every_layer_but_the_stem_and_nothing_else(seed: int, bottleneck: bool) -> None:
+    layers = [str(n.name) for n in quantized_layers(analyse(network(seed, bottleneck=bottleneck)))]
+    everything = [
+        str(n.name) for n in network(seed, bottleneck=bottleneck).graph if n.op_type in WEIGHTED
+    ]
+    assert layers == everything[1:]
+    model = _converted(seed, bottleneck=bottleneck)
+    for node in model.graph:
+        makers = [v.producer() for v in node.inputs if v is not None]
+        read = sum(m is not None and m.op_type == "DequantizeLinear" for m in makers)
+        assert read == (2 if node.name in layers else 0), node.name
+
+
+@given(
+    largest=st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=20),
+    kind=st.sampled_from([np.float16, np.float32]),
+)
+def test_scales_saturate_nothing_and_waste_nothing(largest: list[float], kind: type) -> None:
+    values = np.asarray(largest, np.float32)
+    scales = scales_for(values, kind)
+    np.testing.assert_array_equal(scales, scales.astype(kind).astype(np.float32))
+    assert (scales > 0).all()
+    assert (values.astype(np.float64) <= LARGEST * scales.astype(np.float64)).all()
+    normal = values > LARGEST * 1e-3
+    assert (scales[normal] <= values[normal] / LARGEST * 1.002).all()
+
+
+def test_weights_are_the_nearest_e4m3_values() -> None:
+    plain, model = network(3), _converted(3)
+    node = next(n for n in plain.graph if n.name == "layer1.0.conv2")
+    weight = analyse(plain).weight(node)
+    constants = {k: v.const_value.numpy() for k, v in model.graph.initializers.items()}  # type: ignore[union-attr]
+    stored = constants["layer1.0.conv2.weight.q"]
+    scale = constants["layer1.0.conv2.weight.scale"].reshape(-1, 1, 1, 1)
+    assert stored.dtype == ml_dtypes.float8_e4m3fn
+    error = np.abs(stored.astype(np.float32) * scale - weight)
+    # Half of the last of four bits, or half of the smallest step.
+    assert (error <= np.maximum(np.abs(weight) * 2**-4, scale * 2**-10) * 1.0001).all()
+
+
+def test_dead_channels_stay_dead() -> None:
+    model = network(1)
+    node = next(n for n in model.graph if n.name == "layer1.0.conv1")
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    dead = value.const_value.numpy().copy()
+    dead[0] = 0
+    value.const_value = ir.tensor(dead)
+    reference = run(model, images(8))[0]
+    to_fp8(model, statistics(network(1), [images(64, 1)]), high_precision="fp32")
+    found = run(model, images(8))[0]
+    assert np.isfinite(found).all()
+    assert noise_db(reference, found) > 15
+
+
+def test_an_old_operator_set_is_refused() -> None:
+    model = network(0)
+    model.graph.opset_imports[""] = 18
+    with pytest.raises(GraphError, match="operator set 18 knows no FP8"):
+        to_fp8(model, statistics(network(0), [images(16)]))
+
+
+def test_statistics_without_a_tensor_are_refused() -> None:
+    seen = statistics(network(0), [images(16)])
+    seen.tensors.pop("layer1.0.relu")
+    with pytest.raises(DataError, match=r"know nothing of layer1\.0\.relu"):
+        to_fp8(network(0), seen)
+
+
+def test_it_needs_calibration_data(small_graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="FP8 needs calibration data"):
+        optimizer.quantize(small_graph, tmp_path / "out.onnx", precision="fp8")
+    with pytest.raises(UsageError, match="encodings are for INT8"):
+        optimizer.quantize(
+            small_graph, tmp_path / "out.onnx", precision="fp8", encodings=tmp_path / "e.json"
+        )
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_cpu_engines_refuse_it(
+    engine: str, small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ResnetOptError, match="FP8"):
+        optimizer.build(
+            small_graph,
+            tmp_path / "out",
+            precision="fp8",
+            engine=engine,
+            stats=small_statistics,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_compiles_for_cards_that_compute_it(
+    small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from optimizer.verbs import audit_engine
+
+    engine = optimizer.build(
+        small_graph,
+        tmp_path / "fp8.rtx",
+        precision="fp8",
+        engine="tensorrt-rtx",
+        target=("sm89",),
+        stats=small_statistics,
+    )
+    audit = audit_engine(engine)
+    assert audit.verdict == "pass", audit.reason
+    assert audit.share == 1.0
+    assert audit.reason.endswith("kept on purpose: conv1+relu (fp16)")
+    with pytest.raises(ResnetOptError, match="FP8 needs sm89 or later"):
+        optimizer.build(
+            small_graph,
+            tmp_path / "old.rtx",
+            precision="fp8",
+            engine="tensorrt-rtx",
+            target=("sm86",),
+            stats=small_statistics,
+        )
+    assert not (tmp_path / "old.rtx").exists()
