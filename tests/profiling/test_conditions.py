@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from optimizer.profiling.conditions import (
@@ -69,20 +70,22 @@ def test_other_processes_are_told_from_our_own() -> None:
         time.sleep(0.1)
         theirs.begin()
         ours.begin()
+        before, started = _used(process), time.monotonic()
         time.sleep(0.8)
+        given = (_used(process) - before) / (time.monotonic() - started)
         seen, known = theirs.read(), ours.read()
     finally:
         process.wait()
     assert seen.other_cpu_share is not None
     assert known.other_cpu_share is not None
-    share = 1 / (os.cpu_count() or 1)
-    # Other work on this machine moves both alike; the difference is the one process.
-    assert seen.other_cpu_share - known.other_cpu_share > 0.5 * share * _given(process)
+    # Other work on this machine moves both alike; the difference is what the one process was given.
+    assert seen.other_cpu_share - known.other_cpu_share > 0.5 * given / (os.cpu_count() or 1)
 
 
-def _given(process: subprocess.Popen) -> float:
-    """What share of a core the scheduler gave to the process (a busy machine gives less)."""
-    return 0.5 if os.getloadavg()[0] > (os.cpu_count() or 1) else 1.0
+def _used(process: subprocess.Popen) -> float:
+    """Seconds of a core that the process has had."""
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
 
 
 def test_a_summary_has_a_value_for_every_round_or_none_at_all() -> None:
