@@ -1,0 +1,161 @@
+"""The graphs of several quantizers, compiled and measured side by side at 224 px.
+
+    python benchmarks/quantizer_speed.py [--python nncf=…/bin/python] [--python modelopt=…/bin/python]
+
+ResNet-50 with random seeded weights and noise images: the numbers are about speed alone. Every graph
+is compiled by the same backend with the same settings; `resnet-opt bench` measures them, one process
+an engine, rounds interleaved. Then this package's quantizer and NNCF's are timed, in turn, on 512
+images. Writes ``reports/quantizers/speed.json`` and ``speed.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from quantizers import run_quantizer, slug
+
+import optimizer
+from optimizer.artifacts import write_text_atomically
+from optimizer.environment import fingerprint
+from optimizer.models import load_model, save_checkpoint
+from optimizer.results import BenchResult
+from optimizer.units import parse_duration
+
+REPORTS = Path(__file__).parent.parent / "reports" / "quantizers"
+ON_OPENVINO = (
+    "ours openvino",
+    "ours openvino without VNNI",
+    "ours tensorrt",
+    "ours tensorrt without shift",
+    "nncf symmetric, no bias correction",
+    "modelopt max",
+    "onnxruntime u8 minmax",
+)
+TIMED = ("ours openvino without VNNI", "nncf symmetric")
+ROUNDS = 2
+ON_ONNXRUNTIME = ("ours onnxruntime", "ours onnxruntime without VNNI", "onnxruntime u8 minmax")
+
+
+def quantize(folder: Path, python: dict[str, str]) -> dict[str, Any]:
+    """All graphs, and what making them took."""
+    checkpoint = folder / "model.safetensors"
+    save_checkpoint(load_model("resnet50:random"), checkpoint, details={})
+    optimizer.export(str(checkpoint), folder / "fp32.onnx")
+    save_images(folder, 32)
+    facts = {}
+    for name in dict.fromkeys((*ON_OPENVINO, *ON_ONNXRUNTIME)):
+        facts[name] = run_quantizer(name, python, folder)
+        print(name, facts[name], file=sys.stderr, flush=True)
+    return facts
+
+
+def save_images(folder: Path, count: int) -> None:
+    """Noise, as the graph takes it."""
+    images = np.random.default_rng(0).normal(size=(count, 3, 224, 224)).astype(np.float32)
+    np.save(folder / "calibration.npy", images)
+
+
+def timed(folder: Path, python: dict[str, str]) -> list[dict[str, Any]]:
+    """Seconds and memory of quantizers on 512 images, in turn."""
+    save_images(folder, 512)
+    return [
+        {"name": name, "images": 512, **run_quantizer(name, python, folder)}
+        for _ in range(ROUNDS)
+        for name in TIMED
+    ]
+
+
+def compile_graphs(folder: Path, facts: dict[str, Any]) -> dict[str, list[Path]]:
+    """Engines by backend."""
+    made: dict[str, list[Path]] = {"openvino": [], "onnxruntime": []}
+    for engine, names in (("openvino", ON_OPENVINO), ("onnxruntime", ON_ONNXRUNTIME)):
+        for name in names:
+            if "seconds" not in facts[name]:
+                continue
+            graph = folder / f"{slug(name)}.{engine}.onnx"
+            proto = onnx.load(folder / f"{slug(name)}.onnx")
+            reference = onnx.load(folder / "fp32.onnx", load_external_data=False)
+            del proto.metadata_props[:]
+            for entry in reference.metadata_props:
+                value = "int8" if entry.key == "resnet_opt.precision" else entry.value
+                proto.metadata_props.add(key=entry.key, value=value)
+            onnx.save(proto, graph)
+            output = folder / f"{slug(name)}.{engine}"
+            made[engine].append(
+                optimizer.build(graph, output, precision="int8", engine=engine).path
+            )
+    return made
+
+
+def markdown(results: dict[str, BenchResult], timings: list[dict[str, Any]]) -> str:
+    """A table a backend, and one of the quantizers' own times."""
+    device = fingerprint()
+    machine = f"{device['cpu']} ({', '.join(device['flags'])}), {device['cores']} cores."
+    lines = ["# The graphs of several quantizers at 224 px", "", machine, ""]
+    for engine, result in results.items():
+        lines += [
+            f"{engine}; verdict of the run: {result.verdict} ({result.reason}).",
+            "",
+            f"| graph | batch | images/s | 95 % interval | × {result.engines[0].name} | 95 % interval |",
+            "|---|---|---|---|---|---|",
+        ]
+        ratios = {(c.b, c.batch): c for c in result.comparisons}
+        for one in result.engines:
+            c, ci = ratios.get((one.name, one.batch)), one.images_per_s_ci95
+            lines.append(
+                f"| {one.name} | {one.batch} | {one.images_per_s or 0:.1f} | "
+                f"{f'{ci[0]:.1f} to {ci[1]:.1f}' if ci else '–'} | {f'{c.ratio:.3f}' if c else '1'} | "
+                f"{f'{c.ci95[0]:.3f} to {c.ci95[1]:.3f}' if c else '–'} |"
+            )
+        lines.append("")
+    lines += ["| quantizer, 512 images | s | MiB |", "|---|---|---|"]
+    lines += [
+        f"| {t['name']} | {t['seconds']:.0f} | {t['peak_rss_bytes'] / 2**20:.0f} |"
+        for t in timings
+        if "seconds" in t
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--duration", default="5s")
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
+    options = parser.parse_args()
+    python = dict(entry.split("=", 1) for entry in options.python)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        facts = quantize(folder, python)
+        results = {
+            engine: optimizer.bench(
+                paths, batch=[1, 8], duration_s=parse_duration(options.duration)
+            )
+            for engine, paths in compile_graphs(folder, facts).items()
+        }
+        timings = timed(folder, python)
+    for result in results.values():
+        for one in result.engines:
+            one.raw_file = None
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    raw = {
+        "schema_version": 1,
+        "device": fingerprint(),
+        "quantizers": facts,
+        "timed": timings,
+        "bench": {engine: result.model_dump(mode="json") for engine, result in results.items()},
+    }
+    write_text_atomically(REPORTS / "speed.json", json.dumps(raw, indent=1) + "\n")
+    write_text_atomically(REPORTS / "speed.md", markdown(results, timings))
+    print(markdown(results, timings))
+
+
+if __name__ == "__main__":
+    main()
