@@ -16,6 +16,7 @@ from optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from optimizer.engines import Session
+    from optimizer.evaluation.decoders import Difference
     from optimizer.precision.int8 import EncodingOptions
     from optimizer.precision.int8.halves import Moved
     from optimizer.results import Audit, BenchResult, ValidateResult
@@ -25,6 +26,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "compare_decoders",
     "compare_halves",
     "export",
     "load",
@@ -166,6 +168,32 @@ def compare_halves(
 
     dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
     return precision.halves(Path(graph), dataset, tapped, batch=batch, progress=progress)
+
+
+def compare_decoders(
+    data: str,
+    *,
+    model: str | None = None,
+    arch: str | None = None,
+    limit: int | None = 200,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+    progress: Progress | None = None,
+) -> list[Difference]:
+    """Hold decoders and resizers against each other; see `optimizer.evaluation.decoders`.
+
+    Without a model, the images go through ImageNet's usual preprocessing.
+    """
+    from optimizer.data import Preprocessing, open_dataset
+    from optimizer.evaluation.decoders import compare_decoders as compare
+    from optimizer.models import load_model
+
+    dataset = open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images)
+    if skip_bad_images:
+        dataset = dataset.verify()
+    loaded = None if model is None else load_model(model, arch=arch)
+    preprocessing = Preprocessing.imagenet() if loaded is None else loaded.preprocessing
+    return compare(dataset, preprocessing, model=loaded, progress=progress)
 
 
 def quantize(

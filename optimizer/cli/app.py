@@ -9,7 +9,7 @@ from typing import Annotated, Never
 import typer
 
 from optimizer._version import __version__
-from optimizer.cli import job, judge, machine, make
+from optimizer.cli import job, judge, machine, make, pixels
 from optimizer.errors import ResnetOptError
 
 __all__ = ["app", "main"]
@@ -59,7 +59,7 @@ def _root(
 _verbose = False
 INTERRUPTED = 130
 
-JOB, STEPS, RESULTS, MACHINE = "The main job", "Its steps", "Results", "Machine"
+JOB, STEPS, RESULTS, MACHINE = "The main job", "Its steps", "Results", "Machine and data"
 for command, panel in (
     (job.demo, JOB),
     (job.run, JOB),
@@ -74,6 +74,7 @@ for command, panel in (
     (judge.inspect, RESULTS),
     (judge.compare, RESULTS),
     (judge.report, RESULTS),
+    (pixels.preprocess, MACHINE),
     (machine.doctor, MACHINE),
     (machine.clean, MACHINE),
 ):

@@ -30,13 +30,17 @@ class FileSource:
         self._files = files
         self._sizes = sizes
 
+    def file(self, position: int) -> Path:
+        """Where one image lies."""
+        return self._root / self._files[position]
+
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`."""
-        return preprocessing.apply_uint8(open_image(self._root / self._files[position]))
+        return preprocessing.apply_uint8(open_image(self.file(position)))
 
     def check(self, position: int) -> None:
         """See `Source.check`: decodes the whole image."""
-        open_image(self._root / self._files[position])
+        open_image(self.file(position))
 
     def image_id(self, position: int) -> str:
         """See `Source.image_id`: the path relative to the dataset's folder."""

@@ -1,9 +1,9 @@
 """An independent oracle: a Q/DQ ResNet executed in NumPy exactly as the ONNX text defines it.
 
-It shares no code with the quantizer, the simulation or an engine, and only tests use it. A layer whose inputs are both
-dequantized is computed as the sum it stands for: integers multiplied and added exactly (im2col,
-int64), one multiplication by the scales, bias, one rounding to float32. Whatever an engine returns
-beyond that is the engine's own arithmetic.
+It shares no code with the quantizer, the simulation or an engine, and only tests use it. A layer
+whose inputs are both dequantized is computed as the sum it stands for: integers multiplied and added
+exactly (im2col, int64), one multiplication by the scales, bias, one rounding to float32. Whatever an
+engine returns beyond that is the engine's own arithmetic.
 
 Where one quantization step of difference comes from (never more, per quantized tensor):
 
