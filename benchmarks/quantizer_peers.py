@@ -142,6 +142,13 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ours tensorrt min-max alone": (ours, {"target": "tensorrt", **PLAIN}),
     "ours tensorrt without shift": (ours, {"target": "tensorrt", "shift": False}),
     "ours tensorrt": (ours, {"target": "tensorrt"}),
+    "ours tensorrt, no equalization": (ours, {"target": "tensorrt", "equalize": False}),
+    "ours tensorrt, no bias correction": (ours, {"target": "tensorrt", "bias": "none"}),
+    "ours tensorrt, biases by statistics": (ours, {"target": "tensorrt", "bias": "statistics"}),
+    **{
+        f"ours tensorrt, {method} ranges": (ours, {"target": "tensorrt", "method": method})
+        for method in ("minmax", "mse", "percentile", "entropy")
+    },
     "ours openvino min-max alone": (ours, {"target": "openvino", **PLAIN}),
     "ours openvino": (ours, {"target": "openvino", "pairs": "free"}),
     "ours openvino without VNNI": (ours, {"target": "openvino", "pairs": "channels"}),

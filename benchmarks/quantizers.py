@@ -58,7 +58,7 @@ def main() -> int:
             path = folder / f"{slug(name)}.onnx"
             row |= _quality(path, reference, test, labels) | {"activations": _activations(path)}
             if name.startswith("ours"):
-                target = name.split()[1]
+                target = name.split()[1].rstrip(",")
                 row["activations_alone_db"] = _activations_alone(
                     graph, path.with_suffix(".encodings.json"), rules_for(target), test, reference
                 )

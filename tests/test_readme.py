@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("architecture", "measuring", "tensorrt"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("architecture", "int8", "measuring", "tensorrt")),
+]
 
 
 def _commands() -> list[str]:
