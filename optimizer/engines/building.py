@@ -75,7 +75,13 @@ def build_engine(
 
     plan = Plan(
         kind="engine",
-        settings={"backend": backend_name, **_plain(settings), **own, "arch": card.arch},
+        settings={
+            "backend": backend_name,
+            **_plain(settings),
+            **own,
+            "arch": card.arch,
+            **({"keep": facts.keep} if facts is not None and facts.keep else {}),
+        },
         inputs=[Input.of("graph" if facts else "checkpoint", graph)],
         libraries=library_versions(*backend.libraries),
         device=backend.device(),

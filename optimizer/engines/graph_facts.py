@@ -49,6 +49,12 @@ class GraphFacts:
         return names or None
 
     @property
+    def keep(self) -> list[str]:
+        """Weighted layers of an INT8 graph that stay in high precision."""
+        names: list[str] = json.loads(self.metadata.get("keep", "[]"))
+        return names
+
+    @property
     def preprocessing(self) -> dict[str, Any] | None:
         """The preprocessing the graph expects, if it carries it."""
         raw = self.metadata.get("preprocessing")

@@ -18,7 +18,7 @@ from optimizer.targets.hardware import cpu_features
 
 __all__ = ["OpenVino"]
 
-_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "int8": "f32", "mixed": "f32", "bf16": "bf16"}
 """The precision hint is always set: its default turns FP32 graphs into BF16 on some CPUs."""
 _PRECISIONS = {
     "f32": "fp32",
@@ -80,7 +80,7 @@ class OpenVino:
         notes = []
         if settings.options.get("storage_only"):
             notes.append(f"{settings.precision} storage, FP32 compute")
-        if facts.precision == "int8" and not cpu_features().vnni:
+        if facts.precision in {"int8", "mixed"} and not cpu_features().vnni:
             notes.append(
                 "no VNNI: INT8 products are added in 16 bits; weights use 7 bits to stay exact"
             )

@@ -8,47 +8,58 @@ large layer counts more than ten small ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from optimizer.results import Audit, LayerInfo
 
 __all__ = ["audit"]
 
 
-def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> Audit:
+def audit(
+    asked: str,
+    layers: Sequence[LayerInfo],
+    min_share: float = 0.95,
+    keep: Collection[str] = (),
+) -> Audit:
     """Judge an engine by the layers it lists.
 
     Only layers with weights count (those with ``flops``). FP32 means FP32: TF32 keeps 10 bits of
     the mantissa and counts as another precision unless ``tf32`` was asked for.
 
     Args:
-        asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``).
+        asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``),
+            or ``mixed``: INT8 but for the layers to keep, and those not in INT8.
         layers: What the engine tells of its layers.
         min_share: Smallest share of the FLOPs that must be computed in ``asked``.
+        keep: For ``mixed``, PyTorch modules that were to stay in high precision.
 
     Returns:
         The audit. Its verdict is ``inconclusive`` when the engine lists no layer with weights, or
-        does not tell the precision of so many that either verdict is possible.
+        does not tell the precision of so many that either verdict is possible, or for ``mixed``
+        without the layers to keep.
     """
     weighted = [layer for layer in layers if layer.flops]
-    if not weighted:
+    if not weighted or (asked == "mixed" and not keep):
         return Audit(
             asked=asked,
             computed={},
             share=None,
             min_share=min_share,
             verdict="inconclusive",
-            reason="the engine lists no layer with weights, so its precision cannot be told",
+            reason="the graph does not say which layers were to stay in high precision"
+            if weighted
+            else "the engine lists no layer with weights, so its precision cannot be told",
         )
     flops: Counter[str] = Counter()
     for layer in weighted:
         flops[layer.precision] += layer.flops or 0
     total = sum(flops.values())
     computed = {name: count / total for name, count in flops.most_common()}
-    share = flops[asked] / total
+    differing = [layer for layer in weighted if not _as_asked(layer, asked, keep)]
+    share = 1.0 - sum(layer.flops or 0 for layer in differing) / total
     possible = share + flops["unknown"] / total
-    differing = [layer for layer in weighted if layer.precision != asked]
-    percent = f"{100 * share:.1f} % of the FLOPs are {asked.upper()}"
+    what = f"as asked ({_shares(computed)})" if asked == "mixed" else asked.upper()
+    percent = f"{100 * share:.1f} % of the FLOPs are {what}"
     if share >= min_share:
         verdict, reason = "pass", percent + _named(differing)
     elif possible >= min_share:
@@ -66,6 +77,18 @@ def audit(asked: str, layers: Sequence[LayerInfo], min_share: float = 0.95) -> A
         verdict=verdict,
         reason=reason,
     )
+
+
+def _as_asked(layer: LayerInfo, asked: str, keep: Collection[str]) -> bool:
+    if asked != "mixed":
+        return layer.precision == asked
+    if set(layer.torch_names) & set(keep):
+        return layer.precision not in {"int8", "unknown"}
+    return layer.precision == "int8"
+
+
+def _shares(computed: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.1f} % {name.upper()}" for name, share in computed.items())
 
 
 def _named(layers: Sequence[LayerInfo]) -> str:

@@ -239,7 +239,7 @@ def _audit(manifest: Manifest, min_share: float) -> Audit:
     # An engine built for storage alone was asked to compute in FP32.
     storage_only = (manifest.settings.get("options") or {}).get("storage_only")
     asked = "fp32" if storage_only else str(manifest.settings.get("precision", "fp32"))
-    return audit(asked, layers, min_share)
+    return audit(asked, layers, min_share, manifest.settings.get("keep") or ())
 
 
 def _layers(
