@@ -15,8 +15,8 @@ def choose_engine(precision: str) -> str:
     """The fastest engine here that computes a precision.
 
     A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32, INT8 and
-    a mix of them go to OpenVINO, BF16 too if the CPU has the instructions. What is left (FP16, FP8, BF16 without
-    instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
+    a mix of them go to OpenVINO, BF16 too if the CPU has the instructions. What is left (FP16, FP8,
+    BF16 without instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
 
     Raises:
         MissingDevice: Nothing here computes or compiles it.

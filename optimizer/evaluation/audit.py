@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from optimizer.artifacts import Manifest
 from optimizer.results import Audit, LayerInfo
 
-__all__ = ["audit"]
+__all__ = ["audit", "audit_manifest"]
 
 
 def audit(
@@ -77,6 +78,16 @@ def audit(
         verdict=verdict,
         reason=reason,
     )
+
+
+def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
+    """Judge an engine by the layers and settings in its manifest."""
+    layers = [LayerInfo.model_validate(raw) for raw in manifest.details.get("layers", [])]
+    settings = manifest.settings
+    # An engine built for storage alone was asked to compute in FP32.
+    storage_only = (settings.get("options") or {}).get("storage_only")
+    asked = "fp32" if storage_only else str(settings.get("precision", "fp32"))
+    return audit(asked, layers, min_share, settings.get("keep") or ())
 
 
 def _as_asked(layer: LayerInfo, asked: str, keep: Collection[str]) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.artifacts import Manifest
 from optimizer.data import ImageDataset, check_fits
 from optimizer.errors import (
     AccuracyGateFailed,
@@ -18,7 +17,7 @@ from optimizer.errors import (
     PrecisionAuditFailed,
     UsageError,
 )
-from optimizer.evaluation.audit import audit
+from optimizer.evaluation.audit import audit_manifest
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence, judge_hop
@@ -38,7 +37,6 @@ from optimizer.results import (
     DatasetInfo,
     Gates,
     Hop,
-    LayerInfo,
     ValidateResult,
 )
 
@@ -228,18 +226,10 @@ def _consistency(
 
 def _audits(steps: Iterable[Step], min_share: float) -> dict[str, Audit]:
     return {
-        step.name: _audit(step.manifest, min_share)
+        step.name: audit_manifest(step.manifest, min_share)
         for step in steps
         if step.kind == "engine" and step.manifest is not None and "layers" in step.manifest.details
     }
-
-
-def _audit(manifest: Manifest, min_share: float) -> Audit:
-    layers = [LayerInfo.model_validate(raw) for raw in manifest.details["layers"]]
-    # An engine built for storage alone was asked to compute in FP32.
-    storage_only = (manifest.settings.get("options") or {}).get("storage_only")
-    asked = "fp32" if storage_only else str(manifest.settings.get("precision", "fp32"))
-    return audit(asked, layers, min_share, manifest.settings.get("keep") or ())
 
 
 def _layers(

@@ -77,9 +77,7 @@ def test_kept_layers_compute_in_high_precision(
 @settings(max_examples=5)
 @given(seed=st.integers(0, 10_000), bottleneck=st.booleans())
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_keeping_everything_is_the_network_itself(
-    target: str, seed: int, bottleneck: bool
-) -> None:
+def test_keeping_everything_is_the_network_itself(target: str, seed: int, bottleneck: bool) -> None:
     options = EncodingOptions(keep=tuple(LAYERS[bottleneck]))
     model, encodings = _encode(seed, target, options, bottleneck=bottleneck)
     lower(model, encodings, RULES[target])

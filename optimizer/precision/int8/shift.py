@@ -78,9 +78,7 @@ def _bare_layer(topology: Topology, tensor: str) -> ir.Node | None:
     return node
 
 
-def shiftable(
-    topology: Topology, rules: TargetRules, keep: Collection[str] = ()
-) -> set[str]:
+def shiftable(topology: Topology, rules: TargetRules, keep: Collection[str] = ()) -> set[str]:
     """Tensors that may be shifted under a target's rules; no kept layer reads one of them."""
     quantized = topology.quantized_edges(rules, keep)
     places = {(edge.tensor, edge.node, edge.index) for edge in quantized}

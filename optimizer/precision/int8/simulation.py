@@ -69,9 +69,7 @@ class Simulation:
         keep: Layers in high precision.
     """
 
-    def __init__(
-        self, topology: Topology, rules: TargetRules, keep: Collection[str] = ()
-    ) -> None:
+    def __init__(self, topology: Topology, rules: TargetRules, keep: Collection[str] = ()) -> None:
         self.topology = topology
         self.rules = rules
         self.keep = frozenset(keep)
@@ -89,27 +87,14 @@ class Simulation:
             )
             for node in nodes
         ]
-        self.steps = self._with_pairs(steps)
+        self.steps = _with_pairs(steps, topology, rules, self.keep)
 
     def keeping(self, keep: Collection[str]) -> Simulation:
         """The same graph with other layers in high precision; the operations are shared."""
         other = copy(self)
         other.keep = frozenset(keep)
-        other.steps = other._with_pairs(self.steps)
+        other.steps = _with_pairs(self.steps, self.topology, self.rules, other.keep)
         return other
-
-    def _with_pairs(self, steps: Iterable[Step]) -> list[Step]:
-        edges = {(e.node, e.index) for e in self.topology.quantized_edges(self.rules, self.keep)}
-
-        def inputs(node: ir.Node) -> tuple[tuple[str, bool], ...]:
-            computed = self.topology.data_inputs(node)
-            return tuple(
-                (str(value.name), (str(node.name), index) in edges)
-                for index, value in enumerate(node.inputs)
-                if value is not None and str(value.name) in computed
-            )
-
-        return [replace(step, inputs=inputs(self.topology.nodes[step.name])) for step in steps]
 
     @staticmethod
     def simulates(topology: Topology) -> bool:
@@ -170,6 +155,23 @@ class Simulation:
                 stored[name] = represented(values[name], encodings.tensors[name])
             inputs.append(stored[name])
         return inputs
+
+
+def _with_pairs(
+    steps: Iterable[Step], topology: Topology, rules: TargetRules, keep: Collection[str]
+) -> list[Step]:
+    """The steps, with the pairs that a target wants before them."""
+    edges = {(e.node, e.index) for e in topology.quantized_edges(rules, keep)}
+
+    def inputs(node: ir.Node) -> tuple[tuple[str, bool], ...]:
+        computed = topology.data_inputs(node)
+        return tuple(
+            (str(value.name), (str(node.name), index) in edges)
+            for index, value in enumerate(node.inputs)
+            if value is not None and str(value.name) in computed
+        )
+
+    return [replace(step, inputs=inputs(topology.nodes[step.name])) for step in steps]
 
 
 def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
