@@ -183,11 +183,12 @@ def quantize(
     that loses at most ``max_drop_pp`` and judges it on ``data``; its `SearchResult` lies beside it.
     """
     from optimizer import precision as room
-    from optimizer import search
 
     graph, output = Path(graph), Path(output)
     room.check_keep(graph, precision, options)
     if precision == "mixed":
+        from optimizer import search
+
         found = search.search_path(output)
         made = search.mixed(
             graph,
@@ -254,7 +255,7 @@ def build(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compile an engine: the explicit graph first, then the backend.
+    """Compile an engine: the explicit graph first, then the backend; `audit_engine` judges it.
 
     Args:
         graph: The FP32 graph, a graph that carries the precision already, or a checkpoint for the
@@ -279,9 +280,6 @@ def build(
         high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
-
-    Returns:
-        The engine; `audit_engine` judges it.
     """
     from optimizer import search
     from optimizer.engines import BuildSettings, get_backend

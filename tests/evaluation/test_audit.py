@@ -79,3 +79,15 @@ def test_shares_add_up_and_the_differing_layers_make_the_rest(
     assert found.share is not None
     assert found.share + sum(x.flops or 0 for x in found.differing) / total == pytest.approx(1)
     assert (found.verdict == "pass") == (found.share >= 0.95)
+
+
+def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
+    layers = [_layer("a", "int8", 60), _layer("b", "fp32", 40)]
+    named = [layer.model_copy(update={"torch_names": [layer.name]}) for layer in layers]
+    good = audit("mixed", named, keep=["b"])
+    assert (good.verdict, good.share) == ("pass", 1.0)
+    assert "60.0 % INT8, 40.0 % FP32" in good.reason
+    wrong = audit("mixed", named, keep=["a"])
+    assert (wrong.verdict, wrong.share) == ("fail", 0.0)
+    assert len(wrong.differing) == 2
+    assert audit("mixed", named).verdict == "inconclusive"
