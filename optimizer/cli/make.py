@@ -209,7 +209,7 @@ def quantize(
             progress=progress,
         )
     pairs = made.manifest.details.get("pairs")
-    found = _search_result(output, precision)
+    found = _search_result(graph, output, precision)
     remark = f"{pairs} tensors with Q/DQ" if pairs else None
     _say(made, as_json, remark, *_searched(found), details=_as_detail(found))
     _raise_for(found)
@@ -296,7 +296,7 @@ def build(
         )
     audit = verbs.audit_engine(made, min_share=share)
     notes = [audit.reason, *made.manifest.details.get("notes", [])]
-    found = _search_result(output, precision)
+    found = _search_result(graph, output, precision)
     details = {"audit": audit.model_dump(mode="json"), **_as_detail(found)}
     _say(made, as_json, *notes, *_searched(found), details=details)
     _raise_for(found)
@@ -309,8 +309,8 @@ def build(
 # --- mixed precision ---------------------------------------------------------------------------
 
 
-def _search_result(output: Path, precision: str) -> SearchResult | None:
-    """What the search left beside the output; a graph that is mixed already needs none."""
+def _search_result(graph: Path, output: Path, precision: str) -> SearchResult | None:
+    """What the search left beside the output; a graph that is mixed already needed none."""
     from optimizer.results import SearchResult, read_result
     from optimizer.search import search_path
 
@@ -319,7 +319,7 @@ def _search_result(output: Path, precision: str) -> SearchResult | None:
         return None
     result = read_result(path)
     assert isinstance(result, SearchResult)
-    return result
+    return result if result.graph == graph.name else None
 
 
 def _as_detail(found: SearchResult | None) -> dict[str, Any]:
