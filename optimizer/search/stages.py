@@ -206,6 +206,7 @@ def search(
     )
 
     def write(path: Path) -> dict[str, Any]:
+        progress.start(f"prepare the search for {rules.name}", total=3)
         variants = Variants(
             ir.load(graph),
             Statistics.load(statistics.path),
@@ -213,6 +214,7 @@ def search(
             plan.inputs[0].sha256,
             options,
         )
+        progress.advance(note="FP32 answers")
         images = [
             batch.images
             for batch in walked.batches(
@@ -220,7 +222,10 @@ def search(
             )
         ]
         split = Split(variants.simulation, variants.base, images, walked.labels)
+        progress.advance(note="times of the layers")
         costs = _costs(graph, facts, variants)
+        progress.advance()
+        progress.finish(f"{costs.source} {costs.predict(()):.3g} ms an image in INT8")
         walk = Walk(variants, split, Budget(max_drop_pp), costs)
         ranked, chosen = _found(walk, variants, progress)
         chosen.encodings.save(path)
