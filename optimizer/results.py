@@ -9,7 +9,7 @@ many samples", never zero.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,12 +26,16 @@ __all__ = [
     "DatasetInfo",
     "EngineBench",
     "EngineStatus",
+    "FrontPoint",
     "Gates",
     "Hop",
     "Interval",
     "Latency",
     "LayerInfo",
+    "LayerSensitivity",
+    "Result",
     "RunResult",
+    "SearchResult",
     "StageRecord",
     "ValidateResult",
     "VerdictName",
@@ -185,6 +189,72 @@ class ValidateResult(_Model):
     verdict: VerdictName
 
 
+# --- search ------------------------------------------------------------------------------------
+
+
+class LayerSensitivity(_Model):
+    """What one layer costs in accuracy as INT8, and in time as anything else."""
+
+    layer: str
+    sqnr_db: float | None
+    """Signal to noise of the logits with this layer alone in high precision."""
+    gain_db: float | None
+    """That, less the signal to noise with every layer in INT8."""
+    cost_ms: float
+    """Predicted time that keeping it alone adds."""
+
+
+class FrontPoint(_Model):
+    """One graph that the search looked at, on images of its own."""
+
+    kept: list[str]
+    """Layers in high precision, in graph order."""
+    sqnr_db: float | None
+    flips: int
+    losses: int
+    """Images that the FP32 network has right and this graph wrong."""
+    gains: int
+    drop_upper_pp: float
+    """Upper end of the 95 % interval of the drop; with flips alone, every one of them a loss."""
+    predicted_ms: float
+    inside: bool
+    """Within the budget."""
+    dominated: bool
+    """Another point is at least as fast and has at least its signal to noise."""
+
+
+class SearchResult(_Model):
+    """``search.json``: which layers stay in high precision, and why."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["search"] = "search"
+    created: str
+    graph: str
+    target: str
+    max_drop_pp: float
+    cost_source: Literal["measured", "model"]
+    cost_reason: str
+    """What was measured, or which constants the model has."""
+    int8_ms: float
+    """Predicted time of one image with every layer in INT8."""
+    high_ms: float
+    """The same with every layer in high precision."""
+    calibration_images: int
+    """For the statistics, the biases, and the ranking of layers."""
+    search_images: int
+    """For the front; none of them calibrated, and none will judge."""
+    sensitivity: list[LayerSensitivity]
+    """The most sensitive layer first; empty if the INT8 graph is inside the budget."""
+    front: list[FrontPoint]
+    """In the order in which they were tried, from all-INT8 on."""
+    chosen: int
+    """Index in ``front``."""
+    finding: str
+    """One sentence: what is kept, and what it costs."""
+    validation: ValidateResult | None = None
+    """The verdict on images that the search never saw; ``None`` before it was judged."""
+
+
 # --- bench -------------------------------------------------------------------------------------
 
 
@@ -325,11 +395,11 @@ class RunResult(_Model):
     )
 
 
-Result = ValidateResult | BenchResult | RunResult
-_ResultT = TypeVar("_ResultT", ValidateResult, BenchResult, RunResult)
+Result = ValidateResult | BenchResult | SearchResult | RunResult
 _KINDS: dict[str, type[BaseModel]] = {
     "validate": ValidateResult,
     "bench": BenchResult,
+    "search": SearchResult,
     "run": RunResult,
 }
 
@@ -357,7 +427,7 @@ def read_result(path: Path) -> Result:
         ) from error
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ArtifactError(f"{path.name} is not a result of validate, bench or run")
+        raise ArtifactError(f"{path.name} is not a result of validate, bench, search or run")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path.name} has schema version {raw.get('schema_version')}, "
@@ -373,5 +443,5 @@ def read_result(path: Path) -> Result:
             f"{path.name} does not fit its schema at {where}: {first['msg']}",
             mend="run the command again",
         ) from error
-    assert isinstance(result, (ValidateResult, BenchResult, RunResult))
+    assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult))
     return result

@@ -7,6 +7,7 @@ result. They hold no logic of their own beyond joining rooms.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,6 @@ __all__ = [
     "train",
     "validate",
 ]
-
-RULES_OF = {
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt",
-}
-"""Whose target rules an engine's INT8 graph follows."""
 
 
 def train(
@@ -77,8 +70,6 @@ def train(
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
-    from dataclasses import replace
-
     from optimizer.data import open_dataset
     from optimizer.models import load_model
     from optimizer.training import TrainSettings, train_checkpoint
@@ -206,6 +197,8 @@ def quantize(
     calib_images: int = 256,
     stats: Path | str | None = None,
     encodings: Path | str | None = None,
+    data: str | None = None,
+    max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
     cache: Cache | None = None,
@@ -214,14 +207,37 @@ def quantize(
     """Turn an FP32 graph into an explicit graph of another precision.
 
     INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
-    and leaves the statistics beside the output; FP8 does the same without encodings. See
-    `optimizer.precision.quantize`.
+    and leaves the statistics beside the output; FP8 does the same without encodings. ``mixed``
+    searches on ``calib`` for the fastest graph that loses at most ``max_drop_pp`` and judges it on
+    ``data``; its `SearchResult` lies beside it.
     """
     from optimizer import precision as room
 
     graph, output = Path(graph), Path(output)
-    if precision != "int8" and encodings is not None:
+    if precision not in {"int8", "mixed"} and encodings is not None:
         raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
+    room.check_keep(graph, precision, options)
+    if precision == "mixed":
+        from optimizer import search
+
+        found = search.search_path(output)
+        made = search.mixed(
+            graph,
+            output,
+            found,
+            target=target,
+            calib=calib,
+            data=data,
+            ready=encodings or stats,
+            max_drop_pp=max_drop_pp,
+            calib_images=calib_images,
+            options=options,
+            high_precision=high_precision,
+            cache=cache,
+            progress=progress,
+        )
+        search.judge(made.path, graph, found, str(data), progress=progress)
+        return made
     if precision in {"int8", "fp8"} and encodings is None and stats is None:
         if calib is None:
             raise UsageError(
@@ -263,12 +279,14 @@ def build(
     calib_images: int = 256,
     stats: Path | str | None = None,
     encodings: Path | str | None = None,
+    data: str | None = None,
+    max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compile an engine: the explicit graph first, then the backend.
+    """Compile an engine: the explicit graph first, then the backend; `audit_engine` judges it.
 
     Args:
         graph: The FP32 graph, a graph that carries the precision already, or a checkpoint for the
@@ -283,25 +301,27 @@ def build(
         timing_cache: TensorRT's timing cache file.
         threads: Threads of a CPU engine.
         storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
-        calib: Calibration images for INT8 and FP8.
+        calib: Calibration images for INT8 and FP8; for ``mixed`` the search uses others of them.
         calib_images: How many of them.
         stats: Statistics to use instead of calibrating.
         encodings: Encodings to use as they are.
+        data: For ``mixed``, images that judge the engine; the `SearchResult` beside it says how.
+        max_drop_pp: For ``mixed``, the largest loss of top-1, percentage points.
         options: Which passes compute the encodings.
         high_precision: ``fp16`` or ``fp32`` around INT8 or FP8; ``None`` for the target's own.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
-
-    Returns:
-        The engine; `audit_engine` judges it.
     """
+    from optimizer import search
     from optimizer.engines import BuildSettings, get_backend
     from optimizer.engines.building import build_engine, check_buildable
     from optimizer.engines.choice import choose_engine
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
+    from optimizer.precision import check_keep
 
     graph, output = Path(graph), Path(output)
+    check_keep(graph, precision, options)
     name = choose_engine(precision) if engine == "auto" else engine
     backend = get_backend(name)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
@@ -318,23 +338,39 @@ def build(
     )
     check_buildable(backend, settings)
     source = graph
-    if facts is not None and facts.precision == "fp32" and precision != "fp32":
+    explicit: dict[str, Any] = {
+        "target": name,
+        "calib": calib,
+        "calib_images": calib_images,
+        "options": options,
+        "high_precision": high_precision,
+        "cache": cache,
+        "progress": progress,
+    }
+    convert = facts is not None and facts.precision == "fp32" and precision != "fp32"
+    found = search.search_path(output) if convert and precision == "mixed" else None
+    if convert:
         source = output.with_name(output.name + GRAPH_SUFFIX)
-        quantize(
-            graph,
-            source,
-            precision=precision,
-            target=RULES_OF.get(name, name),
-            calib=calib,
-            calib_images=calib_images,
-            stats=stats,
-            encodings=encodings,
-            options=options,
-            high_precision=high_precision,
-            cache=cache,
-            progress=progress,
-        )
-    return build_engine(source, output, name, settings, cache=cache, progress=progress)
+        if found is not None:
+            search.mixed(
+                graph,
+                source,
+                found,
+                data=data,
+                ready=encodings or stats,
+                max_drop_pp=max_drop_pp,
+                **explicit,
+            )
+        else:
+            quantize(
+                graph, source, precision=precision, stats=stats, encodings=encodings, **explicit
+            )
+        # A search may keep nothing, and --keep makes a mix of INT8.
+        settings = replace(settings, precision=graph_facts(source).precision)
+    made = build_engine(source, output, name, settings, cache=cache, progress=progress)
+    if found is not None:
+        search.judge(made.path, graph, found, str(data), progress=progress)
+    return made
 
 
 def audit_engine(engine: Artifact, *, min_share: float = 0.95) -> Audit:
@@ -392,6 +428,7 @@ def validate(
     from optimizer.data import open_dataset
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as room
+    from optimizer.evaluation.chain import exported_beside
     from optimizer.models import load_model
     from optimizer.results import Gates
 
@@ -399,7 +436,7 @@ def validate(
         Path(reference) if reference.endswith(".onnx") else load_model(reference, arch=arch)
     )
     paths = [Path(engine) for engine in engines]
-    chains = [Chain.of(path, model=exported or _exported_beside(path)) for path in paths]
+    chains = [Chain.of(path, model=exported or exported_beside(path)) for path in paths]
     return room(
         chains,
         source,
@@ -411,28 +448,6 @@ def validate(
         min_share=min_share,
         progress=progress,
     )
-
-
-def _exported_beside(path: Path) -> Path | None:
-    """The FP32 file that an engine's graph was made from, if it lies in the same folder or above."""
-    from optimizer.artifacts import read_manifest
-    from optimizer.engines.opening import graph_of
-    from optimizer.errors import ArtifactError
-
-    try:
-        graph = graph_of(path)
-        inputs = read_manifest(graph or path).inputs
-    except ArtifactError:
-        return None
-    wanted = {i.sha256 for i in inputs if i.role in {"model", "graph"}}
-    for folder in (path.parent, path.parent.parent):
-        for candidate in sorted(folder.glob("*.onnx")):
-            try:
-                if candidate != path and read_manifest(candidate).sha256 in wanted:
-                    return candidate
-            except ArtifactError:
-                continue
-    return None
 
 
 def bench(

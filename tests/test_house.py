@@ -25,6 +25,7 @@ ROOMS = [
     "environment",
     "evaluation",
     "profiling",
+    "search",
     "reporting",
     "verbs",
     "stages",

@@ -14,7 +14,7 @@ from optimizer.errors import (
     UsageError,
     Verdict,
 )
-from optimizer.results import BenchResult, RunResult, ValidateResult, read_result
+from optimizer.results import BenchResult, Result, RunResult, ValidateResult, read_result
 
 if TYPE_CHECKING:
     from optimizer.evaluation.compare import AccuracyComparison
@@ -98,13 +98,13 @@ def compare_results(
     return outcome
 
 
-def _speed_of(result: ValidateResult | BenchResult | RunResult) -> BenchResult | None:
+def _speed_of(result: Result) -> BenchResult | None:
     if isinstance(result, RunResult):
         return result.bench
     return result if isinstance(result, BenchResult) else None
 
 
-def _has_accuracy(result: ValidateResult | BenchResult | RunResult) -> bool:
+def _has_accuracy(result: Result) -> bool:
     return isinstance(result, ValidateResult) or (
         isinstance(result, RunResult) and result.validate_ is not None
     )

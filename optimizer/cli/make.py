@@ -15,6 +15,7 @@ from optimizer.cli import options as opt
 if TYPE_CHECKING:
     from optimizer.artifacts import Artifact
     from optimizer.precision.int8.halves import Moved
+    from optimizer.results import SearchResult
 
 __all__ = ["build", "calibrate", "export", "quantize", "train"]
 
@@ -164,7 +165,7 @@ def _halves(moved: list[Moved]) -> list[str]:
 def quantize(
     graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
     output: opt.Output,
-    precision: Annotated[str, typer.Option(help="fp16, bf16, int8 or fp8.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp16, bf16, int8, fp8 or mixed.")] = "int8",
     target: Annotated[
         str, typer.Option(help="Whose rules: openvino, onnxruntime, tensorrt, tensorrt-rtx.")
     ] = "openvino",
@@ -172,6 +173,9 @@ def quantize(
     calib_images: opt.CalibImages = 256,
     stats: opt.Stats = None,
     encodings: opt.EncodingsFile = None,
+    keep: opt.Keep = None,
+    data: opt.Judge = None,
+    max_drop: opt.MaxDrop = "1pp",
     method: opt.Method = "auto",
     high_precision: opt.HighPrecision = None,
     no_cache: opt.CacheOff = False,
@@ -180,9 +184,12 @@ def quantize(
     """Write the explicit graph of another precision, without compiling it.
 
     Example: resnet-opt quantize model.onnx --target tensorrt --calib digits:train -o int8.onnx
+
+    Example: resnet-opt quantize model.onnx --calib digits:train --keep conv1,fc -o int8.onnx
     """
     from optimizer import verbs
     from optimizer.precision.int8 import EncodingOptions
+    from optimizer.units import parse_pp
 
     with _bars() as progress:
         made = verbs.quantize(
@@ -194,19 +201,24 @@ def quantize(
             calib_images=calib_images,
             stats=stats,
             encodings=encodings,
-            options=EncodingOptions(method=method),
+            data=data,
+            max_drop_pp=parse_pp(max_drop),
+            options=EncodingOptions(method=method, keep=tuple(opt.words(keep))),
             high_precision=high_precision,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
     pairs = made.manifest.details.get("pairs")
-    _say(made, as_json, f"{pairs} tensors with Q/DQ" if pairs else None)
+    found = _search_result(graph, output, precision)
+    remark = f"{pairs} tensors with Q/DQ" if pairs else None
+    _say(made, as_json, remark, *_searched(found), details=_as_detail(found))
+    _raise_for(found)
 
 
 def build(
     graph: Annotated[Path, typer.Argument(help="An ONNX file (a checkpoint for --engine torch).")],
     output: opt.Output,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or fp8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or mixed.")] = "fp32",
     fp16: Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
     engine: Annotated[
@@ -232,6 +244,9 @@ def build(
     calib_images: opt.CalibImages = 256,
     stats: opt.Stats = None,
     encodings: opt.EncodingsFile = None,
+    keep: opt.Keep = None,
+    data: opt.Judge = None,
+    max_drop: opt.MaxDrop = "1pp",
     method: opt.Method = "auto",
     high_precision: opt.HighPrecision = None,
     no_cache: opt.CacheOff = False,
@@ -244,11 +259,13 @@ def build(
     Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.rtx
 
     Example: resnet-opt build model.onnx --precision fp8 --target sm89 --calib data/train -o model.rtx
+
+    Example: resnet-opt build model.onnx --precision mixed --calib digits:train --data digits:test -o m.blob
     """
     from optimizer import verbs
     from optimizer.errors import PrecisionAuditFailed, UsageError
     from optimizer.precision.int8 import EncodingOptions
-    from optimizer.units import parse_bytes, parse_profile, parse_share
+    from optimizer.units import parse_bytes, parse_pp, parse_profile, parse_share
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 together", mend="build one engine for each")
@@ -272,18 +289,57 @@ def build(
             calib_images=calib_images,
             stats=stats,
             encodings=encodings,
-            options=EncodingOptions(method=method),
+            data=data,
+            max_drop_pp=parse_pp(max_drop),
+            options=EncodingOptions(method=method, keep=tuple(opt.words(keep))),
             high_precision=high_precision,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
     audit = verbs.audit_engine(made, min_share=share)
     notes = [audit.reason, *made.manifest.details.get("notes", [])]
-    _say(made, as_json, *notes, details={"audit": audit.model_dump(mode="json")})
+    found = _search_result(graph, output, precision)
+    details = {"audit": audit.model_dump(mode="json"), **_as_detail(found)}
+    _say(made, as_json, *notes, *_searched(found), details=details)
+    _raise_for(found)
     if audit.verdict == "fail":
         raise PrecisionAuditFailed(
             f"{made.path.name}: {audit.reason}", mend="resnet-opt inspect names every layer"
         )
+
+
+# --- mixed precision ---------------------------------------------------------------------------
+
+
+def _search_result(graph: Path, output: Path, precision: str) -> SearchResult | None:
+    """What the search left beside the output; a graph that is mixed already needed none."""
+    from optimizer.results import SearchResult, read_result
+    from optimizer.search import search_path
+
+    path = search_path(output)
+    if precision != "mixed" or not path.is_file():
+        return None
+    result = read_result(path)
+    assert isinstance(result, SearchResult)
+    return result if result.graph == graph.name else None
+
+
+def _as_detail(found: SearchResult | None) -> dict[str, Any]:
+    return {} if found is None else {"search": found.model_dump(mode="json")}
+
+
+def _searched(found: SearchResult | None) -> list[str]:
+    if found is None:
+        return []
+    judged = [found.validation.finding] if found.validation is not None else []
+    return [found.finding, *judged]
+
+
+def _raise_for(found: SearchResult | None) -> None:
+    from optimizer.evaluation import raise_for_verdict
+
+    if found is not None and found.validation is not None:
+        raise_for_verdict(found.validation)
 
 
 # --- printing ----------------------------------------------------------------------------------

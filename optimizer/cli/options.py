@@ -19,6 +19,9 @@ __all__ = [
     "HighPrecision",
     "ImageSize",
     "Json",
+    "Judge",
+    "Keep",
+    "MaxDrop",
     "Method",
     "Output",
     "Stats",
@@ -59,6 +62,17 @@ EncodingsFile = Annotated[
 ]
 Method = Annotated[
     str, typer.Option("--method", help="Range method: auto, mse, minmax, percentile or entropy.")
+]
+Keep = Annotated[
+    str | None,
+    typer.Option("--keep", help="Layers that stay out of INT8: layer1.0.conv1,fc."),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option("--data", help="For mixed: labelled images that judge it, not in --calib."),
+]
+MaxDrop = Annotated[
+    str, typer.Option("--max-drop", help="For mixed: largest loss of top-1, in points.")
 ]
 HighPrecision = Annotated[
     str | None,

@@ -5,7 +5,7 @@ from optimizer.data.datasets import DATA_FORMS, open_dataset
 from optimizer.data.fits import check_fits
 from optimizer.data.images import open_image
 from optimizer.data.preprocessing import Preprocessing
-from optimizer.data.subset import stratified_subset
+from optimizer.data.subset import shared_images, stratified_subset
 
 __all__ = [
     "DATA_FORMS",
@@ -16,5 +16,6 @@ __all__ = [
     "check_fits",
     "open_dataset",
     "open_image",
+    "shared_images",
     "stratified_subset",
 ]

@@ -1,13 +1,20 @@
-"""Deterministic, stratified subsets."""
+"""Deterministic, stratified subsets, and what two datasets have in common."""
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError
 
-__all__ = ["stratified_subset"]
+if TYPE_CHECKING:
+    from optimizer.data.dataset import ImageDataset
+
+__all__ = ["shared_images", "stratified_subset"]
 
 
 def stratified_subset(labels: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
@@ -42,3 +49,17 @@ def stratified_subset(labels: NDArray[np.int64], count: int, seed: int = 0) -> N
         for label, quota in zip(present, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def shared_images(one: ImageDataset, other: ImageDataset) -> int:
+    """How many images of ``other`` are in ``one`` too, by what stands for each in the digests.
+
+    Pixels for digits and NPZ files, relative path and file size for folders.
+    """
+
+    def digests(dataset: ImageDataset) -> Iterator[bytes]:
+        for position in dataset.positions:
+            yield hashlib.sha256(b"".join(dataset.source.fingerprint(int(position)))).digest()
+
+    known = set(digests(one))
+    return sum(digest in known for digest in digests(other))

@@ -75,7 +75,13 @@ def build_engine(
 
     plan = Plan(
         kind="engine",
-        settings={"backend": backend_name, **_plain(settings), **own, "arch": card.arch},
+        settings={
+            "backend": backend_name,
+            **_plain(settings),
+            **own,
+            "arch": card.arch,
+            **({"keep": facts.keep} if facts is not None and facts.keep else {}),
+        },
         inputs=[Input.of("graph" if facts else "checkpoint", graph)],
         libraries=library_versions(*backend.libraries),
         device=backend.device(),
@@ -90,7 +96,6 @@ def build_engine(
             "build_s": built.seconds,
             "notes": built.notes,
             "image_size": card.image_size,
-            **({"kept": facts.kept} if facts and facts.kept else {}),
         }
 
     engine = produce(plan, output, write, cache=cache)

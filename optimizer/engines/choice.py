@@ -8,15 +8,15 @@ from optimizer.targets.hardware import cpu_features
 
 __all__ = ["choose_engine"]
 
-_ON_CPU = {"fp32": "openvino", "int8": "openvino", "bf16": "openvino"}
+_ON_CPU = {"fp32": "openvino", "int8": "openvino", "mixed": "openvino", "bf16": "openvino"}
 
 
 def choose_engine(precision: str) -> str:
     """The fastest engine here that computes a precision.
 
-    A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32 and INT8 go to
-    OpenVINO, BF16 too if the CPU has the instructions. What is left (FP16, FP8, BF16 without
-    instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
+    A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32, INT8 and
+    a mix of them go to OpenVINO, BF16 too if the CPU has the instructions. What is left (FP16, FP8,
+    BF16 without instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
 
     Raises:
         MissingDevice: Nothing here computes or compiles it.

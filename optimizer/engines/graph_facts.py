@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from optimizer.errors import GraphError
 from optimizer.results import LayerInfo
 
-__all__ = ["GraphFacts", "annotate", "graph_facts", "layer_flops"]
+__all__ = ["GraphFacts", "LayerWork", "annotate", "graph_facts", "layer_flops", "layer_work"]
 
 _METADATA = "resnet_opt."
 
@@ -49,9 +50,10 @@ class GraphFacts:
         return names or None
 
     @property
-    def kept(self) -> list[str]:
-        """Layers that stay in another precision on purpose, by PyTorch name."""
-        return list(json.loads(self.metadata.get("kept", "[]")))
+    def keep(self) -> list[str]:
+        """Weighted layers of an INT8 or FP8 graph that stay in high precision on purpose."""
+        names: list[str] = json.loads(self.metadata.get("keep", "[]"))
+        return names
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
@@ -149,11 +151,25 @@ def _words(shape: tuple[int | None, ...]) -> str:
     return " x ".join("?" if d is None else str(d) for d in shape) or "a scalar"
 
 
-def layer_flops(path: Path) -> dict[str, int]:
-    """Operations of one image by layer name: 2 x multiply-accumulates of Conv and Gemm.
+@dataclass(frozen=True)
+class LayerWork:
+    """What one layer does for one image.
 
-    Returns:
-        Node name to FLOPs, in graph order. Batch and unknown spatial dimensions count as 1.
+    Attributes:
+        flops: 2 x multiply-accumulates.
+        weights, inputs, outputs: Numbers of values that are read and written.
+    """
+
+    flops: int
+    weights: int
+    inputs: int
+    outputs: int
+
+
+def layer_work(path: Path) -> dict[str, LayerWork]:
+    """Work of one image by layer name, of Conv, Gemm and MatMul in graph order.
+
+    Batch and unknown spatial dimensions count as 1.
     """
     import onnx
 
@@ -163,20 +179,29 @@ def layer_flops(path: Path) -> dict[str, int]:
         for v in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
     }
     shapes.update({t.name: tuple(t.dims) for t in proto.graph.initializer})
-    flops = {}
+    work = {}
     for node in proto.graph.node:
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
-        weight = shapes.get(node.input[1], ())
-        per_position = 1
-        for dimension in weight:
-            per_position *= dimension or 1
-        positions = 1
-        if node.op_type == "Conv":
-            for dimension in shapes.get(node.output[0], ())[2:]:
-                positions *= dimension or 1
-        flops[node.name] = 2 * per_position * positions
-    return flops
+        weights = _values(shapes.get(node.input[1], ()))
+        output = shapes.get(node.output[0], ())
+        positions = _values(output[2:]) if node.op_type == "Conv" else 1
+        work[node.name] = LayerWork(
+            flops=2 * weights * positions,
+            weights=weights,
+            inputs=_values(shapes.get(node.input[0], ())[1:]),
+            outputs=_values(output[1:]),
+        )
+    return work
+
+
+def _values(shape: tuple[int | None, ...]) -> int:
+    return math.prod(dimension or 1 for dimension in shape)
+
+
+def layer_flops(path: Path) -> dict[str, int]:
+    """Operations of one image by layer name; see `layer_work`."""
+    return {name: work.flops for name, work in layer_work(path).items()}
 
 
 def annotate(layers: list[LayerInfo], graph: Path) -> list[LayerInfo]:

@@ -20,6 +20,7 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["OnnxRuntime", "as_written", "tapped"]
 
 PROVIDERS = ["CPUExecutionProvider"]
+_COMPUTED = {"fp32", "int8", "mixed"}
 
 
 class OnnxRuntime:
@@ -93,7 +94,7 @@ class OnnxRuntime:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; refuses what it does not compute."""
-        if settings.precision not in {"fp32", "int8"} and not settings.options.get("storage_only"):
+        if settings.precision not in _COMPUTED and not settings.options.get("storage_only"):
             raise UnsupportedPrecision(
                 f"ONNX Runtime does not compute {settings.precision.upper()} on a CPU: "
                 "it would compute in FP32",

@@ -8,7 +8,7 @@ large layer counts more than ten small ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from optimizer.artifacts import Manifest
 from optimizer.results import Audit, LayerInfo
@@ -20,7 +20,7 @@ def audit(
     asked: str,
     layers: Sequence[LayerInfo],
     min_share: float = 0.95,
-    kept: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> Audit:
     """Judge an engine by the layers it lists.
 
@@ -28,36 +28,39 @@ def audit(
     the mantissa and counts as another precision unless ``tf32`` was asked for.
 
     Args:
-        asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``).
+        asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``),
+            or ``mixed``: INT8 but for the layers to keep, and those not in INT8.
         layers: What the engine tells of its layers.
         min_share: Smallest share of the FLOPs that must be computed in ``asked``.
-        kept: PyTorch names of layers that the graph keeps in another precision on purpose; they do
-            not count, and are named.
+        keep: PyTorch modules that were to stay in high precision, of a ``mixed`` or ``fp8`` graph.
 
     Returns:
         The audit. Its verdict is ``inconclusive`` when the engine lists no layer with weights, or
-        does not tell the precision of so many that either verdict is possible.
+        does not tell the precision of so many that either verdict is possible, or for ``mixed``
+        without the layers to keep.
     """
-    on_purpose = [x for x in layers if x.flops and not set(kept).isdisjoint(x.torch_names)]
-    weighted = [x for x in layers if x.flops and x not in on_purpose]
-    if not weighted:
+    weighted = [layer for layer in layers if layer.flops]
+    if not weighted or (asked == "mixed" and not keep):
         return Audit(
             asked=asked,
             computed={},
             share=None,
             min_share=min_share,
             verdict="inconclusive",
-            reason="the engine lists no layer with weights, so its precision cannot be told",
+            reason="the graph does not say which layers were to stay in high precision"
+            if weighted
+            else "the engine lists no layer with weights, so its precision cannot be told",
         )
     flops: Counter[str] = Counter()
     for layer in weighted:
         flops[layer.precision] += layer.flops or 0
     total = sum(flops.values())
     computed = {name: count / total for name, count in flops.most_common()}
-    share = flops[asked] / total
+    differing = [layer for layer in weighted if not _as_asked(layer, asked, keep)]
+    share = 1.0 - sum(layer.flops or 0 for layer in differing) / total
     possible = share + flops["unknown"] / total
-    differing = [layer for layer in weighted if layer.precision != asked]
-    percent = f"{100 * share:.1f} % of the FLOPs are {asked.upper()}"
+    what = f"as asked ({_shares(computed)})" if keep else asked.upper()
+    percent = f"{100 * share:.1f} % of the FLOPs are {what}"
     if share >= min_share:
         verdict, reason = "pass", percent + _named(differing)
     elif possible >= min_share:
@@ -66,8 +69,6 @@ def audit(
     else:
         verdict = "fail"
         reason = f"{percent}, less than {100 * min_share:g} %{_named(differing)}"
-    if on_purpose:
-        reason += f"; kept on purpose:{_names(on_purpose)}"
     return Audit(
         asked=asked,
         computed=computed,
@@ -80,13 +81,24 @@ def audit(
 
 
 def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
-    """Judge an engine by the layers that its manifest lists."""
-    settings, details = manifest.settings, manifest.details
-    layers = [LayerInfo.model_validate(raw) for raw in details.get("layers", [])]
+    """Judge an engine by the layers and settings in its manifest."""
+    layers = [LayerInfo.model_validate(raw) for raw in manifest.details.get("layers", [])]
+    settings = manifest.settings
     # An engine built for storage alone was asked to compute in FP32.
     storage_only = (settings.get("options") or {}).get("storage_only")
     asked = "fp32" if storage_only else str(settings.get("precision", "fp32"))
-    return audit(asked, layers, min_share, details.get("kept", ()))
+    return audit(asked, layers, min_share, settings.get("keep") or ())
+
+
+def _as_asked(layer: LayerInfo, asked: str, keep: Collection[str]) -> bool:
+    quantized = "int8" if asked == "mixed" else asked
+    if set(layer.torch_names) & set(keep):
+        return layer.precision not in {quantized, "unknown"}
+    return layer.precision == quantized
+
+
+def _shares(computed: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.1f} % {name.upper()}" for name, share in computed.items())
 
 
 def _named(layers: Sequence[LayerInfo]) -> str:

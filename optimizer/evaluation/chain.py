@@ -17,7 +17,7 @@ from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
 
-__all__ = ["REFERENCE", "Chain", "Step", "plan_steps"]
+__all__ = ["REFERENCE", "Chain", "Step", "exported_beside", "plan_steps"]
 
 REFERENCE = "reference"
 _CHECKPOINTS = {".safetensors", ".pth", ".pt"}
@@ -82,6 +82,24 @@ class Step:
     fault: str | None = None
     remark: str | None = None
     manifest: Manifest | None = None
+
+
+def exported_beside(path: Path) -> Path | None:
+    """The FP32 file that an engine's graph was made from, if it lies in the same folder or above."""
+    try:
+        graph = graph_of(path)
+        inputs = read_manifest(graph or path).inputs
+    except ArtifactError:
+        return None
+    wanted = {i.sha256 for i in inputs if i.role in {"model", "graph"}}
+    for folder in (path.parent, path.parent.parent):
+        for candidate in sorted(folder.glob("*.onnx")):
+            try:
+                if candidate != path and read_manifest(candidate).sha256 in wanted:
+                    return candidate
+            except ArtifactError:
+                continue
+    return None
 
 
 def plan_steps(chains: Sequence[Chain], reference: Reference) -> dict[str, list[Step]]:

@@ -32,7 +32,10 @@ from optimizer.results import BatchConsistency
 __all__ = ["TOLERANCES", "batch_consistency", "batches_to_check"]
 
 Array = NDArray[Any]
-TOLERANCES = {"fp32": 1e-4, "tf32": 2e-2, "int8": 1e-3, "fp16": 2e-2, "bf16": 2e-2, "fp8": 2e-2}
+TOLERANCES = {
+    "fp32": 1e-4, "tf32": 2e-2, "int8": 1e-3, "mixed": 1e-3,
+    "fp16": 2e-2, "bf16": 2e-2, "fp8": 2e-2,
+}  # fmt: skip
 _IMAGES = 32
 _NAMED = 20
 

@@ -35,6 +35,7 @@ _GRAPH_NOTES = {
     "fp16": ", FP16 tensors but mostly FP32 arithmetic",
     "int8": ", Q/DQ with FP32 between",
     "fp8": ", Q/DQ with FP32 between",
+    "mixed": ", Q/DQ with FP32 between",
 }
 
 

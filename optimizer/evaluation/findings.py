@@ -121,7 +121,7 @@ def _place(step: Step) -> str:
         return "the engine"
     if step.precision == "fp32":
         return "the export"
-    if step.precision in {"int8", "fp8"}:
+    if step.precision in {"int8", "fp8", "mixed"}:
         return "quantization"
     return f"the conversion to {step.precision.upper()}"
 

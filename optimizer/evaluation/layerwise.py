@@ -78,7 +78,7 @@ def layerwise(
                 sums.setdefault(name, _ChannelSums(want[name].shape[1])).add(want[name], have[name])
         progress.advance(len(labels))
     progress.finish(f"{len(sums)} places")
-    aligned = facts.precision == "int8"
+    aligned = facts.precision in {"int8", "mixed"}
     return [
         BlockNoise(module=name, sqnr_db=s.aligned_db if aligned and name != LOGITS else s.plain_db)
         for name, s in sums.items()

@@ -73,7 +73,7 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
     if high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
     model.metadata_props["resnet_opt.precision"] = "fp8"
-    model.metadata_props["resnet_opt.kept"] = json.dumps(kept)
+    model.metadata_props["resnet_opt.keep"] = json.dumps(kept)
     model.metadata_props["resnet_opt.target"] = "tensorrt"
     return True
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -32,9 +32,18 @@ if TYPE_CHECKING:
     from optimizer.precision.int8.halves import Moved
     from optimizer.precision.int8.statistics import Executor
 
-__all__ = ["PRECISIONS", "calibrate", "encode", "halves", "quantize"]
+__all__ = [
+    "PRECISIONS",
+    "calibrate",
+    "check_keep",
+    "encode",
+    "halves",
+    "quantize",
+    "rules_with",
+]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+"""What `quantize` writes by itself; ``mixed`` needs the search, a later room."""
 TapFactory = Callable[[Path, Sequence[str]], "Executor"]
 """Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
 
@@ -265,15 +274,20 @@ def quantize(
         GraphError: The graph cannot be converted.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"unknown precision {precision!r}", mend=f"one of {', '.join(PRECISIONS)}")
+        known = ", ".join((*PRECISIONS, "mixed"))
+        raise UsageError(f"unknown precision {precision!r}", mend=f"one of {known}")
+    check_keep(graph, precision, options)
     metadata = _metadata(graph)
     settings: dict[str, Any] = {"precision": precision}
     inputs = [Input.of("model", graph)]
     rules: TargetRules | None = None
     if precision == "int8":
-        rules = rules_for(target)
-        if high_precision is not None:
-            rules = replace(rules, high_precision=_high(high_precision))
+        rules = rules_with(target, high_precision)
+        if encodings is not None and options is not None and options.keep:
+            raise UsageError(
+                f"{encodings.name} says itself which layers are kept",
+                mend='leave out --keep, or edit its "keep"',
+            )
         if encodings is None:
             if statistics is None:
                 raise UsageError(
@@ -290,7 +304,7 @@ def quantize(
         if statistics is None:
             raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
         _check_statistics(statistics, inputs[0].sha256)
-        settings["high_precision"] = _high(high_precision or "fp16")
+        settings["high_precision"] = rules_with("tensorrt", high_precision).high_precision
         inputs.append(Input.of("statistics", statistics))
     plan = Plan(
         kind="graph",
@@ -356,10 +370,39 @@ def _check(path: Path) -> None:
         ) from error
 
 
-def _high(name: str) -> Any:
-    if name not in {"fp16", "fp32"}:
-        raise UsageError(f"unknown high precision {name!r}", mend="fp16 or fp32")
-    return name
+def rules_with(target: str, high_precision: str | None) -> TargetRules:
+    """Rules of a target, with another type around INT8 than its own if one is named.
+
+    Raises:
+        UsageError: No such target or type.
+    """
+    rules = rules_for(target)
+    if high_precision is None:
+        return rules
+    if high_precision not in {"fp16", "fp32"}:
+        raise UsageError(f"unknown high precision {high_precision!r}", mend="fp16 or fp32")
+    return replace(rules, high_precision=cast("Any", high_precision))
+
+
+def check_keep(graph: Path, precision: str, options: EncodingOptions | None) -> None:
+    """Refuse layers that cannot be kept, before anything is computed for the others.
+
+    Raises:
+        UsageError: A precision other than INT8 and mixed, or a layer that the graph does not have.
+    """
+    if options is None or not options.keep:
+        return
+    if precision not in {"int8", "mixed"}:
+        raise UsageError(
+            f"--keep names layers that stay out of INT8, and this is {precision.upper()}",
+            mend="--precision int8 or mixed",
+        )
+    import onnx_ir as ir
+
+    from optimizer.precision.topology import analyse
+
+    _metadata(graph)  # says what is wrong with a file that is no graph
+    analyse(ir.load(graph)).check_layers(options.keep)
 
 
 def _check_statistics(statistics: Path, graph_sha256: str) -> None:

@@ -7,14 +7,15 @@ high precision and ends what can be reasoned about around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from optimizer.errors import GraphError
+from optimizer.errors import GraphError, UsageError
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["ChannelGroup", "Edge", "Topology", "analyse"]
@@ -183,30 +184,79 @@ class Topology:
                 wanted.append(name)
         return wanted
 
-    def quantized_edges(self, rules: TargetRules) -> list[Edge]:
-        """Where a target wants a Q/DQ pair, in graph order."""
+    def quantized_edges(self, rules: TargetRules, keep: Collection[str] = ()) -> list[Edge]:
+        """Where a target wants a Q/DQ pair, in graph order.
+
+        Args:
+            rules: The target's rules.
+            keep: Weighted layers that stay in high precision. No pair stands before one of them,
+                nor before the pooling that feeds it. An Add goes with the layer that it fuses with
+                (the last one of its block): kept with it, quantized with it.
+        """
         edges: list[Edge] = []
         for node in self.nodes.values():
             if node.op_type in WEIGHTED:
-                edges.append(Edge(self.data_inputs(node)[0], str(node.name), 0))
+                if node.name not in keep:
+                    edges.append(Edge(self.data_inputs(node)[0], str(node.name), 0))
             elif self.is_add(node):
-                edges.extend(self._add_edges(node, rules))
-            elif rules.pooling and node.op_type in {"MaxPool", "GlobalAveragePool"}:
+                edges.extend(self._add_edges(node, rules, keep))
+            elif self._pools_integers(node, rules, keep):
                 edges.append(Edge(self.data_inputs(node)[0], str(node.name), 0))
         return edges
 
-    def _add_edges(self, node: ir.Node, rules: TargetRules) -> list[Edge]:
-        first, second = self.data_inputs(node)
-        if rules.add_inputs == "both":
-            return [Edge(first, str(node.name), 0), Edge(second, str(node.name), 1)]
-        bare = [self._is_layer_output(first), self._is_layer_output(second)]
+    def _pools_integers(self, node: ir.Node, rules: TargetRules, keep: Collection[str]) -> bool:
+        pools = rules.pooling and node.op_type in {"MaxPool", "GlobalAveragePool"}
+        return pools and not self._feeds_kept(node, keep)
+
+    def _feeds_kept(self, pooling: ir.Node, keep: Collection[str]) -> bool:
+        """Whether a kept layer reads what a pooling computes, directly or through more of it."""
+        for edge in self.consumers(str(pooling.outputs[0].name)):
+            if edge.node in keep:
+                return True
+            reader = self.nodes[edge.node]
+            passes = reader.op_type in HOMOGENEOUS and reader.op_type != "Add"
+            if passes and self._feeds_kept(reader, keep):
+                return True
+        return False
+
+    def _add_edges(self, node: ir.Node, rules: TargetRules, keep: Collection[str]) -> list[Edge]:
+        inputs = self.data_inputs(node)
+        bare = [self._is_layer_output(tensor) for tensor in inputs]
         if bare == [True, False]:
             residual = 1
         elif bare == [False, True]:
             residual = 0
         else:  # both branches end in a convolution: the shorter one is the shortcut
-            residual = 1 if self._depth[second] <= self._depth[first] else 0
-        return [Edge((first, second)[residual], str(node.name), residual)]
+            residual = 1 if self._depth[inputs[1]] <= self._depth[inputs[0]] else 0
+        fused = self._last_layer(inputs[1 - residual])
+        if fused is not None and str(fused.name) in keep:
+            return []
+        quantized = (0, 1) if rules.add_inputs == "both" else (residual,)
+        return [Edge(inputs[index], str(node.name), index) for index in quantized]
+
+    def _last_layer(self, tensor: str) -> ir.Node | None:
+        """The weighted layer that a tensor comes from, with no other one in between."""
+        node = self.producer(tensor)
+        while node is not None and node.op_type not in WEIGHTED:
+            sources = self.data_inputs(node)
+            node = self.producer(max(sources, key=self.depth)) if sources else None
+        return node
+
+    def check_layers(self, names: Collection[str]) -> tuple[str, ...]:
+        """The names of weighted layers in graph order, each once.
+
+        Raises:
+            UsageError: A name that is no weighted layer; the message says which one is nearest.
+        """
+        known = [str(node.name) for node in self.layers()]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise UsageError(
+                    f"the graph has no layer {name!r} with weights",
+                    mend=f"did you mean {near[0]}?" if near else None,
+                )
+        return tuple(name for name in known if name in names)
 
     def _is_layer_output(self, tensor: str) -> bool:
         producer = self.producer(tensor)

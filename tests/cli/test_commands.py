@@ -100,6 +100,50 @@ def test_the_steps_one_by_one(resnet_opt: Command, small_checkpoint: Path, tmp_p
     assert "it was made before" in said.out
 
 
+def test_layers_are_kept_and_searched_for(
+    resnet_opt: Command, small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.onnx"
+    said = resnet_opt(
+        "quantize", small_graph, "--stats", small_statistics, "--keep", "fc, conv1", "-o", kept
+    )
+    assert said.code == 0, said.err
+    listed = json.loads((tmp_path / "kept.encodings.json").read_text())["keep"]
+    assert listed == ["conv1", "fc"]
+
+    mixed = tmp_path / "mixed.onnx"
+    search = (
+        "quantize", small_graph, "--precision", "mixed", "--calib", "digits:train",
+        "--calib-images", 32, "--data", "digits:test", "--max-drop",
+    )  # fmt: skip
+    said = resnet_opt(*search, "100pp", "-o", mixed, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)["details"]["search"]
+    assert found == json.loads((tmp_path / "mixed.search.json").read_text())
+    assert found["front"][0]["kept"] == []
+    assert found["validation"]["dataset"]["name"] == "digits:test"
+    assert "inside the budget already" in resnet_opt(*search, "100pp", "-o", mixed).out
+
+
+def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(
+    resnet_opt: Command, tmp_path: Path
+) -> None:
+    """Whatever is kept, 64 images cannot rule out a hundredth of a point; all is written still."""
+    from tests.search.networks import data, graph_file
+
+    graph, output = graph_file(tmp_path / "n.onnx"), tmp_path / "m.onnx"
+    said = resnet_opt(
+        "quantize", graph, "--precision", "mixed", "--calib", data(tmp_path / "c.npz", 64, 1),
+        "--data", data(tmp_path / "d.npz", 64, 2), "--max-drop", "0.01pp", "-o", output,
+    )  # fmt: skip
+    assert said.code == 6, said
+    assert "validate on about" in said.err
+    assert output.is_file()
+    found = json.loads((tmp_path / "m.search.json").read_text())
+    assert found["validation"]["verdict"] == "inconclusive"
+    assert found["front"][found["chosen"]]["flips"] == 0
+
+
 def test_validate_prints_and_writes_the_same(
     resnet_opt: Command, small_checkpoint: Path, small_graph: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +245,33 @@ def _bad(
         ),
         "fp16 on a CPU": (
             ["build", small_graph, "--fp16", "--engine", "openvino", *out], 2, "would compute in FP32",
+        ),
+        "unknown layer": (
+            ["build", small_graph, "--int8", "--calib", "digits:train", "--keep", "layer1.0.cov1",
+             "--engine", "openvino", *out], 2, "did you mean layer1.0.conv1",
+        ),
+        "kept in FP16": (
+            ["quantize", small_graph, "--precision", "fp16", "--keep", "fc", *out], 2, "out of INT8",
+        ),
+        "mixed without data": (
+            ["build", small_graph, "--precision", "mixed", "--engine", "openvino", "--calib",
+             "digits:train", *out], 2, "--data",
+        ),
+        "mixed without calib": (
+            ["quantize", small_graph, "--precision", "mixed", "--data", "digits:test", *out], 2,
+            "--calib",
+        ),
+        "mixed on its own images": (
+            ["quantize", small_graph, "--precision", "mixed", "--calib", "digits:train", "--data",
+             "digits", *out], 2, "1257 of the 1797 images",
+        ),
+        "mixed with statistics": (
+            ["quantize", small_graph, "--precision", "mixed", "--calib", "digits:train", "--data",
+             "digits:test", "--stats", tmp_path / "s.npz", *out], 2, "leave it out",
+        ),
+        "mixed without a unit": (
+            ["quantize", small_graph, "--precision", "mixed", "--calib", "digits:train", "--data",
+             "digits:test", "--max-drop", "1", *out], 2, "pp",
         ),
         "both aliases": (["build", small_graph, "--fp16", "--int8", *out], 2, "together"),
         "unknown engine": (["build", small_graph, "--engine", "tensorflow", *out], 2, "unknown engine"),

@@ -81,14 +81,25 @@ def test_shares_add_up_and_the_differing_layers_make_the_rest(
     assert (found.verdict == "pass") == (found.share >= 0.95)
 
 
-def test_layers_kept_on_purpose_do_not_count_and_are_named() -> None:
+def test_a_stem_kept_high_is_as_asked_of_fp8() -> None:
     layers = [
         LayerInfo(name="a", torch_names=["conv1", "relu"], type="Conv", precision="fp16", flops=20),
         LayerInfo(name="b", torch_names=["fc"], type="Gemm", precision="fp8", flops=80),
     ]
     assert audit("fp8", layers).verdict == "fail"
-    found = audit("fp8", layers, kept=["conv1"])
+    found = audit("fp8", layers, keep=["conv1"])
     assert (found.verdict, found.share) == ("pass", 1.0)
-    assert found.reason.endswith("kept on purpose: conv1+relu (fp16)")
-    wrong = audit("fp8", layers, kept=["fc"])
-    assert wrong.verdict == "fail"
+    assert found.reason == "100.0 % of the FLOPs are as asked (80.0 % FP8, 20.0 % FP16)"
+    assert audit("fp8", layers, keep=["fc"]).verdict == "fail"
+
+
+def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
+    layers = [_layer("a", "int8", 60), _layer("b", "fp32", 40)]
+    named = [layer.model_copy(update={"torch_names": [layer.name]}) for layer in layers]
+    good = audit("mixed", named, keep=["b"])
+    assert (good.verdict, good.share) == ("pass", 1.0)
+    assert "60.0 % INT8, 40.0 % FP32" in good.reason
+    wrong = audit("mixed", named, keep=["a"])
+    assert (wrong.verdict, wrong.share) == ("fail", 0.0)
+    assert len(wrong.differing) == 2
+    assert audit("mixed", named).verdict == "inconclusive"

@@ -116,7 +116,7 @@ def check_precision(
         return []
     if precision == "fp32":
         raise _no_fp32_on_turing(library)
-    if precision == "int8":
+    if precision in {"int8", "mixed"}:
         if not storage_only:
             raise UnsupportedPrecision(
                 _HALF_INT8, mend="leave sm75 out, or --storage-only to build it all the same"

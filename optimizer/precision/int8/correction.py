@@ -58,8 +58,9 @@ def correct_biases(
 
     Args:
         simulation: The graph under the rules that the encodings were computed for.
-        candidates: Encodings that differ in their ranges alone; the exact network is computed once
-            for all of them. They are not changed; their biases are the starting point.
+        candidates: Encodings that differ in their ranges and in the layers that they keep; the
+            exact network is computed once for all of them. They are not changed. Kept layers are
+            corrected too: what they read carries the errors of the layers before.
         images: A sample, as the graph takes them; all of them are held in memory at once.
 
     Returns:
@@ -69,12 +70,20 @@ def correct_biases(
 
     topology = simulation.topology
     exact = exact_parameters(topology, candidates[0].layers)
-    stored = stored_parameters(topology, candidates[0])
+    stored = stored_parameters(topology, candidates[0].model_copy(update={"keep": []}))
     sums = _sums(topology)
     with torch.no_grad():
         (batch,) = batches(images, len(images))
         reference = {topology.input: batch}
-        networks = [_Network(simulation, one, dict(stored), batch) for one in candidates]
+        networks = [
+            _Network(
+                simulation.keeping(one.keep),
+                one,
+                {**stored, **{name: exact[name] for name in one.keep}},
+                batch,
+            )
+            for one in candidates
+        ]
         for step in simulation.steps:
             reference[step.output] = step.compute([reference[n] for n, _ in step.inputs], exact)
             for network in networks:
@@ -128,8 +137,9 @@ class _Network:
         self._represented: dict[str, torch.Tensor] = {}
 
     def compute(self, step: Step) -> None:
-        """Compute a step."""
-        inputs = self._simulation.inputs_of(step, self._values, self._represented, self._encodings)
+        """Compute a step, with this network's own pairs before it."""
+        own = self._steps[step.name]
+        inputs = self._simulation.inputs_of(own, self._values, self._represented, self._encodings)
         self._values[step.output] = step.compute(inputs, self._parameters)
 
     def correct(

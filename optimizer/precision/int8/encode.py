@@ -15,7 +15,7 @@ corrected on all of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -34,7 +34,7 @@ from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatisti
 from optimizer.precision.topology import Topology
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings"]
+__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings", "stored_scale"]
 
 LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]
@@ -55,6 +55,7 @@ class EncodingOptions:
         bias: Correct biases on the quantized ``network``, for the mean error that the
             ``statistics`` predict for each layer alone, or not at all (``none``).
         shift: Quantize tensors after a ReLU around their middle, where the target allows it.
+        keep: Weighted layers that stay in high precision, by node name (``layer1.0.conv2``).
     """
 
     method: str = "auto"
@@ -63,6 +64,7 @@ class EncodingOptions:
     alpha: float = ALPHA
     bias: BiasCorrection = "network"
     shift: bool = True
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = ("auto", *METHODS)
@@ -101,6 +103,7 @@ def compute_encodings(
     Raises:
         DataError: Statistics of too few images, or without a tensor that is needed.
         GraphError: The graph is not what `analyse` takes.
+        UsageError: A layer to keep that the graph does not have.
     """
     options = options or EncodingOptions()
     if statistics.images < LEAST_IMAGES:
@@ -109,6 +112,7 @@ def compute_encodings(
             mend=f"at least {LEAST_IMAGES} images, better 256 and more",
         )
     topology = Topology(model)
+    options = replace(options, keep=topology.check_layers(options.keep))
     needed = {edge.tensor for edge in topology.quantized_edges(rules)}
     missing = needed - set(statistics.tensors)
     if missing:
@@ -135,12 +139,15 @@ class _Encoder:
         self.rules = rules
         self.graph_sha256 = graph_sha256
         self.options = options
+        quantized = {edge.tensor for edge in topology.quantized_edges(rules, options.keep)}
         self.factors = (
-            equalization_factors(topology, statistics, alpha=options.alpha)
+            equalization_factors(topology, statistics, alpha=options.alpha, quantized=quantized)
             if options.equalize
             else {}
         )
-        self.shifted = shiftable(topology, rules) if rules.shift and options.shift else set()
+        may_shift = rules.shift and options.shift
+        self.shifted = shiftable(topology, rules, options.keep) if may_shift else set()
+        # Kept layers too, so that the file can be edited in both directions.
         self.distributions = {
             edge.tensor: distribution(
                 statistics.tensors[edge.tensor], self.factors.get(edge.tensor)
@@ -188,7 +195,8 @@ class _Encoder:
             (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.sample)
             return corrected.encodings
         for node in self.topology.layers():
-            self._correct_by_statistics(node, encodings)
+            if node.name not in self.options.keep:  # what is exact has no error of its own
+                self._correct_by_statistics(node, encodings)
         return encodings
 
     def _simulation(self) -> Simulation | None:
@@ -199,7 +207,7 @@ class _Encoder:
         elif not Simulation.simulates(self.topology):
             reason = "the graph has operations that cannot be simulated"
         else:
-            return Simulation(self.topology, self.rules)
+            return Simulation(self.topology, self.rules, self.options.keep)
         self.notes.append(f"{reason}: ranges and biases are computed from histograms alone")
         return None
 
@@ -221,8 +229,9 @@ class _Encoder:
             weight_max=self.rules.weight_max,
             pairs=self.rules.pairs,
             graph_sha256=self.graph_sha256,
-            options=asdict(self.options),
+            options={k: v for k, v in asdict(self.options).items() if k != "keep"},
             notes=self.notes,
+            keep=list(self.options.keep),
             tensors=self._tensors(ranges),
             layers={name: layer.model_copy() for name, layer in self.layers.items()},
         )
@@ -239,7 +248,7 @@ class _Encoder:
             unsigned = self.topology.after_relu(name) and self.rules.relu_dtype == "u8"
             dtype = "u8" if unsigned else self.rules.signed_dtype
             encodings[name] = TensorEncoding(
-                scale=_stored(ranges[name] / self._levels(name), self.rules),
+                scale=stored_scale(ranges[name] / self._levels(name), self.rules),
                 zero_point=128 if dtype == "u8" and not unsigned else 0,
                 dtype=dtype,
                 shifted=name in self.shifted,
@@ -288,11 +297,11 @@ def _rounded_layer(
     )
     exact = layer.equalized(topology.weight(node))
     scales = scales_of(exact, grid, options.method)
-    layer.weight_scale = [_stored(float(s), rules) for s in scales]
+    layer.weight_scale = [stored_scale(float(s), rules) for s in scales]
     return layer
 
 
-def _stored(scale: float, rules: TargetRules) -> float:
+def stored_scale(scale: float, rules: TargetRules) -> float:
     """The scale as the graph will hold it, so that integers are rounded with the real one."""
     kind = np.float16 if rules.constant_type == "fp16" else np.float32
     stored = float(kind(scale))

@@ -3,7 +3,9 @@
 The file (JSON, schema version 1) holds, by tensor, ``scale``, ``zero_point``, ``dtype`` and
 ``shifted``; by layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
 which equalization divides its outputs and multiplies its inputs. Integers of the weights follow
-from these. It can be edited by hand and given back with ``--encodings``.
+from these. ``keep`` names the layers that stay in high precision; they and their tensors have
+encodings all the same, so that a layer can be added to the list or taken from it. The file can be
+edited by hand and given back with ``--encodings``.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class Encodings(_Model):
     graph_sha256: str
     options: dict[str, Any] = {}
     notes: list[str] = []
+    keep: list[str] = []
+    """Layers in high precision."""
     tensors: dict[str, TensorEncoding]
     layers: dict[str, LayerEncoding]
 
@@ -117,6 +121,7 @@ class Encodings(_Model):
             "graph_sha256",
             "options",
             "notes",
+            "keep",
         )
         lines = ["{", *(f' "{name}": {json.dumps(raw[name])},' for name in names)]
         for name, last in (("tensors", False), ("layers", True)):

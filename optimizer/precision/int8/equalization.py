@@ -14,6 +14,8 @@ unknown operation), and grouped convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,11 @@ LARGEST_FACTOR = 64.0
 
 
 def equalization_factors(
-    topology: Topology, statistics: Statistics, *, alpha: float = ALPHA
+    topology: Topology,
+    statistics: Statistics,
+    *,
+    alpha: float = ALPHA,
+    quantized: Collection[str] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Factors by tensor name; tensors that are not in it keep their channels.
 
@@ -35,6 +41,8 @@ def equalization_factors(
         topology: The FP32 graph.
         statistics: Statistics of its tensors.
         alpha: 0 looks at weights alone, 1 at activations alone.
+        quantized: Tensors that are stored as integers; ``None`` for all. A group without any of
+            them is left as it is: nothing in it is rounded.
 
     Returns:
         float32[C] by tensor, the same array for all tensors of a group.
@@ -42,6 +50,8 @@ def equalization_factors(
     factors: dict[str, NDArray[np.float32]] = {}
     for group in topology.channel_groups():
         if not (group.closed and group.producers and group.consumers):
+            continue
+        if quantized is not None and not set(group.tensors) & set(quantized):
             continue
         factor = _factor(topology, statistics, group, alpha)
         if factor is not None:

@@ -3,18 +3,22 @@
 ``requires`` the FP32 graph the encodings were computed for; ``ensures`` a graph whose INT8 is said
 by QuantizeLinear / DequantizeLinear alone: one pair a quantized tensor (``relu.quantize``,
 ``relu.dequantize``), one DequantizeLinear with INT8 constants a weight
-(``conv1.weight.dequantize``), and biases in the high-precision type.
+(``conv1.weight.dequantize``), and biases in the high-precision type. Kept layers have weights in
+the high-precision type too, and no pair before them.
 """
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from optimizer.errors import ArtifactError
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import Encodings, TensorEncoding
-from optimizer.precision.int8.shift import entry_of, partner_of
+from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
 from optimizer.precision.topology import Edge, Topology, analyse
 from optimizer.precision.writing import add_constant, describe
 from optimizer.targets.rules import TargetRules
@@ -37,15 +41,22 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
 
     Raises:
         GraphError: The graph is not what `analyse` takes.
+        UsageError: The encodings keep a layer that the graph does not have.
+        ArtifactError: They were edited so that a kept layer reads a shifted tensor.
     """
     topology = analyse(model)
-    edges = topology.quantized_edges(rules)
+    keep = topology.check_layers(encodings.keep)
+    edges = topology.quantized_edges(rules, keep)
+    _check_shifted(topology, encodings, rules)
     biases = _biases(topology, encodings, edges)
     absorbed = _absorbed(topology, encodings, edges, rules)
     if rules.constant_type == "fp16":
         biases = {name: bias.astype(np.float16).astype(np.float64) for name, bias in biases.items()}
     for node in list(topology.layers()):
-        _write_weight(topology, node, encodings, biases[str(node.name)])
+        if node.name in keep:
+            _write_exact(topology, node, encodings, biases[str(node.name)], rules)
+        else:
+            _write_weight(topology, node, encodings, biases[str(node.name)])
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
         places = [edge for edge in edges if edge.tensor == tensor]
         _write_pair(topology, tensor, encodings.tensors[tensor], places)
@@ -53,9 +64,23 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
         _bypass(model, relu)
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
-    model.metadata_props["resnet_opt.precision"] = "int8"
+    whole = "mixed" if edges else rules.high_precision
+    model.metadata_props["resnet_opt.precision"] = whole if keep else "int8"
     model.metadata_props["resnet_opt.target"] = rules.name
+    if keep:
+        model.metadata_props["resnet_opt.keep"] = json.dumps(keep)
     return True
+
+
+def _check_shifted(topology: Topology, encodings: Encodings, rules: TargetRules) -> None:
+    allowed = shiftable(topology, rules, encodings.keep)
+    for name, tensor in encodings.tensors.items():
+        if tensor.shifted and name not in allowed:
+            raise ArtifactError(
+                f"{name} is shifted, but not every layer that reads it is quantized",
+                mend='say "shifted": false there and double its scale, '
+                "or compute the encodings with --keep",
+            )
 
 
 def _biases(
@@ -136,6 +161,27 @@ def _write_weight(
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, dequantize.outputs[0])
     graph.initializers.pop(str(old.name))
+    _replace_bias(graph, node, bias)
+
+
+def _write_exact(
+    topology: Topology,
+    node: ir.Node,
+    encodings: Encodings,
+    bias: NDArray[np.float64],
+    rules: TargetRules,
+) -> None:
+    """The weight of a kept layer, equalized; rounded where the target's own type would round it."""
+    graph = topology.model.graph
+    weight = encodings.layers[str(node.name)].equalized(topology.weight(node))
+    if rules.constant_type == "fp16":
+        weight = weight.astype(np.float16).astype(np.float32)
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+        weight = np.ascontiguousarray(weight.T)
+    old = node.inputs[1]
+    assert old is not None
+    graph.initializers.pop(str(old.name))
+    node.replace_input_with(1, add_constant(graph, str(old.name), weight))
     _replace_bias(graph, node, bias)
 
 

@@ -15,6 +15,8 @@ keeps 128 levels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from optimizer.precision.topology import WEIGHTED, Edge, Topology
@@ -76,9 +78,9 @@ def _bare_layer(topology: Topology, tensor: str) -> ir.Node | None:
     return node
 
 
-def shiftable(topology: Topology, rules: TargetRules) -> set[str]:
-    """Tensors that may be shifted under a target's rules."""
-    quantized = topology.quantized_edges(rules)
+def shiftable(topology: Topology, rules: TargetRules, keep: Collection[str] = ()) -> set[str]:
+    """Tensors that may be shifted under a target's rules; no kept layer reads one of them."""
+    quantized = topology.quantized_edges(rules, keep)
     places = {(edge.tensor, edge.node, edge.index) for edge in quantized}
     found = set()
     for tensor in {edge.tensor for edge in quantized}:

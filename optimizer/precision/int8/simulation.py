@@ -11,8 +11,9 @@ tells, and the passes then leave the network as histograms alone make it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -65,30 +66,35 @@ class Simulation:
     Args:
         topology: The FP32 graph.
         rules: Where Q/DQ pairs stand.
+        keep: Layers in high precision.
     """
 
-    def __init__(self, topology: Topology, rules: TargetRules) -> None:
+    def __init__(self, topology: Topology, rules: TargetRules, keep: Collection[str] = ()) -> None:
         self.topology = topology
         self.rules = rules
-        edges = {(e.node, e.index) for e in topology.quantized_edges(rules)}
+        self.keep = frozenset(keep)
         nodes = list(topology.nodes.values())
         last: dict[str, str] = {}
         for node in nodes:
             last |= {tensor: str(node.name) for tensor in topology.data_inputs(node)}
-        self.steps = [
+        steps = [
             Step(
                 name=str(node.name),
                 output=str(node.outputs[0].name),
-                inputs=tuple(
-                    (str(value.name), (str(node.name), index) in edges)
-                    for index, value in enumerate(node.inputs)
-                    if value is not None and str(value.name) in topology.data_inputs(node)
-                ),
+                inputs=(),
                 last=tuple(t for t, reader in last.items() if reader == node.name),
                 compute=_operation(topology, node),
             )
             for node in nodes
         ]
+        self.steps = _with_pairs(steps, topology, rules, self.keep)
+
+    def keeping(self, keep: Collection[str]) -> Simulation:
+        """The same graph with other layers in high precision; the operations are shared."""
+        other = copy(self)
+        other.keep = frozenset(keep)
+        other.steps = _with_pairs(self.steps, self.topology, self.rules, other.keep)
+        return other
 
     @staticmethod
     def simulates(topology: Topology) -> bool:
@@ -151,6 +157,23 @@ class Simulation:
         return inputs
 
 
+def _with_pairs(
+    steps: Iterable[Step], topology: Topology, rules: TargetRules, keep: Collection[str]
+) -> list[Step]:
+    """The steps, with the pairs that a target wants before them."""
+    edges = {(e.node, e.index) for e in topology.quantized_edges(rules, keep)}
+
+    def inputs(node: ir.Node) -> tuple[tuple[str, bool], ...]:
+        computed = topology.data_inputs(node)
+        return tuple(
+            (str(value.name), (str(node.name), index) in edges)
+            for index, value in enumerate(node.inputs)
+            if value is not None and str(value.name) in computed
+        )
+
+    return [replace(step, inputs=inputs(topology.nodes[step.name])) for step in steps]
+
+
 def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
     """The values that a tensor's integers stand for."""
     import torch
@@ -177,13 +200,14 @@ def exact_parameters(topology: Topology, layers: Mapping[str, LayerEncoding]) ->
 
 
 def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
-    """Weights that the integers stand for, and the encodings' biases."""
+    """Weights that the integers stand for (exact ones in kept layers), and the encodings' biases."""
     import torch
 
     parameters: Parameters = {}
     for node in topology.layers():
         layer = encodings.layers[str(node.name)]
-        weight = layer.represented(topology.weight(node))
+        exact = node.name in encodings.keep
+        weight = (layer.equalized if exact else layer.represented)(topology.weight(node))
         bias = np.asarray(layer.bias, np.float32)
         parameters[str(node.name)] = (torch.from_numpy(weight), torch.from_numpy(bias))
     return parameters

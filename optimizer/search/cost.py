@@ -1,0 +1,194 @@
+"""What keeping a layer costs in time: measured where the engine runs here, else by a model.
+
+* OpenVINO tells the time of every layer, so the all-INT8 and the FP32 graph are timed in turns, in
+  a process of their own, and a layer costs the difference (``measured``).
+* ONNX Runtime's CPU provider profiles too, but one kept layer changes its neighbours there, and a
+  GPU may not be at hand: a roofline, the larger of FLOPs over the peak and bytes over the
+  bandwidth, with the constants of `MACHINES` (``model``). It ranks layers; it is no forecast.
+
+Not handled: what an engine does between layers (conversions at the border of the precisions) is not
+in a layer's own time. `FrontPoint.predicted_ms` is therefore a lower bound where islands are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from optimizer.engines.graph_facts import LayerWork, layer_work
+from optimizer.engines.openvino import TimedGraph, time_layers
+from optimizer.errors import BuildError
+from optimizer.precision.topology import WEIGHTED, Topology
+from optimizer.targets.hardware import cpu_features
+from optimizer.targets.rules import TargetRules
+
+__all__ = ["MACHINES", "Costs", "Machine", "measured_costs", "modelled_costs"]
+
+_LEAST_SHARE = 0.02
+"""Keeping a layer is never free: at least this share of its time in high precision."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Constants of a roofline.
+
+    Attributes:
+        name: Whose they are, with the source.
+        int8, fp16, fp32: Peak of products, operations a second (a multiply-add is two).
+        bandwidth: Memory, bytes a second.
+    """
+
+    name: str
+    int8: float
+    fp16: float
+    fp32: float
+    bandwidth: float
+
+
+MACHINES = {
+    "cpu": Machine(
+        "two cores of an AMD EPYC with VNNI (2048 x 2048 products, measured)",
+        int8=830e9,
+        fp16=186e9,
+        fp32=186e9,
+        bandwidth=20e9,
+    ),
+    "cpu-without-vnni": Machine(
+        "two cores of an AMD EPYC without VNNI (INT8 at twice FP32, measured)",
+        int8=372e9,
+        fp16=186e9,
+        fp32=186e9,
+        bandwidth=20e9,
+    ),
+    "gpu": Machine(
+        "NVIDIA A10 (data sheet, dense tensor cores; FP32 without them)",
+        int8=250e12,
+        fp16=125e12,
+        fp32=31.2e12,
+        bandwidth=600e9,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Times of one image by the layers that are kept.
+
+    Attributes:
+        source: ``measured`` or ``model``.
+        reason: What was measured, or the constants.
+        int8_ms, high_ms: Each weighted layer in INT8 and in high precision, milliseconds.
+        rest_ms: Everything else.
+        falls_back: Layers that run in high precision too, although they are not kept.
+    """
+
+    source: Literal["measured", "model"]
+    reason: str
+    int8_ms: Mapping[str, float]
+    high_ms: Mapping[str, float]
+    rest_ms: float = 0.0
+    falls_back: Callable[[Collection[str]], Collection[str]] = lambda _: ()
+
+    def predict(self, kept: Collection[str]) -> float:
+        """Milliseconds of one image with these layers in high precision."""
+        high = {*kept, *self.falls_back(kept)}
+        return self.rest_ms + sum(
+            self.high_ms[name] if name in high else self.int8_ms[name] for name in self.int8_ms
+        )
+
+
+def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: int) -> Costs:
+    """Costs on OpenVINO, on this machine.
+
+    Args:
+        int8: The graph with every layer in INT8.
+        fp32: The FP32 graph.
+        layers: Weighted layers.
+        image_size: Height and width of the image.
+
+    Raises:
+        BuildError: OpenVINO cannot compile one of them, or crashed.
+    """
+    # A process of its own: the threads of libraries that are loaded here would disturb it.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            low, high = pool.submit(time_layers, (int8, fp32), image_size).result()
+        except BrokenProcessPool as error:
+            raise BuildError("openvino crashed while it was timed", mend="try again") from error
+    high_ms = _by_layer(high, layers)
+    int8_ms = {
+        name: min(spent, (1.0 - _LEAST_SHARE) * high_ms[name])
+        for name, spent in _by_layer(low, layers).items()
+    }
+    return Costs(
+        source="measured",
+        reason="OpenVINO's own times of the layers of the INT8 and the FP32 graph, one image of "
+        f"{image_size} pixels, lower quartiles",
+        int8_ms=int8_ms,
+        high_ms=high_ms,
+        rest_ms=max(low.total_ms - sum(int8_ms.values()), 0.0),
+    )
+
+
+def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:
+    spent = dict.fromkeys(layers, 0.0)
+    for layer in timed.layers:
+        owners = [name for name in layer.torch_names if name in spent]
+        for name in owners:
+            spent[name] += (layer.time_ms or 0.0) / len(owners)
+    return spent
+
+
+def modelled_costs(graph: Path, topology: Topology, rules: TargetRules) -> Costs:
+    """Costs by the roofline of the kind of machine that a target is for.
+
+    Args:
+        graph: The FP32 graph's file.
+        topology: The same graph.
+        rules: The target's rules.
+    """
+    gpu = rules.name == "tensorrt"
+    vnni = cpu_features().vnni
+    machine = MACHINES["gpu" if gpu else "cpu" if vnni else "cpu-without-vnni"]
+    work = layer_work(graph)
+    names = [str(node.name) for node in topology.layers()]
+    half = rules.high_precision == "fp16"
+    peak, size = (machine.fp16, 2) if half else (machine.fp32, 4)
+    return Costs(
+        source="model",
+        reason=f"a roofline with the constants of {machine.name}",
+        int8_ms={name: _roofline_ms(work[name], machine.int8, 1, machine) for name in names},
+        high_ms={name: _roofline_ms(work[name], peak, size, machine) for name in names},
+        falls_back=_falls_back(topology, rules),
+    )
+
+
+def _roofline_ms(work: LayerWork, peak: float, size: int, machine: Machine) -> float:
+    moved = size * (work.weights + work.inputs + work.outputs)
+    return 1e3 * max(work.flops / peak, moved / machine.bandwidth)
+
+
+def _falls_back(
+    topology: Topology, rules: TargetRules
+) -> Callable[[Collection[str]], Collection[str]]:
+    """ONNX Runtime multiplies integers only where the product's output is quantized too."""
+    if rules.name != "onnxruntime":
+        return lambda _: ()
+    behind: dict[str, list[str]] = {}
+    for node in topology.nodes.values():
+        if node.op_type in WEIGHTED:
+            tensor = str(node.outputs[0].name)
+            readers = [topology.nodes[edge.node] for edge in topology.consumers(tensor)]
+            relus = [str(r.outputs[0].name) for r in readers if r.op_type == "Relu"]
+            behind[str(node.name)] = [tensor, *relus]
+
+    def falls_back(kept: Collection[str]) -> Collection[str]:
+        quantized = {edge.tensor for edge in topology.quantized_edges(rules, kept)}
+        return [name for name, tensors in behind.items() if not quantized & set(tensors)]
+
+    return falls_back

@@ -1,0 +1,146 @@
+"""Layers that stay in high precision: what is written for them, simulated and refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer.errors import ArtifactError, UsageError
+from optimizer.precision.int8 import EncodingOptions, Encodings, compute_encodings, lower
+from optimizer.precision.int8.simulation import Simulation, batches, stored_parameters
+from optimizer.precision.topology import analyse
+from optimizer.targets.rules import TARGETS
+from tests.precision.networks import images, network
+from tests.precision.test_int8_graphs import noise_db, run, statistics
+
+RULES = {
+    name: replace(rules, high_precision="fp32", constants="fp32", weight_max=127)
+    for name, rules in TARGETS.items()
+}
+LAYERS = {
+    kind: [str(node.name) for node in analyse(network(0, bottleneck=kind)).layers()]
+    for kind in (True, False)
+}
+
+
+@st.composite
+def kept(draw: st.DrawFn) -> tuple[int, bool, tuple[str, ...]]:
+    bottleneck = draw(st.booleans())
+    names = draw(st.sets(st.sampled_from(LAYERS[bottleneck])))
+    return draw(st.integers(0, 10_000)), bottleneck, tuple(names)
+
+
+def _encode(
+    seed: int, target: str, options: EncodingOptions, *, bottleneck: bool = True
+) -> tuple[ir.Model, Encodings]:
+    model = network(seed, bottleneck=bottleneck)
+    seen = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
+    return model, compute_encodings(model, seen, RULES[target], "0", options)
+
+
+@settings(max_examples=8)
+@given(case=kept())
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_kept_layers_compute_in_high_precision(
+    target: str, case: tuple[int, bool, tuple[str, ...]]
+) -> None:
+    """As written and as simulated; with no pair on the input and a plain weight."""
+    seed, bottleneck, keep = case
+    options = EncodingOptions(method="minmax", keep=keep)
+    model, encodings = _encode(seed, target, options, bottleneck=bottleneck)
+    assert set(encodings.keep) == set(keep)
+    simulation = Simulation(analyse(model), RULES[target], encodings.keep)
+    batch = images(16, 9)
+    (tensor,) = batches(batch, 16)
+    stored = stored_parameters(simulation.topology, encodings)
+    found = simulation.run(tensor, stored, encodings)["logits"].numpy()
+    (reference,) = run(network(seed, bottleneck=bottleneck), batch)
+    lower(model, encodings, RULES[target])
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    (written,) = run(model, batch)
+    # Ties that sums in another order break the other way are all that may differ.
+    assert noise_db(written, found) > min(noise_db(reference, written) + 6, 90)
+    for node in model.graph:
+        if node.op_type in {"Conv", "Gemm"}:
+            sources = [v.producer() for v in node.inputs[:2] if v is not None]
+            pairs = [p is not None and p.op_type == "DequantizeLinear" for p in sources]
+            assert pairs == ([False, False] if node.name in keep else [True, True]), node.name
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 10_000), bottleneck=st.booleans())
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_keeping_everything_is_the_network_itself(target: str, seed: int, bottleneck: bool) -> None:
+    options = EncodingOptions(keep=tuple(LAYERS[bottleneck]))
+    model, encodings = _encode(seed, target, options, bottleneck=bottleneck)
+    lower(model, encodings, RULES[target])
+    batch = images(8, 3)
+    (expected,), (found,) = run(network(seed, bottleneck=bottleneck), batch), run(model, batch)
+    np.testing.assert_array_equal(found, expected)
+    assert not [n for n in model.graph if n.op_type.endswith("Linear")]
+    assert model.metadata_props["resnet_opt.precision"] == "fp32"
+
+
+@settings(max_examples=8)
+@given(case=kept())
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_keeping_less_needs_no_pair_that_keeping_more_needs(
+    target: str, case: tuple[int, bool, tuple[str, ...]]
+) -> None:
+    seed, bottleneck, keep = case
+    topology = analyse(network(seed, bottleneck=bottleneck))
+    some = topology.quantized_edges(RULES[target], keep)
+    assert set(some) <= set(topology.quantized_edges(RULES[target]))
+    assert set(topology.quantized_edges(RULES[target], (*keep, "fc"))) <= set(some)
+
+
+def test_an_add_goes_with_the_layer_it_fuses_with() -> None:
+    topology = analyse(network(0))
+
+    def places(*keep: str) -> set[tuple[str, int]]:
+        edges = topology.quantized_edges(RULES["openvino"], keep)
+        return {(edge.node, edge.index) for edge in edges}
+
+    everything = places()
+    assert everything - places("layer1.0.conv3") == {
+        ("layer1.0.conv3", 0), ("layer1.0.add", 0), ("layer1.0.add", 1),
+    }  # fmt: skip
+    assert everything - places("layer1.0.downsample.0") == {
+        ("layer1.0.downsample.0", 0), ("maxpool", 0),
+    }  # fmt: skip
+    assert everything - places("fc") == {("fc", 0), ("avgpool", 0)}
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"no layer 'layer1\.0\.cov2'.*mean layer1\.0\.conv2"):
+        _encode(0, "openvino", EncodingOptions(keep=("layer1.0.cov2",)))
+
+
+def test_the_list_can_be_edited_in_both_directions(tmp_path: Path) -> None:
+    _, encodings = _encode(1, "openvino", EncodingOptions(keep=("fc", "conv1")))
+    encodings.save(tmp_path / "e.json")
+    text = (tmp_path / "e.json").read_text()
+    assert ' "keep": ["conv1", "fc"],' in text
+    (tmp_path / "e.json").write_text(text.replace('["conv1", "fc"]', '["layer1.1.conv2", "fc"]'))
+    model = network(1)
+    lower(model, Encodings.load(tmp_path / "e.json"), RULES["openvino"])
+    names = {str(node.name) for node in model.graph}
+    assert "conv1.weight.dequantize" in names
+    assert not names & {"layer1.1.conv2.weight.dequantize", "fc.weight.dequantize"}
+
+
+def test_a_kept_layer_cannot_read_a_shifted_tensor() -> None:
+    """Edited by hand only: computed encodings do not shift what a kept layer reads."""
+    model, encodings = _encode(1, "tensorrt", EncodingOptions())
+    assert encodings.tensors["layer1.0.relu_1"].shifted
+    with pytest.raises(ArtifactError, match=r"layer1\.0\.relu_1 is shifted"):
+        lower(model, encodings.model_copy(update={"keep": ["layer1.0.conv3"]}), RULES["tensorrt"])
+    _, computed = _encode(1, "tensorrt", EncodingOptions(keep=("layer1.0.conv3",)))
+    assert not computed.tensors["layer1.0.relu_1"].shifted

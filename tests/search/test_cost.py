@@ -1,0 +1,71 @@
+"""Costs: measured on a real engine, or by the stated model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from optimizer.engines.graph_facts import layer_work
+from optimizer.precision.int8 import lower
+from optimizer.precision.topology import analyse
+from optimizer.search.cost import MACHINES, measured_costs, modelled_costs
+from optimizer.search.variants import Variants
+from optimizer.targets.rules import TARGETS, rules_for
+from tests.precision.networks import SIZE, network
+from tests.search.networks import graph_file, hostile
+
+
+def test_times_of_every_layer_are_measured(variants: Variants, tmp_path: Path) -> None:
+    graph = graph_file(tmp_path / "m.onnx")
+    model = hostile()
+    lower(model, variants.base, variants.rules)
+    ir.save(model, tmp_path / "int8.onnx")
+    costs = measured_costs(tmp_path / "int8.onnx", graph, variants.layers, SIZE)
+    assert costs.source == "measured"
+    assert set(costs.high_ms) == set(costs.int8_ms) == set(variants.layers)
+    before = costs.predict(())
+    assert before > 0
+    for layer in variants.layers:
+        assert costs.predict({layer}) >= before
+    together = costs.predict(variants.layers) - before
+    alone = sum(costs.predict({layer}) - before for layer in variants.layers)
+    assert together == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_the_model_calls_int8_faster(target: str, tmp_path: Path) -> None:
+    graph = graph_file(tmp_path / "m.onnx")
+    topology = analyse(ir.load(graph))
+    costs = modelled_costs(graph, topology, rules_for(target))
+    assert costs.source == "model"
+    for node in topology.layers():
+        name = str(node.name)
+        assert 0 < costs.int8_ms[name] < costs.high_ms[name]
+    machine = MACHINES["gpu"] if target == "tensorrt" else None
+    if machine is not None:
+        work = layer_work(graph)["fc"]
+        moved = work.weights + work.inputs + work.outputs
+        assert costs.int8_ms["fc"] == pytest.approx(
+            1e3 * max(work.flops / machine.int8, moved / machine.bandwidth)
+        )
+
+
+def test_a_neighbour_falls_back_in_onnx_runtime(tmp_path: Path) -> None:
+    """Its product is an integer only if what reads it quantizes it."""
+    graph = graph_file(tmp_path / "m.onnx")
+    topology = analyse(ir.load(graph))
+    costs = modelled_costs(graph, topology, rules_for("onnxruntime"))
+    fallen = set(costs.falls_back({"layer1.0.conv2"})) - set(costs.falls_back(()))
+    assert fallen == {"layer1.0.conv1"}
+    own = costs.high_ms["layer1.0.conv2"] - costs.int8_ms["layer1.0.conv2"]
+    assert costs.predict({"layer1.0.conv2"}) - costs.predict(()) > own
+    assert not modelled_costs(graph, topology, rules_for("tensorrt")).falls_back({"fc"})
+
+
+def test_work_of_a_layer(tmp_path: Path) -> None:
+    ir.save(network(0, width=4), tmp_path / "m.onnx")
+    work = layer_work(tmp_path / "m.onnx")["conv1"]
+    assert (work.weights, work.inputs, work.outputs) == (4 * 3 * 9, 3 * SIZE**2, 4 * SIZE**2)
+    assert work.flops == 2 * work.weights * SIZE**2

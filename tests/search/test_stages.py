@@ -1,0 +1,150 @@
+"""From an FP32 graph to a mixed engine, judged on images that the search never saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from optimizer import verbs
+from optimizer.engines.graph_facts import graph_facts
+from optimizer.errors import UsageError
+from optimizer.precision.int8 import EncodingOptions, Encodings
+from optimizer.results import SearchResult, read_result
+from optimizer.search import search_path
+from tests.search.networks import HOSTILE, OPTIONS, data, graph_file
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return graph_file(tmp_path / "m.onnx")
+
+
+def _result(output: Path) -> SearchResult:
+    result = read_result(search_path(output))
+    assert isinstance(result, SearchResult)
+    return result
+
+
+def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
+    calib, judge = data(tmp_path / "c.npz", 700, 1), data(tmp_path / "d.npz", 700, 2)
+    output = tmp_path / "m.blob"
+    made = verbs.build(
+        graph,
+        output,
+        precision="mixed",
+        engine="openvino",
+        calib=calib,
+        calib_images=64,
+        data=judge,
+        max_drop_pp=3.0,
+        options=OPTIONS,
+    )
+    found = _result(output)
+    first, chosen = found.front[0], found.front[found.chosen]
+    assert (first.kept, first.inside) == ([], False)
+    assert HOSTILE in chosen.kept
+    assert chosen.inside
+    assert (found.cost_source, found.target) == ("measured", "openvino")
+    assert found.int8_ms <= chosen.predicted_ms <= found.high_ms
+    assert (found.calibration_images, found.search_images) == (64, 512)
+    assert found.sensitivity[0].layer == HOSTILE
+    assert HOSTILE in found.finding
+
+    written = graph_facts(tmp_path / "m.blob.graph.onnx")
+    assert (written.precision, written.keep) == ("mixed", chosen.kept)
+    assert Encodings.load(tmp_path / "m.blob.graph.encodings.json").keep == chosen.kept
+    assert made.manifest.settings["precision"] == "mixed"
+    audit = verbs.audit_engine(made)
+    assert audit.verdict == "pass", audit.reason
+    assert audit.computed["fp32"] > 0
+
+    verdict = found.validation
+    assert verdict is not None
+    assert verdict.dataset.n == 700
+    assert verdict.verdict == "pass", verdict.finding
+    engine = next(hop for hop in verdict.hops if hop.engine == "m.blob")
+    assert engine.flips is not None
+    assert engine.flips <= verdict.dataset.n * 0.03
+
+
+def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) -> None:
+    calib, judge = data(tmp_path / "c.npz", 64, 1), data(tmp_path / "d.npz", 64, 2)
+    output = tmp_path / "q.onnx"
+    verbs.quantize(
+        graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
+        max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
+    )  # fmt: skip
+    found = _result(output)
+    assert [point.kept for point in found.front] == [[]]
+    assert found.chosen == 0
+    assert "inside the budget already" in found.finding
+    assert found.cost_source == "model"
+    assert graph_facts(output).precision == "int8"
+    again = verbs.quantize(
+        graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
+        max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
+    )  # fmt: skip
+    assert again.cached
+    assert _result(output).front == found.front
+
+
+def test_layers_that_are_kept_anyway_are_where_the_search_starts(
+    graph: Path, tmp_path: Path
+) -> None:
+    calib, judge = data(tmp_path / "c.npz", 64, 1), data(tmp_path / "d.npz", 64, 2)
+    output = tmp_path / "q.onnx"
+    verbs.quantize(
+        graph, output, precision="mixed", calib=calib, data=judge, max_drop_pp=100.0,
+        options=EncodingOptions(keep=("fc", "conv1")),
+    )  # fmt: skip
+    assert _result(output).front[0].kept == ["conv1", "fc"]
+    assert graph_facts(output).keep == ["conv1", "fc"]
+
+
+def test_a_verdict_needs_other_images(graph: Path, tmp_path: Path) -> None:
+    calib = data(tmp_path / "c.npz", 64, 1)
+    before = sorted(tmp_path.iterdir())
+    for judge, words in (
+        (calib, "64 of the 64 images"),
+        (data(tmp_path / "c.npz", 64, 1), "64 of the 64 images"),
+        (None, "other images to judge"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            verbs.build(
+                graph, tmp_path / "m.blob", precision="mixed", engine="openvino",
+                calib=calib, data=judge,
+            )  # fmt: skip
+    with pytest.raises(UsageError, match="needs images"):
+        verbs.quantize(graph, tmp_path / "q.onnx", precision="mixed", data=calib)
+    with pytest.raises(UsageError, match=r"not on stats\.npz"):
+        verbs.quantize(
+            graph, tmp_path / "q.onnx", precision="mixed", calib=calib, stats="stats.npz"
+        )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:
+    """Without a search: the engine is called what it is."""
+    calib = data(tmp_path / "c.npz", 64, 1)
+    options = EncodingOptions(keep=("fc", HOSTILE))
+    for engine in ("openvino", "onnxruntime"):
+        output = tmp_path / f"m.{engine}"
+        made = verbs.build(
+            graph, output, precision="int8", engine=engine, calib=calib, options=options
+        )
+        assert made.manifest.settings["precision"] == "mixed"
+        assert made.manifest.settings["keep"] == [HOSTILE, "fc"]
+        written = onnx.load(tmp_path / f"m.{engine}.graph.onnx")
+        properties = {p.key: p.value for p in written.metadata_props}
+        assert json.loads(properties["resnet_opt.keep"]) == [HOSTILE, "fc"]
+    with pytest.raises(UsageError, match="says itself which layers are kept"):
+        verbs.quantize(
+            graph, tmp_path / "q.onnx", precision="int8", options=options,
+            encodings=tmp_path / "m.openvino.graph.encodings.json",
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="this is FP16"):
+        verbs.quantize(graph, tmp_path / "q.onnx", precision="fp16", options=options)
