@@ -34,7 +34,7 @@ from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatisti
 from optimizer.precision.topology import Topology
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings"]
+__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings", "stored_scale"]
 
 LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]
@@ -239,7 +239,7 @@ class _Encoder:
             unsigned = self.topology.after_relu(name) and self.rules.relu_dtype == "u8"
             dtype = "u8" if unsigned else self.rules.signed_dtype
             encodings[name] = TensorEncoding(
-                scale=_stored(ranges[name] / self._levels(name), self.rules),
+                scale=stored_scale(ranges[name] / self._levels(name), self.rules),
                 zero_point=128 if dtype == "u8" and not unsigned else 0,
                 dtype=dtype,
                 shifted=name in self.shifted,
@@ -288,11 +288,11 @@ def _rounded_layer(
     )
     exact = layer.equalized(topology.weight(node))
     scales = scales_of(exact, grid, options.method)
-    layer.weight_scale = [_stored(float(s), rules) for s in scales]
+    layer.weight_scale = [stored_scale(float(s), rules) for s in scales]
     return layer
 
 
-def _stored(scale: float, rules: TargetRules) -> float:
+def stored_scale(scale: float, rules: TargetRules) -> float:
     """The scale as the graph will hold it, so that integers are rounded with the real one."""
     kind = np.float16 if rules.constant_type == "fp16" else np.float32
     stored = float(kind(scale))
