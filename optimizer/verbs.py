@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Cache
-from optimizer.errors import UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
@@ -135,6 +134,7 @@ def calibrate(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -145,8 +145,9 @@ def calibrate(
 
     dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
     return precision.calibrate(
-        Path(graph), dataset, Path(output), tapped, batch=batch, cache=cache, progress=progress
-    )
+        Path(graph), dataset, Path(output), tapped, batch=batch,
+        preprocessing_from=preprocessing_from, cache=cache, progress=progress,
+    )  # fmt: skip
 
 
 def compare_halves(
@@ -157,6 +158,7 @@ def compare_halves(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    preprocessing_from: str | None = None,
     progress: Progress | None = None,
 ) -> list[Moved]:
     """Calibrate on two disjoint halves and compare; see `optimizer.precision.halves`."""
@@ -165,7 +167,10 @@ def compare_halves(
     from optimizer.engines.onnxruntime import tapped
 
     dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
-    return precision.halves(Path(graph), dataset, tapped, batch=batch, progress=progress)
+    return precision.halves(
+        Path(graph), dataset, tapped, batch=batch,
+        preprocessing_from=preprocessing_from, progress=progress,
+    )  # fmt: skip
 
 
 def quantize(
@@ -180,27 +185,25 @@ def quantize(
     encodings: Path | str | None = None,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Turn an FP32 graph into an explicit graph of another precision.
 
     INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
-    and leaves the statistics beside the output. See `optimizer.precision.quantize`.
+    and leaves the statistics beside the output. A Q/DQ graph is read and lowered again for the
+    target; it needs calibration only for what it leaves in float. See `optimizer.precision.quantize`.
     """
     from optimizer import precision as room
 
     graph, output = Path(graph), Path(output)
-    if precision == "int8" and encodings is None and stats is None:
-        if calib is None:
-            raise UsageError(
-                "INT8 needs calibration data",
-                mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
-            )
-        beside = output.with_name(f"{graph.stem}.stats.npz")
+    if precision == "int8" and encodings is None and stats is None and calib is not None:
         stats = calibrate(
-            graph, beside, calib=calib, calib_images=calib_images, cache=cache, progress=progress
-        ).path
+            graph, output.with_name(f"{graph.stem}.stats.npz"), calib=calib,
+            calib_images=calib_images, preprocessing_from=preprocessing_from,
+            cache=cache, progress=progress,
+        ).path  # fmt: skip
     return room.quantize(
         graph,
         output,
@@ -210,6 +213,7 @@ def quantize(
         encodings=Path(encodings) if encodings else None,
         options=options,
         high_precision=high_precision,
+        preprocessing_from=preprocessing_from,
         cache=cache,
         progress=progress,
     )

@@ -107,7 +107,7 @@ def export(
 
 
 def calibrate(
-    graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
+    graph: Annotated[Path, typer.Argument(help="An FP32 ONNX file, or a Q/DQ one.")],
     output: opt.Output,
     calib: Annotated[str, typer.Option(help="digits:train, a folder, or file.npz.")],
     calib_images: opt.CalibImages = 256,
@@ -115,6 +115,7 @@ def calibrate(
     halves: Annotated[
         bool, typer.Option("--halves", help="Also tell how far scales move between two halves.")
     ] = False,
+    preprocessing_from: opt.PreprocessingFrom = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -123,6 +124,8 @@ def calibrate(
     Example: resnet-opt calibrate model.onnx --calib digits:train -o model.stats.npz
 
     Example: resnet-opt calibrate model.onnx --calib data/train --halves -o model.stats.npz
+
+    Of a graph that is INT8 already, the float graph that it stands for is calibrated.
     """
     from optimizer import verbs
 
@@ -133,12 +136,18 @@ def calibrate(
             calib=calib,
             calib_images=calib_images,
             seed=seed,
+            preprocessing_from=preprocessing_from,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
         moved = (
             verbs.compare_halves(
-                graph, calib=calib, calib_images=calib_images, seed=seed, progress=progress
+                graph,
+                calib=calib,
+                calib_images=calib_images,
+                seed=seed,
+                preprocessing_from=preprocessing_from,
+                progress=progress,
             )
             if halves
             else []
@@ -162,7 +171,7 @@ def _halves(moved: list[Moved]) -> list[str]:
 
 
 def quantize(
-    graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
+    graph: Annotated[Path, typer.Argument(help="An FP32 ONNX file, or a Q/DQ one.")],
     output: opt.Output,
     precision: Annotated[str, typer.Option(help="fp16, bf16 or int8.")] = "int8",
     target: Annotated[
@@ -174,12 +183,20 @@ def quantize(
     encodings: opt.EncodingsFile = None,
     method: opt.Method = "auto",
     high_precision: opt.HighPrecision = None,
+    preprocessing_from: opt.PreprocessingFrom = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
     """Write the explicit graph of another precision, without compiling it.
 
     Example: resnet-opt quantize model.onnx --target tensorrt --calib digits:train -o int8.onnx
+
+    A graph that carries Q/DQ already (ModelOpt, ONNX Runtime, NNCF, QAT, resnet-opt) is lowered again
+    for the target with its own integers and ranges; --calib measures what it leaves in float.
+    --precision fp32 writes the float graph that it stands for.
+
+    Example: resnet-opt quantize modelopt.onnx --target openvino --calib digits:train
+    --preprocessing-from model.onnx -o int8.onnx
     """
     from optimizer import verbs
     from optimizer.precision.int8 import EncodingOptions
@@ -196,6 +213,7 @@ def quantize(
             encodings=encodings,
             options=EncodingOptions(method=method),
             high_precision=high_precision,
+            preprocessing_from=preprocessing_from,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
