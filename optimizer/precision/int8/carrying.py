@@ -2,34 +2,39 @@
 
 Weights. Their integers stay as they are, bit for bit, with the source's scales (rounded to the type
 of the target's constants: for FP16, 127 of them move by less than a tenth of a step). Three cases
-differ, and ``notes`` counts each: a scale so small that FP16 rounds it coarsely; a CPU without VNNI
-(``rules.pairs``), where neighbours that would saturate in 16 bits give way to the nearest pair that
-does not, because integers that the kernel gets wrong keep nothing; and layers that the source left
-in float, which are rounded here.
+differ, and ``notes`` counts each: a scale so small that FP16 holds it coarsely; layers that the
+source left in float; and, on a CPU without VNNI (``rules.pairs``), output channels with neighbours
+that would saturate in 16 bits. Integers that the kernel gets wrong keep nothing, and to move only
+the neighbours loses 20 dB (they are the largest weights, and all become smaller), so such a channel
+is rounded again at a scale where little or nothing has to give way. Where statistics tell the mean
+of a layer's input, the bias makes up for the mean of what rounding again has moved.
 
 Tensors. What the source could represent stays representable: the same scale where the target stores
 the tensor alike, else the same largest value over the target's levels (u8 with scale s becomes s8
 with s * 255 / 127). MaxPool and Flatten pass a scale on, in both directions. What the source did not
 quantize, and zero points that the target cannot hold, come from statistics of the float graph.
 
-Biases are the source's: whatever correction they carry belongs to its integers.
+Biases else are the source's: whatever correction they carry belongs to its integers.
 
-Not handled: grouped convolutions with more than 7 bits on a CPU without VNNI.
+Not handled: correction of what the tensors' own new scales add; quantize the float graph
+(``--precision fp32``) to have every pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from optimizer.errors import DataError, GraphError
+from optimizer.errors import DataError
 from optimizer.precision.int8.encode import LEAST_IMAGES, stored_scale
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
 from optimizer.precision.int8.ranges import distribution, range_of
-from optimizer.precision.int8.reading import ReadModel, ReadTensor, ReadWeight
-from optimizer.precision.int8.rounding import WeightGrid, scales_of
+from optimizer.precision.int8.reading import ReadModel, ReadTensor
+from optimizer.precision.int8.rounding import PAIR_LIMIT, WeightGrid, pair_sums, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.statistics import Statistics
 from optimizer.precision.topology import Topology, analyse
@@ -66,7 +71,7 @@ def encodings_from(
     Raises:
         DataError: The target quantizes tensors, or needs zero points, that the source does not
             tell, and there are no statistics of them.
-        GraphError: Weights that the target's kernels cannot take.
+        GraphError: The float graph is not what `analyse` takes.
     """
     if statistics is not None and statistics.images < LEAST_IMAGES:
         raise DataError(f"calibration saw {statistics.images} images, which say nothing of ranges")
@@ -97,7 +102,7 @@ class _Carrier:
             graph_sha256=graph_sha256,
             options={"carried_over": True, "method": self.method},
             tensors=self._tensors(),
-            layers={str(node.name): self._layer(node) for node in self.topology.layers()},
+            layers=self._layers(),
             notes=self.notes,
         )
 
@@ -190,12 +195,22 @@ class _Carrier:
 
     # --- layers ----------------------------------------------------------------------------------
 
-    def _layer(self, node: ir.Node) -> LayerEncoding:
+    def _layers(self) -> dict[str, LayerEncoding]:
+        layers, notes = {}, _Notes()
+        for node in self.topology.layers():
+            layers[str(node.name)] = self._layer(node, notes)
+        self.notes += notes.lines(self.rules)
+        return layers
+
+    def _layer(self, node: ir.Node, notes: _Notes) -> LayerEncoding:
         name = str(node.name)
         grid = WeightGrid.of(self.rules, self.topology.groups_of(node))
         weight = self.topology.weight(node)
         source = self.read.weight_scales.get(name)
-        scales = scales_of(weight, grid, "mse") if source is None else source.scale
+        again = np.ones(len(weight), bool) if source is None else _unsafe(source.integers, grid)
+        scales = np.ones(len(weight), np.float32) if source is None else source.scale.copy()
+        if again.any():
+            scales[again] = scales_of(weight[again], grid, "mse")
         layer = LayerEncoding(
             weight_scale=[stored_scale(float(scale), self.rules) for scale in scales],
             bias=self.topology.bias(node).tolist(),
@@ -203,32 +218,69 @@ class _Carrier:
             pairs=grid.pairs,
         )
         if source is None:
-            self.notes.append(f"{name} is float in the source: its weights are rounded here")
+            notes.rounded.append(name)
         else:
-            self._keep(name, layer, source, grid)
+            if grid.largest == 127 and (source.integers[~again] == -128).any():
+                layer.weight_max = 128  # the kernels take it, though nothing here would make it
+            changed = (layer.integers(weight) != source.integers).any(axis=_but_first(weight))
+            notes.channels += len(weight)
+            notes.unsafe += int(again.sum())
+            notes.coarse += int((changed & ~again).sum())
+        if again.any():
+            self._compensate(node, layer, weight)
         return layer
 
-    def _keep(self, name: str, layer: LayerEncoding, source: ReadWeight, grid: WeightGrid) -> None:
-        """See that the source's integers come out of the layer's encoding."""
-        integers = source.integers.astype(np.int64)
-        largest = int(np.abs(integers).max(initial=0))
-        if largest > 127:  # -128: only signed integers have it, and the kernels take it
-            layer.weight_max = 128
-        if grid.largest < 127 and largest > grid.largest:
-            raise GraphError(
-                f"{name} is a grouped convolution with weights up to {largest}; kernels of CPUs "
-                f"without VNNI are sure of {grid.largest} only",
-                mend="lower it for a CPU with VNNI, or quantize its FP32 graph here",
+    def _compensate(self, node: ir.Node, layer: LayerEncoding, weight: NDArray[np.float32]) -> None:
+        """Take from the bias what rounding again adds on average, if statistics tell."""
+        tensor = self.topology.data_inputs(node)[0]
+        seen = self.statistics.tensors.get(tensor) if self.statistics is not None else None
+        if seen is None or self.topology.groups_of(node) != 1:
+            return
+        moved = layer.represented(weight) - weight
+        error = moved.sum(axis=tuple(range(2, weight.ndim)), dtype=np.float64) @ seen.mean
+        layer.bias = (np.asarray(layer.bias) - error).astype(np.float32).tolist()
+
+
+@dataclass
+class _Notes:
+    """What was not kept as it was, counted over the layers."""
+
+    channels: int = 0
+    unsafe: int = 0
+    coarse: int = 0
+    rounded: list[str] = field(default_factory=list)
+
+    def lines(self, rules: TargetRules) -> list[str]:
+        """One line a reason."""
+        found = []
+        if self.rounded:
+            found.append(f"float in the source, weights rounded here: {_named(self.rounded)}")
+        if self.unsafe:
+            found.append(
+                f"{self.unsafe} of {self.channels} channels have weights that saturate on a CPU "
+                "without VNNI: rounded again"
             )
-        written = layer.integers(self.topology.weight(self.topology.nodes[name]))
-        changed = int((written != source.integers).sum())
-        if changed:
-            why = (
-                f"would saturate without VNNI ({grid.pairs})"
-                if grid.pairs != "free"
-                else f"have scales that {self.rules.constant_type.upper()} holds coarsely"
+        if self.coarse:
+            found.append(
+                f"{self.coarse} of {self.channels} channels have a weight scale that "
+                f"{rules.constant_type.upper()} holds coarsely: rounded again"
             )
-            self.notes.append(f"{name}: {changed} of {integers.size} weights {why}; moved")
+        return found
+
+
+def _but_first(array: NDArray) -> tuple[int, ...]:
+    return tuple(range(1, array.ndim))
+
+
+def _unsafe(integers: NDArray[np.int8], grid: WeightGrid) -> NDArray[np.bool_]:
+    """Channels with integers that the target's kernels would get wrong: bool[O]."""
+    wide = integers.astype(np.int32)
+    unsafe = np.zeros(len(wide), bool)
+    if grid.pairs != "free":
+        unsafe |= pair_sums(wide, grid).reshape(len(wide), -1).max(axis=1, initial=0) > PAIR_LIMIT
+    if grid.largest < 127:
+        unsafe |= np.abs(wide).max(axis=_but_first(wide), initial=0) > grid.largest
+    return unsafe
 
 
 def _passed_on(topology: Topology, tensors: Mapping[str, ReadTensor]) -> dict[str, ReadTensor]:
