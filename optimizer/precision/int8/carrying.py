@@ -16,8 +16,9 @@ quantize, and zero points that the target cannot hold, come from statistics of t
 
 Biases else are the source's: whatever correction they carry belongs to its integers.
 
-Not handled: correction of what the tensors' own new scales add; quantize the float graph
-(``--precision fp32``) to have every pass.
+Not handled: tensors that only some readers of the source read quantized (the target's rules say who
+does, and there the source's range may clip what it did not before); correction of what new scales
+of tensors add on average. ``--precision fp32`` gives the float graph, on which every pass works.
 """
 
 from __future__ import annotations
