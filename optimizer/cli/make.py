@@ -191,12 +191,11 @@ def quantize(
 
     Example: resnet-opt quantize model.onnx --target tensorrt --calib digits:train -o int8.onnx
 
-    A graph that carries Q/DQ already (ModelOpt, ONNX Runtime, NNCF, QAT, resnet-opt) is lowered again
-    for the target with its own integers and ranges; --calib measures what it leaves in float.
-    --precision fp32 writes the float graph that it stands for.
+    A graph that carries Q/DQ already (ModelOpt, ONNX Runtime, NNCF, QAT) is
+    lowered again for the target with its own integers and ranges; --calib
+    measures what it leaves in float. --precision fp32 gives its float graph.
 
-    Example: resnet-opt quantize modelopt.onnx --target openvino --calib digits:train
-    --preprocessing-from model.onnx -o int8.onnx
+    Example: resnet-opt quantize int8.onnx --preprocessing-from model.onnx -o q.onnx
     """
     from optimizer import verbs
     from optimizer.precision.int8 import EncodingOptions
@@ -217,8 +216,8 @@ def quantize(
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
-    pairs = made.manifest.details.get("pairs")
-    _say(made, as_json, f"{pairs} tensors with Q/DQ" if pairs else None)
+    pairs, notes = (made.manifest.details.get(name) for name in ("pairs", "notes"))
+    _say(made, as_json, f"{pairs} tensors with Q/DQ" if pairs else None, *(notes or ()))
 
 
 def build(

@@ -274,7 +274,7 @@ def quantize(
         statistics: From `calibrate`; needed for INT8 unless ``encodings`` are given, or ``graph``
             is quantized and tells all that the target asks.
         encodings: Encodings to write instead of computing them.
-        options: Which passes compute the encodings.
+        options: Which passes compute the encodings; of a Q/DQ graph the range method alone counts.
         high_precision: ``fp16`` or ``fp32`` around the INT8 layers; ``None`` for the target's own.
         preprocessing_from: What knows the preprocessing of a graph that does not say it.
         cache: Where artifacts are kept by key.
@@ -335,7 +335,8 @@ def quantize(
         progress_.advance()
         pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
         progress_.finish(f"{pairs} Q/DQ pairs" if pairs else None)
-        return {"pairs": pairs, "nodes": len(model.graph)}
+        notes = {"notes": _notes(encodings)} if carried and encodings is not None else {}
+        return {"pairs": pairs, "nodes": len(model.graph), **notes}
 
     return produce(plan, output, write, cache=cache)
 
@@ -367,6 +368,12 @@ def _encodings(
     return encode(
         graph, statistics, output, rules, options=options, cache=cache, progress=progress
     ).path
+
+
+def _notes(encodings: Path) -> list[str]:
+    from optimizer.precision.int8 import Encodings
+
+    return Encodings.load(encodings).notes
 
 
 def _convert(

@@ -69,7 +69,12 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def by_pairs(
-    model: ir.Model, *, per_channel: bool = True, zero_points: bool = True, scale: float = 0.05
+    model: ir.Model,
+    *,
+    per_channel: bool = True,
+    zero_points: bool = True,
+    scale: float = 0.05,
+    activations: bool = True,
 ) -> ir.Model:
     """Pairs as ModelOpt and QAT exports write them, in place.
 
@@ -90,7 +95,8 @@ def by_pairs(
         _pair(graph, node, 1, scales, np.zeros(scales.shape, np.int8), axis=0)
         name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
         unsigned = name in rectified and not zero_points
-        _pair(graph, node, 0, np.float32(scale), None if unsigned else np.int8(0))
+        if activations:
+            _pair(graph, node, 0, np.float32(scale), None if unsigned else np.int8(0))
     return model
 
 

@@ -240,6 +240,77 @@ def test_float_weights_behind_pairs(per_channel: bool, zero_points: bool) -> Non
     }  # fmt: skip
 
 
+def _with_batchnorm(model: ir.Model) -> ir.Model:
+    """A BatchNorm after every convolution, as a QAT export leaves it; some factors are negative."""
+    rng = np.random.default_rng(5)
+    for node in [n for n in model.graph if n.op_type == "Conv"]:
+        value = node.outputs[0]
+        channels = int(value.shape[1])  # type: ignore[index,arg-type]
+        gamma = rng.uniform(0.5, 1.5, channels) * np.where(np.arange(channels) % 3, 1, -1)
+        gamma[-1] = 0.0
+        parts = {
+            "gamma": gamma,
+            "beta": 0.1 * rng.normal(size=channels),
+            "mean": 0.1 * rng.normal(size=channels),
+            "var": rng.uniform(0.5, 2.0, channels),
+        }
+        inputs = []
+        for part, array in parts.items():
+            tensor = ir.tensor(array.astype(np.float32), name=f"{node.name}.bn.{part}")
+            constant_ = ir.Value(
+                name=tensor.name, shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype), const_value=tensor,
+            )  # fmt: skip
+            model.graph.register_initializer(constant_)
+            inputs.append(constant_)
+        norm = ir.node("BatchNormalization", [value, *inputs], name=f"{node.name}.bn")
+        norm.outputs[0].name = f"{node.name}.bn.output"
+        uses = list(value.uses())
+        model.graph.insert_after(node, norm)
+        for use in uses:
+            if use.node is not norm:
+                use.node.replace_input_with(use.idx, norm.outputs[0])
+    return model
+
+
+def test_batchnorm_of_a_qat_export_goes_into_the_scales() -> None:
+    source = by_pairs(_with_batchnorm(network(3)), scale=0.1)
+    plain = read_quantized(by_pairs(network(3), scale=0.1))
+    read = read_quantized(copied(source))
+    for name in ("conv1", "layer1.0.downsample.0", "layer1.1.conv2"):
+        signs = np.where(np.arange(len(read.weight_scales[name].integers)) % 3, 1, -1)
+        signs[-1] = 0
+        expected = plain.weight_scales[name].integers * signs.reshape(-1, 1, 1, 1)
+        np.testing.assert_array_equal(read.weight_scales[name].integers, expected)
+    batch = images(16, 9)
+    weights_alone = by_pairs(_with_batchnorm(network(3)), activations=False)
+    (expected,) = run(weights_alone, batch)
+    np.testing.assert_allclose(
+        run(read.float_model, batch)[0], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+    )
+    encodings, written = _encoded(read, TARGETS["openvino"])
+    assert encodings.notes
+    for name, integers in written.items():
+        np.testing.assert_array_equal(integers, read.weight_scales[name].integers)
+
+
+def test_a_pair_before_the_batchnorm_is_refused() -> None:
+    model = by_pairs(_with_batchnorm(network(3)))
+    norm = next(n for n in model.graph if n.name == "conv1.bn")
+    source = next(n for n in model.graph if n.name == "conv1.0.q")
+    pair = [
+        ir.node("QuantizeLinear", [norm.inputs[0], *source.inputs[1:]], name="bad.q"),
+    ]
+    pair.append(
+        ir.node("DequantizeLinear", [pair[0].outputs[0], *source.inputs[1:]], name="bad.dq")
+    )
+    pair[0].outputs[0].name, pair[1].outputs[0].name = "bad.integers", "bad.float"
+    model.graph.insert_before(norm, pair)
+    norm.replace_input_with(0, pair[1].outputs[0])
+    with pytest.raises(GraphError, match="conv1 is quantized between conv1 and its BatchNorm"):
+        read_quantized(model)
+
+
 def test_constants_may_be_nodes() -> None:
     source = by_pairs(network(3))
     for name in ("conv1.0.scale", "conv1.1.scale"):

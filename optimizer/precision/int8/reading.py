@@ -7,8 +7,9 @@ QAT exports, and `optimizer.precision.int8.lowering` itself.
 Rules: a pair on a computed tensor becomes an entry of ``tensors`` and goes away; a Q, a DQ or both
 on a constant become a float constant, and for the weight of a layer an entry of ``weight_scales``.
 A zero point at the smallest integer, on a tensor that no ReLU has made, is a ReLU that somebody
-absorbed: it is put back. Half types around INT8 become float32 again, and the shift of this project's
-graphs for TensorRT is taken out of their biases.
+absorbed: it is put back. BatchNorm after a convolution (QAT exports leave it) goes into the scales
+of its weights. Half types around INT8 become float32 again, and the shift of this project's graphs
+for TensorRT is taken out of their biases.
 
 Not handled, and refused with the reason: operators on integers (QLinearConv and the like), integers
 of other than 8 bits, blockwise scales, scales per channel of a computed tensor, weights whose zero
@@ -27,6 +28,7 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.precision.int8.folding import Folded, fold_batchnorm
 from optimizer.precision.int8.lowering import ABSORBED, SHIFTED
 from optimizer.precision.int8.undoing import (
     bypass,
@@ -156,7 +158,9 @@ def read_quantized(model: ir.Model) -> ReadModel:
     passes.NameFixPass()(model)
     widen(model)
     restore_relus(model)
-    read = _Reader(model).read()
+    reader = _Reader(model)
+    read = reader.read()
+    reader.fold()
     passes.RemoveUnusedNodesPass()(model)
     _finish(model)
     topology = analyse(model)
@@ -256,6 +260,27 @@ class _Reader:
         else:
             self._tensor(quantize, dequantize, grid)
 
+    def fold(self) -> None:
+        """Fold BatchNorm into the layers before it, quantized or not."""
+        layers = {str(node.name): node for node in self.graph}
+        for name, folded in fold_batchnorm(self.graph, self.found.tensors).items():
+            node, channels = layers[name], len(folded.factor)
+            inputs = [_read(node, index) for index in (1, 2)]
+            if inputs[0] is None:
+                continue  # computed: `analyse` says so
+            column = folded.factor.reshape(-1, *([1] * (inputs[0].ndim - 1)))
+            weight = (inputs[0] * column).astype(np.float32)
+            if name in self.found.weight_scales:
+                moved = _scaled(self.found.weight_scales[name], folded)
+                self.found.weight_scales[name] = moved
+                weight = moved.integers * moved.scale.reshape(column.shape)
+            old = np.zeros(channels) if inputs[1] is None else inputs[1].astype(np.float64)
+            bias = (old * folded.factor + folded.shift).astype(np.float32)
+            if inputs[1] is None:
+                node.resize_inputs(3)
+            for index, role, array in ((1, "weight", weight), (2, "bias", bias)):
+                node.replace_input_with(index, self._register(f"{name}.{role}", array))
+
     # --- computed tensors ------------------------------------------------------------------------
 
     def _tensor(self, quantize: ir.Node, dequantize: ir.Node, grid: _Grid) -> None:
@@ -345,6 +370,15 @@ def _weight(layer: ir.Node, signed: NDArray[np.int64], grid: _Grid) -> ReadWeigh
         )
     integers = np.ascontiguousarray(signed.T if last else signed).astype(np.int8)
     return ReadWeight(np.array(np.broadcast_to(grid.scale.reshape(-1), outputs)), integers)
+
+
+def _scaled(weight: ReadWeight, folded: Folded) -> ReadWeight:
+    """Weights times a factor by channel; -128 that changes its sign becomes 127."""
+    signs = np.sign(folded.factor).astype(np.int64)
+    column = signs.reshape(-1, *([1] * (weight.integers.ndim - 1)))
+    scale = np.abs(folded.factor) * weight.scale.astype(np.float64)
+    kept = np.where(signs == 0, weight.scale, scale).astype(np.float32)
+    return ReadWeight(kept, np.clip(weight.integers * column, -128, 127).astype(np.int8))
 
 
 def _grid(node: ir.Node) -> _Grid:
