@@ -14,6 +14,8 @@ from optimizer.data import open_dataset
 from optimizer.engines.graph_facts import graph_facts
 from optimizer.engines.onnxruntime import as_written, tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
+from optimizer.exporting import export_onnx
+from optimizer.models import load_model
 from optimizer.precision import calibrate, is_quantized, quantize
 from optimizer.precision.int8 import Encodings
 from tests.precision.test_int8_graphs import noise_db
@@ -161,6 +163,23 @@ def test_fp32_gives_the_float_graph(for_openvino: Path, tmp_path: Path) -> None:
 def test_the_float_graph_is_not_overwritten(for_openvino: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is the name of the float graph"):
         quantize(for_openvino, tmp_path / "int8.float.onnx", precision="int8")
+
+
+def test_a_graph_of_pixels(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The Cast from pixels stays, those around INT8 go; the normalized image is what is stored."""
+    pixels = export_onnx(
+        load_model(str(small_checkpoint)), tmp_path / "pixels.onnx", input_kind="uint8-nhwc"
+    ).path
+    some = open_dataset("digits:train", limit=16)
+    seen = calibrate(pixels, some, tmp_path / "s.npz", tapped).path
+    first = quantize(
+        pixels, tmp_path / "t.onnx", precision="int8", target="tensorrt", statistics=seen
+    ).path
+    second = quantize(first, tmp_path / "again.onnx", precision="int8", target="tensorrt").path
+    assert graph_facts(second).metadata["input"] == "uint8-nhwc"
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    before, after = as_written(first).run(images), as_written(second).run(images)
+    np.testing.assert_array_equal(after, before)
 
 
 def test_what_is_no_graph(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import DataError, GraphError
+from optimizer.precision.half import to_half
 from optimizer.precision.int8 import (
     EncodingOptions,
     Encodings,
@@ -309,6 +310,31 @@ def test_a_pair_before_the_batchnorm_is_refused() -> None:
     norm.replace_input_with(0, pair[1].outputs[0])
     with pytest.raises(GraphError, match="conv1 is quantized between conv1 and its BatchNorm"):
         read_quantized(model)
+
+
+def test_half_types_around_int8_become_float32() -> None:
+    """As ModelOpt writes with ``high_precision_dtype=fp16``: FP16 scales and weights, Casts."""
+    plain = read_quantized(by_pairs(network(3)))
+    half = by_pairs(network(3))
+    to_half(half, ir.DataType.FLOAT16)
+    read = read_quantized(half)
+    kinds = {value.dtype for node in read.float_model.graph for value in node.outputs}
+    assert kinds <= {ir.DataType.FLOAT, None}
+    assert [n.op_type for n in read.float_model.graph] == [
+        n.op_type for n in plain.float_model.graph
+    ]
+    for name, weight in read.weight_scales.items():  # FP16 weights turn a tie at most
+        before = plain.weight_scales[name].integers.astype(int)
+        assert np.abs(weight.integers - before).max() <= 1
+    assert read.tensors["images"].scale == float(np.float16(0.05))
+
+
+def test_an_old_operator_set_is_raised_for_fp16_scales() -> None:
+    model = network(1)
+    model.graph.opset_imports[""] = 13
+    read = read_quantized(by_onnxruntime(model, symmetric=True))
+    result = again(read, TARGETS["tensorrt"])
+    onnx.checker.check_model(ir.to_proto(result), full_check=True)
 
 
 def test_constants_may_be_nodes() -> None:
