@@ -18,8 +18,8 @@ from tests.precision.networks import images
 class _Images:
     """What ONNX Runtime's quantizer calibrates on."""
 
-    def __init__(self) -> None:
-        self._batches: Iterator[dict[str, np.ndarray]] = iter([{"images": images(64, 1)}])
+    def __init__(self, batch: np.ndarray) -> None:
+        self._batches: Iterator[dict[str, np.ndarray]] = iter([{"images": batch}])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)
@@ -33,6 +33,7 @@ def by_onnxruntime(
     per_channel: bool = True,
     symmetric: bool = False,
     operators: bool = False,
+    batch: np.ndarray | None = None,
 ) -> ir.Model:
     """A graph quantized by ``onnxruntime.quantization.quantize_static``."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -47,7 +48,7 @@ def by_onnxruntime(
             quantize_static(
                 source,
                 target,
-                _Images(),
+                _Images(images(64, 1) if batch is None else batch),
                 quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
                 activation_type=types[activations],
                 weight_type=types[weights],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from optimizer.artifacts import load_artifact
@@ -18,6 +19,7 @@ from optimizer.exporting import export_onnx
 from optimizer.models import load_model
 from optimizer.precision import calibrate, is_quantized, quantize
 from optimizer.precision.int8 import Encodings
+from tests.precision.quantizers import by_onnxruntime
 from tests.precision.test_int8_graphs import noise_db
 
 
@@ -180,6 +182,23 @@ def test_a_graph_of_pixels(small_checkpoint: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     before, after = as_written(first).run(images), as_written(second).run(images)
     np.testing.assert_array_equal(after, before)
+
+
+def test_a_foreign_graph_is_compiled_as_it_is_and_audited(
+    small_graph: Path, tmp_path: Path
+) -> None:
+    """Weights by other names: the layers of ONNX Runtime's engine are still told apart."""
+    from optimizer import verbs
+
+    model = by_onnxruntime(ir.load(small_graph), activations="u8", batch=digits())
+    for value in list(model.graph.initializers.values()):
+        value.name = f"constant_{str(value.name).replace('.', '_')}"
+    ir.save(model, tmp_path / "foreign.onnx")
+    engine = verbs.build(
+        tmp_path / "foreign.onnx", tmp_path / "e.onnx", precision="int8", engine="onnxruntime"
+    )
+    audit = verbs.audit_engine(engine)
+    assert audit.verdict == "pass", audit.reason
 
 
 def test_what_is_no_graph(tmp_path: Path) -> None:
