@@ -1,7 +1,7 @@
 """Reading INT8 graphs of this project and of other quantizers, and lowering them again.
 
 The stated loss: at the logits of the small networks here, a graph that was lowered again for another
-target keeps at least `LEAST_DB` of the source's output (25.8 dB was the least of 500 graphs); for
+target keeps at least `LEAST_DB` of the source's output (25.8 dB was the least of 600 graphs); for
 its own target it is the source's, bit for bit.
 """
 
