@@ -128,6 +128,7 @@ def calibrate(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -138,8 +139,9 @@ def calibrate(
 
     dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
     return precision.calibrate(
-        Path(graph), dataset, Path(output), tapped, batch=batch, cache=cache, progress=progress
-    )
+        Path(graph), dataset, Path(output), tapped, batch=batch,
+        preprocessing_from=preprocessing_from, cache=cache, progress=progress,
+    )  # fmt: skip
 
 
 def compare_halves(
@@ -150,6 +152,7 @@ def compare_halves(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    preprocessing_from: str | None = None,
     progress: Progress | None = None,
 ) -> list[Moved]:
     """Calibrate on two disjoint halves and compare; see `optimizer.precision.halves`."""
@@ -158,7 +161,10 @@ def compare_halves(
     from optimizer.engines.onnxruntime import tapped
 
     dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
-    return precision.halves(Path(graph), dataset, tapped, batch=batch, progress=progress)
+    return precision.halves(
+        Path(graph), dataset, tapped, batch=batch,
+        preprocessing_from=preprocessing_from, progress=progress,
+    )  # fmt: skip
 
 
 def compare_decoders(
@@ -201,15 +207,17 @@ def quantize(
     max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Turn an FP32 graph into an explicit graph of another precision.
 
     INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
-    and leaves the statistics beside the output; FP8 does the same without encodings. ``mixed``
-    searches on ``calib`` for the fastest graph that loses at most ``max_drop_pp`` and judges it on
-    ``data``; its `SearchResult` lies beside it.
+    and leaves the statistics beside the output; FP8 does the same without encodings. A Q/DQ graph is
+    read and lowered again for the target; it needs calibration only for what it leaves in float.
+    ``mixed`` searches on ``calib`` for the fastest graph that loses at most ``max_drop_pp`` and judges
+    it on ``data``; its `SearchResult` lies beside it.
     """
     from optimizer import precision as room
 
@@ -238,16 +246,12 @@ def quantize(
         )
         search.judge(made.path, graph, found, str(data), progress=progress)
         return made
-    if precision in {"int8", "fp8"} and encodings is None and stats is None:
-        if calib is None:
-            raise UsageError(
-                f"{precision.upper()} needs calibration data",
-                mend="--calib DATA (digits:train, a folder, file.npz), or --stats FILE",
-            )
-        beside = output.with_name(f"{graph.stem}.stats.npz")
+    if precision in {"int8", "fp8"} and encodings is None and stats is None and calib is not None:
         stats = calibrate(
-            graph, beside, calib=calib, calib_images=calib_images, cache=cache, progress=progress
-        ).path
+            graph, output.with_name(f"{graph.stem}.stats.npz"), calib=calib,
+            calib_images=calib_images, preprocessing_from=preprocessing_from,
+            cache=cache, progress=progress,
+        ).path  # fmt: skip
     return room.quantize(
         graph,
         output,
@@ -257,6 +261,7 @@ def quantize(
         encodings=Path(encodings) if encodings else None,
         options=options,
         high_precision=high_precision,
+        preprocessing_from=preprocessing_from,
         cache=cache,
         progress=progress,
     )

@@ -108,7 +108,7 @@ def export(
 
 
 def calibrate(
-    graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
+    graph: Annotated[Path, typer.Argument(help="An FP32 ONNX file, or a Q/DQ one.")],
     output: opt.Output,
     calib: Annotated[str, typer.Option(help="digits:train, a folder, or file.npz.")],
     calib_images: opt.CalibImages = 256,
@@ -116,6 +116,7 @@ def calibrate(
     halves: Annotated[
         bool, typer.Option("--halves", help="Also tell how far scales move between two halves.")
     ] = False,
+    preprocessing_from: opt.PreprocessingFrom = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -124,6 +125,8 @@ def calibrate(
     Example: resnet-opt calibrate model.onnx --calib digits:train -o model.stats.npz
 
     Example: resnet-opt calibrate model.onnx --calib data/train --halves -o model.stats.npz
+
+    Of a graph that is INT8 already, the float graph that it stands for is calibrated.
     """
     from optimizer import verbs
 
@@ -134,12 +137,18 @@ def calibrate(
             calib=calib,
             calib_images=calib_images,
             seed=seed,
+            preprocessing_from=preprocessing_from,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
         moved = (
             verbs.compare_halves(
-                graph, calib=calib, calib_images=calib_images, seed=seed, progress=progress
+                graph,
+                calib=calib,
+                calib_images=calib_images,
+                seed=seed,
+                preprocessing_from=preprocessing_from,
+                progress=progress,
             )
             if halves
             else []
@@ -163,7 +172,7 @@ def _halves(moved: list[Moved]) -> list[str]:
 
 
 def quantize(
-    graph: Annotated[Path, typer.Argument(help="The FP32 ONNX file.")],
+    graph: Annotated[Path, typer.Argument(help="An FP32 ONNX file, or a Q/DQ one.")],
     output: opt.Output,
     precision: Annotated[str, typer.Option(help="fp16, bf16, int8, fp8 or mixed.")] = "int8",
     target: Annotated[
@@ -178,6 +187,7 @@ def quantize(
     max_drop: opt.MaxDrop = "1pp",
     method: opt.Method = "auto",
     high_precision: opt.HighPrecision = None,
+    preprocessing_from: opt.PreprocessingFrom = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -186,6 +196,12 @@ def quantize(
     Example: resnet-opt quantize model.onnx --target tensorrt --calib digits:train -o int8.onnx
 
     Example: resnet-opt quantize model.onnx --calib digits:train --keep conv1,fc -o int8.onnx
+
+    A graph that carries Q/DQ already (ModelOpt, ONNX Runtime, NNCF, QAT) is
+    lowered again for the target with its own integers and ranges; --calib
+    measures what it leaves in float. --precision fp32 gives its float graph.
+
+    Example: resnet-opt quantize int8.onnx --preprocessing-from model.onnx -o q.onnx
     """
     from optimizer import verbs
     from optimizer.precision.int8 import EncodingOptions
@@ -205,13 +221,14 @@ def quantize(
             max_drop_pp=parse_pp(max_drop),
             options=EncodingOptions(method=method, keep=tuple(opt.words(keep))),
             high_precision=high_precision,
+            preprocessing_from=preprocessing_from,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
-    pairs = made.manifest.details.get("pairs")
+    pairs, notes = (made.manifest.details.get(name) for name in ("pairs", "notes"))
     found = _search_result(graph, output, precision)
     remark = f"{pairs} tensors with Q/DQ" if pairs else None
-    _say(made, as_json, remark, *_searched(found), details=_as_detail(found))
+    _say(made, as_json, remark, *(notes or ()), *_searched(found), details=_as_detail(found))
     _raise_for(found)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "MaxDrop",
     "Method",
     "Output",
+    "PreprocessingFrom",
     "Stats",
     "Threads",
     "batch_size",
@@ -77,6 +78,14 @@ MaxDrop = Annotated[
 HighPrecision = Annotated[
     str | None,
     typer.Option("--high-precision", help="fp16 or fp32 around INT8; default: the target's own."),
+]
+PreprocessingFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing-from",
+        help="What knows the preprocessing of a graph that does not say it: an exported .onnx file "
+        "or a checkpoint.",
+    ),
 ]
 CacheOff = Annotated[
     bool, typer.Option("--no-cache", help="Make everything anew and keep no copies.")

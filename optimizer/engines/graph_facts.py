@@ -25,7 +25,8 @@ class GraphFacts:
         input_shape, output_shape: Dimensions; ``None`` where dynamic.
         input_dtype: ``float32`` or ``uint8``.
         image_size: Height of the images, ``None`` where dynamic.
-        precision: What the exporter or a precision pass wrote (``fp32`` if nothing).
+        precision: What the exporter or a precision pass wrote (``fp32`` if nothing); ``int8`` too
+            for a graph that somebody else has quantized since.
         metadata: The ``resnet_opt.*`` entries without their prefix.
     """
 
@@ -97,9 +98,21 @@ def graph_facts(path: Path) -> GraphFacts:
         output_shape=out_shape,
         input_dtype="uint8" if images else "float32",
         image_size=in_shape[1] if images else in_shape[2],
-        precision=metadata.get("precision", "fp32"),
+        precision=_precision(proto, metadata.get("precision", "fp32")),
         metadata=metadata,
     )
+
+
+def _precision(proto: Any, written: str) -> str:
+    """Quantizers keep an exporter's metadata, or there is none: 8-bit zero points tell."""
+    if written != "fp32":
+        return written
+    eight_bits = {t.name for t in proto.graph.initializer if t.data_type in {2, 3}}  # UINT8, INT8
+    for node in proto.graph.node:
+        known = len(node.input) < 3 or node.input[2] in eight_bits
+        if node.op_type == "QuantizeLinear" and known:
+            return "int8"
+    return "fp32"
 
 
 def load_proto(path: Path) -> Any:

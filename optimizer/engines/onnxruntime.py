@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -246,6 +247,7 @@ _INT8_OPS = {
     "QLinearAveragePool",
     "DynamicQuantizeMatMul",
 }
+_FUSED = {"QLinearConv", "QGemm"}
 _CASTS = {"QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "ReorderInput", "ReorderOutput"}
 
 
@@ -270,9 +272,12 @@ def _layers(engine: Path) -> list[LayerInfo]:
 
 
 def _modules(node: Any) -> list[str]:
-    """The PyTorch module of a fused node: its weight still carries the name."""
-    for name in node.input:
-        for mark in (".weight", ".bias"):
-            if mark in name:
-                return [name.split(mark)[0]]
-    return []
+    """Names that may be the PyTorch module of a fused node: its weight still carries it.
+
+    Other quantizers rename weights; a fused convolution is then told by its own name, to which ONNX
+    Runtime adds ``_token_42``. `annotate` drops what is no module.
+    """
+    marks = (".weight", ".bias")
+    stems = [name.split(mark)[0] for name in node.input for mark in marks if mark in name]
+    own = [re.sub(r"_token_\d+$", "", node.name)] if node.op_type in _FUSED else []
+    return list(dict.fromkeys([*stems[:1], *own]))

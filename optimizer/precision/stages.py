@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +22,13 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.errors import ArtifactError, DataError, UsageError
+from optimizer.precision.foreign import (
+    carry_over,
+    float_graph,
+    is_quantized,
+    metadata_of,
+    prepared,
+)
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules, rules_for
 
@@ -58,17 +66,20 @@ def calibrate(
     tap: TapFactory,
     *,
     batch: int = 32,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Take statistics of all tensors that any target may quantize.
 
     Args:
-        graph: The FP32 graph, with its preprocessing in the metadata.
+        graph: The FP32 graph, with its preprocessing in the metadata; of a Q/DQ graph, the float
+            graph that it stands for is calibrated and left beside the output.
         dataset: Calibration images; their number and order do not matter beyond what they show.
         output: Where the statistics go (``.npz``).
         tap: Opens the graph for looking into.
         batch: Images at a time.
+        preprocessing_from: What knows the preprocessing of a graph that does not say it.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
@@ -83,6 +94,9 @@ def calibrate(
             f"{len(dataset)} calibration images say nothing about ranges",
             mend=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
         )
+    graph = prepared(
+        graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
+    )
     metadata = _metadata(graph)
     plan = Plan(
         kind="statistics",
@@ -118,15 +132,17 @@ def halves(
     tap: TapFactory,
     *,
     batch: int = 32,
+    preprocessing_from: str | None = None,
     progress: Progress | None = None,
 ) -> list[Moved]:
     """Take statistics of two disjoint, stratified halves and compare their scales.
 
     Args:
-        graph: The FP32 graph.
+        graph: The FP32 graph, or a Q/DQ graph.
         dataset: The images; an odd one out is left out.
         tap: Opens the graph for looking into.
         batch: Images at a time.
+        preprocessing_from: What knows the preprocessing of a graph that does not say it.
         progress: Told of the steps.
 
     Returns:
@@ -148,12 +164,14 @@ def halves(
         )
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
-    return compare_halves(
-        *(
-            _collect(graph, dataset.select(part), tap, batch, progress or Silent())
-            for part in (chosen, rest)
+    with TemporaryDirectory() as folder:
+        graph = prepared(graph, Path(folder) / "halves", preprocessing_from=preprocessing_from)
+        return compare_halves(
+            *(
+                _collect(graph, dataset.select(part), tap, batch, progress or Silent())
+                for part in (chosen, rest)
+            )
         )
-    )
 
 
 def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
@@ -247,57 +265,64 @@ def quantize(
     encodings: Path | None = None,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Turn an FP32 graph into an explicit graph of another precision.
 
     Encodings that are computed on the way are written beside the graph, as
-    ``<output stem>.encodings.json``.
+    ``<output stem>.encodings.json``. A Q/DQ graph is read into a float graph first, which is left
+    beside the output; for INT8 its integers and ranges are carried over to the target.
 
     Args:
-        graph: The FP32 graph.
+        graph: The FP32 graph, or a Q/DQ graph of anybody.
         output: Where the graph goes (``.onnx``).
         precision: One of `PRECISIONS`.
         target: Whose rules an INT8 graph follows.
-        statistics: From `calibrate`; needed for FP8, and for INT8 unless ``encodings`` are given.
+        statistics: From `calibrate`; needed for FP8, and for INT8 unless ``encodings`` are given, or
+            ``graph`` is quantized and tells all that the target asks.
         encodings: Encodings to write instead of computing them.
-        options: Which passes compute the encodings.
+        options: Which passes compute the encodings; of a Q/DQ graph the range method alone counts.
         high_precision: ``fp16`` or ``fp32`` around INT8 and FP8 layers; ``None`` for the target's
             own, ``fp16`` for FP8.
+        preprocessing_from: What knows the preprocessing of a graph that does not say it.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
     Raises:
         UsageError: Unknown precision or target, or no statistics where they are needed.
         ArtifactError: Statistics or encodings of another graph.
-        GraphError: The graph cannot be converted.
+        GraphError: The graph cannot be read or converted.
+        DataError: The target quantizes what a Q/DQ graph leaves in float, without statistics.
     """
     if precision not in PRECISIONS:
         known = ", ".join((*PRECISIONS, "mixed"))
         raise UsageError(f"unknown precision {precision!r}", mend=f"one of {known}")
     check_keep(graph, precision, options)
+    rules = rules_with(target, high_precision) if precision == "int8" else None
+    source, carried = graph, is_quantized(graph)
+    adopting: dict[str, Any] = {
+        "preprocessing_from": preprocessing_from, "cache": cache, "progress": progress
+    }  # fmt: skip
+    if precision == "fp32" and (carried or preprocessing_from is not None):
+        return float_graph(source, output, **adopting)
+    graph = prepared(source, output, **adopting)
     metadata = _metadata(graph)
     settings: dict[str, Any] = {"precision": precision}
     inputs = [Input.of("model", graph)]
-    rules: TargetRules | None = None
-    if precision == "int8":
-        rules = rules_with(target, high_precision)
+    if rules is not None:
         if encodings is not None and options is not None and options.keep:
             raise UsageError(
                 f"{encodings.name} says itself which layers are kept",
                 mend='leave out --keep, or edit its "keep"',
             )
         if encodings is None:
-            if statistics is None:
-                raise UsageError(
-                    "INT8 needs calibration data",
-                    mend="--calib DATA, or --stats FILE, or --encodings FILE",
-                )
             beside = output.with_name(f"{output.stem}.encodings.json")
-            encodings = encode(
-                graph, statistics, beside, rules, options=options, cache=cache, progress=progress
-            ).path
+            encodings = _encodings(
+                source if carried else None, graph, statistics, beside, rules,
+                options=options, cache=cache, progress=progress,
+            )  # fmt: skip
         settings |= {"target": rules.name, "rules": asdict(rules)}
         inputs.append(Input.of("encodings", encodings))
     elif precision == "fp8":
@@ -306,6 +331,8 @@ def quantize(
         _check_statistics(statistics, inputs[0].sha256)
         settings["high_precision"] = rules_with("tensorrt", high_precision).high_precision
         inputs.append(Input.of("statistics", statistics))
+    if source != graph:
+        inputs.append(Input.of("source", source))
     plan = Plan(
         kind="graph",
         settings=settings,
@@ -334,9 +361,45 @@ def quantize(
         progress_.advance()
         pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
         progress_.finish(f"{pairs} Q/DQ pairs" if pairs else None)
-        return {"pairs": pairs, "nodes": len(model.graph)}
+        notes = {"notes": _notes(encodings)} if carried and encodings is not None else {}
+        return {"pairs": pairs, "nodes": len(model.graph), **notes}
 
     return produce(plan, output, write, cache=cache)
+
+
+def _encodings(
+    source: Path | None,
+    graph: Path,
+    statistics: Path | None,
+    output: Path,
+    rules: TargetRules,
+    *,
+    options: EncodingOptions | None,
+    cache: Cache | None,
+    progress: Progress | None,
+) -> Path:
+    """Encodings of an FP32 graph: carried over from ``source`` if there is one, else computed."""
+    if source is not None:
+        if statistics is not None:
+            _check_statistics(statistics, Input.of("model", graph).sha256)
+        return carry_over(
+            source, graph, output, rules, statistics=statistics,
+            method=options.method if options else "auto", cache=cache, progress=progress,
+        ).path  # fmt: skip
+    if statistics is None:
+        raise UsageError(
+            "INT8 needs calibration data",
+            mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
+        )
+    return encode(
+        graph, statistics, output, rules, options=options, cache=cache, progress=progress
+    ).path
+
+
+def _notes(encodings: Path) -> list[str]:
+    from optimizer.precision.int8 import Encodings
+
+    return Encodings.load(encodings).notes
 
 
 def _convert(
@@ -421,23 +484,13 @@ def _check_statistics(statistics: Path, graph_sha256: str) -> None:
 
 
 def _metadata(graph: Path) -> dict[str, str]:
-    """The ``resnet_opt.*`` entries of an ONNX file."""
-    import onnx
-
+    """The ``resnet_opt.*`` entries of an ONNX file, preprocessing among them."""
     from optimizer.errors import GraphError
 
-    if not graph.is_file():
-        raise GraphError(f"no such file: {graph}", mend="check the path")
-    proto = onnx.load(graph, load_external_data=False)
-    prefix = "resnet_opt."
-    found = {
-        p.key.removeprefix(prefix): p.value
-        for p in proto.metadata_props
-        if p.key.startswith(prefix)
-    }
+    found = metadata_of(graph)
     if "preprocessing" not in found:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
-            mend="export it with resnet-opt export",
+            mend="export it with resnet-opt export, or --preprocessing-from what knows it",
         )
     return found

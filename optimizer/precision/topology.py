@@ -69,6 +69,10 @@ class Topology:
         """The node that computes a tensor; ``None`` for the graph's input."""
         return self._producer.get(tensor)
 
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor of this name is computed, or is the input."""
+        return tensor in self._producer or tensor == self.input
+
     def consumers(self, tensor: str) -> list[Edge]:
         """Where a tensor goes."""
         producer = self._producer.get(tensor)

@@ -42,6 +42,7 @@ class TargetRules:
         absorb_relu: Whether a ReLU is left out where the saturation of the Q after it does its work.
         shift: Whether tensors after a ReLU may be quantized around their middle (zero point 0, the
             constant in the biases) where no consumer pads.
+        asymmetric: Whether any zero point is taken; otherwise only 0 and the middle.
         weight_max: Largest absolute integer of a weight.
         pairs: Products that are added in 16 bits, where the CPU has no VNNI.
         high_precision: Type of what is not INT8: ``fp16`` or ``fp32``.
@@ -57,6 +58,7 @@ class TargetRules:
     pooling: bool
     absorb_relu: bool
     shift: bool
+    asymmetric: bool = False
     weight_max: int = 127
     pairs: PairLayout = "free"
     high_precision: Literal["fp16", "fp32"] = "fp32"
@@ -98,6 +100,7 @@ TARGETS: dict[str, TargetRules] = {
         pooling=True,
         absorb_relu=True,
         shift=False,
+        asymmetric=True,
     ),
     "onnxruntime": TargetRules(
         name="onnxruntime",
@@ -107,6 +110,7 @@ TARGETS: dict[str, TargetRules] = {
         pooling=True,
         absorb_relu=True,
         shift=False,
+        asymmetric=True,
     ),
 }
 _PAIRS: dict[str, PairLayout] = {"openvino": "channels", "onnxruntime": "matrix"}

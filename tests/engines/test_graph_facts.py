@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -20,6 +21,18 @@ def test_facts_of_a_classifier(small_graph: Path) -> None:
     assert (facts.input_name, facts.output_name) == ("images", "logits")
     assert (facts.image_size, facts.precision, facts.input_dtype) == (32, "fp32", "float32")
     assert facts.classes == [str(digit) for digit in range(10)]
+
+
+def test_a_graph_that_somebody_quantized_is_int8_whatever_it_says(tmp_path: Path) -> None:
+    from tests.precision.networks import network
+    from tests.precision.quantizers import by_pairs
+
+    model = by_pairs(network(0))
+    model.metadata_props["resnet_opt.precision"] = "fp32"  # quantizers keep what an exporter wrote
+    ir.save(model, tmp_path / "q.onnx")
+    assert graph_facts(tmp_path / "q.onnx").precision == "int8"
+    ir.save(network(0), tmp_path / "f.onnx")
+    assert graph_facts(tmp_path / "f.onnx").precision == "fp32"
 
 
 def test_flops_of_resnet18_at_32_px(small_graph: Path) -> None:

@@ -59,7 +59,8 @@ class LayerEncoding(_Model):
 
     weight_scale: list[float]
     bias: list[float]
-    weight_max: int = Field(default=127, ge=1, le=127)
+    weight_max: int = Field(default=127, ge=1, le=128)
+    """128 for integers that were read and use -128, which has no positive counterpart."""
     pairs: PairLayout = "free"
     input_factor: list[float] | None = None
     """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
@@ -85,7 +86,7 @@ class LayerEncoding(_Model):
     def integers(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """Rounded weights, int8, in the shape of ``weight``."""
         scaled = self.equalized(weight) / self._scales(weight.ndim)
-        return np.asarray(nearest(scaled, self.grid), np.int8)
+        return np.asarray(np.clip(nearest(scaled, self.grid), -128, 127), np.int8)
 
     def represented(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights that the integers stand for, after equalization."""

@@ -23,7 +23,12 @@ from optimizer.precision.topology import Edge, Topology, analyse
 from optimizer.precision.writing import add_constant, describe
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["lower"]
+__all__ = ["ABSORBED", "SHIFTED", "lower"]
+
+ABSORBED = "resnet_opt.absorbed"
+"""Metadata: the output of each ReLU that was left out, with its input (JSON)."""
+SHIFTED = "resnet_opt.shifted"
+"""Metadata: the tensors that are stored around their middle (JSON)."""
 
 _INTEGERS = {"s8": np.int8, "u8": np.uint8}
 
@@ -60,6 +65,9 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
         places = [edge for edge in edges if edge.tensor == tensor]
         _write_pair(topology, tensor, encodings.tensors[tensor], places)
+    # Written down, so that the graph can be read back into encodings.
+    left_out = {str(r.outputs[0].name): str(r.inputs[0].name) for r in absorbed if r.inputs[0]}
+    shifted = [name for name, encoding in encodings.tensors.items() if encoding.shifted]
     for relu in absorbed:
         _bypass(model, relu)
     if rules.high_precision == "fp16":
@@ -69,6 +77,8 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     model.metadata_props["resnet_opt.target"] = rules.name
     if keep:
         model.metadata_props["resnet_opt.keep"] = json.dumps(keep)
+    model.metadata_props[ABSORBED] = json.dumps(left_out)
+    model.metadata_props[SHIFTED] = json.dumps(shifted)
     return True
 
 

@@ -1,0 +1,209 @@
+"""INT8 graphs of somebody else as artifacts: read, lowered again, calibrated, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from optimizer.artifacts import load_artifact
+from optimizer.data import open_dataset
+from optimizer.engines.graph_facts import graph_facts
+from optimizer.engines.onnxruntime import as_written, tapped
+from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
+from optimizer.exporting import export_onnx
+from optimizer.models import load_model
+from optimizer.precision import calibrate, is_quantized, quantize
+from optimizer.precision.int8 import Encodings
+from tests.precision.quantizers import by_onnxruntime
+from tests.precision.test_int8_graphs import noise_db
+
+
+@pytest.fixture(scope="module")
+def for_openvino(
+    small_graph: Path, small_statistics: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`small_graph` as this project lowers it for OpenVINO."""
+    path = tmp_path_factory.mktemp("openvino") / "int8.onnx"
+    return quantize(small_graph, path, precision="int8", statistics=small_statistics).path
+
+
+@pytest.fixture(scope="module")
+def bare(for_openvino: Path) -> Path:
+    """The same graph without a word about itself, as a quantizer of somebody else leaves it."""
+    proto = onnx.load(for_openvino)
+    del proto.metadata_props[:]
+    path = for_openvino.with_name("bare.onnx")
+    onnx.save(proto, path)
+    return path
+
+
+def digits(limit: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(limit, 3, 32, 32)).astype(np.float32)
+
+
+def test_it_is_lowered_for_another_target_without_data(for_openvino: Path, tmp_path: Path) -> None:
+    made = quantize(for_openvino, tmp_path / "t.onnx", precision="int8", target="tensorrt-cpu")
+    assert [i.role for i in made.manifest.inputs] == ["model", "encodings", "source"]
+    source = load_artifact(for_openvino)
+    assert made.manifest.inputs[2].sha256 == source.manifest.sha256
+    assert made.manifest.classes == source.manifest.classes
+    between = load_artifact(tmp_path / "int8.float.onnx", kind="graph")
+    assert made.manifest.inputs[0].sha256 == between.manifest.sha256
+    assert [i.role for i in between.manifest.inputs] == ["source"]
+    carried = load_artifact(tmp_path / "t.encodings.json", kind="encodings")
+    assert [i.role for i in carried.manifest.inputs] == ["source", "model"]
+    assert Encodings.load(carried.path).target == "tensorrt-cpu"
+    images = digits()
+    before, after = as_written(for_openvino).run(images), as_written(made.path).run(images)
+    assert noise_db(before, after) > 20
+    assert quantize(
+        for_openvino, tmp_path / "t.onnx", precision="int8", target="tensorrt-cpu"
+    ).cached
+
+
+def test_what_the_source_lacks_comes_from_calibration(for_openvino: Path, tmp_path: Path) -> None:
+    for_tensorrt = quantize(
+        for_openvino, tmp_path / "t.onnx", precision="int8", target="tensorrt"
+    ).path
+    with pytest.raises(DataError, match=r"t\.onnx: openvino quantizes .*, which the source leaves"):
+        quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8")
+    assert not (tmp_path / "o.onnx").exists()
+    seen = calibrate(
+        for_tensorrt, open_dataset("digits:train", limit=32), tmp_path / "t.stats.npz", tapped
+    )
+    made = quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8", statistics=seen.path)
+    encodings = load_artifact(tmp_path / "o.encodings.json")
+    assert [i.role for i in encodings.manifest.inputs] == ["source", "model", "statistics"]
+    assert encodings.manifest.details["notes"]
+    images = digits()
+    before, after = as_written(for_tensorrt).run(images), as_written(made.path).run(images)
+    assert noise_db(before, after) > 10  # noise as images: nobody calibrated on it
+
+
+def test_statistics_of_the_first_fp32_graph_do_not_fit(
+    for_openvino: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="taken from another graph"):
+        quantize(for_openvino, tmp_path / "q.onnx", precision="int8", statistics=small_statistics)
+
+
+@pytest.mark.parametrize("told_by", ["graph", "checkpoint"])
+def test_preprocessing_comes_from_what_knows_it(
+    told_by: str, bare: Path, small_graph: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GraphError, match=r"bare\.onnx does not say .*--preprocessing-from"):
+        quantize(bare, tmp_path / "q.onnx", precision="int8", target="onnxruntime")
+    teller = small_graph if told_by == "graph" else small_checkpoint
+    made = quantize(
+        bare,
+        tmp_path / "q.onnx",
+        precision="int8",
+        target="onnxruntime",
+        preprocessing_from=str(teller),
+    )
+    known, told = graph_facts(small_graph), graph_facts(made.path)
+    assert told.preprocessing == known.preprocessing
+    assert told.classes == known.classes
+    assert told.metadata["input"] == known.metadata["input"]
+    assert (told.precision, told.metadata["target"]) == ("int8", "onnxruntime")
+
+
+def test_a_plain_fp32_graph_may_borrow_its_preprocessing(small_graph: Path, tmp_path: Path) -> None:
+    proto = onnx.load(small_graph)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "bare.onnx")
+    made = quantize(
+        tmp_path / "bare.onnx",
+        tmp_path / "h.onnx",
+        precision="fp16",
+        preprocessing_from=str(small_graph),
+    )
+    assert graph_facts(made.path).precision == "fp16"
+    assert graph_facts(made.path).preprocessing == graph_facts(small_graph).preprocessing
+
+
+def test_a_teller_that_does_not_know_or_does_not_fit(
+    bare: Path, small_graph: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GraphError, match=r"bare\.onnx does not say .* either"):
+        quantize(bare, tmp_path / "q.onnx", precision="int8", preprocessing_from=str(bare))
+    for change, message in (
+        ({"crop": 64, "resize": 64}, "takes images of 32 x 32, the preprocessing makes 64 x 64"),
+        ({}, "has 10 outputs, and there are 3 class names"),
+    ):
+        proto = onnx.load(small_graph)
+        for entry in proto.metadata_props:
+            if entry.key == "resnet_opt.preprocessing":
+                values = json.loads(entry.value) | change
+                values.pop("sha256", None)
+                entry.value = json.dumps(values)
+            if entry.key == "resnet_opt.classes" and not change:
+                entry.value = json.dumps(["a", "b", "c"])
+        onnx.save(proto, tmp_path / "other.onnx")
+        with pytest.raises(GraphError, match=message):
+            quantize(
+                bare,
+                tmp_path / "q.onnx",
+                precision="int8",
+                preprocessing_from=str(tmp_path / "other.onnx"),
+            )
+
+
+def test_fp32_gives_the_float_graph(for_openvino: Path, tmp_path: Path) -> None:
+    made = quantize(for_openvino, tmp_path / "f.onnx", precision="fp32")
+    assert graph_facts(made.path).precision == "fp32"
+    assert not is_quantized(made.path)
+    assert [i.role for i in made.manifest.inputs] == ["source"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.onnx", "f.onnx.json"]
+
+
+def test_the_float_graph_is_not_overwritten(for_openvino: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the name of the float graph"):
+        quantize(for_openvino, tmp_path / "int8.float.onnx", precision="int8")
+
+
+def test_a_graph_of_pixels(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The Cast from pixels stays, those around INT8 go; the normalized image is what is stored."""
+    pixels = export_onnx(
+        load_model(str(small_checkpoint)), tmp_path / "pixels.onnx", input_kind="uint8-nhwc"
+    ).path
+    some = open_dataset("digits:train", limit=16)
+    seen = calibrate(pixels, some, tmp_path / "s.npz", tapped).path
+    first = quantize(
+        pixels, tmp_path / "t.onnx", precision="int8", target="tensorrt", statistics=seen
+    ).path
+    second = quantize(first, tmp_path / "again.onnx", precision="int8", target="tensorrt").path
+    assert graph_facts(second).metadata["input"] == "uint8-nhwc"
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    before, after = as_written(first).run(images), as_written(second).run(images)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_foreign_graph_is_compiled_as_it_is_and_audited(
+    small_graph: Path, tmp_path: Path
+) -> None:
+    """Weights by other names: the layers of ONNX Runtime's engine are still told apart."""
+    from optimizer import verbs
+
+    model = by_onnxruntime(ir.load(small_graph), activations="u8", batch=digits())
+    for value in list(model.graph.initializers.values()):
+        value.name = f"constant_{str(value.name).replace('.', '_')}"
+    ir.save(model, tmp_path / "foreign.onnx")
+    engine = verbs.build(
+        tmp_path / "foreign.onnx", tmp_path / "e.onnx", precision="int8", engine="onnxruntime"
+    )
+    audit = verbs.audit_engine(engine)
+    assert audit.verdict == "pass", audit.reason
+
+
+def test_what_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"not a graph")
+    with pytest.raises(GraphError, match=r"x\.onnx is no ONNX file"):
+        quantize(tmp_path / "x.onnx", tmp_path / "q.onnx", precision="int8")
+    with pytest.raises(GraphError, match="no such file"):
+        is_quantized(tmp_path / "y.onnx")
