@@ -214,8 +214,10 @@ class FrontPoint(_Model):
     losses: int
     """Images that the FP32 network has right and this graph wrong."""
     gains: int
+    expected_flips: float
+    """Flips among as many images, from the noise of each on the decisions of all."""
     drop_upper_pp: float
-    """Upper end of the 95 % interval of the drop; with flips alone, every one of them a loss."""
+    """Upper end of the 95 % interval of the drop, by counted or expected losses, the larger."""
     predicted_ms: float
     inside: bool
     """Within the budget."""

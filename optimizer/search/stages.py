@@ -37,7 +37,7 @@ from optimizer.results import (
 )
 from optimizer.search.cost import Costs, measured_costs, modelled_costs
 from optimizer.search.sensitivity import Sensitivity, rank
-from optimizer.search.split import Budget, Split, divided, upper_pp
+from optimizer.search.split import Budget, Split, divided
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules
@@ -316,7 +316,7 @@ def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sen
     progress.start("search")
 
     def advance(point: Point) -> None:
-        progress.advance(note=f"{len(point.kept)} kept, {point.tally.flips} flips")
+        progress.advance(note=f"{len(point.kept)} kept, {point.measured.tally.flips} flips")
 
     chosen = walk.run(ranked, advance)
     progress.finish(f"{len(chosen.kept)} of {len(variants.layers)} layers kept")
@@ -339,14 +339,15 @@ def _finite(db: float) -> float | None:
 
 
 def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> FrontPoint:
-    tally = point.tally
+    tally = point.measured.tally
     return FrontPoint(
         kept=variants.in_order(point.kept),
         sqnr_db=tally.noise.db,
         flips=tally.flips,
         losses=tally.losses,
         gains=tally.gains,
-        drop_upper_pp=upper_pp(tally.paired),
+        expected_flips=point.measured.flips,
+        drop_upper_pp=point.measured.drop_upper_pp,
         predicted_ms=point.predicted_ms,
         inside=point.inside,
         dominated=any(_dominates(other, point) for other in front if other is not point),
@@ -355,18 +356,12 @@ def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> Fr
 
 def _dominates(one: Point, other: Point) -> bool:
     """At least as fast and as clean, and better in one of the two."""
-    mine, theirs = (
-        (
-            -point.predicted_ms,
-            float("inf") if point.tally.noise.db is None else point.tally.noise.db,
-        )
-        for point in (one, other)
-    )
+    mine, theirs = ((-point.predicted_ms, point.measured.db) for point in (one, other))
     return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
 def _finding(chosen: Point, first: Point, variants: Variants, costs: Costs) -> str:
-    tally, total = chosen.tally, len(variants.layers)
+    tally, total = chosen.measured.tally, len(variants.layers)
     answers = f"{tally.flips} of {tally.n} images of the search change class"
     if chosen is first:
         whole = f"{len(first.kept)} of {total} layers kept as asked" if first.kept else "all-INT8"
@@ -374,7 +369,7 @@ def _finding(chosen: Point, first: Point, variants: Variants, costs: Costs) -> s
     names = variants.in_order(chosen.kept)
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"{len(names)} of {total} layers kept ({some}): {answers} instead of {first.tally.flips}; "
+        f"{len(names)} of {total} layers kept ({some}): {answers} instead of {first.measured.tally.flips}; "
         f"{costs.source} {chosen.predicted_ms:.3g} ms an image, all-INT8 {costs.predict(()):.3g}, "
         f"all-{variants.rules.high_precision.upper()} {costs.predict(variants.layers):.3g}"
     )
