@@ -238,9 +238,10 @@ class SearchResult(_Model):
     cost_reason: str
     """What was measured, or which constants the model has."""
     int8_ms: float
-    """Predicted time of one image with every layer in INT8."""
     high_ms: float
-    """The same with every layer in high precision."""
+    """Predicted times of one image with every layer in INT8 and in high precision."""
+    timed_ms: tuple[float, float, float] | None
+    """All-INT8, chosen and FP32 graph timed as wholes; ``None`` by a model, or if none is kept."""
     calibration_images: int
     """For the statistics, the biases, and the ranking of layers."""
     search_images: int

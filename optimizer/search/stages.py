@@ -35,7 +35,7 @@ from optimizer.results import (
     read_result,
     write_result,
 )
-from optimizer.search.cost import Costs, measured_costs, modelled_costs
+from optimizer.search.cost import Costs, measured_costs, modelled_costs, timed
 from optimizer.search.sensitivity import Sensitivity, rank
 from optimizer.search.split import Budget, Split, divided
 from optimizer.search.variants import Variants
@@ -229,6 +229,7 @@ def search(
         walk = Walk(variants, split, Budget(max_drop_pp), costs)
         ranked, chosen = _found(walk, variants, progress)
         chosen.encodings.save(path)
+        timed_ms = _timed(graph, facts, variants, costs, chosen)
         said = SearchResult(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=graph.name,
@@ -238,12 +239,13 @@ def search(
             cost_reason=costs.reason,
             int8_ms=costs.predict(()),
             high_ms=costs.predict(variants.layers),
+            timed_ms=timed_ms,
             calibration_images=len(calibration),
             search_images=len(walked),
             sensitivity=[_sensitivity(one, costs, variants) for one in ranked],
             front=[_front_point(point, walk.front, variants) for point in walk.front],
             chosen=walk.front.index(chosen),
-            finding=_finding(chosen, walk.front[0], variants, costs),
+            finding=_finding(chosen, walk.front[0], variants, costs, timed_ms),
         )
         return {"search": said.model_dump(mode="json")}
 
@@ -294,15 +296,32 @@ def _costs(graph: Path, facts: GraphFacts, variants: Variants) -> Costs:
     if not runs or facts.image_size is None:
         return modelled_costs(graph, variants.topology, variants.rules)
     with tempfile.TemporaryDirectory() as folder:
-        int8 = Path(folder) / "int8.onnx"
-        model = ir.load(graph)
-        lower(model, _all_int8(variants.base), variants.rules)
-        ir.save(model, int8)
+        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
         return measured_costs(int8, graph, variants.layers, facts.image_size)
 
 
-def _all_int8(encodings: Encodings) -> Encodings:
-    return encodings.model_copy(update={"keep": []})
+def _timed(
+    graph: Path, facts: GraphFacts, variants: Variants, costs: Costs, chosen: Point
+) -> tuple[float, float, float] | None:
+    """The all-INT8, the chosen and the FP32 graph as wholes, milliseconds an image."""
+    if costs.source == "model" or facts.image_size is None or not chosen.kept:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
+        mix = _lowered(graph, chosen.encodings, variants, Path(folder) / "mixed.onnx")
+        low, middle, high = timed((int8, mix, graph), facts.image_size)
+    return low.total_ms, middle.total_ms, high.total_ms
+
+
+def _lowered(graph: Path, encodings: Encodings, variants: Variants, path: Path) -> Path:
+    model = ir.load(graph)
+    lower(model, encodings, variants.rules)
+    ir.save(model, path)
+    return path
+
+
+def _all_int8(variants: Variants) -> Encodings:
+    return variants.base.model_copy(update={"keep": []})
 
 
 def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensitivity], Point]:
@@ -360,7 +379,13 @@ def _dominates(one: Point, other: Point) -> bool:
     return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
-def _finding(chosen: Point, first: Point, variants: Variants, costs: Costs) -> str:
+def _finding(
+    chosen: Point,
+    first: Point,
+    variants: Variants,
+    costs: Costs,
+    timed_ms: tuple[float, float, float] | None,
+) -> str:
     tally, total = chosen.measured.tally, len(variants.layers)
     answers = f"{tally.flips} of {tally.n} images of the search change class"
     if chosen is first:
@@ -368,8 +393,14 @@ def _finding(chosen: Point, first: Point, variants: Variants, costs: Costs) -> s
         return f"the {whole} graph is inside the budget already: {answers}"
     names = variants.in_order(chosen.kept)
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    told = "timed" if timed_ms else "by the model"
+    low, mix, high = timed_ms or (
+        costs.predict(()),
+        chosen.predicted_ms,
+        costs.predict(variants.layers),
+    )
     return (
-        f"{len(names)} of {total} layers kept ({some}): {answers} instead of {first.measured.tally.flips}; "
-        f"{costs.source} {chosen.predicted_ms:.3g} ms an image, all-INT8 {costs.predict(()):.3g}, "
-        f"all-{variants.rules.high_precision.upper()} {costs.predict(variants.layers):.3g}"
+        f"{len(names)} of {total} layers kept ({some}): {answers} instead of "
+        f"{first.measured.tally.flips}; {told} {mix:.3g} ms an image, all-INT8 {low:.3g}, "
+        f"all-{variants.rules.high_precision.upper()} {high:.3g}"
     )
