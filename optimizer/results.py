@@ -214,8 +214,10 @@ class FrontPoint(_Model):
     losses: int
     """Images that the FP32 network has right and this graph wrong."""
     gains: int
+    expected_flips: float
+    """Flips among as many images, from the noise of each on the decisions of all."""
     drop_upper_pp: float
-    """Upper end of the 95 % interval of the drop; with flips alone, every one of them a loss."""
+    """Upper end of the 95 % interval of the drop, by counted or expected losses, the larger."""
     predicted_ms: float
     inside: bool
     """Within the budget."""
@@ -236,9 +238,10 @@ class SearchResult(_Model):
     cost_reason: str
     """What was measured, or which constants the model has."""
     int8_ms: float
-    """Predicted time of one image with every layer in INT8."""
     high_ms: float
-    """The same with every layer in high precision."""
+    """Predicted times of one image with every layer in INT8 and in high precision."""
+    timed_ms: tuple[float, float, float] | None
+    """All-INT8, chosen and FP32 graph timed as wholes; ``None`` by a model, or if none is kept."""
     calibration_images: int
     """For the statistics, the biases, and the ranking of layers."""
     search_images: int

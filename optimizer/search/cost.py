@@ -7,12 +7,13 @@
   bandwidth, with the constants of `MACHINES` (``model``). It ranks layers; it is no forecast.
 
 Not handled: what an engine does between layers (conversions at the border of the precisions) is not
-in a layer's own time. `FrontPoint.predicted_ms` is therefore a lower bound where islands are many.
+in a layer's own time, so `FrontPoint.predicted_ms` is a lower bound where islands are many. What was
+chosen is therefore timed as a whole too (`SearchResult.timed_ms`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.targets.hardware import cpu_features
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["MACHINES", "Costs", "Machine", "measured_costs", "modelled_costs"]
+__all__ = ["MACHINES", "Costs", "Machine", "measured_costs", "modelled_costs", "timed"]
 
 _LEAST_SHARE = 0.02
 """Keeping a layer is never free: at least this share of its time in high precision."""
@@ -114,12 +115,7 @@ def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: 
     Raises:
         BuildError: OpenVINO cannot compile one of them, or crashed.
     """
-    # A process of its own: the threads of libraries that are loaded here would disturb it.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            low, high = pool.submit(time_layers, (int8, fp32), image_size).result()
-        except BrokenProcessPool as error:
-            raise BuildError("openvino crashed while it was timed", mend="try again") from error
+    low, high = timed((int8, fp32), image_size)
     high_ms = _by_layer(high, layers)
     int8_ms = {
         name: min(spent, (1.0 - _LEAST_SHARE) * high_ms[name])
@@ -133,6 +129,20 @@ def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: 
         high_ms=high_ms,
         rest_ms=max(low.total_ms - sum(int8_ms.values()), 0.0),
     )
+
+
+def timed(graphs: Sequence[Path], image_size: int) -> list[TimedGraph]:
+    """Time graphs on OpenVINO in turns; see `optimizer.engines.openvino.time_layers`.
+
+    Raises:
+        BuildError: OpenVINO cannot compile one of them, or crashed.
+    """
+    # A process of its own: the threads of libraries that are loaded here would disturb it.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(time_layers, graphs, image_size).result()
+        except BrokenProcessPool as error:
+            raise BuildError("openvino crashed while it was timed", mend="try again") from error
 
 
 def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:

@@ -35,9 +35,9 @@ from optimizer.results import (
     read_result,
     write_result,
 )
-from optimizer.search.cost import Costs, measured_costs, modelled_costs
+from optimizer.search.cost import Costs, measured_costs, modelled_costs, timed
 from optimizer.search.sensitivity import Sensitivity, rank
-from optimizer.search.split import Budget, Split, divided, upper_pp
+from optimizer.search.split import Budget, Split, divided
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules
@@ -229,6 +229,7 @@ def search(
         walk = Walk(variants, split, Budget(max_drop_pp), costs)
         ranked, chosen = _found(walk, variants, progress)
         chosen.encodings.save(path)
+        timed_ms = _timed(graph, facts, variants, costs, chosen)
         said = SearchResult(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=graph.name,
@@ -238,12 +239,13 @@ def search(
             cost_reason=costs.reason,
             int8_ms=costs.predict(()),
             high_ms=costs.predict(variants.layers),
+            timed_ms=timed_ms,
             calibration_images=len(calibration),
             search_images=len(walked),
             sensitivity=[_sensitivity(one, costs, variants) for one in ranked],
             front=[_front_point(point, walk.front, variants) for point in walk.front],
             chosen=walk.front.index(chosen),
-            finding=_finding(chosen, walk.front[0], variants, costs),
+            finding=_finding(chosen, walk.front[0], variants, costs, timed_ms),
         )
         return {"search": said.model_dump(mode="json")}
 
@@ -294,15 +296,32 @@ def _costs(graph: Path, facts: GraphFacts, variants: Variants) -> Costs:
     if not runs or facts.image_size is None:
         return modelled_costs(graph, variants.topology, variants.rules)
     with tempfile.TemporaryDirectory() as folder:
-        int8 = Path(folder) / "int8.onnx"
-        model = ir.load(graph)
-        lower(model, _all_int8(variants.base), variants.rules)
-        ir.save(model, int8)
+        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
         return measured_costs(int8, graph, variants.layers, facts.image_size)
 
 
-def _all_int8(encodings: Encodings) -> Encodings:
-    return encodings.model_copy(update={"keep": []})
+def _timed(
+    graph: Path, facts: GraphFacts, variants: Variants, costs: Costs, chosen: Point
+) -> tuple[float, float, float] | None:
+    """The all-INT8, the chosen and the FP32 graph as wholes, milliseconds an image."""
+    if costs.source == "model" or facts.image_size is None or not chosen.kept:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
+        mix = _lowered(graph, chosen.encodings, variants, Path(folder) / "mixed.onnx")
+        low, middle, high = timed((int8, mix, graph), facts.image_size)
+    return low.total_ms, middle.total_ms, high.total_ms
+
+
+def _lowered(graph: Path, encodings: Encodings, variants: Variants, path: Path) -> Path:
+    model = ir.load(graph)
+    lower(model, encodings, variants.rules)
+    ir.save(model, path)
+    return path
+
+
+def _all_int8(variants: Variants) -> Encodings:
+    return variants.base.model_copy(update={"keep": []})
 
 
 def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensitivity], Point]:
@@ -316,7 +335,7 @@ def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sen
     progress.start("search")
 
     def advance(point: Point) -> None:
-        progress.advance(note=f"{len(point.kept)} kept, {point.tally.flips} flips")
+        progress.advance(note=f"{len(point.kept)} kept, {point.measured.tally.flips} flips")
 
     chosen = walk.run(ranked, advance)
     progress.finish(f"{len(chosen.kept)} of {len(variants.layers)} layers kept")
@@ -339,14 +358,15 @@ def _finite(db: float) -> float | None:
 
 
 def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> FrontPoint:
-    tally = point.tally
+    tally = point.measured.tally
     return FrontPoint(
         kept=variants.in_order(point.kept),
         sqnr_db=tally.noise.db,
         flips=tally.flips,
         losses=tally.losses,
         gains=tally.gains,
-        drop_upper_pp=upper_pp(tally.paired),
+        expected_flips=point.measured.flips,
+        drop_upper_pp=point.measured.drop_upper_pp,
         predicted_ms=point.predicted_ms,
         inside=point.inside,
         dominated=any(_dominates(other, point) for other in front if other is not point),
@@ -355,26 +375,32 @@ def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> Fr
 
 def _dominates(one: Point, other: Point) -> bool:
     """At least as fast and as clean, and better in one of the two."""
-    mine, theirs = (
-        (
-            -point.predicted_ms,
-            float("inf") if point.tally.noise.db is None else point.tally.noise.db,
-        )
-        for point in (one, other)
-    )
+    mine, theirs = ((-point.predicted_ms, point.measured.db) for point in (one, other))
     return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
-def _finding(chosen: Point, first: Point, variants: Variants, costs: Costs) -> str:
-    tally, total = chosen.tally, len(variants.layers)
+def _finding(
+    chosen: Point,
+    first: Point,
+    variants: Variants,
+    costs: Costs,
+    timed_ms: tuple[float, float, float] | None,
+) -> str:
+    tally, total = chosen.measured.tally, len(variants.layers)
     answers = f"{tally.flips} of {tally.n} images of the search change class"
     if chosen is first:
         whole = f"{len(first.kept)} of {total} layers kept as asked" if first.kept else "all-INT8"
         return f"the {whole} graph is inside the budget already: {answers}"
     names = variants.in_order(chosen.kept)
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    told = "timed" if timed_ms else "by the model"
+    low, mix, high = timed_ms or (
+        costs.predict(()),
+        chosen.predicted_ms,
+        costs.predict(variants.layers),
+    )
     return (
-        f"{len(names)} of {total} layers kept ({some}): {answers} instead of {first.tally.flips}; "
-        f"{costs.source} {chosen.predicted_ms:.3g} ms an image, all-INT8 {costs.predict(()):.3g}, "
-        f"all-{variants.rules.high_precision.upper()} {costs.predict(variants.layers):.3g}"
+        f"{len(names)} of {total} layers kept ({some}): {answers} instead of "
+        f"{first.measured.tally.flips}; {told} {mix:.3g} ms an image, all-INT8 {low:.3g}, "
+        f"all-{variants.rules.high_precision.upper()} {high:.3g}"
     )

@@ -7,7 +7,9 @@ is fresh.
 
 Source: lazy evaluation of Minoux 1978, "Accelerated greedy algorithms for maximizing submodular
 set functions". Noise is no submodular function, so it is a heuristic here: `_FRESH` bounds the work
-of a step, and in the end every kept layer is given back that the budget does not need.
+of a step, and in the end kept layers are given back that others have made superfluous. Superfluous
+means that the budget holds *and* the signal to noise stays: a few hundred images may show no flip at
+16 dB as at 41, and the judge has others.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from optimizer.evaluation.tally import Tally
 from optimizer.precision.int8 import Encodings
 from optimizer.search.cost import Costs
 from optimizer.search.sensitivity import Sensitivity, noise_power
-from optimizer.search.split import Budget, Split
+from optimizer.search.split import Budget, Measured, Split
 from optimizer.search.variants import Kept, Variants
 
 __all__ = ["Point", "Walk"]
 
 _FRESH = 4
+_SLACK_DB = 0.5
 _LEAST_MS = 1e-9
 """Layers that an engine computes in high precision anyway cost nothing to keep."""
 
@@ -36,14 +38,14 @@ class Point:
     Attributes:
         kept: Layers in high precision.
         encodings: Its encodings, with the biases corrected for it.
-        tally: How it did on the search's images.
+        measured: How it did on the search's images.
         predicted_ms: Time of one image.
         inside: Within the budget.
     """
 
     kept: Kept
     encodings: Encodings
-    tally: Tally
+    measured: Measured
     predicted_ms: float
     inside: bool
 
@@ -122,7 +124,7 @@ class Walk:
         return best
 
     def _pruned(self, point: Point, advance: Callable[[Point], None]) -> Point:
-        """Give back kept layers, the most expensive first, as long as the budget holds."""
+        """Give back superfluous layers, the most expensive first."""
         kept = point.kept
         own = kept - self._variants.start
         if len(own) < 2:
@@ -131,17 +133,17 @@ class Walk:
         for layer in by_cost:
             fewer = point.kept - {layer}
             if any(fewer == seen.kept for seen in self.front):
-                continue  # looked at on the way, and not inside
+                continue  # looked at on the way
             tried = self._look(fewer)
             advance(tried)
-            if tried.inside:
+            if tried.inside and tried.measured.db >= point.measured.db - _SLACK_DB:
                 point = tried
         return point
 
     def _look(self, kept: Kept) -> Point:
         encodings = self._variants.encodings(kept)
-        tally = self._split.measure(encodings)
-        inside = self._budget.holds(tally)
-        point = Point(kept, encodings, tally, self._costs.predict(kept), inside)
+        measured = self._split.measure(encodings)
+        inside = self._budget.holds(measured)
+        point = Point(kept, encodings, measured, self._costs.predict(kept), inside)
         self.front.append(point)
         return point

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from optimizer.data import open_dataset, shared_images
 from optimizer.errors import DataError
 from optimizer.evaluation.tally import Tally
-from optimizer.search.split import Budget, Split, divided
+from optimizer.search.split import Budget, Measured, Split, divided
 from optimizer.search.variants import Variants
 from tests.search.networks import labelled
 
@@ -29,25 +28,28 @@ def test_too_few_images_are_refused() -> None:
         divided(open_dataset("digits:train", limit=15), 256)
 
 
-def _tally(n: int, losses: int = 0, flips: int = 0) -> Tally:
+def _measured(n: int, losses: int = 0, flips: int = 0, expected: float = 0.0) -> Measured:
     tally = Tally()
     tally.n, tally.losses, tally.flips = n, losses, max(flips, losses)
-    return tally
+    return Measured(tally, expected, 0.0, expected)
 
 
 @pytest.mark.parametrize(
-    ("tally", "holds"),
+    ("measured", "holds"),
     [
-        (_tally(512), True),
-        (_tally(512, losses=1), False),  # as for the judge: 1.1 points cannot be ruled out
-        (_tally(2000, losses=5), True),
-        (_tally(512, flips=9), True),  # from one wrong class to another
-        (_tally(64), True),  # too few to rule anything out: no flips will do
-        (_tally(64, flips=1), False),
+        (_measured(512), True),
+        (_measured(512, losses=1), False),  # as for the judge: 1.1 points cannot be ruled out
+        (_measured(512, expected=0.9), False),  # luck that none was lost
+        (_measured(512, expected=0.1), True),
+        (_measured(2000, losses=5), True),
+        (_measured(512, flips=9), True),  # from one wrong class to another
+        (_measured(64), True),  # too few to rule anything out: no flips will do
+        (_measured(64, flips=1), False),
+        (_measured(64, expected=0.6), False),
     ],
 )
-def test_a_budget_of_one_point(tally: Tally, holds: bool) -> None:
-    assert Budget(1.0).holds(tally) is holds
+def test_a_budget_of_one_point(measured: Measured, holds: bool) -> None:
+    assert Budget(1.0).holds(measured) is holds
 
 
 def test_a_variant_is_held_against_the_network(variants: Variants) -> None:
@@ -55,9 +57,10 @@ def test_a_variant_is_held_against_the_network(variants: Variants) -> None:
     split = Split(variants.simulation, variants.base, [images[:40], images[40:]], labels)
     assert len(split) == 96
     whole = split.measure(variants.encodings(frozenset(variants.layers)))
-    assert (whole.flips, whole.losses, whole.gains) == (0, 0, 0)
-    assert whole.correct == 96
+    assert (whole.tally.flips, whole.tally.losses, whole.tally.gains) == (0, 0, 0)
+    assert whole.flips < 0.05
+    assert whole.tally.correct == whole.tally.n == 96
     bad = split.measure(variants.encodings(frozenset()))
-    assert bad.losses > 0
-    assert bad.n == 96
-    assert np.isfinite(bad.noise.db or 0)
+    assert bad.tally.losses > 0
+    assert bad.flips > 0.5
+    assert bad.db < whole.db

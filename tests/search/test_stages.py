@@ -49,6 +49,8 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
     assert HOSTILE in chosen.kept
     assert chosen.inside
     assert (found.cost_source, found.target) == ("measured", "openvino")
+    assert found.timed_ms is not None
+    assert all(ms > 0 for ms in found.timed_ms)
     assert found.int8_ms <= chosen.predicted_ms <= found.high_ms
     assert (found.calibration_images, found.search_images) == (64, 512)
     assert found.sensitivity[0].layer == HOSTILE
@@ -82,7 +84,7 @@ def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) ->
     assert [point.kept for point in found.front] == [[]]
     assert found.chosen == 0
     assert "inside the budget already" in found.finding
-    assert found.cost_source == "model"
+    assert (found.cost_source, found.timed_ms) == ("model", None)
     assert graph_facts(output).precision == "int8"
     again = verbs.quantize(
         graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,

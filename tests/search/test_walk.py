@@ -35,15 +35,14 @@ def test_the_hostile_layer_is_kept_first(variants: Variants, split: Split) -> No
     assert HOSTILE in chosen.kept
     assert walk.front[1].kept == {HOSTILE}
     assert chosen.inside
-    assert chosen.tally.flips < first.tally.flips
+    assert chosen.measured.tally.flips < first.measured.tally.flips
     assert chosen.encodings.keep == variants.in_order(chosen.kept)
     assert first.predicted_ms == len(variants.layers)
     assert chosen.predicted_ms == first.predicted_ms + len(chosen.kept)
-    # No kept layer can be given back.
+    # No kept layer can be given back without a loss.
     for layer in chosen.kept if len(chosen.kept) > 1 else ():
-        fewer = [p for p in walk.front if p.kept == chosen.kept - {layer}]
-        assert fewer
-        assert not any(point.inside for point in fewer)
+        (fewer,) = [p for p in walk.front if p.kept == chosen.kept - {layer}]
+        assert not fewer.inside or fewer.measured.db < chosen.measured.db - 0.5
 
 
 def test_a_budget_that_holds_everywhere_keeps_nothing(variants: Variants, split: Split) -> None:
@@ -59,7 +58,7 @@ def test_a_budget_of_nothing_ends_without_a_flip(variants: Variants, split: Spli
     walk.start()
     chosen = walk.run(rank(variants), seen.append)
     assert chosen.inside
-    assert chosen.tally.flips == 0
+    assert chosen.measured.tally.flips == 0
     assert walk.front[1:] == seen
 
 
