@@ -186,6 +186,9 @@ def quantize(
     data: opt.Judge = None,
     max_drop: opt.MaxDrop = "1pp",
     method: opt.Method = "auto",
+    equalize: opt.Equalize = True,
+    bias_correction: opt.Bias = "network",
+    shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
     preprocessing_from: opt.PreprocessingFrom = None,
     no_cache: opt.CacheOff = False,
@@ -204,7 +207,6 @@ def quantize(
     Example: resnet-opt quantize int8.onnx --preprocessing-from model.onnx -o q.onnx
     """
     from optimizer import verbs
-    from optimizer.precision.int8 import EncodingOptions
     from optimizer.units import parse_pp
 
     with _bars() as progress:
@@ -219,7 +221,9 @@ def quantize(
             encodings=encodings,
             data=data,
             max_drop_pp=parse_pp(max_drop),
-            options=EncodingOptions(method=method, keep=tuple(opt.words(keep))),
+            options=opt.encoding_options(
+                method, keep, equalize=equalize, bias=bias_correction, shift=shift
+            ),
             high_precision=high_precision,
             preprocessing_from=preprocessing_from,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
@@ -265,6 +269,9 @@ def build(
     data: opt.Judge = None,
     max_drop: opt.MaxDrop = "1pp",
     method: opt.Method = "auto",
+    equalize: opt.Equalize = True,
+    bias_correction: opt.Bias = "network",
+    shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
@@ -281,7 +288,6 @@ def build(
     """
     from optimizer import verbs
     from optimizer.errors import PrecisionAuditFailed, UsageError
-    from optimizer.precision.int8 import EncodingOptions
     from optimizer.units import parse_bytes, parse_pp, parse_profile, parse_share
 
     if fp16 and int8:
@@ -308,7 +314,9 @@ def build(
             encodings=encodings,
             data=data,
             max_drop_pp=parse_pp(max_drop),
-            options=EncodingOptions(method=method, keep=tuple(opt.words(keep))),
+            options=opt.encoding_options(
+                method, keep, equalize=equalize, bias=bias_correction, shift=shift
+            ),
             high_precision=high_precision,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from optimizer.errors import UsageError
 
+if TYPE_CHECKING:
+    from optimizer.precision.int8 import EncodingOptions
+
 __all__ = [
     "Arch",
+    "Bias",
     "CacheOff",
     "Calib",
     "CalibImages",
     "Data",
     "EncodingsFile",
+    "Equalize",
     "HighPrecision",
     "ImageSize",
     "Json",
@@ -25,10 +30,12 @@ __all__ = [
     "Method",
     "Output",
     "PreprocessingFrom",
+    "Shift",
     "Stats",
     "Threads",
     "batch_size",
     "cache_of",
+    "encoding_options",
     "numbers",
     "words",
 ]
@@ -64,6 +71,13 @@ EncodingsFile = Annotated[
 Method = Annotated[
     str, typer.Option("--method", help="Range method: auto, mse, minmax, percentile or entropy.")
 ]
+Equalize = Annotated[
+    bool, typer.Option(help="Equalize channels in blocks and along the residual stream.")
+]
+Bias = Annotated[str, typer.Option("--bias-correction", help="network, statistics or none.")]
+Shift = Annotated[
+    bool, typer.Option(help="For TensorRT: all 256 levels after a ReLU, by constants in biases.")
+]
 Keep = Annotated[
     str | None,
     typer.Option("--keep", help="Layers that stay out of INT8: layer1.0.conv1,fc."),
@@ -97,6 +111,25 @@ def cache_of(off: bool) -> object:
     from optimizer.artifacts import Cache
 
     return None if off else Cache.default()
+
+
+def encoding_options(
+    method: str, keep: str | None, *, equalize: bool, bias: str, shift: bool
+) -> EncodingOptions:
+    """Which passes compute the encodings.
+
+    Raises:
+        UsageError: An unknown method or bias correction.
+    """
+    from optimizer.precision.int8 import EncodingOptions
+
+    return EncodingOptions(
+        method=method,
+        keep=tuple(words(keep)),
+        equalize=equalize,
+        bias=cast("Any", bias),
+        shift=shift,
+    )
 
 
 def batch_size(text: str) -> int | None:

@@ -1,6 +1,7 @@
 """Precision lives in the graph: FP32 graphs in, explicit FP16, BF16 and INT8 graphs out."""
 
+from optimizer.precision.calibration import calibrate, halves
 from optimizer.precision.foreign import is_quantized
-from optimizer.precision.stages import PRECISIONS, calibrate, check_keep, halves, quantize
+from optimizer.precision.stages import PRECISIONS, check_keep, quantize
 
 __all__ = ["PRECISIONS", "calibrate", "check_keep", "halves", "is_quantized", "quantize"]

@@ -22,7 +22,14 @@ from optimizer.targets.rules import TargetRules
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["carry_over", "float_graph", "is_quantized", "metadata_of", "prepared"]
+__all__ = [
+    "carry_over",
+    "float_graph",
+    "is_quantized",
+    "metadata_of",
+    "prepared",
+    "preprocessed_metadata",
+]
 
 PREFIX = "resnet_opt."
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
@@ -51,6 +58,17 @@ def metadata_of(graph: Path) -> dict[str, str]:
         for p in _proto(graph).metadata_props
         if p.key.startswith(PREFIX)
     }
+
+
+def preprocessed_metadata(graph: Path) -> dict[str, str]:
+    """The ``resnet_opt.*`` entries of an ONNX file, preprocessing among them."""
+    found = metadata_of(graph)
+    if "preprocessing" not in found:
+        raise GraphError(
+            f"{graph.name} does not say which preprocessing it expects",
+            mend="export it with resnet-opt export, or --preprocessing-from what knows it",
+        )
+    return found
 
 
 def _proto(graph: Path) -> Any:

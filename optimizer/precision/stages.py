@@ -1,15 +1,11 @@
-"""The room's stages: `calibrate` (statistics), `encode` (encodings), `quantize` (a graph)."""
+"""The room's stages after calibration: `encode` (encodings) and `quantize` (a graph)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from optimizer.artifacts import (
     Artifact,
@@ -21,13 +17,13 @@ from optimizer.artifacts import (
     manifest_path,
     produce,
 )
-from optimizer.errors import ArtifactError, DataError, UsageError
+from optimizer.errors import ArtifactError, UsageError
 from optimizer.precision.foreign import (
     carry_over,
     float_graph,
     is_quantized,
-    metadata_of,
     prepared,
+    preprocessed_metadata,
 )
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules, rules_for
@@ -35,171 +31,19 @@ from optimizer.targets.rules import TargetRules, rules_for
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from optimizer.data import Dataset, ImageDataset
     from optimizer.precision.int8 import EncodingOptions
-    from optimizer.precision.int8.halves import Moved
-    from optimizer.precision.int8.statistics import Executor
 
 __all__ = [
     "PRECISIONS",
-    "calibrate",
     "check_keep",
     "encode",
-    "halves",
     "quantize",
     "rules_with",
 ]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """What `quantize` writes by itself; ``mixed`` needs the search, a later room."""
-TapFactory = Callable[[Path, Sequence[str]], "Executor"]
-"""Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
-
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
-_ADVISED_IMAGES = 64
-
-
-def calibrate(
-    graph: Path,
-    dataset: Dataset,
-    output: Path,
-    tap: TapFactory,
-    *,
-    batch: int = 32,
-    preprocessing_from: str | None = None,
-    cache: Cache | None = None,
-    progress: Progress | None = None,
-) -> Artifact:
-    """Take statistics of all tensors that any target may quantize.
-
-    Args:
-        graph: The FP32 graph, with its preprocessing in the metadata; of a Q/DQ graph, the float
-            graph that it stands for is calibrated and left beside the output.
-        dataset: Calibration images; their number and order do not matter beyond what they show.
-        output: Where the statistics go (``.npz``).
-        tap: Opens the graph for looking into.
-        batch: Images at a time.
-        preprocessing_from: What knows the preprocessing of a graph that does not say it.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
-
-    Raises:
-        DataError: Fewer than 8 images.
-        GraphError: The graph cannot be quantized, or gives NaN.
-    """
-    from optimizer.precision.int8.encode import LEAST_IMAGES
-
-    if len(dataset) < LEAST_IMAGES:
-        raise DataError(
-            f"{len(dataset)} calibration images say nothing about ranges",
-            mend=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
-        )
-    graph = prepared(
-        graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
-    )
-    metadata = _metadata(graph)
-    plan = Plan(
-        kind="statistics",
-        settings={"images": len(dataset), "dataset": dataset.name},
-        inputs=[
-            Input.of("graph", graph),
-            Input(role="calibration", file=dataset.name, sha256=dataset.sha256),
-        ],
-        libraries=library_versions(*_LIBRARIES, "onnxruntime-gpu", "onnxruntime"),
-        preprocessing=json.loads(metadata["preprocessing"])
-        if "preprocessing" in metadata
-        else None,
-    )
-
-    def write(path: Path) -> dict[str, Any]:
-        statistics = _collect(graph, dataset, tap, batch, progress or Silent())
-        statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
-        statistics.save(path)
-        few = len(dataset) < _ADVISED_IMAGES
-        return {
-            "tensors": len(statistics.tensors),
-            "notes": [f"{len(dataset)} images are few; 256 and more give steadier ranges"]
-            if few
-            else [],
-        }
-
-    return produce(plan, output, write, cache=cache)
-
-
-def halves(
-    graph: Path,
-    dataset: ImageDataset,
-    tap: TapFactory,
-    *,
-    batch: int = 32,
-    preprocessing_from: str | None = None,
-    progress: Progress | None = None,
-) -> list[Moved]:
-    """Take statistics of two disjoint, stratified halves and compare their scales.
-
-    Args:
-        graph: The FP32 graph, or a Q/DQ graph.
-        dataset: The images; an odd one out is left out.
-        tap: Opens the graph for looking into.
-        batch: Images at a time.
-        preprocessing_from: What knows the preprocessing of a graph that does not say it.
-        progress: Told of the steps.
-
-    Returns:
-        See `optimizer.precision.int8.halves.compare_halves`.
-
-    Raises:
-        DataError: Fewer than 16 images.
-        GraphError: As in `calibrate`.
-    """
-    from optimizer.data import stratified_subset
-    from optimizer.precision.int8.encode import LEAST_IMAGES
-    from optimizer.precision.int8.halves import compare_halves
-
-    size = len(dataset) // 2
-    if size < LEAST_IMAGES:
-        raise DataError(
-            f"{len(dataset)} calibration images cannot be halved",
-            mend=f"at least {2 * LEAST_IMAGES}: --calib-images",
-        )
-    chosen = stratified_subset(dataset.labels, size, 0)
-    rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
-    with TemporaryDirectory() as folder:
-        graph = prepared(graph, Path(folder) / "halves", preprocessing_from=preprocessing_from)
-        return compare_halves(
-            *(
-                _collect(graph, dataset.select(part), tap, batch, progress or Silent())
-                for part in (chosen, rest)
-            )
-        )
-
-
-def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
-    import onnx_ir as ir
-
-    from optimizer.data import Preprocessing
-    from optimizer.precision.int8 import Collector
-    from optimizer.precision.topology import analyse
-
-    topology = analyse(ir.load(graph))
-    observed = {name: topology.after_relu(name) for name in topology.observed()}
-    metadata = _metadata(graph)
-    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
-    collector = Collector(observed, tap(graph, list(observed)))
-    progress.start("calibrate", total=len(dataset))
-    images = metadata.get("input") == "uint8-nhwc"
-    for part in _batches(dataset, batch, preprocessing, as_uint8=images):
-        collector.add(part)
-        progress.advance(len(part))
-    progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
-    return collector.statistics
-
-
-def _batches(
-    dataset: Dataset, size: int, preprocessing: Any, *, as_uint8: bool
-) -> Iterator[np.ndarray]:
-    for batch in dataset.batches(size, preprocessing, as_uint8=as_uint8):
-        yield batch.images
 
 
 def encode(
@@ -308,7 +152,7 @@ def quantize(
     if precision == "fp32" and (carried or preprocessing_from is not None):
         return float_graph(source, output, **adopting)
     graph = prepared(source, output, **adopting)
-    metadata = _metadata(graph)
+    metadata = preprocessed_metadata(graph)
     settings: dict[str, Any] = {"precision": precision}
     inputs = [Input.of("model", graph)]
     if rules is not None:
@@ -464,7 +308,7 @@ def check_keep(graph: Path, precision: str, options: EncodingOptions | None) -> 
 
     from optimizer.precision.topology import analyse
 
-    _metadata(graph)  # says what is wrong with a file that is no graph
+    preprocessed_metadata(graph)  # says what is wrong with a file that is no graph
     analyse(ir.load(graph)).check_layers(options.keep)
 
 
@@ -481,16 +325,3 @@ def _check_statistics(statistics: Path, graph_sha256: str) -> None:
             f"{statistics.name} was taken from another graph (its sha256 differs)",
             mend="calibrate this graph: weights, opset or preprocessing have changed",
         )
-
-
-def _metadata(graph: Path) -> dict[str, str]:
-    """The ``resnet_opt.*`` entries of an ONNX file, preprocessing among them."""
-    from optimizer.errors import GraphError
-
-    found = metadata_of(graph)
-    if "preprocessing" not in found:
-        raise GraphError(
-            f"{graph.name} does not say which preprocessing it expects",
-            mend="export it with resnet-opt export, or --preprocessing-from what knows it",
-        )
-    return found

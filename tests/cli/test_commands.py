@@ -125,6 +125,26 @@ def test_layers_are_kept_and_searched_for(
     assert "inside the budget already" in resnet_opt(*search, "100pp", "-o", mixed).out
 
 
+def test_passes_can_be_switched_off(
+    resnet_opt: Command, small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    from optimizer.precision.int8 import Encodings
+
+    off = ["--no-equalize", "--no-shift", "--bias-correction", "none"]
+    encodings = {}
+    for name, flags in (("on", []), ("off", off)):
+        said = resnet_opt(
+            "quantize", small_graph, "--stats", small_statistics, "--target", "tensorrt", *flags,
+            "-o", tmp_path / f"{name}.onnx",
+        )  # fmt: skip
+        assert said.code == 0
+        encodings[name] = Encodings.load(tmp_path / f"{name}.encodings.json")
+    assert (encodings["on"].options["shift"], encodings["off"].options["shift"]) == (True, False)
+    assert encodings["on"].layers["fc"].bias != encodings["off"].layers["fc"].bias
+    assert any(layer.output_factor for layer in encodings["on"].layers.values())
+    assert not any(layer.output_factor for layer in encodings["off"].layers.values())
+
+
 def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(
     resnet_opt: Command, tmp_path: Path
 ) -> None:
@@ -245,6 +265,10 @@ def _bad(
         ),
         "fp16 on a CPU": (
             ["build", small_graph, "--fp16", "--engine", "openvino", *out], 2, "would compute in FP32",
+        ),
+        "unknown bias correction": (
+            ["build", small_graph, "--int8", "--calib", "digits:train", "--bias-correction", "mean", *out],
+            2, "unknown bias correction 'mean'",
         ),
         "unknown layer": (
             ["build", small_graph, "--int8", "--calib", "digits:train", "--keep", "layer1.0.cov1",

@@ -1,8 +1,4 @@
-"""The verbs: what the command line and ``import optimizer`` offer, one function each.
-
-Every verb takes paths and plain values, opens what it needs, calls its room, and returns a typed
-result. They hold no logic of their own beyond joining rooms.
-"""
+"""The verbs that make artifacts: train, export, calibrate, quantize, build."""
 
 from __future__ import annotations
 
@@ -16,25 +12,9 @@ from optimizer.errors import UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
-    from optimizer.engines import Session
-    from optimizer.evaluation.decoders import Difference
     from optimizer.precision.int8 import EncodingOptions
-    from optimizer.precision.int8.halves import Moved
-    from optimizer.results import Audit, BenchResult, ValidateResult
 
-__all__ = [
-    "audit_engine",
-    "bench",
-    "build",
-    "calibrate",
-    "compare_decoders",
-    "compare_halves",
-    "export",
-    "load",
-    "quantize",
-    "train",
-    "validate",
-]
+__all__ = ["build", "calibrate", "export", "quantize", "train"]
 
 
 def train(
@@ -142,55 +122,6 @@ def calibrate(
         Path(graph), dataset, Path(output), tapped, batch=batch,
         preprocessing_from=preprocessing_from, cache=cache, progress=progress,
     )  # fmt: skip
-
-
-def compare_halves(
-    graph: Path | str,
-    *,
-    calib: str,
-    calib_images: int = 256,
-    seed: int = 0,
-    batch: int = 32,
-    skip_bad_images: bool = False,
-    preprocessing_from: str | None = None,
-    progress: Progress | None = None,
-) -> list[Moved]:
-    """Calibrate on two disjoint halves and compare; see `optimizer.precision.halves`."""
-    from optimizer import precision
-    from optimizer.data import open_dataset
-    from optimizer.engines.onnxruntime import tapped
-
-    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
-    return precision.halves(
-        Path(graph), dataset, tapped, batch=batch,
-        preprocessing_from=preprocessing_from, progress=progress,
-    )  # fmt: skip
-
-
-def compare_decoders(
-    data: str,
-    *,
-    model: str | None = None,
-    arch: str | None = None,
-    limit: int | None = 200,
-    seed: int = 0,
-    skip_bad_images: bool = False,
-    progress: Progress | None = None,
-) -> list[Difference]:
-    """Hold decoders and resizers against each other; see `optimizer.evaluation.decoders`.
-
-    Without a model, the images go through ImageNet's usual preprocessing.
-    """
-    from optimizer.data import Preprocessing, open_dataset
-    from optimizer.evaluation.decoders import compare_decoders as compare
-    from optimizer.models import load_model
-
-    dataset = open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images)
-    if skip_bad_images:
-        dataset = dataset.verify()
-    loaded = None if model is None else load_model(model, arch=arch)
-    preprocessing = Preprocessing.imagenet() if loaded is None else loaded.preprocessing
-    return compare(dataset, preprocessing, model=loaded, progress=progress)
 
 
 def quantize(
@@ -376,110 +307,3 @@ def build(
     if found is not None:
         search.judge(made.path, graph, found, str(data), progress=progress)
     return made
-
-
-def audit_engine(engine: Artifact, *, min_share: float = 0.95) -> Audit:
-    """Compare what was asked of an engine with what it computes, by the layers it told."""
-    from optimizer.evaluation import audit_manifest
-
-    return audit_manifest(engine.manifest, min_share)
-
-
-def load(engine: Path | str, *, threads: int | None = None, device: str | None = None) -> Session:
-    """Open an engine or a checkpoint; see `optimizer.engines.open_engine`."""
-    from optimizer.engines import open_engine
-
-    return open_engine(Path(engine), threads=threads, device=device)
-
-
-def validate(
-    engines: Sequence[Path | str],
-    *,
-    reference: str,
-    data: str,
-    max_drop_pp: float = 1.0,
-    max_flips: float | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch: int = 32,
-    layers: bool = False,
-    arch: str | None = None,
-    skip_bad_images: bool = False,
-    exported: Path | None = None,
-    predictions: Path | None = None,
-    min_share: float = 0.95,
-    progress: Progress | None = None,
-) -> ValidateResult:
-    """Hold engines against the PyTorch reference, hop by hop, on the same images.
-
-    Args:
-        engines: Engines, graphs or checkpoints.
-        reference: A model name or checkpoint, or the user's own FP32 ONNX file.
-        data: Labelled images.
-        max_drop_pp: Largest loss of top-1, percentage points.
-        max_flips: Largest share of images whose class changes.
-        limit: Take a stratified subset of this many images.
-        seed: Decides the subset.
-        batch: Images at a time.
-        layers: Also look into the graphs, block by block.
-        arch: Architecture of a checkpoint that does not say.
-        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
-        exported: The FP32 ONNX file between reference and graphs; found beside the engines if it
-            is there.
-        predictions: Where the per-image predictions go (``.npz``).
-        min_share: For the precision audit of each engine.
-        progress: Told of the steps.
-    """
-    from optimizer.data import open_dataset
-    from optimizer.evaluation import Chain
-    from optimizer.evaluation import validate as room
-    from optimizer.evaluation.chain import exported_beside
-    from optimizer.models import load_model
-    from optimizer.results import Gates
-
-    source: Any = (
-        Path(reference) if reference.endswith(".onnx") else load_model(reference, arch=arch)
-    )
-    paths = [Path(engine) for engine in engines]
-    chains = [Chain.of(path, model=exported or exported_beside(path)) for path in paths]
-    return room(
-        chains,
-        source,
-        open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images),
-        Gates(max_drop_pp=max_drop_pp, max_flips=max_flips),
-        batch=batch,
-        layers=layers,
-        predictions=predictions,
-        min_share=min_share,
-        progress=progress,
-    )
-
-
-def bench(
-    engines: Sequence[Path | str],
-    *,
-    batch: Sequence[int] = (1,),
-    image_size: int | None = None,
-    threads: int | None = None,
-    duration_s: float = 10.0,
-    min_effect: float = 0.02,
-    against: Path | str | None = None,
-    seed: int = 0,
-    raw_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> BenchResult:
-    """Measure latency and throughput, interleaved and each engine in a process of its own."""
-    from optimizer.profiling import bench as room
-
-    return room(
-        [Path(engine) for engine in engines],
-        batches=tuple(batch),
-        image_size=image_size,
-        threads=threads,
-        duration_s=duration_s,
-        min_effect=min_effect,
-        against=Path(against) if against else None,
-        seed=seed,
-        raw_dir=raw_dir,
-        progress=progress,
-    )

@@ -1,0 +1,172 @@
+"""The room's first stage: `calibrate` takes statistics, `halves` tells how firm they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.errors import DataError
+from optimizer.precision.foreign import prepared, preprocessed_metadata
+from optimizer.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from optimizer.data import Dataset, ImageDataset
+    from optimizer.precision.int8.halves import Moved
+    from optimizer.precision.int8.statistics import Executor
+
+__all__ = ["calibrate", "halves"]
+
+TapFactory = Callable[[Path, Sequence[str]], "Executor"]
+"""Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
+
+_LIBRARIES = ("onnx", "onnx-ir", "numpy")
+_ADVISED_IMAGES = 64
+
+
+def calibrate(
+    graph: Path,
+    dataset: Dataset,
+    output: Path,
+    tap: TapFactory,
+    *,
+    batch: int = 32,
+    preprocessing_from: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Take statistics of all tensors that any target may quantize.
+
+    Args:
+        graph: The FP32 graph, with its preprocessing in the metadata; of a Q/DQ graph, the float
+            graph that it stands for is calibrated and left beside the output.
+        dataset: Calibration images; their number and order do not matter beyond what they show.
+        output: Where the statistics go (``.npz``).
+        tap: Opens the graph for looking into.
+        batch: Images at a time.
+        preprocessing_from: What knows the preprocessing of a graph that does not say it.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        DataError: Fewer than 8 images.
+        GraphError: The graph cannot be quantized, or gives NaN.
+    """
+    from optimizer.precision.int8.encode import LEAST_IMAGES
+
+    if len(dataset) < LEAST_IMAGES:
+        raise DataError(
+            f"{len(dataset)} calibration images say nothing about ranges",
+            mend=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
+        )
+    graph = prepared(
+        graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
+    )
+    metadata = preprocessed_metadata(graph)
+    plan = Plan(
+        kind="statistics",
+        settings={"images": len(dataset), "dataset": dataset.name},
+        inputs=[
+            Input.of("graph", graph),
+            Input(role="calibration", file=dataset.name, sha256=dataset.sha256),
+        ],
+        libraries=library_versions(*_LIBRARIES, "onnxruntime-gpu", "onnxruntime"),
+        preprocessing=json.loads(metadata["preprocessing"])
+        if "preprocessing" in metadata
+        else None,
+    )
+
+    def write(path: Path) -> dict[str, Any]:
+        statistics = _collect(graph, dataset, tap, batch, progress or Silent())
+        statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
+        statistics.save(path)
+        few = len(dataset) < _ADVISED_IMAGES
+        return {
+            "tensors": len(statistics.tensors),
+            "notes": [f"{len(dataset)} images are few; 256 and more give steadier ranges"]
+            if few
+            else [],
+        }
+
+    return produce(plan, output, write, cache=cache)
+
+
+def halves(
+    graph: Path,
+    dataset: ImageDataset,
+    tap: TapFactory,
+    *,
+    batch: int = 32,
+    preprocessing_from: str | None = None,
+    progress: Progress | None = None,
+) -> list[Moved]:
+    """Take statistics of two disjoint, stratified halves and compare their scales.
+
+    Args:
+        graph: The FP32 graph, or a Q/DQ graph.
+        dataset: The images; an odd one out is left out.
+        tap: Opens the graph for looking into.
+        batch: Images at a time.
+        preprocessing_from: What knows the preprocessing of a graph that does not say it.
+        progress: Told of the steps.
+
+    Returns:
+        See `optimizer.precision.int8.halves.compare_halves`.
+
+    Raises:
+        DataError: Fewer than 16 images.
+        GraphError: As in `calibrate`.
+    """
+    from optimizer.data import stratified_subset
+    from optimizer.precision.int8.encode import LEAST_IMAGES
+    from optimizer.precision.int8.halves import compare_halves
+
+    size = len(dataset) // 2
+    if size < LEAST_IMAGES:
+        raise DataError(
+            f"{len(dataset)} calibration images cannot be halved",
+            mend=f"at least {2 * LEAST_IMAGES}: --calib-images",
+        )
+    chosen = stratified_subset(dataset.labels, size, 0)
+    rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
+    with TemporaryDirectory() as folder:
+        graph = prepared(graph, Path(folder) / "halves", preprocessing_from=preprocessing_from)
+        return compare_halves(
+            *(
+                _collect(graph, dataset.select(part), tap, batch, progress or Silent())
+                for part in (chosen, rest)
+            )
+        )
+
+
+def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
+    import onnx_ir as ir
+
+    from optimizer.data import Preprocessing
+    from optimizer.precision.int8 import Collector
+    from optimizer.precision.topology import analyse
+
+    topology = analyse(ir.load(graph))
+    observed = {name: topology.after_relu(name) for name in topology.observed()}
+    metadata = preprocessed_metadata(graph)
+    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+    collector = Collector(observed, tap(graph, list(observed)))
+    progress.start("calibrate", total=len(dataset))
+    images = metadata.get("input") == "uint8-nhwc"
+    for part in _batches(dataset, batch, preprocessing, as_uint8=images):
+        collector.add(part)
+        progress.advance(len(part))
+    progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
+    return collector.statistics
+
+
+def _batches(
+    dataset: Dataset, size: int, preprocessing: Any, *, as_uint8: bool
+) -> Iterator[np.ndarray]:
+    for batch in dataset.batches(size, preprocessing, as_uint8=as_uint8):
+        yield batch.images
