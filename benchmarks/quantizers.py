@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 from quantizer_peers import PEERS
+from readme import write_into_readme
 
 from optimizer.artifacts import library_versions, write_text_atomically
 from optimizer.data import open_dataset
@@ -42,6 +43,21 @@ _TIMEOUT_S = 3600
 def main() -> int:
     """Run every quantizer and write the table."""
     options = _options()
+    output = Path(options.output)
+    if not options.write_only:
+        output.mkdir(parents=True, exist_ok=True)
+        result = _measured(options)
+        write_text_atomically(
+            output / f"{options.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n"
+        )
+    result = json.loads((output / f"{options.name}.json").read_text(encoding="utf-8"))
+    write_text_atomically(output / f"{options.name}.md", markdown(result))
+    if options.name == "quantizers":
+        write_into_readme("quantizers", "\n" + _short_table(result) + "\n")
+    return 0
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
     python = dict(entry.split("=", 1) for entry in options.python)
     folder = Path(options.keep or tempfile.mkdtemp(prefix="quantizers."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +80,7 @@ def main() -> int:
                 )
         rows.append(row)
         print(_line(row), file=sys.stderr, flush=True)
-    result = {
+    return {
         "schema_version": 1,
         "model": {"arch": model.arch, "sha256": model.sha256, "image_size": model.image_size},
         "data": {"calibration": options.calib, "test": options.test},
@@ -75,18 +91,14 @@ def main() -> int:
         "libraries": library_versions("onnxruntime-gpu", "onnx", "torch", "numpy"),
         "rows": rows,
     }
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(
-        output / f"{options.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n"
-    )
-    write_text_atomically(output / f"{options.name}.md", markdown(result))
-    return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", help="a checkpoint, or resnet50:random and the like")
+    parser.add_argument(
+        "--write-only", action="store_true", help="make the texts again from the recorded JSON"
+    )
     parser.add_argument("--calib", default="digits:train", help="calibration images")
     parser.add_argument("--test", default="digits:test", help="held-out images")
     parser.add_argument("--test-images", type=int, default=None, help="all by default")
@@ -212,6 +224,17 @@ def _line(row: dict[str, Any]) -> str:
         f"| {row['name']} | {row['sqnr_db']:.2f} | {bound} | {row['flips']} | {100 * row['top1']:.2f} "
         f"| {kinds} | {row['seconds']:.0f} | {row['peak_rss_bytes'] / 2**20:.0f} |"
     )
+
+
+def _short_table(result: dict[str, Any]) -> str:
+    """For the README: the peers, and this package with every pass."""
+    lines = ["| quantizer | SQNR dB | flips | activations |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        if row["status"] != "ok" or (row["name"].startswith("ours ") and "," in row["name"]):
+            continue
+        kinds = ", ".join(f"{count} {kind}" for kind, count in row["activations"].items())
+        lines.append(f"| {row['name']} | {row['sqnr_db']:.1f} | {row['flips']} | {kinds} |")
+    return "\n".join(lines)
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -84,3 +84,17 @@ def test_the_figures_at_224_px_are_those_of_the_report() -> None:
     assert len(shown.strip().splitlines()) == len(measured) + 2
     for engine in measured:
         assert f"| {engine['images_per_s']:.1f} |" in shown, engine["name"]
+
+
+def test_the_quantizers_table_is_that_of_the_report() -> None:
+    import json
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- quantizers -->")[1].split("<!-- /quantizers -->")[0]
+    rows = json.loads((ROOT / "reports/quantizers/quantizers.json").read_text(encoding="utf-8"))
+    known = {row["name"]: row for row in rows["rows"] if row["status"] == "ok"}
+    lines = [line.split(" | ") for line in shown.strip().splitlines()[2:]]
+    assert len(lines) >= 12
+    for name, db, flips, _ in lines:
+        row = known[name.removeprefix("| ")]
+        assert (db, flips) == (f"{row['sqnr_db']:.1f}", str(row["flips"]))
