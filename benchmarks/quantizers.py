@@ -68,7 +68,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     np.save(folder / "calibration.npy", calibration)
     reference = as_written(graph).run(test)
     rows = []
-    for name in PEERS:
+    for name in options.only or PEERS:
         row = {"name": name, "status": "ok"} | run_quantizer(name, python, folder)
         if row["status"] == "ok":
             path = folder / f"{slug(name)}.onnx"
@@ -103,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test", default="digits:test", help="held-out images")
     parser.add_argument("--test-images", type=int, default=None, help="all by default")
     parser.add_argument("--calib-images", type=int, default=256)
+    parser.add_argument("--only", action="append", choices=PEERS, help="instead of all")
     parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
     parser.add_argument("--keep", help="a folder for the graphs, which are thrown away otherwise")
