@@ -112,9 +112,11 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     collector = Collector(observed, tapped(Path(graph), list(observed)))
     for batch in np.array_split(images, max(1, len(images) // 32)):
         collector.add(batch)
+    statistics = collector.statistics
+    del collector  # and the session that it looks through
     model = ir.load(graph)
     encodings = compute_encodings(
-        model, collector.statistics, rules, digest(Path(graph)), EncodingOptions(**options)
+        model, statistics, rules, digest(Path(graph)), EncodingOptions(**options)
     )
     encodings.save(Path(output).with_suffix(".encodings.json"))
     lower(model, encodings, rules)
