@@ -45,15 +45,20 @@ ON_ONNXRUNTIME = ("ours onnxruntime", "ours onnxruntime without VNNI", "onnxrunt
 
 def quantize(folder: Path, python: dict[str, str]) -> dict[str, Any]:
     """All graphs, and what making them took."""
-    checkpoint = folder / "model.safetensors"
-    save_checkpoint(load_model("resnet50:random"), checkpoint, details={})
-    optimizer.export(str(checkpoint), folder / "fp32.onnx")
+    export(folder)
     save_images(folder, 32)
     facts = {}
     for name in dict.fromkeys((*ON_OPENVINO, *ON_ONNXRUNTIME)):
         facts[name] = run_quantizer(name, python, folder)
         print(name, facts[name], file=sys.stderr, flush=True)
     return facts
+
+
+def export(folder: Path) -> None:
+    """The FP32 graph; an export that is there already is kept."""
+    checkpoint = folder / "model.safetensors"
+    save_checkpoint(load_model("resnet50:random"), checkpoint, details={})
+    optimizer.export(str(checkpoint), folder / "fp32.onnx")
 
 
 def save_images(folder: Path, count: int) -> None:
@@ -129,32 +134,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--duration", default="5s")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
+    parser.add_argument("--timed-only", action="store_true", help="time the quantizers anew")
     options = parser.parse_args()
     python = dict(entry.split("=", 1) for entry in options.python)
+    REPORTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        facts = quantize(folder, python)
-        results = {
-            engine: optimizer.bench(
-                paths, batch=[1, 8], duration_s=parse_duration(options.duration)
-            )
-            for engine, paths in compile_graphs(folder, facts).items()
-        }
-        timings = timed(folder, python)
+        raw = (
+            json.loads((REPORTS / "speed.json").read_text(encoding="utf-8"))
+            if options.timed_only
+            else measured(folder, python, parse_duration(options.duration))
+        )
+        export(folder)
+        raw["timed"] = timed(folder, python)
+    write_text_atomically(REPORTS / "speed.json", json.dumps(raw, indent=1) + "\n")
+    results = {name: BenchResult.model_validate(one) for name, one in raw["bench"].items()}
+    text = markdown(results, raw["timed"])
+    write_text_atomically(REPORTS / "speed.md", text)
+    print(text)
+
+
+def measured(folder: Path, python: dict[str, str], duration_s: float) -> dict[str, Any]:
+    """Quantize, compile and measure."""
+    facts = quantize(folder, python)
+    results = {
+        engine: optimizer.bench(paths, batch=[1, 8], duration_s=duration_s)
+        for engine, paths in compile_graphs(folder, facts).items()
+    }
     for result in results.values():
         for one in result.engines:
             one.raw_file = None
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    raw = {
+    return {
         "schema_version": 1,
         "device": fingerprint(),
         "quantizers": facts,
-        "timed": timings,
         "bench": {engine: result.model_dump(mode="json") for engine, result in results.items()},
     }
-    write_text_atomically(REPORTS / "speed.json", json.dumps(raw, indent=1) + "\n")
-    write_text_atomically(REPORTS / "speed.md", markdown(results, timings))
-    print(markdown(results, timings))
 
 
 if __name__ == "__main__":
