@@ -33,7 +33,7 @@ PAIR_LIMIT = 128
 _SEVEN_BITS = 64
 _NARROWEST = 0.6
 """Smallest scale that is looked at, as a share of the one that clips nothing."""
-_COARSE = 1.14
+_COARSE = 1.07
 _FINE = (-0.5, -0.25, 0.25, 0.5)
 _ROWS = 1 << 16
 """Values rounded at a time, so that they stay in the cache."""
