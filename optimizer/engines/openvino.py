@@ -84,7 +84,7 @@ class OpenVino:
             notes.append(f"{settings.precision} storage, FP32 compute")
         if facts.precision in {"int8", "mixed"} and not cpu_features().vnni:
             notes.append(
-                "no VNNI: INT8 products are added in 16 bits; weights use 7 bits to stay exact"
+                "no VNNI: INT8 products are added in 16 bits; weights are rounded so that none saturates"
             )
         return Built(layers=layers, seconds=seconds, notes=notes)
 

@@ -24,14 +24,13 @@ from optimizer.errors import DataError, GraphError
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.statistics import Statistics
 from optimizer.precision.topology import WEIGHTED, Topology, analyse
-from optimizer.precision.writing import add_constant, describe
+from optimizer.precision.writing import write_pair, write_weight
 
 __all__ = ["LARGEST", "quantized_layers", "to_fp8"]
 
 LARGEST = 448.0
 """The largest finite E4M3 value."""
 _OPSET = 19
-_E4M3 = ir.DataType.FLOAT8E4M3FN
 
 
 def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp16") -> bool:
@@ -66,8 +65,9 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
                 f"the statistics know nothing of {tensor}", mend="calibrate this graph again"
             )
         scale = scales_for(seen.absolute_maximum.max(keepdims=True), kind)
-        users = [node for node in layers if topology.data_inputs(node)[0] == tensor]
-        _write_pair(model.graph, tensor, scale.reshape(()), users)
+        users = [(node, 0) for node in layers if topology.data_inputs(node)[0] == tensor]
+        zero = np.zeros((), ml_dtypes.float8_e4m3fn)
+        write_pair(model.graph, tensor, scale.reshape(()), zero, users)
     for node in layers:
         _write_weight(topology, node, kind)
     if high_precision == "fp16":
@@ -105,49 +105,10 @@ def scales_for(largest: NDArray[np.floating], kind: type[np.floating]) -> NDArra
     return np.asarray(stored, np.float32)
 
 
-def _write_pair(
-    graph: ir.Graph, tensor: str, scale: NDArray[np.float32], users: list[ir.Node]
-) -> None:
-    source = users[0].inputs[0]
-    assert source is not None
-    constants = [
-        add_constant(graph, f"{tensor}.scale", scale),
-        add_constant(graph, f"{tensor}.zero_point", np.zeros((), ml_dtypes.float8_e4m3fn)),
-    ]
-    quantize = ir.node("QuantizeLinear", [source, *constants], name=f"{tensor}.quantize")
-    dequantize = ir.node(
-        "DequantizeLinear", [quantize.outputs[0], *constants], name=f"{tensor}.dequantize"
-    )
-    describe(quantize.outputs[0], f"{tensor}.quantized", source.shape, _E4M3)
-    describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
-    producer = source.producer()
-    assert producer is not None, "the stem is not quantized"
-    graph.insert_after(producer, [quantize, dequantize])
-    for node in users:
-        node.replace_input_with(0, dequantize.outputs[0])
-
-
 def _write_weight(topology: Topology, node: ir.Node, kind: type[np.floating]) -> None:
     graph = topology.model.graph
     weight = topology.weight(node)
     scale = scales_for(np.abs(weight.reshape(len(weight), -1)).max(axis=1), kind)
     values = weight / scale.reshape(-1, *([1] * (weight.ndim - 1)))
     stored = np.clip(values, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn)
-    axis = 0
-    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
-        stored, axis = np.ascontiguousarray(stored.T), 1
-    old = node.inputs[1]
-    assert old is not None
-    stem = f"{node.name}.weight"
-    inputs = [
-        add_constant(graph, f"{stem}.q", stored),
-        add_constant(graph, f"{stem}.scale", scale),
-        add_constant(graph, f"{stem}.zero_point", np.zeros(len(scale), ml_dtypes.float8_e4m3fn)),
-    ]
-    dequantize = ir.node(
-        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
-    )
-    describe(dequantize.outputs[0], f"{stem}.dequantized", stored.shape, ir.DataType.FLOAT)
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(1, dequantize.outputs[0])
-    graph.initializers.pop(str(old.name))
+    write_weight(graph, node, stored, scale)

@@ -1,13 +1,14 @@
-"""Small edits of a graph that several passes make: constants, and what a value is."""
+"""Edits of a graph that several passes make: constants, Q/DQ pairs, quantized weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["add_constant", "describe"]
+__all__ = ["add_constant", "describe", "write_pair", "write_weight"]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
@@ -31,3 +32,69 @@ def describe(
     value.dtype = kind
     if shape is not None:
         value.shape = ir.Shape(shape)
+
+
+def write_pair(
+    graph: ir.Graph,
+    tensor: str,
+    scale: NDArray,
+    zero_point: NDArray,
+    readers: Iterable[tuple[ir.Node, int]],
+) -> None:
+    """Put a Q/DQ pair after a tensor's producer, for these readers alone.
+
+    Args:
+        graph: The graph.
+        tensor: The name that the pair's own names begin with.
+        scale: One value.
+        zero_point: One value; its type is that of the stored numbers.
+        readers: Nodes, each with the number of the input that is to read the pair.
+    """
+    places = list(readers)
+    first, index = places[0]
+    source = first.inputs[index]
+    assert source is not None
+    constants = [
+        add_constant(graph, f"{tensor}.scale", scale),
+        add_constant(graph, f"{tensor}.zero_point", zero_point),
+    ]
+    quantize = ir.node("QuantizeLinear", [source, *constants], name=f"{tensor}.quantize")
+    stored = quantize.outputs[0]
+    dequantize = ir.node("DequantizeLinear", [stored, *constants], name=f"{tensor}.dequantize")
+    kind = constants[1].dtype
+    assert kind is not None
+    describe(stored, f"{tensor}.quantized", source.shape, kind)
+    describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
+    producer = source.producer()
+    if producer is not None:
+        graph.insert_after(producer, [quantize, dequantize])
+    else:
+        graph.insert_before(graph[0], [quantize, dequantize])
+    for node, number in places:
+        node.replace_input_with(number, dequantize.outputs[0])
+
+
+def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray) -> None:
+    """Replace a layer's float weight by stored numbers behind a DequantizeLinear.
+
+    Args:
+        graph: The graph.
+        node: A Conv or Gemm with a constant weight.
+        stored: Output channel first; its type is that of the zero points, which are zero.
+        scale: One value an output channel.
+    """
+    axis = 0
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+        stored, axis = np.ascontiguousarray(stored.T), 1
+    old = node.inputs[1]
+    assert old is not None
+    stem = f"{node.name}.weight"
+    new = {"q": stored, "scale": scale, "zero_point": np.zeros(len(scale), stored.dtype)}
+    inputs = [add_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
+    dequantize = ir.node(
+        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
+    )
+    describe(dequantize.outputs[0], f"{stem}.dequantized", stored.shape, ir.DataType.FLOAT)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])
+    graph.initializers.pop(str(old.name))

@@ -20,7 +20,7 @@ from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
 from optimizer.precision.topology import Edge, Topology, analyse
-from optimizer.precision.writing import add_constant, describe
+from optimizer.precision.writing import add_constant, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["ABSORBED", "SHIFTED", "lower"]
@@ -152,25 +152,7 @@ def _write_weight(
     graph = topology.model.graph
     layer = encodings.layers[str(node.name)]
     integers = layer.integers(topology.weight(node))
-    axis = 0
-    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
-        integers, axis = np.ascontiguousarray(integers.T), 1
-    old = node.inputs[1]
-    assert old is not None
-    stem = f"{node.name}.weight"
-    new: dict[str, NDArray] = {
-        "q": integers,
-        "scale": np.asarray(layer.weight_scale, np.float32),
-        "zero_point": np.zeros(len(layer.weight_scale), np.int8),
-    }
-    inputs = [add_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
-    dequantize = ir.node(
-        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
-    )
-    describe(dequantize.outputs[0], f"{stem}.dequantized", integers.shape, ir.DataType.FLOAT)
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(1, dequantize.outputs[0])
-    graph.initializers.pop(str(old.name))
+    write_weight(graph, node, integers, np.asarray(layer.weight_scale, np.float32))
     _replace_bias(graph, node, bias)
 
 
@@ -206,28 +188,13 @@ def _replace_bias(graph: ir.Graph, node: ir.Node, bias: NDArray[np.float64]) -> 
 def _write_pair(
     topology: Topology, tensor: str, encoding: TensorEncoding, places: list[Edge]
 ) -> None:
-    graph = topology.model.graph
-    first = topology.nodes[places[0].node]
-    source = first.inputs[places[0].index]
-    assert source is not None
-    scale = add_constant(graph, f"{tensor}.scale", np.asarray(encoding.scale, np.float32))
-    zero = np.asarray(encoding.zero_point, _INTEGERS[encoding.dtype])
-    zero_point = add_constant(graph, f"{tensor}.zero_point", zero)
-    quantize = ir.node("QuantizeLinear", [source, scale, zero_point], name=f"{tensor}.quantize")
-    integers = quantize.outputs[0]
-    dequantize = ir.node(
-        "DequantizeLinear", [integers, scale, zero_point], name=f"{tensor}.dequantize"
+    write_pair(
+        topology.model.graph,
+        tensor,
+        np.asarray(encoding.scale, np.float32),
+        np.asarray(encoding.zero_point, _INTEGERS[encoding.dtype]),
+        [(topology.nodes[place.node], place.index) for place in places],
     )
-    kind = ir.DataType.INT8 if encoding.dtype == "s8" else ir.DataType.UINT8
-    describe(integers, f"{tensor}.quantized", source.shape, kind)
-    describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
-    producer = source.producer()
-    if producer is not None:
-        graph.insert_after(producer, [quantize, dequantize])
-    else:
-        graph.insert_before(graph[0], [quantize, dequantize])
-    for place in places:
-        topology.nodes[place.node].replace_input_with(place.index, dequantize.outputs[0])
 
 
 def _bypass(model: ir.Model, relu: ir.Node) -> None:
