@@ -1,0 +1,60 @@
+"""The results that rooms hand on: what ``--json`` prints and every report is rendered from.
+
+Each file carries ``schema_version``; a reader refuses another one. Units are in the names:
+``_ms`` milliseconds, ``_s`` seconds, ``_pp`` percentage points, ``_db`` decibel, ``_bytes``.
+Shares and accuracies are fractions of one. ``None`` means "not known" or "not supported by this
+many samples", never zero.
+"""
+
+from __future__ import annotations
+
+from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, VerdictName
+from optimizer.results.bench import (
+    BenchResult,
+    Comparison,
+    ComparisonVerdict,
+    Conditions,
+    EngineBench,
+    Latency,
+)
+from optimizer.results.engines import Audit, LayerInfo
+from optimizer.results.files import Result, read_result, write_result
+from optimizer.results.run import RunResult, StageRecord
+from optimizer.results.search import FrontPoint, LayerSensitivity, SearchResult
+from optimizer.results.validate import (
+    BatchConsistency,
+    BlockNoise,
+    DatasetInfo,
+    Gates,
+    Hop,
+    ValidateResult,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Audit",
+    "BatchConsistency",
+    "BenchResult",
+    "BlockNoise",
+    "Comparison",
+    "ComparisonVerdict",
+    "Conditions",
+    "DatasetInfo",
+    "EngineBench",
+    "EngineStatus",
+    "FrontPoint",
+    "Gates",
+    "Hop",
+    "Interval",
+    "Latency",
+    "LayerInfo",
+    "LayerSensitivity",
+    "Result",
+    "RunResult",
+    "SearchResult",
+    "StageRecord",
+    "ValidateResult",
+    "VerdictName",
+    "read_result",
+    "write_result",
+]

@@ -1,0 +1,106 @@
+"""``bench.json``: latency and throughput."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
+
+__all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench", "Latency"]
+
+
+class Latency(Model):
+    """Latency of one batch, milliseconds. A percentile that ``n`` cannot support is ``None``."""
+
+    mean: float
+    p50: float
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    p99_9: float | None = None
+
+
+class EngineBench(Model):
+    """One engine at one batch size."""
+
+    name: str
+    file: str
+    backend: str
+    status: EngineStatus
+    error: str | None = None
+    precision: str
+    batch: int
+    image_size: int | None = None
+    threads: int | None = None
+    streams: int = 1
+    samples: int = 0
+    rounds: int = 0
+    warmup_calls: int = 0
+    latency_ms: Latency | None = None
+    latency_ci95_ms: Interval | None = None
+    """Interval of the median, by bootstrap over rounds."""
+    images_per_s: float | None = None
+    images_per_s_ci95: Interval | None = None
+    batches_per_s: float | None = None
+    spans_ms: dict[str, float] = {}
+    """Median of each part: ``preprocess``, ``host_to_device``, ``compute``, ``device_to_host``."""
+    start_s: float | None = None
+    """From the start of its process to the first message, before the engine's library is loaded."""
+    first_inference_ms: float | None = None
+    build_s: float | None = None
+    load_s: float | None = None
+    engine_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    energy_j: float | None = None
+    round_medians_ms: list[float] = []
+    raw_file: str | None = None
+
+
+ComparisonVerdict = Literal["faster", "slower", "equivalent", "inconclusive"]
+
+
+class Comparison(Model):
+    """How two engines of one run relate; ``ratio`` is the speed of ``b`` in units of ``a``."""
+
+    a: str
+    b: str
+    batch: int
+    ratio: float
+    ci95: Interval
+    min_effect: float
+    verdict: ComparisonVerdict
+
+
+class Conditions(Model):
+    """The state of the machine between rounds."""
+
+    cpu: str
+    governor: str | None = None
+    mhz: list[float] = []
+    load_1min: list[float] = []
+    other_cpu_share: list[float] = []
+    """Share of all cores used by other processes in each round."""
+    disturbed_rounds: list[int] = []
+    gpu: list[dict[str, Any]] = []
+    notes: list[str] = []
+
+
+class BenchResult(Model):
+    """``bench.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["bench"] = "bench"
+    created: str
+    device: dict[str, Any]
+    """The machine's fingerprint: CPU, cores, memory, GPUs, with a ``sha256`` over it."""
+    headline: str
+    """Which span the numbers are, in words."""
+    engines: list[EngineBench]
+    scenarios: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
+    a_a_control: Comparison | None = None
+    conditions: Conditions
+    settings: dict[str, Any] = {}
+    verdict: VerdictName
+    reason: str

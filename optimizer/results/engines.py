@@ -1,0 +1,40 @@
+"""What an engine computes: its layers and the audit of its precisions."""
+
+from __future__ import annotations
+
+from optimizer.results.base import Model, VerdictName
+
+__all__ = ["Audit", "LayerInfo"]
+
+
+class LayerInfo(Model):
+    """One layer of a compiled engine, as the engine itself tells it."""
+
+    name: str
+    torch_names: list[str] = []
+    """PyTorch modules fused into this layer (``layer1.0.conv2``); empty if it cannot be told."""
+    type: str
+    precision: str
+    """What the layer computes in: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` …"""
+    flops: int | None = None
+    """Multiply and add operations of one image (2 x MAC), for layers with weights."""
+    bytes: int | None = None
+    tactic: str | None = None
+    memory_bytes: int | None = None
+    time_ms: float | None = None
+
+
+class Audit(Model):
+    """What was asked of an engine and what it computes."""
+
+    asked: str
+    computed: dict[str, float]
+    """Share of the convolution and fully-connected FLOPs by precision; shares add up to one."""
+    share: float | None
+    """Share of those FLOPs in the asked precision; ``None`` if the engine does not tell."""
+    min_share: float
+    differing: list[LayerInfo] = []
+    """Layers with weights that compute in another precision than asked."""
+    verdict: VerdictName
+    reason: str
+    """One sentence a person can read."""

@@ -1,0 +1,68 @@
+"""Results to files and back; a file says which result it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from optimizer.artifacts import write_text_atomically
+from optimizer.errors import ArtifactError
+from optimizer.results.base import SCHEMA_VERSION
+from optimizer.results.bench import BenchResult
+from optimizer.results.run import RunResult
+from optimizer.results.search import SearchResult
+from optimizer.results.validate import ValidateResult
+
+__all__ = ["Result", "read_result", "write_result"]
+
+Result = ValidateResult | BenchResult | SearchResult | RunResult
+_KINDS: dict[str, type[BaseModel]] = {
+    "validate": ValidateResult,
+    "bench": BenchResult,
+    "search": SearchResult,
+    "run": RunResult,
+}
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Write a result as JSON, whole or not at all."""
+    write_text_atomically(path, result.model_dump_json(indent=2) + "\n")
+
+
+def read_result(path: Path) -> Result:
+    """Read any of the results; the file says which it is.
+
+    Raises:
+        ArtifactError: No such file, truncated, edited beyond recognition, or another schema.
+    """
+    import json
+
+    if not path.is_file():
+        raise ArtifactError(f"no such file: {path}", mend="check the path")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path.name} is not JSON: {error}", mend="run the command again"
+        ) from error
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ArtifactError(f"{path.name} is not a result of validate, bench, search or run")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path.name} has schema version {raw.get('schema_version')}, "
+            f"this is version {SCHEMA_VERSION}",
+            mend="run the command again with this version of resnet-opt",
+        )
+    try:
+        result = _KINDS[kind].model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path.name} does not fit its schema at {where}: {first['msg']}",
+            mend="run the command again",
+        ) from error
+    assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult))
+    return result

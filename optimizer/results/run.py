@@ -1,0 +1,50 @@
+"""``results.json`` of a run folder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Model, VerdictName
+from optimizer.results.bench import BenchResult
+from optimizer.results.validate import ValidateResult
+
+__all__ = ["RunResult", "StageRecord"]
+
+
+class StageRecord(Model):
+    """One stage of a run: what it made, how long it took, whether it was taken from the cache."""
+
+    name: str
+    label: str
+    file: str | None = None
+    """Relative to the run folder."""
+    cached: bool = False
+    seconds: float
+    status: EngineStatus = "ok"
+    note: str | None = None
+    manifest: dict[str, Any] | None = None
+
+
+class RunResult(Model):
+    """``results.json`` of a run folder."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["run"] = "run"
+    created: str
+    title: str
+    command: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    stages: list[StageRecord]
+    validate_: ValidateResult | None = Field(default=None, alias="validate")
+    bench: BenchResult | None = None
+    verdict: VerdictName
+    findings: list[str]
+    """The sentences at the head of the report."""
+    seconds: float
+
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, serialize_by_alias=True, ser_json_inf_nan="constants"
+    )

@@ -1,0 +1,106 @@
+"""``validate.json``: accuracy hop by hop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
+from optimizer.results.engines import Audit
+
+__all__ = ["BatchConsistency", "BlockNoise", "DatasetInfo", "Gates", "Hop", "ValidateResult"]
+
+
+class DatasetInfo(Model):
+    """Which images a result is about."""
+
+    name: str
+    n: int
+    sha256: str
+    image_size: int
+
+
+class Hop(Model):
+    """One step from the reference to an engine, compared on the same images."""
+
+    name: str
+    engine: str | None
+    """The engine's file for the last hop of a chain; ``None`` for the hops before it."""
+    executor: str
+    """What computed this hop, e.g. ``PyTorch 2.9 eager FP32`` or ``ONNX Runtime, as written``."""
+    parent: str | None
+    """The hop before this one; ``None`` for the reference."""
+    precision: str
+    status: EngineStatus = "ok"
+    error: str | None = None
+    n: int = 0
+    top1: float | None = None
+    top1_ci95: Interval | None = None
+    top5: float | None = None
+    flips: int | None = None
+    """Images whose top-1 class differs from the reference's."""
+    flips_vs_parent: int | None = None
+    drop_pp: float | None = None
+    """Loss of top-1 against the reference, in percentage points; negative is a gain."""
+    drop_ci95_pp: Interval | None = None
+    """Paired interval of the drop; right with zero discordant images too."""
+    mcnemar_p: float | None = None
+    sqnr_db: float | None = None
+    """Signal to noise of the logits against the reference; ``None`` for identical outputs."""
+    sqnr_vs_parent_db: float | None = None
+    max_abs_diff: float | None = None
+    worst_image: str | None = None
+    verdict: VerdictName | None = None
+
+
+class BatchConsistency(Model):
+    """Whether an image's outputs depend on its neighbours in the batch."""
+
+    engine: str
+    batches: list[int]
+    max_abs_diff: float
+    tolerance: float
+    failing: list[str] = []
+    """What differed: check, batch and image of each failure."""
+    verdict: VerdictName
+    reason: str
+
+
+class BlockNoise(Model):
+    """Signal to noise of a graph after one residual block, against the reference."""
+
+    module: str
+    """PyTorch module (``layer1.0``), ``maxpool`` for the stem, or ``logits``."""
+    sqnr_db: float | None
+    """``None`` for identical tensors."""
+
+
+class Gates(Model):
+    """The limits a run is judged by."""
+
+    max_drop_pp: float
+    max_flips: float | None = None
+    """Largest share of images that may change class; ``None`` sets no limit."""
+
+
+class ValidateResult(Model):
+    """``validate.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["validate"] = "validate"
+    created: str
+    reference: str
+    dataset: DatasetInfo
+    hops: list[Hop]
+    first_failing_hop: str | None = None
+    finding: str
+    """One sentence: what was lost, where, and whether it is real."""
+    batch_consistency: list[BatchConsistency] = []
+    audits: dict[str, Audit] = {}
+    """By engine."""
+    layers: dict[str, list[BlockNoise]] = {}
+    """By hop, for graphs that were looked into block by block."""
+    gates: Gates
+    images_needed: int | None = None
+    """Images that would decide an inconclusive verdict."""
+    predictions_file: str | None = None
+    verdict: VerdictName
