@@ -107,9 +107,15 @@ class TensorStatistics:
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """See a batch: N x C, or N x C x H x W float32, finite."""
+        """See a batch: N x C, or N x C x H x W float32.
+
+        Raises:
+            ValueError: NaN or infinite values; nothing of the batch is counted then.
+        """
         flat = values.reshape(len(values), values.shape[1], -1)
-        low, high = flat.min(axis=(0, 2)), flat.max(axis=(0, 2))
+        low, high = flat.min(axis=(0, 2)), flat.max(axis=(0, 2))  # NaN goes through both
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ValueError("NaN or infinite values")
         np.minimum(self.minimum, low, out=self.minimum)
         np.maximum(self.maximum, high, out=self.maximum)
         means = flat.mean(axis=2, dtype=np.float64)
@@ -130,11 +136,12 @@ class TensorStatistics:
 
     def _count(self, sample: NDArray[np.float32]) -> None:
         channels = sample.shape[1]
-        scaled = np.ldexp(sample, -self.exponent[None, :, None])
-        bins = np.floor(scaled, out=scaled).astype(np.int32)
-        bins += self.origin
-        np.clip(bins, 0, BINS - 1, out=bins)  # -2^e * BINS/2 itself is the lowest bin's edge
-        bins += (np.arange(channels, dtype=np.int32) * BINS)[None, :, None]
+        # A product with a power of two is exact, and `_widen` has made room for every value.
+        scaled = sample * np.ldexp(np.float32(1), -self.exponent)[None, :, None]
+        if not self.positive:
+            np.floor(scaled, out=scaled)  # else the cast, which cuts off, does the same
+        bins = scaled.astype(np.int32)
+        bins += (np.arange(channels, dtype=np.int32) * BINS + self.origin)[None, :, None]
         counts = np.bincount(bins.ravel(), minlength=channels * BINS)
         self.counts += counts.reshape(channels, BINS).astype(np.uint32)
         self.zeros += (sample == 0).sum(axis=(0, 2))
@@ -312,10 +319,10 @@ class Collector:
             job.result()
 
     def _see(self, name: str, values: NDArray[Any]) -> None:
-        array = np.asarray(values, np.float32)
-        if not np.isfinite(array).all():
+        try:
+            self._gathered.tensors[name].add(np.asarray(values, np.float32))
+        except ValueError as error:
             raise GraphError(
-                f"{name} has NaN or infinite values on the calibration images",
+                f"{name} has {error} on the calibration images",
                 mend="check the checkpoint and the preprocessing",
-            )
-        self._gathered.tensors[name].add(array)
+            ) from error
