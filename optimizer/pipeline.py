@@ -64,14 +64,14 @@ def run(
 
     checkpoint = stages.make_checkpoint(state)
     graph = stages.export(state, checkpoint)
-    calibration, held_out = stages.open_images(state)
-    statistics = stages.take_statistics(state, graph, calibration)
+    images = stages.open_images(state)
+    statistics = stages.take_statistics(state, graph, images.calibration)
     for section in recipe.build:
-        stages.build_engines(state, section, checkpoint, graph, statistics)
+        stages.build_engines(state, section, checkpoint, graph, statistics, images.pool)
     if not state.engines:
         reasons = "; ".join(f"{s.label}: {s.note}" for s in state.stages if s.note)
         raise EnvironmentFault(f"no engine could be built: {reasons}", mend="resnet-opt doctor")
-    validated = stages.validate_engines(state, checkpoint, graph, held_out)
+    validated = stages.validate_engines(state, checkpoint, graph, images.held_out)
     measured = stages.measure_engines(state, checkpoint)
 
     result = RunResult(

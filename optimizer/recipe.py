@@ -27,7 +27,7 @@ __all__ = [
     "save_recipe",
 ]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
 
 
 def _as_list(value: Any) -> Any:
@@ -91,15 +91,23 @@ class CalibrateSection(_Section):
     calib_images: int = Field(default=256, ge=8)
     seed: int = 0
     method: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
+    equalize: bool = True
+    bias_correction: Literal["network", "statistics", "none"] = "network"
+    shift: bool = True
 
 
 class BuildSection(_Section):
-    """``resnet-opt build``: every precision for every engine of the section."""
+    """``resnet-opt build``: every precision for every engine of the section.
+
+    ``mixed`` searches on the calibration data, for the ``max_drop`` that the run validates with.
+    """
 
     precision: Precisions = ["fp32", "int8"]
     engine: Many = ["auto"]
     target: Many = []
     profile: str | None = None
+    keep: Many = []
+    high_precision: Literal["fp16", "fp32"] | None = None
     storage_only: bool = False
     min_share: Share = "95%"
 

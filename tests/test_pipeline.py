@@ -10,9 +10,9 @@ import pytest
 from optimizer import pipeline
 from optimizer.artifacts import Cache, load_artifact, manifest_path
 from optimizer.engines import get_backend
-from optimizer.errors import DataError, EnvironmentFault
+from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.recipe import Recipe, load_recipe, parse_recipe
-from optimizer.results import RunResult, read_result
+from optimizer.results import RunResult, SearchResult, read_result
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +157,51 @@ def test_one_folder_for_both_is_split(first: tuple[RunResult, Path, Cache], tmp_
     assert result.validate_.dataset.n == 440
     manifest = json.loads(manifest_path(tmp_path / "split" / "statistics.npz").read_text())
     assert manifest["settings"]["images"] == 100
+
+
+def test_mixed_precision_searches_on_images_that_do_not_judge(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    result = pipeline.run(
+        parse_recipe(
+            {
+                "model": str(first[1] / "model.safetensors"),
+                "calibrate": {"calib_images": 100},
+                "build": {"precision": "int8,mixed", "engine": "openvino", "keep": "fc"},
+                "validate": {"data": "digits:test", "max_drop": "20pp"},
+                "bench": None,
+            }
+        ),
+        folder,
+    )
+    found = read_result(folder / "engines" / "openvino-mixed.search.json")
+    assert isinstance(found, SearchResult)
+    assert (found.calibration_images, found.search_images) == (100, 170)
+    assert found.front[found.chosen].kept == ["fc"]
+    searched = next(stage for stage in result.stages if stage.name == "search")
+    assert searched.note == found.finding
+    assert result.validate_ is not None
+    assert result.validate_.dataset.n == 270
+    for name in ("int8", "mixed"):  # with a layer kept, both are mixed
+        audit = result.validate_.audits[f"openvino-{name}.blob"]
+        assert (audit.asked, audit.verdict) == ("mixed", "pass")
+    manifest = json.loads(manifest_path(folder / "statistics.npz").read_text())
+    assert manifest["settings"]["images"] == 100
+
+
+def test_mixed_precision_without_images_to_judge_is_refused(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    asked = parse_recipe(
+        {
+            "model": str(first[1] / "model.safetensors"),
+            "calibrate": {"calib": "digits:train"},
+            "build": {"precision": "mixed", "engine": "openvino"},
+        }
+    )
+    with pytest.raises(UsageError, match="others to judge"):
+        pipeline.run(asked, tmp_path / "none")
 
 
 def test_nothing_to_build_is_an_error_of_the_environment(

@@ -38,7 +38,7 @@ def run(
     ] = None,
     arch: opt.Arch = None,
     image_size: opt.ImageSize = None,
-    precision: Annotated[str | None, typer.Option(help="fp32,fp16,bf16,int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32,fp16,bf16,int8,fp8,mixed.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, or openvino,onnxruntime,….")] = None,
     target: Annotated[str | None, typer.Option(help="GPUs for TensorRT-RTX: sm86,sm89.")] = None,
     batch: Annotated[str | None, typer.Option(help="Batch sizes to measure, 1,8.")] = None,

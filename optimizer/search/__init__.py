@@ -1,5 +1,5 @@
 """Mixed precision: which layers stay in high precision so that the accuracy stays in the budget."""
 
-from optimizer.search.stages import judge, mixed, search_path
+from optimizer.search.stages import check_data, images_for, judge, mixed, search_path
 
-__all__ = ["judge", "mixed", "search_path"]
+__all__ = ["check_data", "images_for", "judge", "mixed", "search_path"]

@@ -42,47 +42,22 @@ from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["check_data", "judge", "mixed", "search", "search_path"]
+__all__ = ["check_data", "images_for", "judge", "mixed", "search", "search_path"]
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy", "torch", "openvino")
 _BATCH = 32
 
 
-def mixed(
-    graph: Path,
-    output: Path,
-    result: Path,
-    *,
-    target: str,
-    calib: str | None,
-    data: str | None,
-    ready: Path | str | None = None,
-    max_drop_pp: float = 1.0,
-    calib_images: int = 256,
-    options: EncodingOptions | None = None,
-    high_precision: str | None = None,
-    cache: Cache | None = None,
-    progress: Progress | None = None,
-) -> Artifact:
-    """Search, and write the graph that was found; its encodings lie beside it.
+def images_for(calib: str | None, data: str | None, ready: Path | str | None) -> ImageDataset:
+    """Open the images that calibrate and are searched on, after a look at what was asked.
 
     Args:
-        graph: The FP32 graph.
-        output: Where the graph goes (``.onnx``).
-        result: Where the `SearchResult` goes.
-        target: Whose rules the graph follows.
         calib: Images to calibrate with and to search on.
         data: Images that will judge; here only to make sure that they are others.
         ready: Statistics or encodings, which a search cannot use.
-        max_drop_pp: Largest loss of top-1, percentage points.
-        calib_images: How many images calibrate.
-        options: Passes that compute the encodings; layers that they keep are kept in any case.
-        high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
 
     Raises:
-        UsageError: Images are missing or not apart from each other; and as `search`.
+        UsageError: Images are missing or not apart from each other.
     """
     if ready is not None:
         raise UsageError(
@@ -98,6 +73,41 @@ def mixed(
         )
     dataset = open_dataset(calib)
     check_data(dataset, open_dataset(data))
+    return dataset
+
+
+def mixed(
+    graph: Path,
+    output: Path,
+    dataset: ImageDataset,
+    *,
+    target: str,
+    result: Path,
+    max_drop_pp: float = 1.0,
+    calib_images: int = 256,
+    options: EncodingOptions | None = None,
+    high_precision: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Search, and write the graph that was found; its encodings lie beside it.
+
+    Args:
+        graph: The FP32 graph.
+        output: Where the graph goes (``.onnx``).
+        dataset: Labelled images to calibrate with and to search on, from `images_for`.
+        target: Whose rules the graph follows.
+        result: Where the `SearchResult` goes.
+        max_drop_pp: Largest loss of top-1, percentage points.
+        calib_images: How many images calibrate.
+        options: Passes that compute the encodings; layers that they keep are kept in any case.
+        high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
+        cache: Where artifacts are kept by key.
+        progress: Told of the steps.
+
+    Raises:
+        DataError, GraphError, UsageError: As `search`.
+    """
     encodings = search(
         graph,
         output.with_name(f"{output.stem}.encodings.json"),

@@ -163,11 +163,9 @@ def quantize(
         made = search.mixed(
             graph,
             output,
-            found,
+            search.images_for(calib, data, encodings or stats),
             target=target,
-            calib=calib,
-            data=data,
-            ready=encodings or stats,
+            result=found,
             max_drop_pp=max_drop_pp,
             calib_images=calib_images,
             options=options,
@@ -276,7 +274,6 @@ def build(
     source = graph
     explicit: dict[str, Any] = {
         "target": name,
-        "calib": calib,
         "calib_images": calib_images,
         "options": options,
         "high_precision": high_precision,
@@ -291,16 +288,16 @@ def build(
             search.mixed(
                 graph,
                 source,
-                found,
-                data=data,
-                ready=encodings or stats,
+                search.images_for(calib, data, encodings or stats),
+                result=found,
                 max_drop_pp=max_drop_pp,
                 **explicit,
             )
         else:
             quantize(
-                graph, source, precision=precision, stats=stats, encodings=encodings, **explicit
-            )
+                graph, source, precision=precision, calib=calib, stats=stats, encodings=encodings,
+                **explicit,
+            )  # fmt: skip
         # A search may keep nothing, and --keep makes a mix of INT8.
         settings = replace(settings, precision=graph_facts(source).precision)
     made = build_engine(source, output, name, settings, cache=cache, progress=progress)
