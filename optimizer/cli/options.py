@@ -36,6 +36,7 @@ __all__ = [
     "batch_size",
     "cache_of",
     "encoding_options",
+    "given",
     "numbers",
     "words",
 ]
@@ -130,6 +131,11 @@ def encoding_options(
         bias=cast("Any", bias),
         shift=shift,
     )
+
+
+def given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given, by name."""
+    return {name: value for name, value in flags.items() if value not in (None, False, [])}
 
 
 def batch_size(text: str) -> int | None:

@@ -12,7 +12,14 @@ import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate
-from optimizer.engines.protocol import Array, Availability, BuildSettings, Built, TensorSpec
+from optimizer.engines.protocol import (
+    Array,
+    Availability,
+    BuildSettings,
+    Built,
+    TensorSpec,
+    check_cpu_settings,
+)
 from optimizer.errors import BuildError, UnsupportedPrecision
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -95,6 +102,7 @@ class OnnxRuntime:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; refuses what it does not compute."""
+        check_cpu_settings("ONNX Runtime", settings)
         if settings.precision not in _COMPUTED and not settings.options.get("storage_only"):
             raise UnsupportedPrecision(
                 f"ONNX Runtime does not compute {settings.precision.upper()} on a CPU: "

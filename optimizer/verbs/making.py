@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from optimizer.errors import UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
+    from optimizer.engines.building import Limits
     from optimizer.precision.int8 import EncodingOptions
 
 __all__ = ["build", "calibrate", "export", "quantize", "train"]
@@ -211,6 +212,8 @@ def build(
     timing_cache: Path | None = None,
     threads: int | None = None,
     storage_only: bool = False,
+    backend_options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
     calib: str | None = None,
     calib_images: int = 256,
     stats: Path | str | None = None,
@@ -237,6 +240,9 @@ def build(
         timing_cache: TensorRT's timing cache file.
         threads: Threads of a CPU engine.
         storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
+        backend_options: Further options of the backend, by its own names (for TensorRT those of
+            `optimizer.engines.tensorrt.options.Options`).
+        limits: Of the library's memory and time; ``None`` for half an hour and any memory.
         calib: Calibration images for INT8 and FP8; for ``mixed`` the search uses others of them.
         calib_images: How many of them.
         stats: Statistics to use instead of calibrating.
@@ -270,7 +276,10 @@ def build(
         opt_level=opt_level,
         timing_cache=timing_cache,
         threads=threads,
-        options={"storage_only": True} if storage_only else {},
+        options={
+            **({"storage_only": True} if storage_only else {}),
+            **(backend_options or {}),
+        },
     )
     check_buildable(backend, settings)
     source = graph
@@ -303,7 +312,9 @@ def build(
             )
         # A search may keep nothing, and --keep makes a mix of INT8.
         settings = replace(settings, precision=graph_facts(source).precision)
-    made = build_engine(source, output, name, settings, cache=cache, progress=progress)
+    made = build_engine(
+        source, output, name, settings, cache=cache, limits=limits, progress=progress
+    )
     if found is not None:
         search.judge(made.path, graph, found, str(data), progress=progress)
     return made

@@ -69,12 +69,14 @@ class TensorRt:
         Raises:
             UnsupportedPrecision: A target does not compute this precision.
             UsageError: An option or a target the library does not have.
+            MissingDevice: An option needs a driver, and there is none.
         """
         options = read_options(self.library, settings)
         targets = self._targets(settings)
         check_precision(
             self.library, settings.precision, targets, storage_only=options.storage_only
         )
+        self._gpu_to_build_on(options)
         return {"tensorrt_options": asdict(options), "capabilities": [sm_name(t) for t in targets]}
 
     def build(

@@ -30,10 +30,10 @@ def open_session(
         ArtifactError: The file is damaged, or of another version or compute capability.
         UsageError: No such device or option.
     """
-    runtime_options = rtx.RuntimeOptions.read(options)
+    manifest = _manifest(path)
+    runtime_options = rtx.RuntimeOptions.read(library, {**_recorded(path, manifest), **options})
     trt = load(library)
     gpu = pick_device(library, device)
-    manifest = _manifest(path)
     if manifest is not None:
         _check_targets(library, path, manifest, gpu)
     api = cuda_api()
@@ -114,6 +114,17 @@ def _manifest(path: Path) -> Manifest | None:
         if not path.is_file():
             raise
         return None  # a plan made by other tools; the library's own checks must do
+
+
+def _recorded(path: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """How to run it, as was said when it was built."""
+    options = manifest.settings.get("options", {}) if manifest is not None else {}
+    names = ("cuda_graph", "specialization", "runtime_cache")
+    recorded = {name: options[name] for name in names if name in options}
+    if "runtime_cache" in recorded:
+        # Its name alone: a manifest of somebody else names no file elsewhere.
+        recorded["runtime_cache"] = path.with_name(Path(str(recorded["runtime_cache"])).name)
+    return recorded
 
 
 def _check_targets(library: Library, path: Path, manifest: Manifest, gpu: CudaDevice) -> None:
