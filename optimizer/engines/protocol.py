@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from optimizer.artifacts import Manifest
 from optimizer.errors import UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -24,6 +25,7 @@ __all__ = [
     "Bound",
     "BuildSettings",
     "Built",
+    "ChecksMachine",
     "Session",
     "TensorSpec",
     "check_cpu_settings",
@@ -193,6 +195,22 @@ class Backend(Protocol):
             engine: The engine file.
             threads: Threads to compute with; ``None`` for all physical cores.
             device: Which device, ``cuda:1``; ``None`` for the first.
+        """
+
+
+@runtime_checkable
+class ChecksMachine(Protocol):
+    """A backend that judges itself whether an engine fits this machine.
+
+    For the others, library versions and the device must be those of the build.
+    """
+
+    def check_machine(self, path: Path, manifest: Manifest, device: str | None) -> None:
+        """Compare a manifest with this machine; called only where the backend can run.
+
+        Raises:
+            ArtifactError: What differs, and the command that rebuilds.
+            MissingDevice, UsageError: There is no such device.
         """
 
 
