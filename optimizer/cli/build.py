@@ -70,6 +70,8 @@ def build(
     engine: Annotated[
         str, typer.Option(help="auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch.")
     ] = "auto",
+    provider: opt.Provider = None,
+    provider_option: opt.ProviderOptions = None,
     target: Target = None,
     profile: Profile = None,
     workspace: Workspace = None,
@@ -114,6 +116,8 @@ def build(
 
     Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.rtx
 
+    Example: resnet-opt build model.onnx --fp16 --engine onnxruntime --provider cuda -o model.ort.onnx
+
     Example: resnet-opt build model.onnx --precision fp8 --target sm89 --calib data/train -o model.rtx
 
     Example: resnet-opt build int8.onnx --int8 --engine tensorrt --profile 1:1:1 --profile 8:32:64 -o m.plan
@@ -141,6 +145,8 @@ def build(
             output,
             precision=precision,
             engine=engine,
+            provider=provider,
+            provider_options=opt.pairs(provider_option, "--provider-option"),
             target=opt.words(target),
             profile=profiles[0] if profiles else None,
             workspace_bytes=parse_bytes(workspace) if workspace else None,

@@ -115,6 +115,8 @@ def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None
         words += ["--workspace", f"{settings['workspace_bytes']}B"]
     for name in ("opt_level", "threads"):
         options[name] = settings.get(name)
+    for key, value in (options.pop("provider_options", None) or {}).items():
+        words += ["--provider-option", f"{key}={value}"]
     for name, value in options.items():
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]

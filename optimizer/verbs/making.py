@@ -205,6 +205,8 @@ def build(
     *,
     precision: str = "fp32",
     engine: str = "auto",
+    provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
     target: Sequence[str] = (),
     profile: tuple[int, int, int] | None = None,
     workspace_bytes: int | None = None,
@@ -233,6 +235,8 @@ def build(
         output: The engine file; the explicit graph goes beside it (``<output>.graph.onnx``).
         precision: What to compute in.
         engine: A backend, or ``auto`` for the fastest here that computes the precision.
+        provider: Of ONNX Runtime: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
+        provider_options: The provider's own options, by its own names.
         target: TensorRT-RTX compute capabilities (``sm86``).
         profile: (min, opt, max) batch.
         workspace_bytes: TensorRT's scratch memory.
@@ -260,11 +264,17 @@ def build(
     from optimizer.engines.choice import choose_engine
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
+    from optimizer.engines.providers import lowering_target
     from optimizer.precision import check_keep
 
     graph, output = Path(graph), Path(output)
     check_keep(graph, precision, options)
-    name = choose_engine(precision) if engine == "auto" else engine
+    name = engine
+    if engine == "auto":
+        name = choose_engine(precision) if provider is None else "onnxruntime"
+    lowered_for = lowering_target(name, provider)
+    if provider_options and provider is None:
+        raise UsageError("--provider-option without a provider", mend="--provider NAME")
     backend = get_backend(name)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     settings = BuildSettings(
@@ -278,13 +288,15 @@ def build(
         threads=threads,
         options={
             **({"storage_only": True} if storage_only else {}),
+            **({"provider": provider} if provider else {}),
+            **({"provider_options": dict(provider_options)} if provider_options else {}),
             **(backend_options or {}),
         },
     )
     check_buildable(backend, settings)
     source = graph
     explicit: dict[str, Any] = {
-        "target": name,
+        "target": lowered_for,
         "calib": calib,
         "calib_images": calib_images,
         "options": options,

@@ -1,0 +1,52 @@
+"""``--device``: for engines that run on a GPU, refused where nothing does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.artifacts import Artifact, Plan, produce
+from optimizer.engines.placement import check_device, device_of, runs_on_gpu
+from optimizer.errors import UsageError
+
+
+def engine(path: Path, **settings: Any) -> Artifact:
+    def write(target: Path) -> dict[str, Any]:
+        target.write_bytes(b"an engine")
+        return {}
+
+    return produce(Plan(kind="engine", settings=settings, inputs=[], libraries={}), path, write)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu"),
+    [
+        ({"backend": "openvino"}, False),
+        ({"backend": "torch"}, False),
+        ({"backend": "onnxruntime"}, False),
+        ({"backend": "onnxruntime", "options": {"provider": "cpu"}}, False),
+        ({"backend": "onnxruntime", "options": {"provider": "cuda"}}, True),
+        ({"backend": "tensorrt"}, True),
+        ({"backend": "somebody-else"}, True),
+    ],
+)
+def test_who_runs_on_a_gpu(settings: dict[str, Any], gpu: bool) -> None:
+    assert runs_on_gpu(settings) is gpu
+
+
+def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
+    host = engine(tmp_path / "a.blob", backend="openvino").path
+    gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
+    checkpoint = tmp_path / "model.safetensors"
+    assert device_of(host, "cuda:1") is None
+    assert device_of(checkpoint, "cuda:1") is None
+    assert device_of(gpu, "cuda:1") == "cuda:1"
+    assert device_of(gpu, None) is None
+    check_device([host, checkpoint, gpu], "cuda:1")
+    check_device([host], None)
+    with pytest.raises(UsageError, match="nothing here runs on one"):
+        check_device([host, checkpoint], "cuda:9")
+    with pytest.raises(UsageError, match="unknown device 'gpu0'"):
+        check_device([gpu], "gpu0")
