@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["locate", "needed", "preload", "version_of"]
+__all__ = ["locate", "needed", "other_versions", "preload", "version_of"]
 
 # What every Linux with glibc and a C++ runtime has.
 _SYSTEM = re.compile(r"^(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|z)\.so\.|ld-linux)")
@@ -56,6 +56,19 @@ def locate(name: str, beside: Path | None = None) -> Path | None:
             return folder / name
     listed = _loader_cache().get(name)
     return Path(listed) if listed is not None else None
+
+
+def other_versions(name: str) -> list[str]:
+    """Other major versions of a library that are here: ``libnvinfer.so.11`` for ``libnvinfer.so.10``."""
+    stem, version = version_of(name)
+    pattern = re.compile(rf"{re.escape(stem)}\.so\.(\d+)$")
+    names = {
+        path.name
+        for folder in (*_package_folders(), *_library_path())
+        for path in folder.glob(f"{stem}.so.*")
+    }
+    names |= _loader_cache().keys()
+    return sorted(n for n in names if (match := pattern.match(n)) and match[1] != version)
 
 
 def preload(names: list[str], beside: Path | None = None) -> None:

@@ -9,7 +9,12 @@ from pathlib import Path
 from optimizer.engines.cuda import cuda_status, device_index
 from optimizer.engines.cuda_bindings import MEND_DEVICE
 from optimizer.engines.providers.facts import PROVIDERS, Provider
-from optimizer.engines.providers.shared_objects import locate, needed, version_of
+from optimizer.engines.providers.shared_objects import (
+    locate,
+    needed,
+    other_versions,
+    version_of,
+)
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError
 
 __all__ = [
@@ -96,9 +101,8 @@ def provider_status(provider: Provider) -> ProviderStatus:
     needs = needs_of(provider, path)
     beside = path.parent if provider.plugin else None
     missing_names = [name for name in needs if locate(name, beside) is None]
-    words = f"needs {', '.join(needs)}"
     if missing_names:
-        reason = f"missing {', '.join(missing_names)}; it {words}"
+        reason = f"missing {', '.join(map(_with_others, missing_names))}"
         stems = {version_of(name)[0] for name in missing_names}
         return ProviderStatus(
             provider.name, False, reason, needs, missing_names,
@@ -106,14 +110,12 @@ def provider_status(provider: Provider) -> ProviderStatus:
         )  # fmt: skip
     status = cuda_status()
     if not status.devices:
-        reason = f"{words}; all found, but {status.fault}"
+        reason = f"all its libraries are here, but {status.fault}"
         return ProviderStatus(
             provider.name, False, reason, needs, mend=status.mend or MEND_DEVICE, no_device=True
         )
     gpu = status.devices[0]
-    return ProviderStatus(
-        provider.name, True, f"{words}; all found, on {gpu.name} ({gpu.sm})", needs
-    )
+    return ProviderStatus(provider.name, True, f"on {gpu.name} ({gpu.sm})", needs)
 
 
 def statuses() -> list[ProviderStatus]:
@@ -146,6 +148,11 @@ def check_usable(provider: Provider, device: str | None) -> int:
             f"there is no cuda:{index}, only {len(devices)} GPU(s)", mend="--device cuda:0"
         )
     return index
+
+
+def _with_others(name: str) -> str:
+    others = other_versions(name)
+    return f"{name} (here is {', '.join(others)})" if others else name
 
 
 def _mend(missing: list[str], needs: list[str]) -> str:

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from optimizer.engines.providers.facts import CUDA, TENSORRT
-from optimizer.engines.providers.shared_objects import locate, needed, preload, version_of
+from optimizer.engines.providers.shared_objects import (
+    locate,
+    needed,
+    other_versions,
+    preload,
+    version_of,
+)
 from optimizer.engines.providers.status import library_of
 
 
@@ -62,6 +68,16 @@ def test_a_library_is_found_where_the_loader_looks(
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{pair / 'below'}")
     assert locate("liblower.so.7") == pair / "below" / "liblower.so.7"
     assert locate("libupper.so.3") is None
+
+
+def test_another_major_version_is_told(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("8", "8.1.0", "x"):
+        shutil.copy(pair / "below" / "liblower.so.7", tmp_path / f"liblower.so.{version}")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert other_versions("liblower.so.7") == ["liblower.so.8"]
+    assert other_versions("liblower.so.8") == []
 
 
 def test_a_longer_version_beside_the_provider_counts(pair: Path, tmp_path: Path) -> None:
