@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.artifacts import Manifest
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate
 from optimizer.engines.protocol import (
@@ -44,7 +45,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     suffix = ".ort.onnx"
-    libraries = ("onnxruntime-gpu", "onnxruntime")
+    libraries: tuple[str, ...] = ("onnxruntime-gpu", "onnxruntime")
 
     def availability(self) -> Availability:
         """See `Backend.availability`."""
@@ -96,6 +97,19 @@ class OnnxRuntime:
             notes.append(f"{settings.precision} storage, FP32 compute")
         return Built(layers=layers, seconds=seconds, notes=notes)
 
+    def check_machine(
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: str | None,  # noqa: ARG002 - the provider looks for it when it is opened
+    ) -> None:
+        """See `ChecksMachine.check_machine`; what a provider of a GPU compiles anew fits any CPU."""
+        from optimizer.engines.opening import check_same_device, check_versions
+
+        check_versions(self, path, manifest)
+        if not read_choice(manifest.settings.get("options") or {}).provider.on_gpu:
+            check_same_device(self, path, manifest)
+
     def load(
         self,
         engine: Path,
@@ -129,7 +143,7 @@ class OnnxRuntime:
         Raises:
             UnsupportedPrecision: The provider does not compute this precision.
             UsageError: An unknown provider, or an option that it or this backend does not have.
-            MissingLibrary, MissingDevice: The provider cannot be used here.
+            MissingLibrary, MissingDevice: The provider cannot be used here, or not on this GPU.
         """
         choice = read_choice(settings.options)
         unknown = [name for name in settings.options if name not in _OPTIONS]
@@ -146,11 +160,18 @@ class OnnxRuntime:
             raise _not_computed(choice, settings.precision)
         if not choice.provider.on_gpu:
             return {"providers": PROVIDERS}
+        from optimizer.engines.cuda import cuda_status
         from optimizer.engines.providers.settings import own_options
-        from optimizer.engines.providers.status import check_usable
+        from optimizer.engines.providers.status import check_computes, check_usable
 
         own_options(choice.provider, settings)
-        check_usable(choice.provider, None)
+        index = check_usable(choice.provider, None)
+        check_computes(
+            choice.provider,
+            settings.precision,
+            cuda_status().devices[index].capability,
+            storage_only=bool(settings.options.get("storage_only")),
+        )
         return {"providers": [choice.provider.registered, *PROVIDERS]}
 
 

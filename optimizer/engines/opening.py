@@ -11,7 +11,15 @@ from optimizer.engines.protocol import Backend, ChecksMachine, Session
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary
 
-__all__ = ["check_opens", "closing", "graph_of", "open_engine", "rebuild_command"]
+__all__ = [
+    "check_opens",
+    "check_same_device",
+    "check_versions",
+    "closing",
+    "graph_of",
+    "open_engine",
+    "rebuild_command",
+]
 
 GRAPH_SUFFIX = ".graph.onnx"
 
@@ -74,6 +82,16 @@ def check_opens(
     if isinstance(backend, ChecksMachine):
         backend.check_machine(path, manifest, device)
         return
+    check_versions(backend, path, manifest)
+    check_same_device(backend, path, manifest)
+
+
+def check_versions(backend: Backend, path: Path, manifest: Manifest) -> None:
+    """Refuse an engine of another version of the backend's libraries.
+
+    Raises:
+        ArtifactError: The message names the difference and the command that rebuilds.
+    """
     here = library_versions(*backend.libraries)
     for name in backend.libraries:
         built, now = manifest.libraries.get(name), here.get(name)
@@ -82,6 +100,14 @@ def check_opens(
                 f"{path.name} was built by {name} {built}, here is {now}",
                 mend=rebuild_command(path, manifest),
             )
+
+
+def check_same_device(backend: Backend, path: Path, manifest: Manifest) -> None:
+    """Refuse an engine that was built for another device.
+
+    Raises:
+        ArtifactError: The message names the difference and the command that rebuilds.
+    """
     present = backend.device()
     for field, built in (manifest.device or {}).items():
         now = present.get(field)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from optimizer.artifacts import Artifact, Plan, produce
+from optimizer.artifacts import Artifact, Manifest, Plan, library_versions, produce
+from optimizer.engines.onnxruntime import OnnxRuntime
+from optimizer.engines.opening import check_opens, rebuild_command
 from optimizer.engines.placement import check_device, device_of, runs_on_gpu
-from optimizer.errors import UsageError
+from optimizer.errors import ArtifactError, UsageError
 
 
 def engine(path: Path, **settings: Any) -> Artifact:
@@ -50,3 +52,35 @@ def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
         check_device([host, checkpoint], "cuda:9")
     with pytest.raises(UsageError, match="unknown device 'gpu0'"):
         check_device([gpu], "gpu0")
+
+
+def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> None:
+    backend = OnnxRuntime()
+    elsewhere = {"kind": "cpu", "model": "another CPU", "flags": []}
+
+    def manifest(name: str, **options: str) -> tuple[Path, Manifest]:
+        plan = Plan(
+            kind="engine", settings={"backend": "onnxruntime", "options": options}, inputs=[],
+            libraries=library_versions(*backend.libraries), device=elsewhere,
+        )  # fmt: skip
+        made = produce(plan, tmp_path / name, lambda path: path.write_bytes(b"an engine") and {})
+        return made.path, made.manifest
+
+    check_opens(backend, *manifest("gpu.onnx", provider="cuda"))
+    with pytest.raises(ArtifactError, match="was built for model another CPU") as caught:
+        check_opens(backend, *manifest("cpu.onnx"))
+    assert "--engine onnxruntime" in str(caught.value.mend)
+
+
+def test_the_command_that_rebuilds_has_the_provider(tmp_path: Path) -> None:
+    made = engine(
+        tmp_path / "m.onnx",
+        backend="onnxruntime",
+        precision="fp16",
+        options={"provider": "cuda", "provider_options": {"use_tf32": "1", "prefer_nhwc": "1"}},
+    )
+    words = rebuild_command(made.path, made.manifest)
+    assert "--engine onnxruntime --provider-option " in words
+    assert "--provider-option use_tf32=1" in words
+    assert "--provider-option prefer_nhwc=1" in words
+    assert "--provider cuda" in words

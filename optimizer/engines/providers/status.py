@@ -15,10 +15,13 @@ from optimizer.engines.providers.shared_objects import (
     other_versions,
     version_of,
 )
+from optimizer.engines.tensorrt.capability import check_capability, check_precision
+from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError
 
 __all__ = [
     "ProviderStatus",
+    "check_computes",
     "check_usable",
     "library_of",
     "needs_of",
@@ -153,6 +156,22 @@ def check_usable(provider: Provider, device: str | None) -> int:
 def _with_others(name: str) -> str:
     others = other_versions(name)
     return f"{name} (here is {', '.join(others)})" if others else name
+
+
+def check_computes(
+    provider: Provider, precision: str, capability: tuple[int, int], *, storage_only: bool = False
+) -> None:
+    """Refuse a GPU that the library under a provider does not run on, or a precision on it.
+
+    Raises:
+        MissingDevice, UnsupportedPrecision: As the message says.
+    """
+    library = {"tensorrt": TENSORRT, "nv-tensorrt-rtx": TENSORRT_RTX}.get(provider.name)
+    if library is None:
+        return
+    check_capability(library, capability)
+    number = capability[0] * 10 + capability[1]
+    check_precision(library, precision, [number], storage_only=storage_only)
 
 
 def _mend(missing: list[str], needs: list[str]) -> str:

@@ -127,7 +127,11 @@ def test_a_precision_that_a_provider_does_not_compute_is_refused() -> None:
     assert "--provider tensorrt" in str(caught.value.mend)
 
 
-def test_an_option_of_another_backend_is_refused() -> None:
-    settings = BuildSettings(precision="fp32", options={"tf32": True})
-    with pytest.raises(UsageError, match="onnxruntime has no option 'tf32'"):
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [("cpu", "ONNX Runtime has no tf32"), ("cuda", "onnxruntime has no option 'tf32'")],
+)
+def test_an_option_of_another_backend_is_refused(provider: str, message: str) -> None:
+    settings = BuildSettings(precision="fp32", options={"provider": provider, "tf32": True})
+    with pytest.raises(UsageError, match=message):
         OnnxRuntime().engine_settings(settings)

@@ -8,12 +8,13 @@ from optimizer.engines.cuda import cuda_status
 from optimizer.engines.providers import PROVIDERS
 from optimizer.engines.providers.status import (
     _mend,
+    check_computes,
     check_usable,
     library_of,
     provider_status,
     statuses,
 )
-from optimizer.errors import EnvironmentFault, MissingDevice, UsageError
+from optimizer.errors import EnvironmentFault, MissingDevice, UnsupportedPrecision, UsageError
 
 ON_GPU = ["cuda", "tensorrt", "nv-tensorrt-rtx"]
 
@@ -71,6 +72,27 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     devices = cuda_status().devices
     with pytest.raises(MissingDevice, match=f"there is no cuda:{len(devices)}"):
         check_usable(PROVIDERS["cuda"], f"cuda:{len(devices)}")
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "capability", "message"),
+    [
+        ("tensorrt", "fp8", (8, 6), "FP8 needs sm89"),
+        ("nv-tensorrt-rtx", "fp16", (9, 0), r"does not run on sm90 \(Hopper\)"),
+        ("nv-tensorrt-rtx", "int8", (7, 5), "half precision on sm75"),
+    ],
+)
+def test_a_gpu_that_does_not_compute_it_is_refused(
+    provider: str, precision: str, capability: tuple[int, int], message: str
+) -> None:
+    with pytest.raises((MissingDevice, UnsupportedPrecision), match=message):
+        check_computes(PROVIDERS[provider], precision, capability)
+
+
+def test_a_gpu_that_computes_it_is_not_refused() -> None:
+    check_computes(PROVIDERS["tensorrt"], "fp8", (9, 0))
+    check_computes(PROVIDERS["nv-tensorrt-rtx"], "int8", (8, 6))
+    check_computes(PROVIDERS["cuda"], "fp16", (5, 0))
 
 
 def test_commands_that_mend_fit_the_versions() -> None:
