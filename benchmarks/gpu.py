@@ -95,6 +95,12 @@ def reason_to_skip(case: Case) -> str | None:
     return None
 
 
+def tolerance(case: Case) -> float:
+    """`TOLERANCE`; a provider that compiles computes FP32 in TF32 and has no option against it."""
+    compiles = case.provider in {"tensorrt", "nv-tensorrt-rtx"}
+    return 5e-3 if compiles and case.precision == "fp32" else TOLERANCE[case.precision]
+
+
 def _targets(case: Case) -> tuple[str, ...]:
     """TensorRT-RTX is told the GPU at hand, to be compared with what is built for it alone."""
     devices = cuda_status().devices
@@ -169,7 +175,7 @@ class Suite:
         if outcome["audit"]["verdict"] == "fail":
             raise AssertionError(outcome["audit"]["reason"])
         outcome["relative_error"] = relative_error(made.path, material)
-        if not outcome["relative_error"] <= TOLERANCE[case.precision]:
+        if not outcome["relative_error"] <= tolerance(case):
             raise AssertionError(
                 f"the logits differ by {outcome['relative_error']:.3g} from the graph as written"
             )

@@ -104,11 +104,13 @@ class CalibrateSection(_Section):
 class BuildSection(_Section):
     """``resnet-opt build``: every precision for every engine of the section.
 
-    What only TensorRT has is given to the TensorRT engines among them.
+    What only TensorRT has is given to the TensorRT engines among them, a provider to onnxruntime.
     """
 
     precision: Precisions = ["fp32", "int8"]
     engine: Many = ["auto"]
+    provider: str | None = None
+    provider_options: dict[str, str] = {}
     target: Many = []
     profile: Profiles | None = None
     workspace: Bytes | None = None
@@ -136,6 +138,10 @@ class BuildSection(_Section):
         )
         if unused is not None and not takers:
             raise ValueError(f"{unused} is for TensorRT, and no engine of the section is one")
+        if self.provider is not None and "onnxruntime" not in self.engine:
+            raise ValueError("provider is for onnxruntime, which is no engine of the section")
+        if self.provider_options and self.provider is None:
+            raise ValueError("provider_options without a provider")
         return self
 
     def tensorrt_options(self) -> dict[str, Any]:

@@ -224,8 +224,10 @@ def build_engines(
             try:
                 name = choose_engine(precision) if asked == "auto" else asked
                 backend = get_backend(name)
-                label = f"{name} {precision}"
-                output = state.folder / "engines" / f"{name}-{precision}{backend.suffix}"
+                provider = section.provider if name == "onnxruntime" else None
+                stem = f"{name}-{provider}" if provider else name
+                label = f"{stem} {precision}"
+                output = state.folder / "engines" / f"{stem}-{precision}{backend.suffix}"
                 with state.stage("build", label) as keep:
                     engine = keep(
                         _one_engine(
@@ -270,6 +272,8 @@ def _one_engine(
         output,
         precision=precision,
         engine=name,
+        provider=section.provider if name == "onnxruntime" else None,
+        provider_options=section.provider_options if name == "onnxruntime" else None,
         target=section.target if name == "tensorrt-rtx" else (),
         **(_tensorrt(section) if name.startswith("tensorrt") else {}),
         storage_only=section.storage_only,

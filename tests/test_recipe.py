@@ -40,6 +40,18 @@ def test_what_only_tensorrt_has(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
+def test_a_provider_and_its_options(tmp_path: Path) -> None:
+    section = {
+        "precision": "fp16", "engine": "onnxruntime,openvino", "provider": "cuda",
+        "provider_options": {"use_tf32": "1"},
+    }  # fmt: skip
+    recipe = parse_recipe({"model": "m", "build": section})
+    assert recipe.build[0].provider == "cuda"
+    assert recipe.build[0].provider_options == {"use_tf32": "1"}
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
 def test_lists_may_be_words() -> None:
     recipe = parse_recipe(
         {"model": "m", "build": {"precision": "fp32, int8", "engine": "openvino"}}
@@ -56,6 +68,11 @@ def test_lists_may_be_words() -> None:
         (
             {"model": "m", "build": {"engine": "openvino", "opt_level": 0}},
             "opt_level is for TensorRT",
+        ),
+        ({"model": "m", "build": {"engine": "openvino", "provider": "cuda"}}, "for onnxruntime"),
+        (
+            {"model": "m", "build": {"engine": "onnxruntime", "provider_options": {"a": "1"}}},
+            "provider_options without a provider",
         ),
         ({"model": "m", "build": {"profile": "8:4:32"}}, "profile"),
         ({"model": "m", "build": {"memory_limit": "8"}}, "memory_limit"),

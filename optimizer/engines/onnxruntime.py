@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.artifacts import Manifest
+from optimizer.artifacts import Manifest, library_versions
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate
 from optimizer.engines.protocol import (
@@ -172,7 +172,10 @@ class OnnxRuntime:
             cuda_status().devices[index].capability,
             storage_only=bool(settings.options.get("storage_only")),
         )
-        return {"providers": [choice.provider.registered, *PROVIDERS]}
+        return {
+            "providers": [choice.provider.registered, *PROVIDERS],
+            "provider_libraries": library_versions(*choice.provider.distributions),
+        }
 
 
 def _not_computed(choice: Choice, precision: str) -> UnsupportedPrecision:

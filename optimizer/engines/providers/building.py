@@ -9,7 +9,7 @@ from typing import Any
 
 from optimizer.engines.graph_facts import annotate, graph_facts
 from optimizer.engines.protocol import BuildSettings, Built
-from optimizer.engines.providers.facts import CPU
+from optimizer.engines.providers.facts import CPU, CUDA
 from optimizer.engines.providers.partition import (
     ASSIGNMENT_KEY,
     assigned,
@@ -18,7 +18,7 @@ from optimizer.engines.providers.partition import (
 )
 from optimizer.engines.providers.session import ProviderSession, open_with_provider
 from optimizer.engines.providers.settings import DEFAULT_PROFILE, Choice, with_build_settings
-from optimizer.engines.providers.status import check_usable
+from optimizer.engines.providers.status import check_usable, provider_status
 from optimizer.errors import BuildError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -107,7 +107,11 @@ def load_with_provider(
     options.add_session_config_entry(ASSIGNMENT_KEY, "1")
     session = open_with_provider(engine, options, choice, index)
     layers = opened_layers(session, engine, choice)
-    return ProviderSession(session, layers, ("cuda", index), _batches(choice, built, engine))
+    # A plugin works with the onnxruntime for CPUs too, which cannot allocate on the GPU: then the
+    # plugin copies, inside of the computation.
+    bound_on_gpu = choice.provider.plugin is None or provider_status(CUDA).usable
+    memory = ("cuda", index) if bound_on_gpu else ("cpu", 0)
+    return ProviderSession(session, layers, memory, _batches(choice, built, engine))
 
 
 def _resolved(choice: Choice, settings: BuildSettings, graph: Path) -> Choice:

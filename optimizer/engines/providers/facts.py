@@ -55,6 +55,7 @@ class Provider:
         typed_by_graph: Whether it computes node by node in the types of the graph. A compiler
             (TensorRT) tells nothing of what it made of the nodes that it took.
         profile_options: Prefix of the options for the smallest, best and largest shapes.
+        distributions: Packages that bring the library under it, for the manifest.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Provider:
     refused: tuple[tuple[str, str], ...] = ()
     typed_by_graph: bool = True
     profile_options: str | None = None
+    distributions: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:
@@ -94,6 +96,7 @@ CUDA = Provider(
     opens=("libcudnn.so.9",),
     # It has no INT8 convolution: Q/DQ graphs are computed in floating point between the pairs.
     computed=frozenset({"fp32", "fp16"}),
+    distributions=("nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cublas"),
     options=frozenset(_CUDA_OPTIONS.split()),
     refused=(
         ("device_id", _BY_DEVICE),
@@ -123,6 +126,7 @@ TENSORRT = Provider(
     ),
     typed_by_graph=False,
     profile_options="trt_profile",
+    distributions=("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
 )
 NV_TENSORRT_RTX = Provider(
     name="nv-tensorrt-rtx",
@@ -143,5 +147,9 @@ NV_TENSORRT_RTX = Provider(
     ),
     typed_by_graph=False,
     profile_options="nv_profile",
+    distributions=(
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+    ),
 )
 PROVIDERS: dict[str, Provider] = {p.name: p for p in (CPU, CUDA, TENSORRT, NV_TENSORRT_RTX)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import re
@@ -17,7 +18,7 @@ import numpy as np
 from optimizer.engines.batching import check_batch
 from optimizer.engines.cuda_bindings import MEND_DEVICE
 from optimizer.engines.protocol import Array, TensorSpec
-from optimizer.engines.providers.facts import PROVIDERS, Provider
+from optimizer.engines.providers.facts import CUDA, PROVIDERS, Provider
 from optimizer.engines.providers.settings import Choice
 from optimizer.engines.providers.shared_objects import preload
 from optimizer.engines.providers.status import library_of, needs_of
@@ -92,10 +93,11 @@ def _chain(choice: Choice, device: int) -> list[tuple[str, dict[str, str]]]:
 def _add_plugin(options: Any, choice: Choice, device: int) -> None:
     import onnxruntime as ort
 
-    registered = choice.provider.registered
+    registered, module = choice.provider.registered, str(choice.provider.plugin)
     if all(found.ep_name != registered for found in ort.get_ep_devices()):
-        path = library_of(choice.provider)
-        ort.register_execution_provider_library(registered, str(path))
+        # Importing it loads the libraries that it brings.
+        path = importlib.import_module(module).get_library_path()
+        ort.register_execution_provider_library(registered, path)
     devices = [found for found in ort.get_ep_devices() if found.ep_name == registered]
     if device >= len(devices):
         raise MissingDevice(
@@ -106,7 +108,13 @@ def _add_plugin(options: Any, choice: Choice, device: int) -> None:
 
 
 def _load_libraries(provider: Provider) -> None:
-    path = library_of(provider) if provider.on_gpu else None
+    # Batches of a plugin lie in memory that the CUDA provider's library allocates.
+    for one in (CUDA, provider) if provider.on_gpu else ():
+        _load_for(one)
+
+
+def _load_for(provider: Provider) -> None:
+    path = library_of(provider)
     if path is not None:
         preload(needs_of(provider, path), path.parent if provider.plugin else None)
 
