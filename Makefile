@@ -13,7 +13,7 @@ help:
 	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
 	@echo "make test       install into .venv, run linters, types and all tests that need no GPU"
 	@echo "make test-fast  the tests of a working day (no training, no whole networks)"
-	@echo "make test-gpu   the tests that need an NVIDIA GPU; others say why they are skipped"
+	@echo "make test-gpu   build, check and measure on an NVIDIA GPU, into reports/gpu/; says why it skips"
 	@echo "make clean      remove .venv and the tools' caches"
 
 $(STAMP): pyproject.toml optimizer/_version.py

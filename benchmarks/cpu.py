@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from materials import random_resnet50
 from readme import write_into_readme
 
 import optimizer
@@ -40,17 +41,8 @@ CALLS = {1: 5, 8: 3}
 
 def engines(folder: Path) -> dict[str, Path]:
     """Build what is compared; the TensorRT lowering runs in ONNX Runtime as a peer of our own."""
-    model = folder / "model.safetensors"
-    from optimizer.models import load_model, save_checkpoint
-
-    save_checkpoint(load_model("resnet50:random"), model, details={})
-    graph = optimizer.export(str(model), folder / "model.onnx").path
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (32, 224, 224, 3), np.uint8)
-    np.savez(folder / "noise.npz", images=images, labels=np.arange(32) % 10)
-    stats = optimizer.calibrate(
-        graph, folder / "stats.npz", calib=str(folder / "noise.npz"), calib_images=32
-    ).path
+    material = random_resnet50(folder)
+    model, graph, stats = material.checkpoint, material.graph, material.statistics
     made = {"PyTorch eager, channels-last": model}
     for engine, suffix in (("openvino", ".blob"), ("onnxruntime", ".ort.onnx")):
         for precision in ("fp32", "int8"):

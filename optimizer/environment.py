@@ -21,6 +21,7 @@ __all__ = [
     "Cpu",
     "Environment",
     "Gpu",
+    "ProviderReport",
     "cpu_quota",
     "describe",
     "fingerprint",
@@ -70,6 +71,17 @@ class BackendStatus(_Model):
     mend: str | None = None
 
 
+class ProviderReport(_Model):
+    """Whether a provider of ONNX Runtime can be used (see `optimizer.engines.providers`)."""
+
+    usable: bool
+    reason: str
+    needs: list[str] = []
+    """Libraries that this build of it links or opens, with their major versions."""
+    missing: list[str] = []
+    mend: str | None = None
+
+
 class Environment(_Model):
     """All that decides what can be done here and how fast."""
 
@@ -82,6 +94,8 @@ class Environment(_Model):
     libraries: dict[str, str | None]
     """Versions of the libraries that this package uses; ``None`` for one not installed."""
     backends: dict[str, BackendStatus]
+    providers: dict[str, ProviderReport] = {}
+    """Execution providers of ONNX Runtime, by the names that ``build --provider`` takes."""
     fingerprint: str
     """The ``sha256`` of `fingerprint`."""
 
@@ -91,6 +105,7 @@ def describe() -> Environment:
     import psutil
 
     from optimizer.engines import backends
+    from optimizer.engines.providers.status import statuses
 
     status = {}
     for name, backend in backends().items():
@@ -114,6 +129,16 @@ def describe() -> Environment:
         gpus=gpus(),
         libraries=libraries(),
         backends=status,
+        providers={
+            found.provider: ProviderReport(
+                usable=found.usable,
+                reason=found.reason,
+                needs=found.needs,
+                missing=found.missing,
+                mend=found.mend,
+            )
+            for found in statuses()
+        },
         fingerprint=fingerprint()["sha256"],
     )
 

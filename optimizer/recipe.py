@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from optimizer.errors import UsageError
-from optimizer.units import parse_duration, parse_pp, parse_share
+from optimizer.units import parse_bytes, parse_duration, parse_pp, parse_profile, parse_share
 
 __all__ = [
     "BenchSection",
@@ -57,6 +57,14 @@ Batches = Annotated[list[int], BeforeValidator(_as_list)]
 Duration = Annotated[str, _checked(parse_duration)]
 Points = Annotated[str, _checked(parse_pp)]
 Share = Annotated[str, _checked(parse_share)]
+Bytes = Annotated[str, _checked(parse_bytes)]
+Profiles = Annotated[list[Annotated[str, _checked(parse_profile)]], BeforeValidator(_as_list)]
+
+_TENSORRT_ONLY = (
+    "target", "profile", "workspace", "opt_level", "timing_cache", "tf32", "sparsity",
+    "hardware_compatibility", "version_compatible", "strip_weights", "refittable", "cuda_graph",
+    "specialization", "runtime_cache",
+)  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -100,16 +108,57 @@ class BuildSection(_Section):
     """``resnet-opt build``: every precision for every engine of the section.
 
     ``mixed`` searches on the calibration data, for the ``max_drop`` that the run validates with.
+    What only TensorRT has is given to the TensorRT engines among them, a provider to onnxruntime.
     """
 
     precision: Precisions = ["fp32", "int8"]
     engine: Many = ["auto"]
+    provider: str | None = None
+    provider_options: dict[str, str] = {}
     target: Many = []
-    profile: str | None = None
     keep: Many = []
     high_precision: Literal["fp16", "fp32"] | None = None
+    profile: Profiles | None = None
+    workspace: Bytes | None = None
+    opt_level: int | None = Field(default=None, ge=0, le=5)
+    timing_cache: str | None = None
+    tf32: bool | None = None
+    sparsity: bool | None = None
+    hardware_compatibility: Literal["ampere-plus", "same-compute-capability"] | None = None
+    version_compatible: bool | None = None
+    strip_weights: bool | None = None
+    refittable: bool | None = None
+    cuda_graph: bool | None = None
+    specialization: Literal["eager", "lazy", "none"] | None = None
+    runtime_cache: str | None = None
+    memory_limit: Bytes | None = None
+    build_timeout: Duration = "30min"
     storage_only: bool = False
     min_share: Share = "95%"
+
+    @model_validator(mode="after")
+    def _somebody_takes_it(self) -> BuildSection:
+        takers = [name for name in self.engine if name == "auto" or name.startswith("tensorrt")]
+        unused = next(
+            (name for name in _TENSORRT_ONLY if getattr(self, name) not in ([], None)), None
+        )
+        if unused is not None and not takers:
+            raise ValueError(f"{unused} is for TensorRT, and no engine of the section is one")
+        if self.provider is not None and "onnxruntime" not in self.engine:
+            raise ValueError("provider is for onnxruntime, which is no engine of the section")
+        if self.provider_options and self.provider is None:
+            raise ValueError("provider_options without a provider")
+        return self
+
+    def tensorrt_options(self) -> dict[str, Any]:
+        """The options that TensorRT's backends take by name, as far as they are given."""
+        names = (
+            "tf32", "sparsity", "hardware_compatibility", "version_compatible", "strip_weights",
+            "refittable", "cuda_graph", "specialization", "runtime_cache",
+        )  # fmt: skip
+        options = {name: value for name in names if (value := getattr(self, name))}
+        further = [parse_profile(text) for text in (self.profile or [])[1:]]
+        return {**options, **({"profiles": further} if further else {})}
 
 
 class ValidateSection(_Section):

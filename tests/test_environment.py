@@ -34,6 +34,15 @@ def test_it_tells_what_is_here() -> None:
     assert found.fingerprint == fingerprint()["sha256"]
 
 
+def test_it_tells_every_provider_of_onnxruntime() -> None:
+    found = describe().providers
+    assert list(found) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
+    assert found["cpu"].usable
+    for name, provider in found.items():
+        assert provider.usable == (provider.mend is None), name
+        assert set(provider.missing) <= set(provider.needs)
+
+
 def test_libraries_are_installed_or_said_to_be_missing() -> None:
     found = libraries()
     assert found["torch"] == metadata.version("torch")

@@ -218,6 +218,31 @@ def test_nothing_to_build_is_an_error_of_the_environment(
         pipeline.run(asked, tmp_path / "none")
 
 
+def test_a_provider_that_is_not_here_is_recorded(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    from optimizer.engines.providers import PROVIDERS
+    from optimizer.engines.providers.status import provider_status
+
+    if provider_status(PROVIDERS["cuda"]).usable:
+        pytest.skip("ONNX Runtime's CUDA provider works on this machine")
+    asked = parse_recipe(
+        {
+            "model": str(first[1] / "model.safetensors"),
+            "build": [
+                {"precision": "fp32", "engine": "onnxruntime"},
+                {"precision": "fp32", "engine": "onnxruntime", "provider": "cuda"},
+            ],
+            "bench": None,
+        }
+    )
+    result = pipeline.run(asked, tmp_path / "run")
+    (missing,) = (stage for stage in result.stages if stage.label == "onnxruntime-cuda fp32")
+    assert missing.status == "unavailable"
+    assert "provider cuda cannot be used here" in str(missing.note)
+    assert (tmp_path / "run" / "engines" / "onnxruntime-fp32.ort.onnx").is_file()
+
+
 def test_data_that_is_not_there_stops_before_the_work(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:

@@ -25,6 +25,33 @@ def test_the_demo_is_a_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
+def test_what_only_tensorrt_has(tmp_path: Path) -> None:
+    section = {
+        "precision": "int8", "engine": "openvino,tensorrt-rtx", "profile": "1:1:1,2:8:32",
+        "tf32": True, "sparsity": False, "specialization": "lazy", "workspace": "2GiB",
+    }  # fmt: skip
+    recipe = parse_recipe({"model": "m", "build": section})
+    (build,) = recipe.build
+    assert build.profile == ["1:1:1", "2:8:32"]
+    assert build.tensorrt_options() == {
+        "tf32": True, "specialization": "lazy", "profiles": [(2, 8, 32)],
+    }  # fmt: skip
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_a_provider_and_its_options(tmp_path: Path) -> None:
+    section = {
+        "precision": "fp16", "engine": "onnxruntime,openvino", "provider": "cuda",
+        "provider_options": {"use_tf32": "1"},
+    }  # fmt: skip
+    recipe = parse_recipe({"model": "m", "build": section})
+    assert recipe.build[0].provider == "cuda"
+    assert recipe.build[0].provider_options == {"use_tf32": "1"}
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
 def test_lists_may_be_words() -> None:
     recipe = parse_recipe(
         {"model": "m", "build": {"precision": "fp32, int8", "engine": "openvino"}}
@@ -38,6 +65,17 @@ def test_lists_may_be_words() -> None:
         ({}, "either a model or a train section"),
         ({"model": "m", "train": {}}, "either a model or a train section"),
         ({"model": "m", "biuld": {}}, "biuld"),
+        (
+            {"model": "m", "build": {"engine": "openvino", "opt_level": 0}},
+            "opt_level is for TensorRT",
+        ),
+        ({"model": "m", "build": {"engine": "openvino", "provider": "cuda"}}, "for onnxruntime"),
+        (
+            {"model": "m", "build": {"engine": "onnxruntime", "provider_options": {"a": "1"}}},
+            "provider_options without a provider",
+        ),
+        ({"model": "m", "build": {"profile": "8:4:32"}}, "profile"),
+        ({"model": "m", "build": {"memory_limit": "8"}}, "memory_limit"),
         ({"model": "m", "build": {"precision": "int3"}}, r"build\.0\.precision"),
         (
             {"model": "m", "validate": {"data": "d", "max_drop": "1"}},

@@ -9,7 +9,7 @@ from typing import Annotated, Never
 import typer
 
 from optimizer._version import __version__
-from optimizer.cli import job, judge, machine, make, pixels
+from optimizer.cli import build, job, judge, machine, make, pixels
 from optimizer.errors import ResnetOptError
 
 __all__ = ["app", "main"]
@@ -67,7 +67,7 @@ for command, panel in (
     (make.export, STEPS),
     (make.calibrate, STEPS),
     (make.quantize, STEPS),
-    (make.build, STEPS),
+    (build.build, STEPS),
     (judge.validate, STEPS),
     (judge.bench, STEPS),
     (judge.predict, RESULTS),

@@ -35,6 +35,7 @@ def validate(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     layers: Annotated[bool, typer.Option("--layers", help="Also look block by block.")] = False,
     arch: opt.Arch = None,
+    device: opt.Device = None,
     skip_bad_images: Annotated[
         bool, typer.Option(help="Leave out images that cannot be decoded.")
     ] = False,
@@ -64,6 +65,7 @@ def validate(
             batch=batch,
             layers=layers,
             arch=arch,
+            device=device,
             skip_bad_images=skip_bad_images,
             predictions=output.with_suffix(".predictions.npz"),
             progress=bars,
@@ -80,6 +82,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes, 1,8.")] = "1",
     image_size: opt.ImageSize = None,
     threads: opt.Threads = None,
+    device: opt.Device = None,
     duration: Annotated[str, typer.Option(help="Time an engine and batch size.")] = "10s",
     min_effect: Annotated[str, typer.Option(help="Smallest difference of interest.")] = "2%",
     against: Annotated[
@@ -108,6 +111,7 @@ def bench(
             batch=opt.numbers(batch, "the batch sizes"),
             image_size=image_size,
             threads=threads,
+            device=device,
             duration_s=parse_duration(duration),
             min_effect=parse_share(min_effect),
             against=against,
@@ -128,6 +132,7 @@ def predict(
     engine: Annotated[Path, typer.Argument(help="An engine or a checkpoint.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Classify images: the best classes with their probabilities.
@@ -136,7 +141,7 @@ def predict(
     """
     from optimizer.evaluation.prediction import predict as room
 
-    rows = room(engine, images, top=top)
+    rows = room(engine, images, top=top, device=device)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
         return

@@ -46,6 +46,14 @@ def doctor(as_json: opt.Json = False) -> None:
         typer.echo(f"  {name:<14} {verdict:<12} {status.reason}")
         if status.mend and not status.can_run:
             typer.echo(f"  {'':<14} {'':<12} -> {status.mend}")
+    typer.echo("\nproviders of onnxruntime (build --engine onnxruntime --provider NAME)")
+    for name, provider in found.providers.items():
+        verdict = "ready" if provider.usable else "missing"
+        typer.echo(f"  {name:<15} {verdict:<11} {provider.reason}")
+        if provider.needs:
+            typer.echo(f"  {'':<27} it needs {' '.join(provider.needs)}")
+        if provider.mend:
+            typer.echo(f"  {'':<27} -> {provider.mend}")
 
 
 def clean() -> None:

@@ -1,23 +1,21 @@
-"""Commands that make artifacts: train, export, calibrate, quantize, build."""
+"""Commands that make artifacts: train, export, calibrate, quantize."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from optimizer.cli import options as opt
+from optimizer.cli.made import as_detail, bars, raise_for, say, search_result, searched
 
 if TYPE_CHECKING:
-    from optimizer.artifacts import Artifact
     from optimizer.precision.int8.halves import Moved
-    from optimizer.results import SearchResult
 
-__all__ = ["build", "calibrate", "export", "quantize", "train"]
+__all__ = ["calibrate", "export", "quantize", "train"]
 
 
 def train(
@@ -47,7 +45,7 @@ def train(
     """
     from optimizer import verbs
 
-    with _bars() as progress:
+    with bars() as progress:
         made = verbs.train(
             output,
             arch=arch,
@@ -64,7 +62,7 @@ def train(
             progress=progress,
         )
     top1 = made.manifest.details.get("top1")
-    _say(made, as_json, f"top-1 {top1:.2%} on held-out images" if top1 is not None else None)
+    say(made, as_json, f"top-1 {top1:.2%} on held-out images" if top1 is not None else None)
 
 
 def export(
@@ -91,7 +89,7 @@ def export(
     """
     from optimizer import verbs
 
-    with _bars() as progress:
+    with bars() as progress:
         made = verbs.export(
             model,
             output,
@@ -104,7 +102,7 @@ def export(
             progress=progress,
         )
     worst = made.manifest.details["max_relative_difference"]
-    _say(made, as_json, f"differs from PyTorch by at most {worst:.1e} of the largest logit")
+    say(made, as_json, f"differs from PyTorch by at most {worst:.1e} of the largest logit")
 
 
 def calibrate(
@@ -130,7 +128,7 @@ def calibrate(
     """
     from optimizer import verbs
 
-    with _bars() as progress:
+    with bars() as progress:
         made = verbs.calibrate(
             graph,
             output,
@@ -155,7 +153,7 @@ def calibrate(
         )
     details = {"halves": [asdict(one) for one in moved]} if moved else {}
     tensors = made.manifest.details["tensors"]
-    _say(made, as_json, f"{tensors} tensors", *_halves(moved), details=details)
+    say(made, as_json, f"{tensors} tensors", *_halves(moved), details=details)
 
 
 def _halves(moved: list[Moved]) -> list[str]:
@@ -209,7 +207,7 @@ def quantize(
     from optimizer import verbs
     from optimizer.units import parse_pp
 
-    with _bars() as progress:
+    with bars() as progress:
         made = verbs.quantize(
             graph,
             output,
@@ -230,167 +228,7 @@ def quantize(
             progress=progress,
         )
     pairs, notes = (made.manifest.details.get(name) for name in ("pairs", "notes"))
-    found = _search_result(graph, output, precision)
+    found = search_result(graph, output, precision)
     remark = f"{pairs} tensors with Q/DQ" if pairs else None
-    _say(made, as_json, remark, *(notes or ()), *_searched(found), details=_as_detail(found))
-    _raise_for(found)
-
-
-def build(
-    graph: Annotated[Path, typer.Argument(help="An ONNX file (a checkpoint for --engine torch).")],
-    output: opt.Output,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or mixed.")] = "fp32",
-    fp16: Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch.")
-    ] = "auto",
-    target: Annotated[
-        str | None, typer.Option(help="GPUs to compile for without one here: sm86,sm89,sm120.")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="min:opt:max batch, 1:8:32.")] = None,
-    workspace: Annotated[str | None, typer.Option(help="TensorRT's scratch memory, 4GiB.")] = None,
-    opt_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="TensorRT's optimization level.")
-    ] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache.")] = None,
-    threads: opt.Threads = None,
-    storage_only: Annotated[
-        bool, typer.Option(help="On a CPU: store half types, compute in FP32, labelled so.")
-    ] = False,
-    min_share: Annotated[
-        str, typer.Option(help="Share of the FLOPs that must be in the asked precision.")
-    ] = "95%",
-    calib: opt.Calib = None,
-    calib_images: opt.CalibImages = 256,
-    stats: opt.Stats = None,
-    encodings: opt.EncodingsFile = None,
-    keep: opt.Keep = None,
-    data: opt.Judge = None,
-    max_drop: opt.MaxDrop = "1pp",
-    method: opt.Method = "auto",
-    equalize: opt.Equalize = True,
-    bias_correction: opt.Bias = "network",
-    shift: opt.Shift = True,
-    high_precision: opt.HighPrecision = None,
-    no_cache: opt.CacheOff = False,
-    as_json: opt.Json = False,
-) -> None:
-    """Compile an engine and audit that it computes what was asked.
-
-    Example: resnet-opt build model.onnx --precision int8 --calib digits:train -o model.blob
-
-    Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.rtx
-
-    Example: resnet-opt build model.onnx --precision fp8 --target sm89 --calib data/train -o model.rtx
-
-    Example: resnet-opt build model.onnx --precision mixed --calib digits:train --data digits:test -o m.blob
-    """
-    from optimizer import verbs
-    from optimizer.errors import PrecisionAuditFailed, UsageError
-    from optimizer.units import parse_bytes, parse_pp, parse_profile, parse_share
-
-    if fp16 and int8:
-        raise UsageError("--fp16 and --int8 together", mend="build one engine for each")
-    if fp16 or int8:
-        precision = "fp16" if fp16 else "int8"
-    share = parse_share(min_share)
-    with _bars() as progress:
-        made = verbs.build(
-            graph,
-            output,
-            precision=precision,
-            engine=engine,
-            target=opt.words(target),
-            profile=parse_profile(profile) if profile else None,
-            workspace_bytes=parse_bytes(workspace) if workspace else None,
-            opt_level=opt_level,
-            timing_cache=timing_cache,
-            threads=threads,
-            storage_only=storage_only,
-            calib=calib,
-            calib_images=calib_images,
-            stats=stats,
-            encodings=encodings,
-            data=data,
-            max_drop_pp=parse_pp(max_drop),
-            options=opt.encoding_options(
-                method, keep, equalize=equalize, bias=bias_correction, shift=shift
-            ),
-            high_precision=high_precision,
-            cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
-            progress=progress,
-        )
-    audit = verbs.audit_engine(made, min_share=share)
-    notes = [audit.reason, *made.manifest.details.get("notes", [])]
-    found = _search_result(graph, output, precision)
-    details = {"audit": audit.model_dump(mode="json"), **_as_detail(found)}
-    _say(made, as_json, *notes, *_searched(found), details=details)
-    _raise_for(found)
-    if audit.verdict == "fail":
-        raise PrecisionAuditFailed(
-            f"{made.path.name}: {audit.reason}", mend="resnet-opt inspect names every layer"
-        )
-
-
-# --- mixed precision ---------------------------------------------------------------------------
-
-
-def _search_result(graph: Path, output: Path, precision: str) -> SearchResult | None:
-    """What the search left beside the output; a graph that is mixed already needed none."""
-    from optimizer.results import SearchResult, read_result
-    from optimizer.search import search_path
-
-    path = search_path(output)
-    if precision != "mixed" or not path.is_file():
-        return None
-    result = read_result(path)
-    assert isinstance(result, SearchResult)
-    return result if result.graph == graph.name else None
-
-
-def _as_detail(found: SearchResult | None) -> dict[str, Any]:
-    return {} if found is None else {"search": found.model_dump(mode="json")}
-
-
-def _searched(found: SearchResult | None) -> list[str]:
-    if found is None:
-        return []
-    judged = [found.validation.finding] if found.validation is not None else []
-    return [found.finding, *judged]
-
-
-def _raise_for(found: SearchResult | None) -> None:
-    from optimizer.evaluation import raise_for_verdict
-
-    if found is not None and found.validation is not None:
-        raise_for_verdict(found.validation)
-
-
-# --- printing ----------------------------------------------------------------------------------
-
-
-def _bars() -> Any:
-    from optimizer.cli.console import progress
-
-    return progress()
-
-
-def _say(
-    made: Artifact,
-    as_json: bool,
-    *remarks: str | None,
-    details: dict[str, Any] | None = None,
-) -> None:
-    if as_json:
-        raw = made.manifest.model_dump(mode="json")
-        raw["details"] |= details or {}
-        typer.echo(json.dumps({**raw, "path": str(made.path), "cached": made.cached}, indent=2))
-        return
-    size = made.path.stat().st_size
-    unit, divisor = ("MB", 1e6) if size >= 1e5 else ("kB", 1e3)
-    cached = ", nothing to do: it was made before" if made.cached else ""
-    typer.echo(f"{made.path}  {size / divisor:.1f} {unit}{cached}")
-    for remark in remarks:
-        if remark:
-            typer.echo(f"  {remark}")
+    say(made, as_json, remark, *(notes or ()), *searched(found), details=as_detail(found))
+    raise_for(found)

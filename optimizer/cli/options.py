@@ -19,6 +19,7 @@ __all__ = [
     "Calib",
     "CalibImages",
     "Data",
+    "Device",
     "EncodingsFile",
     "Equalize",
     "HighPrecision",
@@ -30,13 +31,17 @@ __all__ = [
     "Method",
     "Output",
     "PreprocessingFrom",
+    "Provider",
+    "ProviderOptions",
     "Shift",
     "Stats",
     "Threads",
     "batch_size",
     "cache_of",
     "encoding_options",
+    "given",
     "numbers",
+    "pairs",
     "words",
 ]
 
@@ -50,6 +55,22 @@ ImageSize = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads an engine; default: all cores.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="The GPU, cuda:1, for engines that run on one; else the first."),
+]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider", help="Of onnxruntime: cpu (default), cuda, tensorrt or nv-tensorrt-rtx."
+    ),
+]
+ProviderOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider-option", help="An option of the provider, key=value; may be repeated."
+    ),
 ]
 Data = Annotated[
     str,
@@ -132,6 +153,11 @@ def encoding_options(
     )
 
 
+def given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given, by name."""
+    return {name: value for name, value in flags.items() if value not in (None, False, [])}
+
+
 def batch_size(text: str) -> int | None:
     """``dynamic`` or a number.
 
@@ -155,6 +181,23 @@ def numbers(text: str, what: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"cannot read {what} {text!r}", mend="numbers such as 1,8")
     return [int(part) for part in parts]
+
+
+def pairs(texts: list[str] | None, flag: str) -> dict[str, str]:
+    """``key=value`` texts as a mapping.
+
+    Raises:
+        UsageError: One has no ``=`` or no key, or a key is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or []:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not key or not equals:
+            raise UsageError(f"cannot read {flag} {text!r}", mend=f"{flag} key=value")
+        if key in found:
+            raise UsageError(f"{flag} {key} is given twice", mend="give it once")
+        found[key] = value
+    return found
 
 
 def words(text: str | None) -> list[str]:

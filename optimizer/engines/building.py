@@ -1,20 +1,11 @@
-"""Building an engine: checked first, compiled in a process of its own, written whole.
-
-A crash of a compiler (they do crash) ends its process and not the user's run; a library that
-keeps threads or memory takes them along; and an interrupt leaves nothing behind.
-"""
+"""Building an engine: checked first, compiled in a process of its own, written whole."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import traceback
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +22,15 @@ from optimizer.artifacts import (
     write_atomically,
     write_text_atomically,
 )
+from optimizer.engines.build_process import Limits, build_apart
 from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.opening import GRAPH_SUFFIX
-from optimizer.engines.protocol import Backend, BuildSettings, Built
+from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
-from optimizer.errors import BuildError, MissingLibrary, ResnetOptError, UsageError
+from optimizer.errors import MissingLibrary, UsageError
 from optimizer.progress import Progress, Silent
 
-__all__ = ["build_engine", "check_buildable"]
+__all__ = ["Limits", "build_engine", "check_buildable"]
 
 
 def build_engine(
@@ -48,8 +40,8 @@ def build_engine(
     settings: BuildSettings,
     *,
     cache: Cache | None = None,
+    limits: Limits | None = None,
     progress: Progress | None = None,
-    timeout_s: float = 1800.0,
 ) -> Artifact:
     """Compile a graph into an engine with a manifest; the graph is copied beside it.
 
@@ -59,13 +51,13 @@ def build_engine(
         backend_name: Name of the backend.
         settings: Options of the build; ``precision`` must be what the graph carries.
         cache: Where artifacts are kept by key.
+        limits: Of the library's memory and time; they do not decide what an engine is.
         progress: Told of the steps.
-        timeout_s: Upper bound of the library's work.
 
     Raises:
         GraphError, UsageError: The graph or an option is wrong.
         EnvironmentFault: The backend cannot build here.
-        BuildError: The library failed, crashed or took too long.
+        BuildError: The library failed, crashed, or went beyond a limit.
     """
     backend = get_backend(backend_name)
     own = check_buildable(backend, settings)
@@ -90,12 +82,16 @@ def build_engine(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        built = _in_subprocess(backend, graph, path, settings, progress or Silent(), timeout_s)
+        built, peak = build_apart(
+            backend, graph, path, settings, limits or Limits(), progress or Silent()
+        )
         return {
             "layers": [layer.model_dump(exclude_defaults=True) for layer in built.layers],
             "build_s": built.seconds,
+            "build_peak_bytes": peak,
             "notes": built.notes,
             "image_size": card.image_size,
+            **({"built_on": built.machine} if built.machine else {}),
         }
 
     engine = produce(plan, output, write, cache=cache)
@@ -187,102 +183,3 @@ def _link_or_copy(source: Path, destination: Path) -> None:
         os.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
-
-
-# --- the process ---------------------------------------------------------------------------------
-
-
-class _Relay:
-    """Progress in the child: every call goes to the parent as a message."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def start(self, label: str, total: int | None = None) -> None:
-        self._pipe.send(("start", (label, total), {}))
-
-    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-        self._pipe.send(("advance", (steps,), {"note": note}))
-
-    def finish(self, note: str | None = None) -> None:
-        self._pipe.send(("finish", (note,), {}))
-
-
-def _child(
-    backend: Backend, graph: Path, output: Path, settings: BuildSettings, pipe: Connection
-) -> None:
-    # The terminal sends Ctrl-C to the whole group; the parent decides and ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        built = backend.build(graph, output, settings, _Relay(pipe))
-        pipe.send(("built", (built,), {}))
-    except ResnetOptError as error:
-        pipe.send(("error", (error,), {}))
-    except BaseException as error:  # noqa: BLE001 - the parent reports it; nothing is swallowed
-        detail = traceback.format_exc()
-        pipe.send(("crash", (f"{type(error).__name__}: {error}", detail), {}))
-
-
-def _in_subprocess(
-    backend: Backend,
-    graph: Path,
-    output: Path,
-    settings: BuildSettings,
-    progress: Progress,
-    timeout_s: float,
-) -> Built:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_child, args=(backend, graph, output, settings, theirs), name=f"build-{backend.name}"
-    )
-    process.start()
-    theirs.close()
-    try:
-        return _listen(ours, process, backend, progress, timeout_s)
-    finally:
-        if process.is_alive():
-            process.terminate()
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-        process.join()
-        ours.close()
-
-
-def _listen(
-    pipe: Connection, process: Any, backend: Backend, progress: Progress, timeout_s: float
-) -> Built:
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    relayed: Mapping[str, Any] = {
-        "start": progress.start,
-        "advance": progress.advance,
-        "finish": progress.finish,
-    }
-    while True:
-        if not pipe.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                raise BuildError(
-                    f"{backend.name} did not finish within {timeout_s:.0f} s",
-                    mend="a lower --opt-level",
-                )
-            if process.is_alive():
-                continue
-        try:
-            kind, args, kwargs = pipe.recv()
-        except EOFError:
-            process.join(5)
-            raise BuildError(
-                f"{backend.name} crashed while building (exit status {process.exitcode})",
-                mend="try again; if it stays, build another precision to find the culprit",
-            ) from None
-        if kind == "built":
-            built: Built = args[0]
-            return built
-        if kind == "error":
-            raise args[0]
-        if kind == "crash":
-            raise BuildError(f"{backend.name}: {args[0]}") from RuntimeError(args[1])
-        relayed[kind](*args, **kwargs)

@@ -39,6 +39,7 @@ __all__ = [
     "cuda_devices",
     "cuda_status",
     "device_index",
+    "driver_version",
 ]
 
 
@@ -127,6 +128,22 @@ def _nvml() -> tuple[tuple[CudaDevice, ...], str | None]:
         return found, cuda_version(pynvml.nvmlSystemGetCudaDriverVersion())
     except pynvml.NVMLError:
         return (), None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver itself, ``580.65.06``; ``None`` without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
     finally:
         pynvml.nvmlShutdown()
 

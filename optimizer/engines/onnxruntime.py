@@ -1,19 +1,30 @@
-"""ONNX Runtime on the CPU: FP32 and INT8 graphs; and graphs executed exactly as written."""
+"""ONNX Runtime: FP32 and INT8 graphs on the CPU, or a GPU provider; and graphs exactly as written."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from optimizer.artifacts import Manifest, library_versions
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate
-from optimizer.engines.protocol import Array, Availability, BuildSettings, Built, TensorSpec
-from optimizer.errors import BuildError, UnsupportedPrecision
+from optimizer.engines.protocol import (
+    Array,
+    Availability,
+    BuildSettings,
+    Built,
+    check_cpu_settings,
+)
+from optimizer.engines.protocol import Session as AnySession
+from optimizer.engines.providers import Choice, read_choice
+from optimizer.engines.providers.session import tensor_spec
+from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
@@ -21,15 +32,20 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["OnnxRuntime", "as_written", "tapped"]
 
 PROVIDERS = ["CPUExecutionProvider"]
-_COMPUTED = {"fp32", "int8", "mixed"}
+_OPTIONS = ("storage_only", "provider", "provider_options")
 
 
 class OnnxRuntime:
-    """The ``onnxruntime`` backend; an engine is the model after all graph optimizations."""
+    """The ``onnxruntime`` backend.
+
+    An engine for the CPU is the model after all graph optimizations. An engine for a provider of a
+    GPU is the graph itself and what the provider is told: it is optimized, divided and compiled by
+    the libraries of the machine that opens it.
+    """
 
     name = "onnxruntime"
     suffix = ".ort.onnx"
-    libraries = ("onnxruntime-gpu", "onnxruntime")
+    libraries: tuple[str, ...] = ("onnxruntime-gpu", "onnxruntime")
 
     def availability(self) -> Availability:
         """See `Backend.availability`."""
@@ -56,8 +72,13 @@ class OnnxRuntime:
         import onnxruntime as ort
 
         self.engine_settings(settings)
-        progress.start(f"onnxruntime {settings.precision}", total=2)
         options = _options(settings.threads)
+        choice = read_choice(settings.options)
+        if choice.provider.on_gpu:
+            from optimizer.engines.providers.building import build_with_provider
+
+            return build_with_provider(graph, output, settings, choice, options, progress)
+        progress.start(f"onnxruntime {settings.precision}", total=2)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(output)
         started = time.perf_counter()
@@ -76,32 +97,98 @@ class OnnxRuntime:
             notes.append(f"{settings.precision} storage, FP32 compute")
         return Built(layers=layers, seconds=seconds, notes=notes)
 
+    def check_machine(
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: str | None,  # noqa: ARG002 - the provider looks for it when it is opened
+    ) -> None:
+        """See `ChecksMachine.check_machine`; what a provider of a GPU compiles anew fits any CPU."""
+        from optimizer.engines.opening import check_same_device, check_versions
+
+        check_versions(self, path, manifest)
+        if not read_choice(manifest.settings.get("options") or {}).provider.on_gpu:
+            check_same_device(self, path, manifest)
+
     def load(
         self,
         engine: Path,
         *,
         threads: int | None = None,
-        device: str | None = None,  # noqa: ARG002 - there is one CPU
-    ) -> Session:
-        """See `Backend.load`."""
+        device: str | None = None,
+    ) -> AnySession:
+        """See `Backend.load`; ``device`` is for a provider of a GPU.
+
+        Raises:
+            MissingLibrary, MissingDevice: The engine's provider cannot be used here.
+        """
         import onnxruntime as ort
 
         from optimizer.artifacts import read_manifest
 
-        options = _options(threads or read_manifest(engine).settings.get("threads"))
+        settings = read_manifest(engine).settings
+        options = _options(threads or settings.get("threads"))
+        choice = read_choice(settings.get("options") or {})
+        if choice.provider.on_gpu:
+            from optimizer.engines.providers.building import load_with_provider
+
+            return load_with_provider(engine, settings, choice, options, device)
         # The file is optimized already; doing it again would only cost start-up time.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return Session(ort.InferenceSession(engine, options, providers=PROVIDERS), engine)
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """What this backend adds to the manifest's settings; refuses what it does not compute."""
-        if settings.precision not in _COMPUTED and not settings.options.get("storage_only"):
-            raise UnsupportedPrecision(
-                f"ONNX Runtime does not compute {settings.precision.upper()} on a CPU: "
-                "it would compute in FP32",
-                mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+        """What this backend adds to the manifest's settings; checked before a build is started.
+
+        Raises:
+            UnsupportedPrecision: The provider does not compute this precision.
+            UsageError: An unknown provider, or an option that it or this backend does not have.
+            MissingLibrary, MissingDevice: The provider cannot be used here, or not on this GPU.
+        """
+        choice = read_choice(settings.options)
+        unknown = [name for name in settings.options if name not in _OPTIONS]
+        if not choice.provider.on_gpu:
+            known = {k: v for k, v in settings.options.items() if not k.startswith("provider")}
+            check_cpu_settings("ONNX Runtime", replace(settings, options=known))
+        elif unknown:
+            raise UsageError(
+                f"onnxruntime has no option {unknown[0]!r}", mend=f"one of {', '.join(_OPTIONS)}"
             )
-        return {"providers": PROVIDERS}
+        if settings.precision not in choice.provider.computed and not settings.options.get(
+            "storage_only"
+        ):
+            raise _not_computed(choice, settings.precision)
+        if not choice.provider.on_gpu:
+            return {"providers": PROVIDERS}
+        from optimizer.engines.cuda import cuda_status
+        from optimizer.engines.providers.settings import own_options
+        from optimizer.engines.providers.status import check_computes, check_usable
+
+        own_options(choice.provider, settings)
+        index = check_usable(choice.provider, None)
+        check_computes(
+            choice.provider,
+            settings.precision,
+            cuda_status().devices[index].capability,
+            storage_only=bool(settings.options.get("storage_only")),
+        )
+        return {
+            "providers": [choice.provider.registered, *PROVIDERS],
+            "provider_libraries": library_versions(*choice.provider.distributions),
+        }
+
+
+def _not_computed(choice: Choice, precision: str) -> UnsupportedPrecision:
+    if not choice.provider.on_gpu:
+        return UnsupportedPrecision(
+            f"ONNX Runtime does not compute {precision.upper()} on a CPU: it would compute in FP32",
+            mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+        )
+    return UnsupportedPrecision(
+        f"ONNX Runtime's provider {choice.provider.name} does not compute {precision.upper()}: its "
+        "convolutions are FP32 and FP16 only",
+        mend="--provider tensorrt or nv-tensorrt-rtx, or --storage-only for smaller files",
+    )
 
 
 def _options(threads: int | None) -> Any:
@@ -121,8 +208,8 @@ class Session:
     def __init__(self, session: Any, engine: Path | None = None) -> None:
         self._session = session
         self._engine = engine
-        self.input = _spec(session.get_inputs()[0])
-        self.output = _spec(session.get_outputs()[0])
+        self.input = tensor_spec(session.get_inputs()[0])
+        self.output = tensor_spec(session.get_outputs()[0])
 
     def run(self, batch: Array) -> Array:
         """See `Session.run` of the protocol."""
@@ -180,11 +267,6 @@ class _Bound:
     def output(self) -> Array:
         """See `Bound.output`."""
         return np.asarray(self._output.numpy(), np.float32)
-
-
-def _spec(node: Any) -> TensorSpec:
-    shape = tuple(d if isinstance(d, int) else None for d in node.shape)
-    return TensorSpec(node.name, shape, "uint8" if node.type == "tensor(uint8)" else "float32")
 
 
 def as_written(graph: Path, *, threads: int | None = None) -> Session:

@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optimizer.artifacts import Manifest, library_versions, load_artifact, read_manifest
-from optimizer.engines.protocol import Backend, Session
+from optimizer.engines.protocol import Backend, ChecksMachine, Session
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary
 
-__all__ = ["check_opens", "closing", "graph_of", "open_engine", "rebuild_command"]
+__all__ = [
+    "check_opens",
+    "check_same_device",
+    "check_versions",
+    "closing",
+    "graph_of",
+    "open_engine",
+    "rebuild_command",
+]
 
 GRAPH_SUFFIX = ".graph.onnx"
 
@@ -44,7 +52,7 @@ def open_engine(path: Path, *, threads: int | None = None, device: str | None = 
             mend=f"resnet-opt build {path.name} --engine auto",
         )
     backend = get_backend(str(artifact.manifest.settings.get("backend")))
-    check_opens(backend, path, artifact.manifest)
+    check_opens(backend, path, artifact.manifest, device=device)
     return backend.load(path, threads=threads, device=device)
 
 
@@ -55,8 +63,12 @@ def _is_engine(path: Path) -> bool:
         return False
 
 
-def check_opens(backend: Backend, path: Path, manifest: Manifest) -> None:
+def check_opens(
+    backend: Backend, path: Path, manifest: Manifest, *, device: str | None = None
+) -> None:
     """Compare what the engine was built for with what is here.
+
+    A backend that knows better than by equality what fits what (`ChecksMachine`) is asked.
 
     Raises:
         MissingLibrary, MissingDevice: Nothing here can run it.
@@ -67,6 +79,19 @@ def check_opens(backend: Backend, path: Path, manifest: Manifest) -> None:
     if not found.can_run:
         kind = MissingDevice if found.can_build else MissingLibrary
         raise kind(f"{path.name} cannot run here: {found.reason}", mend=found.mend)
+    if isinstance(backend, ChecksMachine):
+        backend.check_machine(path, manifest, device)
+        return
+    check_versions(backend, path, manifest)
+    check_same_device(backend, path, manifest)
+
+
+def check_versions(backend: Backend, path: Path, manifest: Manifest) -> None:
+    """Refuse an engine of another version of the backend's libraries.
+
+    Raises:
+        ArtifactError: The message names the difference and the command that rebuilds.
+    """
     here = library_versions(*backend.libraries)
     for name in backend.libraries:
         built, now = manifest.libraries.get(name), here.get(name)
@@ -75,9 +100,17 @@ def check_opens(backend: Backend, path: Path, manifest: Manifest) -> None:
                 f"{path.name} was built by {name} {built}, here is {now}",
                 mend=rebuild_command(path, manifest),
             )
-    device = backend.device()
+
+
+def check_same_device(backend: Backend, path: Path, manifest: Manifest) -> None:
+    """Refuse an engine that was built for another device.
+
+    Raises:
+        ArtifactError: The message names the difference and the command that rebuilds.
+    """
+    present = backend.device()
     for field, built in (manifest.device or {}).items():
-        now = device.get(field)
+        now = present.get(field)
         if now is not None and now != built:
             raise ArtifactError(
                 f"{path.name} was built for {field} {_words(built)}, here is {_words(now)}",
@@ -85,15 +118,35 @@ def check_opens(backend: Backend, path: Path, manifest: Manifest) -> None:
             )
 
 
-def rebuild_command(path: Path, manifest: Manifest) -> str:
-    """The command line that makes this engine again."""
+def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None) -> str:
+    """The command line that makes this engine again, from the graph beside it if it is there.
+
+    Args:
+        path: The engine.
+        manifest: Its manifest, with all that it was built with.
+        target: Another compute capability than it was built for.
+    """
     settings = manifest.settings
     graph = graph_of(path)
     source = graph.name if graph else next((i.file for i in manifest.inputs), "model.onnx")
-    return (
-        f"resnet-opt build {source} --precision {settings.get('precision')} "
-        f"--engine {settings.get('backend')} -o {path.name}"
-    )
+    words = ["--precision", settings.get("precision"), "--engine", settings.get("backend")]
+    targets = [target] if target else settings.get("targets") or []
+    if targets:
+        words += ["--target", ",".join(targets)]
+    options = dict(settings.get("options") or {})
+    for profile in [settings.get("profile"), *options.pop("profiles", [])]:
+        if profile:
+            words += ["--profile", ":".join(map(str, profile))]
+    if settings.get("workspace_bytes"):
+        words += ["--workspace", f"{settings['workspace_bytes']}B"]
+    for name in ("opt_level", "threads"):
+        options[name] = settings.get(name)
+    for key, value in (options.pop("provider_options", None) or {}).items():
+        words += ["--provider-option", f"{key}={value}"]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return f"resnet-opt build {source} {' '.join(map(str, words))} -o {path.name}"
 
 
 def _words(value: object) -> str:

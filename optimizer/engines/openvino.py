@@ -12,7 +12,14 @@ import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate, graph_facts
-from optimizer.engines.protocol import Array, Availability, BuildSettings, Built, TensorSpec
+from optimizer.engines.protocol import (
+    Array,
+    Availability,
+    BuildSettings,
+    Built,
+    TensorSpec,
+    check_cpu_settings,
+)
 from optimizer.errors import BuildError, UnsupportedPrecision
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -104,6 +111,7 @@ class OpenVino:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings."""
+        check_cpu_settings("OpenVINO", settings)
         return {"hint": self._hint(settings)}
 
     def _hint(self, settings: BuildSettings) -> str:

@@ -14,10 +14,22 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from optimizer.artifacts import Manifest
+from optimizer.errors import UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 
-__all__ = ["Availability", "Backend", "Bound", "BuildSettings", "Built", "Session", "TensorSpec"]
+__all__ = [
+    "Availability",
+    "Backend",
+    "Bound",
+    "BuildSettings",
+    "Built",
+    "ChecksMachine",
+    "Session",
+    "TensorSpec",
+    "check_cpu_settings",
+]
 
 Array = NDArray[Any]
 
@@ -70,11 +82,13 @@ class Built:
             cannot be opened where they were built.
         seconds: Wall time of the library's own compilation.
         notes: Remarks a user must know (an option the library ignored, say).
+        machine: What the build ran on where that decides where the engine runs (GPU, driver, CUDA).
     """
 
     layers: list[LayerInfo]
     seconds: float
     notes: list[str] = field(default_factory=list)
+    machine: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,3 +196,45 @@ class Backend(Protocol):
             threads: Threads to compute with; ``None`` for all physical cores.
             device: Which device, ``cuda:1``; ``None`` for the first.
         """
+
+
+@runtime_checkable
+class ChecksMachine(Protocol):
+    """A backend that judges itself whether an engine fits this machine.
+
+    For the others, library versions and the device must be those of the build.
+    """
+
+    def check_machine(self, path: Path, manifest: Manifest, device: str | None) -> None:
+        """Compare a manifest with this machine; called only where the backend can run.
+
+        Raises:
+            ArtifactError: What differs, and the command that rebuilds.
+            MissingDevice, UsageError: There is no such device.
+        """
+
+
+def check_cpu_settings(title: str, settings: BuildSettings) -> None:
+    """Refuse settings that a backend for CPUs does not have.
+
+    Raises:
+        UsageError: One was given; the message says why there is no such thing.
+    """
+    asked = {
+        "profile": (settings.profile, "it takes batches of any size"),
+        "target": (settings.targets, "it compiles for the CPU at hand"),
+        "workspace": (settings.workspace_bytes, "it measures no kernels"),
+        "optimization level": (settings.opt_level, "it measures no kernels"),
+        "timing cache": (settings.timing_cache, "it measures no kernels"),
+        **{
+            name.replace("_", " "): (value, "that is an option of TensorRT")
+            for name, value in settings.options.items()
+            if name != "storage_only"
+        },
+    }
+    for name, (value, reason) in asked.items():
+        if value is not None and value is not False and value != ():
+            raise UsageError(
+                f"{title} has no {name}: {reason}",
+                mend="leave it out, or --engine tensorrt or tensorrt-rtx",
+            )

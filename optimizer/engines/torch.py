@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from optimizer.engines.batching import check_batch
-from optimizer.engines.protocol import Array, Availability, BuildSettings, Built, TensorSpec
+from optimizer.engines.protocol import (
+    Array,
+    Availability,
+    BuildSettings,
+    Built,
+    TensorSpec,
+    check_cpu_settings,
+)
 from optimizer.errors import GraphError, UnsupportedPrecision
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -47,6 +54,7 @@ class TorchEager:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """Refuse what eager PyTorch is not used for here."""
+        check_cpu_settings("PyTorch", settings)
         if settings.precision != "fp32":
             raise UnsupportedPrecision(
                 f"the torch engine is the FP32 reference, not {settings.precision.upper()}",

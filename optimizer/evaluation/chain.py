@@ -32,21 +32,31 @@ class Chain:
         model: The FP32 ONNX file.
         graph: The precision graph.
         engine: The engine; a checkpoint runs as PyTorch eager.
+        device: The GPU it is opened on, ``cuda:1``; ``None`` for the first, or the CPU.
     """
 
     label: str
     model: Path | None = None
     graph: Path | None = None
     engine: Path | None = None
+    device: str | None = None
 
     @classmethod
-    def of(cls, path: Path, *, model: Path | None = None, label: str | None = None) -> Chain:
+    def of(
+        cls,
+        path: Path,
+        *,
+        model: Path | None = None,
+        label: str | None = None,
+        device: str | None = None,
+    ) -> Chain:
         """The chain that ends in an engine (with the graph that lies beside it) or in a graph.
 
         Args:
             path: An engine, an ONNX graph or a checkpoint.
             model: The FP32 ONNX file, if there is one.
             label: Name in results; by default the file's.
+            device: The GPU an engine is opened on.
         """
         name = label or path.name
         if path.suffix == ".onnx":
@@ -56,7 +66,7 @@ class Chain:
                 is_engine = False  # a graph without a manifest can still be executed as written
             if not is_engine:
                 return cls(label=name, model=model, graph=path)
-        return cls(label=name, model=model, graph=graph_of(path), engine=path)
+        return cls(label=name, model=model, graph=graph_of(path), engine=path, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +82,7 @@ class Step:
         fault: Why it must not be computed: it does not belong to the reference or to its parent.
         remark: What a reader should know if it loses accuracy.
         manifest: The engine's manifest; ``None`` for graphs and checkpoints.
+        device: The GPU an engine is opened on; ``None`` for the first, or the CPU.
     """
 
     name: str
@@ -82,6 +93,7 @@ class Step:
     fault: str | None = None
     remark: str | None = None
     manifest: Manifest | None = None
+    device: str | None = None
 
 
 def exported_beside(path: Path) -> Path | None:
@@ -207,6 +219,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
         precision="fp32" if manifest is None else str(manifest.settings["precision"]),
         fault=fault,
         manifest=manifest,
+        device=chain.device,
     )
 
 

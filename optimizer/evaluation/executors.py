@@ -101,16 +101,19 @@ def open_step(step: Step, image_size: int) -> Executor:
 
 def _open_engine(step: Step) -> Executor:
     from optimizer.engines.opening import open_engine
+    from optimizer.engines.placement import runs_on_gpu
 
     if step.manifest is None:
         name = f"PyTorch {library_versions('torch')['torch']}, eager FP32"
         return Executor(name, open_engine(step.path))
-    backend = str(step.manifest.settings.get("backend"))
+    settings = step.manifest.settings
     # Under torchrun each process has a GPU of its own; engines of the CPU share it.
-    device = local_device() if backend.startswith("tensorrt") else None
+    device = step.device or (local_device() if runs_on_gpu(settings) else None)
     session = open_engine(step.path, device=device)
     version = next(iter(step.manifest.libraries.values()), "")
-    return Executor(f"{backend} {version} engine, {step.precision.upper()}", session)
+    provider = (settings.get("options") or {}).get("provider")
+    name = f"{settings.get('backend')} {version}" + (f" ({provider})" if provider else "")
+    return Executor(f"{name} engine, {step.precision.upper()}", session)
 
 
 def _open_bf16(path: Path) -> Executor:

@@ -28,26 +28,32 @@ class Prediction(BaseModel):
     probabilities: list[float]
 
 
-def predict(engine: Path, images: Sequence[Path], *, top: int = 5) -> list[Prediction]:
+def predict(
+    engine: Path, images: Sequence[Path], *, top: int = 5, device: str | None = None
+) -> list[Prediction]:
     """Classify images with an engine or a checkpoint.
 
     Args:
         engine: The engine; its preprocessing and class names are those of its manifest.
         images: Image files.
         top: Classes to return for each.
+        device: The GPU, ``cuda:1``, of an engine that runs on one; ``None`` for the first.
 
     Raises:
         ArtifactError: An engine that cannot be opened, or does not say its preprocessing.
         DataError: No image, or one that cannot be decoded.
+        UsageError: ``device`` is no GPU, or the engine runs on the CPU.
     """
     from optimizer.data import open_image
     from optimizer.engines import closing, open_engine
+    from optimizer.engines.placement import check_device
 
     if not images:
         raise DataError("no image to classify", mend="name image files")
+    check_device([engine], device)
     preprocessing, classes = _card(engine)
     found = []
-    with closing(open_engine(engine)) as session:
+    with closing(open_engine(engine, device=device)) as session:
         pixels = session.input.dtype == "uint8"
         apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
         for path in images:

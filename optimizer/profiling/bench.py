@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.artifacts import write_atomically
+from optimizer.engines.placement import check_device, device_of
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.profiling import intervals
@@ -49,6 +50,7 @@ def bench(
     batches: Sequence[int] = (1,),
     image_size: int | None = None,
     threads: int | None = None,
+    device: str | None = None,
     duration_s: float = 10.0,
     min_effect: float = 0.02,
     against: Path | None = None,
@@ -65,6 +67,7 @@ def bench(
         batches: Batch sizes; every engine is measured at each of them.
         image_size: Side of the images in pixels; ``None`` for the engines' own.
         threads: Threads an engine; ``None`` for all physical cores.
+        device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
         duration_s: Time of the rounds of one engine at one batch size; exceeded if a call is so
             slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit.
         min_effect: Smallest difference in speed of interest, 0.02 for 2 %.
@@ -90,13 +93,14 @@ def bench(
         call_timeout_s=call_timeout_s,
     )
     paths = with_baseline(engines, against)
+    check_device(paths, device)
     facts = describe_engines(paths, batches)
     baseline = facts[0] if against is None else facts[paths.index(against)]
     threads = threads or cpu_features().physical_cores
-    cells = [_cell(f, f.name, b, image_size, threads) for b in batches for f in facts]
+    cells = [_cell(f, f.name, b, image_size, threads, device) for b in batches for f in facts]
     again = baseline.name + AGAIN
     if control:
-        cells.append(_cell(baseline, again, batches[0], image_size, threads))
+        cells.append(_cell(baseline, again, batches[0], image_size, threads, device))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
     found, conditions = _measure(cells, limits, seed, progress or Silent())
     _check_measured(found)
@@ -127,6 +131,7 @@ def bench(
             "batches": list(batches),
             "image_size": image_size,
             "threads": threads,
+            **({"device": device} if device is not None else {}),
             "duration_s": duration_s,
             "min_effect": min_effect,
             "baseline": baseline.name,
@@ -145,9 +150,22 @@ def bench(
 _Found = dict[tuple[str, int], Measured]
 
 
-def _cell(fact: EngineFacts, name: str, batch: int, image_size: int | None, threads: int) -> Cell:
-    size = image_size or fact.image_size
-    return Cell(name=name, engine=fact.path, batch=batch, image_size=size, threads=threads)
+def _cell(
+    fact: EngineFacts,
+    name: str,
+    batch: int,
+    image_size: int | None,
+    threads: int,
+    device: str | None,
+) -> Cell:
+    return Cell(
+        name=name,
+        engine=fact.path,
+        batch=batch,
+        image_size=image_size or fact.image_size,
+        threads=threads,
+        device=device_of(fact.path, device),
+    )
 
 
 def _measure(

@@ -52,6 +52,7 @@ class Cell:
         batch: Images a call.
         image_size: ``None`` for the engine's own.
         threads: Threads to compute with.
+        device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Cell:
     batch: int
     image_size: int | None
     threads: int
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +270,7 @@ class _Runner:
                 timeout_s=limits.load_timeout_s,
                 path=str(cell.engine),
                 threads=cell.threads,
-                device=None,
+                device=cell.device,
             )
             found.load_s = loaded["load_s"]
             if len(loaded["runtimes"]) > 1:

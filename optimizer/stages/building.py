@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer import verbs
 from optimizer.artifacts import Artifact
@@ -12,10 +12,17 @@ from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision
 from optimizer.recipe import BuildSection, Recipe
 from optimizer.results import SearchResult, StageRecord, read_result
 from optimizer.stages.state import Run
-from optimizer.units import parse_pp, parse_profile, parse_share
+from optimizer.units import (
+    parse_bytes,
+    parse_duration,
+    parse_pp,
+    parse_profile,
+    parse_share,
+)
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
+    from optimizer.engines.building import Limits
     from optimizer.precision.int8 import EncodingOptions
 
 __all__ = ["build_engines"]
@@ -41,8 +48,10 @@ def build_engines(
             try:
                 name = choose_engine(precision) if asked == "auto" else asked
                 backend = get_backend(name)
-                label = f"{name} {precision}"
-                output = state.folder / "engines" / f"{name}-{precision}{backend.suffix}"
+                provider = section.provider if name == "onnxruntime" else None
+                stem = f"{name}-{provider}" if provider else name
+                label = f"{stem} {precision}"
+                output = state.folder / "engines" / f"{stem}-{precision}{backend.suffix}"
                 source = checkpoint if name == "torch" else graph
                 if precision == "mixed":
                     check_buildable(backend, BuildSettings(precision=precision))
@@ -85,6 +94,7 @@ def _search(
 ) -> Artifact:
     """The mixed graph for an engine; what the search found lies beside it."""
     from optimizer import search
+    from optimizer.engines.providers import lowering_target
 
     recipe = state.recipe
     assert recipe.validation is not None
@@ -95,7 +105,7 @@ def _search(
                 graph.path,
                 output.with_suffix(".onnx"),
                 pool,
-                target=name,
+                target=lowering_target(name, section.provider if name == "onnxruntime" else None),
                 result=found,
                 max_drop_pp=parse_pp(recipe.validation.max_drop),
                 calib_images=recipe.calibrate.calib_images,
@@ -130,17 +140,36 @@ def _one_engine(
         output,
         precision=precision,
         engine=name,
+        provider=section.provider if name == "onnxruntime" else None,
+        provider_options=section.provider_options if name == "onnxruntime" else None,
         target=section.target if name == "tensorrt-rtx" else (),
-        profile=parse_profile(section.profile)
-        if section.profile and name.startswith("tensorrt")
-        else None,
+        **(_tensorrt(section) if name.startswith("tensorrt") else {}),
         storage_only=section.storage_only,
+        limits=_limits(section),
         stats=statistics.path if statistics and int8 else None,
         options=_encoding_options(state.recipe, section, precision) if int8 else None,
         high_precision=section.high_precision if int8 else None,
         cache=state.cache,
         progress=state.progress,
     )
+
+
+def _limits(section: BuildSection) -> Limits:
+    from optimizer.engines.building import Limits
+
+    memory = parse_bytes(section.memory_limit) if section.memory_limit else None
+    return Limits(seconds=parse_duration(section.build_timeout), memory_bytes=memory)
+
+
+def _tensorrt(section: BuildSection) -> dict[str, Any]:
+    """What only TensorRT's backends are given of a section, as `verbs.build` takes it."""
+    return {
+        "profile": parse_profile(section.profile[0]) if section.profile else None,
+        "workspace_bytes": parse_bytes(section.workspace) if section.workspace else None,
+        "opt_level": section.opt_level,
+        "timing_cache": Path(section.timing_cache) if section.timing_cache else None,
+        "backend_options": section.tensorrt_options(),
+    }
 
 
 def _encoding_options(recipe: Recipe, section: BuildSection, precision: str) -> EncodingOptions:

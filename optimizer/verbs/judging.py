@@ -44,6 +44,7 @@ def validate(
     batch: int = 32,
     layers: bool = False,
     arch: str | None = None,
+    device: str | None = None,
     skip_bad_images: bool = False,
     exported: Path | None = None,
     predictions: Path | None = None,
@@ -63,6 +64,7 @@ def validate(
         batch: Images at a time.
         layers: Also look into the graphs, block by block.
         arch: Architecture of a checkpoint that does not say.
+        device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
         exported: The FP32 ONNX file between reference and graphs; found beside the engines if it
             is there.
@@ -71,6 +73,7 @@ def validate(
         progress: Told of the steps.
     """
     from optimizer.data import open_dataset
+    from optimizer.engines.placement import check_device, device_of
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as room
     from optimizer.evaluation.chain import exported_beside
@@ -81,7 +84,11 @@ def validate(
         Path(reference) if reference.endswith(".onnx") else load_model(reference, arch=arch)
     )
     paths = [Path(engine) for engine in engines]
-    chains = [Chain.of(path, model=exported or exported_beside(path)) for path in paths]
+    check_device(paths, device)
+    chains = [
+        Chain.of(path, model=exported or exported_beside(path), device=device_of(path, device))
+        for path in paths
+    ]
     return room(
         chains,
         source,
@@ -101,6 +108,7 @@ def bench(
     batch: Sequence[int] = (1,),
     image_size: int | None = None,
     threads: int | None = None,
+    device: str | None = None,
     duration_s: float = 10.0,
     min_effect: float = 0.02,
     against: Path | str | None = None,
@@ -116,6 +124,7 @@ def bench(
         batches=tuple(batch),
         image_size=image_size,
         threads=threads,
+        device=device,
         duration_s=duration_s,
         min_effect=min_effect,
         against=Path(against) if against else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from optimizer.errors import UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
+    from optimizer.engines.building import Limits
     from optimizer.precision.int8 import EncodingOptions
 
 __all__ = ["build", "calibrate", "export", "quantize", "train"]
@@ -202,6 +203,8 @@ def build(
     *,
     precision: str = "fp32",
     engine: str = "auto",
+    provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
     target: Sequence[str] = (),
     profile: tuple[int, int, int] | None = None,
     workspace_bytes: int | None = None,
@@ -209,6 +212,8 @@ def build(
     timing_cache: Path | None = None,
     threads: int | None = None,
     storage_only: bool = False,
+    backend_options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
     calib: str | None = None,
     calib_images: int = 256,
     stats: Path | str | None = None,
@@ -228,6 +233,8 @@ def build(
         output: The engine file; the explicit graph goes beside it (``<output>.graph.onnx``).
         precision: What to compute in.
         engine: A backend, or ``auto`` for the fastest here that computes the precision.
+        provider: Of ONNX Runtime: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
+        provider_options: The provider's own options, by its own names.
         target: TensorRT-RTX compute capabilities (``sm86``).
         profile: (min, opt, max) batch.
         workspace_bytes: TensorRT's scratch memory.
@@ -235,6 +242,9 @@ def build(
         timing_cache: TensorRT's timing cache file.
         threads: Threads of a CPU engine.
         storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
+        backend_options: Further options of the backend, by its own names (for TensorRT those of
+            `optimizer.engines.tensorrt.options.Options`).
+        limits: Of the library's memory and time; ``None`` for half an hour and any memory.
         calib: Calibration images for INT8 and FP8; for ``mixed`` the search uses others of them.
         calib_images: How many of them.
         stats: Statistics to use instead of calibrating.
@@ -252,11 +262,17 @@ def build(
     from optimizer.engines.choice import choose_engine
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
+    from optimizer.engines.providers import lowering_target
     from optimizer.precision import check_keep
 
     graph, output = Path(graph), Path(output)
     check_keep(graph, precision, options)
-    name = choose_engine(precision) if engine == "auto" else engine
+    name = engine
+    if engine == "auto":
+        name = choose_engine(precision) if provider is None else "onnxruntime"
+    lowered_for = lowering_target(name, provider)
+    if provider_options and provider is None:
+        raise UsageError("--provider-option without a provider", mend="--provider NAME")
     backend = get_backend(name)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     settings = BuildSettings(
@@ -268,12 +284,17 @@ def build(
         opt_level=opt_level,
         timing_cache=timing_cache,
         threads=threads,
-        options={"storage_only": True} if storage_only else {},
+        options={
+            **({"storage_only": True} if storage_only else {}),
+            **({"provider": provider} if provider else {}),
+            **({"provider_options": dict(provider_options)} if provider_options else {}),
+            **(backend_options or {}),
+        },
     )
     check_buildable(backend, settings)
     source = graph
     explicit: dict[str, Any] = {
-        "target": name,
+        "target": lowered_for,
         "calib_images": calib_images,
         "options": options,
         "high_precision": high_precision,
@@ -300,7 +321,9 @@ def build(
             )  # fmt: skip
         # A search may keep nothing, and --keep makes a mix of INT8.
         settings = replace(settings, precision=graph_facts(source).precision)
-    made = build_engine(source, output, name, settings, cache=cache, progress=progress)
+    made = build_engine(
+        source, output, name, settings, cache=cache, limits=limits, progress=progress
+    )
     if found is not None:
         search.judge(made.path, graph, found, str(data), progress=progress)
     return made

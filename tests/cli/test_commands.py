@@ -224,6 +224,146 @@ def test_doctor_tells_every_engine(resnet_opt: Command) -> None:
         assert name in words
 
 
+def test_doctor_tells_every_provider_of_onnxruntime(resnet_opt: Command) -> None:
+    found = json.loads(resnet_opt("doctor", "--json").out)["providers"]
+    words = resnet_opt("doctor").out
+    assert found["cpu"]["usable"]
+    for name, provider in found.items():
+        assert f"  {name} " in words
+        for library in provider["missing"]:
+            assert f"missing {provider['missing'][0]}" in words
+            assert library in words
+
+
+def test_doctor_names_a_tensorrt_that_is_too_old(
+    resnet_opt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JetPack 6's, which lies in the system's Python without a distribution."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text("__version__ = '10.3.0'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    said = resnet_opt("doctor")
+    sys.modules.pop("tensorrt", None)
+    assert said.code == 0
+    (line,) = (line for line in said.out.splitlines() if "older than" in line)
+    assert line.split()[:2] == ["tensorrt", "missing"]
+    assert "TensorRT 10.3.0 is older than 10.12: strong typing is complete from 10.12 on" in line
+
+
+# --- providers of ONNX Runtime ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cuda_engine(small_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a build for the CUDA provider leaves on a machine that has it."""
+    from optimizer.artifacts import Input, Plan, library_versions, produce
+    from optimizer.engines.onnxruntime import OnnxRuntime
+
+    card = load_artifact(small_graph).manifest
+    plan = Plan(
+        kind="engine",
+        settings={
+            "backend": "onnxruntime", "precision": "fp32", "batch": None,
+            "options": {"provider": "cuda"},
+        },
+        inputs=[Input.of("graph", small_graph)],
+        libraries=library_versions(*OnnxRuntime.libraries),
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+    )  # fmt: skip
+
+    def write(path: Path) -> dict[str, object]:
+        path.write_bytes(small_graph.read_bytes())
+        return {"layers": [], "image_size": 32}
+
+    return produce(plan, tmp_path_factory.mktemp("cuda") / "m.ort.onnx", write).path
+
+
+@pytest.fixture
+def _no_cuda() -> None:
+    from optimizer.engines.providers import PROVIDERS
+    from optimizer.engines.providers.status import provider_status
+
+    if provider_status(PROVIDERS["cuda"]).usable:
+        pytest.skip("ONNX Runtime's CUDA provider works on this machine")
+
+
+@pytest.mark.usefixtures("_no_cuda")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
+def test_a_provider_that_is_not_here_stops_the_build(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path, provider: str
+) -> None:
+    said = resnet_opt(
+        "build", small_graph, "--engine", "onnxruntime", "--provider", provider,
+        "-o", tmp_path / "m.ort.onnx",
+    )  # fmt: skip
+    assert said.code == 3
+    (line,) = said.errors
+    assert f"ONNX Runtime's provider {provider} cannot be used here: " in line
+    assert "mend: " in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_no_cuda")
+@pytest.mark.parametrize("device", [None, "cuda:9"])
+def test_an_engine_of_a_provider_is_not_run_on_the_cpu_instead(
+    resnet_opt: Command,
+    cuda_engine: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    device: str | None,
+) -> None:
+    more = ["--device", device] if device else []
+    digit = tmp_path / "digit.png"
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(digit)
+    said = resnet_opt("predict", cuda_engine, digit, *more)
+    assert said.code == 3
+    assert "provider cuda cannot be used here" in said.err
+    said = resnet_opt("bench", cuda_engine, "-o", tmp_path / "b.json", "--duration", "1s", *more)
+    assert said.code == 3
+    assert "provider cuda cannot be used here" in said.err
+    said = resnet_opt(
+        "validate", cuda_engine, "--reference", small_checkpoint, "--data", "digits:test",
+        "--limit", 20, "-o", tmp_path / "v.json", *more,
+    )  # fmt: skip
+    assert said.code != 0
+    (hop,) = (
+        hop for hop in json.loads((tmp_path / "v.json").read_text())["hops"]
+        if hop["name"] == "m.ort.onnx"
+    )  # fmt: skip
+    assert hop["status"] in {"unavailable", "built-not-run"}
+    assert "provider cuda cannot be used here" in hop["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "onnxruntime", "--provider", "rocm"], "has no provider 'rocm'"),
+        (["--engine", "openvino", "--provider", "cuda"], "a setting of ONNX Runtime, not of"),
+        (["--provider", "cuda", "--provider-option", "x=1"], "provider cuda has no option 'x'"),
+        (["--provider", "cuda", "--provider-option", "x"], "cannot read --provider-option 'x'"),
+        (["--provider-option", "use_tf32=1"], "--provider-option without a provider"),
+        (["--provider", "cuda", "--opt-level", "3"], "provider cuda has no --opt-level"),
+    ],
+)
+def test_a_wrong_provider_or_option_is_refused(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    said = resnet_opt("build", small_graph, *arguments, "-o", tmp_path / "m.ort.onnx")
+    assert said.code == 2
+    assert message in said.errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_is_refused_for_engines_of_the_cpu(
+    resnet_opt: Command, small_checkpoint: Path
+) -> None:
+    said = resnet_opt("bench", small_checkpoint, "--device", "cuda:9")
+    assert said.code == 2
+    assert "--device cuda:9 is a GPU, and nothing here runs on one" in said.errors[0]
+
+
 def test_clean_empties_the_cache(
     resnet_opt: Command, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,3 +225,25 @@ def test_an_engine_without_its_manifest_is_refused(
     with pytest.raises(ArtifactError, match="has no manifest"):
         open_engine(copy)
     assert not manifest_path(copy).exists()
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [
+        ({"profile": (1, 8, 32)}, "no profile: it takes batches of any size"),
+        ({"targets": ("sm86",)}, "no target: it compiles for the CPU at hand"),
+        ({"workspace_bytes": 1 << 30}, "no workspace: it measures no kernels"),
+        ({"opt_level": 0}, "no optimization level"),
+        ({"timing_cache": Path("cache")}, "no timing cache"),
+        ({"options": {"tf32": True}}, "no tf32: that is an option of TensorRT"),
+    ],
+)
+def test_what_only_tensorrt_has_is_refused_elsewhere(
+    name: str, setting: dict[str, Any], wrong: str
+) -> None:
+    backend = get_backend(name)
+    with pytest.raises(UsageError, match=wrong) as caught:
+        backend.engine_settings(BuildSettings(precision="fp32", **setting))
+    assert "--engine tensorrt" in str(caught.value.mend)
+    backend.engine_settings(BuildSettings(precision="fp32"))

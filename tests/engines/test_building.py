@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from optimizer.artifacts import Cache, manifest_path
 from optimizer.engines import Availability, BuildSettings, Built, get_backend, open_engine, register
-from optimizer.engines.building import build_engine
+from optimizer.engines.building import Limits, build_engine
 from optimizer.engines.opening import check_opens
 from optimizer.engines.registry import backends
 from optimizer.errors import ArtifactError, BuildError, MissingDevice, MissingLibrary, UsageError
@@ -42,14 +43,27 @@ class Misbehaving:
         match settings.options["how"]:
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
             case "raise":
                 raise ValueError("the library's own words")
             case "hang":
+                output.write_text("half an engine")
                 time.sleep(60)
+            case "grow":
+                output.write_text("half an engine")
+                self._grow(settings)
         output.write_text("an engine")
         progress.advance()
         progress.finish()
         return Built(layers=[], seconds=0.0)
+
+    def _grow(self, settings: BuildSettings) -> None:
+        """Hold 600 MiB, in a process that this one starts."""
+        code = "import time; held = b'1' * (600 << 20); time.sleep(60)"
+        started = subprocess.Popen([sys.executable, "-c", code])
+        Path(settings.options["pid"]).write_text(str(started.pid))
+        started.wait()
 
     def load(self, engine: Path, *, threads: int | None = None, device: str | None = None) -> Any:
         raise NotImplementedError
@@ -67,15 +81,51 @@ def _settings(how: str) -> BuildSettings:
     [
         ("crash", "crashed while building .exit status -11"),
         ("raise", "the library's own words"),
-        ("hang", "did not finish within 1 s"),
+        ("kill", "killed from outside while building, most likely for want of memory"),
+        ("hang", "did not finish within the time limit of 1.5 s .a longer --build-timeout"),
     ],
 )
 def test_a_failing_build_leaves_nothing(
     tmp_path: Path, small_graph: Path, how: str, message: str
 ) -> None:
     with pytest.raises(BuildError, match=message):
-        build_engine(small_graph, tmp_path / "e.bad", "misbehaving", _settings(how), timeout_s=1.0)
+        build_engine(
+            small_graph,
+            tmp_path / "e.bad",
+            "misbehaving",
+            _settings(how),
+            limits=Limits(seconds=1.5 if how == "hang" else 60),
+        )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_grows_is_ended_with_all_it_started(tmp_path: Path, small_graph: Path) -> None:
+    import psutil
+
+    pid, folder = tmp_path / "pid", tmp_path / "engines"
+    settings = BuildSettings(precision="fp32", options={"how": "grow", "pid": str(pid)})
+    with pytest.raises(BuildError, match=r"the memory limit is 500 MiB .a larger --memory-limit"):
+        build_engine(
+            small_graph,
+            folder / "e.bad",
+            "misbehaving",
+            settings,
+            limits=Limits(memory_bytes=500 << 20),
+        )
+    assert list(folder.iterdir()) == []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        grown = psutil.Process(int(pid.read_text()))
+        deadline = time.monotonic() + 10  # it is killed, and the system takes its memory back
+        while grown.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert grown.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_peak_of_a_build_is_its_own(tmp_path: Path, small_graph: Path) -> None:
+    """What the parent holds is not counted."""
+    held = b"1" * (400 << 20)
+    made = build_engine(small_graph, tmp_path / "e.bad", "misbehaving", _settings("well"))
+    assert 10 << 20 < made.manifest.details["build_peak_bytes"] < len(held)
 
 
 def test_progress_crosses_the_process(tmp_path: Path, small_graph: Path) -> None:

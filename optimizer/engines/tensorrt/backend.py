@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.engines.cuda import CudaDevice, cuda_status
+from optimizer.engines.cuda import CudaDevice, cuda_status, driver_version
 from optimizer.engines.protocol import Availability, BuildSettings, Built
 from optimizer.engines.tensorrt.capability import (
     check_capability,
@@ -22,6 +22,7 @@ from optimizer.errors import GraphError, MissingDevice, UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
+    from optimizer.artifacts import Manifest
     from optimizer.engines.tensorrt.graph_check import CheckedGraph
     from optimizer.engines.tensorrt.session import TensorRtSession
 
@@ -69,12 +70,14 @@ class TensorRt:
         Raises:
             UnsupportedPrecision: A target does not compute this precision.
             UsageError: An option or a target the library does not have.
+            MissingDevice: An option needs a driver, and there is none.
         """
         options = read_options(self.library, settings)
         targets = self._targets(settings)
         check_precision(
             self.library, settings.precision, targets, storage_only=options.storage_only
         )
+        self._gpu_to_build_on(options)
         return {"tensorrt_options": asdict(options), "capabilities": [sm_name(t) for t in targets]}
 
     def build(
@@ -114,7 +117,18 @@ class TensorRt:
             device=f"{gpu.name}-{gpu.sm}" if gpu else "no-gpu",
             notes=notes + self._note_defaults(settings, checked, targets, profiles),
         )
-        return compile_engine(trt, plan, output, progress)
+        built = compile_engine(trt, plan, output, progress)
+        return replace(built, machine=_machine(gpu))
+
+    def check_machine(self, path: Path, manifest: Manifest, device: str | None) -> None:
+        """See `ChecksMachine.check_machine`."""
+        from optimizer.engines.tensorrt.fitting import check_has_weights, check_machine
+        from optimizer.engines.tensorrt.opening import pick_device
+
+        check_machine(
+            self.library, path, manifest, pick_device(self.library, device), cuda_status()
+        )
+        check_has_weights(path, manifest)
 
     def load(
         self,
@@ -191,6 +205,19 @@ class TensorRtRtx(TensorRt):
     name = TENSORRT_RTX.name
     suffix = ".rtx"
     libraries = TENSORRT_RTX.distributions
+
+
+def _machine(gpu: CudaDevice | None) -> dict[str, str]:
+    """What an engine was built on, for the day on which it is opened elsewhere."""
+    if gpu is None:
+        return {}
+    known = {
+        "gpu": gpu.name,
+        "compute_capability": gpu.sm,
+        "driver": driver_version(),
+        "cuda": cuda_status().driver,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def check_carried(graph: CheckedGraph, precision: str) -> None:

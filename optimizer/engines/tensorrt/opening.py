@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import Manifest, read_manifest
-from optimizer.engines.cuda import CudaDevice, cuda_api, cuda_status, device_index
+from optimizer.engines.cuda import (
+    CudaDevice,
+    cuda_api,
+    cuda_status,
+    device_index,
+    driver_version,
+)
+from optimizer.engines.opening import rebuild_command
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.capability import check_capability
+from optimizer.engines.tensorrt.fitting import changes
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.session import TensorRtSession
@@ -30,12 +38,10 @@ def open_session(
         ArtifactError: The file is damaged, or of another version or compute capability.
         UsageError: No such device or option.
     """
-    runtime_options = rtx.RuntimeOptions.read(options)
+    manifest = _manifest(path)
+    runtime_options = rtx.RuntimeOptions.read(library, {**_recorded(path, manifest), **options})
     trt = load(library)
     gpu = pick_device(library, device)
-    manifest = _manifest(path)
-    if manifest is not None:
-        _check_targets(library, path, manifest, gpu)
     api = cuda_api()
     api.set_device(gpu.index)
     log = BuildLog()
@@ -43,7 +49,7 @@ def open_session(
     runtime = start(library, trt.Runtime, logger, log)
     # Only an engine that carries its own runtime needs this: it lets the file's code run.
     runtime.engine_host_code_allowed = _carries_runtime(manifest)
-    engine = deserialize(library, runtime, path, log)
+    engine = deserialize(library, runtime, path, log, manifest)
     runtime_cache = None
     if library.portable:
         context, runtime_cache = rtx.create_context(trt, engine, runtime_options)
@@ -92,17 +98,28 @@ def pick_device(library: Library, name: str | None) -> CudaDevice:
     return status.devices[index]
 
 
-def deserialize(library: Library, runtime: Any, path: Path, log: BuildLog) -> Any:
+def deserialize(
+    library: Library, runtime: Any, path: Path, log: BuildLog, manifest: Manifest | None = None
+) -> Any:
     """Read an engine file with a runtime of the library.
+
+    Args:
+        library: Which library.
+        runtime: Its runtime.
+        path: The engine.
+        log: What the runtime's logger writes into.
+        manifest: The engine's, to tell what else is different from when it was built.
 
     Raises:
         ArtifactError: The library refuses it.
     """
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
+        differing = changes(manifest, driver_version(), cuda_status().driver)
         raise ArtifactError(
-            f"{library.title} refuses {path.name}: {log.reason('it does not say why')}",
-            mend=_REBUILD,
+            f"{library.title} refuses {path.name}: {log.reason('it does not say why')}"
+            + (f" ({'; '.join(differing)})" if differing else ""),
+            mend=rebuild_command(path, manifest) if manifest is not None else _REBUILD,
         )
     return engine
 
@@ -116,13 +133,15 @@ def _manifest(path: Path) -> Manifest | None:
         return None  # a plan made by other tools; the library's own checks must do
 
 
-def _check_targets(library: Library, path: Path, manifest: Manifest, gpu: CudaDevice) -> None:
-    targets = manifest.settings.get("capabilities") or []
-    if library.portable and targets and gpu.sm not in targets:
-        raise ArtifactError(
-            f"{path.name} was compiled for {', '.join(targets)}, this GPU is {gpu.sm}",
-            mend=f"build it again with --target {gpu.sm}",
-        )
+def _recorded(path: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """How to run it, as was said when it was built."""
+    options = manifest.settings.get("options", {}) if manifest is not None else {}
+    names = ("cuda_graph", "specialization", "runtime_cache")
+    recorded = {name: options[name] for name in names if name in options}
+    if "runtime_cache" in recorded:
+        # Its name alone: a manifest of somebody else names no file elsewhere.
+        recorded["runtime_cache"] = path.with_name(Path(str(recorded["runtime_cache"])).name)
+    return recorded
 
 
 def _carries_runtime(manifest: Manifest | None) -> bool:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt.library import Library
 from optimizer.errors import UsageError
 
-__all__ = ["Options", "read_options"]
+__all__ = ["SPECIALIZATION", "Options", "Profile", "check_runtime_options", "read_options"]
 
 Profile = tuple[int, int, int]
-_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
+SPECIALIZATION = ("eager", "lazy", "none")
+_CHOICES = {
+    "hardware_compatibility": ("none", "ampere-plus", "same-compute-capability"),
+    "specialization": SPECIALIZATION,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,11 @@ class Options:
         refittable: Let weights be replaced later.
         profiles: Further optimization profiles, (min, opt, max) batches.
         storage_only: Accept an engine that computes in another precision than it stores.
+        cuda_graph: Run the engine as a CUDA graph; recorded, and applied when it is opened.
+        specialization: TensorRT-RTX: when kernels for the very shapes that run are compiled
+            (``eager``, ``lazy``, ``none``); recorded, and applied when the engine is opened.
+        runtime_cache: TensorRT-RTX: name of the file beside the engine that keeps the kernels
+            compiled for the GPU at hand; recorded, and applied when the engine is opened.
     """
 
     tf32: bool = False
@@ -40,6 +50,9 @@ class Options:
     refittable: bool = False
     profiles: tuple[Profile, ...] = ()
     storage_only: bool = False
+    cuda_graph: bool = False
+    specialization: str | None = None
+    runtime_cache: str | None = None
 
 
 def read_options(library: Library, settings: BuildSettings) -> Options:
@@ -66,25 +79,48 @@ def read_options(library: Library, settings: BuildSettings) -> Options:
             f"{library.title} has no version-compatible engines",
             mend="build again after an update, or --engine tensorrt",
         )
+    check_runtime_options(library, options.specialization, options.runtime_cache)
     return options
 
 
+def check_runtime_options(library: Library, specialization: object, runtime_cache: object) -> None:
+    """Refuse what only a library that compiles again at run time has; ``None`` is not asked for.
+
+    Raises:
+        UsageError: TensorRT, which compiles everything when it builds, was asked for it.
+    """
+    asked = {"specialization": specialization, "runtime cache": runtime_cache}
+    lacking = next((name for name, value in asked.items() if value is not None), None)
+    if lacking is not None and not library.portable:
+        raise UsageError(
+            f"{library.title} compiles all kernels when it builds: it has no {lacking}",
+            mend="leave it out, or --engine tensorrt-rtx",
+        )
+
+
 def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in raw.items():
-        if name == "hardware_compatibility":
-            if value not in _COMPATIBILITY:
-                raise UsageError(
-                    f"hardware compatibility {value!r}", mend=f"one of {', '.join(_COMPATIBILITY)}"
-                )
-            values[name] = value
-        elif name == "profiles":
-            values[name] = tuple(_profile(item) for item in value)
-        elif isinstance(value, bool):
-            values[name] = value
-        else:
-            raise UsageError(f"option {name} is {value!r}", mend="true or false")
-    return values
+    return {name: _value(name, value) for name, value in raw.items()}
+
+
+def _value(name: str, value: Any) -> Any:
+    words = name.replace("_", " ")
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise UsageError(f"{words} {value!r}", mend=f"one of {', '.join(_CHOICES[name])}")
+        return value
+    if name == "profiles":
+        return tuple(_profile(item) for item in value)
+    if name == "runtime_cache":
+        # The name comes back from a manifest, and a file of this name is written.
+        if not isinstance(value, str) or Path(value).name != value or value in {".", ".."}:
+            raise UsageError(
+                f"runtime cache {value!r} is no file name",
+                mend="a name without a folder: the file lies beside the engine",
+            )
+        return value
+    if isinstance(value, bool):
+        return value
+    raise UsageError(f"option {name} is {value!r}", mend="true or false")
 
 
 def _profile(item: Sequence[int]) -> Profile:

@@ -13,11 +13,11 @@ from typing import Any
 
 from optimizer.artifacts import write_atomically
 from optimizer.engines.tensorrt.capability import sm_name
+from optimizer.engines.tensorrt.library import Library
+from optimizer.engines.tensorrt.options import SPECIALIZATION, check_runtime_options
 from optimizer.errors import UsageError
 
 __all__ = ["RuntimeOptions", "create_context", "save_runtime_cache", "set_targets"]
-
-_SPECIALIZATION = ("eager", "lazy", "none")
 
 
 def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
@@ -52,11 +52,11 @@ class RuntimeOptions:
     cuda_graph: bool = False
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> RuntimeOptions:
+    def read(cls, library: Library, raw: Mapping[str, Any]) -> RuntimeOptions:
         """Read options by name.
 
         Raises:
-            UsageError: An option or a value that does not exist.
+            UsageError: An option or a value that does not exist, or that the library lacks.
         """
         known = ("runtime_cache", "specialization", "cuda_graph")
         unknown = next((name for name in raw if name not in known), None)
@@ -64,11 +64,12 @@ class RuntimeOptions:
             raise UsageError(
                 f"no option {unknown!r} to load an engine", mend=f"one of {', '.join(known)}"
             )
+        check_runtime_options(library, raw.get("specialization"), raw.get("runtime_cache"))
         options = cls(**raw)
-        if options.specialization not in _SPECIALIZATION:
+        if options.specialization not in SPECIALIZATION:
             raise UsageError(
                 f"specialization {options.specialization!r}",
-                mend=f"one of {', '.join(_SPECIALIZATION)}",
+                mend=f"one of {', '.join(SPECIALIZATION)}",
             )
         return options
 

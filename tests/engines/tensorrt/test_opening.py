@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import optimizer.engines.tensorrt.opening as opening
+import optimizer.engines.tensorrt.rtx as rtx_module
 from optimizer.artifacts import Plan, produce
 from optimizer.engines.cuda import CudaDevice, CudaStatus, cuda_devices
 from optimizer.engines.protocol import BuildSettings
@@ -67,15 +68,6 @@ def test_the_library_refuses_what_it_cannot_read(rtx: TensorRtRtx, engine: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_an_engine_for_another_gpu(
-    rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpus(monkeypatch, ADA)
-    with pytest.raises(ArtifactError, match=r"compiled for sm86, this GPU is sm89") as caught:
-        rtx.load(engine)
-    assert caught.value.mend == "build it again with --target sm89"
-
-
 def test_devices_are_named(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, ADA, HOPPER)
     assert opening.pick_device(TENSORRT_RTX, None) is ADA
@@ -98,6 +90,19 @@ def test_options_are_checked(
     with pytest.raises(UsageError, match=wrong) as caught:
         rtx.load(engine, options=options)
     assert caught.value.mend
+
+
+def test_an_engine_is_run_as_was_said_when_it_was_built(tmp_path: Path) -> None:
+    path = tmp_path / "m.rtx"
+    options = {"specialization": "none", "runtime_cache": "kernels.bin", "cuda_graph": True}
+    plan = Plan(kind="engine", settings={"options": {**options, "refittable": True}})
+    manifest = produce(plan, path, lambda p: p.write_bytes(b"engine") and {}).manifest
+    assert rtx_module.RuntimeOptions.read(
+        TENSORRT_RTX, opening._recorded(path, manifest)
+    ) == rtx_module.RuntimeOptions(tmp_path / "kernels.bin", "none", cuda_graph=True)
+    manifest.settings["options"]["runtime_cache"] = "/etc/elsewhere/kernels.bin"
+    assert opening._recorded(path, manifest)["runtime_cache"] == tmp_path / "kernels.bin"
+    assert opening._recorded(path, None) == {}
 
 
 def test_only_an_engine_that_carries_its_runtime_may_run_host_code(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ def test_nothing_is_asked_for() -> None:
         ({"hardware_compatibility": "all"}, "'all'", "ampere-plus"),
         ({"profiles": [(1, 8)]}, r"\(1, 8\)", "1:8:32"),
         ({"profiles": [(1, 8, "32")]}, "'32'", "1:8:32"),
+        ({"specialization": "fast"}, "specialization 'fast'", "eager, lazy, none"),
+        ({"runtime_cache": "../kernels.bin"}, "is no file name", "beside the engine"),
+        ({"runtime_cache": ".."}, "is no file name", "beside the engine"),
+        ({"cuda_graph": 1}, "option cuda_graph is 1", "true or false"),
     ],
 )
 def test_a_wrong_option_is_refused(given: dict[str, Any], wrong: str, mend: str) -> None:
@@ -43,3 +47,15 @@ def test_rtx_has_no_version_compatible_engines() -> None:
     assert read_options(TENSORRT, settings).version_compatible
     with pytest.raises(UsageError, match="no version-compatible engines"):
         read_options(TENSORRT_RTX, settings)
+
+
+@pytest.mark.parametrize("given", [{"specialization": "eager"}, {"runtime_cache": "kernels.bin"}])
+def test_only_rtx_compiles_again_at_run_time(given: dict[str, Any]) -> None:
+    settings = BuildSettings(precision="fp32", options=given)
+    options = read_options(TENSORRT_RTX, settings)
+    assert given.items() <= vars(options).items()
+    with pytest.raises(
+        UsageError, match="compiles all kernels when it builds: it has no"
+    ) as caught:
+        read_options(TENSORRT, settings)
+    assert "--engine tensorrt-rtx" in str(caught.value.mend)

@@ -1,0 +1,137 @@
+"""Which provider, with which options: read, checked, and put in its own words."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import pytest
+
+from optimizer.engines.onnxruntime import OnnxRuntime
+from optimizer.engines.protocol import BuildSettings
+from optimizer.engines.providers import PROVIDERS, lowering_target, read_choice
+from optimizer.engines.providers.settings import with_build_settings
+from optimizer.engines.providers.status import library_of
+from optimizer.errors import UnsupportedPrecision, UsageError
+from optimizer.targets.rules import rules_for
+
+SHAPE = (None, 3, 32, 32)
+
+
+def choose(provider: str, **options: str) -> dict[str, object]:
+    return {"provider": provider, "provider_options": options}
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
+def test_every_option_is_known_to_the_installed_library(name: str) -> None:
+    provider = PROVIDERS[name]
+    path = library_of(provider)
+    if path is None:
+        pytest.skip(f"{provider.shared_object} is not installed")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        absent = [option for option in provider.options if text.find(option.encode()) < 0]
+    assert not absent
+
+
+def test_the_default_is_the_cpu() -> None:
+    assert read_choice({}).provider is PROVIDERS["cpu"]
+    assert not read_choice({"provider": None}).provider.on_gpu
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "mend"),
+    [
+        (choose("rocm"), "no provider 'rocm'", "one of cpu, cuda, tensorrt, nv-tensorrt-rtx"),
+        (choose("cuda", use_tf3="1"), "no option 'use_tf3'", "one of use_tf32"),
+        (choose("cpu", use_tf32="1"), "no option 'use_tf32'", "leave it out"),
+        (choose("tensorrt", trt_int8_enable="1"), "the precision is what the graph says", "leave"),
+        (choose("cuda", device_id="1"), "--device cuda:1", "leave it out"),
+        (choose("cuda", user_compute_stream="1"), "no meaning here", "leave it out"),
+    ],
+)
+def test_what_a_provider_does_not_take_is_refused(
+    options: dict[str, object], message: str, mend: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read_choice(options)
+    assert str(caught.value.mend).startswith(mend)
+
+
+def test_the_provider_decides_how_a_graph_is_lowered() -> None:
+    assert lowering_target("openvino", None) == "openvino"
+    assert lowering_target("onnxruntime", "cpu") == "onnxruntime"
+    for name in ("tensorrt", "nv-tensorrt-rtx"):
+        rules = rules_for(lowering_target("onnxruntime", name))
+        assert (rules.relu_dtype, rules.signed_dtype, rules.add_inputs) == ("s8", "s8", "residual")
+    with pytest.raises(UsageError, match="a setting of ONNX Runtime, not of openvino"):
+        lowering_target("openvino", "cuda")
+
+
+def test_fp32_is_not_tf32_unless_asked_for() -> None:
+    settings = BuildSettings(precision="fp32")
+    made = with_build_settings(read_choice(choose("cuda")), settings, "images", SHAPE)
+    assert made.options == {"use_tf32": "0"}
+    asked = read_choice(choose("cuda", use_tf32="1"))
+    assert with_build_settings(asked, settings, "images", SHAPE).options == {"use_tf32": "1"}
+
+
+def test_a_provider_that_compiles_is_told_the_shapes() -> None:
+    choice = read_choice(choose("tensorrt", trt_sparsity_enable="1"))
+    settings = BuildSettings(
+        precision="fp16", profile=(1, 4, 16), workspace_bytes=1 << 30, opt_level=4
+    )
+    assert with_build_settings(choice, settings, "images", SHAPE).options == {
+        "trt_profile_min_shapes": "images:1x3x32x32",
+        "trt_profile_opt_shapes": "images:4x3x32x32",
+        "trt_profile_max_shapes": "images:16x3x32x32",
+        "trt_max_workspace_size": str(1 << 30),
+        "trt_builder_optimization_level": "4",
+        "trt_sparsity_enable": "1",
+    }
+    fixed = with_build_settings(choice, BuildSettings(precision="fp16"), "images", (8, 3, 32, 32))
+    assert fixed.options == {"trt_sparsity_enable": "1"}
+
+
+def test_an_open_image_size_cannot_be_compiled() -> None:
+    choice = read_choice(choose("nv-tensorrt-rtx"))
+    with pytest.raises(UsageError, match="needs a fixed image size"):
+        with_build_settings(
+            choice, BuildSettings(precision="fp16"), "images", (None, 3, None, None)
+        )
+
+
+@pytest.mark.parametrize(
+    ("provider", "settings", "message"),
+    [
+        ("cuda", {"opt_level": 3}, "provider cuda has no --opt-level"),
+        ("cuda", {"workspace_bytes": 1}, "provider cuda has no --workspace"),
+        ("cuda", {"profile": (1, 2, 4)}, "provider cuda has no --profile"),
+        ("tensorrt", {"targets": ("sm86",)}, "provider tensorrt has no --target"),
+        ("tensorrt", {"profile": (4, 2, 1)}, "profile 4:2:1 is not in order"),
+        ("tensorrt", {"timing_cache": Path("cache")}, "compiles at every start"),
+        ("nv-tensorrt-rtx", {"opt_level": 3}, "provider nv-tensorrt-rtx has no --opt-level"),
+    ],
+)
+def test_a_setting_that_a_provider_lacks_is_refused_before_anything_is_looked_for(
+    provider: str, settings: dict[str, object], message: str
+) -> None:
+    asked = BuildSettings(precision="fp32", options={"provider": provider}, **settings)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        OnnxRuntime().engine_settings(asked)
+
+
+def test_a_precision_that_a_provider_does_not_compute_is_refused() -> None:
+    settings = BuildSettings(precision="int8", options={"provider": "cuda"})
+    with pytest.raises(UnsupportedPrecision, match="FP32 and FP16 only") as caught:
+        OnnxRuntime().engine_settings(settings)
+    assert "--provider tensorrt" in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [("cpu", "ONNX Runtime has no tf32"), ("cuda", "onnxruntime has no option 'tf32'")],
+)
+def test_an_option_of_another_backend_is_refused(provider: str, message: str) -> None:
+    settings = BuildSettings(precision="fp32", options={"provider": provider, "tf32": True})
+    with pytest.raises(UsageError, match=message):
+        OnnxRuntime().engine_settings(settings)

@@ -1,0 +1,198 @@
+"""Whether an engine fits this machine, told from its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimizer.engines.tensorrt.backend as backend
+import optimizer.engines.tensorrt.opening as opening
+from optimizer.artifacts import Manifest, Plan, produce
+from optimizer.engines.cuda import CudaDevice, CudaStatus
+from optimizer.engines.opening import check_opens, rebuild_command
+from optimizer.engines.protocol import ChecksMachine
+from optimizer.engines.registry import backends
+from optimizer.engines.tensorrt import TensorRtRtx
+from optimizer.engines.tensorrt.fitting import (
+    changes,
+    check_has_weights,
+    device_misfits,
+    driver_misfits,
+    library_misfits,
+)
+from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX
+from optimizer.errors import ArtifactError, MissingDevice, UsageError
+
+AMPERE = CudaDevice(0, "NVIDIA Ampere", (8, 6), 1 << 34)
+ADA = CudaDevice(0, "NVIDIA Ada", (8, 9), 1 << 34)
+TURING = CudaDevice(0, "NVIDIA Turing", (7, 5), 1 << 34)
+BLACKWELL = CudaDevice(1, "NVIDIA Blackwell", (12, 1), 1 << 36)
+HOPPER = CudaDevice(1, "NVIDIA Hopper", (9, 0), 1 << 36)
+
+
+def manifest(
+    options: dict[str, Any] | None = None,
+    libraries: dict[str, str] | None = None,
+    built_on: dict[str, str] | None = None,
+    gpu: CudaDevice = AMPERE,
+    **settings: Any,
+) -> Manifest:
+    return Manifest(
+        kind="engine",
+        file="m.plan",
+        sha256="0",
+        created="now",
+        tool={},
+        key="0",
+        settings={"options": options or {}, **settings},
+        libraries=libraries or {},
+        device={"kind": "gpu", "name": gpu.name, "compute_capability": gpu.sm},
+        details={"built_on": built_on} if built_on else {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "compatible", "found"),
+    [
+        ("10.16.1.11", "10.16.1.11", False, None),
+        ("10.12.0.36", "10.16.1.11", False, "TensorRT 10.12.0.36 at build, 10.16.1.11 here"),
+        ("10.12.0.36", "10.16.1.11", True, None),
+        ("10.12.0.36", "11.4.0.106", True, None),
+        ("10.16.1.11", "10.12.0.36", True, "runs on later versions of its major version"),
+        ("11.4.0.106", "12.0.0.1", True, "11.4.0.106 at build, 12.0.0.1 here"),
+    ],
+)
+def test_versions_of_tensorrt(built: str, here: str, compatible: bool, found: str | None) -> None:
+    engine = manifest({"version_compatible": compatible}, {"tensorrt": built})
+    told = library_misfits(TENSORRT, engine, {"tensorrt": here})
+    assert bool(told) == bool(found)
+    assert not found or found in told[0]
+
+
+def test_the_cuda_that_a_library_is_for() -> None:
+    engine = manifest(libraries={"tensorrt-cu12": "10.16.1.11"})
+    assert library_misfits(TENSORRT, engine, {"tensorrt-cu13": "10.16.1.11"}) == [
+        "TensorRT for CUDA 12 at build, for CUDA 13 here"
+    ]
+    assert library_misfits(TENSORRT, engine, {"tensorrt-cu12": "10.16.1.11"}) == []
+    both = {"tensorrt": "10.16.1.11", "tensorrt-cu12": "10.16.1.11"}
+    assert library_misfits(TENSORRT, engine, both) == []
+    assert library_misfits(TENSORRT, engine, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("level", "here", "found"),
+    [
+        ("none", AMPERE, None),
+        ("none", CudaDevice(0, "NVIDIA Other", (8, 6), 1), "NVIDIA Ampere at build, NVIDIA Other"),
+        ("none", ADA, "compute capability sm86 at build, sm89 here"),
+        ("same-compute-capability", CudaDevice(0, "NVIDIA Other", (8, 6), 1), None),
+        ("same-compute-capability", ADA, "compute capability sm86 at build, sm89 here"),
+        ("ampere-plus", ADA, None),
+        ("ampere-plus", HOPPER, None),
+        ("ampere-plus", TURING, "built for sm80 and later, this GPU is sm75"),
+    ],
+)
+def test_an_engine_of_tensorrt_and_a_gpu(level: str, here: CudaDevice, found: str | None) -> None:
+    told = device_misfits(TENSORRT, manifest({"hardware_compatibility": level}), here)
+    assert bool(told) == bool(found)
+    assert not found or found in told[0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "capabilities", "here", "fits"),
+    [
+        (["sm86"], ["sm86"], AMPERE, True),
+        (["sm86"], ["sm86"], ADA, False),
+        (["sm86", "sm89"], ["sm86", "sm89"], ADA, True),
+        ([], [], ADA, True),
+        ([], [], BLACKWELL, True),  # "and later"
+        ([], [], TURING, False),
+        ([], ["sm89", "sm120"], AMPERE, False),  # an FP8 engine without a named target
+        ([], ["sm89", "sm120"], BLACKWELL, True),
+        (["sm120"], ["sm120"], BLACKWELL, False),
+    ],
+)
+def test_an_engine_of_rtx_and_a_gpu(
+    targets: list[str], capabilities: list[str], here: CudaDevice, fits: bool
+) -> None:
+    engine = manifest(targets=targets, capabilities=capabilities)
+    assert (device_misfits(TENSORRT_RTX, engine, here) == []) == fits
+
+
+def test_drivers() -> None:
+    engine = manifest(built_on={"driver": "580.65", "cuda": "13.0"})
+    assert driver_misfits(engine, "13.2") == []
+    assert driver_misfits(engine, "12.8") == ["a driver for CUDA 13.0 at build, for CUDA 12.8 here"]
+    assert driver_misfits(manifest(), "12.8") == []
+    assert changes(engine, "570.10", "12.8") == [
+        "driver 580.65 at build, 570.10 here", "CUDA 13.0 at build, 12.8 here",
+    ]  # fmt: skip
+    assert changes(engine, "580.65", "13.0") == changes(None, "580.65", "13.0") == []
+
+
+def test_an_engine_without_weights_is_not_run() -> None:
+    check_has_weights(Path("m.plan"), manifest())
+    with pytest.raises(ArtifactError, match="holds no weights") as caught:
+        check_has_weights(Path("m.plan"), manifest({"strip_weights": True}))
+    assert str(caught.value.mend).startswith("resnet-opt refit m.plan MODEL -o")
+
+
+def test_both_backends_judge_for_themselves() -> None:
+    judging = {name for name, one in backends().items() if isinstance(one, ChecksMachine)}
+    assert {"tensorrt", "tensorrt-rtx"} <= judging
+    assert not {"openvino", "onnxruntime", "torch"} & judging
+
+
+def test_what_differs_is_said_with_the_command(
+    rtx: TensorRtRtx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything at once, through the door that every engine goes through."""
+    settings = {
+        "backend": "tensorrt-rtx", "precision": "fp16", "targets": ["sm86"],
+        "capabilities": ["sm86"], "profile": [1, 1, 1], "workspace_bytes": 1024, "opt_level": 0,
+        "options": {"profiles": [[2, 8, 32]], "cuda_graph": True, "specialization": "lazy"},
+    }  # fmt: skip
+    plan = Plan(kind="engine", settings=settings, libraries={"tensorrt-rtx": "1.6.0.1"})
+    path = tmp_path / "m.rtx"
+    made = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
+    status = CudaStatus((ADA, HOPPER), "cuda-python", "13.0", None, None)
+    monkeypatch.setattr(backend, "cuda_status", lambda: status)
+    monkeypatch.setattr(opening, "cuda_status", lambda: status)
+    with pytest.raises(ArtifactError) as caught:
+        check_opens(rtx, path, made.manifest)
+    assert caught.value.message.startswith(
+        "m.rtx does not fit this machine: TensorRT-RTX 1.6.0.1 at build, "
+    )
+    assert caught.value.message.endswith("; compiled for sm86, this GPU is sm89")
+    assert caught.value.mend == (
+        "resnet-opt build model.onnx --precision fp16 --engine tensorrt-rtx --target sm89 "
+        "--profile 1:1:1 --profile 2:8:32 --workspace 1024B --cuda-graph --specialization lazy "
+        "--opt-level 0 -o m.rtx"
+    )
+    with pytest.raises(MissingDevice, match=r"does not run on sm90 \(Hopper\)"):
+        check_opens(rtx, path, made.manifest, device="cuda:1")
+    with pytest.raises(UsageError, match="unknown device"):
+        check_opens(rtx, path, made.manifest, device="gpu")
+
+
+def test_the_command_that_rebuilds_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every flag it writes is a flag of build."""
+    import typer
+
+    from optimizer.cli.app import app
+    from optimizer.engines.tensorrt.options import Options
+
+    options = dict.fromkeys(vars(Options()), True) | {"profiles": [[1, 2, 3]]}
+    command = rebuild_command(
+        Path("m.plan"),
+        manifest(options, precision="fp16", backend="tensorrt", targets=["sm86"], opt_level=3,
+                 workspace_bytes=1, profile=[1, 1, 1], threads=2),
+    )  # fmt: skip
+    build = typer.main.get_command(app).commands["build"]  # type: ignore[attr-defined]
+    known = {name for parameter in build.params for name in parameter.opts}
+    used = [word for word in command.split() if word.startswith("-")]
+    assert len(used) > 15
+    assert set(used) <= known

@@ -1,0 +1,86 @@
+"""``--device``: for engines that run on a GPU, refused where nothing does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer.artifacts import Artifact, Manifest, Plan, library_versions, produce
+from optimizer.engines.onnxruntime import OnnxRuntime
+from optimizer.engines.opening import check_opens, rebuild_command
+from optimizer.engines.placement import check_device, device_of, runs_on_gpu
+from optimizer.errors import ArtifactError, UsageError
+
+
+def engine(path: Path, **settings: Any) -> Artifact:
+    def write(target: Path) -> dict[str, Any]:
+        target.write_bytes(b"an engine")
+        return {}
+
+    return produce(Plan(kind="engine", settings=settings, inputs=[], libraries={}), path, write)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu"),
+    [
+        ({"backend": "openvino"}, False),
+        ({"backend": "torch"}, False),
+        ({"backend": "onnxruntime"}, False),
+        ({"backend": "onnxruntime", "options": {"provider": "cpu"}}, False),
+        ({"backend": "onnxruntime", "options": {"provider": "cuda"}}, True),
+        ({"backend": "tensorrt"}, True),
+        ({"backend": "somebody-else"}, True),
+    ],
+)
+def test_who_runs_on_a_gpu(settings: dict[str, Any], gpu: bool) -> None:
+    assert runs_on_gpu(settings) is gpu
+
+
+def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
+    host = engine(tmp_path / "a.blob", backend="openvino").path
+    gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
+    checkpoint = tmp_path / "model.safetensors"
+    assert device_of(host, "cuda:1") is None
+    assert device_of(checkpoint, "cuda:1") is None
+    assert device_of(gpu, "cuda:1") == "cuda:1"
+    assert device_of(gpu, None) is None
+    check_device([host, checkpoint, gpu], "cuda:1")
+    check_device([host], None)
+    with pytest.raises(UsageError, match="nothing here runs on one"):
+        check_device([host, checkpoint], "cuda:9")
+    with pytest.raises(UsageError, match="unknown device 'gpu0'"):
+        check_device([gpu], "gpu0")
+
+
+def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> None:
+    backend = OnnxRuntime()
+    elsewhere = {"kind": "cpu", "model": "another CPU", "flags": []}
+
+    def manifest(name: str, **options: str) -> tuple[Path, Manifest]:
+        plan = Plan(
+            kind="engine", settings={"backend": "onnxruntime", "options": options}, inputs=[],
+            libraries=library_versions(*backend.libraries), device=elsewhere,
+        )  # fmt: skip
+        made = produce(plan, tmp_path / name, lambda path: path.write_bytes(b"an engine") and {})
+        return made.path, made.manifest
+
+    check_opens(backend, *manifest("gpu.onnx", provider="cuda"))
+    with pytest.raises(ArtifactError, match="was built for model another CPU") as caught:
+        check_opens(backend, *manifest("cpu.onnx"))
+    assert "--engine onnxruntime" in str(caught.value.mend)
+
+
+def test_the_command_that_rebuilds_has_the_provider(tmp_path: Path) -> None:
+    made = engine(
+        tmp_path / "m.onnx",
+        backend="onnxruntime",
+        precision="fp16",
+        options={"provider": "cuda", "provider_options": {"use_tf32": "1", "prefer_nhwc": "1"}},
+    )
+    words = rebuild_command(made.path, made.manifest)
+    assert "--engine onnxruntime --provider-option " in words
+    assert "--provider-option use_tf32=1" in words
+    assert "--provider-option prefer_nhwc=1" in words
+    assert "--provider cuda" in words
