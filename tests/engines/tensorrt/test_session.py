@@ -229,7 +229,7 @@ def test_layers_come_with_times(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     (layer,) = session.layers()
     assert (layer.torch_names, layer.precision, layer.time_ms) == (["conv1"], "fp16", None)
-    (layer,) = session.profile_layers(graphs.images(2), rounds=5)
+    (layer,) = session.time_layers(graphs.images(2), 5)
     assert layer.time_ms == 2.0
     session.run(graphs.images(1))  # the profiler is gone
 
