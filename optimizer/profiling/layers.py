@@ -258,7 +258,7 @@ def _warmed_up(worker: Worker, fact: EngineFacts, asked: _Asked, measured: _Meas
         if len(windows) >= _WINDOWS_AT_MOST:
             measured.notes.append("its warm-up did not settle")
             break
-        windows.append(_whole(worker, asked, calls=_FEWEST_CALLS))
+        windows.append(_whole(worker, asked, calls=_FEWEST_CALLS, longest_rest_s=0.0))
     return float(np.median(windows[-1])) / 1e3
 
 
@@ -282,7 +282,9 @@ def _rounds(
     measured.conditions = monitor.summary(measured.notes)
 
 
-def _whole(worker: Worker, asked: _Asked, *, calls: int) -> NDArray[np.float64]:
+def _whole(
+    worker: Worker, asked: _Asked, *, calls: int, longest_rest_s: float = _LONGEST_REST_S
+) -> NDArray[np.float64]:
     """Milliseconds of computing whole calls, without profiling."""
     header, arrays = worker.ask(
         "time",
@@ -290,7 +292,7 @@ def _whole(worker: Worker, asked: _Asked, *, calls: int) -> NDArray[np.float64]:
         seconds=0.0,
         min_calls=calls,
         min_lead_in=1,
-        longest_rest_s=_LONGEST_REST_S,
+        longest_rest_s=longest_rest_s,
     )
     compute: NDArray[np.float64] = arrays["calls"][header["lead_in"] :, 2] / 1e6
     return compute
