@@ -45,8 +45,8 @@ def measure(duration_s: float) -> ProfileResult:
                 optimizer.build(graph, path, precision=precision, engine=engine, stats=stats)
                 paths.append(path)
         found = optimizer.profile(paths, duration_s=duration_s, remeasure=True)
-    for engine in found.engines:
-        engine.file = engine.name  # where it lay is gone
+    for profiled in found.engines:
+        profiled.file = profiled.name  # where it lay is gone
     return found
 
 

@@ -333,3 +333,28 @@ def test_layer_times_need_an_engine_of_its_own(small_graph: Path) -> None:
 
     with pytest.raises(UsageError, match="executed as written"):
         as_written(small_graph).time_layers(np.zeros((1, 3, 32, 32), np.float32), 3)
+
+
+@pytest.mark.gpu
+def test_pytorch_layers_on_a_gpu(small_checkpoint: Path) -> None:
+    import torch
+
+    from optimizer.engines import TimesLayers, open_engine
+
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    session = open_engine(small_checkpoint, device="cuda:0")
+    assert isinstance(session, TimesLayers)
+    layers = session.time_layers(np.zeros((8, 3, 32, 32), np.float32), 5)
+    assert sum(layer.time_ms or 0.0 for layer in layers) > 0
+    assert all(layer.bytes for layer in layers if layer.type == "Conv2d")
+
+
+def test_layers_of_gpus_are_held_against_no_ceilings() -> None:
+    from optimizer.profiling.asked import EngineFacts
+    from optimizer.profiling.layers import _ceilings_note, _on_cpu
+
+    eager = EngineFacts(path=Path("m"), name="m", backend="torch", precision="fp32")
+    assert [_on_cpu(eager, device) for device in (None, "cpu", "cuda:0")] == [True, True, False]
+    assert _ceilings_note(roofs=True, on_cpu=[True]) is None
+    assert "not measured on GPUs" in str(_ceilings_note(roofs=True, on_cpu=[True, False]))
