@@ -9,7 +9,7 @@ from typing import Annotated, Never
 import typer
 
 from optimizer._version import __version__
-from optimizer.cli import build, job, judge, machine, make, pixels
+from optimizer.cli import build, job, judge, layers, machine, make, pixels
 from optimizer.errors import ResnetOptError
 
 __all__ = ["app", "main"]
@@ -70,6 +70,7 @@ for command, panel in (
     (build.build, STEPS),
     (judge.validate, STEPS),
     (judge.bench, STEPS),
+    (layers.profile, STEPS),
     (judge.predict, RESULTS),
     (judge.inspect, RESULTS),
     (judge.compare, RESULTS),

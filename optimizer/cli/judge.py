@@ -214,6 +214,10 @@ def compare(
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="Folders of run or demo.")],
     output: opt.Output,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Where the time goes; default: profile.json in each folder."),
+    ] = None,
 ) -> None:
     """Write the report of one run, or of several side by side.
 
@@ -221,7 +225,7 @@ def report(
     """
     from optimizer.reporting import write_report
 
-    write_report(run_dirs, output)
+    write_report(run_dirs, output, profile=profile)
     typer.echo(str(output))
 
 

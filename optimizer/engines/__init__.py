@@ -9,6 +9,7 @@ from optimizer.engines.protocol import (
     Built,
     Session,
     TensorSpec,
+    TimesLayers,
 )
 from optimizer.engines.registry import backends, get_backend, register
 
@@ -20,6 +21,7 @@ __all__ = [
     "Built",
     "Session",
     "TensorSpec",
+    "TimesLayers",
     "backends",
     "closing",
     "get_backend",

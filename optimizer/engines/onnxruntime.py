@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 from optimizer.artifacts import Manifest, library_versions
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate
+from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
 from optimizer.engines.protocol import (
     Array,
     Availability,
@@ -33,6 +35,8 @@ __all__ = ["OnnxRuntime", "as_written", "tapped"]
 
 PROVIDERS = ["CPUExecutionProvider"]
 _OPTIONS = ("storage_only", "provider", "provider_options")
+_SETTLING = 3
+"""Calls of a profiled session that do not count: they allocate, and fill the caches."""
 
 
 class OnnxRuntime:
@@ -89,7 +93,7 @@ class OnnxRuntime:
             raise BuildError(f"ONNX Runtime could not compile {graph.name}: {line}") from error
         seconds = time.perf_counter() - started
         progress.advance(note="reading the layers")
-        layers = annotate(_layers(output), graph)
+        layers = annotate(layers_of(output), graph)
         progress.advance()
         progress.finish(f"{len(layers)} layers")
         notes = []
@@ -127,15 +131,23 @@ class OnnxRuntime:
         from optimizer.artifacts import read_manifest
 
         settings = read_manifest(engine).settings
-        options = _options(threads or settings.get("threads"))
+        count = threads or settings.get("threads")
         choice = read_choice(settings.get("options") or {})
         if choice.provider.on_gpu:
             from optimizer.engines.providers.building import load_with_provider
 
-            return load_with_provider(engine, settings, choice, options, device)
-        # The file is optimized already; doing it again would only cost start-up time.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return Session(ort.InferenceSession(engine, options, providers=PROVIDERS), engine)
+            return load_with_provider(engine, settings, choice, _options(count), device)
+
+        def opened(profile: Path | None = None) -> Any:
+            options = _options(count)
+            # The file is optimized already; doing it again would only cost start-up time.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            if profile is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = str(profile)
+            return ort.InferenceSession(engine, options, providers=PROVIDERS)
+
+        return Session(opened(), engine, opened)
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; checked before a build is started.
@@ -203,11 +215,24 @@ def _options(threads: int | None) -> Any:
 
 
 class Session:
-    """An inference session."""
+    """An inference session.
 
-    def __init__(self, session: Any, engine: Path | None = None) -> None:
+    Args:
+        session: The library's session.
+        engine: The engine's file; ``None`` for a graph that is executed as written.
+        reopen: Opens the same engine once more, with a profile that is written to files whose
+            names start as given.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        engine: Path | None = None,
+        reopen: Callable[[Path], Any] | None = None,
+    ) -> None:
         self._session = session
         self._engine = engine
+        self._reopen = reopen
         self.input = tensor_spec(session.get_inputs()[0])
         self.output = tensor_spec(session.get_outputs()[0])
 
@@ -230,7 +255,23 @@ class Session:
 
     def layers(self) -> list[LayerInfo]:
         """See `Session.layers` of the protocol."""
-        return _layers(self._engine) if self._engine is not None else []
+        return layers_of(self._engine) if self._engine is not None else []
+
+    def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
+        """See `TimesLayers.time_layers`: from the profile of a second session on the same file."""
+        if self._engine is None or self._reopen is None:
+            raise UsageError(
+                "a graph that is executed as written is not timed by layer",
+                mend="build an engine from it: resnet-opt build --engine onnxruntime",
+            )
+        check_batch(batch, self.input)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._reopen(Path(folder) / "layers")
+            bound = _Bound(session, self.input.name, self.output.name, np.ascontiguousarray(batch))
+            for _ in range(_SETTLING + calls):
+                bound.enqueue()
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return timed_by_profile(self._engine, events, calls)
 
     def close(self) -> None:
         """See `Session.close` of the protocol."""
@@ -316,50 +357,3 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
         return values
 
     return run
-
-
-_INT8_OPS = {
-    "QLinearConv",
-    "QGemm",
-    "QLinearMatMul",
-    "ConvInteger",
-    "QLinearAdd",
-    "MatMulIntegerToFloat",
-    "QLinearGlobalAveragePool",
-    "QLinearAveragePool",
-    "DynamicQuantizeMatMul",
-}
-_FUSED = {"QLinearConv", "QGemm"}
-_CASTS = {"QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "ReorderInput", "ReorderOutput"}
-
-
-def _layers(engine: Path) -> list[LayerInfo]:
-    """Layers of an optimized model: an operation that ends in INT8 kernels carries their name."""
-    import onnx
-
-    proto = onnx.load(engine)
-    types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.value_info}
-    layers = []
-    for node in proto.graph.node:
-        int8 = node.op_type in _INT8_OPS or types.get(node.output[0]) in {2, 3}
-        layers.append(
-            LayerInfo(
-                name=node.name or node.output[0],
-                torch_names=[] if node.op_type in _CASTS else _modules(node),
-                type=node.op_type,
-                precision="int8" if int8 else "fp32",
-            )
-        )
-    return layers
-
-
-def _modules(node: Any) -> list[str]:
-    """Names that may be the PyTorch module of a fused node: its weight still carries it.
-
-    Other quantizers rename weights; a fused convolution is then told by its own name, to which ONNX
-    Runtime adds ``_token_42``. `annotate` drops what is no module.
-    """
-    marks = (".weight", ".bias")
-    stems = [name.split(mark)[0] for name in node.input for mark in marks if mark in name]
-    own = [re.sub(r"_token_\d+$", "", node.name)] if node.op_type in _FUSED else []
-    return list(dict.fromkeys([*stems[:1], *own]))

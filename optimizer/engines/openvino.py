@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from optimizer.engines.protocol import (
     TensorSpec,
     check_cpu_settings,
 )
-from optimizer.errors import BuildError, UnsupportedPrecision
+from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
@@ -106,8 +106,11 @@ class OpenVino:
         settings = read_manifest(engine).settings
         core = ov.Core()
         config = _config(settings["hint"], threads or settings.get("threads"))
-        compiled = core.import_model(engine.read_bytes(), device or "CPU", config)
-        return Session(compiled)
+
+        def opened(**more: str) -> Any:
+            return core.import_model(engine.read_bytes(), device or "CPU", {**config, **more})
+
+        return Session(opened(), lambda: opened(PERF_COUNT="YES"))
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings."""
@@ -142,10 +145,17 @@ def _config(hint: str, threads: int | None) -> dict[str, Any]:
 
 
 class Session:
-    """A compiled model with one infer request."""
+    """A compiled model with one infer request.
 
-    def __init__(self, compiled: Any) -> None:
+    Args:
+        compiled: The model.
+        reopen: Opens the same engine once more, with its performance counters; ``None`` for a
+            graph that was compiled on the way.
+    """
+
+    def __init__(self, compiled: Any, reopen: Callable[[], Any] | None = None) -> None:
         self._compiled = compiled
+        self._reopen = reopen
         self._request = compiled.create_infer_request()
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
@@ -171,6 +181,38 @@ class Session:
         """See `Session.layers` of the protocol."""
         return _layers(self._compiled)
 
+    def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
+        """See `TimesLayers.time_layers`; on fresh copies, because of `_LayerClock`."""
+        if self._reopen is None:
+            raise UsageError(
+                "a graph compiled on the way is not timed by layer",
+                mend="build an engine from it: resnet-opt build --engine openvino",
+            )
+        check_batch(batch, self.input)
+        batch = np.ascontiguousarray(batch)
+        spent: dict[str, list[float]] = {}
+        for done in range(0, calls, _CALLS_A_COPY):
+            compiled = self._reopen()
+            bound, clock = _Bound(compiled, batch), _LayerClock()
+            for call in range(_SETTLING + min(_CALLS_A_COPY, calls - done)):
+                bound.enqueue()
+                for name, seconds in clock.read(bound.request).items():
+                    if call >= _SETTLING:
+                        spent.setdefault(name, []).append(seconds)
+        times = {name: max(0.0, 1e3 * float(np.median(one))) for name, one in spent.items()}
+        moved = _bytes_moved(compiled)
+        layers = [
+            layer.model_copy(
+                update={"time_ms": times.pop(layer.name), "bytes": moved.get(layer.name)}
+            )
+            for layer in _layers(compiled)
+            if layer.name in times
+        ]
+        return layers + [
+            LayerInfo(name=name, type="unknown", precision="unknown", time_ms=one)
+            for name, one in times.items()
+        ]
+
     def close(self) -> None:
         """See `Session.close` of the protocol."""
         self._request = None
@@ -184,15 +226,15 @@ class _Bound:
         import openvino as ov
 
         self._batch = batch
-        self._request = compiled.create_infer_request()
-        self._request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
+        self.request = compiled.create_infer_request()
+        self.request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
 
     def upload(self) -> None:
         """Nothing: the engine reads the batch where it lies."""
 
     def enqueue(self) -> None:
         """Compute."""
-        self._request.infer(share_outputs=True)
+        self.request.infer(share_outputs=True)
 
     def wait(self) -> None:
         """Nothing: `enqueue` has computed."""
@@ -202,7 +244,34 @@ class _Bound:
 
     def output(self) -> Array:
         """See `Bound.output`."""
-        return np.asarray(self._request.get_output_tensor(0).data, np.float32)
+        return np.asarray(self.request.get_output_tensor(0).data, np.float32)
+
+
+class _LayerClock:
+    """Times of single calls, from counters that are means over all calls.
+
+    The plugin's counters are means since the model was loaded, in whole microseconds. The call
+    number ``k`` took ``k`` times the mean after it less ``k - 1`` times the mean before it, with an
+    error of up to ``k`` microseconds: so no clock is read more than some twenty times.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._means: dict[str, float] = {}
+
+    def read(self, request: Any) -> dict[str, float]:
+        """Seconds of each layer in the call that is just over."""
+        means = {
+            layer.node_name: layer.real_time.total_seconds()
+            for layer in request.get_profiling_info()
+            if layer.status == layer.Status.EXECUTED
+        }
+        before, self._means = self._means, means
+        self._calls += 1
+        return {
+            name: self._calls * mean - (self._calls - 1) * before.get(name, 0.0)
+            for name, mean in means.items()
+        }
 
 
 def _spec(port: Any) -> TensorSpec:
@@ -229,12 +298,13 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
     """Time graphs layer by layer on one image, in turns, as this backend compiles them.
 
     Times are lower quartiles: what else the machine does only ever adds to them. Call it in a
-    process of its own, where no other library's threads wait.
+    process of its own, where no other library's threads wait. The graphs are compiled anew every
+    twenty rounds, because of `_LayerClock`.
 
     Args:
         graphs: FP32 or INT8 graphs of a dynamic batch.
         image_size: Height and width of the image.
-        rounds: Inferences of each graph that count; a tenth more come before.
+        rounds: Inferences of each graph that count; three more come before after each compilation.
 
     Raises:
         BuildError: OpenVINO cannot compile a graph.
@@ -243,25 +313,27 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
 
     core = ov.Core()
     config = {**_config("f32", None), "PERF_COUNT": "YES"}
-    try:
-        compiled = [core.compile_model(core.read_model(path), "CPU", config) for path in graphs]
-    except RuntimeError as error:
-        raise BuildError(f"OpenVINO could not compile the graphs: {_first_line(error)}") from error
-    requests = [one.create_infer_request() for one in compiled]
-    batch = _noise(_spec(compiled[0].inputs[0]), image_size)
     totals: list[list[float]] = [[] for _ in graphs]
     times: list[dict[str, list[float]]] = [{} for _ in graphs]
-    for turn in range(rounds + rounds // 10):
-        for number, request in enumerate(requests):
-            started = time.perf_counter()
-            request.infer([batch])
-            seconds = time.perf_counter() - started
-            if turn < rounds // 10:
-                continue
-            totals[number].append(seconds)
-            for layer in request.get_profiling_info():
-                spent = times[number].setdefault(layer.node_name, [])
-                spent.append(layer.real_time.total_seconds())
+    for done in range(0, rounds, _CALLS_A_COPY):
+        try:
+            compiled = [core.compile_model(core.read_model(path), "CPU", config) for path in graphs]
+        except RuntimeError as error:
+            line = _first_line(error)
+            raise BuildError(f"OpenVINO could not compile the graphs: {line}") from error
+        batch = _noise(_spec(compiled[0].inputs[0]), image_size)
+        copies = [(one.create_infer_request(), _LayerClock()) for one in compiled]
+        for turn in range(_SETTLING + min(_CALLS_A_COPY, rounds - done)):
+            for number, (request, clock) in enumerate(copies):
+                started = time.perf_counter()
+                request.infer([batch])
+                seconds = time.perf_counter() - started
+                spent = clock.read(request)
+                if turn < _SETTLING:
+                    continue
+                totals[number].append(seconds)
+                for name, one in spent.items():
+                    times[number].setdefault(name, []).append(one)
     return [
         TimedGraph(
             _quartile_ms(total),
@@ -276,7 +348,7 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
 
 
 def _quartile_ms(seconds: list[float]) -> float:
-    return 1e3 * float(np.quantile(seconds, 0.25))
+    return max(0.0, 1e3 * float(np.quantile(seconds, 0.25)))
 
 
 def _noise(spec: TensorSpec, size: int) -> Array:
@@ -287,6 +359,9 @@ def _noise(spec: TensorSpec, size: int) -> Array:
     return rng.normal(size=(batch, 3, size, size)).astype(np.float32)
 
 
+_SETTLING = 3
+"""Calls of a fresh copy that do not count: they allocate, and fill the caches."""
+_CALLS_A_COPY = 20
 _SKIPPED = {"Input", "Output", "Const", "Result", "Parameter"}
 
 
@@ -310,6 +385,18 @@ def _layers(compiled: Any) -> list[LayerInfo]:
             )
         )
     return layers
+
+
+def _bytes_moved(compiled: Any) -> dict[str, int]:
+    """Bytes of the inputs (weights among them) and outputs of each layer, as it last ran."""
+    moved = {}
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        ports = [*op.inputs(), *op.outputs()]
+        if all(port.get_partial_shape().is_static for port in ports):
+            moved[op.get_friendly_name()] = sum(
+                port.get_element_type().size * int(np.prod(port.get_shape())) for port in ports
+            )
+    return moved
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "ChecksMachine",
     "Session",
     "TensorSpec",
+    "TimesLayers",
     "check_cpu_settings",
 ]
 
@@ -149,6 +150,28 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; calling it again does nothing."""
+
+
+@runtime_checkable
+class TimesLayers(Protocol):
+    """What a `Session` is too if its engine can be timed layer by layer; optional."""
+
+    def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
+        """Time each layer with the library's own means; the session itself stays unprofiled.
+
+        Args:
+            batch: As for `Session.bind`.
+            calls: Calls that count, after a few that do not.
+
+        Returns:
+            The layers that ran, in the order of the engine, with ``time_ms`` (median over the
+            calls, or their mean where the library tells no single call) and, where the engine
+            tells them, the ``bytes`` of the whole batch. ``flops`` are of one image and may be
+            left to `optimizer.engines.graph_facts.annotate`.
+
+        Raises:
+            UsageError: This engine cannot be timed by layer, or not with this batch.
+        """
 
 
 class Backend(Protocol):

@@ -124,6 +124,14 @@ class Session:
             if name and not any(module.children())
         ]
 
+    def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
+        """See `TimesLayers.time_layers`: forward hooks; see `optimizer.engines.torch_layers`."""
+        from optimizer.engines.torch_layers import time_modules
+
+        check_batch(batch, self.input)
+        bound = _Bound(self._module, self._device, batch)
+        return time_modules(self._module, bound, calls)
+
     def close(self) -> None:
         """See `Session.close` of the protocol."""
         self._module = None

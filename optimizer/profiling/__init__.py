@@ -2,5 +2,6 @@
 
 from optimizer.profiling.bench import bench
 from optimizer.profiling.compare import BenchComparison, compare_bench
+from optimizer.profiling.layers import profile
 
-__all__ = ["BenchComparison", "bench", "compare_bench"]
+__all__ = ["BenchComparison", "bench", "compare_bench", "profile"]

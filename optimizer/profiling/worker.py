@@ -4,7 +4,7 @@ The harness speaks to it over its standard input and output (`optimizer.profilin
 process loads the library of its engine and no other: two of them in one process disturb each other
 by a factor of two. It ends when its standard input is closed.
 
-Requests (``do``): ``load``, ``prepare``, ``time``. Every answer has ``ok``; a failure carries the
+Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every answer has ``ok``; a failure carries the
 error's kind and message and leaves the process running.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.engines import Bound, Session, TensorSpec, open_engine
+from optimizer.engines import Bound, Session, TensorSpec, TimesLayers, open_engine
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
 from optimizer.profiling.wire import Message, read_message, write_message
 
@@ -167,6 +167,7 @@ class Engine:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._bound: Bound | None = None
+        self._images: NDArray[Any] | None = None
         self._shape: tuple[int, ...] = ()
 
     def load(self, path: str, threads: int | None, device: str | None) -> Message:
@@ -186,7 +187,7 @@ class Engine:
         """Bind a batch and compute it for the first time."""
         assert self._session is not None, "load comes first"
         images = random_batch(self._session.input, batch, image_size, seed)
-        self._shape = images.shape
+        self._images, self._shape = images, images.shape
         started = time.perf_counter()
         self._bound = self._session.bind(images)
         time_calls(self._bound, seconds=0, min_calls=1)
@@ -215,6 +216,16 @@ class Engine:
             "rss_bytes": now,
         }, {"calls": calls}
 
+    def layers(self, calls: int, longest_rest_s: float) -> Message:
+        """Time the layers; see `optimizer.engines.TimesLayers`."""
+        assert self._images is not None, "prepare comes first"
+        session: object = self._session
+        if not isinstance(session, TimesLayers):
+            raise UsageError("its backend does not tell the time of layers")
+        timed = session.time_layers(self._images, calls)
+        come_to_rest(longest_rest_s)
+        return {"layers": [layer.model_dump(exclude_defaults=True) for layer in timed]}, {}
+
     def _check_output(self) -> None:
         assert self._bound is not None
         output = self._bound.output()
@@ -230,6 +241,7 @@ def _answer(engine: Engine, request: dict[str, Any]) -> Message:
         "load": engine.load,
         "prepare": engine.prepare,
         "time": engine.time,
+        "layers": engine.layers,
     }
     try:
         header, arrays = actions[request.pop("do")](**request)

@@ -13,19 +13,23 @@ from optimizer.reporting.model import Cell, Row, Table
 from optimizer.reporting.numbers import fixed, interval
 from optimizer.reporting.page import VERDICT_MEANING, VERDICT_WORDS, recipe_yaml
 from optimizer.reporting.provenance import Fact
-from optimizer.results import RunResult
+from optimizer.reporting.roofline import profile_views, roof_facts
+from optimizer.results import ProfileResult, RunResult
 
 __all__ = ["render_markdown"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
-def render_markdown(run: RunResult, folder: Path = Path()) -> str:
+def render_markdown(
+    run: RunResult, folder: Path = Path(), profile: ProfileResult | None = None
+) -> str:
     """Render one run as Markdown.
 
     Args:
         run: The run.
         folder: The run folder as seen from the folder that the file will lie in.
+        profile: Where the time goes, if that was measured.
     """
     links = Links(folder)
     rows = engine_rows(run)
@@ -72,6 +76,8 @@ def render_markdown(run: RunResult, folder: Path = Path()) -> str:
         lines += _facts(provenance.condition_facts(bench.conditions))
     else:
         lines += ["This run has no benchmark: nothing is known of its engines' speed.", ""]
+    if profile is not None:
+        lines += _layers(profile)
     lines += ["## Builds", "", *_table(provenance.build_table(rows, links))]
     lines += _bullets("## What cannot be concluded", open_ends.limits(run, rows))
     lines += ["## How to reproduce", "", *_fenced(run.command, "sh")]
@@ -80,6 +86,14 @@ def render_markdown(run: RunResult, folder: Path = Path()) -> str:
         lines += _fenced(recipe.rstrip("\n"), "yaml")
     lines += [*_table(provenance.digest_table(run, links)), *_table(provenance.library_table(run))]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _layers(profile: ProfileResult) -> list[str]:
+    lines = ["## Layers and roofline", "", f"{_text(profile.headline)}.", ""]
+    lines += _facts(roof_facts(profile))
+    for view in profile_views(profile):
+        lines += [f"### {_text(view.name)}", "", _text(view.sentence), "", *_table(view.table)]
+    return lines
 
 
 def _control(run: RunResult) -> list[str]:

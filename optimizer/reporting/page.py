@@ -14,7 +14,8 @@ from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.model import Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.numbers import decimals, fixed, interval, moment, significant
-from optimizer.results import RunResult
+from optimizer.reporting.roofline import ROOF_HEIGHT, ROOF_WIDTH, profile_views, roof_facts
+from optimizer.results import ProfileResult, RunResult
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,18 +35,25 @@ VERDICT_MEANING = {
 }
 
 
-def render_html(runs: Sequence[tuple[RunResult, Path]]) -> str:
+def render_html(
+    runs: Sequence[tuple[RunResult, Path]], profiles: Sequence[ProfileResult | None] = ()
+) -> str:
     """Render one or several runs as one self-contained page.
 
     Args:
         runs: Each run with its folder *as seen from the folder the page will lie in*
             (``Path(".")`` for a page inside the run folder): links start there.
+        profiles: The profile of each run, where it has one; none at all may be given.
 
     Returns:
         The page. It loads nothing: styles and charts are inside, and a content security policy
         forbids scripts and requests, whatever the names in the results contain.
     """
-    views = [_view(number, run, Links(folder)) for number, (run, folder) in enumerate(runs, 1)]
+    layers = profiles or [None] * len(runs)
+    views = [
+        _view(number, run, Links(folder), profile)
+        for number, ((run, folder), profile) in enumerate(zip(runs, layers, strict=True), 1)
+    ]
     return (
         _environment()
         .get_template("report.html.j2")
@@ -58,6 +66,7 @@ def render_html(runs: Sequence[tuple[RunResult, Path]]) -> str:
             verdict_words=VERDICT_WORDS,
             verdict_meaning=VERDICT_MEANING,
             panel=(charts.PANEL_WIDTH, charts.PANEL_HEIGHT),
+            roof=(ROOF_WIDTH, ROOF_HEIGHT),
             samples_needed=speed.SAMPLES_NEEDED,
         )
     )
@@ -96,7 +105,7 @@ class View:
         return f"r{self.number}"
 
 
-def _view(number: int, run: RunResult, links: Links) -> View:
+def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | None) -> View:
     rows = engine_rows(run)
     validate, bench = run.validate_, run.bench
     parts: dict[str, Any] = {
@@ -115,6 +124,8 @@ def _view(number: int, run: RunResult, links: Links) -> View:
         "consistency": accuracy.consistency_table(rows),
         "audit": accuracy.audit_table(rows),
         "layers": list(filter(None, map(accuracy.layer_table, count(1), rows))),
+        "profile": profile_views(profile) if profile else None,
+        "roofs": roof_facts(profile) if profile else None,
         "builds": provenance.build_table(rows, links),
         "conditions": provenance.condition_facts(bench.conditions) if bench else None,
         "scenarios": provenance.scenario_table(bench) if bench else None,

@@ -19,6 +19,14 @@ from optimizer.results.bench import (
 )
 from optimizer.results.engines import Audit, LayerInfo
 from optimizer.results.files import Result, read_result, write_result
+from optimizer.results.profile import (
+    BoundBy,
+    Ceiling,
+    Ceilings,
+    EngineProfile,
+    ProfileResult,
+    TimedPart,
+)
 from optimizer.results.run import RunResult, StageRecord
 from optimizer.results.search import FrontPoint, LayerSensitivity, SearchResult
 from optimizer.results.validate import (
@@ -36,11 +44,15 @@ __all__ = [
     "BatchConsistency",
     "BenchResult",
     "BlockNoise",
+    "BoundBy",
+    "Ceiling",
+    "Ceilings",
     "Comparison",
     "ComparisonVerdict",
     "Conditions",
     "DatasetInfo",
     "EngineBench",
+    "EngineProfile",
     "EngineStatus",
     "FrontPoint",
     "Gates",
@@ -49,10 +61,12 @@ __all__ = [
     "Latency",
     "LayerInfo",
     "LayerSensitivity",
+    "ProfileResult",
     "Result",
     "RunResult",
     "SearchResult",
     "StageRecord",
+    "TimedPart",
     "ValidateResult",
     "VerdictName",
     "read_result",

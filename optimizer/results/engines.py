@@ -19,9 +19,12 @@ class LayerInfo(Model):
     flops: int | None = None
     """Multiply and add operations of one image (2 x MAC), for layers with weights."""
     bytes: int | None = None
+    """Weights, inputs and outputs, once each: of one image, and of the whole batch in
+    `time_layers`."""
     tactic: str | None = None
     memory_bytes: int | None = None
     time_ms: float | None = None
+    """Of one call; from `time_layers` alone."""
 
 
 class Audit(Model):

@@ -10,18 +10,20 @@ from optimizer.artifacts import write_text_atomically
 from optimizer.errors import ArtifactError
 from optimizer.results.base import SCHEMA_VERSION
 from optimizer.results.bench import BenchResult
+from optimizer.results.profile import ProfileResult
 from optimizer.results.run import RunResult
 from optimizer.results.search import SearchResult
 from optimizer.results.validate import ValidateResult
 
 __all__ = ["Result", "read_result", "write_result"]
 
-Result = ValidateResult | BenchResult | SearchResult | RunResult
+Result = ValidateResult | BenchResult | SearchResult | RunResult | ProfileResult
 _KINDS: dict[str, type[BaseModel]] = {
     "validate": ValidateResult,
     "bench": BenchResult,
     "search": SearchResult,
     "run": RunResult,
+    "profile": ProfileResult,
 }
 
 
@@ -48,7 +50,9 @@ def read_result(path: Path) -> Result:
         ) from error
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ArtifactError(f"{path.name} is not a result of validate, bench, search or run")
+        raise ArtifactError(
+            f"{path.name} is not a result of validate, bench, profile, search or run"
+        )
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path.name} has schema version {raw.get('schema_version')}, "
@@ -64,5 +68,5 @@ def read_result(path: Path) -> Result:
             f"{path.name} does not fit its schema at {where}: {first['msg']}",
             mend="run the command again",
         ) from error
-    assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult))
+    assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult, ProfileResult))
     return result

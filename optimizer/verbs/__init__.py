@@ -10,6 +10,7 @@ from optimizer.verbs.judging import (
     compare_decoders,
     compare_halves,
     load,
+    profile,
     validate,
 )
 from optimizer.verbs.making import build, calibrate, export, quantize, train
@@ -23,6 +24,7 @@ __all__ = [
     "compare_halves",
     "export",
     "load",
+    "profile",
     "quantize",
     "train",
     "validate",

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact
+from optimizer.artifacts import Artifact, Cache
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from optimizer.engines import Session
     from optimizer.evaluation.decoders import Difference
     from optimizer.precision.int8.halves import Moved
-    from optimizer.results import Audit, BenchResult, ValidateResult
+    from optimizer.results import Audit, BenchResult, ProfileResult, ValidateResult
 
-__all__ = ["audit_engine", "bench", "compare_decoders", "compare_halves", "load", "validate"]
+__all__ = [
+    "audit_engine",
+    "bench",
+    "compare_decoders",
+    "compare_halves",
+    "load",
+    "profile",
+    "validate",
+]
 
 
 def audit_engine(engine: Artifact, *, min_share: float = 0.95) -> Audit:
@@ -130,6 +138,42 @@ def bench(
         against=Path(against) if against else None,
         seed=seed,
         raw_dir=raw_dir,
+        progress=progress,
+    )
+
+
+def profile(
+    engines: Sequence[Path | str],
+    *,
+    batch: int = 1,
+    image_size: int | None = None,
+    threads: int | None = None,
+    duration_s: float = 5.0,
+    device: str | None = None,
+    roofs: bool = True,
+    remeasure: bool = False,
+    cache: Cache | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ProfileResult:
+    """Time engines layer by layer and hold them against this machine's measured ceilings.
+
+    See `optimizer.profiling.profile`; ``cache`` is where the ceilings are kept, ``None`` for the
+    user's own.
+    """
+    from optimizer.profiling import profile as room
+
+    return room(
+        [Path(engine) for engine in engines],
+        batch=batch,
+        image_size=image_size,
+        threads=threads,
+        duration_s=duration_s,
+        device=device,
+        roofs=roofs,
+        remeasure=remeasure,
+        cache=cache or Cache.default(),
+        seed=seed,
         progress=progress,
     )
 

@@ -364,6 +364,28 @@ def test_a_gpu_is_refused_for_engines_of_the_cpu(
     assert "--device cuda:9 is a GPU, and nothing here runs on one" in said.errors[0]
 
 
+@pytest.mark.slow
+def test_the_layers_of_an_engine(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimizer.profiling.layers.ROUNDS", 6)
+    engine, result = tmp_path / "m.ort.onnx", tmp_path / "profile.json"
+    assert resnet_opt("build", small_graph, "--engine", "onnxruntime", "-o", engine).code == 0
+    asked = ("profile", engine, "--no-ceilings", "--threads", 1, "--duration", "50ms", "-o", result)
+    said = resnet_opt(*asked)
+    assert said.code == 0, said.err
+    blocks = [line.split()[0] for line in said.out.splitlines() if line.startswith("layer")]
+    assert blocks[:8] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert "whole call without profiling" in said.out
+    assert "not in any layer" in said.out
+    assert "ceilings: not measured, as asked" in said.out
+    said = resnet_opt(*asked, "--layers")
+    assert sum("fp32" in line for line in said.out.splitlines()) > 20
+    said = resnet_opt(*asked, "--json")
+    assert json.loads(said.out) == json.loads(result.read_text())
+    assert json.loads(said.out)["kind"] == "profile"
+
+
 def test_clean_empties_the_cache(
     resnet_opt: Command, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +473,10 @@ def _bad(
              "--max-drop", "1"], 2, "pp",
         ),
         "a graph to bench": (["bench", small_graph], 2, "is a graph, not an engine|not an engine"),
+        "a graph to profile": (["profile", small_graph], 2, "is a graph, not an engine|not an engine"),
+        "ceilings left out and measured": (
+            ["profile", small_checkpoint, "--no-ceilings", "--remeasure"], 2, "--no-ceilings leaves out",
+        ),
         "batches": (["bench", small_graph, "--batch", "1,x"], 2, "batch sizes"),
         "recipe key": (["run", tmp_path / "recipe.yaml"], 2, "buidl"),
         "no result": (["compare", tmp_path / "a.json", tmp_path / "b.json"], 2, "no such file"),

@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 
-from optimizer.artifacts import Plan, library_versions, produce
+from optimizer.artifacts import Cache, Plan, library_versions, produce
+from optimizer.profiling.ceilings import Effort
 
 THIRD_PARTY = Path(__file__).parent / "thirdparty"
 MakeEngine = Callable[..., Path]
+QUICK = Effort(sizes=(128, 256), rounds=3, memory_bytes=8 << 20)
+"""Ceilings that say little, measured in a moment."""
+
+
+@pytest.fixture(scope="session")
+def ceilings_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Where ceilings with the effort `QUICK` are kept: they are measured once a session."""
+    return Cache(tmp_path_factory.mktemp("ceilings"))
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def describe(
     weighted: Collection[str] | None = None,
     tf32: bool = False,
     batch: int = 1,
+    images: int = 1,
 ) -> list[LayerInfo]:
     """Turn raw layers into the layers of the report.
 
@@ -120,6 +121,7 @@ def describe(
             ``None`` if the graph is not at hand: then every module that a product names counts.
         tf32: Whether FP32 products may compute in TF32.
         batch: The fixed batch the shapes include; 1 where it is dynamic.
+        images: Of how many images the ``bytes`` are.
     """
     layers = [_named(layer, nodes) for layer in raw if layer.inputs or layer.outputs]
     owners = _owners(layers, weighted)
@@ -137,7 +139,7 @@ def describe(
             or (name not in owners and (is_product or name not in in_products))
         ]
         precision = _precision(layer, is_product=is_product, tf32=tf32)
-        described.append(_info(layer, modules, precision, batch))
+        described.append(_info(layer, modules, precision, images / batch))
     return described
 
 
@@ -189,8 +191,8 @@ def _is_called(layer: RawLayer, module: str) -> bool:
     )
 
 
-def _info(layer: RawLayer, modules: list[str], precision: str, batch: int) -> LayerInfo:
-    moved = sum(_bytes(t) for t in (*layer.inputs, *layer.outputs)) / batch
+def _info(layer: RawLayer, modules: list[str], precision: str, times: float) -> LayerInfo:
+    moved = sum(_bytes(t) for t in (*layer.inputs, *layer.outputs)) * times
     return LayerInfo(
         name=layer.name,
         torch_names=modules,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -104,29 +105,40 @@ class TensorRtSession:
         self._claim()
         return describe(inspect_engine(self._trt, self._engine), batch=self.input.shape[0] or 1)
 
-    def profile_layers(self, batch: Array, *, rounds: int = 10) -> list[LayerInfo]:
-        """The layers with the mean GPU time of each, from the library's own profiler.
+    def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
+        """See `TimesLayers.time_layers`: the GPU's own time, from the library's profiler.
 
         The profiler makes the layers wait for each other, so their sum is more than a run takes.
         """
         bound = self.bind(batch)
+        profiler = _make_profiler(self._trt)
         try:
             bound.upload()
             self.execute(bound.binding)  # the first run of a shape may still compile
             self.stream.synchronize()
-            times: dict[str, float] = {}
-            self._context.profiler = _make_profiler(self._trt, times)
-            for _ in range(rounds):
+            self._context.profiler = profiler
+            for _ in range(calls):
+                profiler.runs.append({})
                 self.execute(bound.binding)
                 self.stream.synchronize()
         finally:
             self._context.profiler = None
             bound.close()
-        return [
-            layer.model_copy(update={"time_ms": times[layer.name] / rounds})
+        return self._timed(profiler.runs, len(batch))
+
+    def _timed(self, runs: list[dict[str, float]], images: int) -> list[LayerInfo]:
+        names = dict.fromkeys(name for run in runs for name in run)
+        times = {name: median(run.get(name, 0.0) for run in runs) for name in names}
+        raw = inspect_engine(self._trt, self._engine)
+        known = describe(raw, batch=self.input.shape[0] or 1, images=images)
+        timed = [
+            layer.model_copy(update={"time_ms": times.pop(layer.name)})
+            for layer in known
             if layer.name in times
-            else layer
-            for layer in self.layers()
+        ]
+        return timed + [
+            LayerInfo(name=name, type="unknown", precision="unknown", time_ms=spent)
+            for name, spent in times.items()
         ]
 
     def execute(self, binding: _Binding) -> None:
@@ -326,13 +338,15 @@ class TensorRtBound:
         return captured[0]
 
 
-def _make_profiler(trt: Any, times: dict[str, float]) -> Any:
+def _make_profiler(trt: Any) -> Any:
     class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
+            self.runs: list[dict[str, float]] = []
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            times[layer_name] = times.get(layer_name, 0.0) + ms
+            run = self.runs[-1]
+            run[layer_name] = run.get(layer_name, 0.0) + ms
 
     return Profiler()
 

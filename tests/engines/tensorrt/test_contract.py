@@ -200,7 +200,7 @@ from optimizer.errors import MissingDevice
 from optimizer.progress import Silent
 trt = load(TENSORRT)
 make_monitor(trt, Silent(), "label", Watch())
-_make_profiler(trt, {})
+_make_profiler(trt)
 try:
     start(TENSORRT, trt.Builder, make_logger(trt, BuildLog()), BuildLog())
 except MissingDevice as error:

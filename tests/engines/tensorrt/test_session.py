@@ -229,9 +229,30 @@ def test_layers_come_with_times(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     (layer,) = session.layers()
     assert (layer.torch_names, layer.precision, layer.time_ms) == (["conv1"], "fp16", None)
-    (layer,) = session.profile_layers(graphs.images(2), rounds=5)
+    (told,) = session.layers()
+    (layer,) = session.time_layers(graphs.images(2), 5)
     assert layer.time_ms == 2.0
+    assert (told.bytes or 0) < (layer.bytes or 0) <= 2 * (told.bytes or 0)
     session.run(graphs.images(1))  # the profiler is gone
+
+
+def test_layer_times_are_medians_and_lose_none(trt: Any, graph: Path) -> None:
+    """What the inspector does not know (a synchronization, say) is a layer as the profiler names it."""
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    execute = context.execute_async_v3
+    spent = iter([9.0, 1.0, 1.5])
+
+    def slower_at_first(stream: int) -> bool:
+        if context.profiler is not None:
+            once = next(spent)
+            context.profiler.report_layer_time("{reshape}", once)
+            context.profiler.report_layer_time("{reshape}", once)
+        return bool(execute(stream))
+
+    context.execute_async_v3 = slower_at_first
+    conv1, extra = session.time_layers(graphs.images(2), 3)
+    assert (conv1.torch_names, conv1.time_ms) == (["conv1"], 2.0)
+    assert (extra.name, extra.torch_names, extra.time_ms) == ("{reshape}", [], 3.0)
 
 
 def test_the_host_does_not_invent_names(trt: Any) -> None:

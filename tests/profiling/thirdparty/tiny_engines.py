@@ -21,6 +21,7 @@ import numpy as np
 
 from optimizer.engines import Availability, Built, TensorSpec
 from optimizer.errors import MissingDevice
+from optimizer.results import LayerInfo
 
 
 class TinyEngines:
@@ -53,7 +54,7 @@ class TinyEngines:
         if "crash_at_load" in behaviour:
             print("the library's last words", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)
-        return TinySession(behaviour)
+        return (LayeredSession if "layers" in behaviour else TinySession)(behaviour)
 
 
 class TinySession:
@@ -79,6 +80,21 @@ class TinySession:
 
     def close(self) -> None:
         pass
+
+
+class LayeredSession(TinySession):
+    """Tells the time of layers: ``layers`` maps names to milliseconds."""
+
+    def time_layers(self, batch: Any, calls: int) -> list[Any]:
+        if "crash_in_layers" in self.behaviour:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return [
+            LayerInfo(
+                name=name, torch_names=[name], type="Tiny", precision="fp32",
+                time_ms=spent, bytes=len(batch) * 1000,
+            )
+            for name, spent in self.behaviour["layers"].items()
+        ]  # fmt: skip
 
 
 class TinyBound:

@@ -1,0 +1,111 @@
+"""The roofline: what the machine's ceilings allow a layer, and how much of that it reaches.
+
+Williams, Waterman and Patterson (CACM 52(4), 2009): a kernel of F operations that moves B bytes
+takes at least ``max(F / peak, B / bandwidth)``. Here the peak is that of the data type a layer
+computes in, and the bandwidth that of main memory. Bytes count weights, inputs and outputs once
+each, which is the least that can move; whether they come from memory or from a cache they do not
+say. So a layer that is faster than main memory could deliver its bytes had them in a cache, and is
+held against the cache's bandwidth instead.
+
+The layers of a block run one after the other, so the least time of a block is the sum of those of
+its layers, and the ceiling of a block is the one that sets most of this sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from optimizer.results import BoundBy, Ceilings, TimedPart
+
+__all__ = ["OVERHEAD_BELOW", "judged", "roof_of", "together"]
+
+OVERHEAD_BELOW = 0.5
+"""A part that reaches less than this share of its ceiling is bound by something else."""
+CACHE, MEMORY = "cache", "memory"
+
+
+def roof_of(part: TimedPart, ceilings: Ceilings) -> tuple[float, str] | None:
+    """The least time of a layer in milliseconds, and the ceiling that sets it.
+
+    Args:
+        part: A layer; one without operations (pooling, addition, reorder) only moves bytes.
+        ceilings: Of the machine it ran on.
+
+    Returns:
+        ``None`` where its bytes are not known, or no ceiling of its data type was measured.
+    """
+    if part.bytes is None:
+        return None
+    roofs = []
+    if part.flops:
+        peak = ceilings.compute.get(part.precision)
+        if peak is None:
+            return None
+        roofs.append((1e3 * part.flops / peak.rate, part.precision))
+    from_memory = (1e3 * part.bytes / ceilings.memory.rate, MEMORY)
+    if from_memory[0] <= part.time_ms:
+        return max([*roofs, from_memory])
+    in_cache = max([*roofs, (1e3 * part.bytes / ceilings.cache.rate, CACHE)])
+    return in_cache if in_cache[0] >= OVERHEAD_BELOW * part.time_ms else from_memory
+
+
+def judged(part: TimedPart, ceilings: Ceilings) -> TimedPart:
+    """A layer with its roof and its verdict."""
+    roof = roof_of(part, ceilings)
+    if roof is None:
+        return part
+    roof_ms, ceiling = roof
+    return part.model_copy(
+        update={
+            "roof_ms": roof_ms,
+            "ceiling": ceiling,
+            "bound": _verdict(roof_ms, ceiling, part.time_ms),
+        }
+    )
+
+
+def together(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
+    """The layers of one block as one part.
+
+    Args:
+        parts: At least one judged layer.
+        fields: ``name``, ``time_ms``, ``time_ci95_ms`` and ``share`` of the block.
+
+    Returns:
+        Sums of what its layers have; precisions and verdict by its layers with operations. No roof
+        if a layer with operations has none. Layers of which nothing but the time is known (Python
+        between modules) allow nothing, and so count as overhead.
+    """
+    working = [part for part in parts if part.flops]
+    known = all(part.roof_ms is not None for part in working)
+    roofs: dict[str, float] = {}
+    for part in parts:
+        if part.ceiling is not None and part.roof_ms is not None:
+            roofs[part.ceiling] = roofs.get(part.ceiling, 0.0) + part.roof_ms
+    names = dict.fromkeys(name for part in parts for name in part.torch_names)
+    block = TimedPart.model_validate(
+        {
+            "torch_names": list(names),
+            "type": parts[0].type if len(parts) == 1 else f"{len(parts)} layers",
+            "precision": ", ".join(dict.fromkeys(p.precision for p in working or parts)),
+            "flops": _sum(part.flops for part in parts),
+            "bytes": _sum(part.bytes for part in parts),
+            **fields,
+        }
+    )
+    if not roofs or not known:
+        return block
+    roof_ms, ceiling = sum(roofs.values()), max(roofs, key=lambda name: roofs[name])
+    verdict = _verdict(roof_ms, ceiling, block.time_ms)
+    return block.model_copy(update={"roof_ms": roof_ms, "ceiling": ceiling, "bound": verdict})
+
+
+def _verdict(roof_ms: float, ceiling: str, time_ms: float) -> BoundBy:
+    if roof_ms < OVERHEAD_BELOW * time_ms:
+        return "overhead"
+    return "memory" if ceiling in {MEMORY, CACHE} else "compute"
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,360 @@
+"""Layer by layer: real engines of every backend that runs here, and engines that cannot be timed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import optimizer
+from optimizer.artifacts import Cache
+from optimizer.engines.graph_facts import layer_flops, layer_work
+from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
+from optimizer.profiling.layers import profile
+from optimizer.results import (
+    EngineProfile,
+    ProfileResult,
+    TimedPart,
+    read_result,
+    write_result,
+)
+from tests.profiling.conftest import QUICK, MakeEngine
+
+BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+BATCH = 2
+FEW_ROUNDS = 6  # the fewest with an interval
+
+
+@pytest.fixture(scope="module")
+def profiled(
+    small_checkpoint: Path,
+    small_graph: Path,
+    small_statistics: Path,
+    ceilings_cache: Cache,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ProfileResult:
+    """PyTorch and both CPU backends, against quickly measured ceilings."""
+    folder = tmp_path_factory.mktemp("profiled")
+    engines = [small_checkpoint]
+    for engine, precision, name in (
+        ("openvino", "int8", "int8.blob"),
+        ("onnxruntime", "fp32", "fp32.ort.onnx"),
+        ("onnxruntime", "int8", "int8.ort.onnx"),
+    ):
+        stats = {"stats": small_statistics} if precision == "int8" else {}
+        optimizer.build(small_graph, folder / name, precision=precision, engine=engine, **stats)
+        engines.append(folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optimizer.profiling.layers.ROUNDS", FEW_ROUNDS)
+        return profile(
+            engines,
+            batch=BATCH,
+            threads=1,
+            duration_s=0.1,
+            effort=QUICK,
+            cache=ceilings_cache,
+        )
+
+
+@pytest.fixture(params=range(4), ids=["torch", "openvino-int8", "ort-fp32", "ort-int8"])
+def one(profiled: ProfileResult, request: pytest.FixtureRequest) -> EngineProfile:
+    return profiled.engines[request.param]
+
+
+def _named(parts: list[TimedPart]) -> dict[str, TimedPart]:
+    assert len({part.name for part in parts}) == len(parts)
+    return {part.name: part for part in parts}
+
+
+@pytest.mark.slow
+def test_all_operations_of_the_graph_are_in_the_layers(
+    one: EngineProfile, small_graph: Path
+) -> None:
+    flops = layer_flops(small_graph)
+    assert sum(layer.flops or 0 for layer in one.layers) == BATCH * sum(flops.values())
+    owners = [n for layer in one.layers if layer.flops for n in layer.torch_names if n in flops]
+    assert sorted(owners) == sorted(flops), "each module with weights is in one layer"
+    for layer in one.layers:
+        if layer.flops:
+            assert layer.flops == BATCH * sum(flops.get(name, 0) for name in layer.torch_names)
+
+
+@pytest.mark.slow
+def test_blocks_hold_all_layers_and_all_time(one: EngineProfile) -> None:
+    blocks = _named(one.blocks)
+    assert [name for name in blocks if name in BLOCKS] == BLOCKS
+    assert {"stem", "head"} <= set(blocks)
+    assert sum(block.share for block in one.blocks) == pytest.approx(1)
+    assert sum(layer.share for layer in one.layers) == pytest.approx(1)
+    for block in one.blocks:
+        members = [layer for layer in one.layers if (layer.block or layer.name) == block.name]
+        assert members
+        assert block.flops == (sum(layer.flops or 0 for layer in members) or None)
+        if block.time_ci95_ms is not None:
+            low, high = block.time_ci95_ms
+            assert low * (1 - 1e-9) <= block.time_ms <= high * (1 + 1e-9)
+
+
+@pytest.mark.slow
+def test_what_names_no_module_stands_for_itself(one: EngineProfile) -> None:
+    for layer in one.layers:
+        if not layer.torch_names:
+            assert layer.block is None
+            assert layer.name in _named(one.blocks)
+
+
+@pytest.mark.slow
+def test_layers_are_held_against_the_whole_call(one: EngineProfile) -> None:
+    assert one.status == "ok"
+    assert (one.rounds, one.batch, one.image_size, one.threads) == (FEW_ROUNDS, BATCH, 32, 1)
+    assert one.calls >= 3
+    assert one.whole_ms is not None
+    assert one.layers_ms is not None
+    assert one.outside_ms == pytest.approx(one.whole_ms - one.layers_ms)
+    # Wide, because the machine may be busy: a wrong unit or a sum over calls would be far outside.
+    assert 0.1 < one.layers_ms / one.whole_ms < 10
+
+
+@pytest.mark.slow
+def test_bytes_are_counted_in_the_types_of_the_engine(
+    profiled: ProfileResult, small_graph: Path
+) -> None:
+    work = layer_work(small_graph)["layer2.0.conv1"]  # its only input and output are activations
+    for engine, size in zip(profiled.engines, (4, 1, 4, 1), strict=True):
+        (layer,) = [p for p in engine.layers if "layer2.0.conv1" in p.torch_names and p.flops]
+        moved = size * (work.weights + BATCH * (work.inputs + work.outputs))
+        assert layer.bytes is not None
+        # Beside weights and activations there are biases, scales and zero points.
+        assert moved <= layer.bytes <= moved + 4 * 4 * 128 + 64, engine.name
+        assert layer.precision == ("int8" if size == 1 else "fp32")
+
+
+@pytest.mark.slow
+def test_every_block_of_a_network_has_a_verdict(one: EngineProfile) -> None:
+    for name in (*BLOCKS, "stem", "head"):
+        block = _named(one.blocks)[name]
+        assert block.bound in {"compute", "memory", "overhead"}
+        assert block.roof_ms is not None
+        assert block.ceiling in {"fp32", "int8", "memory", "cache"}
+        assert block.ceiling_share == pytest.approx(block.roof_ms / block.time_ms)
+
+
+@pytest.mark.slow
+def test_a_profile_survives_its_file(profiled: ProfileResult, tmp_path: Path) -> None:
+    write_result(profiled, tmp_path / "profile.json")
+    assert read_result(tmp_path / "profile.json") == profiled
+    assert profiled.conditions is not None
+    assert profiled.ceilings_note is None
+
+
+# --- what the layers say against a known truth ---------------------------------------------------
+
+
+def test_known_times_come_out(make_engine: MakeEngine, small_graph: Path) -> None:
+    times = {"conv1": 0.5, "layer1.0.conv1": 0.25, "reorder": 0.125}
+    engine = make_engine(layers=times, busy_ms=1.0)
+    shutil.copy(small_graph, f"{engine}.graph.onnx")
+    (found,) = profile([engine], batch=4, threads=1, duration_s=0.05, roofs=False).engines
+    assert {p.name: p.time_ms for p in found.layers} == times
+    assert [(p.name, p.time_ms) for p in found.blocks] == [
+        ("stem", 0.5), ("layer1.0", 0.25), ("reorder", 0.125),
+    ]  # fmt: skip
+    assert found.layers_ms == pytest.approx(0.875)
+    assert found.whole_ms == pytest.approx(1.0, rel=0.2)
+    assert [p.torch_names for p in found.layers] == [["conv1"], ["layer1.0.conv1"], []]
+    assert {p.bytes for p in found.layers} == {4000}
+    assert {p.bound for p in found.blocks} == {None}
+
+
+def test_an_engine_that_crashes_leaves_the_others(
+    make_engine: MakeEngine, small_graph: Path
+) -> None:
+    engines = [
+        make_engine("bad", layers={"conv1": 1.0}, crash_in_layers=True),
+        make_engine("good", layers={"conv1": 1.0}),
+    ]
+    for engine in engines:
+        shutil.copy(small_graph, f"{engine}.graph.onnx")
+    found = profile(engines, threads=1, duration_s=0.05, roofs=False)
+    assert [one.status for one in found.engines] == ["failed", "ok"]
+    assert "SIGSEGV" in str(found.engines[0].error)
+    assert found.engines[0].layers == []
+    assert found.ceilings is None
+    assert found.ceilings_note == "ceilings: not measured, as asked"
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_an_engine_without_layer_times_says_so(make_engine: MakeEngine, small_graph: Path) -> None:
+    engine = make_engine()
+    shutil.copy(small_graph, f"{engine}.graph.onnx")
+    with pytest.raises(UsageError, match="does not tell the time of layers"):
+        profile([engine], threads=1, duration_s=0.05, roofs=False)
+
+
+@pytest.mark.slow
+def test_the_graph_must_be_there_and_the_right_one(
+    profiled: ProfileResult, small_graph: Path, tmp_path: Path
+) -> None:
+    built = Path(profiled.engines[1].file)
+    for name in (built.name, f"{built.name}.json"):
+        shutil.copy(built.with_name(name), tmp_path)
+    engine = tmp_path / built.name
+    with pytest.raises(ArtifactError, match=r"int8\.blob\.graph\.onnx.* is not beside") as missing:
+        profile([engine], roofs=False)
+    assert "resnet-opt build" in str(missing.value.mend)
+    shutil.copy(small_graph, f"{engine}.graph.onnx")  # the FP32 graph it was quantized from
+    with pytest.raises(ArtifactError, match=r"is not the graph int8\.blob was built from"):
+        profile([engine], roofs=False)
+
+
+def test_wrong_requests_are_refused_before_anything_runs(
+    make_engine: MakeEngine, small_graph: Path
+) -> None:
+    with pytest.raises(UsageError, match="no engine to profile"):
+        profile([])
+    with pytest.raises(UsageError, match="built for batches 1 to 4, not 8"):
+        profile([make_engine(profile=(1, 2, 4))], batch=8)
+    with pytest.raises(UsageError, match="not an engine"):
+        profile([small_graph])
+    with pytest.raises(UsageError, match="no such file"):
+        profile([Path("missing.blob")])
+    with pytest.raises(UsageError, match="duration"):
+        profile([make_engine()], duration_s=0)
+
+
+def test_a_machine_that_runs_none_of_them_is_told(
+    make_engine: MakeEngine, small_graph: Path
+) -> None:
+    engine = make_engine(layers={}, needs_device=True)
+    shutil.copy(small_graph, f"{engine}.graph.onnx")
+    with pytest.raises(EnvironmentFault, match="no such accelerator here"):
+        profile([engine], threads=1, roofs=False)
+
+
+# --- the profilers of the libraries ---------------------------------------------------------------
+
+
+def test_openvino_counters_are_taken_apart() -> None:
+    """Its means over all calls give back the calls, whatever they were."""
+    from types import SimpleNamespace
+
+    from optimizer.engines.openvino import _LayerClock
+
+    calls = [0.004, 0.001, 0.001, 0.003]
+    status = SimpleNamespace(EXECUTED="executed")
+
+    def request(number: int) -> SimpleNamespace:
+        from datetime import timedelta
+
+        mean = timedelta(seconds=sum(calls[:number]) / number)
+        ran = SimpleNamespace(node_name="a", real_time=mean, status="executed", Status=status)
+        idle = SimpleNamespace(node_name="b", real_time=mean, status="not run", Status=status)
+        return SimpleNamespace(get_profiling_info=lambda: [ran, idle])
+
+    clock = _LayerClock()
+    found = [clock.read(request(number)) for number in (1, 2, 3, 4)]
+    assert [list(one) for one in found] == [["a"]] * 4
+    np.testing.assert_allclose([one["a"] for one in found], calls, atol=4e-6)
+
+
+def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
+    """If a version of it told single calls instead, the clock above would be wrong."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.compile_model(core.read_model(small_graph), "CPU", {"PERF_COUNT": "YES"})
+    request = model.create_infer_request()
+
+    def conv(images: int) -> float:
+        request.infer([np.zeros((images, 3, 32, 32), np.float32)])
+        return next(
+            i.real_time.total_seconds()
+            for i in request.get_profiling_info()
+            if "layer1.0.conv2" in i.node_name
+        )
+
+    small = [conv(1) for _ in range(20)][-1]
+    large = [conv(64) for _ in range(3)][-1]
+    after = conv(1)
+    # A single call would fall back to the time of one image; a mean stays near what it was.
+    assert after > 0.5 * large > small
+
+
+def test_pytorch_loses_no_time_between_modules(small_checkpoint: Path) -> None:
+    import time
+
+    import torch
+
+    from optimizer.engines.torch_layers import time_modules
+
+    class Slow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Conv2d(3, 4, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return self.inner(x)
+
+    network = torch.nn.Sequential(Slow(), torch.nn.ReLU()).eval()
+
+    class Bound:
+        def enqueue(self) -> None:
+            with torch.inference_mode():
+                network(torch.zeros(2, 3, 3, 3))
+
+        def wait(self) -> None:
+            pass
+
+    layers = {layer.name: layer for layer in time_modules(network, Bound(), 3)}  # type: ignore[arg-type]
+    assert list(layers) == ["0.inner", "0", "1", "Sequential"]
+    assert 20 <= (layers["0"].time_ms or 0) < 200
+    assert (layers["0.inner"].time_ms or 0) < 10
+    assert layers["0.inner"].flops == 2 * 4 * 3 * 9
+    assert layers["0.inner"].bytes == 4 * (4 * 3 * 9 + 2 * 3 * 9 + 2 * 4)
+    assert layers["0"].bytes is None
+    assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:
+    from optimizer.engines.onnxruntime_layers import timed_by_profile
+
+    events = [{"cat": "Session", "name": "model_run", "ts": 1, "dur": 1, "args": {}}]
+    with pytest.raises(EnvironmentFault, match="holds 1 of 3 runs"):
+        timed_by_profile(tmp_path / "none.onnx", events, 3)
+
+
+def test_layer_times_need_an_engine_of_its_own(small_graph: Path) -> None:
+    from optimizer.engines.onnxruntime import as_written
+
+    with pytest.raises(UsageError, match="executed as written"):
+        as_written(small_graph).time_layers(np.zeros((1, 3, 32, 32), np.float32), 3)
+
+
+@pytest.mark.gpu
+def test_pytorch_layers_on_a_gpu(small_checkpoint: Path) -> None:
+    import torch
+
+    from optimizer.engines import TimesLayers, open_engine
+
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    session = open_engine(small_checkpoint, device="cuda:0")
+    assert isinstance(session, TimesLayers)
+    layers = session.time_layers(np.zeros((8, 3, 32, 32), np.float32), 5)
+    assert sum(layer.time_ms or 0.0 for layer in layers) > 0
+    assert all(layer.bytes for layer in layers if layer.type == "Conv2d")
+
+
+def test_layers_of_gpus_are_held_against_no_ceilings() -> None:
+    from optimizer.profiling.asked import EngineFacts
+    from optimizer.profiling.layers import _ceilings_note, _on_cpu
+
+    eager = EngineFacts(path=Path("m"), name="m", backend="torch", precision="fp32")
+    assert [_on_cpu(eager, device) for device in (None, "cpu", "cuda:0")] == [True, True, False]
+    assert _ceilings_note(roofs=True, on_cpu=[True]) is None
+    assert "not measured on GPUs" in str(_ceilings_note(roofs=True, on_cpu=[True, False]))
