@@ -73,6 +73,7 @@ class TrainSection(_Section):
     batch_size: int | None = Field(default=None, ge=2)
     lr: float | None = None
     seed: int = 0
+    workers: int | None = Field(default=None, ge=0)
 
 
 class ExportSection(_Section):
@@ -91,6 +92,7 @@ class CalibrateSection(_Section):
     calib_images: int = Field(default=256, ge=8)
     seed: int = 0
     method: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
+    workers: int | None = Field(default=None, ge=0)
 
 
 class BuildSection(_Section):
@@ -113,6 +115,7 @@ class ValidateSection(_Section):
     max_flips: Share | None = None
     batch: int = Field(default=32, ge=1)
     skip_bad_images: bool = False
+    workers: int | None = Field(default=None, ge=0)
 
 
 class BenchSection(_Section):

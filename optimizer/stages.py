@@ -165,11 +165,19 @@ def open_images(state: Run) -> tuple[ImageDataset | None, ImageDataset | None]:
         {"int8", "fp8"} & set(section.precision) for section in state.recipe.build
     )
     skip = validation.skip_bad_images if validation else False
-    held_out = open_dataset(validation.data, skip_bad_images=skip) if validation else None
+    held_out = (
+        open_dataset(validation.data, skip_bad_images=skip, workers=validation.workers)
+        if validation
+        else None
+    )
     calibration = None
     if needs_calibration and calibrate.calib is not None:
         calibration = open_dataset(
-            calibrate.calib, limit=calibrate.calib_images, seed=calibrate.seed, skip_bad_images=skip
+            calibrate.calib,
+            limit=calibrate.calib_images,
+            seed=calibrate.seed,
+            skip_bad_images=skip,
+            workers=calibrate.workers,
         )
     elif needs_calibration and held_out is not None:
         # One folder for both: a part of it calibrates and is never validated on.

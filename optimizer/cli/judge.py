@@ -35,9 +35,8 @@ def validate(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     layers: Annotated[bool, typer.Option("--layers", help="Also look block by block.")] = False,
     arch: opt.Arch = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")] = Path(
         "validate.json"
     ),
@@ -65,6 +64,7 @@ def validate(
             layers=layers,
             arch=arch,
             skip_bad_images=skip_bad_images,
+            workers=workers,
             predictions=output.with_suffix(".predictions.npz"),
             progress=bars,
         )
@@ -230,6 +230,9 @@ def _print_validated(result: ValidateResult, output: Path, as_json: bool) -> Non
     from optimizer.cli.tables import validated_table
 
     _print(validated_table(result))
+    if left_out := result.dataset.skipped:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        typer.echo(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
     typer.echo(result.finding)
     typer.echo(f"{result.verdict}; details in {output}")
 

@@ -35,9 +35,8 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the cycle.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order and augmentation.")] = 0,
     init: Annotated[str | None, typer.Option(help="A model to train further.")] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -60,6 +59,7 @@ def train(
             seed=seed,
             init=init,
             skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
@@ -117,6 +117,8 @@ def calibrate(
         bool, typer.Option("--halves", help="Also tell how far scales move between two halves.")
     ] = False,
     preprocessing_from: opt.PreprocessingFrom = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -138,6 +140,8 @@ def calibrate(
             calib_images=calib_images,
             seed=seed,
             preprocessing_from=preprocessing_from,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
@@ -148,14 +152,16 @@ def calibrate(
                 calib_images=calib_images,
                 seed=seed,
                 preprocessing_from=preprocessing_from,
+                skip_bad_images=skip_bad_images,
+                workers=workers,
                 progress=progress,
             )
             if halves
             else []
         )
     details = {"halves": [asdict(one) for one in moved]} if moved else {}
-    tensors = made.manifest.details["tensors"]
-    _say(made, as_json, f"{tensors} tensors", *_halves(moved), details=details)
+    tensors, notes = (made.manifest.details[name] for name in ("tensors", "notes"))
+    _say(made, as_json, f"{tensors} tensors", *notes, *_halves(moved), details=details)
 
 
 def _halves(moved: list[Moved]) -> list[str]:
@@ -191,6 +197,8 @@ def quantize(
     shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
     preprocessing_from: opt.PreprocessingFrom = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -226,6 +234,8 @@ def quantize(
             ),
             high_precision=high_precision,
             preprocessing_from=preprocessing_from,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
@@ -273,6 +283,8 @@ def build(
     bias_correction: opt.Bias = "network",
     shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -318,6 +330,8 @@ def build(
                 method, keep, equalize=equalize, bias=bias_correction, shift=shift
             ),
             high_precision=high_precision,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )

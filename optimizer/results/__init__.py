@@ -27,6 +27,7 @@ from optimizer.results.validate import (
     DatasetInfo,
     Gates,
     Hop,
+    Timing,
     ValidateResult,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "RunResult",
     "SearchResult",
     "StageRecord",
+    "Timing",
     "ValidateResult",
     "VerdictName",
     "read_result",

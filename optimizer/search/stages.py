@@ -61,6 +61,8 @@ def mixed(
     calib_images: int = 256,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -78,6 +80,8 @@ def mixed(
         calib_images: How many images calibrate.
         options: Passes that compute the encodings; layers that they keep are kept in any case.
         high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
+        skip_bad_images: Leave out calibration images that cannot be decoded.
+        workers: Processes that decode image files; by default one a core.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
@@ -96,7 +100,9 @@ def mixed(
             "a search needs other images to judge what it finds",
             mend="--data digits:test, a folder or file.npz",
         )
-    dataset = open_dataset(calib)
+    dataset = open_dataset(calib, skip_bad_images=skip_bad_images, workers=workers)
+    if skip_bad_images:
+        dataset = dataset.verify()
     check_data(dataset, open_dataset(data))
     encodings = search(
         graph,
@@ -255,7 +261,13 @@ def search(
 
 
 def judge(
-    file: Path, graph: Path, result: Path, data: str, *, progress: Progress | None = None
+    file: Path,
+    graph: Path,
+    result: Path,
+    data: str,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> ValidateResult:
     """Hold what was found against the FP32 graph on images that the search never saw.
 
@@ -264,6 +276,7 @@ def judge(
         graph: The FP32 graph.
         result: The `SearchResult`; the verdict is added to it.
         data: Name of the labelled images.
+        workers: Processes that decode image files; by default one a core.
         progress: Told of every batch.
     """
     from optimizer.evaluation import Chain, validate
@@ -273,7 +286,7 @@ def judge(
     verdict = validate(
         [Chain.of(file, model=graph)],
         graph,
-        open_dataset(data),
+        open_dataset(data, workers=workers),
         Gates(max_drop_pp=said.max_drop_pp),
         progress=progress,
     )

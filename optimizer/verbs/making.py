@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def train(
     seed: int = 0,
     init: str | None = None,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -47,6 +49,7 @@ def train(
         seed: Decides initialization, order and augmentation.
         init: A model to train further.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        workers: Processes that decode image files; by default one a core, 0 decodes in this one.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
@@ -61,11 +64,12 @@ def train(
         settings = replace(settings, lr=lr)
     if held_out is None and data == "digits:train":
         held_out = "digits:test"
+    opened = partial(open_dataset, skip_bad_images=skip_bad_images, workers=workers)
     return train_checkpoint(
         settings,
-        open_dataset(data, skip_bad_images=skip_bad_images),
+        opened(data),
         Path(output),
-        held_out=open_dataset(held_out, skip_bad_images=skip_bad_images) if held_out else None,
+        held_out=opened(held_out) if held_out else None,
         init=load_model(init, image_size=image_size) if init else None,
         cache=cache,
         progress=progress,
@@ -108,6 +112,7 @@ def calibrate(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -117,7 +122,9 @@ def calibrate(
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
-    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
+    dataset = open_dataset(
+        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
+    )
     return precision.calibrate(
         Path(graph), dataset, Path(output), tapped, batch=batch,
         preprocessing_from=preprocessing_from, cache=cache, progress=progress,
@@ -139,6 +146,8 @@ def quantize(
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
     preprocessing_from: str | None = None,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -172,16 +181,18 @@ def quantize(
             calib_images=calib_images,
             options=options,
             high_precision=high_precision,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=cache,
             progress=progress,
         )
-        search.judge(made.path, graph, found, str(data), progress=progress)
+        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
         return made
     if precision in {"int8", "fp8"} and encodings is None and stats is None and calib is not None:
         stats = calibrate(
             graph, output.with_name(f"{graph.stem}.stats.npz"), calib=calib,
             calib_images=calib_images, preprocessing_from=preprocessing_from,
-            cache=cache, progress=progress,
+            skip_bad_images=skip_bad_images, workers=workers, cache=cache, progress=progress,
         ).path  # fmt: skip
     return room.quantize(
         graph,
@@ -219,6 +230,8 @@ def build(
     max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -245,6 +258,8 @@ def build(
         max_drop_pp: For ``mixed``, the largest loss of top-1, percentage points.
         options: Which passes compute the encodings.
         high_precision: ``fp16`` or ``fp32`` around INT8 or FP8; ``None`` for the target's own.
+        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        workers: Processes that decode calibration images; by default one a core.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
@@ -280,6 +295,8 @@ def build(
         "calib_images": calib_images,
         "options": options,
         "high_precision": high_precision,
+        "skip_bad_images": skip_bad_images,
+        "workers": workers,
         "cache": cache,
         "progress": progress,
     }
@@ -305,5 +322,5 @@ def build(
         settings = replace(settings, precision=graph_facts(source).precision)
     made = build_engine(source, output, name, settings, cache=cache, progress=progress)
     if found is not None:
-        search.judge(made.path, graph, found, str(data), progress=progress)
+        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
     return made

@@ -200,7 +200,8 @@ def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     resnet_opt(
         "run", "resnet50:IMAGENET1K_V2", "--data", "/images", "--precision", "fp32,int8",
-        "--engine", "openvino", "--limit", 100, "--max-drop", "0.5pp", "--save-recipe", recipe,
+        "--engine", "openvino", "--limit", 100, "--max-drop", "0.5pp", "--workers", 3,
+        "--save-recipe", recipe,
     )  # fmt: skip
     import yaml
 
@@ -210,7 +211,14 @@ def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     assert raw["build"][0]["engine"] == ["openvino"]
     assert raw["validate"] == {
         "data": "/images", "limit": 100, "max_drop": "0.5pp", "batch": 32, "skip_bad_images": False,
+        "workers": 3,
     }  # fmt: skip
+
+
+def test_workers_are_refused_below_zero(resnet_opt: Command) -> None:
+    said = resnet_opt("run", "resnet50:random", "--data", "digits:test", "--workers", -1)
+    assert said.code == 2
+    assert "--workers" in said.err
 
 
 def test_doctor_tells_every_engine(resnet_opt: Command) -> None:
