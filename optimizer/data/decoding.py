@@ -90,10 +90,11 @@ def decode_ahead(
         One result a file, in order.
 
     Raises:
-        EnvironmentFault: A worker died; the message names the image that it was about to read.
+        EnvironmentFault: A worker died (the message names the image that it was about to read), or
+            there is no room for the pixels or no process to be had.
     """
-    size = 0 if preprocessing is None else 3 * preprocessing.image_size**2
-    rounds = max(1, min(ahead, _PLACES_BYTES // max(size, 1)) // workers)
+    size = 1 if preprocessing is None else 3 * preprocessing.image_size**2
+    rounds = max(1, min(-(-ahead // workers), _PLACES_BYTES // (size * workers)))
     with contextlib.ExitStack() as stack:
         places = _shared(rounds * workers, preprocessing, stack)
         team = [_Worker(rank, workers, places, preprocessing, stack) for rank in range(workers)]
@@ -161,13 +162,18 @@ class _Worker:
             "max_pixels": Image.MAX_IMAGE_PIXELS,
             "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "optimizer.data.worker", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(1),
-            **_own_group(),
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "optimizer.data.worker", json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=child_environment(1),
+                **_own_group(),
+            )
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot start a process that decodes images: {error}", mend="--workers 0"
+            ) from error
         stack.callback(self._end)
         assert self._process.stdin is not None
         assert self._process.stdout is not None

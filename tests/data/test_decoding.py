@@ -184,9 +184,13 @@ def test_a_killed_worker_is_an_error_and_no_hang(photos: Path) -> None:
 def test_a_worker_that_cannot_start_is_an_error(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(EnvironmentFault, match="with exit code 1 before it had read"):
-        _pixels(open_dataset(photos, workers=1))
+    for program, said in (
+        ("/bin/false", "with exit code 1 before it had read"),
+        ("/no/such/python", "cannot start a process that decodes images"),
+    ):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(EnvironmentFault, match=said):
+            _pixels(open_dataset(photos, workers=1))
 
 
 def test_no_room_for_the_pixels_is_an_error(photos: Path) -> None:
