@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,8 @@ def open_images(state: Run) -> tuple[ImageDataset | None, ImageDataset | None]:
         count = min(calibrate.calib_images, len(held_out) // 2)
         chosen = stratified_subset(held_out.labels, count, calibrate.seed)
         rest = np.setdiff1d(np.arange(len(held_out)), chosen)
-        calibration, held_out = held_out.select(chosen), held_out.select(rest)
+        calibration = replace(held_out.select(chosen), workers=calibrate.workers)
+        held_out = held_out.select(rest)
     if validation and held_out is not None and validation.limit is not None:
         held_out = held_out.select(
             stratified_subset(held_out.labels, validation.limit, calibrate.seed)

@@ -89,7 +89,7 @@ def validate(
         raise UsageError(
             f"predictions are an .npz file, not {predictions.name}", mend=f"{predictions.stem}.npz"
         )
-    progress, clock = progress or Silent(), Clock()
+    progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} holds no images")
@@ -103,7 +103,7 @@ def validate(
         consistency = _consistency(parity, opened, data, batch)
         if predictions is not None and rank_and_world()[0] == 0:
             _write_predictions(parity, data, dataset.sha256, predictions)
-        skipped, timing = _reading(data, clock)
+        skipped, timing = _reading(data, clock, read_before)
     hops = [_hop(name, o, gates, data) for name, o in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if layers else {}
     audits = _audits(steps.values(), min_share)
@@ -232,9 +232,9 @@ def _consistency(
     return found
 
 
-def _reading(dataset: ImageDataset, clock: Clock) -> tuple[list[str], Timing]:
+def _reading(dataset: ImageDataset, clock: Clock, read_before: float) -> tuple[list[str], Timing]:
     """What all processes left out, and where the time of the first one went."""
-    own = list(dataset.skipped), clock.result(dataset.spent.cpu_s)
+    own = list(dataset.skipped), clock.result(dataset.spent.cpu_s - read_before)
     skipped, timings = zip(*gathered(own), strict=True)
     return sorted({name for names in skipped for name in names}), timings[0]
 

@@ -86,6 +86,19 @@ def test_workers_change_nothing_but_the_time(folder: Path) -> None:
         assert set(result.timing.hops_cpu_s) == {hop.name for hop in result.hops}
 
 
+def test_what_was_read_before_is_not_booked(folder: Path) -> None:
+    data = open_dataset(folder / "data", skip_bad_images=True).verify()
+    data.spent.cpu_s = 1000.0
+    result = validate(
+        [Chain(label="same", graph=folder / "reference.onnx")],
+        folder / "reference.onnx",
+        data,
+        Gates(max_drop_pp=10.0),
+    )
+    assert result.timing is not None
+    assert 0 < result.timing.decoding_cpu_s < 100
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_stops_everything_by_name(folder: Path, workers: int) -> None:
     with pytest.raises(DataError, match=rf"{BAD}.*--skip-bad-images"):
