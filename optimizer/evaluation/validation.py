@@ -20,7 +20,7 @@ from optimizer.errors import (
 )
 from optimizer.evaluation.audit import audit_manifest
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
-from optimizer.evaluation.clock import Clock
+from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence, judge_hop
 from optimizer.evaluation.findings import finding
@@ -218,7 +218,7 @@ def _consistency(
         (sample,) = dataset.batches(
             count, reference.preprocessing, as_uint8=executor.takes_uint8, order=range(count)
         )
-        with parity.clock.computing(name):
+        with parity.clock.computing(CONSISTENCY):
             found.append(
                 batch_consistency(
                     name,

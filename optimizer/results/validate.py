@@ -104,7 +104,9 @@ class Timing(Model):
     decoding_cpu_s: float
     """CPU seconds of decoding and preprocessing, worker processes included."""
     hops_cpu_s: dict[str, float]
-    """CPU seconds of computing, all threads, by hop; batch consistency counts on its engine."""
+    """CPU seconds of computing in the pass, all threads, by hop."""
+    consistency_cpu_s: float
+    """CPU seconds of looking at batch consistency after the pass."""
 
 
 class ValidateResult(Model):

@@ -11,7 +11,7 @@ from PIL import Image
 from optimizer.data import Preprocessing, open_dataset
 from optimizer.errors import DataError
 from optimizer.evaluation import Chain, validate
-from optimizer.evaluation.clock import Clock
+from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.predictions import read_predictions
 from optimizer.results import Gates, ValidateResult
 from tests.evaluation.graphs import classifier
@@ -36,12 +36,16 @@ def test_each_second_is_booked_where_it_is_spent() -> None:
                 pass
         with clock.computing("other"):
             time.sleep(0.02)
+        with clock.computing(CONSISTENCY):
+            sum(range(10_000))
     timing = clock.result(decoding_cpu_s=1.5)
     assert seen == [0, 1, 2]
     assert timing.waiting_s >= 0.15
     assert timing.hops_cpu_s["engine"] >= 0.15
     assert timing.hops_cpu_s["other"] < 0.1
     assert timing.decoding_cpu_s == 1.5
+    assert list(timing.hops_cpu_s) == ["engine", "other"]
+    assert timing.consistency_cpu_s > 0
     assert timing.wall_s >= timing.pass_s >= timing.waiting_s + 0.15 + 0.06
 
 
