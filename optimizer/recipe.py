@@ -81,6 +81,7 @@ class TrainSection(_Section):
     batch_size: int | None = Field(default=None, ge=2)
     lr: float | None = None
     seed: int = 0
+    workers: int | None = Field(default=None, ge=0)
 
 
 class ExportSection(_Section):
@@ -102,6 +103,7 @@ class CalibrateSection(_Section):
     equalize: bool = True
     bias_correction: Literal["network", "statistics", "none"] = "network"
     shift: bool = True
+    workers: int | None = Field(default=None, ge=0)
 
 
 class BuildSection(_Section):
@@ -170,6 +172,7 @@ class ValidateSection(_Section):
     max_flips: Share | None = None
     batch: int = Field(default=32, ge=1)
     skip_bad_images: bool = False
+    workers: int | None = Field(default=None, ge=0)
 
 
 class BenchSection(_Section):

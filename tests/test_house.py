@@ -33,7 +33,9 @@ ROOMS = [
     "cli",
     "pytest_plugin",
 ]
-HALLWAY = {"_version", "errors", "progress", "units", "artifacts", "results", "recipe"}
+HALLWAY = {
+    "_version", "errors", "progress", "processes", "units", "artifacts", "results", "recipe",
+}  # fmt: skip
 HEAVY = {
     "torch",
     "torchvision",

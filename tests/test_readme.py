@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("architecture", "int8", "measuring", "tensorrt")),
+    *(f"docs/{name}.md" for name in ("accuracy", "architecture", "int8", "measuring", "tensorrt")),
 ]
 
 

@@ -107,6 +107,8 @@ def build(
     bias_correction: opt.Bias = "network",
     shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -177,6 +179,8 @@ def build(
                 method, keep, equalize=equalize, bias=bias_correction, shift=shift
             ),
             high_precision=high_precision,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )

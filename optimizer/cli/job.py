@@ -47,9 +47,8 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Validate on a subset.")] = None,
     max_drop: Annotated[str | None, typer.Option(help="Largest loss of top-1: 1pp.")] = None,
     max_flips: Annotated[str | None, typer.Option(help="Largest share of changed classes.")] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     output: Folder = None,
     save_recipe: SaveRecipe = None,
     no_cache: opt.CacheOff = False,
@@ -71,6 +70,8 @@ def run(
         "validate.max_drop": max_drop,
         "validate.max_flips": max_flips,
         "validate.skip_bad_images": skip_bad_images or None,
+        "validate.workers": workers if "validate" in raw else None,
+        "calibrate.workers": workers,
         "calibrate.calib": calib,
         "calibrate.calib_images": calib_images,
         "bench.batch": batch,

@@ -36,9 +36,8 @@ def validate(
     layers: Annotated[bool, typer.Option("--layers", help="Also look block by block.")] = False,
     arch: opt.Arch = None,
     device: opt.Device = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")] = Path(
         "validate.json"
     ),
@@ -67,6 +66,7 @@ def validate(
             arch=arch,
             device=device,
             skip_bad_images=skip_bad_images,
+            workers=workers,
             predictions=output.with_suffix(".predictions.npz"),
             progress=bars,
         )
@@ -239,6 +239,9 @@ def _print_validated(result: ValidateResult, output: Path, as_json: bool) -> Non
     from optimizer.cli.tables import validated_table
 
     _print(validated_table(result))
+    if left_out := result.dataset.skipped:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        typer.echo(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
     typer.echo(result.finding)
     typer.echo(f"{result.verdict}; details in {output}")
 

@@ -33,9 +33,8 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the cycle.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order and augmentation.")] = 0,
     init: Annotated[str | None, typer.Option(help="A model to train further.")] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -58,6 +57,7 @@ def train(
             seed=seed,
             init=init,
             skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
@@ -115,6 +115,8 @@ def calibrate(
         bool, typer.Option("--halves", help="Also tell how far scales move between two halves.")
     ] = False,
     preprocessing_from: opt.PreprocessingFrom = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -136,6 +138,8 @@ def calibrate(
             calib_images=calib_images,
             seed=seed,
             preprocessing_from=preprocessing_from,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
@@ -146,14 +150,16 @@ def calibrate(
                 calib_images=calib_images,
                 seed=seed,
                 preprocessing_from=preprocessing_from,
+                skip_bad_images=skip_bad_images,
+                workers=workers,
                 progress=progress,
             )
             if halves
             else []
         )
     details = {"halves": [asdict(one) for one in moved]} if moved else {}
-    tensors = made.manifest.details["tensors"]
-    say(made, as_json, f"{tensors} tensors", *_halves(moved), details=details)
+    tensors, notes = (made.manifest.details[name] for name in ("tensors", "notes"))
+    say(made, as_json, f"{tensors} tensors", *notes, *_halves(moved), details=details)
 
 
 def _halves(moved: list[Moved]) -> list[str]:
@@ -189,6 +195,8 @@ def quantize(
     shift: opt.Shift = True,
     high_precision: opt.HighPrecision = None,
     preprocessing_from: opt.PreprocessingFrom = None,
+    skip_bad_images: opt.SkipBadImages = False,
+    workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -224,6 +232,8 @@ def quantize(
             ),
             high_precision=high_precision,
             preprocessing_from=preprocessing_from,
+            skip_bad_images=skip_bad_images,
+            workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )

@@ -34,8 +34,10 @@ __all__ = [
     "Provider",
     "ProviderOptions",
     "Shift",
+    "SkipBadImages",
     "Stats",
     "Threads",
+    "Workers",
     "batch_size",
     "cache_of",
     "encoding_options",
@@ -52,6 +54,17 @@ Arch = Annotated[
 ]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=8, help="Side of the images in pixels.")
+]
+SkipBadImages = Annotated[
+    bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be decoded.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Processes that decode images; 0: none but this one; default: one a core.",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads an engine; default: all cores.")
@@ -74,7 +87,9 @@ ProviderOptions = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option("--data", help="Labelled images: digits:test, an ImageFolder, or file.npz."),
+    typer.Option(
+        "--data", help="Labelled images: digits:test, an ImageFolder, val.txt, or file.npz."
+    ),
 ]
 Calib = Annotated[
     str | None,

@@ -27,9 +27,7 @@ def preprocess(
     limit: Annotated[
         int, typer.Option(min=1, help="Take a stratified subset of this many images.")
     ] = 200,
-    skip_bad_images: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad_images: opt.SkipBadImages = False,
     as_json: opt.Json = False,
 ) -> None:
     """Hold decoders and resizers against each other on the same images.

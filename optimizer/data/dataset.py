@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
 
-__all__ = ["Batch", "Dataset", "ImageDataset", "Source"]
+__all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent"]
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
-_T = TypeVar("_T")
+_CHECKED = np.empty((0,), dtype=np.uint8)
 
 
 class Batch(NamedTuple):
@@ -35,6 +36,18 @@ class Batch(NamedTuple):
     images: NDArray[Any]
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
+
+
+@dataclass
+class TimeSpent:
+    """What reading has cost so far.
+
+    Attributes:
+        cpu_s: CPU seconds of decoding, resizing and cropping, in whatever process, and of
+            normalizing.
+    """
+
+    cpu_s: float = 0.0
 
 
 class Dataset(Protocol):
@@ -72,17 +85,18 @@ class Dataset(Protocol):
         *,
         as_uint8: bool = False,
         order: Sequence[int] | NDArray[np.int64] | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Read the images; see `ImageDataset.batches`."""
 
 
 class Source(Protocol):
     """Where the pixels come from: an array or files."""
 
-    workers: int
-    """Threads that reading gains from; 0 reads in the calling thread."""
     preprocessed: bool
     """Whether images come as float32 that nobody here preprocessed."""
+
+    def file(self, position: int) -> Path | None:
+        """The file that an image is decoded from; ``None`` for all images if they lie in memory."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """One image: H x W x 3 uint8, or 3 x H x W float32 if it is preprocessed already."""
@@ -108,7 +122,9 @@ class ImageDataset:
         source: Where the pixels come from.
         positions: Position of each image in the source, shape (N,), int64.
         skip_bad_images: Leave out images that cannot be read instead of failing.
+        workers: Processes that decode files; 0 decodes in this one, ``None`` is one a core.
         skipped: The images that were left out; filled while reading and by `verify`.
+        spent: What reading has cost; shared by subsets.
     """
 
     name: str
@@ -117,7 +133,9 @@ class ImageDataset:
     source: Source
     positions: NDArray[np.int64]
     skip_bad_images: bool = False
+    workers: int | None = None
     skipped: list[str] = field(default_factory=list)
+    spent: TimeSpent = field(default_factory=TimeSpent, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -173,8 +191,8 @@ class ImageDataset:
             DataError: An image cannot be read and `skip_bad_images` is not set; or none can.
         """
         good: list[int] = []
-        for index, _ in self._read(range(len(self)), self.source.check):
-            good.append(index)
+        with contextlib.closing(self._read(range(len(self)), None, ahead=0)) as images:
+            good.extend(index for index, _ in images)
         if not good:
             raise DataError(f"no image of {self.name} can be read", mend="check the files")
         return self if len(good) == len(self) else self.select(np.array(good, dtype=np.int64))
@@ -186,8 +204,11 @@ class ImageDataset:
         *,
         as_uint8: bool = False,
         order: Sequence[int] | NDArray[np.int64] | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Read the images, batch by batch; no more than a few batches are in memory.
+
+        Files are decoded by worker processes, up to a batch ahead; see `optimizer.data.decoding`.
+        Close the iterator (or read it to its end) to end them.
 
         Args:
             batch_size: Images a batch; the last batch may be smaller.
@@ -198,6 +219,7 @@ class ImageDataset:
         Raises:
             DataError: An image cannot be read (and `skip_bad_images` is not set), or images that
                 are preprocessed already have another size or were asked for as uint8.
+            EnvironmentFault: A worker process died.
         """
         if batch_size < 1:
             raise DataError(f"a batch needs at least one image, not {batch_size}")
@@ -205,12 +227,13 @@ class ImageDataset:
         images: list[Pixels] = []
         kept: list[int] = []
         seen = False
-        for index, pixels in self._read(indices, lambda p: self.source.read(p, preprocessing)):
-            images.append(pixels)
-            kept.append(index)
-            if len(kept) == batch_size:
-                yield self._batch(images, kept, preprocessing, as_uint8)
-                images, kept, seen = [], [], True
+        with contextlib.closing(self._read(indices, preprocessing, ahead=batch_size)) as found:
+            for index, pixels in found:
+                images.append(pixels)
+                kept.append(index)
+                if len(kept) == batch_size:
+                    yield self._batch(images, kept, preprocessing, as_uint8)
+                    images, kept, seen = [], [], True
         if kept:
             yield self._batch(images, kept, preprocessing, as_uint8)
         elif not seen and len(indices):
@@ -222,7 +245,9 @@ class ImageDataset:
         indices = np.array(kept, dtype=np.int64)
         pixels: NDArray[Any] = np.stack(images)
         if pixels.dtype == np.uint8 and not as_uint8:
+            started = time.thread_time()
             pixels = preprocessing.normalize(pixels)
+            self.spent.cpu_s += time.thread_time() - started
         elif pixels.dtype != np.uint8 and as_uint8:
             raise DataError(
                 f"{self.name} holds preprocessed float32 images, a uint8 input needs pixels",
@@ -230,42 +255,53 @@ class ImageDataset:
             )
         return Batch(pixels, self.labels[indices], indices)
 
-    def _read(self, indices: Sequence[int], read: Callable[[int], _T]) -> Iterator[tuple[int, _T]]:
-        """Read images in order, ahead of the reader; leave out bad ones where that is allowed."""
-        for index, result in _ahead(indices, self.positions, read, self.source.workers):
-            try:
-                yield index, result()
-            except DataError:
+    def _read(
+        self, indices: Sequence[int], preprocessing: Preprocessing | None, *, ahead: int
+    ) -> Generator[tuple[int, Pixels], None, None]:
+        """Read images in order; leave out bad ones where that is allowed.
+
+        Without ``preprocessing`` they are only checked and come without pixels.
+        """
+        workers = workers_for(self.workers, len(indices))
+        if workers and self.source.file(0) is not None:
+            read = self._decoded(indices, preprocessing, workers, max(ahead, 8 * workers))
+        else:
+            read = self._in_process(indices, preprocessing)
+        with contextlib.closing(read):
+            for index, result in zip(indices, read, strict=True):
+                if not isinstance(result, DataError):
+                    yield index, result
+                    continue
                 if not self.skip_bad_images:
-                    raise
+                    raise result
                 name = self.image_id(index)
                 if name not in self.skipped:
                     self.skipped.append(name)
 
+    def _decoded(
+        self, indices: Sequence[int], preprocessing: Preprocessing | None, workers: int, ahead: int
+    ) -> Generator[Pixels | DataError, None, None]:
+        found = (self.source.file(int(self.positions[index])) for index in indices)
+        files = (path for path in found if path is not None)
+        images = decode_ahead(files, preprocessing, workers=workers, ahead=ahead)
+        with contextlib.closing(images):
+            for image in images:
+                self.spent.cpu_s += image.cpu_s
+                yield image.error or (_CHECKED if image.pixels is None else image.pixels)
 
-def _ahead(
-    indices: Sequence[int],
-    positions: NDArray[np.int64],
-    read: Callable[[int], _T],
-    workers: int,
-) -> Iterator[tuple[int, Callable[[], _T]]]:
-    """Yield (index, function that gives the image or raises), reading ahead in threads."""
-    if workers == 0:
+    def _in_process(
+        self, indices: Sequence[int], preprocessing: Preprocessing | None
+    ) -> Generator[Pixels | DataError, None, None]:
         for index in indices:
-            yield index, partial(read, int(positions[index]))
-        return
-    workers = min(workers, os.cpu_count() or 1)
-    pending: deque[tuple[int, Future[_T]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-images")
-    try:
-        for index in indices:
-            pending.append((index, pool.submit(read, int(positions[index]))))
-            # Enough to keep the threads busy while a batch is computed, far from all in memory.
-            if len(pending) > 8 * workers:
-                first, future = pending.popleft()
-                yield first, future.result
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            started = time.thread_time()
+            position = int(self.positions[index])
+            result: Pixels | DataError = _CHECKED
+            try:
+                if preprocessing is None:
+                    self.source.check(position)
+                else:
+                    result = self.source.read(position, preprocessing)
+            except DataError as error:
+                result = error
+            self.spent.cpu_s += time.thread_time() - started
+            yield result

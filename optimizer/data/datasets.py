@@ -7,7 +7,8 @@ from pathlib import Path
 
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.digits import open_digits
-from optimizer.data.folder import open_folder
+from optimizer.data.folder import has_class_folders, open_folder
+from optimizer.data.listing import LISTS, open_list
 from optimizer.data.npz import open_npz
 from optimizer.data.subset import stratified_subset
 from optimizer.errors import DataError
@@ -16,27 +17,36 @@ __all__ = ["DATA_FORMS", "open_dataset"]
 
 DATA_FORMS = (
     "accepted: digits, digits:train, digits:test (bundled), a folder with one folder a class, "
-    "or file.npz"
+    "a folder with val.txt or such a file itself, or file.npz"
 )
 
 
 def open_dataset(
-    name: str | Path, *, limit: int | None = None, seed: int = 0, skip_bad_images: bool = False
+    name: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
 ) -> ImageDataset:
     """Open a dataset.
 
     Args:
-        name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, or an
-            NPZ file.
+        name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, a
+            folder of images with a ``val.txt`` (or that file), or an NPZ file.
         limit: Take a stratified subset of this many images; more than there are takes all.
         seed: Seed of the subset.
         skip_bad_images: Leave out images that cannot be read and name them in ``skipped``,
             instead of failing at the first. Call ``verify()`` first where several readers must
             see the same images.
+        workers: Processes that decode image files; 0 decodes in this one, by default one for each
+            core. Images in memory need none.
 
     Raises:
         DataError: Nothing by this name, or data that cannot be used.
     """
+    if workers is not None and workers < 0:
+        raise DataError(f"{workers} worker processes", mend="0 and more")
     text = str(name)
     if text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)
@@ -44,15 +54,20 @@ def open_dataset(
         dataset = _open_path(text, skip_bad_images)
     if limit is not None:
         dataset = dataset.select(stratified_subset(dataset.labels, limit, seed))
-    return replace(dataset, name=text)
+    return replace(dataset, name=text, workers=workers)
 
 
 def _open_path(text: str, skip_bad_images: bool) -> ImageDataset:
     path = Path(text).expanduser()
     if path.is_dir():
+        listed = next((path / name for name in LISTS if (path / name).is_file()), None)
+        if listed is not None and not has_class_folders(path):
+            return open_list(listed, skip_bad_images=skip_bad_images)
         return open_folder(path, skip_bad_images=skip_bad_images)
     if not path.exists():
         raise DataError(f"no data at {text!r}", mend=DATA_FORMS)
+    if path.suffix.lower() == ".txt":
+        return open_list(path, skip_bad_images=skip_bad_images)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{text} is neither a folder nor an NPZ file", mend=DATA_FORMS)
     return open_npz(path)

@@ -13,16 +13,14 @@ from optimizer.data.images import IMAGE_SUFFIXES, open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
 
-__all__ = ["FileSource", "open_folder"]
+__all__ = ["FileSource", "has_class_folders", "open_folder"]
 
 _LAYOUT = "the layout is FOLDER/<class>/<image>.jpg, one folder a class"
-_MAX_READERS = 8
 
 
 class FileSource:
     """Image files, decoded when they are read."""
 
-    workers = _MAX_READERS
     preprocessed = False
 
     def __init__(self, root: Path, files: Sequence[str], sizes: Sequence[int]) -> None:
@@ -31,7 +29,7 @@ class FileSource:
         self._sizes = sizes
 
     def file(self, position: int) -> Path:
-        """Where one image lies."""
+        """See `Source.file`."""
         return self._root / self._files[position]
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
@@ -99,6 +97,11 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
     )
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder is laid out one folder a class."""
+    return any(_is_class(entry) for entry in root.iterdir())
 
 
 def _is_class(entry: Path) -> bool:

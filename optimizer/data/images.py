@@ -82,8 +82,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     if image.mode == "RGB":
-        image.load()
-        return image.copy()
+        image.load()  # it needs its file no more
+        return image
     if image.mode == "F":
         raise DataError(
             "floating-point pixels have no known range", mend="save it with 8 or 16 bits"

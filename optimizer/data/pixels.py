@@ -17,12 +17,14 @@ __all__ = ["PixelSource", "TensorSource"]
 class PixelSource:
     """Images as pixels, N x H x W x 3 uint8; they are resized and cropped like photos."""
 
-    workers = 0
     preprocessed = False
 
     def __init__(self, images: NDArray[np.uint8], name: str) -> None:
         self._images = images
         self._name = name
+
+    def file(self, position: int) -> None:
+        """See `Source.file`."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`."""
@@ -46,12 +48,14 @@ class PixelSource:
 class TensorSource:
     """Images that are preprocessed already, N x 3 x H x W float32."""
 
-    workers = 0
     preprocessed = True
 
     def __init__(self, images: NDArray[np.float32], name: str) -> None:
         self._images = images
         self._name = name
+
+    def file(self, position: int) -> None:
+        """See `Source.file`."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`; ``preprocessing`` only says which size is expected."""

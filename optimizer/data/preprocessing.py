@@ -203,7 +203,8 @@ class Preprocessing:
         """
         if self.color == "grayscale":
             image = image.convert("L")
-        image = image.convert("RGB")
+        if image.mode != "RGB":  # Pillow would copy it
+            image = image.convert("RGB")
         pixels = np.array(self._crop(self._resize(image)), dtype=np.uint8)
         if self.color == "BGR":
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -232,11 +233,15 @@ class Preprocessing:
             raise DataError(
                 f"normalize needs N x H x W x 3 uint8, not {images.shape} {images.dtype}"
             )
-        shape = (1, 3, 1, 1)
-        result = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
-        result /= np.float32(255)
-        result -= np.array(self.mean, dtype=np.float32).reshape(shape)
-        result /= np.array(self.std, dtype=np.float32).reshape(shape)
+        count, height, width, _ = images.shape
+        mean, std = (np.array(v, dtype=np.float32).reshape(3, 1, 1) for v in (self.mean, self.std))
+        result = np.empty((count, 3, height, width), dtype=np.float32)
+        for index in range(count):  # one at a time, which stays in the processor's cache
+            values = result[index]
+            values[...] = images[index].transpose(2, 0, 1)
+            values /= np.float32(255)
+            values -= mean
+            values /= std
         return result
 
     def _resize(self, image: Image.Image) -> Image.Image:

@@ -80,7 +80,7 @@ class Step:
         path: The file.
         precision: What it is in, as the file says.
         fault: Why it must not be computed: it does not belong to the reference or to its parent.
-        remark: What a reader should know if it loses accuracy.
+        remark: What a reader should know of it, whether it loses accuracy or not.
         manifest: The engine's manifest; ``None`` for graphs and checkpoints.
         device: The GPU an engine is opened on; ``None`` for the first, or the CPU.
     """

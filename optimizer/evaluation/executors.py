@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Executor", "chunk_of", "in_chunks", "open_step", "round_to_bf16"]
 
 Array = NDArray[Any]
-_CHUNK_PIXELS = 4 * 224**2
+_CHUNK_PIXELS = 2 * 224**2
 _GRAPH_NOTES = {
     "fp16": ", FP16 tensors but mostly FP32 arithmetic",
     "int8": ", Q/DQ with FP32 between",
@@ -42,8 +42,9 @@ _GRAPH_NOTES = {
 def chunk_of(image_size: int) -> int:
     """Images to compute at a time where nothing but memory depends on it.
 
-    A graph as written keeps the tensors of a whole block in FP32: 32 images of 224 pixels would
-    take more than a gigabyte. Small images go in larger chunks, since a call costs time too.
+    A graph as written keeps the tensors of a whole block in FP32, and every open graph keeps its
+    own: 32 images of 224 pixels would take gigabytes, and four at a time 100 MB more than two. Small
+    images go in larger chunks, since a call costs time too.
     """
     return max(1, _CHUNK_PIXELS // image_size**2)
 

@@ -27,12 +27,19 @@ def finding(evidence: Evidence) -> str:
         for name, found in evidence.audits.items()
         if found.verdict == "fail"
     ]
+    parts += [remark for remark in _remarks(evidence) if remark not in parts[0]]
     idle = [hop for hop in evidence.hops if hop.status == "built-not-run"]
     if len(idle) == 1:
         parts.append(_not_run(idle[0], evidence.hops))
     elif idle:
         parts.append(_none_run(idle, evidence.hops))
     return "; ".join(parts) + "."
+
+
+def _remarks(evidence: Evidence) -> list[str]:
+    """What a reader should know of the files whether anything was lost or not."""
+    steps = (step for chain in evidence.chains.values() for step in chain)
+    return list(dict.fromkeys(step.remark for step in steps if step.remark is not None))
 
 
 def _accuracy(evidence: Evidence) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from optimizer.data import Dataset
 from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.evaluation.chain import REFERENCE, Step
+from optimizer.evaluation.clock import Clock
 from optimizer.evaluation.executors import Executor, chunk_of, in_chunks, open_step
 from optimizer.evaluation.predictions import Recorder
 from optimizer.evaluation.reference import Reference
@@ -61,11 +62,13 @@ class Parity:
         outcomes: By hop name.
         sessions: Engines that are still open, by hop name; closed by `measure`'s context.
         recorder: The predictions.
+        clock: Where the time went.
     """
 
     outcomes: dict[str, Outcome]
     sessions: dict[str, Executor]
     recorder: Recorder
+    clock: Clock
 
 
 @contextlib.contextmanager
@@ -75,6 +78,7 @@ def measure(
     dataset: Dataset,
     *,
     batch: int,
+    clock: Clock,
     progress: Progress,
 ) -> Iterator[Parity]:
     """Compute every hop on every image; the engines stay open inside the ``with`` block.
@@ -87,13 +91,14 @@ def measure(
         reference: What they are held against.
         dataset: The images, with labels that are outputs of the reference.
         batch: Images at a time.
+        clock: Told who computes and who waits.
         progress: Told of every batch.
 
     Raises:
         UsageError: A file that is not what it should be, or images that cannot be read.
         AccuracyGateFailed: The reference is far below the accuracy it is known for.
     """
-    parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder())
+    parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder(), clock)
     try:
         for step in steps:
             parity.outcomes[step.name] = _open(step, reference, parity.sessions)
@@ -129,14 +134,14 @@ def _pass_over(
     rank, world = rank_and_world()
     order = np.arange(rank, len(dataset), world)
     progress.start("validate", total=len(order))
-    for images, labels, indices in dataset.batches(
-        batch, reference.preprocessing, as_uint8=as_uint8, order=order
-    ):
-        tensors = reference.preprocessing.normalize(images) if as_uint8 else images
-        _one_batch(parity, reference, _Views(tensors, images), labels, indices)
-        progress.advance(len(labels))
-        tally = parity.outcomes[REFERENCE].tally
-        check_early(tally.correct, tally.n, reference.expected_top1, dataset.name)
+    batches = dataset.batches(batch, reference.preprocessing, as_uint8=as_uint8, order=order)
+    with contextlib.closing(batches):
+        for images, labels, indices in parity.clock.waiting_for(batches):
+            tensors = reference.preprocessing.normalize(images) if as_uint8 else images
+            _one_batch(parity, reference, _Views(tensors, images), labels, indices)
+            progress.advance(len(labels))
+            tally = parity.outcomes[REFERENCE].tally
+            check_early(tally.correct, tally.n, reference.expected_top1, dataset.name)
     progress.finish(f"{len(order)} images, {len(parity.outcomes)} hops")
 
 
@@ -159,7 +164,8 @@ def _one_batch(
     indices: NDArray[np.int64],
 ) -> None:
     chunk = chunk_of(reference.preprocessing.image_size)
-    expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
+    with parity.clock.computing(REFERENCE):
+        expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
     if not np.isfinite(expected).all():
         raise DataError(
             f"the reference {reference.name} gives NaN or infinite logits",
@@ -169,7 +175,8 @@ def _one_batch(
     parity.recorder.start_batch(indices)
     for name, outcome in parity.outcomes.items():
         if outcome.step is not None and outcome.status == "ok":
-            outputs = _compute(outcome, parity.sessions[name], views, expected)
+            with parity.clock.computing(name):
+                outputs = _compute(outcome, parity.sessions[name], views, expected)
             if outputs is None:
                 parity.recorder.forget(name)
                 continue

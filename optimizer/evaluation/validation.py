@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from optimizer.errors import (
 )
 from optimizer.evaluation.audit import audit_manifest
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
+from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence, judge_hop
 from optimizer.evaluation.findings import finding
@@ -26,7 +28,7 @@ from optimizer.evaluation.layerwise import layerwise
 from optimizer.evaluation.parity import Outcome, Parity, measure
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.sanity import check_reference
-from optimizer.evaluation.shards import joined, rank_and_world
+from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.evaluation.statistics import wilson_interval
 from optimizer.models import Model
 from optimizer.progress import Progress, Silent
@@ -37,6 +39,7 @@ from optimizer.results import (
     DatasetInfo,
     Gates,
     Hop,
+    Timing,
     ValidateResult,
 )
 
@@ -86,20 +89,21 @@ def validate(
         raise UsageError(
             f"predictions are an .npz file, not {predictions.name}", mend=f"{predictions.stem}.npz"
         )
-    progress = progress or Silent()
+    progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} holds no images")
     data = check_fits(dataset, opened.num_classes, opened.classes)
     planned = plan_steps(chains, opened)
     steps = {step.name: step for chain in planned.values() for step in chain}
-    measured = measure(steps.values(), opened, data, batch=batch, progress=progress)
+    measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
     with joined(), measured as parity:
         own = parity.outcomes[REFERENCE].tally
         check_reference(own.correct, own.n, opened.expected_top1, data.name)
         consistency = _consistency(parity, opened, data, batch)
         if predictions is not None and rank_and_world()[0] == 0:
             _write_predictions(parity, data, dataset.sha256, predictions)
+        skipped, timing = _reading(data, clock, read_before)
     hops = [_hop(name, o, gates, data) for name, o in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if layers else {}
     audits = _audits(steps.values(), min_share)
@@ -120,6 +124,7 @@ def validate(
             n=own.n,
             sha256=dataset.sha256,
             image_size=opened.preprocessing.image_size,
+            skipped=skipped,
         ),
         hops=hops,
         first_failing_hop=None if failing is None else failing.name,
@@ -130,6 +135,7 @@ def validate(
         gates=gates,
         images_needed=evidence.images_needed,
         predictions_file=None if predictions is None else predictions.name,
+        timing=timing,
         verdict=evidence.verdict,
     )
 
@@ -203,6 +209,7 @@ def _consistency(
     parity: Parity, reference: Reference, dataset: ImageDataset, batch: int
 ) -> list[BatchConsistency]:
     found = []
+    dataset = replace(dataset, workers=0)  # a few images, which no process is started for
     for name, executor in parity.sessions.items():
         outcome = parity.outcomes[name]
         if outcome.step is None or outcome.step.kind != "engine" or outcome.status != "ok":
@@ -211,17 +218,25 @@ def _consistency(
         (sample,) = dataset.batches(
             count, reference.preprocessing, as_uint8=executor.takes_uint8, order=range(count)
         )
-        found.append(
-            batch_consistency(
-                name,
-                executor.session,
-                sample.images,
-                [dataset.image_id(int(i)) for i in sample.indices],
-                batches=batches_to_check(outcome.step.manifest, batch),
-                precision=outcome.step.precision,
+        with parity.clock.computing(CONSISTENCY):
+            found.append(
+                batch_consistency(
+                    name,
+                    executor.session,
+                    sample.images,
+                    [dataset.image_id(int(i)) for i in sample.indices],
+                    batches=batches_to_check(outcome.step.manifest, batch),
+                    precision=outcome.step.precision,
+                )
             )
-        )
     return found
+
+
+def _reading(dataset: ImageDataset, clock: Clock, read_before: float) -> tuple[list[str], Timing]:
+    """What all processes left out, and where the time of the first one went."""
+    own = list(dataset.skipped), clock.result(dataset.spent.cpu_s - read_before)
+    skipped, timings = zip(*gathered(own), strict=True)
+    return sorted({name for names in skipped for name in names}), timings[0]
 
 
 def _audits(steps: Iterable[Step], min_share: float) -> dict[str, Audit]:

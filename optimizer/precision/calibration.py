@@ -85,13 +85,15 @@ def calibrate(
         statistics = _collect(graph, dataset, tap, batch, progress or Silent())
         statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
         statistics.save(path)
-        few = len(dataset) < _ADVISED_IMAGES
-        return {
-            "tensors": len(statistics.tensors),
-            "notes": [f"{len(dataset)} images are few; 256 and more give steadier ranges"]
-            if few
-            else [],
-        }
+        notes = []
+        if dataset.skipped:
+            notes.append(
+                f"{len(dataset.skipped)} unreadable images left out, "
+                f"the first is {dataset.skipped[0]}"
+            )
+        if len(dataset) < _ADVISED_IMAGES:
+            notes.append(f"{len(dataset)} images are few; 256 and more give steadier ranges")
+        return {"tensors": len(statistics.tensors), "notes": notes}
 
     return produce(plan, output, write, cache=cache)
 

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optimizer
 from optimizer.errors import ResnetOptError
+from optimizer.processes import child_environment, ending
 from optimizer.profiling.wire import Message, read_message, write_message
 from optimizer.results import EngineStatus
 
@@ -22,7 +22,6 @@ __all__ = ["Worker", "WorkerFailed", "cpus_for"]
 
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 5.0
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
@@ -81,7 +80,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(threads),
+            env=child_environment(threads),
             bufsize=0,
             start_new_session=True,  # Ctrl-C reaches the harness, which ends its workers
         )
@@ -141,12 +140,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._kill()
             return "closed its output and went on running"
-        try:
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        except ValueError:
-            how = f"by signal {-code}"
         last = self._last_error()
-        return f"crashed: its process was ended {how}" + (f" ({last})" if last else "")
+        return f"crashed: its process was ended {ending(code)}" + (f" ({last})" if last else "")
 
     def _last_error(self) -> str:
         size = self._errors.seek(0, os.SEEK_END)
@@ -173,13 +168,6 @@ class Worker:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._errors.close()
-
-
-def _environment(threads: int) -> dict[str, str]:
-    root = str(Path(optimizer.__file__).resolve().parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    counts = {name: str(threads) for name in _THREAD_VARIABLES}
-    return {**os.environ, **counts, "PYTHONPATH": path}
 
 
 class _Pipe:

@@ -35,6 +35,7 @@ from optimizer.results.validate import (
     DatasetInfo,
     Gates,
     Hop,
+    Timing,
     ValidateResult,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "SearchResult",
     "StageRecord",
     "TimedPart",
+    "Timing",
     "ValidateResult",
     "VerdictName",
     "read_result",

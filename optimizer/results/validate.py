@@ -7,7 +7,15 @@ from typing import Literal
 from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
 from optimizer.results.engines import Audit
 
-__all__ = ["BatchConsistency", "BlockNoise", "DatasetInfo", "Gates", "Hop", "ValidateResult"]
+__all__ = [
+    "BatchConsistency",
+    "BlockNoise",
+    "DatasetInfo",
+    "Gates",
+    "Hop",
+    "Timing",
+    "ValidateResult",
+]
 
 
 class DatasetInfo(Model):
@@ -17,6 +25,8 @@ class DatasetInfo(Model):
     n: int
     sha256: str
     image_size: int
+    skipped: list[str] = []
+    """Images that could not be read and were left out (``--skip-bad-images``)."""
 
 
 class Hop(Model):
@@ -82,6 +92,23 @@ class Gates(Model):
     """Largest share of images that may change class; ``None`` sets no limit."""
 
 
+class Timing(Model):
+    """Where the time went; of the first process, where there are several."""
+
+    wall_s: float
+    """The whole validation, opening the engines included, but for ``--layers``."""
+    pass_s: float
+    """The pass over the images."""
+    waiting_s: float
+    """The part of it in which no engine could compute because the next images were not there."""
+    decoding_cpu_s: float
+    """CPU seconds of decoding and preprocessing, worker processes included."""
+    hops_cpu_s: dict[str, float]
+    """CPU seconds of computing in the pass, all threads, by hop."""
+    consistency_cpu_s: float
+    """CPU seconds of looking at batch consistency after the pass."""
+
+
 class ValidateResult(Model):
     """``validate.json``."""
 
@@ -103,4 +130,5 @@ class ValidateResult(Model):
     images_needed: int | None = None
     """Images that would decide an inconclusive verdict."""
     predictions_file: str | None = None
+    timing: Timing | None = None
     verdict: VerdictName

@@ -48,13 +48,22 @@ _LIBRARIES = ("onnx", "onnx-ir", "numpy", "torch", "openvino")
 _BATCH = 32
 
 
-def images_for(calib: str | None, data: str | None, ready: Path | str | None) -> ImageDataset:
+def images_for(
+    calib: str | None,
+    data: str | None,
+    ready: Path | str | None,
+    *,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
+) -> ImageDataset:
     """Open the images that calibrate and are searched on, after a look at what was asked.
 
     Args:
         calib: Images to calibrate with and to search on.
         data: Images that will judge; here only to make sure that they are others.
         ready: Statistics or encodings, which a search cannot use.
+        skip_bad_images: Leave out calibration images that cannot be decoded.
+        workers: Processes that decode image files; by default one a core.
 
     Raises:
         UsageError: Images are missing or not apart from each other.
@@ -71,7 +80,9 @@ def images_for(calib: str | None, data: str | None, ready: Path | str | None) ->
             "a search needs other images to judge what it finds",
             mend="--data digits:test, a folder or file.npz",
         )
-    dataset = open_dataset(calib)
+    dataset = open_dataset(calib, skip_bad_images=skip_bad_images, workers=workers)
+    if skip_bad_images:
+        dataset = dataset.verify()
     check_data(dataset, open_dataset(data))
     return dataset
 
@@ -265,7 +276,13 @@ def search(
 
 
 def judge(
-    file: Path, graph: Path, result: Path, data: str, *, progress: Progress | None = None
+    file: Path,
+    graph: Path,
+    result: Path,
+    data: str,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> ValidateResult:
     """Hold what was found against the FP32 graph on images that the search never saw.
 
@@ -274,6 +291,7 @@ def judge(
         graph: The FP32 graph.
         result: The `SearchResult`; the verdict is added to it.
         data: Name of the labelled images.
+        workers: Processes that decode image files; by default one a core.
         progress: Told of every batch.
     """
     from optimizer.evaluation import Chain, validate
@@ -283,7 +301,7 @@ def judge(
     verdict = validate(
         [Chain.of(file, model=graph)],
         graph,
-        open_dataset(data),
+        open_dataset(data, workers=workers),
         Gates(max_drop_pp=said.max_drop_pp),
         progress=progress,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +92,15 @@ def open_images(state: Run) -> Images:
     calibrate, validation = state.recipe.calibrate, state.recipe.validation
     asked = {precision for section in state.recipe.build for precision in section.precision}
     skip = validation.skip_bad_images if validation else False
-    held_out = open_dataset(validation.data, skip_bad_images=skip) if validation else None
+    held_out = (
+        open_dataset(validation.data, skip_bad_images=skip, workers=validation.workers)
+        if validation
+        else None
+    )
     pool = calibration = None
     if asked & {"int8", "fp8", "mixed"}:
         if calibrate.calib is not None:
-            pool = open_dataset(calibrate.calib, skip_bad_images=skip)
+            pool = open_dataset(calibrate.calib, skip_bad_images=skip, workers=calibrate.workers)
             if "mixed" in asked and held_out is not None:
                 check_data(pool, held_out)
         elif held_out is not None:
@@ -106,7 +110,8 @@ def open_images(state: Run) -> Images:
                 count = min(calibrate.calib_images, count)
             chosen = stratified_subset(held_out.labels, count, calibrate.seed)
             rest = np.setdiff1d(np.arange(len(held_out)), chosen)
-            pool, held_out = held_out.select(chosen), held_out.select(rest)
+            pool = replace(held_out.select(chosen), workers=calibrate.workers)
+            held_out = held_out.select(rest)
     if "mixed" in asked and (pool is None or held_out is None):
         raise UsageError(
             "mixed precision needs images to search on and others to judge what it finds",

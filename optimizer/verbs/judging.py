@@ -54,6 +54,7 @@ def validate(
     arch: str | None = None,
     device: str | None = None,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     exported: Path | None = None,
     predictions: Path | None = None,
     min_share: float = 0.95,
@@ -74,6 +75,7 @@ def validate(
         arch: Architecture of a checkpoint that does not say.
         device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        workers: Processes that decode image files; by default one a core, 0 decodes in this one.
         exported: The FP32 ONNX file between reference and graphs; found beside the engines if it
             is there.
         predictions: Where the per-image predictions go (``.npz``).
@@ -100,7 +102,9 @@ def validate(
     return room(
         chains,
         source,
-        open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images),
+        open_dataset(
+            data, limit=limit, seed=seed, skip_bad_images=skip_bad_images, workers=workers
+        ),
         Gates(max_drop_pp=max_drop_pp, max_flips=max_flips),
         batch=batch,
         layers=layers,
@@ -186,6 +190,7 @@ def compare_halves(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     preprocessing_from: str | None = None,
     progress: Progress | None = None,
 ) -> list[Moved]:
@@ -194,7 +199,9 @@ def compare_halves(
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
-    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
+    dataset = open_dataset(
+        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
+    )
     return precision.halves(
         Path(graph), dataset, tapped, batch=batch,
         preprocessing_from=preprocessing_from, progress=progress,

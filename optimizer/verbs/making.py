@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def train(
     seed: int = 0,
     init: str | None = None,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -48,6 +50,7 @@ def train(
         seed: Decides initialization, order and augmentation.
         init: A model to train further.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        workers: Processes that decode image files; by default one a core, 0 decodes in this one.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
@@ -62,11 +65,12 @@ def train(
         settings = replace(settings, lr=lr)
     if held_out is None and data == "digits:train":
         held_out = "digits:test"
+    opened = partial(open_dataset, skip_bad_images=skip_bad_images, workers=workers)
     return train_checkpoint(
         settings,
-        open_dataset(data, skip_bad_images=skip_bad_images),
+        opened(data),
         Path(output),
-        held_out=open_dataset(held_out, skip_bad_images=skip_bad_images) if held_out else None,
+        held_out=opened(held_out) if held_out else None,
         init=load_model(init, image_size=image_size) if init else None,
         cache=cache,
         progress=progress,
@@ -109,6 +113,7 @@ def calibrate(
     seed: int = 0,
     batch: int = 32,
     skip_bad_images: bool = False,
+    workers: int | None = None,
     preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -118,7 +123,9 @@ def calibrate(
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
-    dataset = open_dataset(calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images)
+    dataset = open_dataset(
+        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
+    )
     return precision.calibrate(
         Path(graph), dataset, Path(output), tapped, batch=batch,
         preprocessing_from=preprocessing_from, cache=cache, progress=progress,
@@ -140,6 +147,8 @@ def quantize(
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
     preprocessing_from: str | None = None,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -164,7 +173,9 @@ def quantize(
         made = search.mixed(
             graph,
             output,
-            search.images_for(calib, data, encodings or stats),
+            search.images_for(
+                calib, data, encodings or stats, skip_bad_images=skip_bad_images, workers=workers
+            ),
             target=target,
             result=found,
             max_drop_pp=max_drop_pp,
@@ -174,13 +185,13 @@ def quantize(
             cache=cache,
             progress=progress,
         )
-        search.judge(made.path, graph, found, str(data), progress=progress)
+        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
         return made
     if precision in {"int8", "fp8"} and encodings is None and stats is None and calib is not None:
         stats = calibrate(
             graph, output.with_name(f"{graph.stem}.stats.npz"), calib=calib,
             calib_images=calib_images, preprocessing_from=preprocessing_from,
-            cache=cache, progress=progress,
+            skip_bad_images=skip_bad_images, workers=workers, cache=cache, progress=progress,
         ).path  # fmt: skip
     return room.quantize(
         graph,
@@ -222,6 +233,8 @@ def build(
     max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -253,6 +266,8 @@ def build(
         max_drop_pp: For ``mixed``, the largest loss of top-1, percentage points.
         options: Which passes compute the encodings.
         high_precision: ``fp16`` or ``fp32`` around INT8 or FP8; ``None`` for the target's own.
+        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
+        workers: Processes that decode calibration images; by default one a core.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
@@ -293,6 +308,7 @@ def build(
     )
     check_buildable(backend, settings)
     source = graph
+    reading: dict[str, Any] = {"skip_bad_images": skip_bad_images, "workers": workers}
     explicit: dict[str, Any] = {
         "target": lowered_for,
         "calib_images": calib_images,
@@ -309,7 +325,7 @@ def build(
             search.mixed(
                 graph,
                 source,
-                search.images_for(calib, data, encodings or stats),
+                search.images_for(calib, data, encodings or stats, **reading),
                 result=found,
                 max_drop_pp=max_drop_pp,
                 **explicit,
@@ -317,7 +333,7 @@ def build(
         else:
             quantize(
                 graph, source, precision=precision, calib=calib, stats=stats, encodings=encodings,
-                **explicit,
+                **reading, **explicit,
             )  # fmt: skip
         # A search may keep nothing, and --keep makes a mix of INT8.
         settings = replace(settings, precision=graph_facts(source).precision)
@@ -325,5 +341,5 @@ def build(
         source, output, name, settings, cache=cache, limits=limits, progress=progress
     )
     if found is not None:
-        search.judge(made.path, graph, found, str(data), progress=progress)
+        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
     return made

@@ -200,7 +200,8 @@ def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     resnet_opt(
         "run", "resnet50:IMAGENET1K_V2", "--data", "/images", "--precision", "fp32,int8",
-        "--engine", "openvino", "--limit", 100, "--max-drop", "0.5pp", "--save-recipe", recipe,
+        "--engine", "openvino", "--limit", 100, "--max-drop", "0.5pp", "--workers", 3,
+        "--save-recipe", recipe,
     )  # fmt: skip
     import yaml
 
@@ -210,7 +211,35 @@ def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     assert raw["build"][0]["engine"] == ["openvino"]
     assert raw["validate"] == {
         "data": "/images", "limit": 100, "max_drop": "0.5pp", "batch": 32, "skip_bad_images": False,
+        "workers": 3,
     }  # fmt: skip
+
+
+def test_a_damaged_calibration_image_is_named_and_may_be_left_out(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path
+) -> None:
+    for index in range(24):
+        path = tmp_path / "images" / f"c{index % 2}" / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), 10 * index, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:50])
+    command = [
+        "calibrate", small_graph, "--calib", tmp_path / "images", "--workers", 2, "--no-cache",
+        "-o", tmp_path / "stats.npz",
+    ]  # fmt: skip
+    said = resnet_opt(*command)
+    assert said.code == 2
+    assert "c1/23.png" in said.err
+    assert "--skip-bad-images" in said.err
+    said = resnet_opt(*command, "--skip-bad-images")
+    assert said.code == 0, said.err
+    assert "1 unreadable images left out, the first is c1/23.png" in said.out
+
+
+def test_workers_are_refused_below_zero(resnet_opt: Command) -> None:
+    said = resnet_opt("run", "resnet50:random", "--data", "digits:test", "--workers", -1)
+    assert said.code == 2
+    assert "--workers" in said.err
 
 
 def test_doctor_tells_every_engine(resnet_opt: Command) -> None:

@@ -85,3 +85,23 @@ def test_floating_point_images_are_refused() -> None:
 def test_32_bit_images_are_refused() -> None:
     with pytest.raises(DataError, match="16 bits"):
         to_rgb(Image.new("I", (4, 4), 70_000))
+
+
+@pytest.mark.parametrize(
+    ("format_", "suffix"), [("PNG", ".JPEG"), ("JPEG", ".png"), ("BMP", ".jpg")]
+)
+def test_a_wrong_extension_is_no_obstacle(format_: str, suffix: str, tmp_path: Path) -> None:
+    """ImageNet itself has a PNG called .JPEG; what counts is what is in the file."""
+    right, wrong = tmp_path / f"right.{format_.lower()}", tmp_path / f"wrong{suffix}"
+    photo().save(right)
+    wrong.write_bytes(right.read_bytes())
+    np.testing.assert_array_equal(np.array(open_image(wrong)), np.array(open_image(right)))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_jpegs_of_any_mode_are_read_as_torchvision_reads_them(mode: str, tmp_path: Path) -> None:
+    from torchvision.datasets.folder import pil_loader
+
+    path = tmp_path / "image.jpg"
+    photo().convert(mode).save(path)
+    np.testing.assert_array_equal(np.array(open_image(path)), np.array(pil_loader(str(path))))

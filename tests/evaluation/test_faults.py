@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,10 @@ from optimizer.models import load_model
 from optimizer.results import Gates, ValidateResult
 from tests.evaluation.conftest import Workshop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GATES = Gates(max_drop_pp=5.0)
 IMAGES = np.arange(200, dtype=np.int64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _validate(workshop: Workshop, *chains: Chain, **options: Any) -> ValidateResult:

@@ -84,28 +84,25 @@ def test_two_processes_give_what_one_gives(folder: Path) -> None:
         assert (found.classes[hop] == expected.classes[hop]).all()
 
 
-def test_torchrun_needs_nothing_else(folder: Path) -> None:
-    script = folder / "job.py"
-    script.write_text(
-        "import os\n"
-        "from pathlib import Path\n"
-        "from tests.evaluation.test_shards import _validate\n"
-        "here = Path(__file__).parent\n"
-        "rank = os.environ['RANK']\n"
-        "(here / f'result{rank}.json').write_text(_validate(here, here / f'p{rank}.npz'))\n"
-    )
+def test_torchrun_of_the_command_itself(folder: Path) -> None:
+    """One result is written, with each image in it once, and it is that of one process."""
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(script)],
-        cwd=root,
+         "-m", "optimizer", "validate", "other.onnx", "--reference", "reference.onnx",
+         "--data", "data.npz", "--max-drop", "100pp", "--batch", "8", "-o", "v.json"],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(2)]
-    assert results[0] == results[1]
-    assert results[0]["dataset"]["n"] == IMAGES
-    assert [hop["n"] for hop in results[0]["hops"]] == [IMAGES, IMAGES]
-    assert (folder / "p0.npz").is_file()
-    assert not (folder / "p1.npz").exists()
+    assert run.stdout.count("details in v.json") == 1
+    found = json.loads((folder / "v.json").read_text())
+    assert found["dataset"]["n"] == IMAGES
+    alone = json.loads(_validate(folder, folder / "alone.npz"))
+    for one, both in zip(alone["hops"], found["hops"], strict=True):
+        assert [both[key] for key in ("n", "top1", "flips")] == [
+            one[key] for key in ("n", "top1", "flips")
+        ]
+    predictions = read_predictions(folder / "v.predictions.npz")
+    assert predictions.image_ids == read_predictions(folder / "alone.npz").image_ids

@@ -1,0 +1,95 @@
+"""``val.txt``: ImageNet's validation images in one folder, their labels in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optimizer.data import Preprocessing, check_fits, open_dataset
+from optimizer.data.imagenet import IMAGENET_SYNSETS
+from optimizer.errors import DataError
+
+SMALL = Preprocessing(resize=None, crop=4)
+NAMES = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 5)]
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Four images of one grey level each, in a folder called val."""
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for level, name in enumerate(NAMES):
+        Image.new("RGB", (6, 5), (40 * level,) * 3).save(folder / name, quality=100)
+    return folder
+
+
+def _levels(path: Path) -> tuple[list[int], list[int]]:
+    (batch,) = open_dataset(path).batches(8, SMALL, as_uint8=True)
+    return [round(float(image.mean()) / 40) for image in batch.images], batch.labels.tolist()
+
+
+def test_lines_give_images_and_labels_in_their_order(flat: Path) -> None:
+    lines = f"# ImageNet\n{NAMES[2]} 65\n\n{NAMES[0]}   970\n{NAMES[3]} 0\n"
+    (flat / "val.txt").write_text(lines)
+    assert _levels(flat) == ([2, 0, 3], [65, 970, 0])
+    data = open_dataset(flat)
+    assert data.classes is None
+    assert data.image_id(1) == NAMES[0]
+    assert check_fits(data, 1000, None) is data
+    with pytest.raises(DataError, match="label 970, the model's 100 classes end at 99"):
+        check_fits(data, 100, None)
+    (flat / "val.txt").rename(flat / "val_map.txt")
+    assert _levels(flat / "val_map.txt") == _levels(flat) == ([2, 0, 3], [65, 970, 0])
+
+
+def test_the_list_may_lie_beside_the_folder(flat: Path) -> None:
+    (flat.parent / "val.txt").write_text(f"{NAMES[1]} 3\n{NAMES[0]} 4\n")
+    assert _levels(flat.parent / "val.txt") == ([1, 0], [3, 4])
+
+
+def test_synsets_are_mapped_to_the_models_outputs(flat: Path) -> None:
+    (flat / "val.txt").write_text(f"{NAMES[0]} n03888257\n{NAMES[1]} n01440764\n")
+    mapped = check_fits(open_dataset(flat), 1000, None)
+    assert [IMAGENET_SYNSETS[label] for label in mapped.labels] == ["n03888257", "n01440764"]
+
+
+def test_class_folders_are_preferred_to_a_list(flat: Path) -> None:
+    for name, image in zip(("a", "b"), NAMES, strict=False):
+        (flat / name).mkdir()
+        (flat / image).rename(flat / name / image)
+    (flat / "val.txt").write_text(f"{NAMES[2]} 1\n")
+    assert open_dataset(flat).classes == ("a", "b")
+
+
+def test_other_numbers_are_another_dataset(flat: Path) -> None:
+    (flat / "val.txt").write_text(f"{NAMES[0]} 1\n{NAMES[1]} 2\n")
+    before = open_dataset(flat).sha256
+    (flat / "val.txt").write_text(f"{NAMES[0]} 1\n{NAMES[1]} 3\n")
+    assert open_dataset(flat).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "names no image"),
+        ("one.JPEG\n", r"line 1: 'one\.JPEG' \(a line is IMAGE LABEL"),
+        (f"{NAMES[0]} 1\n../{NAMES[1]} 2\n", "line 2: '../ILSVRC"),
+        (f"{NAMES[0]} 1\n{NAMES[0]} 2\n", "line 2: .* is named twice"),
+        (f"{NAMES[0]} 1\nno.JPEG 2\nnot.JPEG 2\n", r"names 2 of 3 images .* first is no\.JPEG"),
+        (f"{NAMES[0]} 1\n{NAMES[1]} cat\n", r"numbers and labels that are names \(1, cat\)"),
+        (f"{NAMES[0]} -1\n{NAMES[1]} 2\n", r"numbers and labels that are names \(-1, 2\)"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(flat: Path, lines: str, said: str) -> None:
+    (flat / "val.txt").write_text(lines)
+    with pytest.raises(DataError, match=said):
+        open_dataset(flat)
+
+
+def test_a_file_of_bytes_is_no_list(flat: Path) -> None:
+    (flat / "val.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
+    with pytest.raises(DataError, match="cannot read"):
+        open_dataset(flat / "val.txt")
