@@ -13,10 +13,11 @@ from optimizer import verbs
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision
 from optimizer.progress import Progress
-from optimizer.recipe import BuildSection, Recipe
+from optimizer.recipe import BenchSection, BuildSection, Recipe
 from optimizer.results import (
     Audit,
     BenchResult,
+    LatencyBound,
     StageRecord,
     ValidateResult,
     read_result,
@@ -355,6 +356,8 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
             [checkpoint.path, *(engine.path for engine in state.runnable)],
             batch=section.batch,
             threads=section.threads,
+            streams=section.streams,
+            max_latency=_bound(section),
             duration_s=parse_duration(section.duration),
             min_effect=parse_share(section.min_effect),
             seed=section.seed,
@@ -369,6 +372,15 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
     result = read_result(artifact.path)
     assert isinstance(result, BenchResult)
     return result
+
+
+def _bound(section: BenchSection) -> LatencyBound | None:
+    if section.max_latency is None:
+        return None
+    return LatencyBound(
+        percentile=section.latency_percentile,
+        max_latency_ms=1e3 * parse_duration(section.max_latency),
+    )
 
 
 def _fingerprint() -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Engines: backends that compile graphs, and the one door through which engines are opened."""
 
-from optimizer.engines.opening import closing, open_engine
+from optimizer.engines.opening import closing, open_engine, open_streams
 from optimizer.engines.protocol import (
     Availability,
     Backend,
     Bound,
     BuildSettings,
     Built,
+    ConcurrentBackend,
     Session,
     TensorSpec,
 )
@@ -18,11 +19,13 @@ __all__ = [
     "Bound",
     "BuildSettings",
     "Built",
+    "ConcurrentBackend",
     "Session",
     "TensorSpec",
     "backends",
     "closing",
     "get_backend",
     "open_engine",
+    "open_streams",
     "register",
 ]

@@ -81,17 +81,34 @@ class OnnxRuntime:
         engine: Path,
         *,
         threads: int | None = None,
-        device: str | None = None,  # noqa: ARG002 - there is one CPU
+        device: str | None = None,
     ) -> Session:
         """See `Backend.load`."""
+        return self.load_streams(engine, streams=1, threads=threads, device=device)[0]
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,  # noqa: ARG002 - there is one CPU
+    ) -> list[Session]:
+        """See `ConcurrentBackend.load_streams`.
+
+        A session has one pool of threads, and every thread that calls it computes too: with the
+        callers, the pool has as many threads as were asked for.
+        """
         import onnxruntime as ort
 
         from optimizer.artifacts import read_manifest
 
-        options = _options(threads or read_manifest(engine).settings.get("threads"))
+        threads = threads or read_manifest(engine).settings.get("threads")
+        options = _options(max(1, (threads or cpu_features().physical_cores) - streams + 1))
         # The file is optimized already; doing it again would only cost start-up time.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return Session(ort.InferenceSession(engine, options, providers=PROVIDERS), engine)
+        shared = ort.InferenceSession(engine, options, providers=PROVIDERS)
+        return [Session(shared, engine) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; refuses what it does not compute."""

@@ -56,6 +56,21 @@ class TinyEngines:
         return TinySession(behaviour)
 
 
+class ConcurrentTinyEngines(TinyEngines):
+    name = "tiny-streams"
+    suffix = ".tiny"
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[Any]:
+        return [self.load(engine, threads=threads, device=device) for _ in range(streams)]
+
+
 class TinySession:
     def __init__(self, behaviour: dict[str, Any]) -> None:
         size = behaviour.get("image_size", 8)
@@ -110,6 +125,7 @@ class TinyBound:
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
         busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood
         self._busy(busy, since=self.started)
+        time.sleep(self.behaviour.get("sleep_ms", 0.0) / 1e3)  # other threads go on
 
     def download(self) -> None:
         self._busy(self.behaviour.get("download_ms", 0.0))
