@@ -124,6 +124,7 @@ class BenchSection(_Section):
     streams: Numbers = [1]
     max_latency: Duration | None = None
     latency_percentile: Literal["p50", "p90", "p95", "p99"] = "p99"
+    scenario: Many = []
     min_effect: Share = "2%"
     seed: int = 0
 

@@ -358,6 +358,7 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
             threads=section.threads,
             streams=section.streams,
             max_latency=_bound(section),
+            scenario=section.scenario,
             duration_s=parse_duration(section.duration),
             min_effect=parse_share(section.min_effect),
             seed=section.seed,

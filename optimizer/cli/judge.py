@@ -103,6 +103,10 @@ def bench(
     latency_percentile: Annotated[
         Percentile, typer.Option(help="The percentile that --max-latency bounds.")
     ] = Percentile.p99,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="LoadGen scenarios too: single-stream,multi-stream,server,offline."),
+    ] = None,
     duration: Annotated[str, typer.Option(help="Time an engine and setting.")] = "10s",
     min_effect: Annotated[str, typer.Option(help="Smallest difference of interest.")] = "2%",
     against: Annotated[
@@ -118,7 +122,8 @@ def bench(
     """Measure latency and throughput: a process an engine, rounds in random order, intervals.
 
     Several batches, threads or streams are a sweep of every combination, with the knee of each
-    curve. Engines are compared at the first number of threads and of streams.
+    curve. Engines are compared at the first number of threads and of streams. LoadGen's server
+    scenario looks for the highest rate whose p99 holds --max-latency (15ms without it).
 
     Example: resnet-opt bench model.blob --against model.safetensors --batch 1,8 --duration 10s
 
@@ -142,6 +147,7 @@ def bench(
             threads=opt.numbers(threads, "the threads") if threads else None,
             streams=opt.numbers(streams, "the streams"),
             max_latency=bound,
+            scenario=opt.words(scenario),
             duration_s=parse_duration(duration),
             min_effect=parse_share(min_effect),
             against=against,
@@ -272,8 +278,9 @@ def _print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
         return
-    from optimizer.cli.tables import curve_table, measured_table
+    from optimizer.cli.tables import curve_table, measured_table, scenario_table
     from optimizer.profiling.curves import summaries
+    from optimizer.results import SCENARIO_LABEL
 
     _print(measured_table(result))
     for curve in result.curves:
@@ -281,6 +288,12 @@ def _print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
         _print(curve_table(curve))
         for sentence in summaries(curve):
             typer.echo(f"- {sentence}")
+    if result.scenarios:
+        typer.echo(f"\n{SCENARIO_LABEL}")
+        _print(scenario_table(result))
+    for found in result.scenarios:
+        for note in found.notes:
+            typer.echo(f"- {found.engine} {found.scenario}: {note}")
     typer.echo(f"{result.verdict}: {result.reason}; details in {output}")
 
 

@@ -9,7 +9,7 @@ from optimizer.results import BenchResult, Curve, ValidateResult
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["curve_table", "measured_table", "validated_table"]
+__all__ = ["curve_table", "measured_table", "scenario_table", "validated_table"]
 
 
 def validated_table(result: ValidateResult) -> Table:
@@ -72,6 +72,25 @@ def curve_table(curve: Curve) -> Table:
             _number(latency.p50 if latency else None, "{:.2f}"),
             _number(latency.p99 if latency else None, "{:.2f}"),
             point.error or ", ".join(marks_of(curve, point)),
+        )
+    return table
+
+
+def scenario_table(result: BenchResult) -> Table:
+    """One row an engine and LoadGen scenario."""
+    table = _table(
+        "engine", "scenario", "value", "what it is", "p50, ms", "p99, ms", "queries", "s"
+    )
+    for found in result.scenarios:
+        table.add_row(
+            found.engine,
+            found.scenario,
+            "–" if found.value is None else f"{found.value:.2f} {found.unit}",
+            found.error or found.metric or "",
+            _number(found.latency_ms.get("p50"), "{:.2f}"),
+            _number(found.latency_ms.get("p99"), "{:.2f}"),
+            str(found.queries),
+            _number(found.duration_s, "{:.1f}"),
         )
     return table
 

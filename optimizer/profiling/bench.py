@@ -23,6 +23,7 @@ from optimizer.profiling.conditions import joined
 from optimizer.profiling.curves import curve, setting_of
 from optimizer.profiling.harness import Cell, Limits, Measured, measure
 from optimizer.profiling.raw import save_raw
+from optimizer.profiling.scenarios import check_scenarios, run_scenarios
 from optimizer.profiling.verdict import largest_effect, verdict_of
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
@@ -43,6 +44,8 @@ HEADLINE = (
     "ready there; preprocessing and copies are not in it"
 )
 AGAIN = " (again)"
+SERVER_BOUND_MS = 15.0
+"""What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
 _FEW = 2
 """Settings of an engine that are no sweep yet."""
 _COMPUTE = 1
@@ -57,6 +60,7 @@ def bench(
     threads: int | Sequence[int] | None = None,
     streams: Sequence[int] = (1,),
     max_latency: LatencyBound | None = None,
+    scenarios: Sequence[str] = (),
     duration_s: float = 10.0,
     min_effect: float = 0.02,
     against: Path | None = None,
@@ -77,7 +81,9 @@ def bench(
         image_size: Side of the images in pixels; ``None`` for the engines' own.
         threads: Threads an engine; ``None`` for all physical cores.
         streams: Calls of an engine at the same time, which share its threads.
-        max_latency: A bound under which the best setting is looked for.
+        max_latency: A bound under which the best setting is looked for; in LoadGen's server
+            scenario the bound on p99, `SERVER_BOUND_MS` without it.
+        scenarios: LoadGen's scenarios to run on every engine that was measured.
         duration_s: Time of the rounds of one engine at one batch size; exceeded if a call is so
             slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit.
         min_effect: Smallest difference in speed of interest, 0.02 for 2 %.
@@ -92,7 +98,7 @@ def bench(
 
     Raises:
         UsageError: An engine, a batch outside an engine's range, or an option is wrong.
-        EnvironmentFault: None of the engines can run on this machine.
+        EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
     if threads is None:
         threads = cpu_features().physical_cores
@@ -107,6 +113,7 @@ def bench(
         min_effect=min_effect,
         call_timeout_s=call_timeout_s,
     )
+    asked_scenarios = check_scenarios(scenarios)
     paths = with_baseline(engines, against)
     facts = describe_engines(paths, batches)
     settings = grid(facts, batches, threads, streams)
@@ -117,7 +124,8 @@ def bench(
     if control:
         cells.append(_cell(baseline, again, settings[0], image_size))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
-    found, conditions = _measure(cells, limits, seed, progress or Silent())
+    progress = progress or Silent()
+    found, conditions = _measure(cells, limits, seed, progress)
     _check_measured(list(found.values()))
 
     def compare(name: str, at: Setting, floor: float = 0.0) -> Comparison | None:
@@ -145,14 +153,27 @@ def bench(
             curve(name, [(found[k], raw[k]) for k in own], max_latency, seed=seed)
             for name, own in keys.items()
         ]
+    alive = [f for f in facts if found[_key(f.name, settings[0])].status == "ok"]
+    loaded = run_scenarios(
+        {f.name: f.path for f in alive},
+        asked_scenarios,
+        duration_s=duration_s,
+        threads=settings[0].threads,
+        batch=max(batches),
+        image_size=image_size,
+        max_latency_ms=max_latency.max_latency_ms if max_latency else SERVER_BOUND_MS,
+        seed=seed,
+        progress=progress,
+    )
     gate = against is not None
-    verdict, reason = verdict_of([*headline, *swept], compared, a_a, gate=gate)
+    verdict, reason = verdict_of([*headline, *swept], compared, a_a, loaded, gate=gate)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
         headline=HEADLINE,
         engines=headline,
         curves=curves,
+        scenarios=loaded,
         comparisons=compared,
         a_a_control=a_a,
         conditions=conditions,

@@ -18,7 +18,7 @@ from optimizer.errors import ResnetOptError
 from optimizer.profiling.wire import Message, read_message, write_message
 from optimizer.results import EngineStatus
 
-__all__ = ["Worker", "WorkerFailed", "cpus_for"]
+__all__ = ["Worker", "WorkerFailed", "cpus_for", "thread_environment"]
 
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 5.0
@@ -81,7 +81,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(threads),
+            env=thread_environment(threads),
             bufsize=0,
             start_new_session=True,  # Ctrl-C reaches the harness, which ends its workers
         )
@@ -175,7 +175,8 @@ class Worker:
         self._errors.close()
 
 
-def _environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int) -> dict[str, str]:
+    """The environment of a process that imports this package and computes with so many threads."""
     root = str(Path(optimizer.__file__).resolve().parent.parent)
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     counts = {name: str(threads) for name in _THREAD_VARIABLES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optimizer.results import Comparison, EngineBench, VerdictName
+from optimizer.results import Comparison, EngineBench, ScenarioResult, VerdictName
 
 __all__ = ["UNSTEADY", "UNUSABLE", "largest_effect", "verdict_of"]
 
@@ -26,6 +26,7 @@ def verdict_of(
     engines: Sequence[EngineBench],
     comparisons: Sequence[Comparison],
     control: Comparison | None,
+    scenarios: Sequence[ScenarioResult] = (),
     *,
     gate: bool,
 ) -> tuple[VerdictName, str]:
@@ -35,12 +36,14 @@ def verdict_of(
         engines: All that was measured, sweeps included.
         comparisons: Of engines with the baseline.
         control: The baseline against itself.
+        scenarios: What was run with LoadGen.
         gate: Whether an engine that is slower than the baseline fails the run.
     """
-    failed = [e for e in engines if e.status == "failed"]
+    failed = [f"{e.name} at batch {e.batch}: {e.error}" for e in engines if e.status == "failed"]
+    failed += [f"{s.engine}, {s.scenario}: {s.error}" for s in scenarios if s.status == "failed"]
     if failed:
-        words = "; ".join(f"{e.name} at batch {e.batch}: {e.error}" for e in failed)
-        return "fail", f"{len(failed)} of {len(engines)} measurements failed: {words}"
+        total = len(engines) + len(scenarios)
+        return "fail", f"{len(failed)} of {total} measurements failed: {'; '.join(failed)}"
     floor = largest_effect(control)
     # `judge` has held each ratio against this floor: faster and slower are beyond it.
     decided = bool(comparisons) and all(c.verdict in {"faster", "slower"} for c in comparisons)

@@ -40,13 +40,16 @@ class ScenarioResult(Model):
     queries: int = 0
     samples: int = 0
     duration_s: float | None = None
-    """From the first query to the last answer."""
+    """Wall time of the test."""
     metric: str | None = None
     """What ``value`` is, in words: every scenario has another one."""
     value: float | None = None
     unit: Literal["ms", "samples/s", "queries/s"] | None = None
     latency_ms: dict[str, float] = {}
-    """LoadGen's own percentiles of a query, ``p50`` to ``p99_9``, whatever its sample size."""
+    """LoadGen's own percentiles of a query, ``p50`` to ``p99_9``, those that the number of queries
+    supports; none for offline, which is one query."""
+    timed_p50_ms: float | None = None
+    """Single- and multi-stream: the median of the same calls, timed on this side of LoadGen."""
     valid: bool | None = None
     """LoadGen's own verdict on the run by the settings it was given."""
     max_latency_ms: float | None = None
