@@ -294,6 +294,8 @@ def _print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     for found in result.scenarios:
         for note in found.notes:
             typer.echo(f"- {found.engine} {found.scenario}: {note}")
+    for note in result.conditions.notes:
+        typer.echo(f"note: {note}")
     typer.echo(f"{result.verdict}: {result.reason}; details in {output}")
 
 

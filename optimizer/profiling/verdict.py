@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optimizer.results import Comparison, EngineBench, ScenarioResult, VerdictName
+from optimizer.results import Comparison, EngineBench, Interval, ScenarioResult, VerdictName
 
-__all__ = ["UNSTEADY", "UNUSABLE", "largest_effect", "verdict_of"]
+__all__ = ["UNSTEADY", "UNUSABLE", "largest_effect", "spread", "verdict_of"]
 
 UNSTEADY = 0.10
 """Difference of an engine from itself above which only larger differences are claimed."""
@@ -18,7 +18,12 @@ def largest_effect(control: Comparison | None) -> float:
     """The largest difference that the same engine may have from itself, by the control."""
     if control is None:
         return 0.0
-    low, high = control.ci95
+    return spread(control.ci95)
+
+
+def spread(interval: Interval) -> float:
+    """How far the ends of an interval of a ratio lie from one, 0.1 for 1.1 and for 1 / 1.1."""
+    low, high = interval
     return max(high, 1 / low) - 1
 
 
