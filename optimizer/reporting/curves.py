@@ -14,8 +14,7 @@ from optimizer.reporting.speed import SAMPLES_NEEDED
 from optimizer.results import Curve, CurvePoint, RunResult
 
 __all__ = [
-    "CURVE_HEIGHT",
-    "CURVE_WIDTH",
+    "FRAME",
     "CurveChart",
     "CurveDot",
     "CurveLine",
@@ -26,8 +25,8 @@ __all__ = [
     "marks_of",
 ]
 
-CURVE_WIDTH, CURVE_HEIGHT = 460, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 446, 12, 230
+FRAME = _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 270, 46, 446, 12, 230
+"""Size of the drawing, and where its axes lie."""
 
 
 def marks_of(curve: Curve, point: CurvePoint) -> list[str]:

@@ -67,7 +67,7 @@ def render_html(runs: Sequence[tuple[RunResult, Path]]) -> str:
             verdict_words=VERDICT_WORDS,
             verdict_meaning=VERDICT_MEANING,
             panel=(charts.PANEL_WIDTH, charts.PANEL_HEIGHT),
-            curve_size=(curves.CURVE_WIDTH, curves.CURVE_HEIGHT),
+            curve_frame=curves.FRAME,
             samples_needed=speed.SAMPLES_NEEDED,
         )
     )

@@ -31,9 +31,9 @@ def test_every_setting_is_a_row_and_the_marks_stand_where_they_belong(swept_run:
         (row.cells[batch].text, row.cells[streams].text): row.cells[what].text
         for row in table.rows[:8]
     }
-    assert marked["2", "1"] == "knee"
+    assert marked["2", "1"] == "knee, best within the bound"
     assert marked["4", "2"] == "fastest"
-    assert marked["1", "2"] == "best within the bound"
+    assert marked["1", "2"] == ""
     assert marked["8", "2"] == "failed"
     assert [n.text for n in table.notes if "crashed" in n.text] == [
         "batch 8, 2 threads, 2 streams: crashed."
@@ -83,7 +83,7 @@ def test_html_and_markdown_tell_the_same(swept_run: RunResult) -> None:
     page, text = render_html([(swept_run, Path())]), render_markdown(swept_run)
     sentences = curve_sentences(swept_run)
     assert any("knee at batch 2" in s for s in sentences)
-    assert any("best with p90 within 30 ms: batch 1, 2 threads, 2 streams" in s for s in sentences)
+    assert any("best with p90 within 30 ms: batch 2, 2 threads, 1 stream" in s for s in sentences)
     assert "knee at batch 2" in page
     assert "knee at batch 2" in text
     assert page.count('<g class="series') == 4
@@ -96,6 +96,6 @@ def test_csv_has_the_sweep_as_rows_of_their_own(swept_run: RunResult, full_run: 
     swept = [row for row in rows if row["timing"] == "by the clock"]
     assert len(swept) == 16
     assert len(rows) - len(swept) == len(list(csv.DictReader(io.StringIO(render_csv(full_run)))))
-    best = [row for row in swept if row["sweep_marks"] == "best within the bound"]
-    assert [(row["batch_images"], row["streams"]) for row in best] == [("1", "2")]
-    assert float(best[0]["bounded_high_ms"]) == pytest.approx(1000 * 2 / 85 * 1.2)
+    best = [row for row in swept if row["sweep_marks"] == "knee; best within the bound"]
+    assert [(row["batch_images"], row["streams"]) for row in best] == [("2", "1")]
+    assert float(best[0]["bounded_high_ms"]) == pytest.approx(1000 * 2 / 92 * 1.2)
