@@ -47,7 +47,7 @@ AGAIN = " (again)"
 SERVER_BOUND_MS = 15.0
 """What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
 _FEW = 2
-"""Settings of an engine that are no sweep yet."""
+"""Batches that are no sweep yet."""
 _COMPUTE = 1
 _SPANS = ("host_to_device", "compute", "device_to_host")
 
@@ -137,9 +137,8 @@ def bench(
     others = [f.name for f in facts if f is not baseline]
     compared = [c for s in compared_at for n in others if (c := compare(n, s, floor)) is not None]
     conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
-    raw = {
-        key: save_raw(m, raw_dir, swept=len(settings) > len(batches)) for key, m in found.items()
-    }
+    is_swept = len(settings) > len(batches)
+    raw = {key: save_raw(m, raw_dir, swept=is_swept) for key, m in found.items()}
 
     def listed(at: Sequence[Setting]) -> list[EngineBench]:
         keys = [(f, _key(f.name, s)) for s in at for f in facts]
@@ -147,7 +146,7 @@ def bench(
 
     headline, swept = listed(compared_at), listed(settings[len(compared_at) :])
     curves = []
-    if max_latency is not None or len(settings) > _FEW:
+    if max_latency is not None or is_swept or len(batches) > _FEW:
         keys = {f.name: [_key(f.name, s) for s in settings] for f in facts}
         curves = [
             curve(name, [(found[k], raw[k]) for k in own], max_latency, seed=seed)
@@ -170,7 +169,7 @@ def bench(
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
-        headline=HEADLINE,
+        headline=_headline(settings[0].streams),
         engines=headline,
         curves=curves,
         scenarios=loaded,
@@ -194,6 +193,15 @@ def bench(
         },
         verdict=verdict,
         reason=reason,
+    )
+
+
+def _headline(streams: int) -> str:
+    if streams == 1:
+        return HEADLINE
+    return (
+        f"{HEADLINE.replace('one call at a time', f'{streams} calls at a time')}; images and "
+        "batches a second are by the clock, copies included"
     )
 
 

@@ -98,7 +98,9 @@ def run_scenarios(
         seed: Decides images and the order of queries.
         progress: Told of the steps.
     """
-    found = []
+    found: list[ScenarioResult] = []
+    if not scenarios:
+        return found
     progress.start("LoadGen", total=len(engines) * len(scenarios))
     for name, path in engines.items():
         for scenario in scenarios:

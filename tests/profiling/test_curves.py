@@ -147,9 +147,25 @@ def test_engines_are_compared_at_the_first_setting_and_the_rest_is_in_the_curves
     )
     assert [(e.threads, e.streams) for e in found.engines] == [(2, 1), (2, 1)]
     assert len(found.comparisons) == 1
+    assert "one call at a time" in found.headline
     assert [(p.setting.threads, p.setting.streams) for p in found.curves[0].points] == [
         (2, 1), (2, 2), (1, 1),
     ], "two streams need two threads"  # fmt: skip
+
+
+def test_two_settings_are_a_sweep_if_they_differ_in_threads_or_streams(
+    make_engine: MakeEngine,
+) -> None:
+    from optimizer.targets.hardware import cpu_features
+
+    if cpu_features().physical_cores < 2:
+        pytest.skip("a sweep of threads needs two cores, and there is one")
+    engine = make_engine(busy_ms=0.5, backend="tiny-streams")
+    found = bench([engine], threads=2, streams=[2, 1], duration_s=0.05, control=False)
+    assert [e.streams for e in found.engines] == [2]
+    assert "2 calls at a time" in found.headline
+    assert [p.setting.streams for p in found.curves[0].points] == [2, 1]
+    assert bench([engine], batches=[1, 2], threads=1, duration_s=0.05, control=False).curves == []
 
 
 @pytest.mark.parametrize(
