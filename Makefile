@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml optimizer/_version.py
 		|| { echo "Python 3.11 or later is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx,cuda,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx,cuda,loadgen,dev]'
 	@touch $@
 
 install: $(STAMP)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpu_peers import LOOP
 from materials import random_resnet50
 from readme import write_into_readme
 
@@ -78,36 +79,6 @@ def engines(folder: Path) -> dict[str, Path]:
 
 # --- against a bare loop -------------------------------------------------------------------------
 
-LOOP = """
-import sys, time, numpy as np
-kind, path, batch, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-x = np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
-if kind == "ours":
-    from optimizer.engines import open_engine
-    from pathlib import Path
-    bound = open_engine(Path(path), threads=threads).bind(x)
-    call = lambda: (bound.enqueue(), bound.wait())
-elif kind == "openvino":
-    import openvino as ov
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
-              "INFERENCE_PRECISION_HINT": "f32"}
-    request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
-    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
-    call = lambda: request.infer(share_outputs=True)
-else:
-    import onnxruntime as ort
-    options = ort.SessionOptions(); options.intra_op_num_threads = threads
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    call = lambda: session.run(None, {"images": x})
-for _ in range(5): call()
-print("ready", flush=True)
-for line in sys.stdin:
-    samples = []
-    for _ in range(int(line)):
-        started = time.perf_counter_ns(); call(); samples.append(time.perf_counter_ns() - started)
-    print(sorted(samples)[len(samples) // 2] / 1e6, flush=True)
-"""
-
 
 def direct(
     name: str, engine: Path, library: str, batch: int, threads: int, seed: int
@@ -116,7 +87,7 @@ def direct(
     graph = engine.with_name(engine.name + ".graph.onnx")
     workers = {
         kind: subprocess.Popen(
-            [sys.executable, "-c", LOOP, kind, str(path), str(batch), str(threads)],
+            [sys.executable, "-c", LOOP, kind, str(path), str(batch), str(threads), "224"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

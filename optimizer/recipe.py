@@ -53,7 +53,7 @@ def _checked(parse: Any) -> BeforeValidator:
 
 Many = Annotated[list[str], BeforeValidator(_as_list)]
 Precisions = Annotated[list[Precision], BeforeValidator(_as_list)]
-Batches = Annotated[list[int], BeforeValidator(_as_list)]
+Numbers = Annotated[list[int], BeforeValidator(_as_list)]
 Duration = Annotated[str, _checked(parse_duration)]
 Points = Annotated[str, _checked(parse_pp)]
 Share = Annotated[str, _checked(parse_share)]
@@ -178,9 +178,13 @@ class ValidateSection(_Section):
 class BenchSection(_Section):
     """``resnet-opt bench``; the PyTorch model is measured beside the engines."""
 
-    batch: Batches = [1, 8]
+    batch: Numbers = [1, 8]
     duration: Duration = "10s"
-    threads: int | None = None
+    threads: Numbers | None = None
+    streams: Numbers = [1]
+    max_latency: Duration | None = None
+    latency_percentile: Literal["p50", "p90", "p95", "p99"] = "p99"
+    scenario: Many = []
     min_effect: Share = "2%"
     seed: int = 0
 

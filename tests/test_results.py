@@ -52,3 +52,38 @@ def test_files_that_are_no_results(tmp_path: Path, text: str) -> None:
         read_result(tmp_path / "v.json")
     with pytest.raises(ArtifactError, match="no such file"):
         read_result(tmp_path / "none.json")
+
+
+def _written(tmp_path: Path) -> Path:
+    path = tmp_path / "v.json"
+    write_result(_result(), path)
+    return path
+
+
+def test_a_figure_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    path.write_text(path.read_text().replace('"finding": "nothing"', '"finding": "everything"'))
+    with pytest.raises(ArtifactError, match="was edited since it was written"):
+        read_result(path)
+
+
+def test_another_layout_of_the_same_values_is_no_edit(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(raw.items()))))
+    assert read_result(path) == _result()
+
+
+def test_a_truncated_result_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ArtifactError, match="is not JSON"):
+        read_result(path)
+
+
+def test_results_without_a_digest_are_read(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    raw = json.loads(path.read_text())
+    del raw["digest"]
+    path.write_text(json.dumps(raw))
+    assert read_result(path) == _result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from optimizer.results import BenchResult, ValidateResult
 
 __all__ = ["bench", "compare", "inspect", "predict", "report", "validate"]
+
+
+class Percentile(enum.StrEnum):
+    """Percentiles that a latency can be bounded by."""
+
+    p50 = "p50"
+    p90 = "p90"
+    p95 = "p95"
+    p99 = "p99"
+
 
 Engines = Annotated[list[Path], typer.Argument(help="Engines, graphs or checkpoints.")]
 
@@ -81,9 +92,25 @@ def bench(
     engines: Engines,
     batch: Annotated[str, typer.Option(help="Batch sizes, 1,8.")] = "1",
     image_size: opt.ImageSize = None,
-    threads: opt.Threads = None,
+    threads: Annotated[
+        str | None, typer.Option(help="Threads an engine, 1,2; default: all cores.")
+    ] = None,
     device: opt.Device = None,
-    duration: Annotated[str, typer.Option(help="Time an engine and batch size.")] = "10s",
+    streams: Annotated[
+        str, typer.Option(help="Calls of an engine at the same time, 1,2; they share its threads.")
+    ] = "1",
+    max_latency: Annotated[
+        str | None,
+        typer.Option(help="Find the setting with the highest throughput within it, 15ms."),
+    ] = None,
+    latency_percentile: Annotated[
+        Percentile, typer.Option(help="The percentile that --max-latency bounds.")
+    ] = Percentile.p99,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="LoadGen scenarios too: single-stream,multi-stream,server,offline."),
+    ] = None,
+    duration: Annotated[str, typer.Option(help="Time an engine and setting.")] = "10s",
     min_effect: Annotated[str, typer.Option(help="Smallest difference of interest.")] = "2%",
     against: Annotated[
         Path | None,
@@ -97,21 +124,34 @@ def bench(
 ) -> None:
     """Measure latency and throughput: a process an engine, rounds in random order, intervals.
 
+    Several batches, threads or streams are a sweep of every combination, with the knee of each
+    curve. Engines are compared at the first number of threads and of streams. LoadGen's server
+    scenario looks for the highest rate whose p99 holds --max-latency (15ms without it).
+
     Example: resnet-opt bench model.blob --against model.safetensors --batch 1,8 --duration 10s
+
+    Example: resnet-opt bench model.blob --batch 1,2,4,8,16,32 --streams 1,2 --max-latency 15ms
     """
     from optimizer import verbs
     from optimizer.cli.console import progress
     from optimizer.errors import BuildError, Inconclusive, PerformanceRegression
-    from optimizer.results import write_result
+    from optimizer.results import LatencyBound, write_result
     from optimizer.units import parse_duration, parse_share
 
+    bound = None
+    if max_latency is not None:
+        milliseconds = 1e3 * parse_duration(max_latency)
+        bound = LatencyBound(percentile=latency_percentile.value, max_latency_ms=milliseconds)
     with progress() as bars:
         result = verbs.bench(
             engines,
             batch=opt.numbers(batch, "the batch sizes"),
             image_size=image_size,
-            threads=threads,
+            threads=opt.numbers(threads, "the threads") if threads else None,
             device=device,
+            streams=opt.numbers(streams, "the streams"),
+            max_latency=bound,
+            scenario=opt.words(scenario),
             duration_s=parse_duration(duration),
             min_effect=parse_share(min_effect),
             against=against,
@@ -250,9 +290,24 @@ def _print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
         return
-    from optimizer.cli.tables import measured_table
+    from optimizer.cli.tables import curve_table, measured_table, scenario_table
+    from optimizer.profiling.curves import summaries
+    from optimizer.results import SCENARIO_LABEL
 
     _print(measured_table(result))
+    for curve in result.curves:
+        typer.echo(f"\n{curve.engine}: throughput by the clock, latency of a call with its copies")
+        _print(curve_table(curve))
+        for sentence in summaries(curve):
+            typer.echo(f"- {sentence}")
+    if result.scenarios:
+        typer.echo(f"\n{SCENARIO_LABEL}")
+        _print(scenario_table(result))
+    for found in result.scenarios:
+        for note in found.notes:
+            typer.echo(f"- {found.engine} {found.scenario}: {note}")
+    for note in result.conditions.notes:
+        typer.echo(f"note: {note}")
     typer.echo(f"{result.verdict}: {result.reason}; details in {output}")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimizer.results import BenchResult, ValidateResult
+from optimizer.results import BenchResult, Curve, ValidateResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["measured_table", "validated_table"]
+__all__ = ["curve_table", "measured_table", "scenario_table", "validated_table"]
 
 
 def validated_table(result: ValidateResult) -> Table:
@@ -50,6 +50,47 @@ def measured_table(result: BenchResult) -> Table:
             f"{compared.ratio:.2f}x" if compared else "–",
             f"{compared.ci95[0]:.2f} … {compared.ci95[1]:.2f}" if compared else "–",
             compared.verdict if compared else engine.error or "baseline",
+        )
+    return table
+
+
+def curve_table(curve: Curve) -> Table:
+    """One row a setting of a sweep; the knees and the best setting are marked."""
+    from optimizer.reporting.curves import marks_of
+
+    table = _table(
+        "batch", "threads", "streams", "images/s", "95 % interval", "p50, ms", "p99, ms", ""
+    )
+    for point in curve.points:
+        at, rates, latency = point.setting, point.images_per_s_ci95, point.latency_ms
+        table.add_row(
+            str(at.batch),
+            str(at.threads),
+            str(at.streams),
+            _number(point.images_per_s, "{:.1f}"),
+            f"{rates[0]:.1f} … {rates[1]:.1f}" if rates else "–",
+            _number(latency.p50 if latency else None, "{:.2f}"),
+            _number(latency.p99 if latency else None, "{:.2f}"),
+            point.error or ", ".join(marks_of(curve, point)),
+        )
+    return table
+
+
+def scenario_table(result: BenchResult) -> Table:
+    """One row an engine and LoadGen scenario."""
+    table = _table(
+        "engine", "scenario", "value", "what it is", "p50, ms", "p99, ms", "queries", "s"
+    )
+    for found in result.scenarios:
+        table.add_row(
+            found.engine,
+            found.scenario,
+            "–" if found.value is None else f"{found.value:.2f} {found.unit}",
+            found.error or found.metric or "",
+            _number(found.latency_ms.get("p50"), "{:.2f}"),
+            _number(found.latency_ms.get("p99"), "{:.2f}"),
+            str(found.queries),
+            _number(found.duration_s, "{:.1f}"),
         )
     return table
 

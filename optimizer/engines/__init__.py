@@ -1,12 +1,13 @@
 """Engines: backends that compile graphs, and the one door through which engines are opened."""
 
-from optimizer.engines.opening import closing, open_engine
+from optimizer.engines.opening import closing, open_engine, open_streams
 from optimizer.engines.protocol import (
     Availability,
     Backend,
     Bound,
     BuildSettings,
     Built,
+    ConcurrentBackend,
     Session,
     TensorSpec,
     TimesLayers,
@@ -19,6 +20,7 @@ __all__ = [
     "Bound",
     "BuildSettings",
     "Built",
+    "ConcurrentBackend",
     "Session",
     "TensorSpec",
     "TimesLayers",
@@ -26,5 +28,6 @@ __all__ = [
     "closing",
     "get_backend",
     "open_engine",
+    "open_streams",
     "register",
 ]

@@ -126,6 +126,25 @@ class OnnxRuntime:
         Raises:
             MissingLibrary, MissingDevice: The engine's provider cannot be used here.
         """
+        return self.load_streams(engine, streams=1, threads=threads, device=device)[0]
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[AnySession]:
+        """See `ConcurrentBackend.load_streams`; ``device`` is for a provider of a GPU.
+
+        A session has one pool of threads, and every thread that calls it computes too: with the
+        callers, the pool has as many threads as were asked for.
+
+        Raises:
+            MissingLibrary, MissingDevice: The engine's provider cannot be used here.
+            UsageError: A provider of a GPU, which computes one batch at a time.
+        """
         import onnxruntime as ort
 
         from optimizer.artifacts import read_manifest
@@ -136,10 +155,16 @@ class OnnxRuntime:
         if choice.provider.on_gpu:
             from optimizer.engines.providers.building import load_with_provider
 
-            return load_with_provider(engine, settings, choice, _options(count), device)
+            if streams > 1:
+                raise UsageError(
+                    f"provider {choice.provider.name} computes one batch at a time, not {streams}",
+                    mend="--streams 1",
+                )
+            return [load_with_provider(engine, settings, choice, _options(count), device)]
+        pool = max(1, (count or cpu_features().physical_cores) - streams + 1)
 
         def opened(profile: Path | None = None) -> Any:
-            options = _options(count)
+            options = _options(pool)
             # The file is optimized already; doing it again would only cost start-up time.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if profile is not None:
@@ -147,7 +172,8 @@ class OnnxRuntime:
                 options.profile_file_prefix = str(profile)
             return ort.InferenceSession(engine, options, providers=PROVIDERS)
 
-        return Session(opened(), engine, opened)
+        shared = opened()
+        return [Session(shared, engine, opened) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; checked before a build is started.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optimizer.artifacts import Manifest, library_versions, load_artifact, read_manifest
-from optimizer.engines.protocol import Backend, ChecksMachine, Session
+from optimizer.engines.protocol import Backend, ChecksMachine, ConcurrentBackend, Session
 from optimizer.engines.registry import get_backend
-from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary
+from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
 
 __all__ = [
     "check_opens",
@@ -18,6 +18,7 @@ __all__ = [
     "closing",
     "graph_of",
     "open_engine",
+    "open_streams",
     "rebuild_command",
 ]
 
@@ -43,8 +44,38 @@ def open_engine(path: Path, *, threads: int | None = None, device: str | None = 
             another backend version or device.
         EnvironmentFault: The machine cannot run this kind of engine.
     """
+    return _checked_backend(path, device).load(path, threads=threads, device=device)
+
+
+def open_streams(
+    path: Path, streams: int, *, threads: int | None = None, device: str | None = None
+) -> Sequence[Session]:
+    """Load an engine once, as sessions that compute at the same time, each in its own thread.
+
+    Args:
+        path: As for `open_engine`.
+        streams: How many sessions.
+        threads: Threads that all of them compute with together.
+        device: Which device.
+
+    Raises:
+        ArtifactError, EnvironmentFault: As `open_engine`.
+        UsageError: The backend computes one batch at a time only.
+    """
+    backend = _checked_backend(path, device)
+    if streams == 1:
+        return [backend.load(path, threads=threads, device=device)]
+    if not isinstance(backend, ConcurrentBackend):
+        raise UsageError(
+            f"{backend.name} computes one batch at a time, not {streams}", mend="--streams 1"
+        )
+    return backend.load_streams(path, streams=streams, threads=threads, device=device)
+
+
+def _checked_backend(path: Path, device: str | None) -> Backend:
+    """The backend of an engine or a checkpoint, which was found fit to be opened here."""
     if path.suffix in {".safetensors", ".pth", ".pt"} and not _is_engine(path):
-        return get_backend("torch").load(path, threads=threads, device=device)
+        return get_backend("torch")
     artifact = load_artifact(path)
     if artifact.manifest.kind != "engine":
         raise ArtifactError(
@@ -53,7 +84,7 @@ def open_engine(path: Path, *, threads: int | None = None, device: str | None = 
         )
     backend = get_backend(str(artifact.manifest.settings.get("backend")))
     check_opens(backend, path, artifact.manifest, device=device)
-    return backend.load(path, threads=threads, device=device)
+    return backend
 
 
 def _is_engine(path: Path) -> bool:

@@ -99,18 +99,30 @@ class OpenVino:
         self, engine: Path, *, threads: int | None = None, device: str | None = None
     ) -> Session:
         """See `Backend.load`."""
+        return self.load_streams(engine, streams=1, threads=threads, device=device)[0]
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[Session]:
+        """See `ConcurrentBackend.load_streams`; the threads are divided among the streams."""
         import openvino as ov
 
         from optimizer.artifacts import read_manifest
 
         settings = read_manifest(engine).settings
         core = ov.Core()
-        config = _config(settings["hint"], threads or settings.get("threads"))
+        config = _config(settings["hint"], threads or settings.get("threads"), streams)
 
         def opened(**more: str) -> Any:
             return core.import_model(engine.read_bytes(), device or "CPU", {**config, **more})
 
-        return Session(opened(), lambda: opened(PERF_COUNT="YES"))
+        compiled = opened()
+        return [Session(compiled, lambda: opened(PERF_COUNT="YES")) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings."""
@@ -134,10 +146,10 @@ class OpenVino:
         return _HINTS[precision]
 
 
-def _config(hint: str, threads: int | None) -> dict[str, Any]:
+def _config(hint: str, threads: int | None, streams: int = 1) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
+        "NUM_STREAMS": str(streams),
         "INFERENCE_NUM_THREADS": str(threads or cpu_features().physical_cores),
         "INFERENCE_PRECISION_HINT": hint,
         "ENABLE_HYPER_THREADING": "NO",

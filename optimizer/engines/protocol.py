@@ -7,7 +7,7 @@ Third parties add one through the entry-point group ``resnet_opt.engines``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ __all__ = [
     "BuildSettings",
     "Built",
     "ChecksMachine",
+    "ConcurrentBackend",
     "Session",
     "TensorSpec",
     "TimesLayers",
@@ -234,6 +235,31 @@ class ChecksMachine(Protocol):
         Raises:
             ArtifactError: What differs, and the command that rebuilds.
             MissingDevice, UsageError: There is no such device.
+        """
+
+
+@runtime_checkable
+class ConcurrentBackend(Protocol):
+    """A backend whose engines compute several batches at the same time; not every one does."""
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> Sequence[Session]:
+        """Load an engine once, as several sessions that compute beside each other.
+
+        The sessions share the engine and its weights. As any session, each is used by one thread.
+
+        Args:
+            engine: The engine file; its manifest was checked before.
+            streams: How many sessions.
+            threads: Threads that all of them compute with together; ``None`` for all physical
+                cores. At least ``streams``, where the engine computes on the CPU.
+            device: Which device, ``cuda:1``; ``None`` for the first.
         """
 
 

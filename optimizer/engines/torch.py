@@ -83,12 +83,27 @@ class TorchEager:
         self, engine: Path, *, threads: int | None = None, device: str | None = None
     ) -> Session:
         """See `Backend.load`."""
+        return self.load_streams(engine, streams=1, threads=threads, device=device)[0]
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[Session]:
+        """See `ConcurrentBackend.load_streams`.
+
+        Every thread that calls PyTorch has a team of threads of its own: the threads are divided.
+        """
         import torch
 
         from optimizer.models import load_model
 
-        torch.set_num_threads(threads or cpu_features().physical_cores)
-        return Session(load_model(str(engine)), device or "cpu")
+        torch.set_num_threads(max(1, (threads or cpu_features().physical_cores) // streams))
+        model = load_model(str(engine))
+        return [Session(model, device or "cpu") for _ in range(streams)]
 
 
 class Session:

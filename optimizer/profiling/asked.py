@@ -9,9 +9,10 @@ from typing import Any
 
 from optimizer.artifacts import Manifest, manifest_path, read_manifest
 from optimizer.errors import UsageError
+from optimizer.results import LatencyBound, Setting
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["EngineFacts", "check_options", "describe_engines", "with_baseline"]
+__all__ = ["EngineFacts", "check_options", "describe_engines", "grid", "with_baseline"]
 
 _CHECKPOINTS = {".safetensors", ".pth", ".pt"}
 _LONGEST_S = 24 * 3600.0
@@ -59,7 +60,9 @@ def check_options(
     *,
     batches: Sequence[int],
     image_size: int | None,
-    threads: int | None,
+    threads: Sequence[int],
+    streams: Sequence[int],
+    bound: LatencyBound | None,
     duration_s: float,
     min_effect: float,
     call_timeout_s: float,
@@ -69,21 +72,53 @@ def check_options(
     Raises:
         UsageError: Which one, and what it may be.
     """
-    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
-        raise UsageError(f"batches must be different positive numbers, not {list(batches)}")
+    for what, numbers in (("batches", batches), ("threads", threads), ("streams", streams)):
+        if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+            raise UsageError(f"{what} must be different positive numbers, not {list(numbers)}")
     if image_size is not None and image_size < 1:
         raise UsageError(f"the image size must be positive, not {image_size}")
     cores = cpu_features().physical_cores
-    if threads is not None and not 1 <= threads <= cores:
+    if max(threads) > cores:
         raise UsageError(
-            f"{threads} threads on {cores} cores would measure the scheduler",
+            f"{max(threads)} threads on {cores} cores would measure the scheduler",
             mend=f"--threads 1 to {cores}",
         )
+    if bound is not None and not 0.0 < bound.max_latency_ms <= _LONGEST_S * 1e3:
+        raise UsageError(f"the largest latency must be a duration, not {bound.max_latency_ms} ms")
     for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):
         if not 0.0 < seconds <= _LONGEST_S:  # false for NaN too
             raise UsageError(f"the {name} must be within 0 s and 24 h, not {seconds} s")
     if not 0.0 < min_effect < 1.0:
         raise UsageError(f"the smallest effect must lie between 0 and 100 %, not {min_effect:.0%}")
+
+
+def grid(
+    facts: Sequence[EngineFacts],
+    batches: Sequence[int],
+    threads: Sequence[int],
+    streams: Sequence[int],
+) -> list[Setting]:
+    """The settings to measure, the first of each list first.
+
+    Settings with more streams than threads are left out, since streams would wait for each other's
+    threads; an engine on a GPU computes with none of them.
+
+    Raises:
+        UsageError: No thread is left for a number of streams.
+    """
+    on_cpu = any(not f.backend.startswith("tensorrt") for f in facts)
+    if on_cpu and max(streams) > max(threads):
+        raise UsageError(
+            f"{max(streams)} streams need as many threads, and there are {max(threads)}",
+            mend=f"--streams 1 to {max(threads)}",
+        )
+    return [
+        Setting(batch=b, threads=t, streams=s)
+        for t in threads
+        for s in streams
+        for b in batches
+        if s <= t or not on_cpu
+    ]
 
 
 def describe_engines(paths: Sequence[Path], batches: Sequence[int]) -> list[EngineFacts]:

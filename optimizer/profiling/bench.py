@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import write_atomically
 from optimizer.engines.placement import check_device, device_of
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.profiling import intervals
-from optimizer.profiling.asked import EngineFacts, check_options, describe_engines, with_baseline
+from optimizer.profiling.asked import (
+    EngineFacts,
+    check_options,
+    describe_engines,
+    grid,
+    with_baseline,
+)
 from optimizer.profiling.conditions import joined
+from optimizer.profiling.curves import curve, setting_of
 from optimizer.profiling.harness import Cell, Limits, Measured, measure
+from optimizer.profiling.raw import save_raw
+from optimizer.profiling.scenarios import check_scenarios, run_scenarios
+from optimizer.profiling.verdict import largest_effect, verdict_of
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     BenchResult,
@@ -25,7 +33,8 @@ from optimizer.results import (
     Conditions,
     EngineBench,
     Interval,
-    VerdictName,
+    LatencyBound,
+    Setting,
 )
 from optimizer.targets.hardware import cpu_features
 
@@ -36,10 +45,10 @@ HEADLINE = (
     "ready there; preprocessing and copies are not in it"
 )
 AGAIN = " (again)"
-UNSTEADY = 0.10
-"""Difference of an engine from itself above which only larger differences are claimed."""
-UNUSABLE = 0.50
-"""Difference of an engine from itself above which a run cannot say anything."""
+SERVER_BOUND_MS = 15.0
+"""What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
+_FEW = 2
+"""Batches that are no sweep yet."""
 _COMPUTE = 1
 _SPANS = ("host_to_device", "compute", "device_to_host")
 
@@ -49,8 +58,11 @@ def bench(
     *,
     batches: Sequence[int] = (1,),
     image_size: int | None = None,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     device: str | None = None,
+    streams: Sequence[int] = (1,),
+    max_latency: LatencyBound | None = None,
+    scenarios: Sequence[str] = (),
     duration_s: float = 10.0,
     min_effect: float = 0.02,
     against: Path | None = None,
@@ -62,12 +74,19 @@ def bench(
 ) -> BenchResult:
     """Measure engines side by side and compare each with a baseline.
 
+    Engines are compared at each batch with the first of ``threads`` and of ``streams``; what else
+    was asked for goes into ``curves``.
+
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
         batches: Batch sizes; every engine is measured at each of them.
         image_size: Side of the images in pixels; ``None`` for the engines' own.
         threads: Threads an engine; ``None`` for all physical cores.
         device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
+        streams: Calls of an engine at the same time, which share its threads.
+        max_latency: A bound under which the best setting is looked for; in LoadGen's server
+            scenario the bound on p99, `SERVER_BOUND_MS` without it.
+        scenarios: LoadGen's scenarios to run on every engine that was measured.
         duration_s: Time of the rounds of one engine at one batch size; exceeded if a call is so
             slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit.
         min_effect: Smallest difference in speed of interest, 0.02 for 2 %.
@@ -82,55 +101,93 @@ def bench(
 
     Raises:
         UsageError: An engine, a batch outside an engine's range, or an option is wrong.
-        EnvironmentFault: None of the engines can run on this machine.
+        EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
+    if threads is None:
+        threads = cpu_features().physical_cores
+    threads = [threads] if isinstance(threads, int) else threads
     check_options(
         batches=batches,
         image_size=image_size,
         threads=threads,
+        streams=streams,
+        bound=max_latency,
         duration_s=duration_s,
         min_effect=min_effect,
         call_timeout_s=call_timeout_s,
     )
+    asked_scenarios = check_scenarios(scenarios)
     paths = with_baseline(engines, against)
     check_device(paths, device)
     facts = describe_engines(paths, batches)
+    settings = grid(facts, batches, threads, streams)
+    compared_at = settings[: len(batches)]
     baseline = facts[0] if against is None else facts[paths.index(against)]
-    threads = threads or cpu_features().physical_cores
-    cells = [_cell(f, f.name, b, image_size, threads, device) for b in batches for f in facts]
+    cells = [_cell(f, f.name, s, image_size, device) for s in settings for f in facts]
     again = baseline.name + AGAIN
     if control:
-        cells.append(_cell(baseline, again, batches[0], image_size, threads, device))
+        cells.append(_cell(baseline, again, settings[0], image_size, device))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
-    found, conditions = _measure(cells, limits, seed, progress or Silent())
-    _check_measured(found)
+    progress = progress or Silent()
+    found, conditions = _measure(cells, limits, seed, progress)
+    _check_measured(list(found.values()))
 
-    def compare(name: str, batch: int, floor: float = 0.0) -> Comparison | None:
-        a, b = found[baseline.name, batch], found[name, batch]
+    def compare(name: str, at: Setting, floor: float = 0.0) -> Comparison | None:
+        a, b = found[_key(baseline.name, at)], found[_key(name, at)]
         return _compare(a, b, min_effect=min_effect, floor=floor, seed=seed)
 
-    a_a = compare(again, batches[0]) if control else None
-    floor = _largest_effect(a_a)
+    a_a = compare(again, settings[0]) if control else None
+    floor = largest_effect(a_a)
     others = [f.name for f in facts if f is not baseline]
-    compared = [c for b in batches for n in others if (c := compare(n, b, floor)) is not None]
-    conditions.notes += _control_notes(found.get((again, batches[0])), a_a)
-    raw = {key: _save_raw(m, raw_dir) for key, m in found.items()}
-    listed = [
-        _engine_bench(f, found[f.name, b], seed, raw[f.name, b]) for b in batches for f in facts
-    ]
-    verdict, reason = _verdict(listed, compared, a_a, gate=against is not None)
+    compared = [c for s in compared_at for n in others if (c := compare(n, s, floor)) is not None]
+    conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
+    is_swept = len(settings) > len(batches)
+    raw = {key: save_raw(m, raw_dir, swept=is_swept) for key, m in found.items()}
+
+    def listed(at: Sequence[Setting]) -> list[EngineBench]:
+        keys = [(f, _key(f.name, s)) for s in at for f in facts]
+        return [_engine_bench(f, found[key], seed, raw[key]) for f, key in keys]
+
+    headline, swept = listed(compared_at), listed(settings[len(compared_at) :])
+    curves = []
+    if max_latency is not None or is_swept or len(batches) > _FEW:
+        keys = {f.name: [_key(f.name, s) for s in settings] for f in facts}
+        curves = [
+            curve(name, [(found[k], raw[k]) for k in own], max_latency, seed=seed)
+            for name, own in keys.items()
+        ]
+    alive = [f for f in facts if found[_key(f.name, settings[0])].status == "ok"]
+    loaded = run_scenarios(
+        {f.name: f.path for f in alive},
+        asked_scenarios,
+        duration_s=duration_s,
+        threads=settings[0].threads,
+        batch=max(batches),
+        image_size=image_size,
+        device=device,
+        max_latency_ms=max_latency.max_latency_ms if max_latency else SERVER_BOUND_MS,
+        seed=seed,
+        progress=progress,
+    )
+    gate = against is not None
+    verdict, reason = verdict_of([*headline, *swept], compared, a_a, loaded, gate=gate)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
-        headline=HEADLINE,
-        engines=listed,
+        headline=_headline(settings[0].streams),
+        engines=headline,
+        curves=curves,
+        scenarios=loaded,
         comparisons=compared,
         a_a_control=a_a,
         conditions=conditions,
         settings={
             "batches": list(batches),
             "image_size": image_size,
-            "threads": threads,
+            "threads": settings[0].threads,
+            "streams": settings[0].streams,
+            "swept_threads": list(threads),
+            "swept_streams": list(streams),
             **({"device": device} if device is not None else {}),
             "duration_s": duration_s,
             "min_effect": min_effect,
@@ -145,26 +202,36 @@ def bench(
     )
 
 
+def _headline(streams: int) -> str:
+    if streams == 1:
+        return HEADLINE
+    return (
+        f"{HEADLINE.replace('one call at a time', f'{streams} calls at a time')}; images and "
+        "batches a second are by the clock, copies included"
+    )
+
+
 # --- measuring -----------------------------------------------------------------------------------
 
-_Found = dict[tuple[str, int], Measured]
+_Key = tuple[str, int, int, int]
+_Found = dict[_Key, Measured]
+
+
+def _key(name: str, at: Setting) -> _Key:
+    return name, at.batch, at.threads, at.streams
 
 
 def _cell(
-    fact: EngineFacts,
-    name: str,
-    batch: int,
-    image_size: int | None,
-    threads: int,
-    device: str | None,
+    fact: EngineFacts, name: str, at: Setting, image_size: int | None, device: str | None
 ) -> Cell:
     return Cell(
         name=name,
         engine=fact.path,
-        batch=batch,
+        batch=at.batch,
         image_size=image_size or fact.image_size,
-        threads=threads,
+        threads=at.threads,
         device=device_of(fact.path, device),
+        streams=at.streams,
     )
 
 
@@ -173,33 +240,41 @@ def _measure(
 ) -> tuple[_Found, Conditions]:
     groups = _groups(cells)
     sessions = [measure(group, limits, seed=seed, progress=progress) for group in groups]
-    found = {(m.cell.name, m.cell.batch): m for s in sessions for m in s.cells}
-    return found, joined([(s.conditions, s.rounds) for s in sessions])
+    found = {_key(m.cell.name, setting_of(m)): m for s in sessions for m in s.cells}
+    conditions = joined([(s.conditions, s.rounds) for s in sessions])
+    if len(groups) > 1:
+        conditions.notes.append(
+            "there is too little memory for all workers at once: settings were measured one after "
+            "the other, and what the machine did meanwhile is in the differences between them"
+        )
+    return found, conditions
 
 
 def _groups(cells: list[Cell]) -> list[list[Cell]]:
-    """All cells together, or one batch size after the other if their workers need too much memory.
+    """All cells together, or one setting after the other if their workers need too much memory.
 
-    Only engines at the same batch size are compared, so this costs no comparison its pairing.
+    Only engines at the same setting are compared, so this costs no comparison its pairing.
     """
     import psutil
 
     needed = sum((512 << 20) + 8 * c.engine.stat().st_size for c in cells)
     if needed < 0.6 * psutil.virtual_memory().available:
         return [cells]
-    batches = dict.fromkeys(c.batch for c in cells)
-    return [[c for c in cells if c.batch == batch] for batch in batches]
+    groups: dict[tuple[int, int, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.batch, cell.threads, cell.streams), []).append(cell)
+    return list(groups.values())
 
 
-def _check_measured(found: _Found) -> None:
-    sizes = {m.image_size: m.cell.name for m in found.values() if m.image_size is not None}
+def _check_measured(found: Sequence[Measured]) -> None:
+    sizes = {m.image_size: m.cell.name for m in found if m.image_size is not None}
     if len(sizes) > 1:
         words = " and ".join(f"{name} {size} px" for size, name in sizes.items())
         raise UsageError(
             f"engines for different image sizes cannot be compared: {words}",
             mend="build them for one size, or measure them apart",
         )
-    absent = [m for m in found.values() if m.status in {"unavailable", "built-not-run"}]
+    absent = [m for m in found if m.status in {"unavailable", "built-not-run"}]
     if len(absent) == len(found):
         raise EnvironmentFault(f"no engine can run here: {absent[0].error}")
 
@@ -241,14 +316,6 @@ def _control_notes(measured: Measured | None, control: Comparison | None) -> lis
     return []
 
 
-def _largest_effect(control: Comparison | None) -> float:
-    """The largest difference that the same engine may have from itself, by the control."""
-    if control is None:
-        return 0.0
-    low, high = control.ci95
-    return max(high, 1 / low) - 1
-
-
 def _engine_bench(
     fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None
 ) -> EngineBench:
@@ -263,6 +330,7 @@ def _engine_bench(
         batch=cell.batch,
         image_size=measured.image_size or cell.image_size,
         threads=cell.threads,
+        streams=cell.streams,
         warmup_calls=measured.warmup_calls,
         samples=sum(len(block.spans_ms) for block in measured.blocks),
         rounds=len(measured.blocks),
@@ -278,7 +346,7 @@ def _engine_bench(
     if measured.status != "ok":
         return bench
     rounds = _rounds(measured)
-    rate = intervals.rate(rounds, seed=seed)
+    rate = _rate(measured, rounds, seed)
     spans = np.concatenate([block.spans_ms for block in measured.blocks])
     return bench.model_copy(
         update={
@@ -297,6 +365,14 @@ def _engine_bench(
     )
 
 
+def _rate(measured: Measured, rounds: list[NDArray[np.float64]], seed: int) -> intervals.Estimate:
+    """Calls a second: of the time they took, or by the clock where several went on at once."""
+    if measured.cell.streams == 1:
+        return intervals.rate(rounds, seed=seed)
+    work, wall = np.array([b.work_and_wall for b in measured.blocks]).T
+    return intervals.wall_rate(work, wall, seed=seed)
+
+
 def _times(interval: Interval | None, factor: float) -> Interval | None:
     return None if interval is None else (interval[0] * factor, interval[1] * factor)
 
@@ -304,73 +380,3 @@ def _times(interval: Interval | None, factor: float) -> Interval | None:
 def _joules_an_image(measured: Measured) -> float | None:
     calls = sum(len(block.calls) for block in measured.blocks)
     return None if measured.joules is None else measured.joules / (calls * measured.cell.batch)
-
-
-def _save_raw(measured: Measured, raw_dir: Path | None) -> str | None:
-    """Write every call of every round, lead-ins marked; returns the name beside ``bench.json``."""
-    if raw_dir is None or not measured.blocks:
-        return None
-    name = re.sub(r"[^\w.()-]+", "_", measured.cell.name)
-    path = raw_dir / f"{name}-batch{measured.cell.batch}.npz"
-    blocks = measured.blocks
-    calls = np.concatenate([b.calls for b in blocks])
-    lengths = [len(b.calls) for b in blocks]
-    position = np.concatenate([np.arange(n) for n in lengths])
-    with write_atomically(path) as temporary:
-        np.savez(
-            temporary,
-            round=np.repeat([b.round for b in blocks], lengths).astype(np.int32),
-            lead_in=position < np.repeat([b.lead_in for b in blocks], lengths),
-            start_ns=calls[:, 0],
-            host_to_device_ns=calls[:, 1],
-            compute_ns=calls[:, 2],
-            device_to_host_ns=calls[:, 3],
-        )
-    return f"{raw_dir.name}/{path.name}"
-
-
-# --- verdict -------------------------------------------------------------------------------------
-
-
-def _verdict(
-    engines: Sequence[EngineBench],
-    comparisons: Sequence[Comparison],
-    control: Comparison | None,
-    *,
-    gate: bool,
-) -> tuple[VerdictName, str]:
-    failed = [e for e in engines if e.status == "failed"]
-    if failed:
-        words = "; ".join(f"{e.name} at batch {e.batch}: {e.error}" for e in failed)
-        return "fail", f"{len(failed)} of {len(engines)} measurements failed: {words}"
-    floor = _largest_effect(control)
-    # `judge` has held each ratio against this floor: faster and slower are beyond it.
-    decided = bool(comparisons) and all(c.verdict in {"faster", "slower"} for c in comparisons)
-    if floor > UNUSABLE or (floor > UNSTEADY and (gate or not decided)):
-        return "inconclusive", (
-            f"this machine is too unsteady: the same engine, started twice, may differ from itself "
-            f"by {floor:.0%}"
-        )
-    by_verdict = {
-        v: [c for c in comparisons if c.verdict == v]
-        for v in ("faster", "slower", "equivalent", "inconclusive")
-    }
-    if gate and by_verdict["slower"]:
-        worst = min(by_verdict["slower"], key=lambda c: c.ratio)
-        return "fail", (
-            f"{worst.b} runs at {worst.ratio:.3f} times the speed of {worst.a} at batch "
-            f"{worst.batch} (95 % interval {worst.ci95[0]:.3f} to {worst.ci95[1]:.3f})"
-        )
-    open_ones = by_verdict["inconclusive"]
-    if open_ones and (gate or len(open_ones) == len(comparisons)):
-        return "inconclusive", (
-            f"{len(open_ones)} of {len(comparisons)} comparisons cannot be decided against the "
-            f"smallest effect of {open_ones[0].min_effect:.1%}; measure longer or on a quieter "
-            "machine"
-        )
-    measured = sum(e.status == "ok" for e in engines)
-    counts = ", ".join(f"{len(cs)} {v}" for v, cs in by_verdict.items() if cs)
-    said = f"{measured} of {len(engines)} measured" + (f"; {counts}" if counts else "")
-    if floor > UNSTEADY:
-        said += f"; the baseline, started twice, may differ from itself by {floor:.0%}"
-    return "pass", said

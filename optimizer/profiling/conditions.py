@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,12 @@ class Monitor:
         self._gpus = Gpus()
         self._readings: list[Reading] = []
         self._before = self._counters()
+        self._others = _cpu_of_each(self._pids)
 
     def begin(self) -> None:
         """Count from now on."""
         self._before = self._counters()
+        self._others = _cpu_of_each(self._pids)
 
     def read(self) -> Reading:
         """Read the state and keep it as that of the round just over."""
@@ -92,13 +94,16 @@ class Monitor:
                 "how busy other processes were cannot be told: the rounds are too short, "
                 "or this system does not count"
             )
+        marked = disturbed(readings)
+        if marked and (busiest := _busiest(self._others, _cpu_of_each(self._pids))):
+            found.append(f"of the other processes, most time was used by {busiest}")
         return Conditions(
             cpu=cpu_features().model,
             governor=governor(self._sysfs),
             mhz=_of_every_round([r.mhz for r in readings], 1),
             load_1min=_of_every_round([r.load_1min for r in readings], 2),
             other_cpu_share=shares,
-            disturbed_rounds=disturbed(readings),
+            disturbed_rounds=marked,
             gpu=[{"round": i, **gpu} for i, r in enumerate(readings) for gpu in r.gpus],
             notes=found,
         )
@@ -124,6 +129,33 @@ class _Counters:
     idle: float
     own: float
     stops: int | None
+
+
+def _cpu_of_each(own: Sequence[int]) -> dict[tuple[int, str], float]:
+    """CPU seconds of every process but those of the measurement, by id and name."""
+    import psutil
+
+    spent = {}
+    for process in psutil.process_iter(["pid", "name", "cpu_times"]):
+        times = process.info["cpu_times"]
+        if process.pid not in own and times is not None:
+            spent[process.pid, str(process.info["name"])] = times.user + times.system
+    return spent
+
+
+def _busiest(
+    before: Mapping[tuple[int, str], float], now: Mapping[tuple[int, str], float], most: int = 3
+) -> str:
+    """The names that used most time in between, those below a tenth of a second left out.
+
+    What began and ended in between is in neither reading, and so not here.
+    """
+    used: dict[str, float] = {}
+    for (pid, name), seconds in now.items():
+        used[name] = used.get(name, 0.0) + max(0.0, seconds - before.get((pid, name), 0.0))
+    order = sorted(used, key=lambda name: -used[name])[:most]
+    named = [f"{name} ({used[name]:.1f} s)" for name in order if used[name] >= 0.1]
+    return ", ".join(named)
 
 
 def _of_every_round(values: Sequence[float | None], digits: int) -> list[float]:

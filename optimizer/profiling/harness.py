@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from optimizer.errors import UsageError
 from optimizer.profiling.conditions import EnergyMeter, Gpus, Monitor
 from optimizer.profiling.process import Worker, WorkerFailed
+from optimizer.profiling.streams import work_and_wall
 from optimizer.progress import Progress
 from optimizer.results import Conditions, EngineStatus
 
@@ -51,8 +52,9 @@ class Cell:
         engine: An engine file or a checkpoint.
         batch: Images a call.
         image_size: ``None`` for the engine's own.
-        threads: Threads to compute with.
+        threads: Threads to compute with, of all streams together.
         device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
+        streams: Calls at the same time.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Cell:
     image_size: int | None
     threads: int
     device: str | None = None
+    streams: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,22 @@ class Block:
 
     round: int
     calls: NDArray[np.int64]
-    """Calls x (start, upload, compute, download), nanoseconds."""
+    """Calls x (start, upload, compute, download), nanoseconds; the lead-in comes first."""
     lead_in: int
+    stream: NDArray[np.int32]
+    """Which of the streams made each call."""
 
     @property
     def spans_ms(self) -> NDArray[np.float64]:
         """Calls after the lead-in x (upload, compute, download), milliseconds."""
         return self.calls[self.lead_in :, 1:] / 1e6
+
+    @property
+    def work_and_wall(self) -> tuple[float, float]:
+        """Calls after the lead-in, and seconds by the clock that they took."""
+        timed = self.calls[self.lead_in :]
+        ends = timed.sum(axis=1)
+        return work_and_wall(timed[:, 0], ends, self.stream[self.lead_in :])
 
 
 @dataclass
@@ -271,6 +283,7 @@ class _Runner:
                 path=str(cell.engine),
                 threads=cell.threads,
                 device=cell.device,
+                streams=cell.streams,
             )
             found.load_s = loaded["load_s"]
             if len(loaded["runtimes"]) > 1:
@@ -337,7 +350,7 @@ class _Runner:
             self._busy.append(header["busy"])
         if header["busy"] > 0:  # threads that never rest are not worth waiting for again and again
             self._longest_rest_s = _SHORT_REST_S
-        return Block(number, arrays["calls"], header["lead_in"])
+        return Block(number, arrays["calls"], header["lead_in"], arrays["stream"])
 
     def end(self, gpus: Gpus) -> None:
         """Write down what only shows at the end."""

@@ -34,11 +34,13 @@ __all__ = [
     "judge",
     "latency",
     "median",
+    "quantile_bounds",
     "rate",
     "ratio_of_medians",
     "ratio_unpaired",
     "serial_correlation",
     "smallest_sample",
+    "wall_rate",
 ]
 
 Floats = NDArray[np.float64]
@@ -89,6 +91,47 @@ def latency(samples: Floats) -> Latency:
     return Latency(mean=float(np.mean(samples)), p50=float(np.median(samples)), **tails)
 
 
+def quantile_bounds(rounds: Rounds, quantile: float) -> tuple[float | None, float | None]:
+    """One-sided 95 % bounds of a quantile, from below and from above, without a distribution.
+
+    The number of independent samples below the quantile is binomial, and the bounds are the order
+    statistics beyond it with 95 % (Conover, Practical Nonparametric Statistics, 3.2). Slow calls
+    come together in some rounds and are not independent: the binomial counts as many samples as
+    the spread of the share of slow calls from round to round says they are worth (the design
+    effect of Korn and Graubard, 1998), and never more than there are.
+
+    Args:
+        rounds: Milliseconds.
+        quantile: Within (0, 1).
+
+    Returns:
+        ``None`` for a bound that this many samples do not have (see `smallest_sample`).
+    """
+    from scipy.stats import binom
+
+    ordered = np.sort(np.concatenate(rounds))
+    n = len(ordered)
+    worth = max(1, math.floor(n / _design_effect(rounds, float(np.quantile(ordered, quantile)))))
+    # Of `worth` samples, at most k lie below the quantile with probability binom.cdf(k, ...).
+    above = int(binom.ppf(_CONFIDENCE, worth, quantile))
+    below = int(binom.ppf(1 - _CONFIDENCE, worth, quantile)) - 1
+    upper = ordered[math.ceil((above + 1) / worth * n) - 1] if above < worth else None
+    lower = ordered[math.floor((below + 1) / worth * n) - 1] if below >= 0 else None
+    return None if lower is None else float(lower), None if upper is None else float(upper)
+
+
+def _design_effect(rounds: Rounds, limit: float) -> float:
+    """Variance of the share of samples above a limit, in units of that of independent samples."""
+    slow = np.array([np.count_nonzero(r > limit) for r in rounds], np.float64)
+    sizes = np.array([len(r) for r in rounds], np.float64)
+    n, share = sizes.sum(), slow.sum() / sizes.sum()
+    if len(rounds) < 2 or share == 0:
+        return 1.0
+    between = len(rounds) / (len(rounds) - 1) * float(np.sum((slow - share * sizes) ** 2)) / n**2
+    effect: float = between * n / (share * (1 - share))
+    return max(1.0, effect)
+
+
 # --- estimates -----------------------------------------------------------------------------------
 
 
@@ -107,13 +150,23 @@ def rate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     Unlike ``1 / median`` this is the rate that was really reached, slow calls included.
     """
     totals = np.array([np.sum(r) for r in rounds]) / 1e3
-    calls = np.array([len(r) for r in rounds], np.float64)
-    point = float(calls.sum() / totals.sum())
-    if len(rounds) < MIN_ROUNDS_FOR_INTERVAL:
+    return wall_rate(np.array([len(r) for r in rounds], np.float64), totals, seed=seed)
+
+
+def wall_rate(work: Floats, seconds: Floats, *, seed: int = 0) -> Estimate:
+    """Work per second: all work over all time, with an interval by bootstrap over rounds.
+
+    Args:
+        work: What was done in each round, above zero.
+        seconds: How long it took.
+        seed: Seed of the resampling.
+    """
+    point = float(work.sum() / seconds.sum())
+    if len(work) < MIN_ROUNDS_FOR_INTERVAL:
         return Estimate(point, None)
-    weights = _multiplicities(len(rounds), seed)
-    resampled = (weights @ calls) / (weights @ totals)
-    return Estimate(point, _interval(point, resampled, _widening(np.log(calls / totals))))
+    weights = _multiplicities(len(work), seed)
+    resampled = (weights @ work) / (weights @ seconds)
+    return Estimate(point, _interval(point, resampled, _widening(np.log(work / seconds))))
 
 
 def ratio_of_medians(a: Rounds, b: Rounds, *, seed: int = 0) -> Estimate:

@@ -97,10 +97,13 @@ def profile(
     progress = progress or Silent()
     if not engines:
         raise UsageError("no engine to profile", mend="resnet-opt profile ENGINE…")
+    threads = cpu_features().physical_cores if threads is None else threads
     check_options(
         batches=[batch],
         image_size=image_size,
-        threads=threads,
+        threads=[threads],
+        streams=[1],
+        bound=None,
         duration_s=duration_s,
         min_effect=0.02,
         call_timeout_s=call_timeout_s,
@@ -108,7 +111,6 @@ def profile(
     paths = [Path(engine) for engine in engines]
     facts = describe_engines(paths, [batch])
     graphs = [_graph_beside(fact) for fact in facts]
-    threads = threads or cpu_features().physical_cores
     on_cpu = [_on_cpu(fact, device) for fact in facts]
     found = None
     if roofs and any(on_cpu):

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.engines import Bound, Session, TensorSpec, TimesLayers, open_engine
+from optimizer.engines import Bound, Session, TensorSpec, TimesLayers, open_streams
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
+from optimizer.profiling.streams import Streams
 from optimizer.profiling.wire import Message, read_message, write_message
 
 __all__ = [
@@ -165,18 +166,20 @@ class Engine:
     """The engine of this process and what it answers."""
 
     def __init__(self) -> None:
+        self._calls: _OneStream | Streams | None = None
+        self._input: TensorSpec | None = None
         self._session: Session | None = None
-        self._bound: Bound | None = None
         self._images: NDArray[Any] | None = None
         self._shape: tuple[int, ...] = ()
 
-    def load(self, path: str, threads: int | None, device: str | None) -> Message:
+    def load(self, path: str, threads: int | None, device: str | None, streams: int = 1) -> Message:
         """Load the engine: import its library, check its manifest, let the library work."""
         started = time.perf_counter()
-        session = open_engine(Path(path), threads=threads, device=device)
+        sessions = open_streams(Path(path), streams, threads=threads, device=device)
         seconds = time.perf_counter() - started
-        self._session = session
-        spec = session.input
+        self._calls = Streams(sessions, time_calls) if streams > 1 else _OneStream(sessions[0])
+        self._session = sessions[0]
+        self._input = spec = sessions[0].input
         return {
             "load_s": seconds,
             "input": [spec.name, list(spec.shape), spec.dtype],
@@ -185,28 +188,29 @@ class Engine:
 
     def prepare(self, batch: int, image_size: int | None, seed: int) -> Message:
         """Bind a batch and compute it for the first time."""
-        assert self._session is not None, "load comes first"
-        images = random_batch(self._session.input, batch, image_size, seed)
+        assert self._input is not None, "load comes first"
+        assert self._calls is not None
+        images = random_batch(self._input, batch, image_size, seed)
         self._images, self._shape = images, images.shape
         started = time.perf_counter()
-        self._bound = self._session.bind(images)
-        time_calls(self._bound, seconds=0, min_calls=1)
+        self._calls.bind(images)
+        self._calls.time(seconds=0, min_calls=1)
         seconds = time.perf_counter() - started
-        self._check_output()
+        self._check_outputs()
         # What the libraries have made by now stays: collecting before each block need not look at
         # it again, which takes longer than a short block where PyTorch is loaded.
         gc.collect()
         gc.freeze()
-        height = images.shape[1] if self._session.input.dtype == "uint8" else images.shape[2]
+        height = images.shape[1] if self._input.dtype == "uint8" else images.shape[2]
         return {"first_inference_ms": seconds * 1e3, "image_size": height}, {}
 
     def time(self, *, longest_rest_s: float = 0.0, **limits: Any) -> Message:
         """Time calls; the outputs are checked and memory is read after the last one."""
-        assert self._bound is not None, "prepare comes first"
+        assert self._calls is not None, "prepare comes first"
         gc.collect()
-        calls, lead_in = time_calls(self._bound, **limits)
+        calls, lead_in, stream = self._calls.time(**limits)
         rest_s, busy = come_to_rest(longest_rest_s)
-        self._check_output()
+        self._check_outputs()
         peak, now = memory_bytes()
         return {
             "lead_in": lead_in,
@@ -214,7 +218,7 @@ class Engine:
             "busy": busy,
             "peak_rss_bytes": peak,
             "rss_bytes": now,
-        }, {"calls": calls}
+        }, {"calls": calls, "stream": stream}
 
     def layers(self, calls: int, longest_rest_s: float) -> Message:
         """Time the layers; see `optimizer.engines.TimesLayers`."""
@@ -226,14 +230,34 @@ class Engine:
         come_to_rest(longest_rest_s)
         return {"layers": [layer.model_dump(exclude_defaults=True) for layer in timed]}, {}
 
-    def _check_output(self) -> None:
+    def _check_outputs(self) -> None:
+        assert self._calls is not None
+        for output in self._calls.outputs():
+            if output.ndim != 2 or len(output) != self._shape[0]:
+                raise ResnetOptError(f"returned {output.shape} for a batch of {self._shape[0]}")
+            bad = int(np.size(output) - np.count_nonzero(np.isfinite(output)))
+            if bad:
+                raise ResnetOptError(f"returned NaN or infinity in {bad} of {output.size} outputs")
+
+
+class _OneStream:
+    """One call at a time, by the main thread: what `Streams` is for several."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._bound: Bound | None = None
+
+    def bind(self, images: NDArray[Any]) -> None:
+        self._bound = self._session.bind(images)
+
+    def time(self, **limits: Any) -> tuple[NDArray[np.int64], int, NDArray[np.int32]]:
         assert self._bound is not None
-        output = self._bound.output()
-        if output.ndim != 2 or len(output) != self._shape[0]:
-            raise ResnetOptError(f"returned {output.shape} for a batch of {self._shape[0]}")
-        bad = int(np.size(output) - np.count_nonzero(np.isfinite(output)))
-        if bad:
-            raise ResnetOptError(f"returned NaN or infinity in {bad} of {output.size} outputs")
+        calls, lead_in = time_calls(self._bound, **limits)
+        return calls, lead_in, np.zeros(len(calls), np.int32)
+
+    def outputs(self) -> list[NDArray[Any]]:
+        assert self._bound is not None
+        return [self._bound.output()]
 
 
 def _answer(engine: Engine, request: dict[str, Any]) -> Message:

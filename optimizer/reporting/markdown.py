@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.reporting import accuracy, open_ends, provenance, speed
+from optimizer.reporting import accuracy, curves, open_ends, provenance, scenarios, speed
 from optimizer.reporting.join import engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.model import Cell, Row, Table
@@ -51,6 +51,9 @@ def render_markdown(
         "",
         *_table(speed.main_table(run, rows, links)),
         *_table(speed.comparison_table(run)),
+        *_table(curves.curve_table(run, links)),
+        *_bullets("Knees and bounds", curves.curve_sentences(run)),
+        *(_table(scenarios.scenario_table(bench)) if bench else []),
         "## Accuracy hop by hop",
         "",
     ]

@@ -9,7 +9,16 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.reporting import accuracy, charts, open_ends, provenance, speed, timing
+from optimizer.reporting import (
+    accuracy,
+    charts,
+    curves,
+    open_ends,
+    provenance,
+    scenarios,
+    speed,
+    timing,
+)
 from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.model import Cell, Column, Notes, Row, Table, verdict_cell
@@ -67,6 +76,7 @@ def render_html(
             verdict_meaning=VERDICT_MEANING,
             panel=(charts.PANEL_WIDTH, charts.PANEL_HEIGHT),
             roof=(ROOF_WIDTH, ROOF_HEIGHT),
+            curve_frame=curves.FRAME,
             samples_needed=speed.SAMPLES_NEEDED,
         )
     )
@@ -115,6 +125,9 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "engines": speed.main_table(run, rows, links),
         "throughput": charts.throughput_chart(rows),
         "comparisons": speed.comparison_table(run),
+        "curves": curves.curve_table(run, links),
+        "curve_charts": curves.curve_charts(run),
+        "curve_sentences": curves.curve_sentences(run),
         "latency": timing.latency_table(run, links),
         "cost": timing.cost_table(run, links),
         "rounds": charts.round_panels(run),
@@ -128,7 +141,7 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "roofs": roof_facts(profile) if profile else None,
         "builds": provenance.build_table(rows, links),
         "conditions": provenance.condition_facts(bench.conditions) if bench else None,
-        "scenarios": provenance.scenario_table(bench) if bench else None,
+        "scenarios": scenarios.scenario_table(bench) if bench else None,
         "stages": provenance.stage_table(run, links),
         "digests": provenance.digest_table(run, links),
         "libraries": provenance.library_table(run),

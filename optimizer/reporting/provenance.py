@@ -28,7 +28,6 @@ __all__ = [
     "image_sizes",
     "library_table",
     "measured_on",
-    "scenario_table",
     "stage_table",
 ]
 
@@ -185,23 +184,6 @@ def _gpu_facts(readings: Sequence[Mapping[str, Any]]) -> list[Fact]:
             text = "; ".join(dict.fromkeys(_text(key, value) for value in values))
         facts.append(Fact(f"GPU {gpu}, {key.replace('_', ' ')}", text))
     return facts
-
-
-def scenario_table(bench: BenchResult) -> Table | None:
-    """Load generator scenarios as recorded; their keys are the scenario's own."""
-    if not bench.scenarios:
-        return None
-    keys = list(dict.fromkeys(key for scenario in bench.scenarios for key in scenario))
-    rows = []
-    for scenario in bench.scenarios:
-        flat = {key: _text(key, scenario[key]) for key in keys if key in scenario}
-        rows.append(Row([Cell(flat.get(key, DASH)) for key in keys]))
-    return Table(
-        id="scenarios",
-        caption="Scenarios of the load generator. These are not MLPerf results.",
-        columns=[Column(key.replace("_", " "), numeric=False) for key in keys],
-        rows=rows,
-    )
 
 
 # --- builds, stages, files ---------------------------------------------------------------------

@@ -6,8 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 
+from optimizer.reporting.curves import marks_of
 from optimizer.reporting.join import EngineRow, engine_rows
-from optimizer.results import EngineBench, Interval, RunResult
+from optimizer.results import Curve, CurvePoint, EngineBench, Interval, Latency, RunResult
 
 __all__ = ["csv_of", "render_csv"]
 
@@ -35,7 +36,50 @@ def csv_of(runs: Sequence[RunResult]) -> str:
 
 
 def _records(run: RunResult, row: EngineRow) -> list[dict[str, Value]]:
-    return [_record(run, row, bench) for bench in row.benches] or [_record(run, row, None)]
+    timed = [_record(run, row, bench) for bench in row.benches] or [_record(run, row, None)]
+    curves = run.bench.curves if run.bench else []
+    names = {bench.name for bench in row.benches}
+    return timed + [
+        _point_record(timed[0], curve, point)
+        for curve in curves
+        if curve.engine in names
+        for point in curve.points
+    ]
+
+
+_OF_THE_ENGINE = ("run", "run_created", "engine", "file", "backend", "precision_asked",
+                  "precision_computed_shares", "precision_share")  # fmt: skip
+
+
+def _point_record(of_engine: dict[str, Value], curve: Curve, point: CurvePoint) -> dict[str, Value]:
+    """A setting of a sweep: what it has in common with its engine, and what was measured at it."""
+    latency, (low, high) = point.latency_ms, point.bounded_ci95_ms or (None, None)
+    known: dict[str, Value] = {
+        **{name: of_engine[name] for name in _OF_THE_ENGINE},
+        "timing": "by the clock",
+        "status": point.status,
+        "reason": point.error,
+        "batch_images": point.setting.batch,
+        "threads": point.setting.threads,
+        "streams": point.setting.streams,
+        "samples": point.samples,
+        "rounds": point.rounds,
+        "throughput_images_per_s": point.images_per_s,
+        **_ends("throughput_images_per_s", point.images_per_s_ci95),
+        **_latencies(latency),
+        **_ends("latency_p50_ms", point.latency_ci95_ms),
+        "sweep_marks": "; ".join(marks_of(curve, point)) or None,
+        "bounded_percentile": curve.bound.percentile if curve.bound else None,
+        "bounded_low_ms": low,
+        "bounded_high_ms": high,
+        "raw_samples_file": point.raw_file,
+    }
+    return {name: known.get(name) for name in of_engine}
+
+
+def _latencies(latency: Latency | None) -> dict[str, Value]:
+    names = ("mean", "p50", "p90", "p95", "p99", "p99_9")
+    return {f"latency_{name}_ms": getattr(latency, name, None) for name in names}
 
 
 def _record_columns() -> list[str]:
@@ -67,6 +111,7 @@ def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[s
         "precision_asked": audit.asked if audit else row.precision,
         "precision_computed_shares": _shares(row),
         "precision_share": audit.share if audit else None,
+        "timing": "compute" if bench else None,
         "status": bench.status if bench and row.status == "ok" else row.status,
         "reason": "; ".join(row.reasons) or None,
         "batch_images": bench.batch if bench else None,
@@ -82,13 +127,8 @@ def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[s
         "speedup_ratio": speedup.ratio if speedup else None,
         **_ends("speedup_ratio", speedup.ci95 if speedup else None),
         "speedup_verdict": speedup.verdict if speedup else None,
-        "latency_mean_ms": latency.mean if latency else None,
-        "latency_p50_ms": latency.p50 if latency else None,
+        **_latencies(latency),
         **_ends("latency_p50_ms", bench.latency_ci95_ms if bench else None),
-        "latency_p90_ms": latency.p90 if latency else None,
-        "latency_p95_ms": latency.p95 if latency else None,
-        "latency_p99_ms": latency.p99 if latency else None,
-        "latency_p99_9_ms": latency.p99_9 if latency else None,
         "process_start_s": bench.start_s if bench else None,
         "first_inference_ms": bench.first_inference_ms if bench else None,
         "build_s": bench.build_s if bench else None,
@@ -110,6 +150,10 @@ def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[s
         "accuracy_verdict": hop.verdict if hop else None,
         "precision_verdict": audit.verdict if audit else None,
         "batch_consistency_verdict": "; ".join(checks) or None,
+        "sweep_marks": None,
+        "bounded_percentile": None,
+        "bounded_low_ms": None,
+        "bounded_high_ms": None,
         "raw_samples_file": bench.raw_file if bench else None,
     }
 

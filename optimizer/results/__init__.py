@@ -15,10 +15,11 @@ from optimizer.results.bench import (
     ComparisonVerdict,
     Conditions,
     EngineBench,
-    Latency,
 )
+from optimizer.results.curves import Curve, CurvePoint, Knee, LatencyBound, Setting
 from optimizer.results.engines import Audit, LayerInfo
 from optimizer.results.files import Result, read_result, write_result
+from optimizer.results.latency import Latency
 from optimizer.results.profile import (
     BoundBy,
     Ceiling,
@@ -28,6 +29,7 @@ from optimizer.results.profile import (
     TimedPart,
 )
 from optimizer.results.run import RunResult, StageRecord
+from optimizer.results.scenarios import SCENARIO_LABEL, ScenarioName, ScenarioResult, ServerProbe
 from optimizer.results.search import FrontPoint, LayerSensitivity, SearchResult
 from optimizer.results.validate import (
     BatchConsistency,
@@ -40,6 +42,7 @@ from optimizer.results.validate import (
 )
 
 __all__ = [
+    "SCENARIO_LABEL",
     "SCHEMA_VERSION",
     "Audit",
     "BatchConsistency",
@@ -51,6 +54,8 @@ __all__ = [
     "Comparison",
     "ComparisonVerdict",
     "Conditions",
+    "Curve",
+    "CurvePoint",
     "DatasetInfo",
     "EngineBench",
     "EngineProfile",
@@ -59,13 +64,19 @@ __all__ = [
     "Gates",
     "Hop",
     "Interval",
+    "Knee",
     "Latency",
+    "LatencyBound",
     "LayerInfo",
     "LayerSensitivity",
     "ProfileResult",
     "Result",
     "RunResult",
+    "ScenarioName",
+    "ScenarioResult",
     "SearchResult",
+    "ServerProbe",
+    "Setting",
     "StageRecord",
     "TimedPart",
     "Timing",

@@ -5,19 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
+from optimizer.results.curves import Curve
+from optimizer.results.latency import Latency
+from optimizer.results.scenarios import ScenarioResult
 
-__all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench", "Latency"]
-
-
-class Latency(Model):
-    """Latency of one batch, milliseconds. A percentile that ``n`` cannot support is ``None``."""
-
-    mean: float
-    p50: float
-    p90: float | None = None
-    p95: float | None = None
-    p99: float | None = None
-    p99_9: float | None = None
+__all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench"]
 
 
 class EngineBench(Model):
@@ -97,7 +89,10 @@ class BenchResult(Model):
     headline: str
     """Which span the numbers are, in words."""
     engines: list[EngineBench]
-    scenarios: list[dict[str, Any]] = []
+    curves: list[Curve] = []
+    """Sweeps; empty unless one was asked for."""
+    scenarios: list[ScenarioResult] = []
+    """LoadGen scenarios, which are not MLPerf results."""
     comparisons: list[Comparison] = []
     a_a_control: Comparison | None = None
     conditions: Conditions

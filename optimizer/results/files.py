@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,16 +28,32 @@ _KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+_DIGEST = "digest"
+"""A file's field, not the result's: the sha256 of everything else in the file."""
+
+
 def write_result(result: Result, path: Path) -> None:
-    """Write a result as JSON, whole or not at all."""
-    write_text_atomically(path, result.model_dump_json(indent=2) + "\n")
+    """Write a result as JSON, whole or not at all, with a digest of what it says."""
+    import json
+
+    raw = json.loads(result.model_dump_json())
+    raw[_DIGEST] = _digest(raw)
+    write_text_atomically(path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+
+
+def _digest(raw: dict[str, Any]) -> str:
+    """The sha256 of the values, whatever their layout in the file."""
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def read_result(path: Path) -> Result:
     """Read any of the results; the file says which it is.
 
     Raises:
-        ArtifactError: No such file, truncated, edited beyond recognition, or another schema.
+        ArtifactError: No such file, truncated, edited, or another schema.
     """
     import json
 
@@ -58,6 +75,12 @@ def read_result(path: Path) -> Result:
             f"{path.name} has schema version {raw.get('schema_version')}, "
             f"this is version {SCHEMA_VERSION}",
             mend="run the command again with this version of resnet-opt",
+        )
+    written = raw.pop(_DIGEST, None)  # files of earlier versions have none
+    if written is not None and written != _digest(raw):
+        raise ArtifactError(
+            f"{path.name} was edited since it was written: its digest does not fit",
+            mend="run the command again; figures are changed by measuring anew",
         )
     try:
         result = _KINDS[kind].model_validate(raw)

@@ -9,6 +9,7 @@ from optimizer import verbs
 from optimizer.artifacts import Artifact, Input, Plan, library_versions, produce
 from optimizer.results import (
     BenchResult,
+    LatencyBound,
     ValidateResult,
     read_result,
     write_result,
@@ -18,6 +19,7 @@ from optimizer.units import parse_duration, parse_pp, parse_share
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
+    from optimizer.recipe import BenchSection
 
 __all__ = ["measure_engines", "validate_engines"]
 
@@ -100,6 +102,9 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
             [checkpoint.path, *(engine.path for engine in state.runnable)],
             batch=section.batch,
             threads=section.threads,
+            streams=section.streams,
+            max_latency=_bound(section),
+            scenario=section.scenario,
             duration_s=parse_duration(section.duration),
             min_effect=parse_share(section.min_effect),
             seed=section.seed,
@@ -114,6 +119,15 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
     result = read_result(artifact.path)
     assert isinstance(result, BenchResult)
     return result
+
+
+def _bound(section: BenchSection) -> LatencyBound | None:
+    if section.max_latency is None:
+        return None
+    return LatencyBound(
+        percentile=section.latency_percentile,
+        max_latency_ms=1e3 * parse_duration(section.max_latency),
+    )
 
 
 def _fingerprint() -> dict[str, Any]:

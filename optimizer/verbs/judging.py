@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optimizer.engines import Session
     from optimizer.evaluation.decoders import Difference
     from optimizer.precision.int8.halves import Moved
-    from optimizer.results import Audit, BenchResult, ProfileResult, ValidateResult
+    from optimizer.results import Audit, BenchResult, LatencyBound, ProfileResult, ValidateResult
 
 __all__ = [
     "audit_engine",
@@ -119,8 +119,11 @@ def bench(
     *,
     batch: Sequence[int] = (1,),
     image_size: int | None = None,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     device: str | None = None,
+    streams: Sequence[int] = (1,),
+    max_latency: LatencyBound | None = None,
+    scenario: Sequence[str] = (),
     duration_s: float = 10.0,
     min_effect: float = 0.02,
     against: Path | str | None = None,
@@ -128,7 +131,10 @@ def bench(
     raw_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure latency and throughput, interleaved and each engine in a process of its own."""
+    """Measure latency and throughput, interleaved and each engine in a process of its own.
+
+    See `optimizer.profiling.bench.bench`.
+    """
     from optimizer.profiling import bench as room
 
     return room(
@@ -137,6 +143,9 @@ def bench(
         image_size=image_size,
         threads=threads,
         device=device,
+        streams=tuple(streams),
+        max_latency=max_latency,
+        scenarios=tuple(scenario),
         duration_s=duration_s,
         min_effect=min_effect,
         against=Path(against) if against else None,

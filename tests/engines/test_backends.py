@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 
 from optimizer.artifacts import load_artifact, manifest_path
-from optimizer.engines import Backend, Bound, BuildSettings, closing, get_backend, open_engine
+from optimizer.engines import (
+    Backend,
+    Bound,
+    BuildSettings,
+    closing,
+    get_backend,
+    open_engine,
+    open_streams,
+)
 from optimizer.engines.building import build_engine
 from optimizer.engines.onnxruntime import as_written
 from optimizer.engines.opening import graph_of
@@ -112,6 +121,20 @@ def test_a_bound_batch_is_the_batch(case: Case) -> None:
             bound.wait()
             bound.download()
         np.testing.assert_array_equal(bound.output(), expected)
+
+
+def test_streams_compute_beside_each_other_what_each_alone_would(case: Case) -> None:
+    batches = [_images(3, seed) for seed in range(2)]
+    with closing(open_engine(case.engine, threads=1)) as session:
+        expected = [session.run(batch) for batch in batches]
+    sessions = open_streams(case.engine, 2, threads=2)
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            found = list(threads.map(lambda s, b: s.run(b), sessions, batches))
+            for got, want in zip(found, expected, strict=True):
+                np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+    for session in sessions:
+        session.close()
 
 
 def test_outputs_are_not_overwritten(case: Case) -> None:

@@ -34,14 +34,17 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-engines\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[resnet_opt.engines]\ntiny = tiny_engines:TinyEngines\n"
+        "tiny-streams = tiny_engines:ConcurrentTinyEngines\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), str(THIRD_PARTY)]))
     monkeypatch.syspath_prepend(str(THIRD_PARTY))
     monkeypatch.syspath_prepend(str(installed))
 
-    def make(name: str = "a", *, profile: Any = None, **behaviour: Any) -> Path:
+    def make(
+        name: str = "a", *, profile: Any = None, backend: str = "tiny", **behaviour: Any
+    ) -> Path:
         settings = {
-            "backend": "tiny",
+            "backend": backend,
             "precision": "fp32",
             "batch": behaviour.get("batch"),
             "profile": profile,

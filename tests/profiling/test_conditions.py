@@ -16,6 +16,7 @@ from optimizer.profiling.conditions import (
     Gpus,
     Monitor,
     Reading,
+    _busiest,
     disturbed,
     governor,
     held_back_by,
@@ -171,3 +172,39 @@ def test_conditions_of_measurements_after_each_other() -> None:
     assert whole.gpu == [{"round": 2, "gpu": 0}]
     assert whole.notes == ["n", "m"]
     assert first.disturbed_rounds == [1], "parts are left as they are"
+
+
+def test_what_disturbed_a_run_is_named() -> None:
+    """A process that burns time beside the rounds is told by its name; our own are not."""
+    burn = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    own = subprocess.Popen([sys.executable, "-c", burn])
+    other = subprocess.Popen([sys.executable, "-c", burn])
+    try:
+        monitor = Monitor([own.pid])
+        time.sleep(0.3)  # both have started
+        monitor.begin()
+        time.sleep(1.0)
+        monitor.read()
+        told = monitor.summary()
+        name = psutil.Process(other.pid).name()
+        spent = sum(psutil.Process(other.pid).cpu_times()[:2])
+    finally:
+        for process in (own, other):
+            process.kill()
+            process.wait()
+    if told.disturbed_rounds and spent > 0.5:  # many cores, or a starved process: nothing to tell
+        note = next(n for n in told.notes if n.startswith("of the other processes"))
+        assert name in note
+
+
+def test_only_the_busiest_are_named_by_what_they_used_meanwhile() -> None:
+    before = {(1, "idle"): 100.0, (2, "busy"): 5.0, (3, "python"): 0.0, (4, "python"): 1.0}
+    now = {
+        (1, "idle"): 100.05,
+        (2, "busy"): 6.0,
+        (3, "python"): 2.0,
+        (4, "python"): 2.5,
+        (5, "new"): 0.2,
+    }
+    assert _busiest(before, now) == "python (3.5 s), busy (1.0 s), new (0.2 s)"
+    assert _busiest(before, before) == ""

@@ -16,6 +16,7 @@ from optimizer.profiling.intervals import (
     judge,
     latency,
     median,
+    quantile_bounds,
     rate,
     ratio_of_medians,
     ratio_unpaired,
@@ -314,3 +315,42 @@ def test_two_runs_that_did_not_happen_together() -> None:
     assert speed.ci95[0] < 10 / 11 < speed.ci95[1]
     assert ratio_unpaired(a, a).ci95[0] < 1 < ratio_unpaired(a, a).ci95[1]
     assert ratio_unpaired(a[:5], b).ci95 is None
+
+
+# --- bounds of a quantile ------------------------------------------------------------------------
+
+
+def test_bounds_of_a_quantile_cover_it_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(0)
+    low_held = high_held = 0
+    for _ in range(1000):
+        low, high = quantile_bounds(list(generator.random((10, 50))), 0.9)
+        assert low is not None
+        assert high is not None
+        low_held += low <= 0.9
+        high_held += high >= 0.9
+    assert low_held >= 930
+    assert high_held >= 930
+
+
+def test_slow_calls_that_come_together_count_as_fewer() -> None:
+    generator = np.random.default_rng(1)
+    held = naive = 0
+    for _ in range(400):
+        slow_rounds = generator.random(30) < 0.3  # three of ten calls are slow, in whole rounds
+        rounds = [generator.random(50) + 10 * slow for slow in slow_rounds]
+        _, high = quantile_bounds(rounds, 0.8)
+        _, alone = quantile_bounds(list(np.concatenate(rounds)[:, None]), 0.8)
+        assert alone is not None
+        held += high is None or high >= 10 + 1 / 3
+        naive += alone >= 10 + 1 / 3
+    assert held >= 360
+    assert naive < 320, "calls taken one by one promise what they do not keep"
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])
+def test_a_bound_from_above_exists_from_the_smallest_sample_on(quantile: float) -> None:
+    n = smallest_sample(quantile)
+    samples = np.arange(1.0, n + 1)
+    assert quantile_bounds([samples], quantile)[1] == n
+    assert quantile_bounds([samples[:-1]], quantile)[1] is None

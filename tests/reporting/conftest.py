@@ -15,14 +15,20 @@ from optimizer.results import (
     BlockNoise,
     Comparison,
     Conditions,
+    Curve,
+    CurvePoint,
     DatasetInfo,
     EngineBench,
     EngineStatus,
     Gates,
     Hop,
+    Knee,
     Latency,
+    LatencyBound,
     LayerInfo,
     RunResult,
+    ScenarioResult,
+    Setting,
     StageRecord,
     ValidateResult,
     VerdictName,
@@ -562,12 +568,69 @@ def hostile() -> RunResult:
     run.recipe = {HOSTILE: HOSTILE}
     run.environment = {"libraries": {HOSTILE: HOSTILE}, HOSTILE: HOSTILE}
     run.bench.device[HOSTILE] = {HOSTILE: [HOSTILE]}
-    run.bench.scenarios = [{HOSTILE: HOSTILE}]
+    run.bench.scenarios = [
+        ScenarioResult(
+            engine=HOSTILE,
+            scenario="offline",
+            status="ok",
+            metric=HOSTILE,
+            value=1.0,
+            unit="samples/s",
+            notes=[HOSTILE],
+        )
+    ]
+    run.bench.curves = [_curve(HOSTILE, None)]
     run.stages[0].note = run.stages[0].file = HOSTILE
     return run
 
 
+def _curve(engine: str, bound: LatencyBound | None) -> Curve:
+    """Batches 1 to 8 with one stream and with two; the largest of the second failed."""
+    points = []
+    for streams, rates in ((1, (80.0, 92.0, 95.0, 96.0)), (2, (85.0, 96.0, 105.0, None))):
+        for batch, rate in zip((1, 2, 4, 8), rates, strict=True):
+            at = Setting(batch=batch, threads=2, streams=streams)
+            if rate is None:
+                points.append(CurvePoint(setting=at, status="failed", error="crashed"))
+                continue
+            p50 = 1000 * batch * streams / rate
+            points.append(
+                CurvePoint(
+                    setting=at,
+                    status="ok",
+                    samples=400 // batch,
+                    rounds=12,
+                    images_per_s=rate,
+                    images_per_s_ci95=(rate * 0.99, rate * 1.01),
+                    latency_ms=Latency(
+                        mean=p50, p50=p50, p90=p50 * 1.1, p99=p50 * 1.3 if batch == 1 else None
+                    ),
+                    latency_ci95_ms=(p50 * 0.99, p50 * 1.01),
+                    bounded_ci95_ms=(p50 * 1.05, p50 * 1.2) if bound else None,
+                    holds=p50 * 1.2 <= bound.max_latency_ms if bound else None,
+                )
+            )
+    return Curve(
+        engine=engine,
+        points=points,
+        knees=[Knee(setting=points[1].setting, of_best=92 / 96, certain=False)],
+        fastest=points[6].setting,
+        bound=bound,
+        best=points[1].setting if bound else None,
+    )
+
+
+def swept() -> RunResult:
+    """A run with a sweep of one engine under a bound, and of one without."""
+    run = full()
+    assert run.bench
+    bound = LatencyBound(percentile="p90", max_latency_ms=30.0)
+    run.bench.curves = [_curve("OpenVINO INT8", bound), _curve("ONNX Runtime INT8", None)]
+    return run
+
+
 SAMPLES = {
+    "swept": swept,
     "full": full,
     "failing": failing,
     "inconclusive": inconclusive,
@@ -583,6 +646,11 @@ SAMPLES = {
 @pytest.fixture
 def full_run() -> RunResult:
     return full()
+
+
+@pytest.fixture
+def swept_run() -> RunResult:
+    return swept()
 
 
 @pytest.fixture

@@ -151,9 +151,22 @@ class TensorRt:
             MissingLibrary, MissingDevice: Nothing here can run it.
             ArtifactError: The library refuses the file.
         """
-        from optimizer.engines.tensorrt.opening import open_session
+        from optimizer.engines.tensorrt.opening import open_sessions
 
-        return open_session(self.library, engine, device=device, options=options or {})
+        return open_sessions(self.library, engine, device=device, options=options or {})[0]
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,  # noqa: ARG002 - a GPU engine has no use for it
+        device: str | None = None,
+    ) -> list[TensorRtSession]:
+        """See `ConcurrentBackend.load_streams`; each has a CUDA stream of its own."""
+        from optimizer.engines.tensorrt.opening import open_sessions
+
+        return open_sessions(self.library, engine, device=device, options={}, streams=streams)
 
     def _targets(self, settings: BuildSettings) -> tuple[int, ...]:
         """The compute capabilities to compile for, as far as they are known without the graph."""

@@ -23,15 +23,20 @@ from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.session import TensorRtSession
 from optimizer.errors import ArtifactError, MissingDevice
 
-__all__ = ["deserialize", "open_session", "pick_device"]
+__all__ = ["deserialize", "open_sessions", "pick_device"]
 
 _REBUILD = "build it again with this version on this machine"
 
 
-def open_session(
-    library: Library, path: Path, *, device: str | None, options: Mapping[str, Any]
-) -> TensorRtSession:
-    """Open an engine on a GPU.
+def open_sessions(
+    library: Library,
+    path: Path,
+    *,
+    device: str | None,
+    options: Mapping[str, Any],
+    streams: int = 1,
+) -> list[TensorRtSession]:
+    """Open an engine on a GPU, as sessions with an execution context and a CUDA stream each.
 
     Raises:
         MissingLibrary, MissingDevice: Nothing here can run it.
@@ -50,30 +55,46 @@ def open_session(
     # Only an engine that carries its own runtime needs this: it lets the file's code run.
     runtime.engine_host_code_allowed = _carries_runtime(manifest)
     engine = deserialize(library, runtime, path, log, manifest)
+    return [
+        _session(library, path, engine, runtime_options, gpu, (runtime, logger), log)
+        for _ in range(streams)
+    ]
+
+
+def _session(
+    library: Library,
+    path: Path,
+    engine: Any,
+    options: rtx.RuntimeOptions,
+    gpu: CudaDevice,
+    keep_alive: tuple[Any, ...],
+    log: BuildLog,
+) -> TensorRtSession:
+    trt = load(library)
     runtime_cache = None
     if library.portable:
-        context, runtime_cache = rtx.create_context(trt, engine, runtime_options)
+        context, runtime_cache = rtx.create_context(trt, engine, options)
     else:
         context = engine.create_execution_context()
     if context is None:
         raise ArtifactError(
             f"{path.name} cannot be run: {log.reason('no reason given')}",
-            mend="use a smaller profile, or free memory on the GPU",
+            mend="use a smaller profile or fewer streams, or free memory on the GPU",
         )
 
     def finish() -> None:
-        if runtime_cache is not None and runtime_options.runtime_cache is not None:
-            rtx.save_runtime_cache(runtime_cache, runtime_options.runtime_cache)
+        if runtime_cache is not None and options.runtime_cache is not None:
+            rtx.save_runtime_cache(runtime_cache, options.runtime_cache)
 
     return TensorRtSession(
         trt,
         engine,
         context,
-        api=api,
+        api=cuda_api(),
         device=gpu.index,
         # RTX captures by itself; what it captured may not be captured again.
-        cuda_graph=runtime_options.cuda_graph and not library.portable,
-        keep_alive=(runtime, logger),
+        cuda_graph=options.cuda_graph and not library.portable,
+        keep_alive=keep_alive,
         on_close=finish,
         log=log,
     )

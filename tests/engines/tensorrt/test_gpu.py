@@ -187,3 +187,28 @@ def test_a_timing_cache_is_filled(tmp_path: Path) -> None:
     size = cache.stat().st_size
     backend.build(graph, tmp_path / "b.plan", settings, Silent())
     assert cache.stat().st_size == size
+
+
+def test_streams_of_one_engine_compute_beside_each_other(backend: TensorRt, tmp_path: Path) -> None:
+    graph, engine = build(backend, tmp_path, "fp32")
+    sessions = backend.load_streams(engine, streams=2)
+    batches = [graphs.images(4), graphs.images(8)[4:]]
+    found: dict[int, np.ndarray] = {}
+
+    def compute(number: int) -> None:
+        for _ in range(10):
+            found[number] = sessions[number].run(batches[number])
+
+    threads = [threading.Thread(target=compute, args=[i]) for i in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for session in sessions:
+            session.close()
+    for number, batch in enumerate(batches):
+        expected = graphs.as_written(graph, batch)
+        error = np.abs(found[number] - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE["fp32"]

@@ -57,6 +57,21 @@ class TinyEngines:
         return (LayeredSession if "layers" in behaviour else TinySession)(behaviour)
 
 
+class ConcurrentTinyEngines(TinyEngines):
+    name = "tiny-streams"
+    suffix = ".tiny"
+
+    def load_streams(
+        self,
+        engine: Path,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[Any]:
+        return [self.load(engine, threads=threads, device=device) for _ in range(streams)]
+
+
 class TinySession:
     def __init__(self, behaviour: dict[str, Any]) -> None:
         size = behaviour.get("image_size", 8)
@@ -66,10 +81,14 @@ class TinySession:
         self.input = TensorSpec("images", shape, "uint8" if behaviour.get("uint8") else "float32")
         self.output = TensorSpec("logits", (behaviour.get("batch"), 10), "float32")
         self.behaviour = behaviour
+        self.calls = 0
 
     def run(self, batch: Any) -> Any:
         bound = self.bind(batch)
+        bound.calls = self.calls
         bound.enqueue()
+        bound.wait()
+        self.calls = bound.calls
         return bound.output().copy()
 
     def bind(self, batch: Any) -> TinyBound:
@@ -126,6 +145,7 @@ class TinyBound:
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
         busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood
         self._busy(busy, since=self.started)
+        time.sleep(self.behaviour.get("sleep_ms", 0.0) / 1e3)  # other threads go on
 
     def download(self) -> None:
         self._busy(self.behaviour.get("download_ms", 0.0))

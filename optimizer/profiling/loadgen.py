@@ -1,0 +1,236 @@
+"""One LoadGen scenario in a process of its own: ``python -m optimizer.profiling.loadgen REQUEST``.
+
+LoadGen keeps global state, so a process runs one test and ends. It writes its logs and what this
+process itself saw (``seen.json``) into the folder of the request; `optimizer.profiling.scenarios`
+reads both. Settings are given field by field and not by a configuration file, because LoadGen
+reads its own ``mlperf.conf`` for the first test of a process only.
+
+A query is one image (eight in multi-stream), the query's own out of a pool of random ones. In server
+mode a thread takes whatever waits, up to the batch, and computes it together; offline computes the
+one query in batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.engines import Session, open_engine
+from optimizer.errors import ResnetOptError
+from optimizer.profiling.worker import input_shape, random_batch
+
+__all__ = ["FAILED", "POOL", "SEEN", "Request", "main"]
+
+POOL = 16
+"""Images that queries are drawn from."""
+SEEN, FAILED = "seen.json", "failed.json"
+_WARM_UP_S = 1.0
+_FEWEST_QUERIES = 64
+"""The fewest that LoadGen's early stopping accepts for the 90th percentile of single-stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        engine: The engine file or checkpoint.
+        scenario: LoadGen's scenario.
+        folder: Where the logs go; it exists.
+        duration_s: How long, at least.
+        threads: Threads to compute with.
+        batch: Images to compute together in server and offline.
+        image_size: ``None`` for the engine's own.
+        device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
+        seed: Decides images and the order of queries.
+        queries_per_s: Server: the rate of the Poisson process.
+        max_latency_ms: Server: the bound on p99.
+        fewest_queries: Server: how many queries, at least.
+    """
+
+    engine: str
+    scenario: str
+    folder: str
+    duration_s: float
+    threads: int
+    batch: int
+    image_size: int | None = None
+    device: str | None = None
+    seed: int = 0
+    queries_per_s: float | None = None
+    max_latency_ms: float | None = None
+    fewest_queries: int = 1
+
+    def to_json(self) -> str:
+        """As the command line carries it."""
+        return json.dumps(asdict(self))
+
+
+class _Computer:
+    """The engine and what it was seen doing."""
+
+    def __init__(self, request: Request, loadgen: Any) -> None:
+        self._loadgen = loadgen
+        self._request = request
+        self._session: Session = open_engine(
+            Path(request.engine), threads=request.threads, device=request.device
+        )
+        spec = self._session.input
+        alone = spec.shape[0] or 1
+        shape = input_shape(spec, alone, request.image_size)
+        size = shape[1] if spec.dtype == "uint8" else shape[2]
+        pools = [
+            random_batch(spec, alone, size, request.seed + i) for i in range(-(-POOL // alone))
+        ]
+        self._pool = np.concatenate(pools)[:POOL]
+        self.call_ns: list[int] = []
+        self.samples = 0
+
+    def compute(self, queries: list[Any], begun_ns: int) -> None:
+        """Compute the samples of one or several queries, and answer them."""
+        images = self._pool[[query.index for query in queries]]
+        outputs = self._session.run(images)
+        answers = [self._loadgen.QuerySampleResponse(query.id, 0, 0) for query in queries]
+        self.call_ns.append(time.perf_counter_ns() - begun_ns)
+        self._loadgen.QuerySamplesComplete(answers)
+        self.samples += len(queries)
+        if not np.all(np.isfinite(outputs)):
+            raise ResnetOptError("returned NaN or infinity")
+
+    def warm_up(self, images: int) -> float:
+        """Compute for a second; images per second of its later half."""
+        batch = self._pool[np.arange(images) % POOL]
+        times = [time.perf_counter()]
+        while times[-1] - times[0] < _WARM_UP_S or len(times) < 5:
+            self._session.run(batch)
+            times.append(time.perf_counter())
+        late = times[len(times) // 2 :]
+        return images * (len(late) - 1) / (late[-1] - late[0])
+
+
+def _failing(request: Request, error: BaseException) -> None:
+    """Say what went wrong and end: an exception that passes through LoadGen aborts the process."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    own = isinstance(error, ResnetOptError)
+    message = text if own else f"{type(error).__name__}: {text}"[:500]
+    (Path(request.folder) / FAILED).write_text(json.dumps({"error": message}), encoding="utf-8")
+    os._exit(1)
+
+
+def _inline(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
+    """Single-stream, multi-stream and offline: computed where LoadGen asks."""
+    computer = _Computer(request, loadgen)
+    step = request.batch if request.scenario == "offline" else 8
+
+    def issue(queries: list[Any]) -> None:
+        begun = time.perf_counter_ns()
+        try:
+            for start in range(0, len(queries), step):
+                computer.compute(queries[start : start + step], begun)
+        except Exception as error:  # noqa: BLE001 - any library's error is the answer
+            _failing(request, error)
+
+    return computer, issue
+
+
+def _queued(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
+    """Server: a thread owns the engine and takes what waits."""
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    opened: queue.SimpleQueue[_Computer] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            computer = _Computer(request, loadgen)
+            for images in {1, request.batch}:
+                computer.warm_up(images)
+            opened.put(computer)
+            while True:
+                queries = [waiting.get()]
+                begun = time.perf_counter_ns()
+                with contextlib.suppress(queue.Empty):
+                    while len(queries) < request.batch:
+                        queries.append(waiting.get_nowait())
+                computer.compute(queries, begun)
+        except Exception as error:  # noqa: BLE001 - any library's error is the answer
+            _failing(request, error)
+
+    threading.Thread(target=work, daemon=True).start()
+
+    def issue(queries: list[Any]) -> None:
+        for query in queries:
+            waiting.put(query)
+
+    return opened.get(), issue
+
+
+def _settings(request: Request, loadgen: Any, rate: float | None) -> Any:
+    settings = loadgen.TestSettings()
+    names = {"single-stream": "SingleStream", "multi-stream": "MultiStream"}
+    name = names.get(request.scenario, request.scenario.capitalize())
+    settings.scenario = getattr(loadgen.TestScenario, name)
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(request.duration_s * 1e3)
+    settings.min_query_count = _FEWEST_QUERIES if request.scenario == "single-stream" else 1
+    for field in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
+        setattr(settings, field, request.seed + 1)
+    if request.scenario == "offline":
+        settings.offline_expected_qps = rate
+    if request.scenario == "server":
+        assert request.queries_per_s is not None
+        assert request.max_latency_ms is not None
+        settings.server_target_qps = request.queries_per_s
+        settings.server_target_latency_ns = int(request.max_latency_ms * 1e6)
+        settings.server_target_latency_percentile = 0.99
+        settings.min_query_count = request.fewest_queries
+    return settings
+
+
+def _run(request: Request) -> None:
+    import mlperf_loadgen as loadgen
+
+    rate = None
+    if request.scenario == "server":
+        computer, issue = _queued(request, loadgen)
+    else:
+        computer, issue = _inline(request, loadgen)
+        images = {"offline": request.batch, "multi-stream": 8}.get(request.scenario, 1)
+        rate = computer.warm_up(images)
+    logs = loadgen.LogSettings()
+    logs.log_output.outdir = request.folder
+    logs.log_output.copy_summary_to_stdout = False
+    logs.enable_trace = False
+    system = loadgen.ConstructSUT(issue, lambda: None)
+    library = loadgen.ConstructQSL(POOL, POOL, lambda _: None, lambda _: None)
+    started = time.perf_counter()
+    loadgen.StartTestWithLogSettings(system, library, _settings(request, loadgen, rate), logs)
+    seen = {
+        "seconds": time.perf_counter() - started,
+        "samples": computer.samples,
+        "call_ns": computer.call_ns,
+    }
+    (Path(request.folder) / SEEN).write_text(json.dumps(seen), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the scenario of the request, a JSON object."""
+    (text,) = sys.argv[1:] if arguments is None else arguments
+    request = Request(**json.loads(text))
+    try:
+        _run(request)
+    except Exception as error:  # noqa: BLE001 - any library's error is the answer
+        _failing(request, error)
+    os._exit(0)  # LoadGen's threads and the engine's library have done what they are here for
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The raw samples of a measurement as files, from which all its figures follow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from optimizer.artifacts import write_atomically
+from optimizer.profiling.harness import Measured
+
+__all__ = ["save_raw"]
+
+
+def save_raw(measured: Measured, raw_dir: Path | None, *, swept: bool) -> str | None:
+    """Write every call of every round, lead-ins marked.
+
+    Args:
+        measured: What was measured.
+        raw_dir: The folder; ``None`` to keep nothing.
+        swept: Whether threads and streams are part of the file's name.
+
+    Returns:
+        The name beside ``bench.json``.
+    """
+    if raw_dir is None or not measured.blocks:
+        return None
+    name = re.sub(r"[^\w.()-]+", "_", measured.cell.name)
+    cell = measured.cell
+    how = f"-threads{cell.threads}-streams{cell.streams}" if swept else ""
+    path = raw_dir / f"{name}-batch{cell.batch}{how}.npz"
+    blocks = measured.blocks
+    calls = np.concatenate([b.calls for b in blocks])
+    lengths = [len(b.calls) for b in blocks]
+    position = np.concatenate([np.arange(n) for n in lengths])
+    with write_atomically(path) as temporary:
+        np.savez(
+            temporary,
+            round=np.repeat([b.round for b in blocks], lengths).astype(np.int32),
+            lead_in=position < np.repeat([b.lead_in for b in blocks], lengths),
+            start_ns=calls[:, 0],
+            host_to_device_ns=calls[:, 1],
+            compute_ns=calls[:, 2],
+            device_to_host_ns=calls[:, 3],
+            stream=np.concatenate([b.stream for b in blocks]),
+        )
+    return f"{raw_dir.name}/{path.name}"

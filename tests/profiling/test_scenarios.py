@@ -1,0 +1,201 @@
+"""LoadGen scenarios, run for real on engines of known speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.errors import MissingLibrary, UsageError
+from optimizer.profiling import bench, scenarios
+from optimizer.profiling.loadgen import SEEN, Request
+from optimizer.profiling.scenarios import check_scenarios, read_log, run_scenario
+from optimizer.results import SCENARIO_LABEL, read_result, write_result
+from tests.profiling.conftest import MakeEngine
+
+
+@pytest.fixture
+def needs_loadgen() -> None:
+    pytest.importorskip("mlperf_loadgen", reason="pip install 'resnet-opt[loadgen]'")
+
+
+def request(engine: Path, scenario: str, **changes) -> Request:
+    asked = {
+        "engine": str(engine),
+        "scenario": scenario,
+        "folder": "",
+        "duration_s": 0.2,
+        "threads": 1,
+        "batch": 1,
+    }
+    return Request(**{**asked, **changes})
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+def test_single_stream_agrees_with_the_same_calls_timed_here(make_engine: MakeEngine) -> None:
+    engine = make_engine(busy_ms=5.0)
+    found = run_scenario("e", "single-stream", request(engine, "single-stream"))
+    assert (found.status, found.error) == ("ok", None)
+    assert found.label == SCENARIO_LABEL
+    assert found.queries == found.samples >= 64
+    assert found.unit == "ms"
+    assert found.value is not None
+    assert found.value >= 5.0
+    assert found.latency_ms["p50"] >= 5.0
+    assert found.timed_p50_ms == pytest.approx(found.latency_ms["p50"], rel=0.02)
+    assert "p99" not in found.latency_ms, "299 queries are the fewest that support it"
+    assert any(
+        "below MLPerf's minimum" in note and f"({found.queries} queries)" in note
+        for note in found.notes
+    )
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+def test_a_query_of_multi_stream_has_eight_images_and_offline_is_one_query(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(busy_ms=2.0)  # however many images
+    several = run_scenario("e", "multi-stream", request(engine, "multi-stream"))
+    assert several.status == "ok"
+    assert several.samples == 8 * several.queries
+    assert several.latency_ms["p50"] == pytest.approx(2.0, rel=0.5), "one call a query"
+    assert several.value is None
+    assert any("too few queries" in note for note in several.notes)
+    offline = run_scenario("e", "offline", request(engine, "offline", batch=4))
+    assert offline.queries == 1
+    assert offline.samples > 64
+    assert offline.latency_ms == {}
+    assert offline.value is not None
+    assert 500 < offline.value <= 2000, "four images in two milliseconds at best"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("needs_loadgen")
+def test_server_finds_a_rate_that_holds_the_bound_below_one_that_does_not(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(busy_ms=1.0)
+    asked = request(engine, "server", duration_s=0.1, max_latency_ms=40.0)
+    found = run_scenario("e", "server", asked)
+    assert found.status == "ok", found.error
+    assert found.probes
+    held = [p.queries_per_s for p in found.probes if p.holds]
+    broken = [p.queries_per_s for p in found.probes if not p.holds]
+    assert found.value == (max(held) if held else None), "a busy machine may hold no rate"
+    if held:
+        assert all(rate > max(held) for rate in broken), "bisection never crosses itself"
+        assert max(held) < 1000, "a call lasts one millisecond"
+        assert found.latency_ms["p99"] <= 40.0
+    assert all(p.queries >= 500 for p in found.probes)
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+def test_a_call_that_is_longer_than_the_bound_is_not_searched(make_engine: MakeEngine) -> None:
+    asked = request(make_engine(busy_ms=3.0), "server", duration_s=0.05, max_latency_ms=1.0)
+    found = run_scenario("e", "server", asked)
+    assert (found.value, found.probes) == (None, [])
+    assert any("no rate can hold it" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+@pytest.mark.parametrize(
+    ("scenario", "behaviour", "words"),
+    [
+        ("single-stream", {"crash": True}, "SIGSEGV"),
+        ("single-stream", {"exit": 7}, "exit code 7"),
+        ("single-stream", {"raise": "device lost"}, "RuntimeError: device lost"),
+        ("single-stream", {"nan": True}, "NaN or infinity"),
+        ("single-stream", {"load_error": "damaged"}, "RuntimeError: damaged"),
+        ("server", {"raise": "device lost"}, "RuntimeError: device lost"),
+    ],
+)
+def test_an_engine_that_fails_fails_its_scenario_only(
+    make_engine: MakeEngine, scenario: str, behaviour: dict, words: str
+) -> None:
+    engine = make_engine(after=20, **behaviour)
+    asked = request(engine, scenario, duration_s=0.05, max_latency_ms=1.0)
+    found = run_scenario("e", scenario, asked)  # type: ignore[arg-type]
+    assert found.status == "failed"
+    assert words in str(found.error)
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+def test_an_engine_that_hangs_is_ended(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenarios, "_START_S", 4.0)
+    engine = make_engine(hang=True, after=3)
+    found = run_scenario("e", "offline", request(engine, "offline", duration_s=0.05))
+    assert found.status == "failed"
+    assert "hangs: no result within" in str(found.error)
+
+
+@pytest.mark.usefixtures("needs_loadgen")
+def test_bench_runs_scenarios_after_its_own_rounds(make_engine: MakeEngine, tmp_path: Path) -> None:
+    good, bad = make_engine("good", busy_ms=1.0), make_engine("bad", nan=True)
+    found = bench([good, bad], scenarios=["offline"], duration_s=0.05, threads=1, control=False)
+    (scenario,) = found.scenarios
+    assert (scenario.engine, scenario.status) == ("good.tiny", "ok"), "what failed is not run again"
+    write_result(found, tmp_path / "bench.json")
+    assert read_result(tmp_path / "bench.json") == found
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown scenario 'singlestream'") as error:
+        check_scenarios(["singlestream"])
+    assert "single-stream, multi-stream, server, offline" in str(error.value.mend)
+    with pytest.raises(UsageError, match="named twice"):
+        check_scenarios(["offline", "offline"])
+
+
+def test_without_loadgen_nothing_is_measured_and_the_command_is_said(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenarios.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingLibrary, match="LoadGen is not installed") as error:
+        bench([make_engine()], scenarios=["offline"])
+    assert error.value.mend == "pip install 'resnet-opt[loadgen]'"
+    assert check_scenarios([]) == []
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+def record(key: str, value: object) -> str:
+    return ":::MLLOG " + json.dumps({"key": key, "value": value, "time_ms": 0.0})
+
+
+def write_log(folder: Path, *lines: str) -> Path:
+    (folder / "mlperf_log_detail.txt").write_text("\n".join(lines) + "\n")
+    (folder / SEEN).write_text(json.dumps({"seconds": 2.0, "samples": 5, "call_ns": [1e6, 3e6]}))
+    return folder
+
+
+def test_the_log_is_read_by_its_keys(tmp_path: Path) -> None:
+    log = read_log(
+        write_log(
+            tmp_path,
+            record("result_validity", "VALID"),
+            record("result_50.00_percentile_latency_ns", 4_500_000),
+            record("result_99.90_percentile_latency_ns", 9_000_000),
+            record("unknown_to_us", {"a": 1}),
+        )
+    )
+    assert log.latency_ms == {"p50": 4.5, "p99_9": 9.0}
+    assert (log.seconds, log.samples) == (2.0, 5)
+    assert np.median(log.calls_ms) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["something else"], "not a record"),
+        ([":::MLLOG {"], "Expecting"),
+        ([record("test_datetime", "2026")], "ends before its result"),
+    ],
+)
+def test_a_log_that_is_none_is_refused(tmp_path: Path, lines: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_log(write_log(tmp_path, *lines))
