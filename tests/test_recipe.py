@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ import yaml
 
 import optimizer
 from optimizer.errors import UsageError
-from optimizer.recipe import load_recipe, parse_recipe, save_recipe
+from optimizer.recipe import (
+    BenchSection,
+    BuildSection,
+    CalibrateSection,
+    ExportSection,
+    TrainSection,
+    ValidateSection,
+    load_recipe,
+    parse_recipe,
+    save_recipe,
+)
 
 DEMO = Path(optimizer.__file__).parent / "recipes" / "demo.yaml"
 
@@ -105,3 +116,41 @@ def test_a_saved_recipe_is_plain_yaml(tmp_path: Path) -> None:
     save_recipe(load_recipe(DEMO), tmp_path / "saved.yaml")
     raw = yaml.safe_load((tmp_path / "saved.yaml").read_text())
     assert raw["validate"]["data"] == "digits:test"
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
+SECTIONS = {
+    "train": TrainSection,
+    "export": ExportSection,
+    "calibrate": CalibrateSection,
+    "build": BuildSection,
+    "validate": ValidateSection,
+    "bench": BenchSection,
+}
+
+
+def _written(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, list):
+        return ", ".join(map(str, default)) or "–"
+    return "–" if default is None or default == {} else str(default)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_page_has_every_key_with_its_default(name: str) -> None:
+    text = PAGE.read_text(encoding="utf-8").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", text, flags=re.MULTILINE))
+    fields = SECTIONS[name].model_fields
+    required = {key for key, field in fields.items() if field.is_required()}
+    defaults = {k: "" if k in required else _written(f.default) for k, f in fields.items()}
+    assert rows == defaults
+
+
+def test_the_page_shows_a_recipe() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    recipe = parse_recipe(yaml.safe_load(shown))
+    assert [section.precision for section in recipe.build] == [
+        ["fp32", "int8", "mixed"], ["fp16", "int8"],
+    ]  # fmt: skip
