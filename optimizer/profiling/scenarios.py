@@ -26,8 +26,8 @@ import numpy as np
 
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.profiling.intervals import smallest_sample
-from optimizer.profiling.loadgen import FAILED, SEEN, Request
 from optimizer.profiling.process import cpus_for, thread_environment
+from optimizer.profiling.request import FAILED, SEEN, Request
 from optimizer.progress import Progress
 from optimizer.results import ScenarioName, ScenarioResult, ServerProbe
 
