@@ -58,13 +58,13 @@ class Monitor:
         self._sysfs = sysfs
         self._gpus = Gpus()
         self._readings: list[Reading] = []
-        self._before = self._counters()
         self._others = _cpu_of_each(self._pids)
+        self._before = self._counters()
 
     def begin(self) -> None:
         """Count from now on."""
-        self._before = self._counters()
         self._others = _cpu_of_each(self._pids)
+        self._before = self._counters()
 
     def read(self) -> Reading:
         """Read the state and keep it as that of the round just over."""

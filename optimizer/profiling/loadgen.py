@@ -19,7 +19,6 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,53 +26,16 @@ import numpy as np
 
 from optimizer.engines import Session, open_engine
 from optimizer.errors import ResnetOptError
+from optimizer.profiling.request import FAILED, SEEN, Request
 from optimizer.profiling.worker import input_shape, random_batch
 
-__all__ = ["FAILED", "POOL", "SEEN", "Request", "main"]
+__all__ = ["POOL", "main"]
 
 POOL = 16
 """Images that queries are drawn from."""
-SEEN, FAILED = "seen.json", "failed.json"
 _WARM_UP_S = 1.0
 _FEWEST_QUERIES = 64
 """The fewest that LoadGen's early stopping accepts for the 90th percentile of single-stream."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to run.
-
-    Attributes:
-        engine: The engine file or checkpoint.
-        scenario: LoadGen's scenario.
-        folder: Where the logs go; it exists.
-        duration_s: How long, at least.
-        threads: Threads to compute with.
-        batch: Images to compute together in server and offline.
-        image_size: ``None`` for the engine's own.
-        device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
-        seed: Decides images and the order of queries.
-        queries_per_s: Server: the rate of the Poisson process.
-        max_latency_ms: Server: the bound on p99.
-        fewest_queries: Server: how many queries, at least.
-    """
-
-    engine: str
-    scenario: str
-    folder: str
-    duration_s: float
-    threads: int
-    batch: int
-    image_size: int | None = None
-    device: str | None = None
-    seed: int = 0
-    queries_per_s: float | None = None
-    max_latency_ms: float | None = None
-    fewest_queries: int = 1
-
-    def to_json(self) -> str:
-        """As the command line carries it."""
-        return json.dumps(asdict(self))
 
 
 class _Computer:

@@ -28,8 +28,8 @@ from optimizer.engines.placement import device_of
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.processes import child_environment, ending
 from optimizer.profiling.intervals import smallest_sample
-from optimizer.profiling.loadgen import FAILED, SEEN, Request
 from optimizer.profiling.process import cpus_for
+from optimizer.profiling.request import FAILED, SEEN, Request
 from optimizer.progress import Progress
 from optimizer.results import ScenarioName, ScenarioResult, ServerProbe
 
