@@ -316,7 +316,7 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
     Args:
         graphs: FP32 or INT8 graphs of a dynamic batch.
         image_size: Height and width of the image.
-        rounds: Inferences of each graph that count; three more come before after each compilation.
+        rounds: Inferences of each graph that count; three more come first after each compilation.
 
     Raises:
         BuildError: OpenVINO cannot compile a graph.

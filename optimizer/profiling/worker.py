@@ -4,8 +4,8 @@ The harness speaks to it over its standard input and output (`optimizer.profilin
 process loads the library of its engine and no other: two of them in one process disturb each other
 by a factor of two. It ends when its standard input is closed.
 
-Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every answer has ``ok``; a failure carries the
-error's kind and message and leaves the process running.
+Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every answer has ``ok``; a failure
+carries the error's kind and message and leaves the process running.
 """
 
 from __future__ import annotations

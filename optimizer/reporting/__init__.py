@@ -1,7 +1,8 @@
 """Reports: HTML, Markdown, CSV and the terminal's summary, all from the same results.
 
 Nothing is measured, judged or looked up here: every word and number of a report comes from a
-`RunResult` and the `ProfileResult` beside it, and a value that is not in it is a dash with a footnote.
+`RunResult` and the `ProfileResult` beside it, and a value that is in neither is a dash with a
+footnote.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from optimizer.reporting.terminal import render_console
 from optimizer.results import ProfileResult, RunResult, read_result
 
 __all__ = [
+    "load_profile",
     "load_run",
     "render_console",
     "render_csv",
