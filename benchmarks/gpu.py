@@ -37,9 +37,11 @@ __all__ = ["BATCHES", "TOLERANCE", "Case", "Suite", "cases", "reason_to_skip", "
 MODELS = ("digits", "random")
 BATCHES = (1, 32)
 PROFILE = (1, 8, 32)
-# Largest difference of a logit from the graph as written, in units of its largest logit. Where
-# something is quantized again, a sum that falls on the other side of a step costs a whole step.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2, "fp8": 8e-2}
+# Largest difference of a logit from the graph as written, in units of its largest logit. It finds
+# engines of other weights or another precision, no more: where something is quantized again, a sum
+# on the other side of a step costs a whole step, and a ResNet-50 in INT8 differs by 0.08 between two
+# engines of the same CPU. Whether it matters is for the validation to say.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2, "fp8": 0.25}
 _LIBRARIES = (
     "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13", "cuda-python", "pycuda", "torch",

@@ -218,9 +218,7 @@ def test_nothing_to_build_is_an_error_of_the_environment(
         pipeline.run(asked, tmp_path / "none")
 
 
-def test_a_provider_that_is_not_here_is_recorded(
-    first: tuple[RunResult, Path, Cache], tmp_path: Path
-) -> None:
+def test_a_provider_that_is_not_here_is_recorded(small_checkpoint: Path, tmp_path: Path) -> None:
     from optimizer.engines.providers import PROVIDERS
     from optimizer.engines.providers.status import provider_status
 
@@ -228,11 +226,12 @@ def test_a_provider_that_is_not_here_is_recorded(
         pytest.skip("ONNX Runtime's CUDA provider works on this machine")
     asked = parse_recipe(
         {
-            "model": str(first[1] / "model.safetensors"),
+            "model": str(small_checkpoint),
             "build": [
                 {"precision": "fp32", "engine": "onnxruntime"},
                 {"precision": "fp32", "engine": "onnxruntime", "provider": "cuda"},
             ],
+            "validate": {"data": "digits:test", "limit": 20},
             "bench": None,
         }
     )

@@ -24,34 +24,35 @@ PLANS = [case for case in CASES if case.provider is None]
 
 
 @pytest.fixture(scope="module")
-def suite(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[gpu.Suite]:
+def digits(request: pytest.FixtureRequest) -> Path | None:
+    """The trained checkpoint, if a case will run that needs it: training takes minutes."""
+    if all(gpu.reason_to_skip(case) for case in CASES if case.model == "digits"):
+        return None
+    path: Path = request.getfixturevalue("digits_checkpoint")
+    return path
+
+
+@pytest.fixture(scope="module")
+def suite(digits: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu.Suite]:
     folder = tmp_path_factory.mktemp("gpu")
     made: dict[str, Material] = {}
 
     def material(name: str) -> Material:
-        """Made when the first case that can run asks: training takes minutes."""
+        """Made when the first case that can run asks for it."""
         if name not in made:
             own = folder / f"{name}-model"
             own.mkdir()
             if name == "random":
                 made[name] = random_resnet50(own)
             else:
-                made[name] = digits_resnet50(request.getfixturevalue("digits_checkpoint"), own)
+                assert digits is not None, "a case of the digits runs only where one can"
+                made[name] = digits_resnet50(digits, own)
         return made[name]
 
     found = gpu.Suite(folder, material)
     yield found
     if any(outcome["status"] != "skipped" for outcome in found.outcomes.values()):
         print(f"\nwritten to {gpu_report.write(found.results(), REPORTS)}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _digits(request: pytest.FixtureRequest) -> None:
-    """A session fixture must be asked for while a test is set up, and only if one will run."""
-    if any(gpu.reason_to_skip(case) is None for case in CASES if case.model == "digits"):
-        request.getfixturevalue("digits_checkpoint")
 
 
 @pytest.mark.timeout(1800)

@@ -19,6 +19,7 @@ from optimizer.engines.providers.partition import (
 from optimizer.engines.providers.session import ProviderSession, open_with_provider
 from optimizer.engines.providers.settings import DEFAULT_PROFILE, Choice, with_build_settings
 from optimizer.engines.providers.status import check_usable, provider_status
+from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.errors import BuildError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -38,6 +39,7 @@ def build_with_provider(
 
     Raises:
         MissingLibrary, MissingDevice: The provider cannot be used here.
+        GraphError: The graph is damaged, or INT8 that is not lowered for TensorRT.
         BuildError: A layer with weights would run on the CPU.
         UsageError: A setting that the provider does not have.
     """
@@ -46,6 +48,7 @@ def build_with_provider(
     choice = _resolved(choice, settings, graph)
     index = check_usable(choice.provider, None)
     progress.start(f"onnxruntime {settings.precision}, provider {choice.provider.name}", total=2)
+    check_graph(graph)
     options.add_session_config_entry(ASSIGNMENT_KEY, "1")
     started = time.perf_counter()
     session = open_with_provider(graph, options, choice, index)

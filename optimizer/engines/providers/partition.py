@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.engines.graph_facts import load_proto
 from optimizer.engines.providers.facts import CPU, PROVIDERS
 from optimizer.engines.providers.settings import Choice
+from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.results import LayerInfo
 
 __all__ = ["ASSIGNMENT_KEY", "assigned", "describe_partition", "graph_layers"]
 
 ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
 """Session setting that makes ONNX Runtime (1.24 and later) remember who took which node."""
-_WEIGHTED = {"Conv", "Gemm", "MatMul"}
-# onnx.TensorProto.DataType
-_FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}
-_QUANTIZED = {2: "int8", 3: "int8", 17: "fp8", 18: "fp8", 19: "fp8", 20: "fp8"}
+_FLOATS = {"fp32", "fp16", "bf16"}
 
 
 def assigned(session: Any) -> dict[str, str] | None:
@@ -48,18 +45,19 @@ def graph_layers(graph: Path, choice: Choice, owners: Mapping[str, str] | None) 
 
     Returns:
         A layer a node; ``tactic`` names the provider.
+
+    Raises:
+        GraphError: It is not lowered as TensorRT's rules say (UINT8, asymmetric, INT32 biases).
     """
-    proto = load_proto(graph).graph
-    types = {tensor.name: tensor.data_type for tensor in proto.initializer}
-    producers = {name: node for node in proto.node for name in node.output}
+    checked = check_graph(graph)
     registered = {p.registered: p for p in PROVIDERS.values()}
     layers = []
-    for node in proto.node:
-        if node.op_type not in _WEIGHTED:
-            continue
-        owner = None if owners is None else owners.get(node.name)
+    for name, (given, result) in checked.weights.items():
+        owner = None if owners is None else owners.get(name)
         provider = registered.get(owner) if owner is not None else None
-        high, quantized = _types(node, types, producers)
+        # Between Q/DQ, the type of the result is that of the arithmetic around it.
+        quantized = given not in _FLOATS
+        high = result if quantized else given
         if provider is None:
             precision = "unknown"
         elif provider is CPU:
@@ -68,12 +66,12 @@ def graph_layers(graph: Path, choice: Choice, owners: Mapping[str, str] | None) 
             tf32 = high == "fp32" and choice.options.get("use_tf32", "1") != "0"
             precision = "tf32" if tf32 else high
         else:
-            precision = high if quantized is None and high in {"fp16", "bf16"} else "unknown"
+            precision = high if high != "fp32" and not quantized else "unknown"
         layers.append(
             LayerInfo(
-                name=node.name,
-                torch_names=[node.name],
-                type=node.op_type,
+                name=name,
+                torch_names=[name],
+                type="Gemm" if name in checked.gemms else "Conv",
                 precision=precision,
                 tactic=owner or "not told",
             )
@@ -99,24 +97,3 @@ def describe_partition(choice: Choice, layers: list[LayerInfo]) -> list[str]:
             "cannot pass; --engine tensorrt or tensorrt-rtx tells every layer"
         )
     return notes
-
-
-def _types(
-    node: Any, types: Mapping[str, int], producers: Mapping[str, Any]
-) -> tuple[str, str | None]:
-    """The floating-point type of a node and, if its weight comes out of a Q/DQ pair, that type.
-
-    The weight may pass through a Transpose, or lie in the graph in float before its Q.
-    """
-    name, quantized = node.input[1], None
-    while name not in types and name in producers:
-        source = producers[name]
-        if source.op_type in {"DequantizeLinear", "QuantizeLinear"}:
-            # The scale has the floating-point type, and the zero point or the data the other.
-            kinds = [types.get(name) for name in source.input]
-            found = [_QUANTIZED[kind] for kind in kinds if kind in _QUANTIZED]
-            quantized = quantized or (found[0] if found else None)
-            if source.op_type == "DequantizeLinear":
-                return _FLOATS.get(types.get(source.input[1], 0), "unknown"), quantized or "int8"
-        name = source.input[0]
-    return _FLOATS.get(types.get(name, 0), "unknown"), quantized

@@ -16,7 +16,7 @@ from optimizer.engines.providers.partition import (
     describe_partition,
     graph_layers,
 )
-from optimizer.errors import BuildError
+from optimizer.errors import BuildError, GraphError
 from optimizer.evaluation import audit
 from optimizer.precision import quantize
 
@@ -111,6 +111,18 @@ def test_what_the_provider_leaves_is_named(small_graph: Path) -> None:
     chosen = choice("tensorrt")
     notes = describe_partition(chosen, graph_layers(small_graph, chosen, owners))
     assert "CUDAExecutionProvider runs fc, which TensorrtExecutionProvider left" in notes
+
+
+def test_int8_that_was_lowered_for_the_cpu_is_refused(
+    small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    lowered = quantize(
+        small_graph, tmp_path / "q.onnx", precision="int8", target="onnxruntime",
+        statistics=small_statistics,
+    ).path  # fmt: skip
+    with pytest.raises(GraphError, match="UINT8") as caught:
+        graph_layers(lowered, choice("tensorrt"), {})
+    assert "--target tensorrt" in str(caught.value.mend)
 
 
 def test_a_layer_on_the_cpu_stops_the_build(small_graph: Path) -> None:
