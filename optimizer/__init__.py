@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         export,
         load,
         quantize,
+        refit,
         train,
         validate,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "load",
     "quantize",
+    "refit",
     "run",
     "train",
     "validate",

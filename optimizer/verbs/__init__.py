@@ -13,6 +13,7 @@ from optimizer.verbs.judging import (
     validate,
 )
 from optimizer.verbs.making import build, calibrate, export, quantize, train
+from optimizer.verbs.refitting import refit
 
 __all__ = [
     "audit_engine",
@@ -24,6 +25,7 @@ __all__ = [
     "export",
     "load",
     "quantize",
+    "refit",
     "train",
     "validate",
 ]
