@@ -17,7 +17,7 @@ from optimizer.results.bench import (
     EngineBench,
     Latency,
 )
-from optimizer.results.engines import Audit, LayerInfo
+from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.files import Result, read_result, write_result
 from optimizer.results.run import RunResult, StageRecord
 from optimizer.results.search import FrontPoint, LayerSensitivity, SearchResult
@@ -47,8 +47,10 @@ __all__ = [
     "Hop",
     "Interval",
     "Latency",
+    "LayerDifference",
     "LayerInfo",
     "LayerSensitivity",
+    "LayerSide",
     "Result",
     "RunResult",
     "SearchResult",

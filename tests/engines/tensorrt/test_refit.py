@@ -17,6 +17,7 @@ from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRtRtx
 from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
 from optimizer.precision import quantize
+from optimizer.precision.int8 import EncodingOptions
 
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 
@@ -42,6 +43,7 @@ def built(
         graph = quantize(
             small_graph, folder / f"{precision}.onnx", precision=precision, target="tensorrt",
             statistics=small_statistics if precision == "int8" else None,
+            options=EncodingOptions(equalize=False, bias="none"),
         ).path  # fmt: skip
         settings = BuildSettings(precision=precision, targets=("sm89",))
         engines[precision] = build_engine(

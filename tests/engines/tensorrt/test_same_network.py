@@ -110,6 +110,8 @@ def test_other_scales_are_refused(tmp_path: Path) -> None:
 
     old = save(tmp_path / "old.onnx", "int8")
     new = save(tmp_path / "new.onnx", "int8", rescale)
-    with pytest.raises(GraphError, match=r"another scale .* which a refit cannot replace") as caught:
+    with pytest.raises(
+        GraphError, match=r"another scale .* which a refit cannot replace"
+    ) as caught:
         check_same_network(old, new)
     assert "resnet-opt build" in str(caught.value.mend)
