@@ -35,7 +35,14 @@ def check_refittable(library: Library, engine_file: Path, manifest: Manifest) ->
             f"{engine_file.name} was not built to be refitted", mend=f"{command} --refittable"
         )
     load(library)
-    found = library_misfits(library, manifest, library_versions(*library.distributions))
+    # Of a version-compatible engine of another version only its own lean runtime could take
+    # weights, and that one does not refit.
+    exactly = {**manifest.settings, "options": {**options, "version_compatible": False}}
+    found = library_misfits(
+        library,
+        manifest.model_copy(update={"settings": exactly}),
+        library_versions(*library.distributions),
+    )
     if found:
         raise ArtifactError(
             f"{engine_file.name} does not fit this machine: {'; '.join(found)}",
