@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 from cpu_peers import LOOP
-from readme import write_into_readme
+from readme import write_between_marks
 
 import optimizer
 from optimizer.artifacts import manifest_path, write_text_atomically
@@ -411,7 +411,7 @@ def main() -> int:
     shown = text(report)
     write_text_atomically(options.output / "false_alarms.md", f"# False alarms\n\n{shown}")
     if options.output == REPORTS:
-        write_into_readme(MARK, f"\n{shown}", PAGE)
+        write_between_marks(PAGE, MARK, f"\n{shown}")
     print(shown)
     return 0 if all(limits(report).values()) else 1
 

@@ -1,16 +1,21 @@
-"""Writes measured text between two marks of the README, so that no figure is typed by hand."""
+"""Writes measured text between two marks of a page, so that no figure is typed by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
-__all__ = ["write_into_readme"]
+__all__ = ["write_between_marks", "write_into_readme"]
 
 
-def write_into_readme(mark: str, text: str, page: Path = README) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``, of another page too."""
+def write_into_readme(mark: str, text: str) -> None:
+    """Replace what stands in the README between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    write_between_marks(ROOT / "README.md", mark, text)
+
+
+def write_between_marks(page: Path, mark: str, text: str) -> None:
+    """Replace what stands in a page between ``<!-- mark -->`` and ``<!-- /mark -->``."""
     head, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
     _, end, tail = rest.partition(f"<!-- /{mark} -->")
     if not (begin and end):

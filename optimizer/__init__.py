@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         load,
         profile,
         quantize,
+        refit,
         train,
         validate,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "profile",
     "quantize",
+    "refit",
     "run",
     "train",
     "validate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -63,8 +64,6 @@ def test_every_verb_is_in_the_readme() -> None:
 
 def test_the_demo_in_the_readme_is_the_report() -> None:
     """The output shown is the one whose report lies in the repository."""
-    import json
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
     results = json.loads((ROOT / "reports/demo/results.json").read_text(encoding="utf-8"))
@@ -75,8 +74,6 @@ def test_the_demo_in_the_readme_is_the_report() -> None:
 
 
 def test_the_figures_at_224_px_are_those_of_the_report() -> None:
-    import json
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- cpu -->")[1].split("<!-- /cpu -->")[0]
     engines = json.loads((ROOT / "reports/cpu/bench.json").read_text(encoding="utf-8"))["engines"]
@@ -87,8 +84,6 @@ def test_the_figures_at_224_px_are_those_of_the_report() -> None:
 
 
 def test_the_quantizers_table_is_that_of_the_report() -> None:
-    import json
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- quantizers -->")[1].split("<!-- /quantizers -->")[0]
     rows = json.loads((ROOT / "reports/quantizers/quantizers.json").read_text(encoding="utf-8"))
@@ -98,3 +93,44 @@ def test_the_quantizers_table_is_that_of_the_report() -> None:
     for name, db, flips, _ in lines:
         row = known[name.removeprefix("| ")]
         assert (db, flips) == (f"{row['sqnr_db']:.1f}", str(row["flips"]))
+
+
+def test_builds_by_tensorrt_rtx_are_those_of_the_report() -> None:
+    """The table in docs/tensorrt.md, row by row, from what was measured."""
+    text = (ROOT / "docs/tensorrt.md").read_text(encoding="utf-8")
+    block = text.split("<!-- rtx -->")[1].split("<!-- /rtx -->")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in block.splitlines()
+        if line.startswith("| ")
+    ][1:]
+    builds = json.loads((ROOT / "reports/tensorrt/rtx.json").read_text(encoding="utf-8"))["builds"]
+    assert len(rows) == len(builds) > 12
+    for row, build in zip(rows, builds, strict=True):
+        assert row[:2] == [build["precision"].upper(), " + ".join(build["targets"])]
+        if "refused" in build:
+            assert row[2] == f"refused: {build['refused']}"
+            continue
+        assert row[2] == f"{build['engine_bytes'] / 1e6:.1f} MB"
+        assert row[3] == str(build["layers"])
+        main, share = max(build["computed"].items(), key=lambda item: item[1])
+        assert row[4].startswith(f"{main.upper()} {100 * share:.4g} %")
+        assert row[5] == build["verdict"]
+        assert row[6:8] == [f"{build['library_s']:.1f} s", f"{build['own_s']:.1f} s"]
+        assert row[8] == f"{build['peak_bytes'] / 2**20:.0f} MiB"
+
+
+def test_ahead_of_time_builds_are_small_and_leak_nothing() -> None:
+    """What does not depend on how busy a machine is."""
+    report = json.loads((ROOT / "reports/tensorrt/rtx.json").read_text(encoding="utf-8"))
+    largest = {"fp16": 52e6, "int8": 37e6}
+    for build in report["builds"]:
+        if "refused" not in build:
+            assert build["engine_bytes"] <= largest.get(build["precision"], 104e6)
+            assert build["verdict"] == ("fail" if build["targets"] == ["sm75"] else "pass")
+    leak = report["leak"]
+    assert leak["builds"] >= 12
+    assert leak["open_files"] <= 0
+    assert leak["children"] <= 0
+    assert leak["left_behind"] == []
+    assert leak["rss_bytes"] < 50 * 2**20

@@ -68,6 +68,7 @@ for command, panel in (
     (make.calibrate, STEPS),
     (make.quantize, STEPS),
     (build.build, STEPS),
+    (build.refit, STEPS),
     (judge.validate, STEPS),
     (judge.bench, STEPS),
     (layers.profile, STEPS),

@@ -1,4 +1,4 @@
-"""The command that compiles: build."""
+"""The commands that make engines: build and refit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from optimizer.cli import options as opt
 from optimizer.cli.made import as_detail, bars, raise_for, say, search_result, searched
 
-__all__ = ["build"]
+__all__ = ["build", "refit"]
 
 _TENSORRT, _LIMITS = "TensorRT and TensorRT-RTX", "Limits of the build"
 
@@ -194,3 +194,31 @@ def build(
         raise PrecisionAuditFailed(
             f"{made.path.name}: {audit.reason}", mend="resnet-opt inspect names every layer"
         )
+
+
+def refit(
+    engine: Annotated[
+        Path, typer.Argument(help="An engine built with --refittable or --strip-weights.")
+    ],
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint or a model's name, or an ONNX file of the same network."),
+    ],
+    output: opt.Output,
+    arch: opt.Arch = None,
+    device: Annotated[str | None, typer.Option(help="Which GPU does it, cuda:1.")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Put other weights of the same network into a TensorRT engine, without building it again.
+
+    Example: resnet-opt refit model.plan tuesday.safetensors -o tuesday.plan
+
+    The graph that the engine was built from must lie beside it. An engine in
+    INT8 or FP8 takes an ONNX file with the same scales, and no checkpoint: its
+    scales belong to the weights it was calibrated with. Needs a GPU.
+    """
+    from optimizer import verbs
+
+    with bars() as progress:
+        made = verbs.refit(engine, model, output, arch=arch, device=device, progress=progress)
+    say(made, as_json, f"{engine.name} with the weights of {model}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import load_artifact, manifest_path
-from optimizer.results import Audit, LayerInfo
+from optimizer.evaluation.engine_diff import compare_layers
+from optimizer.results import Audit, LayerInfo, LayerSide
 
 __all__ = ["Inspected", "describe", "difference"]
 
@@ -110,32 +111,48 @@ def difference(a: Inspected, b: Inspected, *, as_json: bool) -> str:
         for name in dict.fromkeys([*a.facts, *b.facts])
         if a.facts.get(name) != b.facts.get(name)
     }
-    mine, theirs = _by_name(a.layers), _by_name(b.layers)
-    layers = {
-        name: [mine.get(name), theirs.get(name)]
-        for name in dict.fromkeys([*mine, *theirs])
-        if mine.get(name) != theirs.get(name)
-    }
+    both_engines = a.facts.get("kind") == b.facts.get("kind") == "engine"
     if as_json:
-        return json.dumps(
-            {"a": str(a.path), "b": str(b.path), "facts": facts, "layers": layers}, indent=2
-        )
+        raw: dict[str, Any] = {"a": str(a.path), "b": str(b.path), "facts": facts, "layers": {}}
+        if both_engines:
+            pairs = compare_layers(a.layers, b.layers)
+            raw["layers"] = [pair.model_dump(mode="json") for pair in pairs]
+        return json.dumps(raw, indent=2)
     lines = [f"a  {a.path}", f"b  {b.path}"]
     for name, (left, right) in facts.items():
         lines += [f"  {name}", f"    a  {_short(left)}", f"    b  {_short(right)}"]
-    lines.append(f"  {len(layers)} layers differ")
-    lines += [
-        f"    {name}: {left or '-'} | {right or '-'}" for name, (left, right) in layers.items()
-    ]
+    lines += _layer_lines(a, b) if both_engines else ["  0 layers differ"]
     return "\n".join(lines)
 
 
-def _by_name(layers: list[LayerInfo]) -> dict[str, str]:
-    """Layers by the PyTorch modules in them, where they have any: names of engines differ."""
+def _layer_lines(a: Inspected, b: Inspected) -> list[str]:
+    found = compare_layers(a.layers, b.layers)
+    named = {name for layer in (*a.layers, *b.layers) for name in layer.torch_names}
+    lines = [f"  {sum(len(one.modules) for one in found)} of {len(named)} PyTorch layers differ"]
+    for one in found:
+        lines.append(f"    {' + '.join(one.modules)}")
+        for what in one.differing:
+            left, right = (_told(side, what) for side in (one.a, one.b))
+            lines.append(f"      {what:<11} {left} | {right}")
+    nameless = [sum(not layer.torch_names for layer in side.layers) for side in (a, b)]
+    if any(nameless):
+        lines.append(f"  layers without a PyTorch name: {nameless[0]} | {nameless[1]}")
+    return lines
+
+
+def _told(side: LayerSide | None, what: str) -> str:
+    """One property of a layer, as a cell of the comparison."""
+    if side is None:
+        return "no layer"
     return {
-        " + ".join(layer.torch_names) or layer.name: f"{layer.type} {layer.precision}"
-        for layer in layers
-    }
+        "presence": side.layer,
+        "precision": side.precision,
+        "type": side.type,
+        "tactic": side.tactic or "not told",
+        "fusion": " + ".join(side.fused_with) or "alone",
+        "FLOP share": "none" if side.flop_share is None else f"{100 * side.flop_share:.1f} %",
+        "size": "not told" if side.bytes is None else f"{side.bytes / 1e6:.2f} MB",
+    }[what]
 
 
 def _layer_line(layer: LayerInfo) -> str:

@@ -205,6 +205,11 @@ def inspect(
     """Show what an artifact is, what an engine computes, and whether that was asked.
 
     Example: resnet-opt inspect model.blob --layers
+
+    Example: resnet-opt inspect fp16.rtx --diff int8.rtx
+
+    Of two engines, --diff tells by PyTorch layer where precision, tactic,
+    fusion, share of the FLOPs and size differ.
     """
     from optimizer.cli.inspection import describe, difference
     from optimizer.errors import PrecisionAuditFailed

@@ -30,7 +30,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.progress import Progress, Silent
 
-__all__ = ["Limits", "build_engine", "check_buildable"]
+__all__ = ["Limits", "build_engine", "check_buildable", "keep_graph"]
 
 
 def build_engine(
@@ -96,7 +96,7 @@ def build_engine(
 
     engine = produce(plan, output, write, cache=cache)
     if facts is not None:
-        _keep_graph(graph, output)
+        keep_graph(graph, output)
     return engine
 
 
@@ -154,7 +154,7 @@ def _plain(settings: BuildSettings) -> dict[str, Any]:
     return plain
 
 
-def _keep_graph(graph: Path, output: Path) -> None:
+def keep_graph(graph: Path, output: Path) -> None:
     """Put the graph beside the engine, as one file, with its manifest if it has one."""
     import onnx
 

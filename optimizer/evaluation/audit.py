@@ -84,9 +84,12 @@ def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
     """Judge an engine by the layers and settings in its manifest."""
     layers = [LayerInfo.model_validate(raw) for raw in manifest.details.get("layers", [])]
     settings = manifest.settings
-    # An engine built for storage alone was asked to compute in FP32.
-    storage_only = (settings.get("options") or {}).get("storage_only")
-    asked = "fp32" if storage_only else str(settings.get("precision", "fp32"))
+    options = settings.get("options") or {}
+    asked = str(settings.get("precision", "fp32"))
+    if options.get("storage_only") and not str(settings.get("backend")).startswith("tensorrt"):
+        asked = "fp32"  # a CPU engine built for storage alone was asked to compute in FP32
+    if options.get("tf32") and asked == "fp32" and any(x.precision == "tf32" for x in layers):
+        asked = "tf32"
     return audit(asked, layers, min_share, settings.get("keep") or ())
 
 

@@ -17,7 +17,7 @@ from optimizer.results.bench import (
     EngineBench,
 )
 from optimizer.results.curves import Curve, CurvePoint, Knee, LatencyBound, Setting
-from optimizer.results.engines import Audit, LayerInfo
+from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.files import Result, read_result, write_result
 from optimizer.results.latency import Latency
 from optimizer.results.profile import (
@@ -67,8 +67,10 @@ __all__ = [
     "Knee",
     "Latency",
     "LatencyBound",
+    "LayerDifference",
     "LayerInfo",
     "LayerSensitivity",
+    "LayerSide",
     "ProfileResult",
     "Result",
     "RunResult",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimizer.results.base import Model, VerdictName
 
-__all__ = ["Audit", "LayerInfo"]
+__all__ = ["Audit", "LayerDifference", "LayerInfo", "LayerSide"]
 
 
 class LayerInfo(Model):
@@ -41,3 +41,31 @@ class Audit(Model):
     verdict: VerdictName
     reason: str
     """One sentence a person can read."""
+
+
+class LayerSide(Model):
+    """What one engine made of PyTorch modules."""
+
+    layer: str
+    """The engine's own name of the layer."""
+    type: str
+    precision: str
+    tactic: str | None = None
+    fused_with: list[str] = []
+    """Further PyTorch modules that this layer computes."""
+    flop_share: float | None = None
+    """The layer's share of the operations of the engine's layers with weights."""
+    bytes: int | None = None
+    """What it reads and writes for one image, weights included."""
+
+
+class LayerDifference(Model):
+    """PyTorch modules that two engines compute in different ways."""
+
+    modules: list[str]
+    """The modules that share a layer in both engines."""
+    a: LayerSide | None = None
+    """``None`` if the engine names no layer for them."""
+    b: LayerSide | None = None
+    differing: list[str]
+    """In what: ``precision``, ``type``, ``tactic``, ``fusion``, ``FLOP share``, ``size``, ``presence``."""

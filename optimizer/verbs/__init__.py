@@ -14,6 +14,7 @@ from optimizer.verbs.judging import (
     validate,
 )
 from optimizer.verbs.making import build, calibrate, export, quantize, train
+from optimizer.verbs.refitting import refit
 
 __all__ = [
     "audit_engine",
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "profile",
     "quantize",
+    "refit",
     "train",
     "validate",
 ]

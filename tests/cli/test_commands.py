@@ -100,6 +100,51 @@ def test_the_steps_one_by_one(resnet_opt: Command, small_checkpoint: Path, tmp_p
     assert "it was made before" in said.out
 
 
+def test_engines_of_tensorrt_rtx(resnet_opt: Command, small_graph: Path, tmp_path: Path) -> None:
+    """Real builds with the options that only TensorRT has, and what differs between two."""
+    from optimizer.engines import get_backend
+
+    found = get_backend("tensorrt-rtx").availability()
+    if not found.can_build:
+        pytest.skip(found.reason)
+    engines = {name: tmp_path / f"{name}.rtx" for name in ("fp16", "fp32")}
+    build = ("build", small_graph, "--engine", "tensorrt-rtx", "--target", "sm86,sm89")
+    said = resnet_opt(
+        *build, "--fp16", "--profile", "1:1:1", "--profile", "2:8:32", "--workspace", "1GiB",
+        "--cuda-graph", "--specialization", "lazy", "--runtime-cache", "kernels.bin", "--sparsity",
+        "--memory-limit", "16GiB", "--build-timeout", "5min", "-o", engines["fp16"],
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert "sparsity: TensorRT-RTX compiles ahead of time without it; ignored" in said.out
+    settings = load_artifact(engines["fp16"]).manifest.settings
+    assert settings["profile"] == [1, 1, 1]
+    assert settings["options"] == {
+        "profiles": [[2, 8, 32]], "sparsity": True, "cuda_graph": True, "specialization": "lazy",
+        "runtime_cache": "kernels.bin",
+    }  # fmt: skip
+
+    assert resnet_opt(*build, "--profile", "1:8:32", "-o", engines["fp32"]).code == 0
+    said = resnet_opt("inspect", engines["fp16"], "--diff", engines["fp32"])
+    assert said.code == 0, said.err
+    assert "PyTorch layers differ" in said.out
+    lines = [line.split() for line in said.out.splitlines()]
+    assert ["precision", "fp16", "|", "fp32"] in lines
+    told = json.loads(
+        resnet_opt("inspect", engines["fp16"], "--diff", engines["fp32"], "--json").out
+    )
+    differing = {name: one for one in told["layers"] for name in one["modules"]}
+    for name in ("conv1", "layer1.0.conv1", "fc"):
+        assert differing[name]["b"]["bytes"] > differing[name]["a"]["bytes"]
+    same = resnet_opt("inspect", engines["fp16"], "--diff", engines["fp16"])
+    assert "  0 of " in same.out
+
+    said = resnet_opt(*build, "--fp16", "--memory-limit", "20MiB", "-o", tmp_path / "big.rtx")
+    assert said.code == 1
+    assert "the memory limit is 20 MiB" in said.err
+    left = {path.name for path in tmp_path.iterdir() if "big" in path.name}
+    assert left == {"big.rtx.graph.onnx", "big.rtx.graph.onnx.json"}  # whole, for the next try
+
+
 def test_layers_are_kept_and_searched_for(
     resnet_opt: Command, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
@@ -492,6 +537,28 @@ def _bad(
             ["quantize", small_graph, "--precision", "mixed", "--calib", "digits:train", "--data",
              "digits:test", "--max-drop", "1", *out], 2, "pp",
         ),
+        "profile out of order": (
+            ["build", small_graph, "--engine", "tensorrt-rtx", "--profile", "8:4:32", *out], 2, "not ordered",
+        ),
+        "what only TensorRT has": (
+            ["build", small_graph, "--engine", "openvino", "--tf32", *out], 2, "OpenVINO has no tf32",
+        ),
+        "no version-compatible RTX": (
+            ["build", small_graph, "--engine", "tensorrt-rtx", "--version-compatible", *out], 2,
+            "no version-compatible engines",
+        ),
+        "a cache elsewhere": (
+            ["build", small_graph, "--engine", "tensorrt-rtx", "--runtime-cache", "/tmp/k.bin", *out], 2,
+            "is no file name",
+        ),
+        "a limit without a unit": (
+            ["build", small_graph, "--memory-limit", "8", *out], 2, "no unit of bytes",
+        ),
+        "a timeout without a unit": (
+            ["build", small_graph, "--build-timeout", "8", *out], 2, "no unit of time",
+        ),
+        "a graph to refit": (["refit", small_graph, small_checkpoint, *out], 2, "is a graph, not an engine"),
+        "nothing to refit": (["refit", tmp_path / "none.plan", small_checkpoint, *out], 2, "no such file"),
         "both aliases": (["build", small_graph, "--fp16", "--int8", *out], 2, "together"),
         "unknown engine": (["build", small_graph, "--engine", "tensorflow", *out], 2, "unknown engine"),
         "unknown precision": (

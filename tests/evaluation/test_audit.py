@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.evaluation.audit import audit
+from optimizer.artifacts import Manifest
+from optimizer.evaluation.audit import audit, audit_manifest
 from optimizer.results import LayerInfo
 
 PRECISIONS = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "unknown"]
@@ -103,3 +104,30 @@ def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
     assert (wrong.verdict, wrong.share) == ("fail", 0.0)
     assert len(wrong.differing) == 2
     assert audit("mixed", named).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "options", "computed", "asked", "verdict"),
+    [
+        ("openvino", "fp16", {"storage_only": True}, "fp32", "fp32", "pass"),
+        ("tensorrt-rtx", "int8", {"storage_only": True}, "fp16", "int8", "fail"),
+        ("tensorrt", "fp32", {"tf32": True}, "tf32", "tf32", "pass"),
+        ("tensorrt", "fp32", {}, "tf32", "fp32", "fail"),
+        ("tensorrt-rtx", "fp32", {"tf32": True}, "fp32", "fp32", "pass"),  # it ignores the option
+    ],
+)
+def test_what_was_asked_of_an_engine(
+    backend: str, precision: str, options: dict, computed: str, asked: str, verdict: str
+) -> None:
+    manifest = Manifest(
+        kind="engine",
+        file="e",
+        sha256="0",
+        created="now",
+        tool={},
+        key="0",
+        settings={"backend": backend, "precision": precision, "options": options},
+        details={"layers": [_layer("conv1", computed).model_dump()]},
+    )
+    found = audit_manifest(manifest)
+    assert (found.asked, found.verdict) == (asked, verdict)

@@ -1,21 +1,53 @@
 """New weights for an engine that was built ``refittable`` or ``strip_weights``.
 
-Needs a GPU: the library writes the weights into an open engine.
+The refit itself needs a GPU: the library writes the weights into an open engine. What can be told
+from the manifest is told before.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import Manifest, library_versions, write_atomically
 from optimizer.engines.cuda import cuda_api
+from optimizer.engines.opening import rebuild_command
+from optimizer.engines.tensorrt.fitting import library_misfits
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.opening import deserialize, pick_device
 from optimizer.errors import ArtifactError, GraphError
 
-__all__ = ["refit_engine"]
+__all__ = ["check_refittable", "refit_engine"]
+
+
+def check_refittable(library: Library, engine_file: Path, manifest: Manifest) -> None:
+    """Refuse what cannot be refitted here, by its manifest; needs no GPU.
+
+    Raises:
+        ArtifactError: It was not built to be refitted, or by another version of the library.
+        MissingLibrary: The library is not here.
+    """
+    options = manifest.settings.get("options") or {}
+    if not (options.get("refittable") or options.get("strip_weights")):
+        command = rebuild_command(engine_file, manifest)
+        raise ArtifactError(
+            f"{engine_file.name} was not built to be refitted", mend=f"{command} --refittable"
+        )
+    load(library)
+    # Of a version-compatible engine of another version only its own lean runtime could take
+    # weights, and that one does not refit.
+    exactly = {**manifest.settings, "options": {**options, "version_compatible": False}}
+    found = library_misfits(
+        library,
+        manifest.model_copy(update={"settings": exactly}),
+        library_versions(*library.distributions),
+    )
+    if found:
+        raise ArtifactError(
+            f"{engine_file.name} does not fit this machine: {'; '.join(found)}",
+            mend=rebuild_command(engine_file, manifest),
+        )
 
 
 def refit_engine(
@@ -37,7 +69,8 @@ def refit_engine(
     """
     check_graph(graph)
     trt = load(library)
-    cuda_api().set_device(pick_device(library, device).index)
+    gpu = pick_device(library, device)
+    cuda_api().set_device(gpu.index)
     log = BuildLog()
     logger = make_logger(trt, log)
     runtime = start(library, trt.Runtime, logger, log)

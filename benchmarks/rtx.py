@@ -1,0 +1,203 @@
+"""Twelve ahead-of-time builds by TensorRT-RTX in a row, and what each of them is.
+
+    python benchmarks/rtx.py [--keep FOLDER] [--write-only]
+
+ResNet-50 at 224 px with seeded random weights, batches 1:8:32, no GPU needed. FP32, FP16, INT8 and
+FP8 for three targets each, and INT8 for sm75, which compiles to half-precision convolutions: the
+audit refuses it. INT8 and FP8 are calibrated on a few digits without further passes, since neither
+sizes nor seconds depend on the values of scales. Writes ``reports/tensorrt/rtx.json`` and
+``rtx.md``, and the table into docs/tensorrt.md. (This file is not called ``tensorrt.py``, which would
+stand before the library of that name.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from readme import ROOT, write_between_marks
+
+from optimizer import verbs
+from optimizer.artifacts import library_versions, write_text_atomically
+from optimizer.environment import fingerprint
+from optimizer.errors import UnsupportedPrecision
+from optimizer.evaluation import audit
+from optimizer.precision.int8 import EncodingOptions
+from optimizer.results import LayerInfo
+
+REPORTS = ROOT / "reports" / "tensorrt"
+PROFILE = (1, 8, 32)
+BUILDS = [
+    *((precision, (target,)) for precision in ("fp32", "fp16", "int8")
+      for target in ("sm86", "sm89", "sm120")),
+    ("fp8", ("sm86",)),  # refused before the build
+    ("fp8", ("sm89",)),
+    ("fp8", ("sm120",)),
+    ("fp8", ("sm89", "sm120")),
+    ("int8", ("sm75",)),  # refused by the audit
+]  # fmt: skip
+_MB, _MIB = 1e6, 2**20
+
+
+def main() -> int:
+    """Build everything, and write the report and the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--keep", type=Path, help="keep graphs and engines in this folder")
+    parser.add_argument("--write-only", action="store_true", help="only write the tables again")
+    options = parser.parse_args()
+    if not options.write_only:
+        with tempfile.TemporaryDirectory(prefix="rtx.") as temporary:
+            folder = options.keep or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = run(folder)
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(REPORTS / "rtx.json", json.dumps(result, indent=1) + "\n")
+    result = json.loads((REPORTS / "rtx.json").read_text(encoding="utf-8"))
+    write_text_atomically(REPORTS / "rtx.md", markdown(result))
+    write_between_marks(ROOT / "docs" / "tensorrt.md", "rtx", block(result))
+    return 0
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """All builds, one after the other, watched from the process that starts them."""
+    graphs = make_graphs(folder)
+    process = psutil.Process()
+    rows, watched = [], []
+    for precision, targets in BUILDS:
+        rows.append(one(folder, graphs[precision], precision, targets))
+        rows[-1]["parent_rss"] = process.memory_info().rss
+        rows[-1]["parent_open_files"] = process.num_fds()
+        rows[-1]["parent_children"] = len(process.children(recursive=True))
+        if "engine_bytes" in rows[-1]:
+            watched.append(rows[-1])
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    first, last = watched[0], watched[-1]
+    return {
+        "model": "resnet50:random, 224 px",
+        "profile": list(PROFILE),
+        "libraries": library_versions("tensorrt-rtx", "torch", "onnx"),
+        "machine": fingerprint(),
+        "load_average": os.getloadavg()[0],
+        "builds": rows,
+        # From after the first build, which loads what every later one uses.
+        "leak": {
+            "builds": len(watched),
+            "rss_bytes": last["parent_rss"] - first["parent_rss"],
+            "open_files": last["parent_open_files"] - first["parent_open_files"],
+            "children": last["parent_children"] - first["parent_children"],
+            "left_behind": sorted(p.name for p in folder.glob(".*")),
+        },
+    }
+
+
+def make_graphs(folder: Path) -> dict[str, Path]:
+    """The explicit graph of every precision."""
+    graphs = {"fp32": verbs.export("resnet50:random", folder / "fp32.onnx").path}
+    statistics = verbs.calibrate(
+        graphs["fp32"], folder / "fp32.stats.npz", calib="digits:train", calib_images=10, batch=5
+    ).path
+    for precision in ("fp16", "int8", "fp8"):
+        graphs[precision] = verbs.quantize(
+            graphs["fp32"],
+            folder / f"{precision}.onnx",
+            precision=precision,
+            target="tensorrt-rtx",
+            stats=None if precision == "fp16" else statistics,
+            options=EncodingOptions(method="minmax", equalize=False, bias="none"),
+        ).path
+    return graphs
+
+
+def one(folder: Path, graph: Path, precision: str, targets: tuple[str, ...]) -> dict[str, Any]:
+    """One build: the command a user runs, and its audit."""
+    row: dict[str, Any] = {"precision": precision, "targets": list(targets)}
+    output = folder / f"{precision}-{'-'.join(targets)}.rtx"
+    started = time.perf_counter()
+    try:
+        made = verbs.build(
+            graph,
+            output,
+            precision=precision,
+            engine="tensorrt-rtx",
+            target=targets,
+            profile=PROFILE,
+            storage_only=targets == ("sm75",),
+        )
+    except UnsupportedPrecision as error:
+        return {**row, "refused": error.message}
+    details = made.manifest.details
+    layers = [LayerInfo.model_validate(raw) for raw in details["layers"]]
+    judged = audit(precision, layers)
+    seconds = time.perf_counter() - started
+    return {
+        **row,
+        "engine_bytes": output.stat().st_size,
+        "layers": len(layers),
+        "computed": judged.computed,
+        "verdict": judged.verdict,
+        "library_s": details["build_s"],
+        "own_s": seconds - details["build_s"],
+        "peak_bytes": details["build_peak_bytes"],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row a build."""
+    lines = [
+        "| precision | target | engine | layers | audited | audit | library | own part | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["builds"]:
+        what = f"| {row['precision'].upper()} | {' + '.join(row['targets'])} |"
+        if "refused" in row:
+            lines.append(f"{what} refused: {row['refused']} | | | | | | |")
+            continue
+        shares = ", ".join(f"{k.upper()} {100 * v:.4g} %" for k, v in row["computed"].items())
+        peak = row["peak_bytes"]
+        lines.append(
+            f"{what} {row['engine_bytes'] / _MB:.1f} MB | {row['layers']} | {shares} | "
+            f"{row['verdict']} | {row['library_s']:.1f} s | {row['own_s']:.1f} s | "
+            f"{'–' if peak is None else f'{peak / _MIB:.0f} MiB'} |"
+        )
+    return "\n".join(lines)
+
+
+def block(result: dict[str, Any]) -> str:
+    """What docs/tensorrt.md quotes: the table, and where it is from."""
+    return f"\n{table(result)}\n\n{conditions(result)}\n"
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """On what the builds were made."""
+    machine = result["machine"]
+    return (
+        f"TensorRT-RTX {result['libraries']['tensorrt-rtx']}, {result['model']}, profile "
+        f"{':'.join(map(str, result['profile']))}; {machine['cpu']}, {machine['cores']} cores, no GPU "
+        f"used, load average {result['load_average']:.1f} at the end."
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page."""
+    leak = result["leak"]
+    return (
+        "# Ahead-of-time builds by TensorRT-RTX\n\n"
+        f"{conditions(result)} *Own part* is all that is not the library's compilation: checks, the "
+        "process, the audit, the manifest.\n\n"
+        f"{table(result)}\n\n"
+        f"{leak['builds']} builds in a row: from the first to the last the process that started them "
+        f"changed by {leak['rss_bytes'] / _MIB:+.1f} MiB, {leak['open_files']:+d} open files and "
+        f"{leak['children']:+d} child processes; {len(leak['left_behind'])} temporary files were "
+        "left behind.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The verb that gives an engine other weights: refit."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifacts import Artifact, Input, Plan, load_artifact, produce
+from optimizer.errors import ArtifactError, UsageError
+from optimizer.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from optimizer.engines.graph_facts import GraphFacts
+    from optimizer.engines.tensorrt import TensorRt
+
+__all__ = ["refit"]
+
+
+def refit(
+    engine: Path | str,
+    model: str,
+    output: Path | str,
+    *,
+    arch: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Put other weights of the same network into a TensorRT engine, without building it again.
+
+    Everything that can be refused is refused before a GPU is asked for. A quantized engine is not
+    refitted from a checkpoint: its scales, and the biases that were corrected for them, belong to the
+    weights it was calibrated with, and the scales of activations are compiled into its kernels.
+
+    Args:
+        engine: An engine built with ``refittable`` or ``strip_weights``; it is not changed.
+        model: A checkpoint or a model's name, which is exported as the engine's graph was, or an
+            ONNX file of the same network in the engine's precision, with the same scales.
+        output: The new engine, with its weights inside; its graph goes beside it.
+        arch: Architecture of a checkpoint that does not say.
+        device: Which GPU does it, ``cuda:1``; ``None`` for the first.
+        progress: Told of the steps.
+
+    Raises:
+        ArtifactError: No engine, one of another library version, or not built to be refitted.
+        GraphError, CheckpointError: The weights are those of another network.
+        UsageError: The engine is no TensorRT engine, or it is quantized and ``model`` a checkpoint.
+        MissingLibrary, MissingDevice: Nothing here can do it.
+    """
+    from optimizer.engines.building import keep_graph
+    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.engines.opening import graph_of
+    from optimizer.engines.tensorrt.refit import check_refittable, refit_engine
+    from optimizer.engines.tensorrt.same_network import check_same_network
+
+    engine, output = Path(engine), Path(output)
+    progress = progress or Silent()
+    old = load_artifact(engine)
+    if output.resolve() == engine.resolve():
+        raise UsageError(
+            f"{engine.name} would be overwritten by itself", mend="-o with another name"
+        )
+    backend = _backend(old)
+    check_refittable(backend.library, engine, old.manifest)
+    built_from = graph_of(engine)
+    if built_from is None:
+        raise ArtifactError(
+            f"the graph that {engine.name} was built from does not lie beside it",
+            mend=f"copy {engine.name}.graph.onnx into the same folder",
+        )
+    facts = graph_facts(built_from)
+    with tempfile.TemporaryDirectory() as folder:
+        if model.endswith(".onnx"):
+            graph, source = Path(model), Input.of("graph", Path(model))
+        else:
+            _check_carries_over(facts, engine, old, model)
+            graph, source = _exported(model, arch, built_from, facts, Path(folder), progress)
+        card = graph_facts(graph)
+        check_same_network(built_from, graph)
+        # After a refit the weights are inside.
+        options = {**old.manifest.settings.get("options", {}), "strip_weights": False}
+        plan = Plan(
+            kind="engine",
+            settings={**old.manifest.settings, "options": options, "refitted": True},
+            inputs=[old.as_input("engine"), source],
+            libraries=old.manifest.libraries,
+            device=old.manifest.device,
+            preprocessing=card.preprocessing,
+            classes=card.classes,
+        )
+
+        def write(path: Path) -> dict[str, Any]:
+            progress.start("refit", total=1)
+            refit_engine(backend.library, engine, graph, path, device=device)
+            progress.advance()
+            progress.finish()
+            return old.manifest.details
+
+        made = produce(plan, output, write)
+        keep_graph(graph, output)
+    return made
+
+
+def _backend(engine: Artifact) -> TensorRt:
+    from optimizer.engines import get_backend
+    from optimizer.engines.tensorrt import TensorRt
+
+    if engine.manifest.kind != "engine":
+        raise ArtifactError(
+            f"{engine.path.name} is a {engine.manifest.kind}, not an engine",
+            mend="resnet-opt build makes engines",
+        )
+    name = str(engine.manifest.settings.get("backend"))
+    backend = get_backend(name)
+    if not isinstance(backend, TensorRt):
+        raise UsageError(
+            f"{engine.path.name} is an engine of {name}, only TensorRT's can be refitted",
+            mend="export the new checkpoint and build an engine of it",
+        )
+    return backend
+
+
+def _check_carries_over(facts: GraphFacts, engine: Path, old: Artifact, model: str) -> None:
+    precision = facts.precision
+    if precision in {"int8", "fp8", "mixed"}:
+        raise UsageError(
+            f"{engine.name} is {precision.upper()}: its scales belong to the weights it was "
+            f"calibrated with, those of {model} need others",
+            mend=f"resnet-opt export {model} -o new.onnx, then resnet-opt build new.onnx "
+            f"--precision {precision} --engine {old.manifest.settings['backend']} --calib DATA",
+        )
+
+
+def _exported(
+    model: str,
+    arch: str | None,
+    built_from: Path,
+    facts: GraphFacts,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Path, Input]:
+    """A checkpoint as a graph like the one an engine was built from, and the checkpoint as input."""
+    import onnx
+
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+    from optimizer.precision import quantize
+
+    loaded = load_model(model, arch=arch, image_size=facts.image_size)
+    if facts.arch and loaded.arch != facts.arch:
+        raise UsageError(
+            f"{model} is a {loaded.arch}, the engine a {facts.arch}",
+            mend="a refit takes other weights of the same architecture; build an engine of it",
+        )
+    opsets = onnx.load(built_from, load_external_data=False).opset_import
+    graph = export_onnx(
+        loaded,
+        folder / "new.onnx",
+        batch=facts.input_shape[0],
+        input_kind="uint8-nhwc" if facts.input_dtype == "uint8" else "float32-nchw",
+        opset=next(entry.version for entry in opsets if entry.domain in {"", "ai.onnx"}),
+        progress=progress,
+    ).path
+    if facts.precision != "fp32":
+        graph = quantize(
+            graph, folder / f"new.{facts.precision}.onnx", precision=facts.precision,
+            target="tensorrt", progress=progress,
+        ).path  # fmt: skip
+    return graph, Input(role="checkpoint", file=Path(model).name, sha256=loaded.sha256)

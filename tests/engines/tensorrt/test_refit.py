@@ -1,0 +1,181 @@
+"""Refit from checkpoint to engine: all that is told before a GPU is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from optimizer import refit
+from optimizer.artifacts import load_artifact, manifest_path
+from optimizer.engines.building import build_engine
+from optimizer.engines.cuda import cuda_devices
+from optimizer.engines.protocol import BuildSettings
+from optimizer.engines.tensorrt import TensorRtRtx
+from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
+from optimizer.precision import quantize
+from optimizer.precision.int8 import EncodingOptions
+
+without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
+
+
+def say(engine: Path, **changes: Any) -> None:
+    """Change what a manifest says: without a driver no engine is really refittable."""
+    path = manifest_path(engine)
+    raw = json.loads(path.read_text())
+    for section, values in changes.items():
+        raw[section] |= values
+    path.write_text(json.dumps(raw))
+
+
+@pytest.fixture(scope="session")
+def built(
+    rtx: TensorRtRtx, small_graph: Path, small_statistics: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:  # fmt: skip
+    """Real engines of the small ResNet-18 by precision."""
+    folder = tmp_path_factory.mktemp("refit")
+    engines = {}
+    for precision in ("fp16", "int8"):
+        graph = quantize(
+            small_graph, folder / f"{precision}.onnx", precision=precision, target="tensorrt",
+            statistics=small_statistics if precision == "int8" else None,
+            options=EncodingOptions(equalize=False, bias="none"),
+        ).path  # fmt: skip
+        settings = BuildSettings(precision=precision, targets=("sm89",))
+        engines[precision] = build_engine(
+            graph, folder / f"{precision}.rtx", "tensorrt-rtx", settings
+        ).path
+    return engines
+
+
+@pytest.fixture
+def engine(built: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the FP16 engine whose manifest says that it can be refitted."""
+    return copy(built["fp16"], tmp_path)
+
+
+def copy(engine: Path, folder: Path) -> Path:
+    for file in engine.parent.glob(f"{engine.name}*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    say(folder / engine.name, settings={"options": {"refittable": True}})
+    return folder / engine.name
+
+
+@without_gpu
+def test_a_checkpoint_gets_as_far_as_the_driver(
+    engine: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Export, conversion and comparison are done, and nothing is left behind."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MissingDevice, match="TensorRT-RTX needs a GPU to run: no NVIDIA") as caught:
+        refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
+    assert caught.value.exit_code == 3
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@without_gpu
+def test_an_onnx_file_gets_as_far_as_the_driver(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingDevice):
+        refit(engine, f"{engine}.graph.onnx", tmp_path / "new.rtx")
+
+
+@without_gpu
+def test_an_int8_engine_takes_a_graph_and_no_checkpoint(
+    built: dict[str, Path], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = copy(built["int8"], tmp_path)
+    with pytest.raises(UsageError, match="its scales belong to the weights") as caught:
+        refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
+    assert "--precision int8 --engine tensorrt-rtx --calib" in str(caught.value.mend)
+    with pytest.raises(MissingDevice):
+        refit(engine, f"{engine}.graph.onnx", tmp_path / "new.rtx")
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "found"),
+    [
+        ("resnet34:random:10", UsageError, "is a resnet34, the engine a resnet18"),
+        ("resnet18:random:7", GraphError, "its output is logits N x 7, not logits N x 10"),
+        ("none.safetensors", CheckpointError, "none.safetensors"),
+        ("none.onnx", ArtifactError, "no such file"),
+    ],
+)
+def test_other_networks_are_refused(
+    engine: Path, tmp_path: Path, model: str, kind: type[Exception], found: str
+) -> None:
+    with pytest.raises(kind, match=found):
+        refit(engine, model, tmp_path / "new.rtx")
+    assert not (tmp_path / "new.rtx").exists()
+
+
+def test_another_precision_is_refused(engine: Path, small_graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="another network"):
+        refit(engine, str(small_graph), tmp_path / "new.rtx")
+
+
+def test_what_is_no_refittable_engine(
+    engine: Path, small_graph: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    def refused(path: Path, kind: type[Exception], found: str) -> str:
+        with pytest.raises(kind, match=found) as caught:
+            refit(path, str(small_checkpoint), tmp_path / "new.rtx")
+        return str(caught.value.mend)  # type: ignore[attr-defined]
+
+    refused(small_graph, ArtifactError, "is a graph, not an engine")
+    refused(tmp_path / "none.rtx", ArtifactError, "no such file")
+    with pytest.raises(UsageError, match="overwritten by itself"):
+        refit(engine, str(small_checkpoint), engine)
+    say(engine, settings={"options": {}})
+    mend = refused(engine, ArtifactError, "was not built to be refitted")
+    assert mend.startswith(f"resnet-opt build {engine.name}.graph.onnx")
+    assert mend.endswith("--refittable")
+    say(engine, settings={"options": {"refittable": True}}, libraries={"tensorrt-rtx": "1.6.0"})
+    refused(engine, ArtifactError, r"does not fit this machine: TensorRT-RTX 1\.6\.0 at build")
+    say(engine, settings={"backend": "openvino"})
+    refused(engine, UsageError, "only TensorRT's can be refitted")
+
+
+def test_an_engine_without_its_graph(engine: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    Path(f"{engine}.graph.onnx").unlink()
+    with pytest.raises(ArtifactError, match="does not lie beside it") as caught:
+        refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
+    assert f"{engine.name}.graph.onnx" in str(caught.value.mend)
+
+
+def test_a_damaged_engine_is_told_first(
+    engine: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    engine.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match="was changed since its manifest was written"):
+        refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
+
+
+@pytest.mark.gpu
+def test_a_refitted_engine_computes_the_new_checkpoint(
+    rtx: TensorRtRtx, small_graph: Path, tmp_path: Path
+) -> None:
+    """With a driver: the whole way, and the new engine's own manifest and graph."""
+    import numpy as np
+
+    from optimizer.engines import closing, open_engine
+    from optimizer.engines.onnxruntime import as_written
+
+    found = rtx.availability()
+    if not found.can_run:
+        pytest.skip(f"tensorrt-rtx: {found.reason}")
+    settings = BuildSettings(precision="fp32", options={"refittable": True})
+    engine = build_engine(small_graph, tmp_path / "m.rtx", "tensorrt-rtx", settings).path
+    made = refit(engine, "resnet18:random:10", tmp_path / "new.rtx")
+    assert [one.role for one in made.manifest.inputs] == ["engine", "checkpoint"]
+    assert load_artifact(made.path).manifest.settings["refitted"]
+    graph = Path(f"{made.path}.graph.onnx")
+    size = onnx.load(graph).graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    batch = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
+    with closing(open_engine(made.path)) as session, closing(as_written(graph)) as expected:
+        assert np.abs(session.run(batch) - expected.run(batch)).max() < 1e-3

@@ -1,0 +1,117 @@
+"""One network with other weights, or another network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from optimizer.engines.tensorrt.same_network import check_same_network
+from optimizer.errors import GraphError
+
+from . import graphs
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+def save(path: Path, precision: str, change: Change | None = None) -> Path:
+    model = graphs.small_resnet(precision)
+    if change is not None:
+        change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    (found,) = [t for t in model.graph.initializer if t.name == name]
+    return found
+
+
+def replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    tensor(model, name).CopyFrom(numpy_helper.from_array(values, name))
+
+
+def other_weights(model: onnx.ModelProto) -> None:
+    for one in model.graph.initializer:
+        values = numpy_helper.to_array(one)
+        if values.ndim >= 2:
+            one.CopyFrom(numpy_helper.from_array((values[::-1] * 1).copy(), one.name))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_other_weights_are_no_other_network(tmp_path: Path, precision: str) -> None:
+    old = save(tmp_path / "old.onnx", precision)
+    new = save(tmp_path / "new.onnx", precision, other_weights)
+    assert old.read_bytes() != new.read_bytes()
+    check_same_network(old, new)
+
+
+def fewer_classes(model: onnx.ModelProto) -> None:
+    values = numpy_helper.to_array(tensor(model, "fc.weight"))
+    replace(model, "fc.weight", values[:-1].copy())
+
+
+def in_fp64(model: onnx.ModelProto) -> None:
+    values = numpy_helper.to_array(tensor(model, "fc.weight"))
+    replace(model, "fc.weight", values.astype(np.float64))
+
+
+def other_stride(model: onnx.ModelProto) -> None:
+    conv = next(n for n in model.graph.node if n.op_type == "Conv")
+    (strides,) = [a for a in conv.attribute if a.name == "strides"]
+    strides.ints[0] += 1
+
+
+def one_node_less(model: onnx.ModelProto) -> None:
+    del model.graph.node[-1]
+
+
+def other_size(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (fewer_classes, "fc.weight is FLOAT16 .*, not FLOAT16 "),
+        (in_fp64, "fc.weight is DOUBLE"),
+        (other_stride, "with other attributes or inputs"),
+        (one_node_less, "nodes, not "),
+        (other_size, "its input is .* x 64 x .*, not "),
+    ],
+)
+def test_another_network_is_refused(tmp_path: Path, change: Change, found: str) -> None:
+    old = save(tmp_path / "old.onnx", "fp16")
+    new = save(tmp_path / "new.onnx", "fp16", change)
+    with pytest.raises(GraphError, match=f"new.onnx is another network than old.onnx: .*{found}"):
+        check_same_network(old, new)
+
+
+def test_another_precision_is_another_network(tmp_path: Path) -> None:
+    old, new = (save(tmp_path / f"{name}.onnx", name) for name in ("fp16", "fp32"))
+    with pytest.raises(GraphError, match="another network"):
+        check_same_network(old, new)
+
+
+def test_other_scales_are_refused(tmp_path: Path) -> None:
+    """What calibration gives to other weights: the kernels hold the old scales."""
+
+    def rescale(model: onnx.ModelProto) -> None:
+        quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+        replace(
+            model,
+            quantize.input[1],
+            (numpy_helper.to_array(tensor(model, quantize.input[1])) * 2).astype(np.float16),
+        )
+
+    old = save(tmp_path / "old.onnx", "int8")
+    new = save(tmp_path / "new.onnx", "int8", rescale)
+    with pytest.raises(
+        GraphError, match=r"another scale .* which a refit cannot replace"
+    ) as caught:
+        check_same_network(old, new)
+    assert "resnet-opt build" in str(caught.value.mend)
