@@ -22,7 +22,7 @@ from optimizer.results import (
     read_result,
     write_result,
 )
-from optimizer.units import parse_bytes, parse_duration, parse_pp, parse_profile, parse_share
+from optimizer.units import parse_bytes, parse_duration, parse_pp, parse_share
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
@@ -271,7 +271,7 @@ def _one_engine(
         precision=precision,
         engine=name,
         target=section.target if name == "tensorrt-rtx" else (),
-        **(_tensorrt(section) if name.startswith("tensorrt") else {}),
+        **(section.tensorrt_arguments() if name.startswith("tensorrt") else {}),
         storage_only=section.storage_only,
         limits=_limits(section),
         stats=statistics.path if statistics and precision in {"int8", "fp8"} else None,
@@ -286,17 +286,6 @@ def _limits(section: BuildSection) -> Any:
 
     memory = parse_bytes(section.memory_limit) if section.memory_limit else None
     return Limits(seconds=parse_duration(section.build_timeout), memory_bytes=memory)
-
-
-def _tensorrt(section: BuildSection) -> dict[str, Any]:
-    """What only TensorRT's backends are given of a section, as `verbs.build` takes it."""
-    return {
-        "profile": parse_profile(section.profile[0]) if section.profile else None,
-        "workspace_bytes": parse_bytes(section.workspace) if section.workspace else None,
-        "opt_level": section.opt_level,
-        "timing_cache": Path(section.timing_cache) if section.timing_cache else None,
-        "backend_options": section.tensorrt_options(),
-    }
 
 
 def _encoding_options(recipe: Recipe) -> Any:
