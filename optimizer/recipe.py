@@ -152,6 +152,16 @@ class BuildSection(_Section):
             raise ValueError("provider_options without a provider")
         return self
 
+    def tensorrt_arguments(self) -> dict[str, Any]:
+        """What TensorRT's backends alone are given, as ``verbs.build`` takes it."""
+        return {
+            "profile": parse_profile(self.profile[0]) if self.profile else None,
+            "workspace_bytes": parse_bytes(self.workspace) if self.workspace else None,
+            "opt_level": self.opt_level,
+            "timing_cache": Path(self.timing_cache) if self.timing_cache else None,
+            "backend_options": self.tensorrt_options(),
+        }
+
     def tensorrt_options(self) -> dict[str, Any]:
         """The options that TensorRT's backends take by name, as far as they are given."""
         names = (

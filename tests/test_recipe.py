@@ -47,6 +47,8 @@ def test_what_only_tensorrt_has(tmp_path: Path) -> None:
     assert build.tensorrt_options() == {
         "tf32": True, "specialization": "lazy", "profiles": [(2, 8, 32)],
     }  # fmt: skip
+    arguments = build.tensorrt_arguments()
+    assert (arguments["profile"], arguments["workspace_bytes"]) == ((1, 1, 1), 2 << 30)
     save_recipe(recipe, tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 

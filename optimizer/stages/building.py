@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer import verbs
 from optimizer.artifacts import Artifact
@@ -16,7 +16,6 @@ from optimizer.units import (
     parse_bytes,
     parse_duration,
     parse_pp,
-    parse_profile,
     parse_share,
 )
 
@@ -143,7 +142,7 @@ def _one_engine(
         provider=section.provider if name == "onnxruntime" else None,
         provider_options=section.provider_options if name == "onnxruntime" else None,
         target=section.target if name == "tensorrt-rtx" else (),
-        **(_tensorrt(section) if name.startswith("tensorrt") else {}),
+        **(section.tensorrt_arguments() if name.startswith("tensorrt") else {}),
         storage_only=section.storage_only,
         limits=_limits(section),
         stats=statistics.path if statistics and int8 else None,
@@ -159,17 +158,6 @@ def _limits(section: BuildSection) -> Limits:
 
     memory = parse_bytes(section.memory_limit) if section.memory_limit else None
     return Limits(seconds=parse_duration(section.build_timeout), memory_bytes=memory)
-
-
-def _tensorrt(section: BuildSection) -> dict[str, Any]:
-    """What only TensorRT's backends are given of a section, as `verbs.build` takes it."""
-    return {
-        "profile": parse_profile(section.profile[0]) if section.profile else None,
-        "workspace_bytes": parse_bytes(section.workspace) if section.workspace else None,
-        "opt_level": section.opt_level,
-        "timing_cache": Path(section.timing_cache) if section.timing_cache else None,
-        "backend_options": section.tensorrt_options(),
-    }
 
 
 def _encoding_options(recipe: Recipe, section: BuildSection, precision: str) -> EncodingOptions:
