@@ -145,7 +145,8 @@ class TinyBound:
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
         busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood
         self._busy(busy, since=self.started)
-        time.sleep(self.behaviour.get("sleep_ms", 0.0) / 1e3)  # other threads go on
+        if "sleep_ms" in self.behaviour:  # other threads go on; sleeping for no time takes time
+            time.sleep(self.behaviour["sleep_ms"] / 1e3)
 
     def download(self) -> None:
         self._busy(self.behaviour.get("download_ms", 0.0))
