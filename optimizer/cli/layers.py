@@ -149,3 +149,4 @@ def _ceilings(result: ProfileResult) -> Iterator[str]:
     }
     for kind, (one, unit) in rates.items():
         yield f"ceiling {kind}: {one.rate / 1e9:.1f} {unit} ({one.how})"
+    yield from found.notes

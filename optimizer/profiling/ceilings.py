@@ -135,7 +135,7 @@ def last_cache_bytes(sysfs: Path = Path("/sys")) -> int:
 
 _SETTLING = 2
 _PROBE = 256
-_MUCH_SLOWER = 0.5
+_MUCH_SLOWER, _UNSTEADY = 0.5, 0.7
 
 
 _Measured = tuple[dict[str, Ceiling], Ceiling, Ceiling, list[str]]
@@ -162,8 +162,14 @@ def _measure(threads: int, effort: Effort) -> _Measured:
         if (found := _product(effort, ways, notes)) is not None
     }
     last = last_cache_bytes()
-    far = effort.memory_bytes or 4 * last
-    return compute, _copying(effort, far), _copying(effort, last // 4), notes
+    memory, near = _copying(effort, effort.memory_bytes or 4 * last), _copying(effort, last // 4)
+    every = {**compute, "memory": memory, "cache": near}
+    if unsteady := [kind for kind, one in every.items() if one.median < _UNSTEADY * one.rate]:
+        notes.append(
+            f"half of the rounds of {', '.join(unsteady)} were much slower than the fastest: the "
+            "machine was busy; measure again with --remeasure when it is quiet"
+        )
+    return compute, memory, near, notes
 
 
 _Maker = Callable[[int], Callable[[], object]]

@@ -84,7 +84,7 @@ def roof_facts(result: ProfileResult) -> list[Fact]:
             f"(median {significant(one.median / GIGA)}): {one.how}"
         )
         facts.append(Fact(name, text))
-    return facts + [Fact("Not measured", note) for note in result.ceilings.notes]
+    return facts + [Fact("Note", note) for note in result.ceilings.notes]
 
 
 def _rates(ceilings: Ceilings) -> Iterator[tuple[str, Ceiling, str]]:
