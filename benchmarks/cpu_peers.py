@@ -41,7 +41,7 @@ QUANTIZERS = {"onnxruntime's quantizer": "onnxruntime u8 minmax",
               "NNCF": "nncf symmetric, no bias correction"}  # fmt: skip
 AIMS = {"int8": 1.03, "fp32": 1.0, "bf16": 1.0}
 """What the engine that `auto` chooses shall be, in units of the fastest peer."""
-_MEDIAN = re.compile(r"Median:\s+([\d.]+) ms")
+_MEDIAN = re.compile(r"Median:\s+([\d.]+) (ms|us)")
 
 LOOP = """
 import sys, time, numpy as np
@@ -162,7 +162,7 @@ class BenchmarkApp:
         if found is None:
             said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
             raise RuntimeError(f"benchmark_app said: {said[-1]}")
-        return float(found[1])
+        return float(found[1]) * {"ms": 1.0, "us": 1e-3}[found[2]]
 
     def close(self) -> None:
         """Nothing: it has ended."""
