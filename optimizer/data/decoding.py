@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,8 @@ def decode_ahead(
             wanted = error is None and preprocessing is not None
             yield Decoded(np.array(places[done % len(places)]) if wanted else None, error, cpu_s)
             done += 1
+            if done == workers:
+                _nameless(places)
 
 
 def _shared(
@@ -138,6 +141,12 @@ def _shared(
             mend="set TMPDIR to a folder with room, or --workers 0",
         ) from error
     return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, side, side, 3))
+
+
+def _nameless(places: NDArray[np.uint8]) -> None:
+    """Take its name from the memory that everybody has mapped: a killed process leaves no file."""
+    if isinstance(places, np.memmap) and os.name == "posix":
+        shutil.rmtree(Path(str(places.filename)).parent, ignore_errors=True)
 
 
 class _Worker:

@@ -232,7 +232,7 @@ def _script(photos: Path, tmp_path: Path, pause: float) -> subprocess.Popen[str]
     script.write_text(_SCRIPT)
     return subprocess.Popen(
         [sys.executable, str(script), str(photos), str(pause)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(script.parent)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
 
@@ -262,3 +262,4 @@ def test_no_worker_outlives_its_reader(photos: Path, tmp_path: Path, end: signal
     while any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers):
         assert time.monotonic() < deadline, "a worker goes on without its reader"
         time.sleep(0.05)
+    assert not list((tmp_path / "scripts").glob("resnet-opt-*")), "its memory is left behind"
