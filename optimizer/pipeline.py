@@ -59,12 +59,12 @@ def run(
 
     started = time.perf_counter()
     state = stages.Run(recipe, Path(folder).resolve(), cache, progress or Silent())
+    images = stages.open_images(state)  # what is wrong with the data is said before any work
     state.folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, state.folder / "recipe.yaml")
 
     checkpoint = stages.make_checkpoint(state)
     graph = stages.export(state, checkpoint)
-    images = stages.open_images(state)
     statistics = stages.take_statistics(state, graph, images.calibration)
     for section in recipe.build:
         stages.build_engines(state, section, checkpoint, graph, statistics, images.pool)

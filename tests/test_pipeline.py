@@ -202,6 +202,7 @@ def test_mixed_precision_without_images_to_judge_is_refused(
     )
     with pytest.raises(UsageError, match="others to judge"):
         pipeline.run(asked, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_nothing_to_build_is_an_error_of_the_environment(
@@ -254,3 +255,4 @@ def test_data_that_is_not_there_stops_before_the_work(
     )
     with pytest.raises(DataError, match="nowhere"):
         pipeline.run(asked, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
