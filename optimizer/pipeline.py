@@ -69,7 +69,7 @@ def run(
     for section in recipe.build:
         stages.build_engines(state, section, checkpoint, graph, statistics, images.pool)
     if not state.engines:
-        reasons = "; ".join(f"{s.label}: {s.note}" for s in state.stages if s.note)
+        reasons = "; ".join(f"{s.label}: {s.note}" for s in state.stages if s.status != "ok")
         raise EnvironmentFault(f"no engine could be built: {reasons}", mend="resnet-opt doctor")
     validated = stages.validate_engines(state, checkpoint, graph, images.held_out)
     measured = stages.measure_engines(state, checkpoint)

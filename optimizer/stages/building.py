@@ -47,13 +47,14 @@ def build_engines(
             try:
                 name = choose_engine(precision) if asked == "auto" else asked
                 backend = get_backend(name)
-                provider = section.provider if name == "onnxruntime" else None
+                provider = _provider(section, name)
                 stem = f"{name}-{provider}" if provider else name
                 label = f"{stem} {precision}"
                 output = state.folder / "engines" / f"{stem}-{precision}{backend.suffix}"
                 source = checkpoint if name == "torch" else graph
                 if precision == "mixed":
-                    check_buildable(backend, BuildSettings(precision=precision))
+                    asked_of = {"provider": provider} if provider else {}
+                    check_buildable(backend, BuildSettings(precision=precision, options=asked_of))
                     assert pool is not None
                     source = _search(state, section, name, output, graph, pool)
                 with state.stage("build", label) as keep:
@@ -104,7 +105,7 @@ def _search(
                 graph.path,
                 output.with_suffix(".onnx"),
                 pool,
-                target=lowering_target(name, section.provider if name == "onnxruntime" else None),
+                target=lowering_target(name, _provider(section, name)),
                 result=found,
                 max_drop_pp=parse_pp(recipe.validation.max_drop),
                 calib_images=recipe.calibrate.calib_images,
@@ -139,7 +140,7 @@ def _one_engine(
         output,
         precision=precision,
         engine=name,
-        provider=section.provider if name == "onnxruntime" else None,
+        provider=_provider(section, name),
         provider_options=section.provider_options if name == "onnxruntime" else None,
         target=section.target if name == "tensorrt-rtx" else (),
         **(section.tensorrt_arguments() if name.startswith("tensorrt") else {}),
@@ -151,6 +152,11 @@ def _one_engine(
         cache=state.cache,
         progress=state.progress,
     )
+
+
+def _provider(section: BuildSection, name: str) -> str | None:
+    """The section's provider, which ONNX Runtime alone among its engines has."""
+    return section.provider if name == "onnxruntime" else None
 
 
 def _limits(section: BuildSection) -> Limits:
