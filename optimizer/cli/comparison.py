@@ -45,7 +45,8 @@ class Outcome:
             for pair in self.speed.pairs:
                 low, high = pair.ci95
                 lines.append(
-                    f"{pair.new}, batch {pair.batch}: {pair.slowdown:+.1%} latency, 95 % interval "
+                    f"{pair.new}, {pair.setting}: {pair.slowdown:+.1%} "
+                    f"{'latency' if pair.streams is None else 'time an image'}, 95 % interval "
                     f"{low:+.1%} to {high:+.1%}: {pair.verdict}"
                 )
             lines += [f"missing: {name}" for name in self.speed.missing]

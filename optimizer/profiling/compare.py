@@ -3,19 +3,26 @@
 The two runs did not happen side by side, so this is not exact: what changed between them besides
 the engines is part of the ratio and in no interval. ``bench --against`` measures old and new in
 one go and is exact.
+
+Engines are held against each other by their latency. A sweep's settings of threads and streams that
+are not those of the engines come after them, by the time an image takes: with several calls at once
+throughput is what counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from optimizer.errors import UsageError
+from optimizer.profiling.curves import words
 from optimizer.profiling.intervals import MIN_ROUNDS_FOR_INTERVAL, Estimate, ratio_unpaired
-from optimizer.results import BenchResult, EngineBench, Interval, VerdictName
+from optimizer.results import BenchResult, EngineBench, Interval, Setting, VerdictName
 
 __all__ = ["BenchComparison", "Pair", "compare_bench"]
 
@@ -35,10 +42,21 @@ class Pair(_Model):
     old: str
     new: str
     batch: int
+    threads: int | None = None
+    streams: int | None = None
+    """Both for a setting of a sweep alone."""
     slowdown: float
-    """Relative change of the median latency, new against old; negative is faster."""
+    """Relative change, new against old; negative is faster. Of the median latency, or of the time an
+    image takes at a setting of a sweep."""
     ci95: Interval
     verdict: VerdictName
+
+    @property
+    def setting(self) -> str:
+        """``batch 8``, or ``batch 8, 2 threads, 4 streams``."""
+        if self.threads is None or self.streams is None:
+            return f"batch {self.batch}"
+        return words(Setting(batch=self.batch, threads=self.threads, streams=self.streams))
 
 
 class BenchComparison(_Model):
@@ -101,6 +119,12 @@ def compare_bench(
             pairs.append(_pair(before, after, max_slowdown, spread, seed))
     if not pairs and not missing:
         raise UsageError("the old result has no measured engine")
+    names = {
+        before.name: partners[id(before)].name for before in old.engines if id(before) in partners
+    }
+    swept, absent = _swept(old, new, names, max_slowdown, spread, seed)
+    pairs += swept
+    missing += absent
     taken = {id(e) for e in partners.values()}
     verdict, reason = _verdict(pairs, missing, max_slowdown)
     return BenchComparison(
@@ -182,29 +206,76 @@ def _control_spread(result: BenchResult) -> float:
 def _pair(
     old: EngineBench, new: EngineBench, max_slowdown: float, spread: float, seed: int
 ) -> Pair:
-    medians = [np.array(e.round_medians_ms, np.float64) for e in (old, new)]
-    for engine, values in zip((old, new), medians, strict=True):
-        if len(values) < MIN_ROUNDS_FOR_INTERVAL or not np.all(np.isfinite(values) & (values > 0)):
-            raise UsageError(
-                f"{engine.name} has no {MIN_ROUNDS_FOR_INTERVAL} usable medians of rounds",
-                mend="run resnet-opt bench again",
-            )
-    latency: Estimate = ratio_unpaired(medians[1], medians[0], seed=seed)
-    assert latency.ci95 is not None
-    low, high = latency.ci95[0] * math.exp(-spread) - 1, latency.ci95[1] * math.exp(spread) - 1
+    times = [_usable(e.round_medians_ms, e.name) for e in (old, new)]
+    found = _slowdown(times[0], times[1], max_slowdown, spread, seed)
+    return Pair(old=old.name, new=new.name, batch=old.batch, **found)
+
+
+def _swept(
+    old: BenchResult,
+    new: BenchResult,
+    names: Mapping[str, str],
+    max_slowdown: float,
+    spread: float,
+    seed: int,
+) -> tuple[list[Pair], list[str]]:
+    """Settings of sweeps beyond those of the engines, and what the new result lacks of them."""
+    after = {(c.engine, _key(p.setting)): p for c in new.curves for p in c.points}
+    headline = {(e.name, (e.batch, e.threads, e.streams)) for e in old.engines}
+    pairs, missing = [], []
+    for curve in old.curves:
+        name = names.get(curve.engine, curve.engine)
+        for before in curve.points:
+            if before.status != "ok" or (curve.engine, _key(before.setting)) in headline:
+                continue
+            at, now = words(before.setting), after.get((name, _key(before.setting)))
+            if now is None:
+                missing.append(f"{curve.engine} at {at}")
+            elif now.status != "ok":
+                missing.append(f"{curve.engine} at {at} ({now.status}: {now.error})")
+            else:
+                # Both rates turned into times, so that a larger one is slower here too.
+                times = [
+                    1.0 / _usable(p.round_images_per_s, f"{name} at {at}") for p in (before, now)
+                ]
+                found = _slowdown(times[0], times[1], max_slowdown, spread, seed)
+                pairs.append(
+                    Pair(old=curve.engine, new=name, **before.setting.model_dump(), **found)
+                )
+    return pairs, missing
+
+
+def _key(setting: Setting) -> tuple[int, int, int]:
+    return setting.batch, setting.threads, setting.streams
+
+
+def _usable(values: Sequence[float], label: str) -> NDArray[np.float64]:
+    found = np.array(values, np.float64)
+    if len(found) < MIN_ROUNDS_FOR_INTERVAL or not np.all(np.isfinite(found) & (found > 0)):
+        raise UsageError(
+            f"{label} has no {MIN_ROUNDS_FOR_INTERVAL} usable medians of rounds",
+            mend="run resnet-opt bench again",
+        )
+    return found
+
+
+def _slowdown(
+    old: NDArray[np.float64],
+    new: NDArray[np.float64],
+    max_slowdown: float,
+    spread: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Change, interval and verdict, from times of rounds."""
+    ratio: Estimate = ratio_unpaired(new, old, seed=seed)
+    assert ratio.ci95 is not None
+    low, high = ratio.ci95[0] * math.exp(-spread) - 1, ratio.ci95[1] * math.exp(spread) - 1
     verdict: VerdictName = "inconclusive"
     if high <= max_slowdown:
         verdict = "pass"
     elif low > max_slowdown:
         verdict = "fail"
-    return Pair(
-        old=old.name,
-        new=new.name,
-        batch=old.batch,
-        slowdown=latency.value - 1,
-        ci95=(low, high),
-        verdict=verdict,
-    )
+    return {"slowdown": ratio.value - 1, "ci95": (low, high), "verdict": verdict}
 
 
 def _verdict(
@@ -214,7 +285,7 @@ def _verdict(
     if failed:
         worst = max(failed, key=lambda p: p.slowdown)
         return "fail", (
-            f"{worst.new} at batch {worst.batch} is {worst.slowdown:+.1%} slower "
+            f"{worst.new} at {worst.setting} is {worst.slowdown:+.1%} slower "
             f"({_words(worst)}), more than {max_slowdown:.1%}"
         )
     if missing:
@@ -223,7 +294,7 @@ def _verdict(
     if open_ones:
         widest = max(open_ones, key=lambda p: p.ci95[1])
         return "inconclusive", (
-            f"{widest.new} at batch {widest.batch}: {_words(widest)} does not decide whether it is "
+            f"{widest.new} at {widest.setting}: {_words(widest)} does not decide whether it is "
             f"more than {max_slowdown:.1%} slower"
         )
     return "pass", f"none of {len(pairs)} is more than {max_slowdown:.1%} slower"

@@ -84,6 +84,7 @@ def _point(
     work, wall = np.array([b.work_and_wall for b in blocks]).T
     rate = intervals.wall_rate(work * batch, wall, seed=seed)
     point.images_per_s, point.images_per_s_ci95 = rate.value, rate.ci95
+    point.round_images_per_s = (work * batch / wall).tolist()
     point.latency_ms = intervals.latency(np.concatenate(rounds))
     point.latency_ci95_ms = intervals.median(rounds, seed=seed).ci95
     if bound is not None:

@@ -47,6 +47,8 @@ class CurvePoint(Model):
     where there are too few samples for one."""
     holds: bool | None = None
     """Whether the percentile holds the bound; ``None`` if that cannot be said."""
+    round_images_per_s: list[float] = []
+    """By the clock, of each round."""
     raw_file: str | None = None
 
 

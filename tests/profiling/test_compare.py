@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
 from optimizer.profiling import compare_bench
-from optimizer.results import BenchResult, Comparison, Conditions, EngineBench
+from optimizer.results import (
+    BenchResult,
+    Comparison,
+    Conditions,
+    Curve,
+    CurvePoint,
+    EngineBench,
+    Setting,
+)
 
 
 def engine(name: str = "a", *, ms: float = 10.0, noise: float = 0.002, **fields) -> EngineBench:
@@ -152,3 +160,61 @@ def test_an_old_result_without_any_measured_engine() -> None:
     dead = result(engine(status="failed", round_medians_ms=[]))
     with pytest.raises(UsageError, match="no measured engine"):
         compare_bench(dead, result(engine()))
+
+
+def curve(rates: dict[tuple[int, int, int], float | str], name: str = "a") -> Curve:
+    """Points by batch, threads and streams; a word is the reason why it failed."""
+    points = []
+    for at, rate in rates.items():
+        setting = Setting(batch=at[0], threads=at[1], streams=at[2])
+        if isinstance(rate, str):
+            points.append(CurvePoint(setting=setting, status="failed", error=rate))
+            continue
+        noise = np.random.default_rng(sum(at)).normal(0, 0.002, 30)
+        rounds = (rate * np.exp(noise)).tolist()
+        points.append(CurvePoint(setting=setting, status="ok", round_images_per_s=rounds))
+    return Curve(engine=name, points=points)
+
+
+def swept(rates: dict[tuple[int, int, int], float | str], *engines: EngineBench) -> BenchResult:
+    named = engines or (engine(),)
+    return result(*named).model_copy(update={"curves": [curve(rates, named[0].name)]})
+
+
+def test_settings_of_a_sweep_are_compared_by_throughput() -> None:
+    old = swept({(1, 2, 1): 100.0, (1, 2, 2): 100.0, (4, 1, 2): 50.0})
+    found = compare_bench(old, swept({(1, 2, 1): 1.0, (1, 2, 2): 99.0, (4, 1, 2): 45.0}))
+    assert found.verdict == "fail"
+    assert "a at batch 4, 1 thread, 2 streams is +11.1% slower" in found.reason
+    settings = [(p.batch, p.threads, p.streams) for p in found.pairs]
+    # The engine's own setting is compared once, by its latency.
+    assert settings == [(1, None, None), (1, 2, 2), (4, 1, 2)]
+    assert found.pairs[1].verdict == "pass"
+    assert found.pairs[1].slowdown == pytest.approx(0.01, abs=0.003)
+
+
+def test_a_renamed_engine_keeps_its_sweep() -> None:
+    old = swept({(1, 2, 4): 100.0}, engine("model-v1"))
+    new = swept({(1, 2, 4): 80.0}, engine("model-v2"))
+    found = compare_bench(old, new)
+    assert [(p.old, p.new, p.verdict) for p in found.pairs] == [
+        ("model-v1", "model-v2", "pass"), ("model-v1", "model-v2", "fail"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [{}, {(1, 2, 4): "crashed"}])
+def test_a_setting_that_vanished_or_failed_did_not_pass(new: dict) -> None:
+    found = compare_bench(swept({(1, 2, 4): 100.0}), swept(new))
+    assert found.verdict == "inconclusive"
+    assert "a at batch 1, 2 threads, 4 streams" in found.reason
+
+
+def test_a_setting_that_failed_before_is_not_asked_for() -> None:
+    assert compare_bench(swept({(1, 2, 4): "crashed"}), swept({})).verdict == "pass"
+
+
+def test_sweeps_without_their_rounds_are_refused() -> None:
+    old, new = swept({(1, 2, 4): 100.0}), swept({(1, 2, 4): 100.0})
+    new.curves[0].points[0].round_images_per_s = []
+    with pytest.raises(UsageError, match="usable medians"):
+        compare_bench(old, new)
