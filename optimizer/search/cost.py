@@ -4,7 +4,8 @@
   a process of their own, and a layer costs the difference (``measured``).
 * ONNX Runtime's CPU provider profiles too, but one kept layer changes its neighbours there, and a
   GPU may not be at hand: a roofline, the larger of FLOPs over the peak and bytes over the
-  bandwidth, with the constants of `MACHINES` (``model``). It ranks layers; it is no forecast.
+  bandwidth (``model``). For a CPU the rates are this machine's, as `resnet-opt profile` measures
+  them; for TensorRT they are those of a data sheet (`GPU`). It ranks layers; it is no forecast.
 
 Not handled: what an engine does between layers (conversions at the border of the precisions) is not
 in a layer's own time, so `FrontPoint.predicted_ms` is a lower bound where islands are many. What was
@@ -25,10 +26,10 @@ from optimizer.engines.graph_facts import LayerWork, layer_work
 from optimizer.engines.openvino import TimedGraph, time_layers
 from optimizer.errors import BuildError
 from optimizer.precision.topology import WEIGHTED, Topology
-from optimizer.targets.hardware import cpu_features
+from optimizer.results import Ceilings
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["MACHINES", "Costs", "Machine", "measured_costs", "modelled_costs", "timed"]
+__all__ = ["GPU", "Costs", "Machine", "measured_costs", "modelled_costs", "timed"]
 
 _LEAST_SHARE = 0.02
 """Keeping a layer is never free: at least this share of its time in high precision."""
@@ -36,7 +37,7 @@ _LEAST_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Machine:
-    """Constants of a roofline.
+    """Rates of a roofline.
 
     Attributes:
         name: Whose they are, with the source.
@@ -50,30 +51,29 @@ class Machine:
     fp32: float
     bandwidth: float
 
+    @classmethod
+    def of(cls, measured: Ceilings) -> Machine:
+        """A CPU's: half types are computed in FP32 there."""
+        fp32 = measured.compute["fp32"].rate
+        int8 = measured.compute["int8"].rate if "int8" in measured.compute else 2.0 * fp32
+        return cls(
+            name=f"{measured.device.get('cpu', 'this CPU')}, {measured.threads} threads "
+            "(matrix products and copying, measured)",
+            int8=int8,
+            fp16=fp32,
+            fp32=fp32,
+            bandwidth=measured.memory.rate,
+        )
 
-MACHINES = {
-    "cpu": Machine(
-        "two cores of an AMD EPYC with VNNI (2048 x 2048 products, measured)",
-        int8=830e9,
-        fp16=186e9,
-        fp32=186e9,
-        bandwidth=20e9,
-    ),
-    "cpu-without-vnni": Machine(
-        "two cores of an AMD EPYC without VNNI (INT8 at twice FP32, measured)",
-        int8=372e9,
-        fp16=186e9,
-        fp32=186e9,
-        bandwidth=20e9,
-    ),
-    "gpu": Machine(
-        "NVIDIA A10 (data sheet, dense tensor cores; FP32 without them)",
-        int8=250e12,
-        fp16=125e12,
-        fp32=31.2e12,
-        bandwidth=600e9,
-    ),
-}
+
+GPU = Machine(
+    "NVIDIA A10 (data sheet of 2021, dense: INT8 250 TOPS, FP16 125 TFLOPS, FP32 31.2 TFLOPS, "
+    "600 GB/s)",
+    int8=250e12,
+    fp16=125e12,
+    fp32=31.2e12,
+    bandwidth=600e9,
+)
 
 
 @dataclass(frozen=True)
@@ -154,24 +154,22 @@ def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:
     return spent
 
 
-def modelled_costs(graph: Path, topology: Topology, rules: TargetRules) -> Costs:
-    """Costs by the roofline of the kind of machine that a target is for.
+def modelled_costs(graph: Path, topology: Topology, rules: TargetRules, machine: Machine) -> Costs:
+    """Costs by a roofline.
 
     Args:
         graph: The FP32 graph's file.
         topology: The same graph.
         rules: The target's rules.
+        machine: What will compute it.
     """
-    gpu = rules.name == "tensorrt"
-    vnni = cpu_features().vnni
-    machine = MACHINES["gpu" if gpu else "cpu" if vnni else "cpu-without-vnni"]
     work = layer_work(graph)
     names = [str(node.name) for node in topology.layers()]
     half = rules.high_precision == "fp16"
     peak, size = (machine.fp16, 2) if half else (machine.fp32, 4)
     return Costs(
         source="model",
-        reason=f"a roofline with the constants of {machine.name}",
+        reason=f"a roofline with the rates of {machine.name}",
         int8_ms={name: _roofline_ms(work[name], machine.int8, 1, machine) for name in names},
         high_ms={name: _roofline_ms(work[name], peak, size, machine) for name in names},
         falls_back=_falls_back(topology, rules),

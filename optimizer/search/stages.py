@@ -7,7 +7,6 @@ again with the verdict in it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from optimizer.engines.onnxruntime import tapped
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.precision import calibrate, quantize
-from optimizer.precision.int8 import EncodingOptions, Encodings, Statistics, lower
+from optimizer.precision.int8 import EncodingOptions, Statistics
 from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
@@ -35,9 +34,10 @@ from optimizer.results import (
     read_result,
     write_result,
 )
-from optimizer.search.cost import Costs, measured_costs, modelled_costs, timed
+from optimizer.search.cost import Costs
 from optimizer.search.sensitivity import Sensitivity, rank
 from optimizer.search.split import Budget, Split, divided
+from optimizer.search.timing import costs_of, timed_wholes
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules
@@ -244,13 +244,13 @@ def search(
         ]
         split = Split(variants.simulation, variants.base, images, walked.labels)
         progress.advance(note="times of the layers")
-        costs = _costs(graph, facts, variants)
+        costs = costs_of(graph, facts, variants, cache, progress)
         progress.advance()
         progress.finish(f"{costs.source} {costs.predict(()):.3g} ms an image in INT8")
         walk = Walk(variants, split, Budget(max_drop_pp), costs)
         ranked, chosen = _found(walk, variants, progress)
         chosen.encodings.save(path)
-        timed_ms = _timed(graph, facts, variants, costs, chosen)
+        timed_ms = timed_wholes(graph, facts, variants, costs, chosen)
         said = SearchResult(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=graph.name,
@@ -316,40 +316,6 @@ def _preprocessing(graph: Path, facts: GraphFacts) -> Preprocessing:
             mend="export it with resnet-opt export",
         )
     return Preprocessing.from_dict(facts.preprocessing)
-
-
-def _costs(graph: Path, facts: GraphFacts, variants: Variants) -> Costs:
-    """Measured where the target's engine runs here and tells the times of its layers."""
-    runs = variants.rules.name == "openvino" and get_backend("openvino").availability().can_run
-    if not runs or facts.image_size is None:
-        return modelled_costs(graph, variants.topology, variants.rules)
-    with tempfile.TemporaryDirectory() as folder:
-        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
-        return measured_costs(int8, graph, variants.layers, facts.image_size)
-
-
-def _timed(
-    graph: Path, facts: GraphFacts, variants: Variants, costs: Costs, chosen: Point
-) -> tuple[float, float, float] | None:
-    """The all-INT8, the chosen and the FP32 graph as wholes, milliseconds an image."""
-    if costs.source == "model" or facts.image_size is None or not chosen.kept:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
-        mix = _lowered(graph, chosen.encodings, variants, Path(folder) / "mixed.onnx")
-        low, middle, high = timed((int8, mix, graph), facts.image_size)
-    return low.total_ms, middle.total_ms, high.total_ms
-
-
-def _lowered(graph: Path, encodings: Encodings, variants: Variants, path: Path) -> Path:
-    model = ir.load(graph)
-    lower(model, encodings, variants.rules)
-    ir.save(model, path)
-    return path
-
-
-def _all_int8(variants: Variants) -> Encodings:
-    return variants.base.model_copy(update={"keep": []})
 
 
 def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensitivity], Point]:

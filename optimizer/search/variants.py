@@ -50,6 +50,11 @@ class Variants:
         options: EncodingOptions,
     ) -> None:
         self.topology = analyse(model)
+        if options.learn:
+            raise UsageError(
+                "a search corrects the biases of every variant, which undoes what was learned",
+                mend="leave out --learn, or --precision int8 --learn --keep with the layers found",
+            )
         if options.bias != "network":
             raise UsageError(
                 f"a search corrects biases on the network, not by {options.bias!r}",
@@ -64,7 +69,7 @@ class Variants:
         self.start: Kept = frozenset(self.base.keep)
         self.layers = [str(node.name) for node in self.topology.layers()]
         self.simulation = Simulation(self.topology, rules)
-        self._sample: NDArray[Any] = statistics.sample
+        self._sample: NDArray[Any] = statistics.at_once
 
     def in_order(self, kept: Collection[str]) -> list[str]:
         """Layers in the order of the graph."""

@@ -44,9 +44,9 @@ def hostile() -> ir.Model:
     return model
 
 
-def graph_file(path: Path) -> Path:
-    """`hostile` as the exporter would write it."""
-    model = hostile()
+def graph_file(path: Path, model: ir.Model | None = None) -> Path:
+    """`hostile`, or another of these networks, as the exporter would write it."""
+    model = model or hostile()
     metadata = {
         "preprocessing": json.dumps(Preprocessing(resize=SIZE, crop=SIZE).to_dict()),
         "arch": "tiny",

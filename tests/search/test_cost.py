@@ -10,11 +10,14 @@ import pytest
 from optimizer.engines.graph_facts import layer_work
 from optimizer.precision.int8 import lower
 from optimizer.precision.topology import analyse
-from optimizer.search.cost import MACHINES, measured_costs, modelled_costs
+from optimizer.results import Ceiling, Ceilings
+from optimizer.search.cost import GPU, Machine, measured_costs, modelled_costs
 from optimizer.search.variants import Variants
 from optimizer.targets.rules import TARGETS, rules_for
 from tests.precision.networks import SIZE, network
 from tests.search.networks import graph_file, hostile
+
+CPU = Machine("a CPU", int8=3e11, fp16=1e11, fp32=1e11, bandwidth=2e10)
 
 
 def test_times_of_every_layer_are_measured(variants: Variants, tmp_path: Path) -> None:
@@ -38,30 +41,51 @@ def test_times_of_every_layer_are_measured(variants: Variants, tmp_path: Path) -
 def test_the_model_calls_int8_faster(target: str, tmp_path: Path) -> None:
     graph = graph_file(tmp_path / "m.onnx")
     topology = analyse(ir.load(graph))
-    costs = modelled_costs(graph, topology, rules_for(target))
+    machine = GPU if target == "tensorrt" else CPU
+    costs = modelled_costs(graph, topology, rules_for(target), machine)
+    assert machine.name in costs.reason
     assert costs.source == "model"
     for node in topology.layers():
         name = str(node.name)
         assert 0 < costs.int8_ms[name] < costs.high_ms[name]
-    machine = MACHINES["gpu"] if target == "tensorrt" else None
-    if machine is not None:
-        work = layer_work(graph)["fc"]
-        moved = work.weights + work.inputs + work.outputs
-        assert costs.int8_ms["fc"] == pytest.approx(
-            1e3 * max(work.flops / machine.int8, moved / machine.bandwidth)
-        )
+    work = layer_work(graph)["fc"]
+    moved = work.weights + work.inputs + work.outputs
+    assert costs.int8_ms["fc"] == pytest.approx(
+        1e3 * max(work.flops / machine.int8, moved / machine.bandwidth)
+    )
 
 
 def test_a_neighbour_falls_back_in_onnx_runtime(tmp_path: Path) -> None:
     """Its product is an integer only if what reads it quantizes it."""
     graph = graph_file(tmp_path / "m.onnx")
     topology = analyse(ir.load(graph))
-    costs = modelled_costs(graph, topology, rules_for("onnxruntime"))
+    costs = modelled_costs(graph, topology, rules_for("onnxruntime"), CPU)
     fallen = set(costs.falls_back({"layer1.0.conv2"})) - set(costs.falls_back(()))
     assert fallen == {"layer1.0.conv1"}
     own = costs.high_ms["layer1.0.conv2"] - costs.int8_ms["layer1.0.conv2"]
     assert costs.predict({"layer1.0.conv2"}) - costs.predict(()) > own
-    assert not modelled_costs(graph, topology, rules_for("tensorrt")).falls_back({"fc"})
+    assert not modelled_costs(graph, topology, rules_for("tensorrt"), GPU).falls_back({"fc"})
+
+
+def test_a_cpus_rates_are_the_measured_ones() -> None:
+    def reached(rate: float) -> Ceiling:
+        return Ceiling(rate=rate, median=rate, rounds=1, how="")
+
+    measured = Ceilings(
+        created="",
+        device={"cpu": "EPYC"},
+        threads=2,
+        libraries={},
+        compute={"fp32": reached(1e9), "int8": reached(3e9)},
+        memory=reached(5e9),
+        cache=reached(9e9),
+    )
+    machine = Machine.of(measured)
+    assert (machine.int8, machine.fp16, machine.fp32) == (3e9, 1e9, 1e9)
+    assert machine.bandwidth == 5e9
+    assert "EPYC, 2 threads" in machine.name
+    del measured.compute["int8"]
+    assert Machine.of(measured).int8 == 2e9
 
 
 def test_work_of_a_layer(tmp_path: Path) -> None:
