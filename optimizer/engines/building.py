@@ -89,7 +89,7 @@ def build_engine(
             "layers": [layer.model_dump(exclude_defaults=True) for layer in built.layers],
             "build_s": built.seconds,
             "build_peak_bytes": peak,
-            "notes": built.notes,
+            "notes": [*built.notes, *(facts.notes if facts is not None else ())],
             "image_size": card.image_size,
             **({"built_on": built.machine} if built.machine else {}),
         }

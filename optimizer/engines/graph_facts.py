@@ -52,9 +52,18 @@ class GraphFacts:
 
     @property
     def keep(self) -> list[str]:
-        """Weighted layers of an INT8 or FP8 graph that stay in high precision on purpose."""
+        """Nodes that stay out of the graph's precision on purpose.
+
+        Weighted layers of an INT8 or FP8 graph; whatever a half type cannot compute.
+        """
         names: list[str] = json.loads(self.metadata.get("keep", "[]"))
         return names
+
+    @property
+    def notes(self) -> list[str]:
+        """What the room that wrote the graph has to say of it."""
+        notes: list[str] = json.loads(self.metadata.get("notes", "[]"))
+        return notes
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

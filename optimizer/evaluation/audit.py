@@ -32,7 +32,7 @@ def audit(
             or ``mixed``: INT8 but for the layers to keep, and those not in INT8.
         layers: What the engine tells of its layers.
         min_share: Smallest share of the FLOPs that must be computed in ``asked``.
-        keep: PyTorch modules that were to stay in high precision, of a ``mixed`` or ``fp8`` graph.
+        keep: PyTorch modules that were to stay in a higher precision.
 
     Returns:
         The audit. Its verdict is ``inconclusive`` when the engine lists no layer with weights, or
@@ -85,12 +85,13 @@ def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
     layers = [LayerInfo.model_validate(raw) for raw in manifest.details.get("layers", [])]
     settings = manifest.settings
     options = settings.get("options") or {}
-    asked = str(settings.get("precision", "fp32"))
+    asked, keep = str(settings.get("precision", "fp32")), settings.get("keep") or ()
     if options.get("storage_only") and not str(settings.get("backend")).startswith("tensorrt"):
-        asked = "fp32"  # a CPU engine built for storage alone was asked to compute in FP32
+        # A CPU engine built for storage alone was asked to compute everything in FP32.
+        asked, keep = "fp32", ()
     if options.get("tf32") and asked == "fp32" and any(x.precision == "tf32" for x in layers):
         asked = "tf32"
-    return audit(asked, layers, min_share, settings.get("keep") or ())
+    return audit(asked, layers, min_share, keep)
 
 
 def _as_asked(layer: LayerInfo, asked: str, keep: Collection[str]) -> bool:

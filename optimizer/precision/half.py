@@ -1,10 +1,16 @@
 """FP16 and BF16 graphs: every floating-point constant and operation in the half type.
 
-Inputs and outputs stay float32 (a Cast at each end). Nothing is kept in FP32 by a guess: a value
-that the type cannot hold is reported by `overflowing`, by name, before anything is written.
+Inputs and outputs stay float32 (a Cast at each end). Nothing is kept in FP32 by a guess or by a list
+of operations: a node is, if a constant it reads or a tensor it reads or writes has values beyond the
+type (`beyond`). For tensors that is what calibration saw; without statistics, constants alone count.
+
+Not handled: a tensor that stays inside the type on all calibration images and leaves it on others;
+`beyond` knows no more than what was seen.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -12,13 +18,14 @@ import onnx_ir as ir
 
 from optimizer.errors import GraphError
 
-__all__ = ["overflowing", "to_half"]
+__all__ = ["LARGEST", "beyond", "overflowing", "to_half"]
 
 _NUMPY = {
     ir.DataType.FLOAT16: np.dtype(np.float16),
     ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
-_LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
+LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
+"""The largest value of each type."""
 _NAMES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 BF16_OPSET = 22
 """Conv and pooling take bfloat16 from this operator set on."""
@@ -26,7 +33,7 @@ BF16_OPSET = 22
 
 def overflowing(model: ir.Model, kind: ir.DataType) -> list[str]:
     """Names of constants that the type cannot hold."""
-    limit = _LARGEST[kind]
+    limit = LARGEST[kind]
     return [
         name
         for name, value in model.graph.initializers.items()
@@ -37,40 +44,78 @@ def overflowing(model: ir.Model, kind: ir.DataType) -> list[str]:
     ]
 
 
-def to_half(model: ir.Model, kind: ir.DataType) -> bool:
-    """Convert all float32 constants and operations of a graph to FP16 or BF16, in place.
+def beyond(
+    model: ir.Model, kind: ir.DataType, seen: Mapping[str, float] | None = None
+) -> dict[str, str]:
+    """Nodes that a half type cannot compute, each with the reason.
+
+    Args:
+        model: The FP32 graph; its nodes have names.
+        kind: ``FLOAT16`` or ``BFLOAT16``.
+        seen: Largest absolute value of tensors on the calibration images. The input of a ReLU is as
+            large as its output, and need not be there.
+
+    Returns:
+        Reasons by node, in the order of the graph.
+    """
+    limit, title = LARGEST[kind], _NAMES[kind].upper()
+    large = {name: size for name, size in (seen or {}).items() if size > limit}
+    for node in model.graph:
+        output, source = str(node.outputs[0].name), node.inputs[0] if node.inputs else None
+        if node.op_type == "Relu" and output in large and source is not None:
+            large.setdefault(str(source.name), large[output])
+    constants = set(overflowing(model, kind))
+    found: dict[str, str] = {}
+    for node in model.graph:
+        names = [str(v.name) for v in (*node.outputs, *node.inputs) if v is not None]
+        for name in names:
+            if name in large:
+                found[str(node.name)] = (
+                    f"{name} reaches {large[name]:,.0f} on the calibration images, and {title} ends "
+                    f"at {limit:,.0f}"
+                )
+                break
+            if name in constants:
+                found[str(node.name)] = f"{name} has values beyond {limit:,.0f}"
+                break
+    return found
+
+
+def to_half(model: ir.Model, kind: ir.DataType, keep: Collection[str] = ()) -> bool:
+    """Convert float32 constants and operations of a graph to FP16 or BF16, in place.
 
     Args:
         model: The graph; float32 or uint8 input, float32 output.
         kind: ``FLOAT16`` or ``BFLOAT16``.
+        keep: Nodes that stay in FP32, from `beyond`; Casts stand around them.
 
     Returns:
         True.
 
     Raises:
-        GraphError: A constant does not fit into the type; the message names it.
+        GraphError: A constant of another node does not fit into the type; the message names it.
     """
     graph = model.graph
-    too_large = overflowing(model, kind)
-    if too_large:
-        raise GraphError(
-            f"{too_large[0]} has values that {_NAMES[kind].upper()} cannot hold",
-            mend="--precision bf16, which has the range of FP32"
-            if kind == ir.DataType.FLOAT16
-            else None,
-        )
+    for name in overflowing(model, kind):
+        if any(use.node.name not in keep for use in graph.initializers[name].uses()):
+            raise GraphError(
+                f"{name} has values that {_NAMES[kind].upper()} cannot hold",
+                mend="--precision bf16, which has the range of FP32"
+                if kind == ir.DataType.FLOAT16
+                else None,
+            )
     for name, value in list(graph.initializers.items()):
         if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
-            array = value.const_value.numpy().astype(_NUMPY[kind])
-            value.const_value = ir.tensor(array, dtype=kind, name=name)
-            value.dtype = kind
+            _convert(graph, name, value, kind, keep)
     for node in graph:
+        if node.name in keep:
+            continue
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", kind)
-        for value in node.outputs:
-            if value.dtype == ir.DataType.FLOAT:
-                value.dtype = kind
-    _cast_inputs(graph, kind)
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT:
+                output.dtype = kind
+    _cast_between(graph, kind, keep)
     _cast_outputs(graph, kind)
     model.metadata_props["resnet_opt.precision"] = _NAMES[kind]
     if kind == ir.DataType.BFLOAT16:
@@ -78,18 +123,58 @@ def to_half(model: ir.Model, kind: ir.DataType) -> bool:
     return True
 
 
-def _cast_inputs(graph: ir.Graph, kind: ir.DataType) -> None:
-    for value in graph.inputs:
-        if value.dtype != ir.DataType.FLOAT:
+def _convert(
+    graph: ir.Graph, name: str, value: ir.Value, kind: ir.DataType, keep: Collection[str]
+) -> None:
+    """Turn a constant into the half type; what kept nodes read of it stays as it is."""
+    kept = [use for use in value.uses() if use.node.name in keep]
+    if kept and len(kept) == len(list(value.uses())):
+        return
+    assert value.const_value is not None
+    exact = value.const_value.numpy()
+    if kept:
+        tensor = ir.tensor(exact, name=f"{name}.float")
+        copy = ir.Value(
+            name=tensor.name,
+            shape=value.shape,
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=tensor,
+        )
+        graph.register_initializer(copy)
+        for use in kept:
+            use.node.replace_input_with(use.idx, copy)
+    value.const_value = ir.tensor(exact.astype(_NUMPY[kind]), dtype=kind, name=name)
+    value.dtype = kind
+
+
+def _cast_between(graph: ir.Graph, kind: ir.DataType, keep: Collection[str]) -> None:
+    """A Cast wherever a tensor has the one type and its reader computes in the other."""
+    casts: dict[tuple[str, ir.DataType], ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Cast":
             continue
-        uses = list(value.uses())
-        cast = ir.node("Cast", [value], attributes={"to": kind}, name=f"{value.name}.to_half")
-        cast.outputs[0].name = f"{value.name}.half"
-        cast.outputs[0].dtype = kind
-        cast.outputs[0].shape = value.shape
+        wanted = ir.DataType.FLOAT if node.name in keep else kind
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in {ir.DataType.FLOAT, kind}:
+                continue
+            if value.dtype != wanted:
+                key = (str(value.name), wanted)
+                if key not in casts:
+                    casts[key] = _cast(graph, value, wanted)
+                node.replace_input_with(index, casts[key])
+
+
+def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
+    short = "float" if to == ir.DataType.FLOAT else "half"
+    cast = ir.node("Cast", [value], attributes={"to": to}, name=f"{value.name}.to_{short}")
+    result = cast.outputs[0]
+    result.name, result.dtype, result.shape = f"{value.name}.{short}", to, value.shape
+    producer = value.producer()
+    if producer is None:
         graph.insert_before(graph[0], cast)
-        for use in uses:
-            use.node.replace_input_with(use.idx, cast.outputs[0])
+    else:
+        graph.insert_after(producer, cast)
+    return result
 
 
 def _cast_outputs(graph: ir.Graph, kind: ir.DataType) -> None:

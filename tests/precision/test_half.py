@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 
+import optimizer
 from optimizer.errors import GraphError
-from optimizer.precision.half import overflowing, to_half
+from optimizer.precision.half import LARGEST, beyond, overflowing, to_half
 from tests.precision.networks import images, network
-from tests.precision.test_int8_graphs import noise_db, run
+from tests.precision.test_int8_graphs import noise_db, run, statistics
 
 KINDS = [ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
 
@@ -58,3 +62,130 @@ def test_bf16_takes_the_opset_it_needs(small_graph: Path, tmp_path: Path) -> Non
     assert proto.opset_import[0].version >= 22
     metadata = {p.key: p.value for p in proto.metadata_props}
     assert metadata["resnet_opt.precision"] == "bf16"
+
+
+def loud(seed: int, *, bottleneck: bool = True) -> ir.Model:
+    """The residual stream of the second block is beyond FP16, and the classifier scales it back."""
+    model = network(seed, bottleneck=bottleneck)
+
+    def scale(name: str, factor: float) -> None:
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        array = value.const_value.numpy() * np.float32(factor)
+        value.const_value = ir.tensor(array, name=name)
+
+    first, last = ("conv2", "conv3") if bottleneck else ("conv1", "conv2")
+    for part in ("weight", "bias"):
+        scale(f"layer1.1.{first}.{part}", 300.0)
+    scale(f"layer1.1.{last}.weight", 1000.0)  # its constants all fit
+    scale("fc.weight", 1 / 3e5)
+    return model
+
+
+def seen(model: ir.Model) -> dict[str, float]:
+    tensors = statistics(model, [images(64, 1)]).tensors
+    return {name: float(one.absolute_maximum.max()) for name, one in tensors.items()}
+
+
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, 10_000), bottleneck=st.booleans())
+def test_what_overflows_in_calibration_stays_in_fp32(seed: int, bottleneck: bool) -> None:
+    tensors = seen(loud(seed, bottleneck=bottleneck))
+    assume(tensors["layer1.1.relu_2"] > 2 * LARGEST[KINDS[0]])
+    kept = beyond(loud(seed, bottleneck=bottleneck), KINDS[0], tensors)
+    last = "layer1.1.conv3" if bottleneck else "layer1.1.conv2"
+    # The layer that makes it, and all that reads it until an average is small again.
+    assert {last, "layer1.1.add", "layer1.1.relu_2", "avgpool"} <= set(kept)
+    assert "on the calibration images, and FP16 ends at 65,504" in kept[last]
+    assert not [name for name in kept if name.startswith(("conv1", "relu", "layer1.0"))]
+    model = loud(seed, bottleneck=bottleneck)
+    to_half(model, KINDS[0], kept)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    for node in model.graph:
+        if node.op_type in {"Conv", "Gemm"}:
+            kind = ir.DataType.FLOAT if node.name in kept else KINDS[0]
+            assert {v.dtype for v in (*node.inputs, *node.outputs) if v is not None} == {kind}
+    batch = images(8)
+    (reference,) = run(loud(seed, bottleneck=bottleneck), batch)
+    assert noise_db(reference, run(model, batch)[0]) > 40
+    blind = loud(seed, bottleneck=bottleneck)
+    to_half(blind, KINDS[0])
+    # A CPU computes in FP32 between its casts, so the tensor itself tells.
+    (stream,) = run(blind, batch, ["layer1.1.relu_2"])
+    assert stream.dtype == np.float16
+    assert not np.isfinite(stream).all(), "FP16 alone should fail: nothing is tested"
+
+
+def test_bf16_holds_what_fp16_cannot() -> None:
+    assert beyond(loud(1), KINDS[1], seen(loud(1))) == {}
+
+
+def test_nothing_is_kept_without_a_reason() -> None:
+    assert beyond(network(2), KINDS[0], seen(network(2))) == {}
+    assert beyond(network(2), KINDS[0]) == {}
+    large = dict.fromkeys(seen(network(2)), LARGEST[KINDS[0]])
+    assert beyond(network(2), KINDS[0], large) == {}
+
+
+def test_a_constant_beyond_fp16_keeps_its_layer_alone() -> None:
+    def make() -> ir.Model:
+        model = network(0)
+        value = model.graph.initializers["fc.bias"]
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[0] = 7e4
+        value.const_value = ir.tensor(array, name="fc.bias")
+        return model
+
+    kept = beyond(make(), KINDS[0])
+    assert kept == {"fc": "fc.bias has values beyond 65,504"}
+    model = make()
+    to_half(model, KINDS[0], kept)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert model.graph.initializers["fc.weight"].dtype == ir.DataType.FLOAT
+    batch = images(8)
+    assert noise_db(run(make(), batch)[0], run(model, batch)[0]) > 50
+
+
+def test_a_shared_constant_is_there_in_both_types() -> None:
+    model = network(0)
+    shared = model.graph.initializers["layer1.0.conv1.bias"]
+    other = next(n for n in model.graph if n.name == "conv1")
+    other.replace_input_with(2, shared)
+    to_half(model, KINDS[0], ["conv1"])
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert model.graph.initializers["layer1.0.conv1.bias"].dtype == KINDS[0]
+    assert model.graph.initializers["layer1.0.conv1.bias.float"].dtype == ir.DataType.FLOAT
+
+
+def test_the_graph_and_its_engine_say_what_was_kept(tmp_path: Path) -> None:
+    """Through the stage, with statistics from a file; a CPU engine stores half and says so."""
+    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.evaluation.audit import audit_manifest
+    from tests.search.networks import data, graph_file
+
+    graph = graph_file(tmp_path / "loud.onnx", loud(1))
+    calib = data(tmp_path / "calib.npz", 64, 1)
+    made = optimizer.quantize(graph, tmp_path / "half.onnx", precision="fp16", calib=calib)
+    notes = made.manifest.details["notes"]
+    assert any(note.startswith("layer1.1.conv3 stays in FP32: layer1.1.") for note in notes)
+    facts = graph_facts(made.path)
+    assert "layer1.1.conv3" in facts.keep
+    assert facts.notes == notes
+    engine = optimizer.build(
+        made.path, tmp_path / "half.blob", precision="fp16", engine="openvino", storage_only=True
+    )
+    assert set(notes) <= set(engine.manifest.details["notes"])
+    assert audit_manifest(engine.manifest).verdict == "pass"
+
+
+def test_int8_with_fp16_around_says_what_that_cannot_hold() -> None:
+    from optimizer.precision.int8 import EncodingOptions, compute_encodings
+    from optimizer.targets.rules import TARGETS
+
+    options = EncodingOptions(method="minmax", bias="none")
+    around = statistics(loud(1), [images(64, 1)])
+    notes = compute_encodings(loud(1), around, TARGETS["tensorrt"], "0", options).notes
+    assert notes[0].startswith("layer1.1.")
+    assert "--high-precision fp32" in notes[0]
+    assert not compute_encodings(loud(1), around, TARGETS["openvino"], "0", options).notes
