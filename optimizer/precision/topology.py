@@ -204,17 +204,18 @@ class Topology:
                     edges.append(Edge(self.data_inputs(node)[0], str(node.name), 0))
             elif self.is_add(node):
                 edges.extend(self._add_edges(node, rules, keep))
-            elif self._pools_integers(node, rules, keep):
+            elif self._passes_integers(node, rules, keep):
                 edges.append(Edge(self.data_inputs(node)[0], str(node.name), 0))
         return edges
 
-    def _pools_integers(self, node: ir.Node, rules: TargetRules, keep: Collection[str]) -> bool:
+    def _passes_integers(self, node: ir.Node, rules: TargetRules, keep: Collection[str]) -> bool:
         pools = rules.pooling and node.op_type in {"MaxPool", "GlobalAveragePool"}
-        return pools and not self._feeds_kept(node, keep)
+        flattens = rules.flatten and node.op_type == "Flatten"
+        return (pools or flattens) and not self._feeds_kept(node, keep)
 
-    def _feeds_kept(self, pooling: ir.Node, keep: Collection[str]) -> bool:
+    def _feeds_kept(self, passing: ir.Node, keep: Collection[str]) -> bool:
         """Whether a kept layer reads what a pooling computes, directly or through more of it."""
-        for edge in self.consumers(str(pooling.outputs[0].name)):
+        for edge in self.consumers(str(passing.outputs[0].name)):
             if edge.node in keep:
                 return True
             reader = self.nodes[edge.node]

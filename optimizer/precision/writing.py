@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["add_constant", "describe", "write_pair", "write_weight"]
+__all__ = ["add_constant", "describe", "write_bias", "write_pair", "write_weight"]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
@@ -98,3 +98,28 @@ def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, dequantize.outputs[0])
     graph.initializers.pop(str(old.name))
+
+
+def write_bias(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray) -> None:
+    """Replace a layer's bias by stored numbers behind a DequantizeLinear.
+
+    Args:
+        graph: The graph.
+        node: A layer whose third input is a constant.
+        stored: int32[O]; its zero point is zero.
+        scale: float32[O], the scales of its products.
+    """
+    old = node.inputs[2]
+    assert old is not None
+    stem = f"{node.name}.bias"
+    graph.initializers.pop(str(old.name))
+    inputs = [
+        add_constant(graph, f"{stem}.{part}", array)
+        for part, array in (("q", stored), ("scale", scale))
+    ]
+    dequantize = ir.node(
+        "DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{stem}.dequantize"
+    )
+    describe(dequantize.outputs[0], f"{stem}.dequantized", stored.shape, ir.DataType.FLOAT)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(2, dequantize.outputs[0])

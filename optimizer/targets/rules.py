@@ -7,7 +7,9 @@ One calibration serves every target; what differs between them is written here a
   Q/DQ on biases (the parser refuses them); FP16 around the INT8 layers.
 * **OpenVINO** and **ONNX Runtime**: unsigned activations with zero point 0 after a ReLU (all 256
   levels, and the saturation is the ReLU), quantized convolution outputs, so that Adds and pooling
-  run in INT8 too; FP32 around.
+  run in INT8 too; FP32 around. ONNX Runtime pools integers only if a pair follows at once, before
+  the Flatten too, and its classifier computes on integers only with an INT32 bias: with a float one
+  it dequantizes the weights at every call.
 * **tensorrt-cpu**: the integers of TensorRT's graph, constants rounded as there, but stored
   unsigned (zero point 128) with FP32 around: a CPU that runs it tells what TensorRT will compute.
 """
@@ -39,6 +41,7 @@ class TargetRules:
             with zero point 128, which holds the same integers.
         add_inputs: Which inputs of an Add are quantized: ``residual`` or ``both``.
         pooling: Whether pooling computes on integers (its inputs and outputs are quantized).
+        flatten: Whether the input of a Flatten is quantized, and not its output alone.
         absorb_relu: Whether a ReLU is left out where the saturation of the Q after it does its work.
         shift: Whether tensors after a ReLU may be quantized around their middle (zero point 0, the
             constant in the biases) where no consumer pads.
@@ -48,7 +51,10 @@ class TargetRules:
         high_precision: Type of what is not INT8: ``fp16`` or ``fp32``.
         constants: Type to which scales and biases are rounded; it may be narrower than
             ``high_precision``, to hold the very values of another target.
-        bias: ``float``; no target here takes Q/DQ on a bias without harm.
+        bias: ``int32`` if the engine adds biases in units of the products, in 32 bits: that of a
+            fully connected layer is then stored so, behind a DequantizeLinear. Biases of
+            convolutions are written as floats everywhere (TensorRT refuses any other, and ONNX
+            Runtime converts them by itself).
     """
 
     name: str
@@ -58,6 +64,8 @@ class TargetRules:
     pooling: bool
     absorb_relu: bool
     shift: bool
+    flatten: bool = False
+    bias: Literal["float", "int32"] = "float"
     asymmetric: bool = False
     weight_max: int = 127
     pairs: PairLayout = "free"
@@ -108,6 +116,8 @@ TARGETS: dict[str, TargetRules] = {
         signed_dtype="u8",
         add_inputs="both",
         pooling=True,
+        flatten=True,
+        bias="int32",
         absorb_relu=True,
         shift=False,
         asymmetric=True,

@@ -155,8 +155,9 @@ def quantize(
     """Turn an FP32 graph into an explicit graph of another precision.
 
     INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib``
-    and leaves the statistics beside the output; FP8 does the same without encodings. A Q/DQ graph is
-    read and lowered again for the target; it needs calibration only for what it leaves in float.
+    and leaves the statistics beside the output; FP8 does the same without encodings. FP16 and BF16
+    can do without, and then do not know which tensors they cannot hold. A Q/DQ graph is read and
+    lowered again for the target; it needs calibration only for what it leaves in float.
     ``mixed`` searches on ``calib`` for the fastest graph that loses at most ``max_drop_pp`` and judges
     it on ``data``; its `SearchResult` lies beside it.
     """
@@ -165,7 +166,7 @@ def quantize(
     graph, output = Path(graph), Path(output)
     if precision not in {"int8", "mixed"} and encodings is not None:
         raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
-    room.check_keep(graph, precision, options)
+    room.check_options(graph, precision, options)
     if precision == "mixed":
         from optimizer import search
 
@@ -187,7 +188,8 @@ def quantize(
         )
         search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
         return made
-    if precision in {"int8", "fp8"} and encodings is None and stats is None and calib is not None:
+    measured = precision in {"int8", "fp8", "fp16", "bf16"}
+    if measured and encodings is None and stats is None and calib is not None:
         stats = calibrate(
             graph, output.with_name(f"{graph.stem}.stats.npz"), calib=calib,
             calib_images=calib_images, preprocessing_from=preprocessing_from,
@@ -258,7 +260,8 @@ def build(
         backend_options: Further options of the backend, by its own names (for TensorRT those of
             `optimizer.engines.tensorrt.options.Options`).
         limits: Of the library's memory and time; ``None`` for half an hour and any memory.
-        calib: Calibration images for INT8 and FP8; for ``mixed`` the search uses others of them.
+        calib: Calibration images for INT8 and FP8, and for FP16 and BF16 if what they cannot hold is
+            to stay in FP32; for ``mixed`` the search uses others of them.
         calib_images: How many of them.
         stats: Statistics to use instead of calibrating.
         encodings: Encodings to use as they are.
@@ -278,10 +281,10 @@ def build(
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.providers import lowering_target
-    from optimizer.precision import check_keep
+    from optimizer.precision import check_options
 
     graph, output = Path(graph), Path(output)
-    check_keep(graph, precision, options)
+    check_options(graph, precision, options)
     name = engine
     if engine == "auto":
         name = choose_engine(precision) if provider is None else "onnxruntime"

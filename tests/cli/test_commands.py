@@ -192,6 +192,55 @@ def test_passes_can_be_switched_off(
     assert not any(layer.output_factor for layer in encodings["off"].layers.values())
 
 
+@pytest.mark.parametrize(
+    ("flags", "mend"),
+    [
+        (["--precision", "fp16"], "--precision int8"),
+        (["--precision", "mixed", "--calib", "digits:train", "--data", "digits:test"], "int8"),
+        (["--encodings", "ENCODINGS"], "leave out --learn"),
+    ],
+)
+def test_learning_where_there_is_nothing_to_learn(
+    resnet_opt: Command,
+    small_graph: Path,
+    small_statistics: Path,
+    tmp_path: Path,
+    flags: list[str],
+    mend: str,
+) -> None:
+    plain = tmp_path / "plain.onnx"
+    assert resnet_opt("quantize", small_graph, "--stats", small_statistics, "-o", plain).code == 0
+    given = [tmp_path / "plain.encodings.json" if f == "ENCODINGS" else f for f in flags]
+    output = tmp_path / "learned.onnx"
+    said = resnet_opt("quantize", small_graph, *given, "--learn", "-o", output)
+    assert said.code == 2
+    assert mend in said.err
+    assert not output.exists()
+    # A Q/DQ graph brings its own integers.
+    said = resnet_opt("quantize", plain, "--learn", "-o", output)
+    assert said.code == 2
+    assert "float graph" in said.err
+
+
+def test_learning_says_what_came_of_it(
+    resnet_opt: Command,
+    small_graph: Path,
+    small_statistics: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from optimizer.precision.int8 import Encodings, learning
+
+    monkeypatch.setattr(learning, "STEPS", 2)
+    said = resnet_opt(
+        "quantize", small_graph, "--stats", small_statistics, "--learn", "-o", tmp_path / "q.onnx"
+    )
+    assert said.code == 0, said.err
+    notes = Encodings.load(tmp_path / "q.encodings.json").notes
+    assert notes[-1].startswith("learning: ")
+    assert "images that it did not see" in notes[-1]
+
+
 def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(
     resnet_opt: Command, tmp_path: Path
 ) -> None:

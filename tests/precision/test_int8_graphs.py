@@ -25,7 +25,7 @@ from optimizer.precision.int8 import (
     lower,
 )
 from optimizer.precision.topology import analyse
-from optimizer.targets.rules import TARGETS, TargetRules
+from optimizer.targets.rules import TARGETS, TargetRules, rules_for
 from tests.precision.networks import images, network
 
 PLAIN = EncodingOptions(method="minmax", equalize=False, bias="none", shift=False)
@@ -267,6 +267,61 @@ def test_absorbed_relus_are_gone_and_nothing_else() -> None:
     assert len([n for n in plain.graph if n.op_type == "Relu"]) == 7
 
 
+# --- what ONNX Runtime wants ------------------------------------------------------------------------
+
+
+def optimized(model: ir.Model, folder: Path) -> tuple[Counter[str], ort.InferenceSession]:
+    """The operations that ONNX Runtime executes."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    kinds = Counter(n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node)
+    return kinds, session
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_onnxruntime_computes_everything_on_integers(bottleneck: bool, tmp_path: Path) -> None:
+    """The classifier and the pooling too; only the logits come out as floats."""
+    model, _ = lowered(lambda: network(1, bottleneck=bottleneck), TARGETS["onnxruntime"])
+    kinds, _ = optimized(model, tmp_path)
+    assert kinds["QGemm"] == kinds["QLinearGlobalAveragePool"] == 1
+    assert not set(kinds) & {"Conv", "Gemm", "Add", "Relu", "GlobalAveragePool", "MatMul"}
+    assert kinds["QuantizeLinear"] == 1
+    assert kinds["DequantizeLinear"] == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-20])
+@pytest.mark.parametrize("name", ["conv1", "fc", "layer1.1.conv2", "layer1.1.conv3"])
+def test_a_bias_beyond_all_products_of_its_channel_survives(
+    name: str, weight: float, tmp_path: Path
+) -> None:
+    """Kernels hold a bias in units of the products, in 32 bits; next to no weights, tiny units."""
+
+    def make(weight: float = weight) -> ir.Model:
+        model = network(3)
+        for part, factor, term in (("weight", weight, 0.0), ("bias", 0.0, 3.0)):
+            value = model.graph.initializers[f"{name}.{part}"]
+            assert value.const_value is not None
+            array = value.const_value.numpy().copy()
+            array[0] = factor * array[0] + term
+            value.const_value = ir.tensor(array, name=value.name)
+        return model
+
+    rules, batch = rules_for("onnxruntime"), images(32, 9)
+    model, encodings = lowered(make, rules)
+    (reference,) = run(make(), batch)
+    (found,) = optimized(model, tmp_path)[1].run(None, {"images": batch})
+    usual = optimized(lowered(lambda: make(1.0), rules)[0], tmp_path)[1]
+    (other,) = usual.run(None, {"images": batch})
+    assert noise_db(reference, found) > noise_db(run(make(1.0), batch)[0], other) - 3
+    if name == "fc":
+        step = encodings.tensors["flatten"].scale * max(encodings.layers["fc"].weight_scale)
+        assert np.abs(found[:, 0] - reference[:, 0]).max() < 2 * step + 1e-3
+
+
 # --- what may be shifted ----------------------------------------------------------------------------
 
 
@@ -330,9 +385,10 @@ def test_pairs_per_block(arch: str, depths: tuple[int, ...], tmp_path: Path) -> 
         model = ir.load(path)
         lower(model, compute_encodings(ir.load(path), seen, rules, "0", PLAIN), rules)
         counts = _pairs_by_block(model)
-        assert sum(n.op_type == "DequantizeLinear" for n in model.graph) == sum(
-            counts.values()
-        ) + sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
+        weights = sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
+        biases = int(rules.bias == "int32")
+        dequantized = sum(n.op_type == "DequantizeLinear" for n in model.graph)
+        assert dequantized == sum(counts.values()) + weights + biases
         for stage, depth in enumerate(depths, start=1):
             for index in range(depth):
                 block = f"layer{stage}.{index}"
@@ -343,7 +399,8 @@ def test_pairs_per_block(arch: str, depths: tuple[int, ...], tmp_path: Path) -> 
                     else 4 + downsample
                 )
                 assert counts[block] == expected, (target, block)
-        assert counts["outside"] == (3 if target.startswith("tensorrt") else 4)
+        outside = 3 if target.startswith("tensorrt") else 4 + rules.flatten
+        assert counts["outside"] == outside
 
 
 def statistics_of_file(path: Path) -> Statistics:

@@ -31,8 +31,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError
-from optimizer.precision.int8.encode import LEAST_IMAGES, stored_scale
-from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.int8.encode import LEAST_IMAGES
+from optimizer.precision.int8.encodings import (
+    Encodings,
+    LayerEncoding,
+    TensorEncoding,
+    stored_scale,
+)
 from optimizer.precision.int8.ranges import distribution, range_of
 from optimizer.precision.int8.reading import ReadModel, ReadTensor
 from optimizer.precision.int8.rounding import PAIR_LIMIT, WeightGrid, pair_sums, scales_of
@@ -96,16 +101,25 @@ class _Carrier:
 
     def encodings(self, graph_sha256: str) -> Encodings:
         """Tensors and layers."""
+        tensors, layers = self._tensors(), self._layers()
+        if self.rules.bias == "int32":
+            layers = {
+                name: layer.holding_bias(tensors[self._source_of(name)].scale)
+                for name, layer in layers.items()
+            }
         return Encodings(
             target=self.rules.name,
             weight_max=self.rules.weight_max,
             pairs=self.rules.pairs,
             graph_sha256=graph_sha256,
             options={"carried_over": True, "method": self.method},
-            tensors=self._tensors(),
-            layers=self._layers(),
+            tensors=tensors,
+            layers=layers,
             notes=self.notes,
         )
+
+    def _source_of(self, layer: str) -> str:
+        return self.topology.data_inputs(self.topology.nodes[layer])[0]
 
     # --- tensors ---------------------------------------------------------------------------------
 

@@ -28,9 +28,11 @@ from optimizer.precision.int8.simulation import (
     Step,
     batches,
     exact_parameters,
+    representing,
     stored_parameters,
 )
 from optimizer.precision.topology import WEIGHTED, Topology
+from optimizer.processes import give_back_memory
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +95,10 @@ def correct_biases(
                 network.forget(step)
             for name in step.last:
                 del reference[name]
-        return [network.corrected(reference[topology.output]) for network in networks]
+        found = [network.corrected(reference[topology.output]) for network in networks]
+    del networks, reference, exact, stored, batch
+    give_back_memory()
+    return found
 
 
 def sqnr(reference: torch.Tensor, quantized: torch.Tensor) -> float:
@@ -132,6 +137,7 @@ class _Network:
         self._simulation = simulation
         self._steps = {step.name: step for step in simulation.steps}
         self._encodings = encodings
+        self._represent = representing(encodings)
         self._parameters = parameters
         self._values: dict[str, torch.Tensor] = {simulation.topology.input: batch}
         self._represented: dict[str, torch.Tensor] = {}
@@ -139,7 +145,7 @@ class _Network:
     def compute(self, step: Step) -> None:
         """Compute a step, with this network's own pairs before it."""
         own = self._steps[step.name]
-        inputs = self._simulation.inputs_of(own, self._values, self._represented, self._encodings)
+        inputs = self._simulation.inputs_of(own, self._values, self._represented, self._represent)
         self._values[step.output] = step.compute(inputs, self._parameters)
 
     def correct(
@@ -162,7 +168,7 @@ class _Network:
         step = self._steps[node]
         name, _ = step.inputs[index]
         one = Step(step.name, step.output, (step.inputs[index],), (), step.compute)
-        (read,) = self._simulation.inputs_of(one, self._values, self._represented, self._encodings)
+        (read,) = self._simulation.inputs_of(one, self._values, self._represented, self._represent)
         return read - reference[name]
 
     def forget(self, step: Step) -> None:

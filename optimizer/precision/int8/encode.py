@@ -23,8 +23,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, UsageError
+from optimizer.precision.half import LARGEST
 from optimizer.precision.int8.correction import correct_biases
-from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.int8.encodings import (
+    Encodings,
+    LayerEncoding,
+    TensorEncoding,
+    stored_scale,
+)
 from optimizer.precision.int8.equalization import ALPHA, equalization_factors
 from optimizer.precision.int8.ranges import METHODS, distribution, range_of
 from optimizer.precision.int8.rounding import WeightGrid, nearest, scales_of
@@ -32,15 +38,21 @@ from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
 from optimizer.precision.topology import Topology
+from optimizer.processes import give_back_memory
+from optimizer.progress import Progress
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings", "stored_scale"]
+__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings"]
 
 LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]
 _STEPS = (0.0, 0.25, 0.5, 1.0)
 _WITHOUT_SAMPLE = 0.25
+_AT_ONCE = 2
+"""More would spare computing the exact network again, and take the memory of one more each."""
 _LEAST_COMPARED = 8
+_PASS_ON = frozenset({"MaxPool", "Flatten"})
+"""What comes out are some of the integers that went in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,8 @@ class EncodingOptions:
         bias: Correct biases on the quantized ``network``, for the mean error that the
             ``statistics`` predict for each layer alone, or not at all (``none``).
         shift: Quantize tensors after a ReLU around their middle, where the target allows it.
+        learn: Train ranges, biases and the rounding of weights on the whole network afterwards; see
+            `optimizer.precision.int8.learning`. Minutes instead of seconds.
         keep: Weighted layers that stay in high precision, by node name (``layer1.0.conv2``).
     """
 
@@ -64,6 +78,7 @@ class EncodingOptions:
     alpha: float = ALPHA
     bias: BiasCorrection = "network"
     shift: bool = True
+    learn: bool = False
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,6 +102,7 @@ def compute_encodings(
     rules: TargetRules,
     graph_sha256: str,
     options: EncodingOptions | None = None,
+    progress: Progress | None = None,
 ) -> Encodings:
     """Compute encodings of an FP32 graph for one target.
 
@@ -96,6 +112,7 @@ def compute_encodings(
         rules: The target's rules.
         graph_sha256: Digest of the graph's file, kept so that the encodings find their graph.
         options: Which passes to run; ``None`` for the default ones.
+        progress: Told of learning, which takes minutes.
 
     Returns:
         The encodings; their ``notes`` say which passes could not run as asked, and why.
@@ -120,7 +137,10 @@ def compute_encodings(
             f"the statistics know nothing of {min(missing)}",
             mend="calibrate this graph again",
         )
-    return _Encoder(topology, statistics, rules, graph_sha256, options).encodings()
+    give_back_memory()  # of the calibration before
+    encoder = _Encoder(topology, statistics, rules, graph_sha256, options)
+    encodings = encoder.encodings()
+    return encoder.learned(encodings, progress) if options.learn else encodings
 
 
 class _Encoder:
@@ -154,7 +174,7 @@ class _Encoder:
             )
             for edge in topology.quantized_edges(rules)
         }
-        self.notes: list[str] = []
+        self.notes = _beyond_half(statistics) if rules.high_precision == "fp16" else []
         self.simulation = self._simulation()
         self.layers = {
             str(node.name): _rounded_layer(topology, node, self.factors, rules, options)
@@ -168,11 +188,18 @@ class _Encoder:
         wide, narrow = self._ranges("minmax"), self._ranges("mse")
         if self.simulation is None:
             return self._finished(_between(wide, narrow, _WITHOUT_SAMPLE))
-        tried = correct_biases(
-            self.simulation,
-            [self._encoded(_between(wide, narrow, step)) for step in _STEPS],
-            self._few_images(),
-        )
+        tried = [
+            one
+            for start in range(0, len(_STEPS), _AT_ONCE)
+            for one in correct_biases(
+                self.simulation,
+                [
+                    self._encoded(_between(wide, narrow, step))
+                    for step in _STEPS[start : start + _AT_ONCE]
+                ],
+                self._few_images(),
+            )
+        ]
         best = max(range(len(tried)), key=lambda index: tried[index].sqnr)
         self.notes.append(
             "auto ranges: "
@@ -182,9 +209,31 @@ class _Encoder:
         )
         return self._finished(_between(wide, narrow, _STEPS[best]))
 
+    def learned(self, encodings: Encodings, progress: Progress | None) -> Encodings:
+        """Learn, if there is what it takes; the notes say what came of it."""
+        from optimizer.precision.int8.learning import LEAST_LEARNED_FROM, learn
+
+        sample = self.statistics.sample
+        if self.simulation is None:
+            self.notes.append("nothing was learned, for the same reason")
+        elif len(sample) < LEAST_LEARNED_FROM:
+            self.notes.append(
+                f"nothing was learned: {len(sample)} images are learned by heart, "
+                f"{LEAST_LEARNED_FROM} and more are not"
+            )
+        else:
+            found = learn(self.simulation, encodings, sample, progress=progress)
+            self.notes.append(
+                f"learning: {found.before:.1f} dB before, {found.after:.1f} dB after, on "
+                f"{found.held_out} images that it did not see"
+                + ("" if found.kept else "; nothing of it was kept")
+            )
+            encodings = found.encodings
+        return encodings.model_copy(update={"notes": self.notes})
+
     def _few_images(self) -> NDArray[Any]:
         """Enough of the sample to compare ranges; all steps together need the memory of one."""
-        sample = self.statistics.sample
+        sample = self.statistics.at_once
         return sample[: max(_LEAST_COMPARED, len(sample) // len(_STEPS))]
 
     def _finished(self, ranges: Mapping[str, float]) -> Encodings:
@@ -192,7 +241,7 @@ class _Encoder:
         if self.options.bias == "none":
             return encodings
         if self.options.bias == "network" and self.simulation is not None:
-            (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.sample)
+            (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.at_once)
             return corrected.encodings
         for node in self.topology.layers():
             if node.name not in self.options.keep:  # what is exact has no error of its own
@@ -200,7 +249,8 @@ class _Encoder:
         return encodings
 
     def _simulation(self) -> Simulation | None:
-        if self.options.bias != "network" and self.options.method != "auto":
+        needed = self.options.bias == "network" or self.options.method == "auto"
+        if not needed and not self.options.learn:
             return None
         if not len(self.statistics.sample):
             reason = "the statistics carry no sample of images"
@@ -224,6 +274,7 @@ class _Encoder:
 
     def _encoded(self, ranges: Mapping[str, float]) -> Encodings:
         """Encodings with biases that are not corrected."""
+        tensors = self._tensors(ranges)
         return Encodings(
             target=self.rules.name,
             weight_max=self.rules.weight_max,
@@ -232,17 +283,23 @@ class _Encoder:
             options={k: v for k, v in asdict(self.options).items() if k != "keep"},
             notes=self.notes,
             keep=list(self.options.keep),
-            tensors=self._tensors(ranges),
-            layers={name: layer.model_copy() for name, layer in self.layers.items()},
+            tensors=tensors,
+            layers={name: self._layer_reading(name, tensors) for name in self.layers},
         )
+
+    def _layer_reading(self, name: str, tensors: Mapping[str, TensorEncoding]) -> LayerEncoding:
+        layer = self.layers[name]
+        if self.rules.bias != "int32":
+            return layer.model_copy()
+        source = self.topology.data_inputs(self.topology.nodes[name])[0]
+        return layer.holding_bias(tensors[source].scale)
 
     def _tensors(self, ranges: Mapping[str, float]) -> dict[str, TensorEncoding]:
         encodings: dict[str, TensorEncoding] = {}
         for name in ranges:
             producer = self.topology.producer(name)
             source = self.topology.data_inputs(producer)[0] if producer is not None else ""
-            if producer is not None and producer.op_type == "MaxPool" and source in encodings:
-                # Max pooling passes its input's integers on.
+            if producer is not None and producer.op_type in _PASS_ON and source in encodings:
                 encodings[name] = encodings[source]
                 continue
             unsigned = self.topology.after_relu(name) and self.rules.relu_dtype == "u8"
@@ -268,6 +325,17 @@ class _Encoder:
             self.factors.get(source),
         )
         layer.bias = (np.asarray(layer.bias) - error).astype(np.float32).tolist()
+
+
+def _beyond_half(statistics: Statistics) -> list[str]:
+    """What the FP16 around INT8 cannot hold."""
+    limit = LARGEST[ir.DataType.FLOAT16]
+    return [
+        f"{name} reaches {largest:,.0f} on the calibration images, beyond the FP16 around INT8: "
+        "--high-precision fp32 holds it"
+        for name, one in statistics.tensors.items()
+        if (largest := float(one.absolute_maximum.max(initial=0.0))) > limit
+    ]
 
 
 def _between(
@@ -301,13 +369,6 @@ def _rounded_layer(
     return layer
 
 
-def stored_scale(scale: float, rules: TargetRules) -> float:
-    """The scale as the graph will hold it, so that integers are rounded with the real one."""
-    kind = np.float16 if rules.constant_type == "fp16" else np.float32
-    stored = float(kind(scale))
-    return stored if stored > 0 else float(np.finfo(kind).smallest_subnormal)
-
-
 def _mean_error(
     exact: NDArray[np.float32],
     layer: LayerEncoding,
@@ -337,9 +398,7 @@ def _rounding_bias(
     """E[x' - x] of each channel by its histogram."""
     centers = (np.arange(BINS) - seen.origin + 0.5)[None, :] * np.ldexp(1.0, seen.exponent)[:, None]
     centers = centers / divide[:, None]
-    low, high = encoding.bounds
-    zero = encoding.zero_point - (128 if encoding.shifted else 0)  # what stands for 0.0
-    stored = (np.clip(np.rint(centers / encoding.scale) + zero, low, high) - zero) * encoding.scale
+    stored = np.clip(np.rint(centers / encoding.scale), *encoding.levels) * encoding.scale
     counts = seen.counts.astype(np.float64)
     counts[:, seen.origin] -= seen.zeros
     total = np.maximum(counts.sum(axis=1) + seen.zeros, 1.0)

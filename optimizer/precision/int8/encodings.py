@@ -3,14 +3,16 @@
 The file (JSON, schema version 1) holds, by tensor, ``scale``, ``zero_point``, ``dtype`` and
 ``shifted``; by layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
 which equalization divides its outputs and multiplies its inputs. Integers of the weights follow
-from these. ``keep`` names the layers that stay in high precision; they and their tensors have
-encodings all the same, so that a layer can be added to the list or taken from it. The file can be
-edited by hand and given back with ``--encodings``.
+from these, and from ``rounding`` where it was learned. ``keep`` names the layers that stay in high
+precision; they and their tensors have encodings all the same, so that a layer can be added to the
+list or taken from it. The file can be edited by hand and given back with ``--encodings``.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +24,18 @@ from optimizer.errors import ArtifactError
 from optimizer.precision.int8.rounding import WeightGrid, nearest
 from optimizer.targets.rules import PairLayout, TargetRules
 
-__all__ = ["Encodings", "LayerEncoding", "TensorEncoding"]
+__all__ = ["LARGEST_BIAS", "Encodings", "LayerEncoding", "TensorEncoding", "packed", "stored_scale"]
 
 SCHEMA_VERSION = 1
+LARGEST_BIAS = 2.0**30
+"""In units of a layer's products, where they are added in 32 bits: half of it is left for them."""
+
+
+def stored_scale(scale: float, rules: TargetRules) -> float:
+    """The scale as the graph will hold it, so that integers are rounded with the real one."""
+    kind = np.float16 if rules.constant_type == "fp16" else np.float32
+    stored = float(kind(scale))
+    return stored if stored > 0 else float(np.finfo(kind).smallest_subnormal)
 
 
 class _Model(BaseModel):
@@ -53,6 +64,13 @@ class TensorEncoding(_Model):
         """Smallest and largest integer."""
         return (0, 255) if self.dtype == "u8" else (-128, 127)
 
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Smallest and largest multiple of the scale that is represented."""
+        low, high = self.bounds
+        zero = self.zero_point - (128 if self.shifted else 0)
+        return low - zero, high - zero
+
 
 class LayerEncoding(_Model):
     """How one weighted layer is stored."""
@@ -66,6 +84,9 @@ class LayerEncoding(_Model):
     """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
     output_factor: list[float] | None = None
     """Each output channel, bias included, is divided by it; ``bias`` has that done already."""
+    rounding: str | None = None
+    """What was learned: the integers less the nearest ones, as `packed` writes them. ``null`` takes
+    the nearest; it belongs to the scales beside it."""
 
     def equalized(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """The FP32 weight after equalization: O x I x …."""
@@ -78,6 +99,16 @@ class LayerEncoding(_Model):
             result = result / factor.reshape(-1, *([1] * (weight.ndim - 1)))
         return result
 
+    def holding_bias(self, input_scale: float) -> LayerEncoding:
+        """The layer with products that are not too small for 32 bits to hold its bias.
+
+        They are where a channel's weights are next to nothing and its bias is not; a coarser scale
+        loses only what such weights add. Half of the room is left for a correction of the bias.
+        """
+        least = np.abs(self.bias) / (LARGEST_BIAS / 2 * input_scale)
+        scales = np.maximum(self.weight_scale, least)
+        return self.model_copy(update={"weight_scale": scales.tolist()})
+
     @property
     def grid(self) -> WeightGrid:
         """The integers that the weights may take."""
@@ -85,8 +116,10 @@ class LayerEncoding(_Model):
 
     def integers(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """Rounded weights, int8, in the shape of ``weight``."""
-        scaled = self.equalized(weight) / self._scales(weight.ndim)
-        return np.asarray(np.clip(nearest(scaled, self.grid), -128, 127), np.int8)
+        integers = nearest(self.equalized(weight) / self._scales(weight.ndim), self.grid)
+        if self.rounding is not None:
+            integers = integers + unpacked(self.rounding, weight.shape)
+        return np.asarray(np.clip(integers, -128, 127), np.int8)
 
     def represented(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """The weights that the integers stand for, after equalization."""
@@ -94,6 +127,27 @@ class LayerEncoding(_Model):
 
     def _scales(self, rank: int) -> NDArray[np.float32]:
         return np.asarray(self.weight_scale, np.float32).reshape(-1, *([1] * (rank - 1)))
+
+
+def packed(differences: NDArray[np.int8]) -> str:
+    """Small integers as text: their bytes, row by row, compressed by zlib, in base64."""
+    return base64.b64encode(zlib.compress(differences.tobytes(), 9)).decode("ascii")
+
+
+def unpacked(text: str, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """What `packed` wrote.
+
+    Raises:
+        ArtifactError: It was damaged, or belongs to a layer of another size.
+    """
+    try:
+        found = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.int8)
+        return found.reshape(shape)
+    except (ValueError, zlib.error) as error:
+        raise ArtifactError(
+            f"a learned rounding of {shape} weights cannot be read: {error}",
+            mend='say "rounding": null there for the nearest integers',
+        ) from error
 
 
 class Encodings(_Model):

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from optimizer.precision.int8.encode import stored_scale
-from optimizer.precision.int8.encodings import Encodings, TensorEncoding
+from optimizer.precision.int8.encodings import Encodings, TensorEncoding, stored_scale
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.topology import Topology
 from optimizer.targets.rules import TargetRules

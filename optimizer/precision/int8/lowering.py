@@ -3,8 +3,9 @@
 ``requires`` the FP32 graph the encodings were computed for; ``ensures`` a graph whose INT8 is said
 by QuantizeLinear / DequantizeLinear alone: one pair a quantized tensor (``relu.quantize``,
 ``relu.dequantize``), one DequantizeLinear with INT8 constants a weight
-(``conv1.weight.dequantize``), and biases in the high-precision type. Kept layers have weights in
-the high-precision type too, and no pair before them.
+(``conv1.weight.dequantize``), and biases in the high-precision type; where the rules want it, the
+bias of a fully connected layer is an INT32 constant behind a DequantizeLinear, in units of its
+products. Kept layers have weights in the high-precision type too, and no pair before them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError
 from optimizer.precision.half import to_half
-from optimizer.precision.int8.encodings import Encodings, TensorEncoding
+from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
 from optimizer.precision.topology import Edge, Topology, analyse
-from optimizer.precision.writing import add_constant, write_pair, write_weight
+from optimizer.precision.writing import add_constant, write_bias, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["ABSORBED", "SHIFTED", "lower"]
@@ -61,7 +62,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
         if node.name in keep:
             _write_exact(topology, node, encodings, biases[str(node.name)], rules)
         else:
-            _write_weight(topology, node, encodings, biases[str(node.name)])
+            _write_layer(topology, node, encodings, biases[str(node.name)], rules)
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
         places = [edge for edge in edges if edge.tensor == tensor]
         _write_pair(topology, tensor, encodings.tensors[tensor], places)
@@ -146,14 +147,25 @@ def _absorbed(
     return list(relus.values())
 
 
-def _write_weight(
-    topology: Topology, node: ir.Node, encodings: Encodings, bias: NDArray[np.float64]
+def _write_layer(
+    topology: Topology,
+    node: ir.Node,
+    encodings: Encodings,
+    bias: NDArray[np.float64],
+    rules: TargetRules,
 ) -> None:
     graph = topology.model.graph
     layer = encodings.layers[str(node.name)]
     integers = layer.integers(topology.weight(node))
-    write_weight(graph, node, integers, np.asarray(layer.weight_scale, np.float32))
+    source = encodings.tensors[topology.data_inputs(node)[0]]
+    scale = np.asarray(layer.weight_scale, np.float32)
+    write_weight(graph, node, integers, scale)
     _replace_bias(graph, node, bias)
+    if rules.bias == "int32" and node.op_type == "Gemm":
+        products = np.float32(source.scale) * scale
+        stored = np.rint(bias / products.astype(np.float64))
+        if np.abs(stored).max(initial=0.0) <= LARGEST_BIAS:  # edited or foreign scales may differ
+            write_bias(graph, node, stored.astype(np.int32), products)
 
 
 def _write_exact(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from optimizer.targets.rules import PairLayout, TargetRules
 
-__all__ = ["PAIR_LIMIT", "WeightGrid", "nearest", "pair_sums", "scales_of"]
+__all__ = ["PAIR_LIMIT", "WeightGrid", "heavy_pairs", "nearest", "pair_sums", "scales_of"]
 
 PAIR_LIMIT = 128
 _SEVEN_BITS = 64
@@ -137,10 +137,13 @@ def scales_of(weight: NDArray[np.float32], grid: WeightGrid, method: str) -> NDA
             least squared error.
 
     Returns:
-        float32[O]; 1 for a channel of zeros.
+        float32[O]. A channel of zeros has the smallest of the others (1 if all are zeros): engines
+        that add biases in units of the products round its bias by it.
     """
     limit = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    limit = np.where(limit == 0, grid.largest, limit).astype(np.float32)
+    smallest = limit.min(initial=np.inf, where=limit > 0)
+    some = smallest if np.isfinite(smallest) else grid.largest
+    limit = np.where(limit == 0, some, limit).astype(np.float32)
     full = np.asarray(limit / np.float32(grid.largest), np.float32)
     if method == "minmax":
         return full if grid.pairs == "free" else np.maximum(full, _unclipped(weight, grid))
@@ -170,7 +173,7 @@ def _least_squared(
     grid: WeightGrid,
 ) -> NDArray[np.float32]:
     """From coarse to fine: the error has one wide valley, with ripples that do not matter."""
-    heavy = _heavy_pairs(weight, float(shares.min()) * full, grid)
+    heavy = heavy_pairs(weight, float(shares.min()) * full, grid)
     best, least = full.copy(), np.full(len(full), np.inf)
 
     def attempt(scale: NDArray[np.float32]) -> None:
@@ -191,12 +194,20 @@ def _least_squared(
     return best
 
 
-def _heavy_pairs(
+def heavy_pairs(
     weight: NDArray[np.float32], least: NDArray[np.float32], grid: WeightGrid
 ) -> NDArray[np.intp]:
-    """Places in the flat weight of the neighbours that exceed the limit at the least scales: 2 x P.
+    """Places in the flat weight of the neighbours that may exceed the limit, at any larger scale.
 
     They are few, so a search over many scales looks at pairs once instead of each time.
+
+    Args:
+        weight: O x I x … float32.
+        least: float32[O], the smallest scales.
+        grid: Says which are neighbours.
+
+    Returns:
+        2 x P, first and second of each pair.
     """
     if grid.pairs == "free":
         return np.zeros((2, 0), np.intp)

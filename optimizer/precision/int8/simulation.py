@@ -29,16 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parameters",
+    "Represent",
     "Simulation",
     "Step",
     "batches",
     "exact_parameters",
     "represented",
+    "representing",
     "stored_parameters",
 ]
 
 Parameters = dict[str, tuple["torch.Tensor", "torch.Tensor"]]
 """Weight and bias of each layer by its name."""
+Represent = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+"""Maps a tensor's name and its values to the values that its integers stand for."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,24 @@ class Simulation:
         Returns:
             By name, the output and the watched tensors.
         """
+        represent = None if encodings is None else representing(encodings)
+        return self.compute(images, parameters, represent, watched)
+
+    def compute(
+        self,
+        images: torch.Tensor,
+        parameters: Parameters,
+        represent: Represent | None,
+        watched: Iterable[str] = (),
+    ) -> dict[str, torch.Tensor]:
+        """As `run`, with a function in the place of encodings."""
         wanted = {self.topology.output, *watched}
         values = {self.topology.input: images}
         kept = {name: images for name in wanted if name == self.topology.input}
         stored: dict[str, torch.Tensor] = {}
         for step in self.steps:
             values[step.output] = step.compute(
-                self.inputs_of(step, values, stored, encodings), parameters
+                self.inputs_of(step, values, stored, represent), parameters
             )
             if step.output in wanted:
                 kept[step.output] = values[step.output]
@@ -143,16 +158,16 @@ class Simulation:
         step: Step,
         values: Mapping[str, torch.Tensor],
         stored: dict[str, torch.Tensor],
-        encodings: Encodings | None,
+        represent: Represent | None,
     ) -> list[torch.Tensor]:
         """Inputs of a step, quantized where the rules say so; ``stored`` remembers them."""
         inputs = []
         for name, quantized in step.inputs:
-            if encodings is None or not quantized:
+            if represent is None or not quantized:
                 inputs.append(values[name])
                 continue
             if name not in stored:
-                stored[name] = represented(values[name], encodings.tensors[name])
+                stored[name] = represent(name, values[name])
             inputs.append(stored[name])
         return inputs
 
@@ -174,13 +189,15 @@ def _with_pairs(
     return [replace(step, inputs=inputs(topology.nodes[step.name])) for step in steps]
 
 
+def representing(encodings: Encodings) -> Represent:
+    """What quantized tensors hold under these encodings."""
+    return lambda name, values: represented(values, encodings.tensors[name])
+
+
 def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
     """The values that a tensor's integers stand for."""
-    low, high = encoding.bounds
-    zero = encoding.zero_point - (128 if encoding.shifted else 0)
     # In place: these passes are bound by memory.
-    integers = values.div(encoding.scale).round_().clamp_(low - zero, high - zero)
-    return integers.mul_(encoding.scale)
+    return values.div(encoding.scale).round_().clamp_(*encoding.levels).mul_(encoding.scale)
 
 
 def exact_parameters(topology: Topology, layers: Mapping[str, LayerEncoding]) -> Parameters:

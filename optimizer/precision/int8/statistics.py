@@ -47,8 +47,9 @@ _FIXED_POINT = 2.0**20
 _LEAST_EXPONENT = -60
 _GROUP_VALUES = 620_000
 """Input values the executor is given at a time: 4 images of 224 x 224, 64 of 32 x 32 and below."""
-_SAMPLE_VALUES = 2_500_000
+_SAMPLE_VALUES = 10_000_000
 _SAMPLE_IMAGES = range(16, 257)
+_AT_ONCE_VALUES = 2_500_000
 SCHEMA_VERSION = 2
 
 Executor = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
@@ -191,7 +192,8 @@ class Statistics:
         tensors: By tensor name.
         key: What they were taken from: digests of graph, preprocessing and images.
         sample: Some of the images, as the graph takes them: N x C x H x W (float16) or N x H x W x C
-            (uint8); at most 256, and at most some 2.5 million values. Empty if none were kept.
+            (uint8), the least digests first; at most 256, and at most some 10 million values. Empty if
+            none were kept.
     """
 
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
@@ -202,6 +204,12 @@ class Statistics:
     def images(self) -> int:
         """How many images were seen."""
         return max((t.images for t in self.tensors.values()), default=0)
+
+    @property
+    def at_once(self) -> NDArray[Any]:
+        """As much of the sample as whole networks are computed with at once: 16 images at 224 px."""
+        size = max(self.sample[0].size, 1) if len(self.sample) else 1
+        return self.sample[: max(_SAMPLE_IMAGES[0], _AT_ONCE_VALUES // size)]
 
     def save(self, path: Path) -> None:
         """Write as one compressed ``.npz`` file."""
