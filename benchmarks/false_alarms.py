@@ -1,6 +1,6 @@
 """How often is a verdict on speed wrong, and what does the harness cost?
 
-    python benchmarks/false_alarms.py [--quick]
+    python benchmarks/false_alarms.py [--quick] [--part recordings|live|overhead]
 
 Leave the machine alone meanwhile (about an hour). Five parts:
 
@@ -13,7 +13,8 @@ Leave the machine alone meanwhile (about an hour). Five parts:
 5. *Cost of a call*: the harness around an engine that does nothing.
 
 Writes ``reports/cpu/false_alarms.json``, ``.md`` and the marked block of ``docs/measuring.md``;
-``--write-only`` makes the texts again from the JSON file. Exit code 1 if a limit is not held.
+``--part`` measures one part anew and keeps the others; ``--write-only`` makes the texts again from the
+JSON file. Exit code 1 if a limit is not held.
 ``--quick`` is a smoke test on a small network; its figures mean nothing.
 """
 
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ MOST_LIVE_ALARMS = 2
 MOST_OVERHEAD, MOST_CALL_US = 0.01, 20.0
 MIN_EFFECT, SLOWDOWN = 0.02, 0.05
 LONGEST_EXPERIMENT_S = 60.0
+PARTS = ("recordings", "live", "overhead")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Plan:
     experiments: int = 2000
     live: int = 20
     live_s: float = 10.0
-    blocks: int = 40
+    blocks: int = 200
     calls: int = 20
 
 
@@ -364,25 +366,26 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(plan: Plan) -> dict[str, Any]:
-    """All parts."""
+def measured(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
+    """These parts."""
     threads = cpu_features().physical_cores
+    report: dict[str, Any] = {"device": fingerprint(), "plan": asdict(plan)}
     with tempfile.TemporaryDirectory() as name:
-        made = build(plan, plan.arch, Path(name) / "engines", plan.engines)
-        small = build(plan, plan.overhead_arch, Path(name) / "small", (("openvino", "int8"),))
-        first = next(iter(made.values()))
-        return {
-            "device": fingerprint(),
-            "plan": asdict(plan),
-            "recordings": [
+        if "overhead" in parts:
+            small = build(plan, plan.overhead_arch, Path(name) / "small", (("openvino", "int8"),))
+            report["overhead"] = overhead(next(iter(small.values())), plan, threads)
+            report["call_us"] = call_cost_us()
+        if {"recordings", "live"} & set(parts):
+            made = build(plan, plan.arch, Path(name) / "engines", plan.engines)
+        if "live" in parts:
+            report["live"] = live(next(iter(made.values())), plan, threads)
+        if "recordings" in parts:
+            report["recordings"] = [
                 experiments(label, path, plan, loaded, threads)
                 for label, path in made.items()
                 for loaded in (False, True)
-            ],
-            "live": live(first, plan, threads),
-            "overhead": overhead(next(iter(small.values())), plan, threads),
-            "call_us": call_cost_us(),
-        }
+            ]
+    return report
 
 
 def main() -> int:
@@ -392,6 +395,7 @@ def main() -> int:
         "--quick", action="store_true", help="a smoke test: the figures mean nothing"
     )
     parser.add_argument("--write-only", action="store_true")
+    parser.add_argument("--part", choices=PARTS, help="measure one part anew, keep the others")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the two files")
     parser.add_argument("--recorded", type=float, help="seconds of one start in a recording")
     options = parser.parse_args()
@@ -403,7 +407,8 @@ def main() -> int:
         plan = QUICK if options.quick else Plan()
         if options.recorded:
             plan = replace(plan, recorded_s=options.recorded)
-        report = measured(plan)
+        known = json.loads(path.read_text(encoding="utf-8")) if options.part else {}
+        report = known | measured(plan, [options.part] if options.part else PARTS)
         write_text_atomically(
             path, json.dumps({**report, "limits": limits(report)}, indent=1) + "\n"
         )

@@ -256,3 +256,14 @@ def test_data_that_is_not_there_stops_before_the_work(
     with pytest.raises(DataError, match="nowhere"):
         pipeline.run(asked, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_an_engine_without_weights_is_built_and_not_run() -> None:
+    """Whatever the machine has: there is nothing in it to run until it is refitted."""
+    from optimizer.recipe import BuildSection
+    from optimizer.stages.building import _why_not_run
+
+    runs = get_backend("openvino")
+    stripped = BuildSection(engine=["tensorrt"], strip_weights=True)
+    assert "refit" in (_why_not_run(runs, stripped, "tensorrt") or "")
+    assert _why_not_run(runs, BuildSection(engine=["openvino"]), "openvino") is None

@@ -21,6 +21,7 @@ from optimizer.units import (
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
+    from optimizer.engines import Backend
     from optimizer.engines.building import Limits
     from optimizer.precision.int8 import EncodingOptions
 
@@ -76,12 +77,20 @@ def build_engines(
             audit = verbs.audit_engine(engine, min_share=parse_share(section.min_share))
             state.audits[engine.path.name] = audit
             state.engines.append(engine)
-            found = backend.availability()
-            if found.can_run:
+            reason = _why_not_run(backend, section, name)
+            if reason is None:
                 state.runnable.append(engine)
             else:
                 state.stages[-1].status = "built-not-run"
-                state.stages[-1].note = f"built, not run: {found.reason}"
+                state.stages[-1].note = f"built, not run: {reason}"
+
+
+def _why_not_run(backend: Backend, section: BuildSection, name: str) -> str | None:
+    """Why an engine that was built cannot be run here; ``None`` if it can."""
+    if section.strip_weights and name.startswith("tensorrt"):
+        return "its weights were left out (strip_weights); resnet-opt refit gives them back"
+    found = backend.availability()
+    return None if found.can_run else found.reason
 
 
 def _search(
@@ -133,6 +142,7 @@ def _one_engine(
     from optimizer.engines.graph_facts import graph_facts
 
     int8 = precision in {"int8", "fp8"}
+    measured = int8 or precision in {"fp16", "bf16"}
     if precision == "mixed":  # a search may keep nothing, and the graph is an INT8 one then
         precision = graph_facts(source.path).precision
     return verbs.build(
@@ -146,7 +156,7 @@ def _one_engine(
         **(section.tensorrt_arguments() if name.startswith("tensorrt") else {}),
         storage_only=section.storage_only,
         limits=_limits(section),
-        stats=statistics.path if statistics and int8 else None,
+        stats=statistics.path if statistics and measured else None,
         options=_encoding_options(state.recipe, section, precision) if int8 else None,
         high_precision=section.high_precision if int8 else None,
         cache=state.cache,
@@ -175,5 +185,6 @@ def _encoding_options(recipe: Recipe, section: BuildSection, precision: str) -> 
         equalize=passes.equalize,
         bias=passes.bias_correction,
         shift=passes.shift,
+        learn=passes.learn and precision == "int8",  # a search corrects biases anew at every step
         keep=tuple(section.keep) if precision in {"int8", "mixed"} else (),
     )
