@@ -367,9 +367,15 @@ def _pairs_by_block(model: ir.Model) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arch", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))]
+    ("arch", "depths", "targets"),
+    [
+        ("resnet50", (3, 4, 6, 3), tuple(TARGETS)),
+        ("resnet101", (3, 4, 23, 3), ("tensorrt", "onnxruntime")),
+    ],
 )
-def test_pairs_per_block(arch: str, depths: tuple[int, ...], tmp_path: Path) -> None:
+def test_pairs_per_block(
+    arch: str, depths: tuple[int, ...], targets: tuple[str, ...], tmp_path: Path
+) -> None:
     """TensorRT: each block quantizes its two inner tensors and its output, which is the next
     block's input and residual; a downsample's output too. The CPU engines also quantize what goes
     into the Add from conv3."""
@@ -381,8 +387,8 @@ def test_pairs_per_block(arch: str, depths: tuple[int, ...], tmp_path: Path) -> 
     path = export_onnx(small, tmp_path / "m.onnx").path
     seen = statistics_of_file(path)
     last = f"layer4.{depths[-1] - 1}"
-    for target, rules in TARGETS.items():
-        model = ir.load(path)
+    for target in targets:
+        model, rules = ir.load(path), TARGETS[target]
         lower(model, compute_encodings(ir.load(path), seen, rules, "0", PLAIN), rules)
         counts = _pairs_by_block(model)
         weights = sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)

@@ -27,9 +27,9 @@ from optimizer.precision.int8.simulation import (
     Simulation,
     Step,
     batches,
-    exact_parameters,
+    exact_layer,
     representing,
-    stored_parameters,
+    stored_layer,
 )
 from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.processes import give_back_memory
@@ -68,37 +68,37 @@ def correct_biases(
     Returns:
         For each candidate, the corrected encodings and how good the network is with them.
     """
+    found = _corrected(simulation, candidates, images)
+    give_back_memory()
+    return found
+
+
+def _corrected(
+    simulation: Simulation, candidates: Sequence[Encodings], images: NDArray[Any]
+) -> list[Corrected]:
     import torch
 
     topology = simulation.topology
-    exact = exact_parameters(topology, candidates[0].layers)
-    stored = stored_parameters(topology, candidates[0].model_copy(update={"keep": []}))
-    sums = _sums(topology)
+    layers, sums = candidates[0].layers, _sums(topology)
     with torch.no_grad():
         (batch,) = batches(images, len(images))
         reference = {topology.input: batch}
-        networks = [
-            _Network(
-                simulation.keeping(one.keep),
-                one,
-                {**stored, **{name: exact[name] for name in one.keep}},
-                batch,
-            )
-            for one in candidates
-        ]
+        networks = [_Network(simulation.keeping(one.keep), one, batch) for one in candidates]
         for step in simulation.steps:
+            exact, stored = {}, {}
+            if step.name in layers:  # one layer's weights at a time, for all of them are 200 MB
+                node, layer = topology.nodes[step.name], layers[step.name]
+                exact[step.name] = exact_layer(topology, node, layer)
+                stored[step.name] = stored_layer(topology, node, layer)
             reference[step.output] = step.compute([reference[n] for n, _ in step.inputs], exact)
             for network in networks:
-                network.compute(step)
-                if step.name in stored:
+                network.compute(step, exact, stored)
+                if step.name in layers:
                     network.correct(step, reference, sums.get(step.output))
                 network.forget(step)
             for name in step.last:
                 del reference[name]
-        found = [network.corrected(reference[topology.output]) for network in networks]
-    del networks, reference, exact, stored, batch
-    give_back_memory()
-    return found
+        return [network.corrected(reference[topology.output]) for network in networks]
 
 
 def sqnr(reference: torch.Tensor, quantized: torch.Tensor) -> float:
@@ -127,26 +127,22 @@ def _sums(topology: Topology) -> dict[str, tuple[str, int]]:
 class _Network:
     """A quantized network, computed side by side with the exact one."""
 
-    def __init__(
-        self,
-        simulation: Simulation,
-        encodings: Encodings,
-        parameters: Parameters,
-        batch: torch.Tensor,
-    ) -> None:
+    def __init__(self, simulation: Simulation, encodings: Encodings, batch: torch.Tensor) -> None:
         self._simulation = simulation
         self._steps = {step.name: step for step in simulation.steps}
         self._encodings = encodings
         self._represent = representing(encodings)
-        self._parameters = parameters
+        self._biases: dict[str, torch.Tensor] = {}
         self._values: dict[str, torch.Tensor] = {simulation.topology.input: batch}
         self._represented: dict[str, torch.Tensor] = {}
 
-    def compute(self, step: Step) -> None:
+    def compute(self, step: Step, exact: Parameters, stored: Parameters) -> None:
         """Compute a step, with this network's own pairs before it."""
+        parameters = exact if step.name in self._encodings.keep else stored
+        self._biases |= {name: bias for name, (_, bias) in parameters.items()}
         own = self._steps[step.name]
         inputs = self._simulation.inputs_of(own, self._values, self._represented, self._represent)
-        self._values[step.output] = step.compute(inputs, self._parameters)
+        self._values[step.output] = step.compute(inputs, parameters)
 
     def correct(
         self, step: Step, reference: Mapping[str, torch.Tensor], partner: tuple[str, int] | None
@@ -156,8 +152,7 @@ class _Network:
         if partner is not None:
             error += self._error_at(reference, *partner)
         mean = error.mean([axis for axis in range(error.ndim) if axis != 1])
-        weight, bias = self._parameters[step.name]
-        self._parameters[step.name] = (weight, bias - mean)
+        self._biases[step.name] = self._biases[step.name] - mean
         shape = [1, -1, *([1] * (error.ndim - 2))]
         self._values[step.output] -= mean.reshape(shape)
 
@@ -180,7 +175,7 @@ class _Network:
     def corrected(self, reference: torch.Tensor) -> Corrected:
         """The encodings with the biases that were found."""
         layers = {
-            name: layer.model_copy(update={"bias": self._parameters[name][1].tolist()})
+            name: layer.model_copy(update={"bias": self._biases[name].tolist()})
             for name, layer in self._encodings.layers.items()
         }
         quality = sqnr(reference, self._values[self._simulation.topology.output])

@@ -33,9 +33,11 @@ __all__ = [
     "Simulation",
     "Step",
     "batches",
+    "exact_layer",
     "exact_parameters",
     "represented",
     "representing",
+    "stored_layer",
     "stored_parameters",
 ]
 
@@ -202,15 +204,20 @@ def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
 
 def exact_parameters(topology: Topology, layers: Mapping[str, LayerEncoding]) -> Parameters:
     """FP32 weights and biases after equalization, before any rounding."""
-    parameters: Parameters = {}
-    for node in topology.layers():
-        layer = layers[str(node.name)]
-        bias = topology.bias(node)
-        if layer.output_factor is not None:
-            bias = np.asarray(bias / np.asarray(layer.output_factor, np.float32), np.float32)
-        weight = layer.equalized(topology.weight(node))
-        parameters[str(node.name)] = (_tensor(weight), _tensor(bias))
-    return parameters
+    return {
+        str(node.name): exact_layer(topology, node, layers[str(node.name)])
+        for node in topology.layers()
+    }
+
+
+def exact_layer(
+    topology: Topology, node: ir.Node, layer: LayerEncoding
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP32 weight and bias of one layer after equalization."""
+    bias = topology.bias(node)
+    if layer.output_factor is not None:
+        bias = np.asarray(bias / np.asarray(layer.output_factor, np.float32), np.float32)
+    return _tensor(layer.equalized(topology.weight(node))), _tensor(bias)
 
 
 def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
@@ -218,11 +225,20 @@ def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
     parameters: Parameters = {}
     for node in topology.layers():
         layer = encodings.layers[str(node.name)]
-        exact = node.name in encodings.keep
-        weight = (layer.equalized if exact else layer.represented)(topology.weight(node))
-        bias = np.asarray(layer.bias, np.float32)
-        parameters[str(node.name)] = (_tensor(weight), _tensor(bias))
+        if node.name in encodings.keep:
+            weight, _ = exact_layer(topology, node, layer)
+            parameters[str(node.name)] = (weight, _tensor(np.asarray(layer.bias, np.float32)))
+        else:
+            parameters[str(node.name)] = stored_layer(topology, node, layer)
     return parameters
+
+
+def stored_layer(
+    topology: Topology, node: ir.Node, layer: LayerEncoding
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight that one layer's integers stand for, and its encoding's bias."""
+    weight = layer.represented(topology.weight(node))
+    return _tensor(weight), _tensor(np.asarray(layer.bias, np.float32))
 
 
 def batches(images: NDArray[Any], size: int) -> Iterator[torch.Tensor]:
