@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import GraphError
+from optimizer.precision.writing import add_constant, describe
 
 __all__ = ["LARGEST", "beyond", "overflowing", "to_half"]
 
@@ -133,14 +134,7 @@ def _convert(
     assert value.const_value is not None
     exact = value.const_value.numpy()
     if kept:
-        tensor = ir.tensor(exact, name=f"{name}.float")
-        copy = ir.Value(
-            name=tensor.name,
-            shape=value.shape,
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=tensor,
-        )
-        graph.register_initializer(copy)
+        copy = add_constant(graph, f"{name}.float", exact)
         for use in kept:
             use.node.replace_input_with(use.idx, copy)
     value.const_value = ir.tensor(exact.astype(_NUMPY[kind]), dtype=kind, name=name)
@@ -168,7 +162,7 @@ def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
     short = "float" if to == ir.DataType.FLOAT else "half"
     cast = ir.node("Cast", [value], attributes={"to": to}, name=f"{value.name}.to_{short}")
     result = cast.outputs[0]
-    result.name, result.dtype, result.shape = f"{value.name}.{short}", to, value.shape
+    describe(result, f"{value.name}.{short}", value.shape, to)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], cast)

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from optimizer.errors import GraphError, UsageError
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["ChannelGroup", "Edge", "Topology", "analyse"]
+__all__ = ["PASS_ON", "ChannelGroup", "Edge", "Topology", "analyse"]
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 HOMOGENEOUS = frozenset({"Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten"})
 """Operations that commute with a positive factor per channel."""
+PASS_ON = frozenset({"MaxPool", "Flatten"})
+"""Operations that give some of the integers that went in, so that a scale holds on both sides."""
 
 
 @dataclass(frozen=True)

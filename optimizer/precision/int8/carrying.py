@@ -43,12 +43,11 @@ from optimizer.precision.int8.reading import ReadModel, ReadTensor
 from optimizer.precision.int8.rounding import PAIR_LIMIT, WeightGrid, pair_sums, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import Topology, analyse
+from optimizer.precision.topology import PASS_ON, Topology, analyse
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["encodings_from"]
 
-_PASS_ON = frozenset({"MaxPool", "Flatten"})
 _MIDDLE = 128
 _NAMED = 3
 
@@ -305,7 +304,7 @@ def _passed_on(topology: Topology, tensors: Mapping[str, ReadTensor]) -> dict[st
     would otherwise be rounded for a reader that the source spared.
     """
     known = dict(tensors)
-    movers = [node for node in topology.nodes.values() if node.op_type in _PASS_ON]
+    movers = [node for node in topology.nodes.values() if node.op_type in PASS_ON]
     ways = [(topology.data_inputs(node)[0], str(node.outputs[0].name)) for node in movers]
     for source, output in ways:
         if source in known:

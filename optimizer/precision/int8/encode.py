@@ -37,7 +37,7 @@ from optimizer.precision.int8.rounding import WeightGrid, nearest, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
-from optimizer.precision.topology import Topology
+from optimizer.precision.topology import PASS_ON, Topology
 from optimizer.processes import give_back_memory
 from optimizer.progress import Progress
 from optimizer.targets.rules import TargetRules
@@ -51,8 +51,6 @@ _WITHOUT_SAMPLE = 0.25
 _AT_ONCE = 2
 """More would spare computing the exact network again, and take the memory of one more each."""
 _LEAST_COMPARED = 8
-_PASS_ON = frozenset({"MaxPool", "Flatten"})
-"""What comes out are some of the integers that went in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +230,7 @@ class _Encoder:
         return encodings.model_copy(update={"notes": self.notes})
 
     def _few_images(self) -> NDArray[Any]:
-        """Enough of the sample to compare ranges; all steps together need the memory of one."""
+        """Enough of the sample to compare ranges, for every step computes the network on it."""
         sample = self.statistics.at_once
         return sample[: max(_LEAST_COMPARED, len(sample) // len(_STEPS))]
 
@@ -299,7 +297,7 @@ class _Encoder:
         for name in ranges:
             producer = self.topology.producer(name)
             source = self.topology.data_inputs(producer)[0] if producer is not None else ""
-            if producer is not None and producer.op_type in _PASS_ON and source in encodings:
+            if producer is not None and producer.op_type in PASS_ON and source in encodings:
                 encodings[name] = encodings[source]
                 continue
             unsigned = self.topology.after_relu(name) and self.rules.relu_dtype == "u8"
@@ -333,8 +331,8 @@ def _beyond_half(statistics: Statistics) -> list[str]:
     return [
         f"{name} reaches {largest:,.0f} on the calibration images, beyond the FP16 around INT8: "
         "--high-precision fp32 holds it"
-        for name, one in statistics.tensors.items()
-        if (largest := float(one.absolute_maximum.max(initial=0.0))) > limit
+        for name, largest in statistics.largest.items()
+        if largest > limit
     ]
 
 

@@ -20,7 +20,7 @@ that are near its limit keep their integers; weights of kept layers are exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,6 @@ from optimizer.precision.int8.correction import sqnr
 from optimizer.precision.int8.encodings import (
     Encodings,
     LayerEncoding,
-    TensorEncoding,
     packed,
     stored_scale,
 )
@@ -45,6 +44,7 @@ from optimizer.precision.int8.simulation import (
     exact_parameters,
     stored_parameters,
 )
+from optimizer.precision.topology import PASS_ON
 from optimizer.progress import Progress, Silent
 
 __all__ = ["LEAST_LEARNED_FROM", "STEPS", "Learned", "learn"]
@@ -342,14 +342,10 @@ def _owners(simulation: Simulation, encodings: Encodings) -> dict[str, str]:
     for name in dict.fromkeys(quantized):
         producer = topology.producer(name)
         source = topology.data_inputs(producer)[0] if producer is not None else ""
-        same = source in owners and _alike(encodings.tensors, name, source)
-        passes = producer is not None and producer.op_type in {"MaxPool", "Flatten"}
-        owners[name] = owners[source] if passes and same else name
+        passes = producer is not None and producer.op_type in PASS_ON and source in owners
+        alike = passes and encodings.tensors[name] == encodings.tensors[source]
+        owners[name] = owners[source] if alike else name
     return owners
-
-
-def _alike(tensors: Mapping[str, TensorEncoding], one: str, other: str) -> bool:
-    return tensors[one] == tensors[other]
 
 
 class _Optimizer:

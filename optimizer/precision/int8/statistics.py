@@ -206,6 +206,13 @@ class Statistics:
         return max((t.images for t in self.tensors.values()), default=0)
 
     @property
+    def largest(self) -> dict[str, float]:
+        """The largest absolute value of each tensor."""
+        return {
+            name: float(one.absolute_maximum.max(initial=0.0)) for name, one in self.tensors.items()
+        }
+
+    @property
     def at_once(self) -> NDArray[Any]:
         """As much of the sample as whole networks are computed with at once: 16 images at 224 px."""
         size = max(self.sample[0].size, 1) if len(self.sample) else 1
