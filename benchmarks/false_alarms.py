@@ -402,6 +402,8 @@ def main() -> int:
     if options.quick and options.output == REPORTS:
         parser.error("--quick needs an --output of its own: its figures are no report")
     path = options.output / "false_alarms.json"
+    if (options.part or options.write_only) and not path.is_file():
+        parser.error(f"{path} is not there yet: measure all parts first")
     options.output.mkdir(parents=True, exist_ok=True)
     if not options.write_only:
         plan = QUICK if options.quick else Plan()

@@ -245,11 +245,6 @@ def _encodings(
 ) -> Path:
     """Encodings of an FP32 graph: carried over from ``source`` if there is one, else computed."""
     if source is not None:
-        if options is not None and options.learn:
-            raise UsageError(
-                f"{source.name} brings integers of its own, which are not learned anew",
-                mend="leave out --learn, or quantize its float graph (--precision fp32)",
-            )
         if statistics is not None:
             _check_statistics(statistics, Input.of("model", graph).sha256)
         return carry_over(
@@ -288,8 +283,7 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
     from optimizer.precision.int8 import Statistics
 
     kind = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
-    tensors = Statistics.load(statistics).tensors if statistics is not None else {}
-    seen = {name: float(one.absolute_maximum.max(initial=0.0)) for name, one in tensors.items()}
+    seen = Statistics.load(statistics).largest if statistics is not None else {}
     kept = beyond(model, kind, seen)
     to_half(model, kind, kept)
     notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
@@ -331,12 +325,17 @@ def check_options(graph: Path, precision: str, options: EncodingOptions | None) 
 
     Raises:
         UsageError: Layers to keep in a precision other than INT8 and mixed, or that the graph does
-            not have; learning for a precision other than INT8.
+            not have; learning for a precision other than INT8, or of a graph that is quantized.
     """
     if options is not None and options.learn and precision != "int8":
         raise UsageError(
             f"--learn trains an INT8 graph, and this is {precision.upper()}",
             mend="--precision int8, or leave out --learn",
+        )
+    if options is not None and options.learn and is_quantized(graph):
+        raise UsageError(
+            f"{graph.name} brings integers of its own, which are not learned anew",
+            mend="leave out --learn, or quantize its float graph (--precision fp32)",
         )
     if options is None or not options.keep:
         return

@@ -217,9 +217,10 @@ def test_learning_where_there_is_nothing_to_learn(
     assert mend in said.err
     assert not output.exists()
     # A Q/DQ graph brings its own integers.
-    said = resnet_opt("quantize", plain, "--learn", "-o", output)
-    assert said.code == 2
-    assert "float graph" in said.err
+    for verb in (["quantize"], ["build", "--int8", "--engine", "openvino"]):
+        said = resnet_opt(verb[0], plain, *verb[1:], "--learn", "-o", output)
+        assert said.code == 2
+        assert "float graph" in said.err
 
 
 def test_learning_says_what_came_of_it(
