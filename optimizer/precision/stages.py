@@ -18,6 +18,7 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.precision.asked import check_options
 from optimizer.precision.foreign import (
     carry_over,
     float_graph,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRECISIONS",
-    "check_options",
     "encode",
     "quantize",
     "rules_with",
@@ -145,7 +145,7 @@ def quantize(
     if precision not in PRECISIONS:
         known = ", ".join((*PRECISIONS, "mixed"))
         raise UsageError(f"unknown precision {precision!r}", mend=f"one of {known}")
-    check_options(graph, precision, options)
+    check_options(graph, precision, options, encodings=encodings)
     rules = rules_with(target, high_precision) if precision == "int8" else None
     source, carried = graph, is_quantized(graph)
     adopting: dict[str, Any] = {
@@ -158,8 +158,6 @@ def quantize(
     settings: dict[str, Any] = {"precision": precision}
     inputs = [Input.of("model", graph)]
     if rules is not None:
-        if encodings is not None and options is not None:
-            _check_apart(encodings, options)
         if encodings is None:
             beside = output.with_name(f"{output.stem}.encodings.json")
             encodings = _encodings(
@@ -216,20 +214,6 @@ def quantize(
         return {"pairs": pairs, "nodes": len(model.graph), **notes}
 
     return produce(plan, output, write, cache=cache)
-
-
-def _check_apart(encodings: Path, options: EncodingOptions) -> None:
-    """Refuse options that encodings given as a file leave nothing to do for."""
-    if options.keep:
-        raise UsageError(
-            f"{encodings.name} says itself which layers are kept",
-            mend='leave out --keep, or edit its "keep"',
-        )
-    if options.learn:
-        raise UsageError(
-            f"{encodings.name} is used as it is, so that nothing is left to learn",
-            mend="leave out --learn, or give --stats or --calib instead of --encodings",
-        )
 
 
 def _encodings(
@@ -318,38 +302,6 @@ def rules_with(target: str, high_precision: str | None) -> TargetRules:
     if high_precision not in {"fp16", "fp32"}:
         raise UsageError(f"unknown high precision {high_precision!r}", mend="fp16 or fp32")
     return replace(rules, high_precision=cast("Any", high_precision))
-
-
-def check_options(graph: Path, precision: str, options: EncodingOptions | None) -> None:
-    """Refuse what cannot be done, before anything is computed for it.
-
-    Raises:
-        UsageError: Layers to keep in a precision other than INT8 and mixed, or that the graph does
-            not have; learning for a precision other than INT8, or of a graph that is quantized.
-    """
-    if options is not None and options.learn and precision != "int8":
-        raise UsageError(
-            f"--learn trains an INT8 graph, and this is {precision.upper()}",
-            mend="--precision int8, or leave out --learn",
-        )
-    if options is not None and options.learn and is_quantized(graph):
-        raise UsageError(
-            f"{graph.name} brings integers of its own, which are not learned anew",
-            mend="leave out --learn, or quantize its float graph (--precision fp32)",
-        )
-    if options is None or not options.keep:
-        return
-    if precision not in {"int8", "mixed"}:
-        raise UsageError(
-            f"--keep names layers that stay out of INT8, and this is {precision.upper()}",
-            mend="--precision int8 or mixed",
-        )
-    import onnx_ir as ir
-
-    from optimizer.precision.topology import analyse
-
-    preprocessed_metadata(graph)  # says what is wrong with a file that is no graph
-    analyse(ir.load(graph)).check_layers(options.keep)
 
 
 def _check_statistics(statistics: Path, graph_sha256: str) -> None:

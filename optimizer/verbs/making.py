@@ -166,7 +166,7 @@ def quantize(
     graph, output = Path(graph), Path(output)
     if precision not in {"int8", "mixed"} and encodings is not None:
         raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
-    room.check_options(graph, precision, options)
+    room.check_options(graph, precision, options, encodings=_path(encodings))
     if precision == "mixed":
         from optimizer import search
 
@@ -200,8 +200,8 @@ def quantize(
         output,
         precision=precision,
         target=target,
-        statistics=Path(stats) if stats else None,
-        encodings=Path(encodings) if encodings else None,
+        statistics=_path(stats),
+        encodings=_path(encodings),
         options=options,
         high_precision=high_precision,
         preprocessing_from=preprocessing_from,
@@ -258,7 +258,8 @@ def build(
         threads: Threads of a CPU engine.
         storage_only: Allow a CPU engine to store half types and compute in FP32, labelled so.
         backend_options: Further options of the backend, by its own names (for TensorRT those of
-            `optimizer.engines.tensorrt.options.Options`).
+            `optimizer.engines.tensorrt.options.Options`; for OpenVINO ``fixed_batch``, sizes of batch
+            that it is compiled for one by one, beside any size).
         limits: Of the library's memory and time; ``None`` for half an hour and any memory.
         calib: Calibration images for INT8 and FP8, and for FP16 and BF16 if what they cannot hold is
             to stay in FP32; for ``mixed`` the search uses others of them.
@@ -284,7 +285,7 @@ def build(
     from optimizer.precision import check_options
 
     graph, output = Path(graph), Path(output)
-    check_options(graph, precision, options)
+    check_options(graph, precision, options, encodings=_path(encodings))
     name = engine
     if engine == "auto":
         name = choose_engine(precision) if provider is None else "onnxruntime"
@@ -346,3 +347,7 @@ def build(
     if found is not None:
         search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
     return made
+
+
+def _path(given: Path | str | None) -> Path | None:
+    return None if given is None else Path(given)

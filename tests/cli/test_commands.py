@@ -192,35 +192,46 @@ def test_passes_can_be_switched_off(
     assert not any(layer.output_factor for layer in encodings["off"].layers.values())
 
 
+@pytest.mark.parametrize("flag", ["--learn", "--no-equalize", "--keep layer1.0.conv1"])
 @pytest.mark.parametrize(
     ("flags", "mend"),
     [
         (["--precision", "fp16"], "--precision int8"),
-        (["--precision", "mixed", "--calib", "digits:train", "--data", "digits:test"], "int8"),
-        (["--encodings", "ENCODINGS"], "leave out --learn"),
+        (["--encodings", "ENCODINGS"], "leave out"),
     ],
 )
-def test_learning_where_there_is_nothing_to_learn(
+def test_options_of_int8_where_nothing_is_encoded(
     resnet_opt: Command,
     small_graph: Path,
     small_statistics: Path,
     tmp_path: Path,
     flags: list[str],
     mend: str,
+    flag: str,
 ) -> None:
     plain = tmp_path / "plain.onnx"
     assert resnet_opt("quantize", small_graph, "--stats", small_statistics, "-o", plain).code == 0
     given = [tmp_path / "plain.encodings.json" if f == "ENCODINGS" else f for f in flags]
-    output = tmp_path / "learned.onnx"
-    said = resnet_opt("quantize", small_graph, *given, "--learn", "-o", output)
+    output = tmp_path / "again.onnx"
+    said = resnet_opt("quantize", small_graph, *given, *flag.split(), "-o", output)
     assert said.code == 2
+    assert flag.split(maxsplit=1)[0] in said.err
     assert mend in said.err
     assert not output.exists()
     # A Q/DQ graph brings its own integers.
     for verb in (["quantize"], ["build", "--int8", "--engine", "openvino"]):
-        said = resnet_opt(verb[0], plain, *verb[1:], "--learn", "-o", output)
+        said = resnet_opt(verb[0], plain, *verb[1:], *flag.split(), "-o", output)
         assert said.code == 2
         assert "float graph" in said.err
+
+
+def test_a_search_learns_nothing(resnet_opt: Command, small_graph: Path, tmp_path: Path) -> None:
+    asked = ["--precision", "mixed", "--calib", "digits:train", "--data", "digits:test"]
+    output = tmp_path / "learned.onnx"
+    said = resnet_opt("quantize", small_graph, *asked, "--learn", "-o", output)
+    assert said.code == 2
+    assert "--precision int8" in said.err
+    assert not output.exists()
 
 
 def test_learning_says_what_came_of_it(
@@ -567,7 +578,7 @@ def _bad(
              "--engine", "openvino", *out], 2, "did you mean layer1.0.conv1",
         ),
         "kept in FP16": (
-            ["quantize", small_graph, "--precision", "fp16", "--keep", "fc", *out], 2, "out of INT8",
+            ["quantize", small_graph, "--precision", "fp16", "--keep", "fc", *out], 2, "INT8 layers",
         ),
         "mixed without data": (
             ["build", small_graph, "--precision", "mixed", "--engine", "openvino", "--calib",

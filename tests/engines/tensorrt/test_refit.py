@@ -43,7 +43,7 @@ def built(
         graph = quantize(
             small_graph, folder / f"{precision}.onnx", precision=precision, target="tensorrt",
             statistics=small_statistics if precision == "int8" else None,
-            options=EncodingOptions(equalize=False, bias="none"),
+            options=EncodingOptions(equalize=False, bias="none") if precision == "int8" else None,
         ).path  # fmt: skip
         settings = BuildSettings(precision=precision, targets=("sm89",))
         engines[precision] = build_engine(
