@@ -91,6 +91,55 @@ def modelopt(graph: str, images: Images, output: str, *, method: str) -> str:
     return "nvidia-modelopt"
 
 
+def olive(graph: str, images: Images, output: str, *, kind: str, method: str) -> str:
+    """Microsoft's Olive: its static quantization of ONNX models, weights per channel."""
+    import shutil
+
+    import torch
+    from olive.data.registry import Registry  # type: ignore[import-not-found]
+    from olive.workflows import run  # type: ignore[import-not-found]
+
+    @Registry.register_dataset("calibration")
+    class Calibration(torch.utils.data.Dataset[Any]):
+        """The images, one at a time; Olive makes batches of them."""
+
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> tuple[dict[str, Any], int]:
+            return {"images": torch.from_numpy(images[index])}, 0
+
+    folder = Path(output).with_suffix(".olive")
+    data = {
+        "name": "calibration",
+        "load_dataset_config": {"type": "calibration"},
+        "dataloader_config": {"params": {"batch_size": 32}},
+    }
+    quantization = {
+        "type": "OnnxStaticQuantization",
+        "data_config": data,
+        "precision": "int8",
+        "activation_type": "int8" if kind == "s8" else "uint8",
+        "activation_symmetric": kind == "s8",
+        "per_channel": True,
+        "calibrate_method": method,
+    }
+    run(
+        {
+            "input_model": {"type": "OnnxModel", "model_path": graph},
+            "passes": {"quantization": quantization},
+            "output_dir": str(folder),
+            "cache_dir": str(folder / "cache"),
+        }
+    )
+    made = next(path for path in folder.glob("*.onnx"))
+    shutil.copyfile(made, output)
+    return "olive-ai"
+
+
 def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     """This package: calibrate and quantize in one go, graph around INT8 in FP32 for comparison."""
     from dataclasses import replace
@@ -141,6 +190,11 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "nncf mixed, full bias correction": (nncf, {"preset": "MIXED", "correction": "full"}),
     "modelopt max": (modelopt, {"method": "max"}),
     "modelopt entropy": (modelopt, {"method": "entropy"}),
+    **{
+        f"olive {kind} {method.lower()}": (olive, {"kind": kind, "method": method})
+        for kind in ("s8", "u8")
+        for method in ("MinMax", "Entropy")
+    },
     "ours tensorrt min-max alone": (ours, {"target": "tensorrt", **PLAIN}),
     "ours tensorrt without shift": (ours, {"target": "tensorrt", "shift": False}),
     "ours tensorrt": (ours, {"target": "tensorrt"}),

@@ -1,7 +1,7 @@
 """Post-training quantizers against each other. Writes ``reports/quantizers/``.
 
     python benchmarks/quantizers.py MODEL [--calib digits:train] [--test digits:test]
-        [--python nncf=…/bin/python] [--python modelopt=…/bin/python]
+        [--python nncf=…/bin/python] [--python modelopt=…/bin/python] [--python olive=…/bin/python]
 
 Same FP32 graph, same calibration images, same held-out test images for everyone. Each quantizer
 runs alone in a process of its own; the graph it writes is executed by ONNX Runtime as written
