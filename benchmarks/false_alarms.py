@@ -229,7 +229,7 @@ def overhead(path: Path, plan: Plan, threads: int) -> dict[str, Any]:
             sys.executable,
             "-c",
             LOOP,
-            "openvino",
+            "openvino fixed",  # as the engine is at this batch
             str(graph),
             "1",
             str(threads),

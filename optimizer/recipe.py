@@ -112,6 +112,7 @@ class BuildSection(_Section):
 
     ``mixed`` searches on the calibration data, for the ``max_drop`` that the run validates with.
     What only TensorRT has is given to the TensorRT engines among them, a provider to onnxruntime.
+    OpenVINO is compiled for each of ``fixed_batch`` too, by default for the batches of ``bench``.
     """
 
     precision: Precisions = ["fp32", "int8"]
@@ -136,6 +137,7 @@ class BuildSection(_Section):
     runtime_cache: str | None = None
     memory_limit: Bytes | None = None
     build_timeout: Duration = "30min"
+    fixed_batch: Numbers | None = None
     storage_only: bool = False
     min_share: Share = "95%"
 
@@ -147,6 +149,8 @@ class BuildSection(_Section):
         )
         if unused is not None and not takers:
             raise ValueError(f"{unused} is for TensorRT, and no engine of the section is one")
+        if self.fixed_batch is not None and not {"auto", "openvino"} & set(self.engine):
+            raise ValueError("fixed_batch is for openvino, which is no engine of the section")
         if self.provider is not None and "onnxruntime" not in self.engine:
             raise ValueError("provider is for onnxruntime, which is no engine of the section")
         if self.provider_options and self.provider is None:

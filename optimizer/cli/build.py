@@ -61,6 +61,13 @@ MemoryLimit = Annotated[
 BuildTimeout = Annotated[str, typer.Option(help="Time a build may take.", rich_help_panel=_LIMITS)]
 
 
+def _fixed_batch(text: str | None) -> tuple[int, ...] | None:
+    """The sizes; no size where there shall be none, ``None`` where nothing was said."""
+    if text is None or text == "none":
+        return None if text is None else ()
+    return tuple(opt.numbers(text, "the fixed batches"))
+
+
 def build(
     graph: Annotated[Path, typer.Argument(help="An ONNX file (a checkpoint for --engine torch).")],
     output: opt.Output,
@@ -89,6 +96,13 @@ def build(
     memory_limit: MemoryLimit = None,
     build_timeout: BuildTimeout = "30min",
     threads: opt.Threads = None,
+    fixed_batch: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenVINO: batch sizes compiled for themselves too, which is faster: 1,8, or none; "
+            "default: 1."
+        ),
+    ] = None,
     storage_only: Annotated[
         bool, typer.Option(help="On a CPU: store half types, compute in FP32, labelled so.")
     ] = False,
@@ -168,6 +182,7 @@ def build(
                 cuda_graph=cuda_graph,
                 specialization=specialization,
                 runtime_cache=runtime_cache,
+                fixed_batch=_fixed_batch(fixed_batch),
             ),
             limits=limits,
             calib=calib,

@@ -174,6 +174,9 @@ def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None
         options[name] = settings.get(name)
     for key, value in (options.pop("provider_options", None) or {}).items():
         words += ["--provider-option", f"{key}={value}"]
+    if "fixed_batch" in options:
+        sizes = options.pop("fixed_batch")
+        words += ["--fixed-batch", ",".join(map(str, sizes)) or "none"]
     for name, value in options.items():
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]

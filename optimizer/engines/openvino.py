@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,19 @@ import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.openvino_layers import (
+    CALLS_A_COPY,
+    SETTLING,
+    LayerClock,
+    bytes_moved,
+    layers_of,
+)
+from optimizer.engines.openvino_models import Compiled, Models, config, first_line, pack, spec_of
 from optimizer.engines.protocol import (
     Array,
     Availability,
     BuildSettings,
     Built,
-    TensorSpec,
     check_cpu_settings,
 )
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
@@ -25,18 +32,12 @@ from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["OpenVino", "TimedGraph", "time_layers"]
+__all__ = ["FIXED_BATCHES", "OpenVino", "Session"]
 
 _HINTS = {"fp32": "f32", "int8": "f32", "mixed": "f32", "bf16": "bf16"}
 """The precision hint is always set: its default turns FP32 graphs into BF16 on some CPUs."""
-_PRECISIONS = {
-    "f32": "fp32",
-    "f16": "fp16",
-    "bf16": "bf16",
-    "i8": "int8",
-    "u8": "int8",
-    "i32": "int32",
-}
+FIXED_BATCHES = (1,)
+"""Sizes that an engine is compiled for one by one if nothing is asked; see `openvino_models`."""
 
 
 class OpenVino:
@@ -69,21 +70,31 @@ class OpenVino:
 
         facts = graph_facts(graph)
         hint = self._hint(settings)
+        properties = config(hint, settings.threads)
+        sizes = self._fixed_batches(settings) if facts.input_shape[0] is None else []
         core = ov.Core()
-        progress.start(f"openvino {settings.precision}", total=3)
+        progress.start(f"openvino {settings.precision}", total=2 + len(sizes))
         started = time.perf_counter()
         try:
-            model = core.read_model(graph)
-            progress.advance(note="compiling")
-            compiled = core.compile_model(model, "CPU", _config(hint, settings.threads))
-            progress.advance(note="exporting")
-            output.write_bytes(compiled.export_model().getbuffer())
+            compiled = core.compile_model(core.read_model(graph), "CPU", properties)
+            progress.advance()
+            layers = layers_of(compiled)
+            fixed = {}
+            for size in sizes:
+                progress.advance(note=f"for batch {size}")
+                model = core.read_model(graph)
+                model.reshape([size, *model.inputs[0].partial_shape[1:]])
+                alone = core.compile_model(model, "CPU", properties)
+                _check_same_precisions(layers, layers_of(alone), size)
+                fixed[size] = alone.export_model().getvalue()
+                del alone
+            output.write_bytes(pack(compiled.export_model().getvalue(), fixed))
         except RuntimeError as error:
             raise BuildError(
-                f"OpenVINO could not compile {graph.name}: {_first_line(error)}"
+                f"OpenVINO could not compile {graph.name}: {first_line(error)}"
             ) from error
         seconds = time.perf_counter() - started
-        layers = annotate(_layers(compiled), graph)
+        layers = annotate(layers, graph)
         progress.advance()
         progress.finish(f"{len(layers)} layers")
         notes = []
@@ -110,24 +121,33 @@ class OpenVino:
         device: str | None = None,
     ) -> list[Session]:
         """See `ConcurrentBackend.load_streams`; the threads are divided among the streams."""
-        import openvino as ov
-
         from optimizer.artifacts import read_manifest
 
         settings = read_manifest(engine).settings
-        core = ov.Core()
-        config = _config(settings["hint"], threads or settings.get("threads"), streams)
-
-        def opened(**more: str) -> Any:
-            return core.import_model(engine.read_bytes(), device or "CPU", {**config, **more})
-
-        compiled = opened()
-        return [Session(compiled, lambda: opened(PERF_COUNT="YES")) for _ in range(streams)]
+        properties = config(settings["hint"], threads or settings.get("threads"), streams)
+        models = Models(engine.read_bytes(), properties, device or "CPU")
+        return [Session(models) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings."""
-        check_cpu_settings("OpenVINO", settings)
-        return {"hint": self._hint(settings)}
+        own = {name: value for name, value in settings.options.items() if name != "fixed_batch"}
+        check_cpu_settings("OpenVINO", replace(settings, options=own))
+        return {"hint": self._hint(settings), "fixed_batches": self._fixed_batches(settings)}
+
+    def _fixed_batches(self, settings: BuildSettings) -> list[int]:
+        """Sizes of batch that the engine is compiled for one by one, beside any size."""
+        asked = settings.options.get("fixed_batch")
+        if settings.batch is not None:
+            if asked:
+                raise UsageError(
+                    f"the graph has a fixed batch of {settings.batch} and takes no other",
+                    mend="leave out --fixed-batch, or export with --batch dynamic",
+                )
+            return []
+        sizes = sorted({int(size) for size in (asked if asked is not None else FIXED_BATCHES)})
+        if sizes and sizes[0] < 1:
+            raise UsageError(f"a batch of {sizes[0]}", mend="--fixed-batch 1,8, or none")
+        return sizes
 
     def _hint(self, settings: BuildSettings) -> str:
         precision = settings.precision
@@ -146,31 +166,18 @@ class OpenVino:
         return _HINTS[precision]
 
 
-def _config(hint: str, threads: int | None, streams: int = 1) -> dict[str, Any]:
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": str(streams),
-        "INFERENCE_NUM_THREADS": str(threads or cpu_features().physical_cores),
-        "INFERENCE_PRECISION_HINT": hint,
-        "ENABLE_HYPER_THREADING": "NO",
-    }
-
-
 class Session:
     """A compiled model with one infer request.
 
     Args:
-        compiled: The model.
-        reopen: Opens the same engine once more, with its performance counters; ``None`` for a
-            graph that was compiled on the way.
+        models: The engine's models, or a graph that was compiled on the way.
     """
 
-    def __init__(self, compiled: Any, reopen: Callable[[], Any] | None = None) -> None:
-        self._compiled = compiled
-        self._reopen = reopen
-        self._request = compiled.create_infer_request()
-        self.input = _spec(compiled.inputs[0])
-        self.output = _spec(compiled.outputs[0])
+    def __init__(self, models: Models | Compiled) -> None:
+        self._models: Models | Compiled | None = models
+        self._requests: dict[Any, Any] = {}
+        self.input = spec_of(models.any_batch.inputs[0])
+        self.output = spec_of(models.any_batch.outputs[0])
 
     def run(self, batch: Array) -> Array:
         """See `Session.run` of the protocol."""
@@ -181,43 +188,42 @@ class Session:
         return self._infer(np.ascontiguousarray(batch))
 
     def _infer(self, batch: Array) -> Array:
-        outputs = self._request.infer([batch], share_inputs=True)
+        model = self._open_models().for_batch(len(batch))
+        if model not in self._requests:
+            self._requests[model] = model.create_infer_request()
+        outputs = self._requests[model].infer([batch], share_inputs=True)
         return np.array(outputs[0], np.float32)
 
     def bind(self, batch: Array) -> _Bound:
         """See `Session.bind` of the protocol; the batch must have the engine's own size."""
         check_batch(batch, self.input)
-        return _Bound(self._compiled, np.ascontiguousarray(batch))
+        model = self._open_models().for_batch(len(batch))
+        return _Bound(model, np.ascontiguousarray(batch))
 
     def layers(self) -> list[LayerInfo]:
         """See `Session.layers` of the protocol."""
-        return _layers(self._compiled)
+        return layers_of(self._open_models().any_batch)
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
-        """See `TimesLayers.time_layers`; on fresh copies, because of `_LayerClock`."""
-        if self._reopen is None:
-            raise UsageError(
-                "a graph compiled on the way is not timed by layer",
-                mend="build an engine from it: resnet-opt build --engine openvino",
-            )
+        """See `TimesLayers.time_layers`; on fresh copies, because of `LayerClock`."""
         check_batch(batch, self.input)
         batch = np.ascontiguousarray(batch)
         spent: dict[str, list[float]] = {}
-        for done in range(0, calls, _CALLS_A_COPY):
-            compiled = self._reopen()
-            bound, clock = _Bound(compiled, batch), _LayerClock()
-            for call in range(_SETTLING + min(_CALLS_A_COPY, calls - done)):
+        for done in range(0, calls, CALLS_A_COPY):
+            compiled = self._open_models().anew(len(batch), PERF_COUNT="YES")
+            bound, clock = _Bound(compiled, batch), LayerClock()
+            for call in range(SETTLING + min(CALLS_A_COPY, calls - done)):
                 bound.enqueue()
                 for name, seconds in clock.read(bound.request).items():
-                    if call >= _SETTLING:
+                    if call >= SETTLING:
                         spent.setdefault(name, []).append(seconds)
         times = {name: max(0.0, 1e3 * float(np.median(one))) for name, one in spent.items()}
-        moved = _bytes_moved(compiled)
+        moved = bytes_moved(compiled)
         layers = [
             layer.model_copy(
                 update={"time_ms": times.pop(layer.name), "bytes": moved.get(layer.name)}
             )
-            for layer in _layers(compiled)
+            for layer in layers_of(compiled)
             if layer.name in times
         ]
         return layers + [
@@ -227,8 +233,12 @@ class Session:
 
     def close(self) -> None:
         """See `Session.close` of the protocol."""
-        self._request = None
-        self._compiled = None
+        self._requests.clear()
+        self._models = None
+
+    def _open_models(self) -> Models | Compiled:
+        assert self._models is not None, "the session is closed"
+        return self._models
 
 
 class _Bound:
@@ -259,158 +269,20 @@ class _Bound:
         return np.asarray(self.request.get_output_tensor(0).data, np.float32)
 
 
-class _LayerClock:
-    """Times of single calls, from counters that are means over all calls.
-
-    The plugin's counters are means since the model was loaded, in whole microseconds. The call
-    number ``k`` took ``k`` times the mean after it less ``k - 1`` times the mean before it, with an
-    error of up to ``k`` microseconds: so no clock is read more than some twenty times.
-    """
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._means: dict[str, float] = {}
-
-    def read(self, request: Any) -> dict[str, float]:
-        """Seconds of each layer in the call that is just over."""
-        means = {
-            layer.node_name: layer.real_time.total_seconds()
-            for layer in request.get_profiling_info()
-            if layer.status == layer.Status.EXECUTED
-        }
-        before, self._means = self._means, means
-        self._calls += 1
-        return {
-            name: self._calls * mean - (self._calls - 1) * before.get(name, 0.0)
-            for name, mean in means.items()
-        }
-
-
-def _spec(port: Any) -> TensorSpec:
-    shape = tuple(int(d.get_length()) if d.is_static else None for d in port.partial_shape)
-    dtype = {"f32": "float32", "u8": "uint8"}.get(port.element_type.get_type_name(), "float32")
-    return TensorSpec(port.any_name, shape, dtype)
-
-
-@dataclass(frozen=True)
-class TimedGraph:
-    """Where the time of one image goes.
-
-    Attributes:
-        total_ms: Wall time of one inference.
-        layers: The layers with their own times (``time_ms``); what the plugin does between them
-            is in the total alone.
-    """
-
-    total_ms: float
-    layers: list[LayerInfo]
-
-
-def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) -> list[TimedGraph]:
-    """Time graphs layer by layer on one image, in turns, as this backend compiles them.
-
-    Times are lower quartiles: what else the machine does only ever adds to them. Call it in a
-    process of its own, where no other library's threads wait. The graphs are compiled anew every
-    twenty rounds, because of `_LayerClock`.
-
-    Args:
-        graphs: FP32 or INT8 graphs of a dynamic batch.
-        image_size: Height and width of the image.
-        rounds: Inferences of each graph that count; three more come first after each compilation.
+def _check_same_precisions(
+    layers: Sequence[LayerInfo], alone: Sequence[LayerInfo], size: int
+) -> None:
+    """A model for one size computes each layer in what the audited one computes it in.
 
     Raises:
-        BuildError: OpenVINO cannot compile a graph.
+        BuildError: It does not; the message names the layer.
     """
-    import openvino as ov
-
-    core = ov.Core()
-    config = {**_config("f32", None), "PERF_COUNT": "YES"}
-    totals: list[list[float]] = [[] for _ in graphs]
-    times: list[dict[str, list[float]]] = [{} for _ in graphs]
-    for done in range(0, rounds, _CALLS_A_COPY):
-        try:
-            compiled = [core.compile_model(core.read_model(path), "CPU", config) for path in graphs]
-        except RuntimeError as error:
-            line = _first_line(error)
-            raise BuildError(f"OpenVINO could not compile the graphs: {line}") from error
-        batch = _noise(_spec(compiled[0].inputs[0]), image_size)
-        copies = [(one.create_infer_request(), _LayerClock()) for one in compiled]
-        for turn in range(_SETTLING + min(_CALLS_A_COPY, rounds - done)):
-            for number, (request, clock) in enumerate(copies):
-                started = time.perf_counter()
-                request.infer([batch])
-                seconds = time.perf_counter() - started
-                spent = clock.read(request)
-                if turn < _SETTLING:
-                    continue
-                totals[number].append(seconds)
-                for name, one in spent.items():
-                    times[number].setdefault(name, []).append(one)
-    return [
-        TimedGraph(
-            _quartile_ms(total),
-            [
-                layer.model_copy(update={"time_ms": _quartile_ms(spent[layer.name])})
-                for layer in annotate(_layers(one), path)
-                if layer.name in spent
-            ],
-        )
-        for path, one, total, spent in zip(graphs, compiled, totals, times, strict=True)
-    ]
-
-
-def _quartile_ms(seconds: list[float]) -> float:
-    return max(0.0, 1e3 * float(np.quantile(seconds, 0.25)))
-
-
-def _noise(spec: TensorSpec, size: int) -> Array:
-    rng = np.random.default_rng(0)
-    batch = spec.shape[0] or 1
-    if spec.dtype == "uint8":
-        return rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    return rng.normal(size=(batch, 3, size, size)).astype(np.float32)
-
-
-_SETTLING = 3
-"""Calls of a fresh copy that do not count: they allocate, and fill the caches."""
-_CALLS_A_COPY = 20
-_SKIPPED = {"Input", "Output", "Const", "Result", "Parameter"}
-
-
-def _layers(compiled: Any) -> list[LayerInfo]:
-    """Layers of the execution graph, as the plugin tells them."""
-    layers = []
-    for op in compiled.get_runtime_model().get_ordered_ops():
-        info = {str(k): str(v.astype(str)) for k, v in op.get_rt_info().items()}
-        kind = info.get("layerType", op.get_type_name())
-        if kind in _SKIPPED:
-            continue
-        original = [n for n in info.get("originalLayersNames", "").split(",") if n]
-        runtime = info.get("runtimePrecision", "")
-        layers.append(
-            LayerInfo(
-                name=op.get_friendly_name(),
-                torch_names=[n for n in original if not n.endswith((".quantize", ".dequantize"))],
-                type=kind,
-                precision=_PRECISIONS.get(runtime, runtime or "unknown"),
-                tactic=info.get("primitiveType") or None,
-            )
-        )
-    return layers
-
-
-def _bytes_moved(compiled: Any) -> dict[str, int]:
-    """Bytes of the inputs (weights among them) and outputs of each layer, as it last ran."""
-    moved = {}
-    for op in compiled.get_runtime_model().get_ordered_ops():
-        ports = [*op.inputs(), *op.outputs()]
-        if all(port.get_partial_shape().is_static for port in ports):
-            moved[op.get_friendly_name()] = sum(
-                port.get_element_type().size * int(np.prod(port.get_shape())) for port in ports
-            )
-    return moved
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    audited = {name: layer.precision for layer in layers for name in layer.torch_names}
+    for layer in alone:
+        for name in layer.torch_names:
+            if audited.get(name, layer.precision) != layer.precision:
+                raise BuildError(
+                    f"OpenVINO computes {name} in {layer.precision} for batch {size} and in "
+                    f"{audited[name]} for others",
+                    mend="--fixed-batch none",
+                )

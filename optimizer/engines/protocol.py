@@ -276,7 +276,7 @@ def check_cpu_settings(title: str, settings: BuildSettings) -> None:
         "optimization level": (settings.opt_level, "it measures no kernels"),
         "timing cache": (settings.timing_cache, "it measures no kernels"),
         **{
-            name.replace("_", " "): (value, "that is an option of TensorRT")
+            name.replace("_", " "): (value, f"that is an option of {_owner(name)[0]}")
             for name, value in settings.options.items()
             if name != "storage_only"
         },
@@ -285,5 +285,12 @@ def check_cpu_settings(title: str, settings: BuildSettings) -> None:
         if value is not None and value is not False and value != ():
             raise UsageError(
                 f"{title} has no {name}: {reason}",
-                mend="leave it out, or --engine tensorrt or tensorrt-rtx",
+                mend=f"leave it out, or --engine {_owner(name)[1]}",
             )
+
+
+def _owner(name: str) -> tuple[str, str]:
+    """Whose option it is: the library, and its engines."""
+    if name.replace(" ", "_") == "fixed_batch":
+        return "OpenVINO", "openvino"
+    return "TensorRT", "tensorrt or tensorrt-rtx"

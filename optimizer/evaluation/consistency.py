@@ -44,7 +44,8 @@ def batches_to_check(manifest: Manifest | None, batch: int) -> list[int]:
     """Batch sizes that an engine must agree with itself on.
 
     Args:
-        manifest: Of the engine; its profile's min, opt and max, or its fixed batch.
+        manifest: Of the engine; its profile's min, opt and max, or its fixed batch, or the sizes
+            that it has models of their own for.
         batch: The batch of the validation, for an engine that takes any.
     """
     settings = manifest.settings if manifest is not None else {}
@@ -52,7 +53,7 @@ def batches_to_check(manifest: Manifest | None, batch: int) -> list[int]:
         return [int(settings["batch"])]
     if settings.get("profile"):
         return sorted({int(size) for size in settings["profile"]})
-    return sorted({1, 2, max(batch, 2)})
+    return sorted({1, 2, max(batch, 2), *settings.get("fixed_batches", [])})
 
 
 def batch_consistency(

@@ -122,13 +122,13 @@ def _open_bf16(path: Path) -> Executor:
         import openvino as ov
 
         from optimizer.engines.openvino import Session as OpenVinoSession
+        from optimizer.engines.openvino_models import Compiled
 
         core = ov.Core()
         hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
         compiled = core.compile_model(core.read_model(path), "CPU", hints)
-        return Executor(
-            f"OpenVINO {library_versions('openvino')['openvino']}, BF16", OpenVinoSession(compiled)
-        )
+        version = library_versions("openvino")["openvino"]
+        return Executor(f"OpenVINO {version}, BF16", OpenVinoSession(Compiled(compiled)))
     import tempfile
 
     import onnx

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from optimizer.engines.graph_facts import LayerWork, layer_work
-from optimizer.engines.openvino import TimedGraph, time_layers
+from optimizer.engines.openvino_layers import TimedGraph, time_layers
 from optimizer.errors import BuildError
 from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.results import Ceilings
@@ -132,7 +132,7 @@ def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: 
 
 
 def timed(graphs: Sequence[Path], image_size: int) -> list[TimedGraph]:
-    """Time graphs on OpenVINO in turns; see `optimizer.engines.openvino.time_layers`.
+    """Time graphs on OpenVINO in turns; see `optimizer.engines.openvino_layers.time_layers`.
 
     Raises:
         BuildError: OpenVINO cannot compile one of them, or crashed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer import verbs
 from optimizer.artifacts import Artifact
@@ -153,7 +153,7 @@ def _one_engine(
         provider=_provider(section, name),
         provider_options=section.provider_options if name == "onnxruntime" else None,
         target=section.target if name == "tensorrt-rtx" else (),
-        **(section.tensorrt_arguments() if name.startswith("tensorrt") else {}),
+        **_own_arguments(state.recipe, section, name),
         storage_only=section.storage_only,
         limits=_limits(section),
         stats=statistics.path if statistics and measured else None,
@@ -162,6 +162,17 @@ def _one_engine(
         cache=state.cache,
         progress=state.progress,
     )
+
+
+def _own_arguments(recipe: Recipe, section: BuildSection, name: str) -> dict[str, Any]:
+    """What one backend alone is given, as ``verbs.build`` takes it."""
+    if name.startswith("tensorrt"):
+        return section.tensorrt_arguments()
+    if name == "openvino" and recipe.export.batch == "dynamic":
+        measured = recipe.bench.batch if recipe.bench is not None else None
+        sizes = section.fixed_batch if section.fixed_batch is not None else measured
+        return {} if sizes is None else {"backend_options": {"fixed_batch": tuple(sizes)}}
+    return {}
 
 
 def _provider(section: BuildSection, name: str) -> str | None:

@@ -242,7 +242,7 @@ def test_openvino_counters_are_taken_apart() -> None:
     """Its means over all calls give back the calls, whatever they were."""
     from types import SimpleNamespace
 
-    from optimizer.engines.openvino import _LayerClock
+    from optimizer.engines.openvino_layers import LayerClock
 
     calls = [0.004, 0.001, 0.001, 0.003]
     status = SimpleNamespace(EXECUTED="executed")
@@ -255,7 +255,7 @@ def test_openvino_counters_are_taken_apart() -> None:
         idle = SimpleNamespace(node_name="b", real_time=mean, status="not run", Status=status)
         return SimpleNamespace(get_profiling_info=lambda: [ran, idle])
 
-    clock = _LayerClock()
+    clock = LayerClock()
     found = [clock.read(request(number)) for number in (1, 2, 3, 4)]
     assert [list(one) for one in found] == [["a"]] * 4
     np.testing.assert_allclose([one["a"] for one in found], calls, atol=4e-6)
