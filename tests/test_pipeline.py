@@ -70,6 +70,14 @@ def test_the_folder_holds_everything(first: tuple[RunResult, Path, Cache]) -> No
     assert not list(folder.rglob(".*"))
 
 
+def test_openvino_is_compiled_for_the_batches_that_are_measured(
+    first: tuple[RunResult, Path, Cache], recipe: Recipe
+) -> None:
+    assert recipe.bench is not None
+    engine = load_artifact(first[1] / "engines" / "openvino-int8.blob")
+    assert engine.manifest.settings["fixed_batches"] == recipe.bench.batch
+
+
 def test_accuracy_is_kept_and_said(first: tuple[RunResult, Path, Cache]) -> None:
     result = first[0]
     validated = result.validate_

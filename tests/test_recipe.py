@@ -83,6 +83,7 @@ def test_lists_may_be_words() -> None:
             "opt_level is for TensorRT",
         ),
         ({"model": "m", "build": {"engine": "openvino", "provider": "cuda"}}, "for onnxruntime"),
+        ({"model": "m", "build": {"engine": "onnxruntime", "fixed_batch": 1}}, "is for openvino"),
         (
             {"model": "m", "build": {"engine": "onnxruntime", "provider_options": {"a": "1"}}},
             "provider_options without a provider",

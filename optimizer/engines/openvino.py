@@ -78,14 +78,14 @@ class OpenVino:
         try:
             compiled = core.compile_model(core.read_model(graph), "CPU", properties)
             progress.advance()
-            layers = layers_of(compiled)
+            layers = annotate(layers_of(compiled), graph)
             fixed = {}
             for size in sizes:
                 progress.advance(note=f"for batch {size}")
                 model = core.read_model(graph)
                 model.reshape([size, *model.inputs[0].partial_shape[1:]])
                 alone = core.compile_model(model, "CPU", properties)
-                _check_same_precisions(layers, layers_of(alone), size)
+                _check_same_precisions(layers, annotate(layers_of(alone), graph), size)
                 fixed[size] = alone.export_model().getvalue()
                 del alone
             output.write_bytes(pack(compiled.export_model().getvalue(), fixed))
@@ -94,7 +94,6 @@ class OpenVino:
                 f"OpenVINO could not compile {graph.name}: {first_line(error)}"
             ) from error
         seconds = time.perf_counter() - started
-        layers = annotate(layers, graph)
         progress.advance()
         progress.finish(f"{len(layers)} layers")
         notes = []
@@ -272,14 +271,14 @@ class _Bound:
 def _check_same_precisions(
     layers: Sequence[LayerInfo], alone: Sequence[LayerInfo], size: int
 ) -> None:
-    """A model for one size computes each layer in what the audited one computes it in.
+    """A model for one size computes each layer with weights in what the audited one computes it in.
 
     Raises:
         BuildError: It does not; the message names the layer.
     """
     audited = {name: layer.precision for layer in layers for name in layer.torch_names}
     for layer in alone:
-        for name in layer.torch_names:
+        for name in layer.torch_names if layer.flops else ():
             if audited.get(name, layer.precision) != layer.precision:
                 raise BuildError(
                     f"OpenVINO computes {name} in {layer.precision} for batch {size} and in "

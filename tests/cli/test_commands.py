@@ -606,6 +606,14 @@ def _bad(
         "what only TensorRT has": (
             ["build", small_graph, "--engine", "openvino", "--tf32", *out], 2, "OpenVINO has no tf32",
         ),
+        "what only OpenVINO has": (
+            ["build", small_graph, "--engine", "onnxruntime", "--fixed-batch", "1", *out], 2,
+            "no fixed batch",
+        ),
+        "no size of a batch": (
+            ["build", small_graph, "--engine", "openvino", "--fixed-batch", "all", *out], 2,
+            "the fixed batches",
+        ),
         "no version-compatible RTX": (
             ["build", small_graph, "--engine", "tensorrt-rtx", "--version-compatible", *out], 2,
             "no version-compatible engines",
