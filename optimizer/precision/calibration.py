@@ -163,8 +163,9 @@ def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progres
     for part in _batches(dataset, batch, preprocessing, as_uint8=images):
         collector.add(part)
         progress.advance(len(part))
+    statistics = collector.statistics
     progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
-    return collector.statistics
+    return statistics
 
 
 def _batches(

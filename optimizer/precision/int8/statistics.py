@@ -28,7 +28,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,12 +277,15 @@ class Collector:
         self._waiting: list[NDArray[Any]] = []
         self._sample: list[tuple[int, int, NDArray[Any]]] = []
         self._seen = 0
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._seeing: list[Future[None]] = []
 
     def add(self, batch: NDArray[Any]) -> None:
         """See a batch of images, of any size.
 
         Raises:
-            GraphError: A tensor has NaN or infinite values; the message names it.
+            GraphError: A tensor has NaN or infinite values, of this batch or of the one before; the
+                message names it.
         """
         self._waiting.extend(batch)
         for image in batch:
@@ -292,9 +295,14 @@ class Collector:
 
     @property
     def statistics(self) -> Statistics:
-        """Statistics of all images seen so far."""
+        """Statistics of all images seen so far.
+
+        Raises:
+            GraphError: As `add`, of the images that came last.
+        """
         if self._waiting:
             self._execute_group()
+        self._finish()
         images = [image for _, _, image in sorted(self._sample, key=lambda e: (-e[0], e[1]))]
         if images:
             sample = np.stack(images)
@@ -327,10 +335,16 @@ class Collector:
             if name not in self._gathered.tensors:
                 channels = values[name].shape[1]
                 self._gathered.tensors[name] = TensorStatistics.empty(channels, positive=positive)
-        # Tensors do not depend on each other, and NumPy lets go of the interpreter's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [pool.submit(self._see, name, values[name][:count]) for name in self._observed]
-        for job in jobs:
+        self._finish()
+        # Tensors do not depend on each other; they are looked at while the next group is computed.
+        self._seeing = [
+            self._pool.submit(self._see, name, values[name][:count]) for name in self._observed
+        ]
+
+    def _finish(self) -> None:
+        """Wait until the group before has been looked at."""
+        seeing, self._seeing = self._seeing, []
+        for job in seeing:
             job.result()
 
     def _see(self, name: str, values: NDArray[Any]) -> None:
