@@ -23,8 +23,8 @@ def choose_engine(precision: str) -> str:
     A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32, INT8 and
     a mix of them go to OpenVINO, BF16 too if the CPU has the instructions; but FP32 goes to ONNX
     Runtime where vectors have 256 bits, where its kernels are the faster ones
-    (``reports/cpu/peers.md``, ``layers.md``). What is left (FP16, FP8, BF16 without instructions) is
-    compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
+    (``reports/cpu-avx2/peers.md``; with 512 bits ``reports/cpu/peers.md``). What is left (FP16, FP8,
+    BF16 without instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
 
     Raises:
         MissingDevice: Nothing here computes or compiles it.
