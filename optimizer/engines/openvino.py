@@ -166,7 +166,7 @@ class OpenVino:
 
 
 class Session:
-    """A compiled model with one infer request.
+    """An engine's models, each with one infer request.
 
     Args:
         models: The engine's models, or a graph that was compiled on the way.

@@ -39,6 +39,9 @@ class Models:
     """
 
     def __init__(self, blob: bytes, config: Mapping[str, Any], device: str = "CPU") -> None:
+        import openvino as ov
+
+        self._core = ov.Core()
         self._first, self._fixed = _split(blob)
         self._config, self._device = dict(config), device
         self._opened: dict[int | None, Any] = {None: self._open(self._first)}
@@ -68,9 +71,7 @@ class Models:
         return _restore(self._first, self._fixed[size])
 
     def _open(self, model: bytes, **properties: str) -> Any:
-        import openvino as ov
-
-        return ov.Core().import_model(model, self._device, {**self._config, **properties})
+        return self._core.import_model(model, self._device, {**self._config, **properties})
 
 
 class Compiled:

@@ -246,6 +246,7 @@ def test_the_faithful_lowering_holds_the_integers_of_tensorrt(
 
 @settings(max_examples=10)
 @given(seed=SEEDS, bottleneck=KINDS)
+@example(seed=302, bottleneck=False)
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_a_lowered_graph_is_valid_and_close(target: str, seed: int, bottleneck: bool) -> None:
     def make() -> ir.Model:
@@ -255,9 +256,10 @@ def test_a_lowered_graph_is_valid_and_close(target: str, seed: int, bottleneck: 
     model, _ = lowered(make, rules)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    batch = images(16, 9)
+    # Of the calibration images: others may go far beyond the ranges of a random network.
+    batch = images(64, 1)[:16]
     (expected,), (found,) = run(make(), batch), run(model, batch)
-    assert noise_db(expected, found) > 14
+    assert noise_db(expected, found) > 25
 
 
 def test_absorbed_relus_are_gone_and_nothing_else() -> None:
