@@ -231,6 +231,7 @@ def test_a_search_learns_nothing(resnet_opt: Command, small_graph: Path, tmp_pat
     said = resnet_opt("quantize", small_graph, *asked, "--learn", "-o", output)
     assert said.code == 2
     assert "--precision int8" in said.err
+    assert "calibrate" not in said.err  # refused before anything was computed
     assert not output.exists()
 
 
