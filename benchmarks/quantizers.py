@@ -125,7 +125,8 @@ def slug(name: str) -> str:
 
 def run_quantizer(name: str, python: dict[str, str], folder: Path) -> dict[str, Any]:
     """Run one quantizer in its own process."""
-    interpreter = python.get(name.split(maxsplit=1)[0], sys.executable)
+    # Absolute, for it is started in another folder; not resolved, for a venv's is a link.
+    interpreter = str(Path(python.get(name.split(maxsplit=1)[0], sys.executable)).absolute())
     own = folder / "input.onnx"  # some quantizers write into the file they are given
     shutil.copyfile(folder / "fp32.onnx", own)
     command = [
