@@ -258,7 +258,8 @@ class Suite:
         if status.devices:
             gpu = status.devices[0]
             device = {
-                "name": gpu.name, "capability": gpu.sm, "memory_gib": gpu.memory_bytes >> 30,
+                "name": gpu.name, "capability": gpu.sm,
+                "memory_gib": None if gpu.memory_bytes is None else gpu.memory_bytes >> 30,
                 "driver": next((found.driver for found in gpus()), None), "cuda": status.driver,
             }  # fmt: skip
         return {

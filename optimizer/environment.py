@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from optimizer.artifacts import content_key
+from optimizer.nvml import Nvml
 from optimizer.targets.hardware import cpu_features
 
 __all__ = [
@@ -57,9 +58,10 @@ class Gpu(_Model):
 
     index: int
     name: str
-    memory_bytes: int
-    compute_capability: str
-    driver: str
+    memory_bytes: int | None
+    """``None`` where the GPU has none of its own, or does not tell."""
+    compute_capability: str | None
+    driver: str | None
 
 
 class BackendStatus(_Model):
@@ -162,35 +164,31 @@ def fingerprint() -> dict[str, Any]:
         "cores": features.physical_cores,
         "quota": cpu_quota(),
         "memory_gib": round(psutil.virtual_memory().total / _GIB),
-        "gpus": [{"name": g.name, "memory_gib": round(g.memory_bytes / _GIB)} for g in gpus()],
+        "gpus": [
+            {
+                "name": g.name,
+                "memory_gib": None if g.memory_bytes is None else round(g.memory_bytes / _GIB),
+            }
+            for g in gpus()
+        ],
     }
     return {**facts, "sha256": content_key(facts)}
 
 
 def gpus() -> list[Gpu]:
-    """NVIDIA's GPUs; none where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        return [_gpu(pynvml, i, driver) for i in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+    """NVIDIA's GPUs that can be seen; none where there is no driver."""
+    with Nvml() as nvml:
+        return [_gpu(nvml, index, handle) for index, handle in nvml.handles]
 
 
-def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+def _gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
+    capability = nvml.capability(handle)
     return Gpu(
         index=index,
-        name=nvml.nvmlDeviceGetName(handle),
-        memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-        compute_capability=f"{major}.{minor}",
-        driver=driver,
+        name=nvml.name(handle),
+        memory_bytes=nvml.memory(handle),
+        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
+        driver=nvml.driver(),
     )
 
 

@@ -34,7 +34,7 @@ ROOMS = [
     "pytest_plugin",
 ]
 HALLWAY = {
-    "_version", "errors", "progress", "processes", "units", "artifacts", "results", "recipe",
+    "_version", "errors", "nvml", "progress", "processes", "units", "artifacts", "results", "recipe",
 }  # fmt: skip
 HEAVY = {
     "torch",

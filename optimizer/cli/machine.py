@@ -31,10 +31,12 @@ def doctor(as_json: opt.Json = False) -> None:
     typer.echo(f"memory   {found.memory_bytes / 2**30:.1f} GiB")
     typer.echo(f"system   {found.os}, Python {found.python}")
     for gpu in found.gpus:
-        typer.echo(
-            f"GPU {gpu.index}    {gpu.name}, sm{gpu.compute_capability.replace('.', '')}, "
-            f"{gpu.memory_bytes / 2**30:.1f} GiB"
-        )
+        facts = [gpu.name]
+        if gpu.compute_capability is not None:
+            facts.append(f"sm{gpu.compute_capability.replace('.', '')}")
+        if gpu.memory_bytes is not None:
+            facts.append(f"{gpu.memory_bytes / 2**30:.1f} GiB")
+        typer.echo(f"GPU {gpu.index}    {', '.join(facts)}")
     if not found.gpus:
         typer.echo("GPU      none")
     typer.echo("\nlibraries")

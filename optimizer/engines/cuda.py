@@ -26,6 +26,7 @@ from optimizer.engines.cuda_bindings import (
     open_api,
 )
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError, UsageError
+from optimizer.nvml import Nvml
 
 __all__ = [
     "CudaDevice",
@@ -81,7 +82,7 @@ def cuda_status() -> CudaStatus:
     try:
         api = cuda_api()
     except MissingLibrary as error:
-        devices, driver = _nvml()
+        devices, driver = _seen_by_the_driver()
         if driver is None:
             return CudaStatus((), None, None, "no NVIDIA driver", MEND_DEVICE)
         return CudaStatus(devices, None, driver, error.message, error.mend)
@@ -104,48 +105,21 @@ def cuda_devices() -> list[CudaDevice]:
     return list(cuda_status().devices)
 
 
-def _nvml() -> tuple[tuple[CudaDevice, ...], str | None]:
+def _seen_by_the_driver() -> tuple[tuple[CudaDevice, ...], str | None]:
     """GPUs and CUDA version as the driver tells them without any CUDA package."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return (), None
-    try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
+    with Nvml() as nvml:
         found = tuple(
-            CudaDevice(
-                index,
-                str(pynvml.nvmlDeviceGetName(handle)),
-                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-            )
-            for index, handle in enumerate(handles)
+            CudaDevice(index, nvml.name(handle), capability, nvml.memory(handle))
+            for index, handle in nvml.handles
+            if (capability := nvml.capability(handle)) is not None
         )
-        return found, cuda_version(pynvml.nvmlSystemGetCudaDriverVersion())
-    except pynvml.NVMLError:
-        return (), None
-    finally:
-        pynvml.nvmlShutdown()
+        return found, cuda_version(nvml.cuda())
 
 
 def driver_version() -> str | None:
     """The version of NVIDIA's driver itself, ``580.65.06``; ``None`` without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    with Nvml() as nvml:
+        return nvml.driver()
 
 
 def device_index(name: str | None) -> int:

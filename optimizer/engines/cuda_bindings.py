@@ -31,7 +31,7 @@ class CudaDevice:
     index: int
     name: str
     capability: tuple[int, int]
-    memory_bytes: int
+    memory_bytes: int | None
 
     @property
     def sm(self) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optimizer.nvml import Nvml
 from optimizer.results import Conditions
 
 __all__ = ["EnergyMeter", "Gpus", "Monitor", "Reading"]
@@ -216,59 +217,43 @@ class Gpus:
     """NVIDIA's GPUs as NVML tells them; none where there is no driver."""
 
     def __init__(self) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        self._handles: list[Any] = []
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:
-            return
-        self._handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
+        self._nvml = Nvml()
 
     def read(self) -> list[dict[str, Any]]:
         """Clocks, temperature, power and what holds the clocks back, of every GPU."""
-        return [{"gpu": i, **self._read(handle)} for i, handle in enumerate(self._handles)]
+        return [{"gpu": index, **self._read(handle)} for index, handle in self._nvml.handles]
 
     def _read(self, handle: Any) -> dict[str, Any]:
-        nvml = self._nvml
+        nvml, get = self._nvml.library, self._nvml.get
         values: dict[str, Any] = {
-            "sm_mhz": self._get(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-            "memory_mhz": self._get(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
-            "temperature_c": self._get(
-                nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
-            ),
+            "sm_mhz": get(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": get(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+            "temperature_c": get(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         }
-        power = self._get(nvml.nvmlDeviceGetPowerUsage, handle)
+        power = get(nvml.nvmlDeviceGetPowerUsage, handle)
         values["power_w"] = None if power is None else power / 1e3
-        reasons = self._get(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+        reasons = get(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
         if reasons is not None:
             values["held_back_by"] = held_back_by(reasons)
         return {name: value for name, value in values.items() if value is not None}
 
-    def _get(self, query: Any, *arguments: Any) -> Any:
-        try:
-            return query(*arguments)
-        except self._nvml.NVMLError:
-            return None  # this GPU does not tell
-
     def memory_bytes(self, pid: int) -> int | None:
         """GPU memory that a process holds; ``None`` if NVML does not know the process."""
+        nvml = self._nvml
         used = [
             process.usedGpuMemory
-            for handle in self._handles
-            for process in self._get(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+            for _, handle in nvml.handles
+            for process in nvml.get(nvml.library.nvmlDeviceGetComputeRunningProcesses, handle) or []
             if process.pid == pid and process.usedGpuMemory is not None
         ]
         return sum(used) if used else None
 
     def joules(self) -> float | None:
         """Energy of all GPUs since the driver was loaded; ``None`` unless every one tells."""
+        nvml = self._nvml
         read = [
-            self._get(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-            for handle in self._handles
+            nvml.get(nvml.library.nvmlDeviceGetTotalEnergyConsumption, handle)
+            for _, handle in nvml.handles
         ]
         return None if not read or None in read else sum(read) / 1e3
 

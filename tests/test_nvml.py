@@ -1,0 +1,103 @@
+"""What NVML does not tell is absent: integrated GPUs, MIG slices and device lists refuse queries."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+from typer.testing import CliRunner
+
+import optimizer.engines.cuda as cuda
+from optimizer import environment
+from optimizer.cli.app import app
+from optimizer.nvml import Nvml
+from optimizer.profiling.conditions import EnergyMeter, Gpus
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that shows a GB10 without memory of its own, an H100, and one that it refuses."""
+
+    def handle(index: int) -> str:
+        if index == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+        return f"handle {index}"
+
+    def memory(of: str) -> Any:
+        if of == "handle 0":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(total=80 * 2**30, free=79 * 2**30)
+
+    def refuse(*_: Any) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    tells = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "580.65.06",
+        "nvmlSystemGetCudaDriverVersion": lambda: 13000,
+        "nvmlDeviceGetCount": lambda: 3,
+        "nvmlDeviceGetHandleByIndex": handle,
+        "nvmlDeviceGetName": lambda of: "NVIDIA GB10" if of == "handle 0" else "NVIDIA H100",
+        "nvmlDeviceGetCudaComputeCapability": lambda of: (12, 1) if of == "handle 0" else (9, 0),
+        "nvmlDeviceGetMemoryInfo": memory,
+        "nvmlDeviceGetClockInfo": refuse,
+        "nvmlDeviceGetTemperature": lambda *_: 40,
+        "nvmlDeviceGetPowerUsage": refuse,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda _: 0x4,
+        "nvmlDeviceGetComputeRunningProcesses": refuse,
+        "nvmlDeviceGetTotalEnergyConsumption": refuse,
+    }
+    for name, function in tells.items():
+        monkeypatch.setattr(pynvml, name, function)
+
+
+@pytest.mark.usefixtures("driver")
+def test_what_is_refused_is_absent() -> None:
+    with Nvml() as nvml:
+        assert [index for index, _ in nvml.handles] == [0, 2]
+        first, last = (handle for _, handle in nvml.handles)
+        assert (nvml.memory(first), nvml.free_memory(first)) == (None, None)
+        assert (nvml.memory(last), nvml.free_memory(last)) == (80 * 2**30, 79 * 2**30)
+        assert (nvml.driver(), nvml.cuda()) == ("580.65.06", 13000)
+    assert nvml.handles == []
+    nvml.close()
+
+
+@pytest.mark.usefixtures("driver")
+def test_doctor_and_fingerprint_live_with_it() -> None:
+    found = {gpu.index: gpu for gpu in environment.gpus()}
+    assert (found[0].name, found[0].memory_bytes) == ("NVIDIA GB10", None)
+    assert (found[2].compute_capability, found[2].memory_bytes) == ("9.0", 80 * 2**30)
+    facts = environment.fingerprint()["gpus"]
+    assert [gpu["memory_gib"] for gpu in facts] == [None, 80]
+    said = CliRunner().invoke(app, ["doctor"])
+    assert said.exit_code == 0
+    assert "NVIDIA GB10, sm121\n" in said.output
+    assert "NVIDIA H100, sm90, 80.0 GiB" in said.output
+    told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    assert told["gpus"][0]["memory_bytes"] is None
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_measurement_lives_with_it() -> None:
+    readings = Gpus().read()
+    assert readings == [
+        {"gpu": index, "temperature_c": 40, "held_back_by": ["power cap"]} for index in (0, 2)
+    ]
+    assert Gpus().memory_bytes(1) is None
+    assert Gpus().joules() is None
+    EnergyMeter().begin()
+
+
+@pytest.mark.usefixtures("driver")
+def test_devices_without_any_cuda_package() -> None:
+    devices, version = cuda._seen_by_the_driver()
+    assert [(d.index, d.sm, d.memory_bytes) for d in devices] == [
+        (0, "sm121", None),
+        (2, "sm90", 80 * 2**30),
+    ]
+    assert version == "13.0"
