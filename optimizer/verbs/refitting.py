@@ -33,7 +33,8 @@ def refit(
     weights it was calibrated with, and the scales of activations are compiled into its kernels.
 
     Args:
-        engine: An engine built with ``refittable`` or ``strip_weights``; it is not changed.
+        engine: An engine built with ``refittable``, or with ``strip_weights``, which without
+            ``refittable`` takes only the weights it was built with; it is not changed.
         model: A checkpoint or a model's name, which is exported as the engine's graph was, or an
             ONNX file of the same network in the engine's precision, with the same scales.
         output: The new engine, with its weights inside; its graph goes beside it.
@@ -50,8 +51,12 @@ def refit(
     from optimizer.engines.building import keep_graph
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import graph_of
-    from optimizer.engines.tensorrt.refit import check_refittable, refit_engine
-    from optimizer.engines.tensorrt.same_network import check_same_network
+    from optimizer.engines.tensorrt.refit import (
+        check_refittable,
+        refit_engine,
+        stays_refittable,
+    )
+    from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
 
     engine, output = Path(engine), Path(output)
     progress = progress or Silent()
@@ -77,8 +82,14 @@ def refit(
             graph, source = _exported(model, arch, built_from, facts, Path(folder), progress)
         card = graph_facts(graph)
         check_same_network(built_from, graph)
+        options = dict(old.manifest.settings.get("options") or {})
+        if not options.get("refittable"):
+            check_same_weights(built_from, graph)
         # After a refit the weights are inside.
-        options = {**old.manifest.settings.get("options", {}), "strip_weights": False}
+        options |= {
+            "strip_weights": False,
+            "refittable": stays_refittable(backend.library, old.manifest),
+        }
         plan = Plan(
             kind="engine",
             settings={**old.manifest.settings, "options": options, "refitted": True},
@@ -91,7 +102,7 @@ def refit(
 
         def write(path: Path) -> dict[str, Any]:
             progress.start("refit", total=1)
-            refit_engine(backend.library, engine, graph, path, device=device)
+            refit_engine(backend.library, engine, graph, path, manifest=old.manifest, device=device)
             progress.advance()
             progress.finish()
             return old.manifest.details

@@ -17,7 +17,7 @@ from optimizer.engines.tensorrt.capability import (
     sm_name,
 )
 from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library, find, load
-from optimizer.engines.tensorrt.options import Options, read_options
+from optimizer.engines.tensorrt.options import Options, check_version, read_options
 from optimizer.errors import GraphError, MissingDevice, UsageError
 from optimizer.progress import Progress
 
@@ -73,6 +73,7 @@ class TensorRt:
             MissingDevice: An option needs a driver, and there is none.
         """
         options = read_options(self.library, settings)
+        check_version(self.library, options, find(self.library).version)
         targets = self._targets(settings)
         check_precision(
             self.library, settings.precision, targets, storage_only=options.storage_only

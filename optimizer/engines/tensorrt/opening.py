@@ -23,7 +23,7 @@ from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.session import TensorRtSession
 from optimizer.errors import ArtifactError, MissingDevice
 
-__all__ = ["deserialize", "open_sessions", "pick_device"]
+__all__ = ["carries_runtime", "deserialize", "open_sessions", "pick_device"]
 
 _REBUILD = "build it again with this version on this machine"
 
@@ -52,8 +52,7 @@ def open_sessions(
     log = BuildLog()
     logger = make_logger(trt, log)
     runtime = start(library, trt.Runtime, logger, log)
-    # Only an engine that carries its own runtime needs this: it lets the file's code run.
-    runtime.engine_host_code_allowed = _carries_runtime(manifest)
+    runtime.engine_host_code_allowed = carries_runtime(manifest)
     engine = deserialize(library, runtime, path, log, manifest)
     return [
         _session(library, path, engine, runtime_options, gpu, (runtime, logger), log)
@@ -165,6 +164,7 @@ def _recorded(path: Path, manifest: Manifest | None) -> dict[str, Any]:
     return recorded
 
 
-def _carries_runtime(manifest: Manifest | None) -> bool:
+def carries_runtime(manifest: Manifest | None) -> bool:
+    """Whether an engine carries its own runtime: only then may the file's code run."""
     options = manifest.settings.get("options", {}) if manifest is not None else {}
     return bool(options.get("version_compatible"))

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.engines.protocol import BuildSettings
-from optimizer.engines.tensorrt.library import Library
+from optimizer.engines.tensorrt.library import Library, version_tuple
 from optimizer.errors import UsageError
 
-__all__ = ["SPECIALIZATION", "Options", "Profile", "check_runtime_options", "read_options"]
+__all__ = [
+    "SPECIALIZATION",
+    "Options",
+    "Profile",
+    "check_runtime_options",
+    "check_version",
+    "read_options",
+]
 
 Profile = tuple[int, int, int]
+_DROPS_A_BIAS = (11, 3)
 SPECIALIZATION = ("eager", "lazy", "none")
 _CHOICES = {
     "hardware_compatibility": ("none", "ampere-plus", "same-compute-capability"),
@@ -81,6 +89,22 @@ def read_options(library: Library, settings: BuildSettings) -> Options:
         )
     check_runtime_options(library, options.specialization, options.runtime_cache)
     return options
+
+
+def check_version(library: Library, options: Options, version: str | None) -> None:
+    """Refuse what a version of the library is documented to compute wrongly.
+
+    Raises:
+        UsageError: TensorRT 11.3 and ``refittable``: "A GEMM bias can be dropped and treated as
+            zero", even when no refit is performed (its page on refitting), and a ResNet ends in
+            one.
+    """
+    known = version_tuple(version or "")[:2]
+    if options.refittable and not library.portable and known == _DROPS_A_BIAS:
+        raise UsageError(
+            f"{library.title} {version} may drop the classifier's bias in refittable engines",
+            mend=f"another version: pip install --upgrade {library.name}, or leave --refittable out",
+        )
 
 
 def check_runtime_options(library: Library, specialization: object, runtime_cache: object) -> None:

@@ -1,4 +1,4 @@
-"""New weights for an engine that was built ``refittable`` or ``strip_weights``.
+"""New weights for an engine built ``refittable``, or its own for one built ``strip_weights``.
 
 The refit itself needs a GPU: the library writes the weights into an open engine. What can be told
 from the manifest is told before.
@@ -15,10 +15,12 @@ from optimizer.engines.tensorrt.fitting import library_misfits
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
-from optimizer.engines.tensorrt.opening import deserialize, pick_device
+from optimizer.engines.tensorrt.opening import carries_runtime, deserialize, pick_device
 from optimizer.errors import ArtifactError, GraphError
 
-__all__ = ["check_refittable", "refit_engine"]
+__all__ = ["check_refittable", "refit_engine", "stays_refittable"]
+
+_STAY_REFITTABLE = "INCLUDE_REFIT"
 
 
 def check_refittable(library: Library, engine_file: Path, manifest: Manifest) -> None:
@@ -50,8 +52,24 @@ def check_refittable(library: Library, engine_file: Path, manifest: Manifest) ->
         )
 
 
+def stays_refittable(library: Library, manifest: Manifest) -> bool:
+    """Whether an engine can be refitted once more after its first refit.
+
+    Written again, an engine is refittable only if that is asked for, and TensorRT 10.12 cannot be
+    asked yet.
+    """
+    asked = bool((manifest.settings.get("options") or {}).get("refittable"))
+    return asked and hasattr(load(library).SerializationFlag, _STAY_REFITTABLE)
+
+
 def refit_engine(
-    library: Library, engine_file: Path, graph: Path, output: Path, *, device: str | None = None
+    library: Library,
+    engine_file: Path,
+    graph: Path,
+    output: Path,
+    *,
+    manifest: Manifest,
+    device: str | None = None,
 ) -> None:
     """Put the weights of ``graph`` into an engine and write it to ``output``.
 
@@ -60,6 +78,7 @@ def refit_engine(
         engine_file: The engine; it is not changed.
         graph: The same network as the engine was built from, with other weights.
         output: The new engine, with its weights inside.
+        manifest: The engine's.
         device: Which GPU does it.
 
     Raises:
@@ -74,7 +93,8 @@ def refit_engine(
     log = BuildLog()
     logger = make_logger(trt, log)
     runtime = start(library, trt.Runtime, logger, log)
-    engine = deserialize(library, runtime, engine_file, log)
+    runtime.engine_host_code_allowed = carries_runtime(manifest)
+    engine = deserialize(library, runtime, engine_file, log, manifest)
     if not engine.refittable:
         raise ArtifactError(
             f"{engine_file.name} was not built to be refitted",
@@ -92,5 +112,7 @@ def refit_engine(
         )
     serialization_config = engine.create_serialization_config()
     serialization_config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    if stays_refittable(library, manifest):
+        serialization_config.set_flag(getattr(trt.SerializationFlag, _STAY_REFITTABLE))
     with write_atomically(output) as temporary:
         temporary.write_bytes(engine.serialize_with_config(serialization_config))

@@ -12,7 +12,7 @@ from typing import Any
 
 from optimizer.errors import GraphError
 
-__all__ = ["check_same_network"]
+__all__ = ["check_same_network", "check_same_weights"]
 
 
 def check_same_network(old: Path, new: Path) -> None:
@@ -41,6 +41,33 @@ def check_same_network(old: Path, new: Path) -> None:
             f"{new.name} has another {scale} than {old.name}, which a refit cannot replace",
             mend="build an engine of it: resnet-opt build",
         )
+
+
+def check_same_weights(old: Path, new: Path) -> None:
+    """Compare the weights of two graphs of one network, bit for bit.
+
+    Args:
+        old: The graph an engine was built from.
+        new: The graph whose weights it is to get.
+
+    Raises:
+        GraphError: They differ; the message names the first that does.
+    """
+    import onnx
+
+    before, after = (
+        {t.name: onnx.numpy_helper.to_array(t, str(path.parent)) for t in graph.initializer}
+        for path, graph in (
+            (path, onnx.load(path, load_external_data=False).graph) for path in (old, new)
+        )
+    )
+    for name, values in after.items():
+        if values.tobytes() != before[name].tobytes():
+            raise GraphError(
+                f"{new.name} has another {name} than {old.name}, and an engine built with "
+                "--strip-weights alone takes only the very weights it was compiled with",
+                mend="build it with --strip-weights --refittable to give it others",
+            )
 
 
 def _of_values(before: Any, after: Any) -> str | None:

@@ -45,6 +45,8 @@ def store_timing_cache(config: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
         if path.is_file():
-            timing_cache.combine(config.create_timing_cache(path.read_bytes()), False)
+            others = config.create_timing_cache(path.read_bytes())
+            if others is not None:  # a damaged file is replaced
+                timing_cache.combine(others, False)
         with write_atomically(path) as temporary:
             temporary.write_bytes(timing_cache.serialize())

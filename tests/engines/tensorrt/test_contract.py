@@ -164,6 +164,16 @@ def test_tensorrt_has_every_name(
     assert look_up(COMMON, "tensorrt_bindings", bindings[version]) == []
 
 
+@pytest.mark.slow
+def test_what_newer_versions_alone_have(
+    bindings: dict[tuple[str, str], dict[str, str]],
+) -> None:
+    """`stays_refittable` looks for it: no 10.12 has it, the others do."""
+    flag = {Use("SerializationFlag", "INCLUDE_REFIT")}
+    lacking = [bool(look_up(flag, "tensorrt_bindings", bindings[key])) for key in BINDINGS]
+    assert lacking == [True, False, False]
+
+
 OLD = """
 def build(trt, network):
     builder = trt.Builder(trt.Logger())

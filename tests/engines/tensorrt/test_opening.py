@@ -10,7 +10,7 @@ import pytest
 
 import optimizer.engines.tensorrt.opening as opening
 import optimizer.engines.tensorrt.rtx as rtx_module
-from optimizer.artifacts import Plan, produce
+from optimizer.artifacts import Plan, produce, read_manifest
 from optimizer.engines.cuda import CudaDevice, CudaStatus, cuda_devices
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRtRtx
@@ -109,14 +109,14 @@ def test_only_an_engine_that_carries_its_runtime_may_run_host_code(tmp_path: Pat
     plan = Plan(kind="engine", settings={"options": {"version_compatible": True}})
     path = tmp_path / "m.plan"
     artifact = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
-    assert opening._carries_runtime(artifact.manifest)
-    assert not opening._carries_runtime(None)
+    assert opening.carries_runtime(artifact.manifest)
+    assert not opening.carries_runtime(None)
     raw = json.loads(Path(f"{path}.json").read_text())
     raw["settings"] = {}
     Path(f"{path}.json").write_text(json.dumps(raw))
     manifest = opening._manifest(path)
     assert manifest is not None
-    assert not opening._carries_runtime(manifest)
+    assert not opening.carries_runtime(manifest)
 
 
 def test_a_plan_of_another_tool_has_no_manifest(tmp_path: Path) -> None:
@@ -128,8 +128,9 @@ def test_a_plan_of_another_tool_has_no_manifest(tmp_path: Path) -> None:
 
 @without_gpu
 def test_refit_needs_a_gpu_and_a_good_graph(rtx: TensorRtRtx, engine: Path, tmp_path: Path) -> None:
+    manifest, output = read_manifest(engine), tmp_path / "out.rtx"
     with pytest.raises(GraphError, match="no such file"):
-        refit_engine(TENSORRT_RTX, engine, tmp_path / "none.onnx", tmp_path / "out.rtx")
+        refit_engine(TENSORRT_RTX, engine, tmp_path / "none.onnx", output, manifest=manifest)
     with pytest.raises(MissingDevice, match="no NVIDIA driver"):
-        refit_engine(TENSORRT_RTX, engine, tmp_path / "model.onnx", tmp_path / "out.rtx")
+        refit_engine(TENSORRT_RTX, engine, tmp_path / "model.onnx", output, manifest=manifest)
     assert not (tmp_path / "out.rtx").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX
-from optimizer.engines.tensorrt.options import read_options
+from optimizer.engines.tensorrt.options import Options, check_version, read_options
 from optimizer.errors import UsageError
 
 
@@ -59,3 +59,13 @@ def test_only_rtx_compiles_again_at_run_time(given: dict[str, Any]) -> None:
     ) as caught:
         read_options(TENSORRT, settings)
     assert "--engine tensorrt-rtx" in str(caught.value.mend)
+
+
+def test_a_version_that_drops_a_bias_makes_no_refittable_engines() -> None:
+    """By TensorRT 11.3's own page on refitting; the others, and RTX, are not said to."""
+    asked, not_asked = Options(refittable=True), Options(strip_weights=True)
+    with pytest.raises(UsageError, match=r"TensorRT 11\.3\.0\.9 may drop the classifier's bias"):
+        check_version(TENSORRT, asked, "11.3.0.9")
+    check_version(TENSORRT, not_asked, "11.3.0.9")
+    for library, version in ((TENSORRT, "11.4.0"), (TENSORRT, None), (TENSORRT_RTX, "11.3.0")):
+        check_version(library, asked, version)

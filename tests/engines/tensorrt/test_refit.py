@@ -15,7 +15,10 @@ from optimizer.engines.building import build_engine
 from optimizer.engines.cuda import cuda_devices
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRtRtx
+from optimizer.engines.tensorrt.library import TENSORRT_RTX
+from optimizer.engines.tensorrt.refit import stays_refittable
 from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
+from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import quantize
 from optimizer.precision.int8 import EncodingOptions
 
@@ -58,6 +61,17 @@ def engine(built: dict[str, Path], tmp_path: Path) -> Path:
     return copy(built["fp16"], tmp_path)
 
 
+@pytest.fixture
+def other_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small ResNet-18 with another classifier."""
+    model = load_model(str(small_checkpoint))
+    weight = model.module.state_dict()["fc.weight"]
+    weight.copy_(weight.flip(0))
+    return save_checkpoint(
+        model, tmp_path_factory.mktemp("other") / "other.safetensors", details={}
+    ).path
+
+
 def copy(engine: Path, folder: Path) -> Path:
     for file in engine.parent.glob(f"{engine.name}*"):
         (folder / file.name).write_bytes(file.read_bytes())
@@ -93,6 +107,30 @@ def test_an_int8_engine_takes_a_graph_and_no_checkpoint(
     assert "--precision int8 --engine tensorrt-rtx --calib" in str(caught.value.mend)
     with pytest.raises(MissingDevice):
         refit(engine, f"{engine}.graph.onnx", tmp_path / "new.rtx")
+
+
+@without_gpu
+def test_a_stripped_engine_takes_its_own_weights_and_no_others(
+    engine: Path, small_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The library calls other weights undefined behaviour, unless they were asked for."""
+    say(engine, settings={"options": {"strip_weights": True}})
+    with pytest.raises(MissingDevice):
+        refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
+    with pytest.raises(GraphError, match="the very weights it was compiled with") as caught:
+        refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
+    assert "--strip-weights --refittable" in str(caught.value.mend)
+    say(engine, settings={"options": {"strip_weights": True, "refittable": True}})
+    with pytest.raises(MissingDevice):
+        refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
+
+
+def test_what_can_be_refitted_once_more(engine: Path) -> None:
+    """TensorRT-RTX 1.7 can be asked for it; an engine without the option cannot be refitted."""
+    manifest = load_artifact(engine).manifest
+    assert stays_refittable(TENSORRT_RTX, manifest)
+    say(engine, settings={"options": {"strip_weights": True}})
+    assert not stays_refittable(TENSORRT_RTX, load_artifact(engine).manifest)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +196,7 @@ def test_a_damaged_engine_is_told_first(
 
 @pytest.mark.gpu
 def test_a_refitted_engine_computes_the_new_checkpoint(
-    rtx: TensorRtRtx, small_graph: Path, tmp_path: Path
+    rtx: TensorRtRtx, small_graph: Path, other_checkpoint: Path, tmp_path: Path
 ) -> None:
     """With a driver: the whole way, and the new engine's own manifest and graph."""
     import numpy as np
@@ -171,7 +209,7 @@ def test_a_refitted_engine_computes_the_new_checkpoint(
         pytest.skip(f"tensorrt-rtx: {found.reason}")
     settings = BuildSettings(precision="fp32", options={"refittable": True})
     engine = build_engine(small_graph, tmp_path / "m.rtx", "tensorrt-rtx", settings).path
-    made = refit(engine, "resnet18:random:10", tmp_path / "new.rtx")
+    made = refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
     assert [one.role for one in made.manifest.inputs] == ["engine", "checkpoint"]
     assert load_artifact(made.path).manifest.settings["refitted"]
     graph = Path(f"{made.path}.graph.onnx")

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from optimizer.engines.tensorrt.same_network import check_same_network
+from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
 from optimizer.errors import GraphError
 
 from . import graphs
@@ -48,6 +48,16 @@ def test_other_weights_are_no_other_network(tmp_path: Path, precision: str) -> N
     new = save(tmp_path / "new.onnx", precision, other_weights)
     assert old.read_bytes() != new.read_bytes()
     check_same_network(old, new)
+
+
+def test_the_very_weights(tmp_path: Path) -> None:
+    """What an engine without its weights takes: nothing but what it was compiled with."""
+    old = save(tmp_path / "old.onnx", "fp16")
+    check_same_weights(old, save(tmp_path / "same.onnx", "fp16"))
+    new = save(tmp_path / "new.onnx", "fp16", other_weights)
+    with pytest.raises(GraphError, match=r"new\.onnx has another .* than old\.onnx") as caught:
+        check_same_weights(old, new)
+    assert "--refittable" in str(caught.value.mend)
 
 
 def fewer_classes(model: onnx.ModelProto) -> None:

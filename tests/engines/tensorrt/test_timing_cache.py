@@ -49,6 +49,27 @@ class Refusing:
         return cache == b""
 
 
+class Damaged:
+    """A configuration that cannot read the file: the library's factory then gives nothing."""
+
+    def create_timing_cache(self, blob: bytes) -> None:
+        assert blob == b"damaged"
+
+    def get_timing_cache(self) -> Any:
+        class Cache:
+            def serialize(self) -> bytes:
+                return b"measured now"
+
+        return Cache()
+
+
+def test_a_damaged_cache_is_replaced_and_not_joined(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"damaged")
+    store_timing_cache(Damaged(), path)
+    assert path.read_bytes() == b"measured now"
+
+
 def test_a_cache_of_another_device_is_started_anew(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
     path.write_bytes(b"of another device")
