@@ -100,7 +100,7 @@ def main() -> int:
             duration_s=parse_duration(options.duration),
             threads=cpu_features().physical_cores,
             batch=1,
-            device=None,
+            devices=dict.fromkeys(made.values()),
             image_size=None,
             max_latency_ms=15.0,
             seed=0,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.errors import UsageError
 
-__all__ = ["check_batch", "run_in_chunks"]
+__all__ = ["check_batch", "compiled_profiles", "run_in_chunks"]
 
 
 def check_batch(batch: Array, spec: TensorSpec) -> None:
@@ -29,6 +30,22 @@ def check_batch(batch: Array, spec: TensorSpec) -> None:
             f"{' x '.join(map(str, batch.shape))} {batch.dtype}",
             mend="build the engine for this image size and input kind",
         )
+
+
+def compiled_profiles(settings: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """The (min, opt, max) batches that an engine was compiled for.
+
+    Args:
+        settings: Of its manifest.
+
+    Returns:
+        One of equal numbers for a fixed batch; none for an engine that says nothing of batches.
+    """
+    if batch := settings.get("batch"):
+        return [(int(batch),) * 3]
+    further = (settings.get("options") or {}).get("profiles") or []
+    asked = [*([settings["profile"]] if settings.get("profile") else []), *further]
+    return [(int(low), int(best), int(high)) for low, best, high in asked]
 
 
 def run_in_chunks(compute: Callable[[Array], Array], batch: Array, size: int) -> Array:

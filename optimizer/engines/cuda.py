@@ -88,13 +88,14 @@ def cuda_status() -> CudaStatus:
         return CudaStatus(devices, None, driver, error.message, error.mend)
     except MissingDevice as error:
         return CudaStatus((), "pycuda", None, error.message, error.mend)
+    driver = None
     try:
         driver = api.driver_version()
         if driver is None:
             return CudaStatus((), api.name, None, "no NVIDIA driver", MEND_DEVICE)
         found = tuple(api.devices())
     except ResnetOptError as error:
-        return CudaStatus((), api.name, None, error.message, error.mend or MEND_DEVICE)
+        return CudaStatus((), api.name, driver, error.message, error.mend or MEND_DEVICE)
     if not found:
         return CudaStatus((), api.name, driver, "the driver shows no GPU", MEND_DEVICE)
     return CudaStatus(found, api.name, driver, None, None)

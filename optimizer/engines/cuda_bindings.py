@@ -10,18 +10,20 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError
+from optimizer.nvml import Nvml
 
 __all__ = ["CudaApi", "CudaDevice", "open_api"]
 
 MEND_DEVICE = "run it on a machine with an NVIDIA GPU and its driver"
+MEND_MEMORY = "use a smaller batch, or free memory on the GPU"
 MEND_LIBRARY = 'pip install "resnet-opt[cuda]"'
 # Codes of cudaError_t that mean "there is no usable GPU": StubLibrary, InsufficientDriver,
 # NoDevice, InvalidDevice, SystemNotReady, SystemDriverMismatch.
 _NO_DEVICE = {34, 35, 100, 101, 802, 803}
 _OUT_OF_MEMORY = 2
+_DRIVER_TOO_OLD = 35
+"""Of the runtime in the package; also what it says where there is no driver at all."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,19 @@ class _CudaPython:
         if code == 0:
             return values[0] if len(values) == 1 else values
         text = f"{function}: {self._error_text(error)} (CUDA error {code})"
+        if code == _DRIVER_TOO_OLD and (driver := self._driver_by_nvml()):
+            raise MissingDevice(
+                f"{self.name} needs a newer driver than the one here, which is for CUDA {driver}",
+                mend=f'update the driver, or pip install "cuda-python<{_after(driver)}"',
+            )
         if code in _NO_DEVICE:
             raise MissingDevice(text, mend=MEND_DEVICE)
-        mend = "use a smaller batch, or free memory on the GPU" if code == _OUT_OF_MEMORY else None
-        raise ResnetOptError(text, mend=mend)
+        raise ResnetOptError(text, mend=MEND_MEMORY if code == _OUT_OF_MEMORY else None)
+
+    @staticmethod
+    def _driver_by_nvml() -> str | None:
+        with Nvml() as nvml:
+            return cuda_version(nvml.cuda())
 
     def _error_text(self, error: Any) -> str:
         _, text = self._runtime.cudaGetErrorString(error)
@@ -218,109 +229,6 @@ class _CudaPython:
         self._call("cudaGraphExecDestroy", graph)
 
 
-class _PyCuda:
-    """`CudaApi` over ``pycuda``, which has no CUDA graphs.
-
-    The primary context of the device is used, the one that TensorRT's runtime calls use as well.
-    """
-
-    def __init__(self) -> None:
-        from pycuda import driver
-
-        driver.init()
-        self._driver = driver
-        self._contexts: dict[int, Any] = {}
-        self._current: int | None = None
-        # pycuda frees an object when Python forgets it, so they are kept by address or handle.
-        self._kept: dict[int, Any] = {}
-        self.name = f"pycuda {_version('pycuda')}"
-
-    def _keep(self, key: int, value: Any) -> int:
-        self._kept[key] = value
-        return key
-
-    def devices(self) -> list[CudaDevice]:
-        count = self._driver.Device.count()
-        every = [self._driver.Device(index) for index in range(count)]
-        return [
-            CudaDevice(index, d.name(), d.compute_capability(), d.total_memory())
-            for index, d in enumerate(every)
-        ]
-
-    def driver_version(self) -> str | None:
-        return cuda_version(self._driver.get_driver_version())
-
-    def set_device(self, index: int) -> None:
-        if index == self._current:
-            return
-        if index not in self._contexts:
-            self._contexts[index] = self._driver.Device(index).retain_primary_context()
-        self._contexts[index].push()
-        self._current = index
-
-    def malloc(self, size: int) -> int:
-        allocation = self._driver.mem_alloc(size)
-        return self._keep(int(allocation), allocation)
-
-    def free(self, address: int) -> None:
-        self._kept.pop(address).free()
-
-    def malloc_host(self, size: int) -> int:
-        array = self._driver.pagelocked_empty(size, np.uint8)
-        return self._keep(array.ctypes.data, array)
-
-    def free_host(self, address: int) -> None:
-        self._kept.pop(address).base.free()
-
-    def to_device(self, target: int, source: int, size: int, stream: int) -> None:
-        self._driver.memcpy_htod_async(target, self._kept[source][:size], self._kept[stream])
-
-    def to_host(self, target: int, source: int, size: int, stream: int) -> None:
-        self._driver.memcpy_dtoh_async(self._kept[target][:size], source, self._kept[stream])
-
-    def stream_create(self) -> int:
-        stream = self._driver.Stream()
-        return self._keep(int(stream.handle), stream)
-
-    def stream_synchronize(self, stream: int) -> None:
-        self._kept[stream].synchronize()
-
-    def stream_destroy(self, stream: int) -> None:
-        self._kept.pop(stream)
-
-    def event_create(self) -> int:
-        event = self._driver.Event()
-        return self._keep(id(event), event)
-
-    def event_record(self, event: int, stream: int) -> None:
-        self._kept[event].record(self._kept[stream])
-
-    def event_synchronize(self, event: int) -> None:
-        self._kept[event].synchronize()
-
-    def event_elapsed_ms(self, start: int, stop: int) -> float:
-        return float(self._kept[stop].time_since(self._kept[start]))
-
-    def event_destroy(self, event: int) -> None:
-        self._kept.pop(event)
-
-    def capture_begin(self, stream: int) -> None:  # noqa: ARG002
-        raise _no_graphs()
-
-    def capture_end(self, stream: int) -> int:  # noqa: ARG002
-        raise _no_graphs()
-
-    def graph_launch(self, graph: int, stream: int) -> None:  # noqa: ARG002
-        raise _no_graphs()
-
-    def graph_destroy(self, graph: int) -> None:  # noqa: ARG002
-        raise _no_graphs()
-
-
-def _no_graphs() -> MissingLibrary:
-    return MissingLibrary("pycuda has no CUDA graphs", mend=MEND_LIBRARY)
-
-
 def open_api() -> CudaApi:
     """The CUDA package of this process: cuda-python if it is installed, else pycuda.
 
@@ -328,10 +236,12 @@ def open_api() -> CudaApi:
         MissingLibrary: Neither is installed.
         MissingDevice: pycuda is all there is, and there is no driver.
     """
+    from optimizer.engines.cuda_pycuda import PyCuda
+
     with contextlib.suppress(ImportError):
         return _CudaPython()
     try:
-        return _PyCuda()
+        return PyCuda(f"pycuda {_version('pycuda')}")
     except ModuleNotFoundError as error:
         raise MissingLibrary(
             "neither cuda-python nor pycuda is installed", mend=MEND_LIBRARY
@@ -343,6 +253,11 @@ def open_api() -> CudaApi:
 def cuda_version(number: int) -> str | None:
     """``13000`` as ``13.0``; ``None`` for zero, which means no driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
+
+
+def _after(version: str) -> int:
+    """The major version after that of ``12.4``: 13."""
+    return int(version.partition(".")[0]) + 1
 
 
 def _version(*distributions: str) -> str:

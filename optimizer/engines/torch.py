@@ -113,6 +113,9 @@ class Session:
         import torch
 
         self._device = torch.device(device)
+        if self._device.type == "cuda":  # by default its convolutions are TF32, which is not FP32
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
         module = model.module.to(self._device)
         self._module = module.to(memory_format=torch.channels_last)
         size = model.preprocessing.image_size

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.artifacts import Manifest
+from optimizer.engines.batching import compiled_profiles
 from optimizer.engines.protocol import Session
 from optimizer.errors import ResnetOptError
 from optimizer.results import BatchConsistency
@@ -44,15 +45,13 @@ def batches_to_check(manifest: Manifest | None, batch: int) -> list[int]:
     """Batch sizes that an engine must agree with itself on.
 
     Args:
-        manifest: Of the engine; its profile's min, opt and max, or its fixed batch, or the sizes
+        manifest: Of the engine; min, opt and max of its profiles, or its fixed batch, or the sizes
             that it has models of their own for.
         batch: The batch of the validation, for an engine that takes any.
     """
     settings = manifest.settings if manifest is not None else {}
-    if settings.get("batch"):
-        return [int(settings["batch"])]
-    if settings.get("profile"):
-        return sorted({int(size) for size in settings["profile"]})
+    if profiles := compiled_profiles(settings):
+        return sorted({size for profile in profiles for size in profile})
     return sorted({1, 2, max(batch, 2), *settings.get("fixed_batches", [])})
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from optimizer.artifacts import Manifest, manifest_path, read_manifest
+from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
 from optimizer.results import LatencyBound, Setting
 from optimizer.targets.hardware import cpu_features
@@ -25,7 +25,8 @@ class EngineFacts:
     Attributes:
         name: Its file name, with folders before it where two engines have the same.
         image_size: What it was built for; ``None`` if the manifest does not say.
-        smallest_batch, largest_batch: What it was built for; ``None`` where it is not limited.
+        batches: Smallest and largest batch of each range it was built for; none where it is not
+            limited.
     """
 
     path: Path
@@ -33,8 +34,7 @@ class EngineFacts:
     backend: str
     precision: str
     image_size: int | None = None
-    smallest_batch: int | None = None
-    largest_batch: int | None = None
+    batches: tuple[tuple[int, int], ...] = ()
     build_s: float | None = None
 
 
@@ -158,7 +158,6 @@ def _describe(path: Path, name: str) -> EngineFacts:
             mend=f"resnet-opt build {path.name} --engine auto",
         )
     settings, details = manifest.settings, manifest.details
-    smallest, largest = _batch_range(settings)
     precision = str(settings.get("precision"))
     if (settings.get("options") or {}).get("storage_only"):
         precision = f"{precision} storage, fp32 compute"
@@ -168,25 +167,18 @@ def _describe(path: Path, name: str) -> EngineFacts:
         backend=str(settings.get("backend")),
         precision=precision,
         image_size=details.get("image_size") or (manifest.preprocessing or {}).get("crop"),
-        smallest_batch=smallest,
-        largest_batch=largest,
+        batches=tuple((low, high) for low, _, high in compiled_profiles(settings)),
         build_s=details.get("build_s"),
     )
 
 
-def _batch_range(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    if batch := settings.get("batch"):
-        return batch, batch
-    if profile := settings.get("profile"):
-        return profile[0], profile[2]
-    return None, None
-
-
 def _check_batches(fact: EngineFacts, batches: Sequence[int]) -> None:
-    low, high = fact.smallest_batch, fact.largest_batch
     for batch in batches:
-        if (low is not None and batch < low) or (high is not None and batch > high):
-            built = f"batch {low}" if low == high else f"batches {low} to {high}"
+        if fact.batches and not any(low <= batch <= high for low, high in fact.batches):
+            built = " and ".join(
+                f"batch {low}" if low == high else f"batches {low} to {high}"
+                for low, high in fact.batches
+            )
             raise UsageError(
                 f"{fact.name} was built for {built}, not {batch}",
                 mend="leave that batch out, or build with a dynamic batch or another --profile",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.engines.placement import check_device, device_of
+from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.profiling import intervals
@@ -22,6 +22,7 @@ from optimizer.profiling.asked import (
 )
 from optimizer.profiling.conditions import joined
 from optimizer.profiling.curves import curve, setting_of
+from optimizer.profiling.grouping import in_groups
 from optimizer.profiling.harness import Cell, Limits, Measured, measure
 from optimizer.profiling.raw import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
@@ -83,6 +84,7 @@ def bench(
         image_size: Side of the images in pixels; ``None`` for the engines' own.
         threads: Threads an engine; ``None`` for all physical cores.
         device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
+            PyTorch runs where they run, if it can; see `optimizer.engines.placement.placed`.
         streams: Calls of an engine at the same time, which share its threads.
         max_latency: A bound under which the best setting is looked for; in LoadGen's server
             scenario the bound on p99, `SERVER_BOUND_MS` without it.
@@ -118,15 +120,15 @@ def bench(
     )
     asked_scenarios = check_scenarios(scenarios)
     paths = with_baseline(engines, against)
-    check_device(paths, device)
     facts = describe_engines(paths, batches)
+    devices = placed(paths, device)
     settings = grid(facts, batches, threads, streams)
     compared_at = settings[: len(batches)]
     baseline = facts[0] if against is None else facts[paths.index(against)]
-    cells = [_cell(f, f.name, s, image_size, device) for s in settings for f in facts]
+    cells = [_cell(f, f.name, s, image_size, devices) for s in settings for f in facts]
     again = baseline.name + AGAIN
     if control:
-        cells.append(_cell(baseline, again, settings[0], image_size, device))
+        cells.append(_cell(baseline, again, settings[0], image_size, devices))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
     progress = progress or Silent()
     found, conditions = _measure(cells, limits, seed, progress)
@@ -141,6 +143,7 @@ def bench(
     others = [f.name for f in facts if f is not baseline]
     compared = [c for s in compared_at for n in others if (c := compare(n, s, floor)) is not None]
     conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
+    conditions.notes += _placement_notes(facts, devices)
     is_swept = len(settings) > len(batches)
     raw = {key: save_raw(m, raw_dir, swept=is_swept) for key, m in found.items()}
 
@@ -164,7 +167,7 @@ def bench(
         threads=settings[0].threads,
         batch=max(batches),
         image_size=image_size,
-        device=device,
+        devices=devices,
         max_latency_ms=max_latency.max_latency_ms if max_latency else SERVER_BOUND_MS,
         seed=seed,
         progress=progress,
@@ -222,7 +225,11 @@ def _key(name: str, at: Setting) -> _Key:
 
 
 def _cell(
-    fact: EngineFacts, name: str, at: Setting, image_size: int | None, device: str | None
+    fact: EngineFacts,
+    name: str,
+    at: Setting,
+    image_size: int | None,
+    devices: Mapping[Path, str | None],
 ) -> Cell:
     return Cell(
         name=name,
@@ -230,7 +237,7 @@ def _cell(
         batch=at.batch,
         image_size=image_size or fact.image_size,
         threads=at.threads,
-        device=device_of(fact.path, device),
+        device=devices[fact.path],
         streams=at.streams,
     )
 
@@ -238,7 +245,7 @@ def _cell(
 def _measure(
     cells: list[Cell], limits: Limits, seed: int, progress: Progress
 ) -> tuple[_Found, Conditions]:
-    groups = _groups(cells)
+    groups = in_groups(cells)
     sessions = [measure(group, limits, seed=seed, progress=progress) for group in groups]
     found = {_key(m.cell.name, setting_of(m)): m for s in sessions for m in s.cells}
     conditions = joined([(s.conditions, s.rounds) for s in sessions])
@@ -248,22 +255,6 @@ def _measure(
             "the other, and what the machine did meanwhile is in the differences between them"
         )
     return found, conditions
-
-
-def _groups(cells: list[Cell]) -> list[list[Cell]]:
-    """All cells together, or one setting after the other if their workers need too much memory.
-
-    Only engines at the same setting are compared, so this costs no comparison its pairing.
-    """
-    import psutil
-
-    needed = sum((512 << 20) + 8 * c.engine.stat().st_size for c in cells)
-    if needed < 0.6 * psutil.virtual_memory().available:
-        return [cells]
-    groups: dict[tuple[int, int, int], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.batch, cell.threads, cell.streams), []).append(cell)
-    return list(groups.values())
 
 
 def _check_measured(found: Sequence[Measured]) -> None:
@@ -316,6 +307,13 @@ def _control_notes(measured: Measured | None, control: Comparison | None) -> lis
     return []
 
 
+def _placement_notes(facts: Sequence[EngineFacts], devices: Mapping[Path, str | None]) -> list[str]:
+    """That PyTorch stayed on the CPU beside engines of a GPU."""
+    on = {fact.backend: runs_on(fact.path, devices[fact.path]) for fact in facts}
+    beside_gpu = any((where or "").startswith("cuda") for where in on.values())
+    return [PYTORCH_ON_CPU] if beside_gpu and on.get("torch") == "cpu" else []
+
+
 def _engine_bench(
     fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None
 ) -> EngineBench:
@@ -331,6 +329,7 @@ def _engine_bench(
         image_size=measured.image_size or cell.image_size,
         threads=cell.threads,
         streams=cell.streams,
+        runs_on=runs_on(fact.path, cell.device),
         warmup_calls=measured.warmup_calls,
         samples=sum(len(block.spans_ms) for block in measured.blocks),
         rounds=len(measured.blocks),

@@ -10,7 +10,7 @@ of the whole call is shown and given to none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import Cache, digest, read_manifest
 from optimizer.engines.opening import graph_of, rebuild_command
+from optimizer.engines.placement import placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.profiling import intervals, roofline
@@ -80,7 +81,8 @@ def profile(
         threads: Threads to compute with; ``None`` for all physical cores.
         duration_s: Time of the rounds of one engine; exceeded where opening the profiled copy of
             an engine, or `ROUNDS` rounds of three calls, take longer.
-        device: Which device, ``cuda:1``; ``None`` for the backend's first.
+        device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
+            PyTorch runs where they run, if it can; see `optimizer.engines.placement.placed`.
         roofs: Hold CPU engines against the ceilings; GPU engines never are.
         remeasure: Measure the ceilings although they are known.
         effort: How much is measured of the ceilings.
@@ -111,13 +113,14 @@ def profile(
     paths = [Path(engine) for engine in engines]
     facts = describe_engines(paths, [batch])
     graphs = [_graph_beside(fact) for fact in facts]
-    on_cpu = [_on_cpu(fact, device) for fact in facts]
+    devices = placed(paths, device)
+    on_cpu = [_on_cpu(fact, devices[fact.path]) for fact in facts]
     found = None
     if roofs and any(on_cpu):
         found = ceilings(
             threads, cache=cache, remeasure=remeasure, effort=effort, progress=progress
         )
-    asked = _Asked(batch, image_size, threads, duration_s, device, seed, call_timeout_s)
+    asked = _Asked(batch, image_size, threads, duration_s, devices, seed, call_timeout_s)
     profiled, conditions = [], []
     for fact, graph, cpu in zip(facts, graphs, on_cpu, strict=True):
         measured = _measure(fact, asked, progress)
@@ -156,11 +159,10 @@ def _ceilings_note(*, roofs: bool, on_cpu: Sequence[bool]) -> str | None:
 
 
 def _on_cpu(fact: EngineFacts, device: str | None) -> bool:
-    if device is not None and device.startswith("cuda"):
-        return False
-    if fact.backend == "torch":
-        return True
-    return (read_manifest(fact.path).device or {}).get("kind") == "cpu"
+    where = runs_on(fact.path, device)
+    if where is None:  # a third party's, which says so itself
+        return bool((read_manifest(fact.path).device or {}).get("kind") == "cpu")
+    return where == "cpu"
 
 
 def _graph_beside(fact: EngineFacts) -> Path | None:
@@ -197,7 +199,7 @@ class _Asked:
     image_size: int | None
     threads: int
     duration_s: float
-    device: str | None
+    devices: Mapping[Path, str | None]
     seed: int
     call_timeout_s: float
 
@@ -245,7 +247,7 @@ def _warmed_up(worker: Worker, fact: EngineFacts, asked: _Asked, measured: _Meas
         timeout_s=_LOAD_TIMEOUT_S,
         path=str(fact.path),
         threads=asked.threads,
-        device=asked.device,
+        device=asked.devices[fact.path],
     )
     prepared, _ = worker.ask(
         "prepare",

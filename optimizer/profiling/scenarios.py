@@ -24,7 +24,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from optimizer.engines.placement import device_of
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.processes import child_environment, ending
 from optimizer.profiling.intervals import smallest_sample
@@ -83,7 +82,7 @@ def run_scenarios(
     threads: int,
     batch: int,
     image_size: int | None,
-    device: str | None,
+    devices: Mapping[Path, str | None],
     max_latency_ms: float,
     seed: int,
     progress: Progress,
@@ -97,7 +96,7 @@ def run_scenarios(
         threads: Threads an engine.
         batch: Images computed together in server and offline.
         image_size: ``None`` for the engine's own.
-        device: The GPU of those engines that run on one; ``None`` for the first.
+        devices: The device to open each file on; see `optimizer.engines.placement.placed`.
         max_latency_ms: Server: the bound on p99.
         seed: Decides images and the order of queries.
         progress: Told of the steps.
@@ -116,7 +115,7 @@ def run_scenarios(
                 threads=threads,
                 batch=batch,
                 image_size=image_size,
-                device=device_of(path, device),
+                device=devices[path],
                 seed=seed,
                 max_latency_ms=max_latency_ms if scenario == "server" else None,
             )

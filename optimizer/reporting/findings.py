@@ -100,12 +100,20 @@ def _speed(best: Comparison, measured: BenchResult) -> str:
             f"interval is {low:.2f} to {high:.2f}{where}."
         )
     return (
-        f"{best.b} is {best.ratio:.1f} times as fast as PyTorch eager{times}, 95 % interval "
+        f"{best.b} is {best.ratio:.1f} times as fast as {_pytorch(fast, slow)}{times}, 95 % interval "
         f"{low:.1f} to {high:.1f},{where}, on this machine."
         if best.a.endswith(".safetensors")
         else f"{best.b} is {best.ratio:.2f} times as fast as {best.a}{times}, 95 % interval "
         f"{low:.2f} to {high:.2f},{where}, on this machine."
     )
+
+
+def _pytorch(fast: EngineBench | None, slow: EngineBench | None) -> str:
+    """PyTorch eager, and where it ran unless both ran on the CPU."""
+    on = [(one.runs_on or "cpu") if one else "cpu" for one in (slow, fast)]
+    if on == ["cpu", "cpu"]:
+        return "PyTorch eager"
+    return "PyTorch eager on the " + ("CPU" if on[0] == "cpu" else f"GPU ({on[0]})")
 
 
 def _unsteady(measured: BenchResult) -> list[str]:

@@ -90,6 +90,9 @@ def _remark(row: EngineRow) -> str | None:
 def _engine_cell(row: EngineRow, links: Links) -> Cell:
     href = links.to(row.path) if row.status in ("ok", "built-not-run") else None
     backend = "PyTorch eager" if row.backend == "torch" else row.backend
+    where = {bench.runs_on for bench in row.benches} - {None, "cpu"}
+    if row.backend == "torch" and where:
+        backend = f"{backend}, {', '.join(sorted(map(str, where)))}"
     return Cell(row.name, detail=backend, href=href)
 
 

@@ -25,6 +25,8 @@ class EngineBench(Model):
     image_size: int | None = None
     threads: int | None = None
     streams: int = 1
+    runs_on: str | None = None
+    """``cpu`` or ``cuda:0``; ``None`` for a third party's backend, which has devices of its own."""
     samples: int = 0
     rounds: int = 0
     warmup_calls: int = 0

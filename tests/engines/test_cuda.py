@@ -277,6 +277,17 @@ def test_integers_are_taken_as_handles_and_no_driver_is_told(
     assert "CUDA error 35" in caught.value.message
 
 
+@without_gpu
+def test_a_driver_that_is_too_old_for_the_package(
+    cuda_python: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's error is the one of a machine without a driver; NVML knows better."""
+    monkeypatch.setattr(cuda_python, "_driver_by_nvml", lambda: "12.4")
+    with pytest.raises(MissingDevice, match=r"needs a newer driver .* for CUDA 12\.4") as caught:
+        cuda_python.devices()
+    assert str(caught.value.mend) == 'update the driver, or pip install "cuda-python<13"'
+
+
 def test_other_errors_of_cuda_keep_their_text(cuda_python: Any) -> None:
     out_of_memory = cuda_python._runtime.cudaError_t(2)
 

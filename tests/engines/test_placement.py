@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+import optimizer.engines.placement as placement
 from optimizer.artifacts import Artifact, Manifest, Plan, library_versions, produce
 from optimizer.engines.onnxruntime import OnnxRuntime
 from optimizer.engines.opening import check_opens, rebuild_command
-from optimizer.engines.placement import check_device, device_of, runs_on_gpu
+from optimizer.engines.placement import check_device, device_of, placed, runs_on, runs_on_gpu
 from optimizer.errors import ArtifactError, UsageError
 
 
@@ -52,6 +53,41 @@ def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
         check_device([host, checkpoint], "cuda:9")
     with pytest.raises(UsageError, match="unknown device 'gpu0'"):
         check_device([gpu], "gpu0")
+
+
+def test_pytorch_runs_where_the_engines_beside_it_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faster than PyTorch on a CPU is no finding about an engine of a GPU."""
+    host = engine(tmp_path / "a.blob", backend="openvino").path
+    gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
+    other = engine(tmp_path / "c.x", backend="somebody-else").path
+    checkpoint = tmp_path / "model.safetensors"
+    copied = engine(tmp_path / "copy.safetensors", backend="torch").path
+    monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 2)
+    assert placed([host, checkpoint], None) == {host: None, checkpoint: None}
+    assert placed([other, checkpoint], None) == {other: None, checkpoint: None}
+    assert placed([gpu, checkpoint, copied, host], None) == {
+        gpu: None, checkpoint: "cuda:0", copied: "cuda:0", host: None,
+    }  # fmt: skip
+    assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: "cuda:1"}
+    assert placed([checkpoint], "cuda") == {checkpoint: "cuda:0"}
+    with pytest.raises(UsageError, match="nothing here runs on one"):
+        placed([checkpoint, host], "cuda:2")
+    monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 0)
+    assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: None}
+    with pytest.raises(UsageError, match="nothing here runs on one"):
+        placed([checkpoint], "cuda:0")
+
+
+def test_where_a_file_runs(tmp_path: Path) -> None:
+    provider = {"backend": "onnxruntime", "options": {"provider": "cuda"}}
+    assert runs_on(engine(tmp_path / "a.onnx", **provider).path, "cuda:1") == "cuda:1"
+    assert runs_on(engine(tmp_path / "b.onnx", backend="onnxruntime").path, None) == "cpu"
+    assert runs_on(engine(tmp_path / "c.plan", backend="tensorrt").path, None) == "cuda:0"
+    assert runs_on(engine(tmp_path / "d.x", backend="somebody-else").path, None) is None
+    assert runs_on(tmp_path / "model.safetensors", None) == "cpu"
+    assert runs_on(tmp_path / "model.safetensors", "cuda:0") == "cuda:0"
 
 
 def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def _manifest(**settings: object) -> Manifest:
         (_manifest(batch=4), [4]),
         (_manifest(batch=None, profile=[2, 8, 32]), [2, 8, 32]),
         (_manifest(batch=None, profile=[1, 8, 8]), [1, 8]),
+        (_manifest(profile=[1, 1, 1], options={"profiles": [[8, 32, 64]]}), [1, 8, 32, 64]),
     ],
 )
 def test_batches_follow_the_engine(manifest: Manifest | None, expected: list[int]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from optimizer.artifacts import Plan, produce
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
-from optimizer.profiling import bench
-from optimizer.profiling.bench import _groups
+from optimizer.profiling import bench, grouping
+from optimizer.profiling.asked import describe_engines
+from optimizer.profiling.grouping import in_groups
 from optimizer.profiling.harness import MIN_ROUNDS, Cell
 from optimizer.results import BenchResult, read_result, write_result
 from tests.profiling.conftest import MakeEngine
@@ -228,8 +231,61 @@ def test_workers_that_would_not_fit_into_memory_are_measured_in_groups(tmp_path:
         for batch in (1, 8)
         for name in "ab"
     ]
-    assert [[c.batch for c in group] for group in _groups(cells)] == [[1, 1], [8, 8]]
+    assert [[c.batch for c in group] for group in in_groups(cells)] == [[1, 1], [8, 8]]
     small = tmp_path / "small"
     small.write_bytes(b"x")
     few = [Cell(name="a", engine=small, batch=1, image_size=None, threads=1)]
-    assert _groups(few) == [few]
+    assert in_groups(few) == [few]
+
+
+def test_gpus_have_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker has a CUDA context and an engine on its GPU; what does not tell counts as enough."""
+    path = tmp_path / "m.plan"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 28)  # sparse
+    cells = [
+        Cell(name=name, engine=path, batch=batch, image_size=None, threads=1)
+        for batch in (1, 8)
+        for name in "ab"
+    ]
+    free: dict[str, int | None] = {"bytes": 4 << 30}
+
+    class Told:
+        """A driver with one GPU."""
+
+        handles = ((0, "handle"),)
+
+        def __enter__(self) -> Told:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def free_memory(self, handle: str) -> int | None:
+            assert handle == "handle"
+            return free["bytes"]
+
+    monkeypatch.setattr(grouping, "Nvml", Told)
+    monkeypatch.setattr(grouping, "runs_on", lambda *_: "cuda:0")
+    assert len(in_groups(cells)) == 2, "four engines need 5 GiB"
+    free["bytes"] = 8 << 30
+    assert in_groups(cells) == [cells]
+    free["bytes"] = None
+    assert in_groups(cells) == [cells]
+    monkeypatch.setattr(grouping, "runs_on", lambda *_: "cpu")
+    free["bytes"] = 1
+    assert in_groups(cells) == [cells]
+
+
+def test_an_engine_with_two_profiles_takes_what_either_takes(tmp_path: Path) -> None:
+    def write(target: Path) -> dict[str, Any]:
+        target.write_bytes(b"an engine")
+        return {}
+
+    settings = {"backend": "tensorrt", "profile": [1, 1, 1], "options": {"profiles": [[8, 32, 64]]}}
+    path = tmp_path / "m.plan"
+    produce(Plan(kind="engine", settings=settings, inputs=[], libraries={}), path, write)
+    (fact,) = describe_engines([path], [1, 8, 64])
+    assert fact.batches == ((1, 1), (8, 64))
+    with pytest.raises(UsageError, match="was built for batch 1 and batches 8 to 64, not 4"):
+        describe_engines([path], [1, 4])

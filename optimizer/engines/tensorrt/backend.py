@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +47,28 @@ class TensorRt:
         builds_anywhere = self.library.portable
         if status.fault is not None:
             return Availability(builds_anywhere, False, f"{title}; {status.fault}", status.mend)
-        try:
-            check_capability(self.library, status.devices[0].capability)
-        except MissingDevice as error:
-            return Availability(builds_anywhere, False, f"{title}; {error.message}", error.mend)
-        gpu = status.devices[0]
+        gpus, refused = self._usable(status.devices)
+        if not gpus:
+            return Availability(builds_anywhere, False, f"{title}; {refused.message}", refused.mend)
+        # TensorRT builds on the first GPU, whichever runs the engine in the end.
+        builds = builds_anywhere or gpus[0].index == 0
+        where = f"{gpus[0].name} ({gpus[0].sm})"
+        if gpus[0].index:
+            where += f", --device cuda:{gpus[0].index}"
         return Availability(
-            True, True, f"{title} on {gpu.name} ({gpu.sm}), CUDA {status.driver}, {status.package}"
+            builds, True, f"{title} on {where}, CUDA {status.driver}, {status.package}"
         )
+
+    def _usable(self, devices: Sequence[CudaDevice]) -> tuple[list[CudaDevice], MissingDevice]:
+        """The GPUs that the library runs on, and why it does not on the first that it refuses."""
+        usable, refused = [], []
+        for device in devices:
+            try:
+                check_capability(self.library, device.capability)
+                usable.append(device)
+            except MissingDevice as error:
+                refused.append(error)
+        return usable, next(iter(refused), MissingDevice("the driver shows no GPU"))
 
     def device(self) -> dict[str, Any]:
         """See `Backend.device`; an engine of TensorRT belongs to one GPU model."""
@@ -62,7 +76,10 @@ class TensorRt:
         if self.library.portable or not status.devices:
             return {"kind": "gpu"}
         gpu = status.devices[0]
-        return {"kind": "gpu", "name": gpu.name, "compute_capability": gpu.sm}
+        # The driver's CUDA belongs to it: an engine does not run under a whole version less.
+        cuda = (status.driver or "").partition(".")[0]
+        known = {"name": gpu.name, "compute_capability": gpu.sm, "cuda": cuda}
+        return {"kind": "gpu", **{name: value for name, value in known.items() if value}}
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings; checked before a build is started.

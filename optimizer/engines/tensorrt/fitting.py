@@ -48,9 +48,11 @@ def check_machine(
         *driver_misfits(manifest, status.driver),
     ]
     if found:
+        command = rebuild_command(path, manifest, target=gpu.sm if library.portable else None)
+        if gpu.index and not library.portable:  # TensorRT builds on the first GPU that it sees
+            command = f"CUDA_VISIBLE_DEVICES={gpu.index} {command}"
         raise ArtifactError(
-            f"{path.name} does not fit this machine: {'; '.join(found)}",
-            mend=rebuild_command(path, manifest, target=gpu.sm if library.portable else None),
+            f"{path.name} does not fit this machine: {'; '.join(found)}", mend=command
         )
 
 

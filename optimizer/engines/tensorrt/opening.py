@@ -139,7 +139,10 @@ def deserialize(
         raise ArtifactError(
             f"{library.title} refuses {path.name}: {log.reason('it does not say why')}"
             + (f" ({'; '.join(differing)})" if differing else ""),
-            mend=rebuild_command(path, manifest) if manifest is not None else _REBUILD,
+            # Removed first: to the build it is the very file that was asked for.
+            mend=f"rm {path.name}; {rebuild_command(path, manifest)}"
+            if manifest is not None
+            else _REBUILD,
         )
     return engine
 

@@ -116,6 +116,7 @@ class TensorRtSession:
             bound.upload()
             self.execute(bound.binding)  # the first run of a shape may still compile
             self.stream.synchronize()
+            self.drop_graphs()  # recorded without a profiler
             self._context.profiler = profiler
             for _ in range(calls):
                 profiler.runs.append({})
@@ -165,6 +166,11 @@ class TensorRtSession:
         self._engine = None
         self._keep_alive = ()
 
+    def drop_graphs(self) -> None:
+        """Forget what was recorded; it is recorded anew when it is computed next."""
+        for bound in self._bound:
+            bound.drop_graph()
+
     def forget(self, bound: TensorRtBound) -> None:
         """Drop a bound batch that was closed."""
         self._bound.remove(bound)
@@ -204,6 +210,9 @@ class TensorRtSession:
         """Make the context compute a binding; nothing is called if it does already."""
         if binding is self._active:
             return
+        # A recorded graph reads the context's addresses and shape as they were: NVIDIA's guide calls
+        # launching it after they were changed undefined.
+        self.drop_graphs()
         context = self._context
         if len(self.profiles) > 1 and context.active_optimization_profile != binding.profile.index:
             if not context.set_optimization_profile_async(
@@ -323,10 +332,15 @@ class TensorRtBound:
         """Free the memory; calling it again does nothing."""
         if self not in self._session._bound:  # noqa: SLF001 - two halves of one thing
             return
-        if self._graph is not None:
-            self._graph.close()
+        self.drop_graph()
         self.binding.close()
         self._session.forget(self)
+
+    def drop_graph(self) -> None:
+        """Forget the recorded graph, if there is one."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
 
     def _record(self) -> Graph:
         session = self._session

@@ -63,6 +63,18 @@ def test_availability(
     assert (found.mend is None) == runs
 
 
+def test_the_first_gpu_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX does not run on Hopper, but on the card beside it."""
+    machine(monkeypatch, (9, 0), "1.7.1")
+    hopper = CudaDevice(0, "NVIDIA H100", (9, 0), 1 << 36)
+    ada = CudaDevice(1, "NVIDIA L40S", (8, 9), 1 << 35)
+    status = CudaStatus((hopper, ada), "cuda-python 13.4.4", "13.0", None, None)
+    monkeypatch.setattr(backend, "cuda_status", lambda: status)
+    found = TensorRtRtx().availability()
+    assert (found.can_build, found.can_run) == (True, True)
+    assert "on NVIDIA L40S (sm89), --device cuda:1, CUDA 13.0" in found.reason
+
+
 @pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 def test_availability_here(rtx: TensorRtRtx) -> None:
     found = rtx.availability()
@@ -95,6 +107,7 @@ def test_an_engine_of_tensorrt_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatc
         "kind": "gpu",
         "name": "NVIDIA Test",
         "compute_capability": "sm86",
+        "cuda": "13",
     }
     assert TensorRtRtx().device() == {"kind": "gpu"}
 

@@ -138,6 +138,26 @@ def test_a_cuda_graph_is_recorded_once(trt: Any, graph: Path) -> None:
     np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
 
 
+def test_a_cuda_graph_is_recorded_anew_after_the_context_was_used_otherwise(
+    trt: Any, graph: Path
+) -> None:
+    """A graph that was recorded before is undefined once shape and addresses were others."""
+    session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
+    first, second = graphs.images(2), graphs.images(4)[1:4]
+    bound = session.bind(first)
+    bound.upload()
+    bound.enqueue()
+    bound.wait()
+    np.testing.assert_allclose(session.run(second), reference(graph, second), atol=1e-5)
+    before = len(context.executed)
+    bound.enqueue()
+    bound.enqueue()
+    bound.download()
+    assert len(context.executed) == before + 2, "warmed up and recorded once more"
+    assert cuda.launches == 3
+    np.testing.assert_allclose(bound.output(), reference(graph, first), atol=1e-5)
+
+
 def test_gpu_time_is_that_of_the_computation(trt: Any, graph: Path) -> None:
     session, _, cuda = open_on_host(trt, graph, (1, 2, 4))
     bound = session.bind(graphs.images(2))

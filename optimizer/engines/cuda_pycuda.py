@@ -1,0 +1,198 @@
+"""`CudaApi` over ``pycuda``, which has no CUDA graphs."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from optimizer.engines.cuda_bindings import MEND_LIBRARY, MEND_MEMORY, CudaDevice, cuda_version
+from optimizer.errors import MissingLibrary, ResnetOptError
+
+__all__ = ["PyCuda"]
+
+
+class PyCuda:
+    """The calls of CUDA that this package needs.
+
+    The primary context of the device is used, the one that TensorRT's runtime calls use as well.
+    PyCUDA has a stack of contexts a thread and aborts the process if one is not empty when its
+    thread ends: what was pushed is popped then.
+    """
+
+    def __init__(self, name: str) -> None:
+        from pycuda import driver
+
+        self._driver = driver
+        self._call("init", driver.init)
+        self._contexts: dict[int, Any] = {}
+        self._here = _Current()
+        # pycuda frees an object when Python forgets it, so they are kept by address or handle.
+        self._kept: dict[int, Any] = {}
+        self.name = name
+        atexit.register(self._leave)
+
+    def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except self._driver.MemoryError as error:
+            raise ResnetOptError(f"{what}: {error}", mend=MEND_MEMORY) from error
+        except self._driver.Error as error:
+            raise ResnetOptError(f"{what}: {error}") from error
+
+    def _keep(self, key: int, value: Any) -> int:
+        self._kept[key] = value
+        return key
+
+    def devices(self) -> list[CudaDevice]:
+        """See `CudaApi.devices`."""
+        count = self._call("Device.count", self._driver.Device.count)
+        every = [self._driver.Device(index) for index in range(count)]
+        return [
+            CudaDevice(index, d.name(), d.compute_capability(), d.total_memory())
+            for index, d in enumerate(every)
+        ]
+
+    def driver_version(self) -> str | None:
+        """See `CudaApi.driver_version`."""
+        return cuda_version(self._driver.get_driver_version())
+
+    def set_device(self, index: int) -> None:
+        """See `CudaApi.set_device`."""
+        if index == self._here.index:
+            return
+        if index not in self._contexts:
+            device = self._call("Device", self._driver.Device, index)
+            self._contexts[index] = self._call(
+                "retain_primary_context", device.retain_primary_context
+            )
+        self._here.leave()
+        self._call("Context.push", self._contexts[index].push)
+        self._here.enter(index, self._driver.Context.pop)
+
+    def _leave(self) -> None:
+        """At the end of the process: first all that is kept, then its context."""
+        self._kept.clear()
+        self._here.leave()
+
+    def malloc(self, size: int) -> int:
+        """See `CudaApi.malloc`."""
+        allocation = self._call("mem_alloc", self._driver.mem_alloc, size)
+        return self._keep(int(allocation), allocation)
+
+    def free(self, address: int) -> None:
+        """See `CudaApi.free`."""
+        self._kept.pop(address).free()
+
+    def malloc_host(self, size: int) -> int:
+        """See `CudaApi.malloc_host`."""
+        array = self._call("pagelocked_empty", self._driver.pagelocked_empty, size, np.uint8)
+        return self._keep(array.ctypes.data, array)
+
+    def free_host(self, address: int) -> None:
+        """See `CudaApi.free_host`."""
+        self._kept.pop(address).base.free()
+
+    def to_device(self, target: int, source: int, size: int, stream: int) -> None:
+        """See `CudaApi.to_device`."""
+        part = self._kept[source][:size]
+        self._call(
+            "memcpy_htod_async", self._driver.memcpy_htod_async, target, part, self._kept[stream]
+        )
+
+    def to_host(self, target: int, source: int, size: int, stream: int) -> None:
+        """See `CudaApi.to_host`."""
+        part = self._kept[target][:size]
+        self._call(
+            "memcpy_dtoh_async", self._driver.memcpy_dtoh_async, part, source, self._kept[stream]
+        )
+
+    def stream_create(self) -> int:
+        """See `CudaApi.stream_create`."""
+        stream = self._call("Stream", self._driver.Stream)
+        return self._keep(int(stream.handle), stream)
+
+    def stream_synchronize(self, stream: int) -> None:
+        """See `CudaApi.stream_synchronize`; what went wrong in the stream is told here."""
+        self._call("Stream.synchronize", self._kept[stream].synchronize)
+
+    def stream_destroy(self, stream: int) -> None:
+        """See `CudaApi.stream_destroy`."""
+        self._kept.pop(stream)
+
+    def event_create(self) -> int:
+        """See `CudaApi.event_create`."""
+        event = self._call("Event", self._driver.Event)
+        return self._keep(id(event), event)
+
+    def event_record(self, event: int, stream: int) -> None:
+        """See `CudaApi.event_record`."""
+        self._call("Event.record", self._kept[event].record, self._kept[stream])
+
+    def event_synchronize(self, event: int) -> None:
+        """See `CudaApi.event_synchronize`."""
+        self._call("Event.synchronize", self._kept[event].synchronize)
+
+    def event_elapsed_ms(self, start: int, stop: int) -> float:
+        """See `CudaApi.event_elapsed_ms`."""
+        return float(self._call("Event.time_since", self._kept[stop].time_since, self._kept[start]))
+
+    def event_destroy(self, event: int) -> None:
+        """See `CudaApi.event_destroy`."""
+        self._kept.pop(event)
+
+    def capture_begin(self, stream: int) -> None:  # noqa: ARG002
+        """See `CudaApi.capture_begin`."""
+        raise _no_graphs()
+
+    def capture_end(self, stream: int) -> int:  # noqa: ARG002
+        """See `CudaApi.capture_end`."""
+        raise _no_graphs()
+
+    def graph_launch(self, graph: int, stream: int) -> None:  # noqa: ARG002
+        """See `CudaApi.graph_launch`."""
+        raise _no_graphs()
+
+    def graph_destroy(self, graph: int) -> None:  # noqa: ARG002
+        """See `CudaApi.graph_destroy`."""
+        raise _no_graphs()
+
+
+class _Entered:
+    """A pushed context; forgotten at the end of its thread, and popped with that."""
+
+    def __init__(self, pop: Callable[[], None]) -> None:
+        self._pop: Callable[[], None] | None = pop
+
+    def leave(self) -> None:
+        """Pop; twice is harmless."""
+        pop, self._pop = self._pop, None
+        if pop is not None:
+            pop()
+
+    def __del__(self) -> None:
+        self.leave()
+
+
+class _Current(threading.local):
+    """Which device is current in this thread."""
+
+    index: int | None = None
+    entered: _Entered | None = None
+
+    def enter(self, index: int, pop: Callable[[], None]) -> None:
+        """A context was pushed."""
+        self.index, self.entered = index, _Entered(pop)
+
+    def leave(self) -> None:
+        """Pop what was pushed in this thread."""
+        entered, self.entered, self.index = self.entered, None, None
+        if entered is not None:
+            entered.leave()
+
+
+def _no_graphs() -> MissingLibrary:
+    return MissingLibrary("pycuda has no CUDA graphs", mend=MEND_LIBRARY)
