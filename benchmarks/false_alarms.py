@@ -330,8 +330,10 @@ def limits(report: dict[str, Any]) -> dict[str, bool]:
 
 def text(report: dict[str, Any]) -> str:
     """The tables in Markdown, as they stand in the report and in the docs."""
+    device = report["device"]
+    machine = f"{device.get('cpu')} ({', '.join(device.get('flags') or ['no AVX2'])})"
     head = (
-        f"Measured on {report['device'].get('cpu')} by `python benchmarks/false_alarms.py`; smallest "
+        f"Measured on {machine} by `python benchmarks/false_alarms.py`; smallest "
         f"effect of interest {MIN_EFFECT:.0%}."
     )
     lines = [
@@ -355,8 +357,8 @@ def text(report: dict[str, Any]) -> str:
         "",
         f"- {alarms} alarms in {len(runs)} live runs of one engine against its copy.",
         f"- The harness measures {cost['harness_ms']:.3f} ms where a bare loop around the library "
-        f"measures {cost['bare_ms']:.3f} ms: {cost['ratio']:.4f} times its speed"
-        + (f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})." if ends else "."),
+        f"measures {cost['bare_ms']:.3f} ms: the bare loop runs at {cost['ratio']:.4f} times the "
+        "harness's speed" + (f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})." if ends else "."),
         f"- Around an engine that does nothing it takes {report['call_us']:.2f} µs a call.",
         "",
         "| limit | held |",

@@ -63,9 +63,11 @@ def agreement(found: list[ScenarioResult]) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report as Markdown."""
+    device = report["device"]
+    machine = f"{device.get('cpu')} ({', '.join(device.get('flags') or ['no AVX2'])})"
     head = (
         f"{report['label']}. LoadGen {report['loadgen']}, single-stream, on "
-        f"{report['device'].get('cpu')}; medians of the same calls, timed by LoadGen and by the code "
+        f"{machine}; medians of the same calls, timed by LoadGen and by the code "
         f"it calls. They must agree within {report['limit']:.1%}: "
         f"{'they do' if report['limit_held'] else 'they do not'}."
     )

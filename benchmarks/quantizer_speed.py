@@ -107,9 +107,10 @@ def compile_graphs(folder: Path, facts: dict[str, Any]) -> dict[str, list[Path]]
     return made
 
 
-def markdown(results: dict[str, BenchResult], timings: list[dict[str, Any]]) -> str:
-    """A table a backend, and one of the quantizers' own times."""
-    device = fingerprint()
+def markdown(
+    results: dict[str, BenchResult], timings: list[dict[str, Any]], device: dict[str, Any]
+) -> str:
+    """A table a backend, and one of the quantizers' own times; ``device`` is what measured them."""
     machine = f"{device['cpu']} ({', '.join(device['flags'])}), {device['cores']} cores."
     lines = ["# The graphs of several quantizers at 224 px", "", machine, ""]
     for engine, result in results.items():
@@ -157,7 +158,7 @@ def main() -> None:
         raw["timed"] = timed(folder, python)
     write_text_atomically(REPORTS / "speed.json", json.dumps(raw, indent=1) + "\n")
     results = {name: BenchResult.model_validate(one) for name, one in raw["bench"].items()}
-    text = markdown(results, raw["timed"])
+    text = markdown(results, raw["timed"], raw["device"])
     write_text_atomically(REPORTS / "speed.md", text)
     print(text)
 

@@ -83,6 +83,7 @@ def run(
         stages=state.stages,
         validate_=validated,
         bench=measured,
+        audits=state.audits,
         verdict=_verdict(state, validated, measured),
         findings=findings(validated, measured, state.audits, state.stages),
         seconds=time.perf_counter() - started,
@@ -104,18 +105,37 @@ def _verdict(
 
 
 def verdict_of(result: RunResult) -> Verdict | BuildError | None:
-    """The error a run ends with: a failed build, audit or gate, or nothing decided; else ``None``."""
+    """The error a run ends with, ``None`` if its verdict is ``pass``.
+
+    In the order of `validate`: a failed build, lost accuracy, another precision than was asked for,
+    an engine that failed while it was measured; then whatever could not be decided.
+    """
     failed = [s for s in result.stages if s.status == "failed"]
     if failed:
         return BuildError(f"{failed[0].label} could not be built: {failed[0].note}")
-    validated = result.validate_
-    for name, audit in (validated.audits if validated else {}).items():
-        if audit.verdict == "fail":
-            return PrecisionAuditFailed(f"{name}: {audit.reason}")
-    if validated is not None and validated.verdict == "fail":
+    validated, measured = result.validate_, result.bench
+    audits = {**result.audits, **(validated.audits if validated else {})}
+    wrong = [f"{name}: {a.reason}" for name, a in audits.items() if a.verdict == "fail"]
+    if (
+        validated is not None
+        and validated.verdict == "fail"
+        and not (wrong and _is_kept(validated))
+    ):
         return AccuracyGateFailed(validated.finding)
-    if validated is not None and validated.verdict == "inconclusive":
-        return Inconclusive(validated.finding)
-    if result.bench is not None and result.bench.verdict == "inconclusive":
-        return Inconclusive(result.bench.reason)
+    if wrong:
+        return PrecisionAuditFailed(wrong[0])
+    if measured is not None and measured.verdict == "fail":
+        return BuildError(measured.reason)
+    undecided = [part.finding for part in (validated,) if part and part.verdict == "inconclusive"]
+    undecided += [f"{n}: {a.reason}" for n, a in audits.items() if a.verdict == "inconclusive"]
+    if measured is not None and measured.verdict == "inconclusive":
+        undecided.append(measured.reason)
+    if undecided or result.verdict != "pass":
+        return Inconclusive("; ".join(undecided) or f"the run ended with {result.verdict}")
     return None
+
+
+def _is_kept(validated: ValidateResult) -> bool:
+    """Whether accuracy is within its limits, whatever the audits say."""
+    lost = any(hop.verdict == "fail" for hop in validated.hops)
+    return not (lost or any(found.verdict == "fail" for found in validated.batch_consistency))

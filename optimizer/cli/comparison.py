@@ -25,16 +25,22 @@ __all__ = ["Outcome", "compare_results"]
 
 @dataclass
 class Outcome:
-    """Speed and accuracy of two runs against each other; a part that they lack is ``None``."""
+    """Speed and accuracy of two runs against each other; a part that they lack is ``None``.
+
+    Attributes:
+        missing: What the old result has and nothing in the new one is held against.
+    """
 
     speed: BenchComparison | None = None
     accuracy: list[AccuracyComparison] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def as_json(self) -> str:
         """Both parts, as JSON."""
         raw = {
             "speed": self.speed.model_dump(mode="json") if self.speed else None,
             "accuracy": [part.model_dump(mode="json") for part in self.accuracy],
+            "missing": self.missing,
         }
         return json.dumps(raw, indent=2)
 
@@ -52,6 +58,7 @@ class Outcome:
             lines += [f"missing: {name}" for name in self.speed.missing]
             lines += [*self.speed.notes, f"speed: {self.speed.verdict}, {self.speed.reason}"]
         lines += [f"{part.new}: {part.verdict}, {part.reason}" for part in self.accuracy]
+        lines += [f"missing: {name}" for name in self.missing]
         return "\n".join(lines)
 
     def error(self) -> Verdict | None:
@@ -66,6 +73,8 @@ class Outcome:
             return Inconclusive(open_.reason)
         if self.speed is not None and self.speed.verdict == "inconclusive":
             return Inconclusive(self.speed.reason)
+        if self.missing:
+            return Inconclusive(f"missing in the new result: {', '.join(self.missing)}")
         return None
 
 
@@ -81,6 +90,10 @@ def compare_results(
     before, after = read_result(old), read_result(new)
     outcome = Outcome()
     speeds = _speed_of(before), _speed_of(after)
+    if speeds[0] is not None and speeds[1] is None:
+        outcome.missing.append("the benchmark")
+    if _has_accuracy(before) and not _has_accuracy(after):
+        outcome.missing.append("the validation")
     if speeds[0] is not None and speeds[1] is not None:
         from optimizer.profiling.compare import compare_bench
 
@@ -88,9 +101,10 @@ def compare_results(
             speeds[0], speeds[1], max_slowdown=max_slowdown, anyway=anyway
         )
     if _has_accuracy(before) and _has_accuracy(after):
-        from optimizer.evaluation.compare import compare
+        from optimizer.evaluation.compare import compare, missing
 
         outcome.accuracy = compare(old, new, max_drop_pp=max_drop_pp)
+        outcome.missing += missing(old, new)
     if outcome.speed is None and not outcome.accuracy:
         raise UsageError(
             f"{old.name} holds {before.kind}, {new.name} holds {after.kind}: nothing to compare",

@@ -49,9 +49,13 @@ def measured_table(result: BenchResult) -> Table:
             _number(latency.p99 if latency else None, "{:.2f}"),
             f"{compared.ratio:.2f}x" if compared else "–",
             f"{compared.ci95[0]:.2f} … {compared.ci95[1]:.2f}" if compared else "–",
-            compared.verdict if compared else engine.error or "baseline",
+            compared.verdict if compared else engine.error or _uncompared(engine.name, result),
         )
     return table
+
+
+def _uncompared(name: str, result: BenchResult) -> str:
+    return "baseline" if name == result.settings.get("baseline", name) else "not compared"
 
 
 def curve_table(curve: Curve) -> Table:

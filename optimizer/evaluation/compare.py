@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.predictions import Predictions, read_predictions
 from optimizer.evaluation.statistics import Paired, gate, images_needed, wilson_interval
 from optimizer.results import Interval, RunResult, ValidateResult, VerdictName, read_result
 
-__all__ = ["AccuracyComparison", "compare"]
+__all__ = ["AccuracyComparison", "compare", "missing"]
 
 
 class AccuracyComparison(BaseModel):
@@ -61,6 +62,7 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
         ArtifactError: A file that is missing or damaged, or results without predictions.
     """
     (before, before_predictions), (after, after_predictions) = _load(old), _load(new)
+    pairs, _ = _pairs(before, after)
     if before.dataset.sha256 != after.dataset.sha256:
         raise UsageError(
             f"{old} is about {before.dataset.name} ({before.dataset.n} images), {new} about "
@@ -73,16 +75,21 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
             "the two predictions files hold other images or labels, though the data is the same",
             mend="run resnet-opt validate again for both",
         )
-    pairs = _pairs(before, after)
     if not pairs:
+        ends = [", ".join(_ends(one)) or "none" for one in (before, after)]
         raise UsageError(
-            f"no engine is in both: {', '.join(_ends(before))} and {', '.join(_ends(after))}",
+            f"no engine is in both: {ends[0]} and {ends[1]}",
             mend="give the engines the same file names",
         )
     return [
         _compare(before_predictions, one, after_predictions, other, max_drop_pp)
         for one, other in pairs
     ]
+
+
+def missing(old: Path, new: Path) -> list[str]:
+    """Engines of the old results that `compare` holds nothing against: gone, or failed since."""
+    return _pairs(_load(old)[0], _load(new)[0])[1]
 
 
 def _load(path: Path) -> tuple[ValidateResult, Predictions]:
@@ -96,13 +103,32 @@ def _load(path: Path) -> tuple[ValidateResult, Predictions]:
             f"{path} was written without predictions, so images cannot be paired",
             mend="run resnet-opt validate again and keep its predictions",
         )
-    predictions = read_predictions(path.parent / result.predictions_file)
+    file = path.parent / result.predictions_file
+    predictions = read_predictions(file)
+    fault = None
     if predictions.dataset_sha256 != result.dataset.sha256:
+        fault = "it is about other images"
+    elif result.predictions_sha256 is not None:
+        if digest(file) != result.predictions_sha256:
+            fault = "it was written over since, or is that of another validation"
+    elif not _says_the_same(result, predictions):
+        fault = "its accuracy is another one"
+    if fault is not None:
         raise ArtifactError(
-            f"{result.predictions_file} does not belong to {path}: it is about other images",
-            mend="keep the two files of one validation together, or run it again",
+            f"{file.name} does not belong to {path}: {fault}",
+            mend="keep the two files of one validation together under their own names "
+            "(validate -o old.json keeps old.predictions.npz), or run it again",
         )
     return result, predictions
+
+
+def _says_the_same(result: ValidateResult, predictions: Predictions) -> bool:
+    """Whether the accuracies of results without a digest are those of the predictions."""
+    return all(
+        bool(np.isclose((predictions.top1(hop.name) == predictions.labels).mean(), hop.top1))
+        for hop in result.hops
+        if hop.top1 is not None and hop.name in predictions.classes
+    )
 
 
 def _ends(result: ValidateResult) -> list[str]:
@@ -113,11 +139,14 @@ def _ends(result: ValidateResult) -> list[str]:
     return engines or [hop.name for hop in compared if hop.name not in parents]
 
 
-def _pairs(old: ValidateResult, new: ValidateResult) -> list[tuple[str, str]]:
+def _pairs(old: ValidateResult, new: ValidateResult) -> tuple[list[tuple[str, str]], list[str]]:
+    """What is held against what, and what of the old results against nothing."""
     before, after = _ends(old), _ends(new)
-    if len(before) == len(after) == 1:
-        return [(before[0], after[0])]
-    return [(name, name) for name in after if name in before]
+    present = {hop.name for hop in new.hops}  # failed ones too: these are no other engine's pair
+    if len(before) == len(after) == 1 and (before == after or before[0] not in present):
+        return [(before[0], after[0])], []
+    pairs = [(name, name) for name in after if name in before]
+    return pairs, [name for name in before if name not in after]
 
 
 def _compare(

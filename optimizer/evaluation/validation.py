@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.artifacts import digest
 from optimizer.data import ImageDataset, check_fits
 from optimizer.errors import (
     AccuracyGateFailed,
@@ -101,8 +102,10 @@ def validate(
         own = parity.outcomes[REFERENCE].tally
         check_reference(own.correct, own.n, opened.expected_top1, data.name)
         consistency = _consistency(parity, opened, data, batch)
+        written = None
         if predictions is not None and rank_and_world()[0] == 0:
             _write_predictions(parity, data, dataset.sha256, predictions)
+            written = digest(predictions)
         skipped, timing = _reading(data, clock, read_before)
     hops = [_hop(name, o, gates, data) for name, o in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if layers else {}
@@ -135,6 +138,7 @@ def validate(
         gates=gates,
         images_needed=evidence.images_needed,
         predictions_file=None if predictions is None else predictions.name,
+        predictions_sha256=written,
         timing=timing,
         verdict=evidence.verdict,
     )

@@ -26,7 +26,7 @@ from optimizer.profiling.grouping import in_groups
 from optimizer.profiling.harness import Cell, Limits, Measured, measure
 from optimizer.profiling.raw import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
-from optimizer.profiling.verdict import largest_effect, verdict_of
+from optimizer.profiling.verdict import drift, failures, largest_effect, verdict_of
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     BenchResult,
@@ -134,14 +134,13 @@ def bench(
     found, conditions = _measure(cells, limits, seed, progress)
     _check_measured(list(found.values()))
 
-    def compare(name: str, at: Setting, floor: float = 0.0) -> Comparison | None:
+    def compare(name: str, at: Setting, control: Comparison | None) -> Comparison | None:
         a, b = found[_key(baseline.name, at)], found[_key(name, at)]
-        return _compare(a, b, min_effect=min_effect, floor=floor, seed=seed)
+        return _compare(a, b, min_effect=min_effect, control=control, seed=seed)
 
-    a_a = compare(again, settings[0]) if control else None
-    floor = largest_effect(a_a)
+    a_a = compare(again, settings[0], None) if control else None
     others = [f.name for f in facts if f is not baseline]
-    compared = [c for s in compared_at for n in others if (c := compare(n, s, floor)) is not None]
+    compared = [c for s in compared_at for n in others if (c := compare(n, s, a_a)) is not None]
     conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
     conditions.notes += _placement_notes(facts, devices)
     is_swept = len(settings) > len(batches)
@@ -173,7 +172,12 @@ def bench(
         progress=progress,
     )
     gate = against is not None
-    verdict, reason = verdict_of([*headline, *swept], compared, a_a, loaded, gate=gate)
+    measured = [*headline, *swept]
+    second = found.get(_key(again, settings[0]))
+    crashed = second is not None and second.status == "failed"
+    failed = failures(measured, loaded, second.error if second is not None and crashed else None)
+    missing = _not_compared(headline, baseline.name)
+    verdict, reason = verdict_of(measured, compared, a_a, failed, gate=gate, missing=missing)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
@@ -183,6 +187,7 @@ def bench(
         scenarios=loaded,
         comparisons=compared,
         a_a_control=a_a,
+        failed=failed,
         conditions=conditions,
         settings={
             "batches": list(batches),
@@ -203,6 +208,16 @@ def bench(
         verdict=verdict,
         reason=reason,
     )
+
+
+def _not_compared(measured: Sequence[EngineBench], baseline: str) -> list[str]:
+    """Engines, or the baseline, that could not be measured, each with the reason."""
+    return [
+        f"{one.name} at batch {one.batch}{' (the baseline)' if one.name == baseline else ''}: "
+        f"{one.error}"
+        for one in measured
+        if one.status in {"unavailable", "built-not-run"}
+    ]
 
 
 def _headline(streams: int) -> str:
@@ -247,6 +262,11 @@ def _measure(
 ) -> tuple[_Found, Conditions]:
     groups = in_groups(cells)
     sessions = [measure(group, limits, seed=seed, progress=progress) for group in groups]
+    before = 0
+    for session in sessions:
+        for cell in session.cells:
+            cell.first_round = before
+        before += session.rounds
     found = {_key(m.cell.name, setting_of(m)): m for s in sessions for m in s.cells}
     conditions = joined([(s.conditions, s.rounds) for s in sessions])
     if len(groups) > 1:
@@ -278,7 +298,7 @@ def _rounds(measured: Measured, span: int = _COMPUTE) -> list[NDArray[np.float64
 
 
 def _compare(
-    a: Measured, b: Measured, *, min_effect: float, floor: float, seed: int
+    a: Measured, b: Measured, *, min_effect: float, control: Comparison | None, seed: int
 ) -> Comparison | None:
     if a.status != "ok" or b.status != "ok":
         return None
@@ -291,7 +311,9 @@ def _compare(
         ratio=speed.value,
         ci95=speed.ci95,
         min_effect=min_effect,
-        verdict=intervals.judge(speed, min_effect=min_effect, floor=floor),
+        verdict=intervals.judge(
+            speed, min_effect=min_effect, floor=largest_effect(control), drift=drift(control)
+        ),
     )
 
 
@@ -333,6 +355,7 @@ def _engine_bench(
         warmup_calls=measured.warmup_calls,
         samples=sum(len(block.spans_ms) for block in measured.blocks),
         rounds=len(measured.blocks),
+        first_round=measured.first_round,
         start_s=measured.start_s,
         first_inference_ms=measured.first_inference_ms,
         build_s=fact.build_s,

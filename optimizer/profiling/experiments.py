@@ -126,10 +126,11 @@ def repeat(
         assert control.ci95 is not None
         assert speed.ci95 is not None
         floor = spread(control.ci95)
+        drift = max(control.value, 1 / control.value) - 1
         unsteady += floor > UNSTEADY
-        alike[judge(speed, min_effect=min_effect, floor=floor)] += 1
+        alike[judge(speed, min_effect=min_effect, floor=floor, drift=drift)] += 1
         # Calls that are all longer by a factor have exactly this ratio and this interval.
         factor = 1 + slowdown
         worse = Estimate(speed.value / factor, (speed.ci95[0] / factor, speed.ci95[1] / factor))
-        slowed[judge(worse, min_effect=min_effect, floor=floor)] += 1
+        slowed[judge(worse, min_effect=min_effect, floor=floor, drift=drift)] += 1
     return Outcome(alike, slowed, unsteady)

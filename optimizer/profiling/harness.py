@@ -124,6 +124,8 @@ class Measured:
     warmup_calls: int = 0
     settled: bool = False
     blocks: list[Block] = field(default_factory=list)
+    first_round: int = 0
+    """Number of its first block among the rounds of several measurements."""
     peak_rss_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     joules: float | None = None
@@ -340,7 +342,9 @@ class _Runner:
 
     def _ask(self, seconds: float, *, number: int = -1, **limits: Any) -> Block:
         assert self._worker is not None
-        patience = seconds * (1 + _LEAD_IN) + self._limits.call_timeout_s
+        # The answer comes after all the calls that were asked for, each of which has its own time.
+        calls = limits["min_calls"] + limits.get("min_lead_in", 0)
+        patience = seconds * (1 + _LEAD_IN) + calls * self._limits.call_timeout_s
         header, arrays = self._worker.ask("time", timeout_s=patience, seconds=seconds, **limits)
         self.found.peak_rss_bytes = header["peak_rss_bytes"]
         if header["rss_bytes"] is not None and number >= 0:

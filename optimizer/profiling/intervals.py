@@ -51,6 +51,8 @@ MIN_ROUNDS_FOR_INTERVAL = 6
 _RESAMPLES = 2000
 _BINS = 2048
 _CONFIDENCE = 0.95
+_ROUNDS_OF_SLOW = 5
+"""Rounds with slow calls below which nothing is known of how these come together."""
 _PERCENTILES = {"p90": 0.90, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
 
@@ -98,7 +100,8 @@ def quantile_bounds(rounds: Rounds, quantile: float) -> tuple[float | None, floa
     statistics beyond it with 95 % (Conover, Practical Nonparametric Statistics, 3.2). Slow calls
     come together in some rounds and are not independent: the binomial counts as many samples as
     the spread of the share of slow calls from round to round says they are worth (the design
-    effect of Korn and Graubard, 1998), and never more than there are.
+    effect of Korn and Graubard, 1998), and never more than there are. Where slow calls are in a
+    handful of rounds alone, that spread is not known and a round counts as one sample.
 
     Args:
         rounds: Milliseconds.
@@ -129,6 +132,9 @@ def _design_effect(rounds: Rounds, limit: float) -> float:
         return 1.0
     between = len(rounds) / (len(rounds) - 1) * float(np.sum((slow - share * sizes) ** 2)) / n**2
     effect: float = between * n / (share * (1 - share))
+    if np.count_nonzero(slow) < min(_ROUNDS_OF_SLOW, len(rounds)):
+        # The spread cannot be told from so few: each round counts as one sample.
+        effect = max(effect, float(n) / len(rounds))
     return max(1.0, effect)
 
 
@@ -213,11 +219,13 @@ def ratio_unpaired(a_medians: Floats, b_medians: Floats, *, seed: int = 0) -> Es
 # --- verdict -------------------------------------------------------------------------------------
 
 
-def judge(speed: Estimate, *, min_effect: float, floor: float = 0.0) -> ComparisonVerdict:
+def judge(
+    speed: Estimate, *, min_effect: float, floor: float = 0.0, drift: float = 0.0
+) -> ComparisonVerdict:
     """What a ratio of speeds means against the smallest effect of interest.
 
-    - ``equivalent``: the whole interval lies within ``1 / (1 + min_effect)`` and
-      ``1 + min_effect``;
+    - ``equivalent``: the whole interval, made wider by ``drift`` on both sides, lies within
+      ``1 / (1 + min_effect)`` and ``1 + min_effect``;
     - ``faster`` (``slower``): the interval lies wholly above (below) one *and* the ratio itself is
       at least ``1 + e`` (at most ``1 / (1 + e)``), with ``e`` the larger of ``min_effect`` and
       ``floor``;
@@ -228,12 +236,13 @@ def judge(speed: Estimate, *, min_effect: float, floor: float = 0.0) -> Comparis
     Args:
         speed: Speed of the candidate in units of the baseline.
         min_effect: Smallest relative difference of interest, 0.02 for 2 %.
-        floor: Largest difference that the same engine showed against itself in this run.
+        floor: Largest difference that the same engine may have from itself in this run.
+        drift: Difference that it did show; what two starts differ by is in no interval.
     """
     if speed.ci95 is None:
         return "inconclusive"
     low, high = speed.ci95
-    if 1 / (1 + min_effect) <= low and high <= 1 + min_effect:
+    if (1 + drift) / (1 + min_effect) <= low and high <= (1 + min_effect) / (1 + drift):
         return "equivalent"
     effect = 1 + max(min_effect, floor)
     if low > 1 and speed.value >= effect:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from optimizer.results import Comparison, EngineBench, Interval, ScenarioResult, VerdictName
 
-__all__ = ["UNSTEADY", "UNUSABLE", "largest_effect", "spread", "verdict_of"]
+__all__ = ["UNSTEADY", "UNUSABLE", "drift", "failures", "largest_effect", "spread", "verdict_of"]
 
 UNSTEADY = 0.10
 """Difference of an engine from itself above which only larger differences are claimed."""
@@ -21,19 +21,42 @@ def largest_effect(control: Comparison | None) -> float:
     return spread(control.ci95)
 
 
+def drift(control: Comparison | None) -> float:
+    """By how much the same engine, started twice, did differ from itself; 0.1 for 0.9 and 1.1."""
+    return 0.0 if control is None else max(control.ratio, 1 / control.ratio) - 1
+
+
 def spread(interval: Interval) -> float:
     """How far the ends of an interval of a ratio lie from one, 0.1 for 1.1 and for 1 / 1.1."""
     low, high = interval
     return max(high, 1 / low) - 1
 
 
+def failures(
+    engines: Sequence[EngineBench],
+    scenarios: Sequence[ScenarioResult] = (),
+    control_error: str | None = None,
+) -> list[str]:
+    """What crashed, hung or gave no numbers, each with its error.
+
+    Args:
+        engines: All that was measured, sweeps included.
+        scenarios: What was run with LoadGen.
+        control_error: Why the second start of the baseline failed, if it did.
+    """
+    failed = [f"{e.name} at batch {e.batch}: {e.error}" for e in engines if e.status == "failed"]
+    failed += [f"{s.engine}, {s.scenario}: {s.error}" for s in scenarios if s.status == "failed"]
+    return failed + ([f"the baseline, started again: {control_error}"] if control_error else [])
+
+
 def verdict_of(
     engines: Sequence[EngineBench],
     comparisons: Sequence[Comparison],
     control: Comparison | None,
-    scenarios: Sequence[ScenarioResult] = (),
+    failed: Sequence[str] = (),
     *,
     gate: bool,
+    missing: Sequence[str] = (),
 ) -> tuple[VerdictName, str]:
     """What a whole run came to.
 
@@ -41,14 +64,15 @@ def verdict_of(
         engines: All that was measured, sweeps included.
         comparisons: Of engines with the baseline.
         control: The baseline against itself.
-        scenarios: What was run with LoadGen.
+        failed: What `failures` tells.
         gate: Whether an engine that is slower than the baseline fails the run.
+        missing: Comparisons with the baseline that could not be made, each with the reason.
     """
-    failed = [f"{e.name} at batch {e.batch}: {e.error}" for e in engines if e.status == "failed"]
-    failed += [f"{s.engine}, {s.scenario}: {s.error}" for s in scenarios if s.status == "failed"]
     if failed:
-        total = len(engines) + len(scenarios)
-        return "fail", f"{len(failed)} of {total} measurements failed: {'; '.join(failed)}"
+        some = "1 measurement" if len(failed) == 1 else f"{len(failed)} measurements"
+        return "fail", f"{some} failed: {'; '.join(failed)}"
+    if gate and missing:
+        return "inconclusive", f"not compared with the baseline: {'; '.join(missing)}"
     floor = largest_effect(control)
     # `judge` has held each ratio against this floor: faster and slower are beyond it.
     decided = bool(comparisons) and all(c.verdict in {"faster", "slower"} for c in comparisons)

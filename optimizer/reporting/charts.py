@@ -227,16 +227,16 @@ def _panel(engine: EngineBench, conditions: Conditions, reach: float) -> Panel:
     zero = (_TOP + _BOTTOM) / 2
     dots = []
     for i, value in enumerate(values):
-        share = _relative(value, engine)
+        share, number = _relative(value, engine), engine.first_round + i
         x = _LEFT + (_RIGHT - _LEFT) * i / (len(values) - 1)
         y = zero - (_BOTTOM - _TOP) / 2 * share / reach
         title = f"round {i + 1}: {significant(value)} ms ({fixed(share, 1, sign='+')} %)"
-        if i in conditions.disturbed_rounds:
+        if number in conditions.disturbed_rounds:
             others = conditions.other_cpu_share
             title += ", disturbed"
-            if i < len(others):
-                title += f": other processes used {fixed(others[i] * 100, 1)} % of all cores"
-        dots.append(Dot(round(x, 1), round(y, 1), i in conditions.disturbed_rounds, title))
+            if number < len(others):
+                title += f": other processes used {fixed(others[number] * 100, 1)} % of all cores"
+        dots.append(Dot(round(x, 1), round(y, 1), number in conditions.disturbed_rounds, title))
     return Panel(
         title=engine.name,
         subtitle=f"batch {engine.batch}, median of rounds {significant(centre)} ms",

@@ -43,6 +43,8 @@ def findings(
         hop = _hop_of(best.b, validated, measured)
         if hop is not None and validated is not None:
             said.append(_accuracy(hop, validated))
+    if measured is not None and measured.failed:
+        said.append(_sentence(measured.reason))
     if validated is not None:
         said.append(_sentence(validated.finding))
     said += _audited(audits)

@@ -29,6 +29,8 @@ class EngineBench(Model):
     """``cpu`` or ``cuda:0``; ``None`` for a third party's backend, which has devices of its own."""
     samples: int = 0
     rounds: int = 0
+    first_round: int = 0
+    """Its number in `Conditions`, where settings were measured one after the other."""
     warmup_calls: int = 0
     latency_ms: Latency | None = None
     latency_ci95_ms: Interval | None = None
@@ -97,6 +99,8 @@ class BenchResult(Model):
     """LoadGen scenarios, which are not MLPerf results."""
     comparisons: list[Comparison] = []
     a_a_control: Comparison | None = None
+    failed: list[str] = []
+    """What failed while it was measured, each with its error; the verdict is then ``fail``."""
     conditions: Conditions
     settings: dict[str, Any] = {}
     verdict: VerdictName

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Model, VerdictName
 from optimizer.results.bench import BenchResult
+from optimizer.results.engines import Audit
 from optimizer.results.validate import ValidateResult
 
 __all__ = ["RunResult", "StageRecord"]
@@ -40,6 +41,8 @@ class RunResult(Model):
     stages: list[StageRecord]
     validate_: ValidateResult | None = Field(default=None, alias="validate")
     bench: BenchResult | None = None
+    audits: dict[str, Audit] = {}
+    """What each engine that was built computes in, by file name; of those validated, `validate_` too."""
     verdict: VerdictName
     findings: list[str]
     """The sentences at the head of the report."""

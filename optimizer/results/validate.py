@@ -130,5 +130,7 @@ class ValidateResult(Model):
     images_needed: int | None = None
     """Images that would decide an inconclusive verdict."""
     predictions_file: str | None = None
+    predictions_sha256: str | None = None
+    """Of that file: another validation may have written over it since."""
     timing: Timing | None = None
     verdict: VerdictName

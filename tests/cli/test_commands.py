@@ -251,7 +251,7 @@ def test_learning_says_what_came_of_it(
     assert said.code == 0, said.err
     notes = Encodings.load(tmp_path / "q.encodings.json").notes
     assert notes[-1].startswith("learning: ")
-    assert "images that it did not see" in notes[-1]
+    assert "images that were not learned from" in notes[-1]
 
 
 def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
-from optimizer.evaluation.compare import compare
+from optimizer.evaluation.compare import compare, missing
 from optimizer.evaluation.predictions import Predictions
 from optimizer.evaluation.statistics import drop_interval, mcnemar_p
-from optimizer.results import DatasetInfo, Gates, Hop, ValidateResult, write_result
+from optimizer.results import DatasetInfo, Gates, Hop, ValidateResult, read_result, write_result
 
 N = 600
 LABELS = np.random.default_rng(0).integers(0, 10, N)
@@ -47,7 +48,6 @@ def _write(
         predictions_file=f"{path.stem}.npz",
         verdict="pass",
     )
-    write_result(result, path)
     Predictions(
         dataset_sha256=sha256,
         image_ids=tuple(map(str, range(N))),
@@ -55,6 +55,8 @@ def _write(
         classes=classes,
         logits={name: np.zeros((N, 1), np.float32) for name in wrong},
     ).write(path.with_suffix(".npz"))
+    sha256_of_predictions = digest(path.with_suffix(".npz"))
+    write_result(result.model_copy(update={"predictions_sha256": sha256_of_predictions}), path)
     return path
 
 
@@ -115,6 +117,55 @@ def test_predictions_of_another_validation_are_refused(tmp_path: Path) -> None:
     new = _write(tmp_path / "new" / "v.json", {"e": np.arange(2)}, sha256="d2")
     old.with_suffix(".npz").write_bytes(new.with_suffix(".npz").read_bytes())
     with pytest.raises(ArtifactError, match="does not belong to"):
+        compare(old, new, max_drop_pp=1.0)
+
+
+def test_predictions_that_were_written_over_are_refused(tmp_path: Path) -> None:
+    """`mv new.json old.json` takes the result and leaves the predictions, which come anew."""
+    old = _write(tmp_path / "v.json", {"e": np.arange(2)}).rename(tmp_path / "old.json")
+    new = _write(tmp_path / "v.json", {"e": np.arange(60)})
+    with pytest.raises(ArtifactError, match=r"v\.npz does not belong to .*another validation"):
+        compare(old, new, max_drop_pp=1.0)
+
+
+def test_predictions_of_results_without_a_digest_must_say_the_same(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
+    result = read_result(old)
+    assert isinstance(result, ValidateResult)
+    hops = [
+        hop.model_copy(update={"top1": 1 - 2 / N if hop.engine else None}) for hop in result.hops
+    ]
+    earlier = result.model_copy(update={"predictions_sha256": None, "hops": hops})
+    write_result(earlier, old)
+    assert compare(old, old, max_drop_pp=1.0)[0].flips == 0
+    other = _write(tmp_path / "new" / "v.json", {"e": np.arange(60)})
+    old.with_suffix(".npz").write_bytes(other.with_suffix(".npz").read_bytes())
+    with pytest.raises(ArtifactError, match="its accuracy is another one"):
+        compare(old, other, max_drop_pp=1.0)
+
+
+def test_what_is_gone_or_failed_is_missing(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old" / "v.json", {"int8": np.arange(2), "fp32": np.arange(1)})
+    one = _write(tmp_path / "one" / "v.json", {"fp32": np.arange(1)})
+    assert missing(old, old) == []
+    assert missing(old, one) == ["int8"]
+    renamed = _write(tmp_path / "renamed" / "v.json", {"fp32-2": np.arange(1)})
+    assert missing(one, renamed) == []
+
+
+def test_a_failed_engine_is_not_stood_in_for(tmp_path: Path) -> None:
+    """INT8 failed: FP32, which is there now, is no pair of the old INT8."""
+    old = _write(tmp_path / "old" / "v.json", {"int8": np.arange(2)})
+    new = _write(tmp_path / "new" / "v.json", {"int8": np.arange(2), "fp32": np.arange(1)})
+    result = read_result(new)
+    assert isinstance(result, ValidateResult)
+    hops = [
+        hop.model_copy(update={"status": "failed"}) if hop.name == "int8" else hop
+        for hop in result.hops
+    ]
+    write_result(result.model_copy(update={"hops": hops}), new)
+    assert missing(old, new) == ["int8"]
+    with pytest.raises(UsageError, match="no engine is in both: int8 and fp32"):
         compare(old, new, max_drop_pp=1.0)
 
 

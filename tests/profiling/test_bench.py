@@ -100,6 +100,17 @@ def test_the_baseline_can_be_named_and_gates(make_engine: MakeEngine) -> None:
         assert "new.tiny runs at 0." in found.reason
 
 
+def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Path) -> None:
+    """A baseline that cannot run here leaves the candidate without a judgement."""
+    new = make_engine("new", busy_ms=0.2)
+    plan = Plan(kind="engine", settings={"backend": "tensorrt", "precision": "fp16"}, libraries={})
+    old = produce(plan, tmp_path / "old.plan", lambda p: p.write_bytes(b"engine") and {}).path
+    found = bench([new], against=old, duration_s=0.2, threads=1, image_size=8)
+    assert found.verdict == "inconclusive"
+    assert found.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
+    assert found.failed == []
+
+
 def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
     a, b = make_engine("a", busy_ms=0.5), make_engine("b", busy_ms=0.5)
     found = bench([a, b], batches=[1, 3], duration_s=0.1, threads=1, control=False)

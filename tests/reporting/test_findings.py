@@ -33,6 +33,42 @@ def test_an_unsteady_machine_gets_no_factor(full_run: RunResult) -> None:
     assert "times as fast" not in " ".join(_said(full_run.model_copy(update={"bench": unsteady})))
 
 
+def test_a_speed_up_names_the_hardware_under_pytorch(full_run: RunResult) -> None:
+    """Beside an engine of a GPU, "PyTorch eager" says where it ran."""
+    assert full_run.bench is not None
+    names = {"PyTorch eager FP32": "model.safetensors"}
+    comparisons = [
+        c.model_copy(update={"a": names.get(c.a, c.a)}) for c in full_run.bench.comparisons
+    ]
+
+    def first(pytorch: str | None, engines: str | None) -> str:
+        assert full_run.bench is not None
+        measured = [
+            e.model_copy(
+                update={
+                    "name": names.get(e.name, e.name),
+                    "runs_on": pytorch if e.backend == "torch" else engines,
+                }
+            )
+            for e in full_run.bench.engines
+        ]
+        bench = full_run.bench.model_copy(update={"engines": measured, "comparisons": comparisons})
+        return _said(full_run.model_copy(update={"bench": bench}))[0]
+
+    assert "as fast as PyTorch eager (" in first("cpu", "cpu")
+    assert "as fast as PyTorch eager (" in first(None, None)
+    assert "as fast as PyTorch eager on the CPU (" in first("cpu", "cuda:0")
+    assert "as fast as PyTorch eager on the GPU (cuda:1) (" in first("cuda:1", "cuda:1")
+
+
+def test_what_failed_while_it_was_measured_is_said(full_run: RunResult) -> None:
+    assert full_run.bench is not None
+    broken = full_run.bench.model_copy(
+        update={"failed": ["x"], "verdict": "fail", "reason": "1 measurement failed: x"}
+    )
+    assert "1 measurement failed: x." in _said(full_run.model_copy(update={"bench": broken}))
+
+
 def test_every_sample_has_sentences(any_run: RunResult) -> None:
     for sentence in _said(any_run):
         assert sentence.strip()

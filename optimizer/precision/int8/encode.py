@@ -223,7 +223,7 @@ class _Encoder:
             found = learn(self.simulation, encodings, sample, progress=progress)
             self.notes.append(
                 f"learning: {found.before:.1f} dB before, {found.after:.1f} dB after, on "
-                f"{found.held_out} images that it did not see"
+                f"{found.held_out} images that were not learned from"
                 + ("" if found.kept else "; nothing of it was kept")
             )
             encodings = found.encodings

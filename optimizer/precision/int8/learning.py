@@ -7,7 +7,8 @@ is clipped and from what is rounded alike. The loss is in decibels: of the logit
 weight of what every residual block gives, so that no block is left with errors that happen to
 cancel at the output on these images.
 
-A part of the sample is not learned from. If the network is not better there afterwards, nothing that
+A part of the sample is not learned from (ranges and biases to begin with are of all of it, so it is
+no independent test). If the network is not better there afterwards, nothing that
 was learned is kept, and a note says so.
 
 Sources: Esser et al. 2020, "Learned Step Size Quantization" (scales); Nagel et al. 2020, "Up or
@@ -126,7 +127,7 @@ def learn(
         progress.advance(note=f"{-float(output.detach()):.1f} dB")
     learned = network.encodings()
     after = _quality(simulation, learned, images[held])
-    progress.finish(f"{before:.1f} -> {after:.1f} dB on images it did not see")
+    progress.finish(f"{before:.1f} -> {after:.1f} dB on images that were not learned from")
     found = learned if after > before else encodings
     return Learned(found, before, after, int(held.sum()))
 
