@@ -116,7 +116,15 @@ def _precision(proto: Any, written: str) -> str:
     """Quantizers keep an exporter's metadata, or there is none: 8-bit zero points tell."""
     if written != "fp32":
         return written
-    eight_bits = {t.name for t in proto.graph.initializer if t.data_type in {2, 3}}  # UINT8, INT8
+    constants = [(t.name, t) for t in proto.graph.initializer]
+    constants += [
+        (node.output[0], attribute.t)
+        for node in proto.graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    eight_bits = {name for name, tensor in constants if tensor.data_type in {2, 3}}  # UINT8, INT8
     for node in proto.graph.node:
         known = len(node.input) < 3 or node.input[2] in eight_bits
         if node.op_type == "QuantizeLinear" and known:

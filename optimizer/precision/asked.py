@@ -75,12 +75,11 @@ def check_options(
             f"{graph.name} --precision fp32)",
         )
     if options.keep:
-        import onnx_ir as ir
-
+        from optimizer.precision.loading import load_graph
         from optimizer.precision.topology import analyse
 
         preprocessed_metadata(graph)  # says what is wrong with a file that is no graph
-        analyse(ir.load(graph)).check_layers(options.keep)
+        analyse(load_graph(graph)).check_layers(options.keep)
 
 
 def _asked(options: EncodingOptions | None) -> list[str]:

@@ -147,13 +147,12 @@ def halves(
 
 
 def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
-    import onnx_ir as ir
-
     from optimizer.data import Preprocessing
     from optimizer.precision.int8 import Collector
+    from optimizer.precision.loading import load_graph
     from optimizer.precision.topology import analyse
 
-    topology = analyse(ir.load(graph))
+    topology = analyse(load_graph(graph))
     observed = {name: topology.after_relu(name) for name in topology.observed()}
     metadata = preprocessed_metadata(graph)
     preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))

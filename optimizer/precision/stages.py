@@ -85,12 +85,12 @@ def encode(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        import onnx_ir as ir
+        from optimizer.precision.loading import load_graph
 
         progress_ = progress or Silent()
         progress_.start(f"encode for {rules.name}", total=1)
         computed = compute_encodings(
-            ir.load(graph), Statistics.load(statistics), rules, source.sha256, options, progress
+            load_graph(graph), Statistics.load(statistics), rules, source.sha256, options, progress
         )
         computed.save(path)
         progress_.advance()
@@ -191,7 +191,9 @@ def quantize(
 
         progress_ = progress or Silent()
         progress_.start(f"write {precision} graph", total=1)
-        model, said = ir.load(graph), list[str]()
+        from optimizer.precision.loading import load_graph
+
+        model, said = load_graph(graph), list[str]()
         if precision == "fp8":
             from optimizer.precision.fp8 import to_fp8
             from optimizer.precision.int8 import Statistics
@@ -271,6 +273,8 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
     kept = beyond(model, kind, seen)
     to_half(model, kind, kept)
     notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
+    for name in ("resnet_opt.keep", "resnet_opt.notes"):  # of what the graph was before
+        model.metadata_props.pop(name, None)
     if kept:
         model.metadata_props["resnet_opt.keep"] = json.dumps(list(kept))
         model.metadata_props["resnet_opt.notes"] = json.dumps(notes)

@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError, UsageError
-from optimizer.targets.rules import TargetRules
+from optimizer.targets.rules import TARGETS, TargetRules
 
 __all__ = ["PASS_ON", "ChannelGroup", "Edge", "Topology", "analyse"]
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
-HOMOGENEOUS = frozenset({"Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten"})
-"""Operations that commute with a positive factor per channel."""
+HOMOGENEOUS = frozenset({"Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten"})
+"""Operations that commute with a positive factor per channel (see `Topology.commutes`)."""
 PASS_ON = frozenset({"MaxPool", "Flatten"})
 """Operations that give some of the integers that went in, so that a scale holds on both sides."""
 
@@ -59,10 +59,10 @@ class Topology:
         self.nodes: dict[str, ir.Node] = {str(n.name): n for n in model.graph}
         if len(self.nodes) != len(model.graph):
             raise GraphError("nodes without a name, or with the same name twice")
-        self.input = str(model.graph.inputs[0].name)
+        self._constants = set(model.graph.initializers)
+        self.input = next(str(v.name) for v in model.graph.inputs if v.name not in self._constants)
         self.output = str(model.graph.outputs[0].name)
         self._producer = {str(v.name): n for n in model.graph for v in n.outputs}
-        self._constants = set(model.graph.initializers)
         self._depth = self._depths()
 
     # --- looking up ------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Topology:
         """Bias per output channel, zeros where there is none."""
         if len(node.inputs) < 3 or node.inputs[2] is None:
             return np.zeros(len(self.weight(node)), np.float32)
-        return self._constant(node, 2).astype(np.float32)
+        return self._constant(node, 2).astype(np.float32).reshape(-1)
 
     def _constant(self, node: ir.Node, index: int) -> NDArray[np.float32]:
         value = node.inputs[index]
@@ -169,6 +169,7 @@ class Topology:
         producer = self.producer(tensor)
         while producer is not None and producer.op_type in {
             "MaxPool",
+            "AveragePool",
             "GlobalAveragePool",
             "Flatten",
         }:
@@ -177,6 +178,7 @@ class Topology:
 
     def observed(self) -> list[str]:
         """Tensors whose statistics any target may need, in graph order."""
+        needed = {e.tensor for rules in TARGETS.values() for e in self.quantized_edges(rules)}
         wanted: list[str] = []
         for name in [self.input, *self._producer]:
             uses = self.consumers(name)
@@ -186,7 +188,7 @@ class Topology:
             if producer is None and self.model.graph.inputs[0].dtype != ir.DataType.FLOAT:
                 continue  # pixels; what is quantized is the normalized image
             weighted = any(self.nodes[e.node].op_type in WEIGHTED for e in uses)
-            if name != self.output and not only_relu and (known or weighted):
+            if name in needed or (name != self.output and not only_relu and (known or weighted)):
                 wanted.append(name)
         return wanted
 
@@ -282,7 +284,7 @@ class Topology:
             return name
 
         for node in self.nodes.values():
-            if node.op_type in HOMOGENEOUS and (node.op_type != "Add" or self.is_add(node)):
+            if self.commutes(node):
                 for source in self.data_inputs(node):
                     parent[find(source)] = find(str(node.outputs[0].name))
         groups: dict[str, ChannelGroup] = {}
@@ -294,6 +296,23 @@ class Topology:
             groups[find(name)].closed = False
         return list(groups.values())
 
+    def commutes(self, node: ir.Node) -> bool:
+        """Whether a node's outputs have the channels of its inputs, and their factors."""
+        if node.op_type == "Add":
+            return self.is_add(node)
+        if node.op_type == "Flatten":  # of a larger map it makes channels of positions
+            return self._is_one_position(self.data_inputs(node)[0])
+        return node.op_type in HOMOGENEOUS
+
+    def _is_one_position(self, tensor: str) -> bool:
+        producer = self.producer(tensor)
+        if producer is None:
+            return False
+        if producer.op_type in {"GlobalAveragePool", "Flatten", "Gemm"}:
+            return True
+        shape = next(v.shape for v in producer.outputs if v.name == tensor)
+        return shape is not None and all(d == 1 for d in shape[2:])
+
     def _assign(self, node: ir.Node, groups: dict[str, ChannelGroup], find: object) -> None:
         assert callable(find)
         out = groups[find(str(node.outputs[0].name))]
@@ -303,7 +322,7 @@ class Topology:
             source.consumers.append(str(node.name))
             if self.groups_of(node) != 1:
                 source.closed = False
-        elif node.op_type not in HOMOGENEOUS or (node.op_type == "Add" and not self.is_add(node)):
+        elif not self.commutes(node):
             out.closed = False
             for name in self.data_inputs(node):
                 groups[find(name)].closed = False
@@ -313,7 +332,8 @@ def analyse(model: ir.Model) -> Topology:
     """View a graph as a residual network.
 
     Raises:
-        GraphError: BatchNorm that is not folded, weights that are computed or shared, nameless nodes.
+        GraphError: BatchNorm that is not folded, weights that are computed or shared, nameless nodes,
+            several inputs or outputs.
     """
     for node in model.graph:
         if node.op_type == "BatchNormalization":
@@ -327,6 +347,13 @@ def analyse(model: ir.Model) -> Topology:
             )
         if node.op_type == "Gemm" and not _plain(node):
             raise GraphError(f"{node.name} is a Gemm with alpha, beta or transA")
+    inputs = [v.name for v in model.graph.inputs if v.name not in model.graph.initializers]
+    for kind, names in (("inputs", inputs), ("outputs", [v.name for v in model.graph.outputs])):
+        if len(names) != 1:
+            raise GraphError(
+                f"the graph has {len(names)} {kind} ({', '.join(map(str, names))}), a classifier one",
+                mend="export the logits alone",
+            )
     topology = Topology(model)
     list(topology.layers())
     return topology

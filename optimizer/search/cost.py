@@ -189,6 +189,8 @@ def _falls_back(
         return lambda _: ()
     behind: dict[str, list[str]] = {}
     for node in topology.nodes.values():
+        if node.op_type == "Gemm" and rules.bias == "int32":
+            continue  # its product is INT32 with the bias, and dequantized after
         if node.op_type in WEIGHTED:
             tensor = str(node.outputs[0].name)
             readers = [topology.nodes[edge.node] for edge in topology.consumers(tensor)]

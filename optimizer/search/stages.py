@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.data import ImageDataset, Preprocessing, check_fits, open_dataset, shared_images
 from optimizer.engines.graph_facts import GraphFacts, graph_facts
@@ -23,6 +21,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.precision import calibrate, quantize
 from optimizer.precision.int8 import EncodingOptions, Statistics
+from optimizer.precision.loading import load_graph
 from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
@@ -149,7 +148,7 @@ def search_path(output: Path) -> Path:
 
 
 def check_data(calib: ImageDataset, data: ImageDataset) -> None:
-    """Refuse to judge on images that calibrated or that the search has seen.
+    """Refuse to judge on images that calibrated, or that a search has seen.
 
     Raises:
         UsageError: The two have images in common.
@@ -158,7 +157,8 @@ def check_data(calib: ImageDataset, data: ImageDataset) -> None:
     if shared:
         raise UsageError(
             f"{shared} of the {len(data)} images of {data.name} are in {calib.name} too",
-            mend="--data needs images that neither calibration nor the search has seen",
+            mend="leave out --calib, then a part of the data calibrates and the rest judges; or give "
+            "--data images that neither calibration nor the search has seen",
         )
 
 
@@ -229,7 +229,7 @@ def search(
     def write(path: Path) -> dict[str, Any]:
         progress.start(f"prepare the search for {rules.name}", total=3)
         variants = Variants(
-            ir.load(graph),
+            load_graph(graph),
             Statistics.load(statistics.path),
             rules,
             plan.inputs[0].sha256,

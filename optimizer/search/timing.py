@@ -11,6 +11,7 @@ from optimizer.artifacts import Cache
 from optimizer.engines import get_backend
 from optimizer.engines.graph_facts import GraphFacts
 from optimizer.precision.int8 import Encodings, lower
+from optimizer.precision.loading import load_graph
 from optimizer.profiling.ceilings import ceilings
 from optimizer.progress import Progress
 from optimizer.search.cost import GPU, Costs, Machine, measured_costs, modelled_costs, timed
@@ -65,7 +66,7 @@ def timed_wholes(
 
 
 def _lowered(graph: Path, encodings: Encodings, variants: Variants, path: Path) -> Path:
-    model = ir.load(graph)
+    model = load_graph(graph)
     lower(model, encodings, variants.rules)
     ir.save(model, path)
     return path

@@ -101,7 +101,7 @@ def open_images(state: Run) -> Images:
     if asked & {"int8", "fp8", "mixed"}:
         if calibrate.calib is not None:
             pool = open_dataset(calibrate.calib, skip_bad_images=skip, workers=calibrate.workers)
-            if "mixed" in asked and held_out is not None:
+            if held_out is not None:
                 check_data(pool, held_out)
         elif held_out is not None:
             # One folder for both: a part of it calibrates and is never validated on.

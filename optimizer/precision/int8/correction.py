@@ -105,6 +105,8 @@ def sqnr(reference: torch.Tensor, quantized: torch.Tensor) -> float:
     """10 log10 of the power of the reference over the power of the difference."""
     signal = float(reference.double().square().sum())
     noise = float((quantized.double() - reference.double()).square().sum())
+    if not (np.isfinite(noise) and np.isfinite(signal)):
+        return float("-inf")  # NaN or overflow: nothing is worse
     return 10.0 * float(np.log10(signal / noise)) if noise > 0 else float("inf")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from optimizer.errors import ArtifactError
+from optimizer.errors import ArtifactError, GraphError
 from optimizer.precision.int8.rounding import WeightGrid, nearest
 from optimizer.targets.rules import PairLayout, TargetRules
 
@@ -34,8 +34,17 @@ LARGEST_BIAS = 2.0**30
 def stored_scale(scale: float, rules: TargetRules) -> float:
     """The scale as the graph will hold it, so that integers are rounded with the real one."""
     kind = np.float16 if rules.constant_type == "fp16" else np.float32
-    stored = float(kind(scale))
-    return stored if stored > 0 else float(np.finfo(kind).smallest_subnormal)
+    with np.errstate(over="ignore"):
+        stored = kind(scale)
+    if not np.isfinite(stored):
+        raise GraphError(
+            f"a scale of {scale:g} is beyond {np.dtype(kind).name}, which the target holds it in",
+            mend="the weights or activations are out of proportion: check the checkpoint",
+        )
+    if stored < np.finfo(kind).smallest_normal and float(stored) < scale:
+        # A whole part of it is rounded away down there: rather a coarser grid than a clipped one.
+        stored = np.nextafter(stored, kind(np.inf))
+    return float(stored)
 
 
 class _Model(BaseModel):

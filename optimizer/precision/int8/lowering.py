@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from optimizer.errors import ArtifactError
+from optimizer.errors import ArtifactError, GraphError
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
@@ -57,7 +57,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     biases = _biases(topology, encodings, edges)
     absorbed = _absorbed(topology, encodings, edges, rules)
     if rules.constant_type == "fp16":
-        biases = {name: bias.astype(np.float16).astype(np.float64) for name, bias in biases.items()}
+        biases = {name: _in_half(name, bias) for name, bias in biases.items()}
     for node in list(topology.layers()):
         if node.name in keep:
             _write_exact(topology, node, encodings, biases[str(node.name)], rules)
@@ -76,11 +76,23 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     whole = "mixed" if edges else rules.high_precision
     model.metadata_props["resnet_opt.precision"] = whole if keep else "int8"
     model.metadata_props["resnet_opt.target"] = rules.name
+    model.metadata_props.pop("resnet_opt.keep", None)  # of what the graph was before
     if keep:
         model.metadata_props["resnet_opt.keep"] = json.dumps(keep)
     model.metadata_props[ABSORBED] = json.dumps(left_out)
     model.metadata_props[SHIFTED] = json.dumps(shifted)
     return True
+
+
+def _in_half(name: str, bias: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        half = bias.astype(np.float16).astype(np.float64)
+    if not np.isfinite(half).all():
+        raise GraphError(
+            f"a bias of {name} is {np.abs(bias).max():,.0f}, beyond the FP16 that TensorRT's is held in",
+            mend="--high-precision fp32",
+        )
+    return half
 
 
 def _check_shifted(topology: Topology, encodings: Encodings, rules: TargetRules) -> None:

@@ -189,11 +189,14 @@ def _refuse_operators(graph: ir.Graph) -> None:
         raise GraphError("the graph carries no Q/DQ: there is nothing to read")
 
 
+_OF_A_PRECISION = ("resnet_opt.target", "resnet_opt.keep", "resnet_opt.notes")
+
+
 def _finish(model: ir.Model) -> None:
     opsets = model.graph.opset_imports
     if all(node.op_type in _PLAIN and node.domain == "" for node in model.graph):
         opsets[""] = max(opsets.get("", 0), _OPSET)
-    for name in (ABSORBED, SHIFTED, "resnet_opt.target"):
+    for name in (ABSORBED, SHIFTED, *_OF_A_PRECISION):
         model.metadata_props.pop(name, None)
     model.metadata_props["resnet_opt.precision"] = "fp32"
 

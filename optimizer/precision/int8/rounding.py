@@ -127,6 +127,10 @@ def _restored(ordered: NDArray, like: NDArray, pairs: PairLayout) -> NDArray:
     )
 
 
+_NOTHING = 2.0**-24
+"""Scale of a layer without weights: FP16's smallest."""
+
+
 def scales_of(weight: NDArray[np.float32], grid: WeightGrid, method: str) -> NDArray[np.float32]:
     """One scale an output channel.
 
@@ -137,12 +141,12 @@ def scales_of(weight: NDArray[np.float32], grid: WeightGrid, method: str) -> NDA
             least squared error.
 
     Returns:
-        float32[O]. A channel of zeros has the smallest of the others (1 if all are zeros): engines
-        that add biases in units of the products round its bias by it.
+        float32[O]. A channel of zeros has the smallest of the others, or next to nothing if all are
+        zeros: engines that add biases in units of the products round its bias by it.
     """
     limit = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     smallest = limit.min(initial=np.inf, where=limit > 0)
-    some = smallest if np.isfinite(smallest) else grid.largest
+    some = smallest if np.isfinite(smallest) else grid.largest * _NOTHING
     limit = np.where(limit == 0, some, limit).astype(np.float32)
     full = np.asarray(limit / np.float32(grid.largest), np.float32)
     if method == "minmax":

@@ -307,7 +307,9 @@ class Collector:
         if images:
             sample = np.stack(images)
             self._gathered.sample = (
-                sample if sample.dtype == np.uint8 else sample.astype(np.float16)
+                sample
+                if sample.dtype == np.uint8 or np.abs(sample).max() > np.finfo(np.float16).max
+                else sample.astype(np.float16)
             )
         return self._gathered
 

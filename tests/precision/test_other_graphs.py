@@ -1,0 +1,308 @@
+"""Graphs of other makers and of other networks: quantized as well, or refused in time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+from optimizer.engines.graph_facts import graph_facts
+from optimizer.errors import DataError, GraphError, UsageError
+from optimizer.precision.int8 import EncodingOptions, lower
+from optimizer.precision.int8.correction import sqnr
+from optimizer.precision.int8.encodings import stored_scale
+from optimizer.precision.int8.equalization import equalization_factors
+from optimizer.precision.int8.reading import read_quantized
+from optimizer.precision.loading import load_graph, tidy
+from optimizer.precision.topology import Topology, analyse
+from optimizer.recipe import parse_recipe
+from optimizer.search.cost import _falls_back
+from optimizer.targets.rules import TARGETS, rules_for
+
+from .networks import SIZE, Builder, images, network
+from .test_int8_graphs import lowered, noise_db, optimized, run, statistics
+
+TARGET_NAMES = ["tensorrt-cpu", "openvino", "onnxruntime"]
+
+
+def built(
+    seed: int, body: Callable[[Builder, ir.Value], ir.Value], *, pool: bool = True
+) -> ir.Model:
+    """A stem, whatever ``body`` makes of it, pooling and a classifier."""
+    build = Builder(seed)
+    x = ir.Value(
+        name="images",
+        shape=ir.Shape(["batch", 3, SIZE, SIZE]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
+    y = body(build, build.relu(build.conv(x, "conv1", 8, 3), "relu"))
+    channels, side = int(y.shape[1]), int(y.shape[2])
+    if pool:
+        y, side = build._emit("GlobalAveragePool", [y], "avgpool", (channels, 1, 1)), 1
+    y = build._emit("Flatten", [y], "flatten", (channels * side**2,), axis=1)
+    weight = build._constant("fc.weight", build.rng.normal(size=(5, channels * side**2)))
+    y = build._emit(
+        "Gemm", [y, weight, build._constant("fc.bias", build.rng.normal(size=5))],
+        "fc", (5,), transB=1,
+    )  # fmt: skip
+    y.name = "logits"
+    return build.model(x, y)
+
+
+def squeezed(build: Builder, x: ir.Value) -> ir.Value:
+    """A block with squeeze and excitation."""
+    shape = tuple(x.shape[1:])
+    y = build.conv(x, "block.conv", 8, 3)
+    gate = build._emit("GlobalAveragePool", [y], "block.squeeze", (8, 1, 1))
+    gate = build._emit("Sigmoid", [build.conv(gate, "block.excite", 8, 1)], "block.gate", (8, 1, 1))
+    y = build._emit("Mul", [y, gate], "block.scaled", shape)
+    return build.relu(build.add(y, x, "block.add"), "block.relu")
+
+
+def clipped(build: Builder, x: ir.Value) -> ir.Value:
+    """A block whose activation is ReLU6, as a Clip with constants."""
+    bounds = [
+        build._constant(f"block.{n}", np.asarray(v)) for n, v in (("low", 0.0), ("high", 6.0))
+    ]
+    y = build.conv(x, "block.conv", 8, 3)
+    y = build._emit("Clip", [y, *bounds], "block.relu6", tuple(x.shape[1:]))
+    y = build.add(build.conv(y, "block.conv2", 8, 1), x, "block.add")
+    return build._emit("Clip", [y, *bounds], "block.relu6_1", tuple(x.shape[1:]))
+
+
+def pooled_shortcut(build: Builder, x: ir.Value) -> ir.Value:
+    """ResNet-D: the shortcut is pooled on average and then convolved."""
+    half = SIZE // 2
+    y = build.conv(x, "block.conv", 12, 3, stride=2)
+    z = build._emit(
+        "AveragePool", [x], "block.pool", (8, half, half), kernel_shape=[2, 2], strides=[2, 2]
+    )
+    return build.relu(build.add(y, build.conv(z, "block.downsample.1", 12, 1), "block.add"), "out")
+
+
+@pytest.mark.parametrize("target", TARGET_NAMES)
+@pytest.mark.parametrize("body", [squeezed, clipped, pooled_shortcut])
+def test_other_blocks_are_quantized_too(
+    body: Callable[[Builder, ir.Value], ir.Value], target: str
+) -> None:
+    """What calibration observes is enough for every target; unknown operations stay as they are."""
+    model, _ = lowered(lambda: built(3, body), TARGETS[target])
+    batch = images(32, 9)
+    assert noise_db(run(built(3, body), batch)[0], run(model, batch)[0]) > 18
+
+
+def test_an_average_pool_is_part_of_the_stream() -> None:
+    topology = analyse(built(3, pooled_shortcut))
+    assert topology.after_relu("block.pool")
+    (group,) = [g for g in topology.channel_groups() if "block.pool" in g.tensors]
+    assert group.closed
+    assert set(group.tensors) >= {"relu", "block.pool"}
+
+
+def test_the_flatten_of_a_map_is_not_equalized() -> None:
+    """Its features are positions of channels: one factor a channel has no place there."""
+
+    def make() -> ir.Model:
+        return built(
+            3, lambda build, x: build.relu(build.conv(x, "conv2", 6, 3), "out"), pool=False
+        )
+
+    topology = Topology(make())
+    seen = statistics(make(), [images(16, 1)])
+    assert "out" not in equalization_factors(topology, seen)
+    assert "relu" in equalization_factors(topology, seen)
+    model, _ = lowered(make, TARGETS["openvino"])
+    assert noise_db(run(make(), images(32, 9))[0], run(model, images(32, 9))[0]) > 25
+
+
+def test_a_second_output_is_refused() -> None:
+    model = network(1)
+    pooled = next(n for n in model.graph if n.name == "maxpool").outputs[0]
+    model.graph.outputs.append(pooled)
+    with pytest.raises(GraphError, match=r"2 outputs \(logits, maxpool\), a classifier one"):
+        analyse(model)
+
+
+def test_constants_of_other_exporters(tmp_path: Path) -> None:
+    """Initializers among the inputs, constants as nodes, one bias for two layers, a bias of 1 x N."""
+    model = network(2)
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        graph.inputs.append(value)
+    shared = graph.initializers["layer1.1.conv1.bias"]
+    other = next(n for n in graph if n.name == "layer1.1.conv2")
+    other.replace_input_with(2, shared)
+    bias = graph.initializers["fc.bias"]
+    assert bias.const_value is not None
+    bias.const_value = ir.tensor(bias.const_value.numpy().reshape(1, -1), name="fc.bias")
+    bias.shape = ir.Shape([1, 5])
+    path = tmp_path / "other.onnx"
+    ir.save(model, path)
+    batch = images(8, 3)
+    (wanted,) = ort.InferenceSession(path).run(None, {"images": batch})
+    tidied = load_graph(path)
+    assert [v.name for v in tidied.graph.inputs] == ["images"]
+    np.testing.assert_allclose(run(tidied, batch)[0], wanted, rtol=1e-5)
+    for target in TARGET_NAMES:
+        made, _ = lowered(lambda: load_graph(path), TARGETS[target])
+        onnx.checker.check_model(ir.to_proto(made), full_check=True)
+        assert noise_db(wanted, run(made, batch)[0]) > 20
+
+
+def test_a_tidy_graph_stays_as_it_is() -> None:
+    model = network(2)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    tidy(model)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_zero_points_as_constant_nodes_are_seen(tmp_path: Path) -> None:
+    """An INT8 graph taken for FP32 would be a reference for itself."""
+    model, _ = lowered(lambda: network(1), TARGETS["openvino"])
+    model.metadata_props.clear()
+    proto = ir.to_proto(model)
+    kept = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in {2, 3} and not tensor.dims:
+            node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+            proto.graph.node.insert(0, node)
+        else:
+            kept.append(tensor)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    path = tmp_path / "q.onnx"
+    onnx.save(proto, path)
+    assert graph_facts(path).precision == "int8"
+
+
+def test_what_a_graph_kept_before_is_forgotten() -> None:
+    """The audit expects what the metadata name: a list of another graph fails a right engine."""
+    mixed, _ = lowered(
+        lambda: network(1), TARGETS["openvino"], EncodingOptions(keep=("layer1.0.conv2",))
+    )
+    assert json.loads(mixed.metadata_props["resnet_opt.keep"]) == ["layer1.0.conv2"]
+    mixed.metadata_props["resnet_opt.notes"] = "[]"
+    read = read_quantized(mixed).float_model
+    assert not {"resnet_opt.keep", "resnet_opt.notes"} & set(read.metadata_props)
+
+    def again() -> ir.Model:
+        model = network(1)
+        model.metadata_props["resnet_opt.keep"] = '["layer1.0.conv2"]'
+        return model
+
+    assert "resnet_opt.keep" not in lowered(again, TARGETS["openvino"])[0].metadata_props
+
+
+def test_nothing_is_worse_than_nan() -> None:
+    exact = torch.ones(4)
+    assert sqnr(exact, torch.full((4,), float("nan"))) == float("-inf")
+    assert sqnr(exact, torch.full((4,), float("inf"))) == float("-inf")
+    assert sqnr(exact, exact) == float("inf")
+
+
+def test_images_beyond_fp16_are_kept_as_they_are() -> None:
+    """16-bit pixels: the sample of the statistics would overflow, and all biases with it."""
+    model = network(3)
+    weight = model.graph.initializers["conv1.weight"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1e-5, name="conv1.weight")
+    big = [1e5 * images(32, 1)]
+    seen = statistics(model, big)
+    assert np.abs(big[0]).max() > np.finfo(np.float16).max
+    assert np.isfinite(seen.sample).all()
+    assert seen.sample.dtype == np.float32
+    assert statistics(network(3), [images(32, 1)]).sample.dtype == np.float16
+
+
+@pytest.mark.parametrize("scale", [1e-9, 3.1e-8, 1e-6, 2.345e-5, 6e-5, 1e-3, 1.0, 6e4])
+def test_a_scale_is_never_rounded_down_by_much(scale: float) -> None:
+    for target in TARGETS.values():
+        stored = stored_scale(scale, target)
+        assert stored >= scale * (1 - 2.0**-11)
+    assert stored_scale(scale, TARGETS["openvino"]) == pytest.approx(scale, rel=1e-6)
+
+
+def test_a_scale_beyond_the_type_is_refused() -> None:
+    with pytest.raises(GraphError, match="beyond float16"):
+        stored_scale(1e5, TARGETS["tensorrt"])
+    assert stored_scale(1e5, TARGETS["openvino"]) == 1e5
+
+
+def test_biases_beyond_fp16_are_refused_by_name() -> None:
+    def make() -> ir.Model:
+        model = network(1)
+        bias = model.graph.initializers["layer1.1.conv3.bias"]
+        assert bias.const_value is not None
+        bias.const_value = ir.tensor(bias.const_value.numpy() + 1e6, name=bias.name)
+        return model
+
+    with pytest.raises(GraphError, match=r"a bias of layer1\.1\.conv3 is .* beyond the FP16"):
+        lowered(make, TARGETS["tensorrt-cpu"], EncodingOptions(equalize=False))
+
+
+def test_a_layer_without_weights_keeps_its_bias(tmp_path: Path) -> None:
+    """The last BatchNorm of a block begins at zero: what is left of the branch is its bias."""
+
+    def make() -> ir.Model:
+        model = network(3)
+        value = model.graph.initializers["layer1.1.conv3.weight"]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(0.0 * value.const_value.numpy(), name=value.name)
+        return model
+
+    batch = images(32, 9)
+    model, _ = lowered(make, rules_for("onnxruntime"))
+    (as_written,) = run(model, batch)
+    (computed,) = optimized(model, tmp_path)[1].run(None, {"images": batch})
+    (exact,) = run(make(), batch)
+    assert noise_db(exact, computed) > noise_db(exact, as_written) - 0.5
+
+
+def test_the_classifier_of_onnx_runtime_costs_what_int8_costs() -> None:
+    """With its INT32 bias it computes on integers, so to keep it is not free."""
+    topology = analyse(network(1))
+    assert _falls_back(topology, TARGETS["onnxruntime"])(()) == []
+
+
+def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
+    from optimizer.stages.making import open_images
+    from optimizer.stages.state import Run
+
+    recipe = parse_recipe(
+        {
+            "model": "m.safetensors",
+            "calibrate": {"calib": "digits:test"},
+            "build": {"precision": "int8"},
+            "validate": {"data": "digits:test"},
+        }
+    )
+    state = Run.__new__(Run)
+    object.__setattr__(state, "recipe", recipe)
+    with pytest.raises(UsageError, match="540 of the 540 images of digits:test are in") as caught:
+        open_images(state)
+    assert "leave out --calib" in str(caught.value.mend)
+
+
+def test_lowering_needs_no_observed_tensor_that_calibration_lacks() -> None:
+    for body in (squeezed, clipped, pooled_shortcut):
+        topology = analyse(built(1, body))
+        observed = set(topology.observed())
+        for rules in TARGETS.values():
+            assert {edge.tensor for edge in topology.quantized_edges(rules)} <= observed
+    with pytest.raises(DataError, match="calibrate this graph again"):
+        seen = statistics(network(1), [images(16, 1)])
+        del seen.tensors["relu"]
+        from optimizer.precision.int8 import compute_encodings
+
+        lower(
+            network(1),
+            compute_encodings(network(1), seen, TARGETS["openvino"], "0"),
+            TARGETS["openvino"],
+        )
