@@ -197,6 +197,7 @@ class BenchSection(_Section):
     duration: Duration = "10s"
     threads: Numbers | None = None
     streams: Numbers = [1]
+    starts: int = Field(default=1, ge=1)
     max_latency: Duration | None = None
     latency_percentile: Literal["p50", "p90", "p95", "p99"] = "p99"
     scenario: Many = []

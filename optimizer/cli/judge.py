@@ -99,6 +99,12 @@ def bench(
     streams: Annotated[
         str, typer.Option(help="Calls of an engine at the same time, 1,2; they share its threads.")
     ] = "1",
+    starts: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Start every engine so often: intervals hold what starts differ by; 5."
+        ),
+    ] = 1,
     max_latency: Annotated[
         str | None,
         typer.Option(help="Find the setting with the highest throughput within it, 15ms."),
@@ -150,6 +156,7 @@ def bench(
             threads=opt.numbers(threads, "the threads") if threads else None,
             device=device,
             streams=opt.numbers(streams, "the streams"),
+            starts=starts,
             max_latency=bound,
             scenario=opt.words(scenario),
             duration_s=parse_duration(duration),

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
-from optimizer.profiling import intervals
 from optimizer.profiling.asked import (
     EngineFacts,
     check_options,
@@ -22,18 +18,19 @@ from optimizer.profiling.asked import (
 )
 from optimizer.profiling.conditions import joined
 from optimizer.profiling.curves import curve, setting_of
+from optimizer.profiling.figures import compared, figures
 from optimizer.profiling.grouping import in_groups
-from optimizer.profiling.harness import Cell, Limits, Measured, measure
+from optimizer.profiling.harness import Cell, Limits, Measured
 from optimizer.profiling.raw import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
-from optimizer.profiling.verdict import drift, failures, largest_effect, verdict_of
+from optimizer.profiling.starts import check_starts, measure_starts
+from optimizer.profiling.verdict import failures, verdict_of
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     BenchResult,
     Comparison,
     Conditions,
     EngineBench,
-    Interval,
     LatencyBound,
     Setting,
 )
@@ -50,8 +47,6 @@ SERVER_BOUND_MS = 15.0
 """What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
 _FEW = 2
 """Batches that are no sweep yet."""
-_COMPUTE = 1
-_SPANS = ("host_to_device", "compute", "device_to_host")
 
 
 def bench(
@@ -62,6 +57,7 @@ def bench(
     threads: int | Sequence[int] | None = None,
     device: str | None = None,
     streams: Sequence[int] = (1,),
+    starts: int = 1,
     max_latency: LatencyBound | None = None,
     scenarios: Sequence[str] = (),
     duration_s: float = 10.0,
@@ -86,6 +82,8 @@ def bench(
         device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
             PyTorch runs where they run, if it can; see `optimizer.engines.placement.placed`.
         streams: Calls of an engine at the same time, which share its threads.
+        starts: How often every engine is started, an equal part of the time each: 1, or 3 and more.
+            With several, intervals hold what one start differs from another.
         max_latency: A bound under which the best setting is looked for; in LoadGen's server
             scenario the bound on p99, `SERVER_BOUND_MS` without it.
         scenarios: LoadGen's scenarios to run on every engine that was measured.
@@ -108,6 +106,7 @@ def bench(
     if threads is None:
         threads = cpu_features().physical_cores
     threads = [threads] if isinstance(threads, int) else threads
+    check_starts(starts)
     check_options(
         batches=batches,
         image_size=image_size,
@@ -131,16 +130,18 @@ def bench(
         cells.append(_cell(baseline, again, settings[0], image_size, devices))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
     progress = progress or Silent()
-    found, conditions = _measure(cells, limits, seed, progress)
+    found, conditions = _measure(cells, limits, starts, seed, progress)
     _check_measured(list(found.values()))
 
     def compare(name: str, at: Setting, control: Comparison | None) -> Comparison | None:
         a, b = found[_key(baseline.name, at)], found[_key(name, at)]
-        return _compare(a, b, min_effect=min_effect, control=control, seed=seed)
+        return compared(a, b, min_effect=min_effect, control=control, seed=seed)
 
     a_a = compare(again, settings[0], None) if control else None
     others = [f.name for f in facts if f is not baseline]
-    compared = [c for s in compared_at for n in others if (c := compare(n, s, a_a)) is not None]
+    # With several starts each interval holds what they differ by, and needs no floor.
+    guard = a_a if starts == 1 else None
+    ratios = [c for s in compared_at for n in others if (c := compare(n, s, guard)) is not None]
     conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
     conditions.notes += _placement_notes(facts, devices)
     is_swept = len(settings) > len(batches)
@@ -148,7 +149,7 @@ def bench(
 
     def listed(at: Sequence[Setting]) -> list[EngineBench]:
         keys = [(f, _key(f.name, s)) for s in at for f in facts]
-        return [_engine_bench(f, found[key], seed, raw[key]) for f, key in keys]
+        return [figures(f, found[key], seed, raw[key]) for f, key in keys]
 
     headline, swept = listed(compared_at), listed(settings[len(compared_at) :])
     curves = []
@@ -177,7 +178,7 @@ def bench(
     crashed = second is not None and second.status == "failed"
     failed = failures(measured, loaded, second.error if second is not None and crashed else None)
     missing = _not_compared(headline, baseline.name)
-    verdict, reason = verdict_of(measured, compared, a_a, failed, gate=gate, missing=missing)
+    verdict, reason = verdict_of(measured, ratios, guard, failed, gate=gate, missing=missing)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
@@ -185,7 +186,7 @@ def bench(
         engines=headline,
         curves=curves,
         scenarios=loaded,
-        comparisons=compared,
+        comparisons=ratios,
         a_a_control=a_a,
         failed=failed,
         conditions=conditions,
@@ -197,6 +198,7 @@ def bench(
             "swept_threads": list(threads),
             "swept_streams": list(streams),
             **({"device": device} if device is not None else {}),
+            "starts": starts,
             "duration_s": duration_s,
             "min_effect": min_effect,
             "baseline": baseline.name,
@@ -258,10 +260,13 @@ def _cell(
 
 
 def _measure(
-    cells: list[Cell], limits: Limits, seed: int, progress: Progress
+    cells: list[Cell], limits: Limits, starts: int, seed: int, progress: Progress
 ) -> tuple[_Found, Conditions]:
     groups = in_groups(cells)
-    sessions = [measure(group, limits, seed=seed, progress=progress) for group in groups]
+    sessions = [
+        measure_starts(group, limits, starts=starts, seed=seed, progress=progress)
+        for group in groups
+    ]
     before = 0
     for session in sessions:
         for cell in session.cells:
@@ -290,31 +295,7 @@ def _check_measured(found: Sequence[Measured]) -> None:
         raise EnvironmentFault(f"no engine can run here: {absent[0].error}")
 
 
-# --- evaluating ----------------------------------------------------------------------------------
-
-
-def _rounds(measured: Measured, span: int = _COMPUTE) -> list[NDArray[np.float64]]:
-    return [block.spans_ms[:, span] for block in measured.blocks]
-
-
-def _compare(
-    a: Measured, b: Measured, *, min_effect: float, control: Comparison | None, seed: int
-) -> Comparison | None:
-    if a.status != "ok" or b.status != "ok":
-        return None
-    speed = intervals.ratio_of_medians(_rounds(a), _rounds(b), seed=seed)
-    assert speed.ci95 is not None, "the harness measures enough rounds for an interval"
-    return Comparison(
-        a=a.cell.name,
-        b=b.cell.name,
-        batch=a.cell.batch,
-        ratio=speed.value,
-        ci95=speed.ci95,
-        min_effect=min_effect,
-        verdict=intervals.judge(
-            speed, min_effect=min_effect, floor=largest_effect(control), drift=drift(control)
-        ),
-    )
+# --- remarks ------------------------------------------------------------------------------------
 
 
 def _control_notes(measured: Measured | None, control: Comparison | None) -> list[str]:
@@ -334,71 +315,3 @@ def _placement_notes(facts: Sequence[EngineFacts], devices: Mapping[Path, str | 
     on = {fact.backend: runs_on(fact.path, devices[fact.path]) for fact in facts}
     beside_gpu = any((where or "").startswith("cuda") for where in on.values())
     return [PYTORCH_ON_CPU] if beside_gpu and on.get("torch") == "cpu" else []
-
-
-def _engine_bench(
-    fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None
-) -> EngineBench:
-    cell = measured.cell
-    bench = EngineBench(
-        name=fact.name,
-        file=fact.path.name,
-        backend=fact.backend,
-        status=measured.status,
-        error=measured.error,
-        precision=fact.precision,
-        batch=cell.batch,
-        image_size=measured.image_size or cell.image_size,
-        threads=cell.threads,
-        streams=cell.streams,
-        runs_on=runs_on(fact.path, cell.device),
-        warmup_calls=measured.warmup_calls,
-        samples=sum(len(block.spans_ms) for block in measured.blocks),
-        rounds=len(measured.blocks),
-        first_round=measured.first_round,
-        start_s=measured.start_s,
-        first_inference_ms=measured.first_inference_ms,
-        build_s=fact.build_s,
-        load_s=measured.load_s,
-        engine_bytes=fact.path.stat().st_size,
-        peak_rss_bytes=measured.peak_rss_bytes,
-        gpu_memory_bytes=measured.gpu_memory_bytes,
-        raw_file=raw_file,
-    )
-    if measured.status != "ok":
-        return bench
-    rounds = _rounds(measured)
-    rate = _rate(measured, rounds, seed)
-    spans = np.concatenate([block.spans_ms for block in measured.blocks])
-    return bench.model_copy(
-        update={
-            "latency_ms": intervals.latency(np.concatenate(rounds)),
-            "latency_ci95_ms": intervals.median(rounds, seed=seed).ci95,
-            "images_per_s": rate.value * cell.batch,
-            "images_per_s_ci95": _times(rate.ci95, cell.batch),
-            "batches_per_s": rate.value,
-            "spans_ms": {
-                **dict(zip(_SPANS, np.median(spans, axis=0).tolist(), strict=True)),
-                "end_to_end": float(np.median(spans.sum(axis=1))),
-            },
-            "energy_j": _joules_an_image(measured),
-            "round_medians_ms": [float(np.median(r)) for r in rounds],
-        }
-    )
-
-
-def _rate(measured: Measured, rounds: list[NDArray[np.float64]], seed: int) -> intervals.Estimate:
-    """Calls a second: of the time they took, or by the clock where several went on at once."""
-    if measured.cell.streams == 1:
-        return intervals.rate(rounds, seed=seed)
-    work, wall = np.array([b.work_and_wall for b in measured.blocks]).T
-    return intervals.wall_rate(work, wall, seed=seed)
-
-
-def _times(interval: Interval | None, factor: float) -> Interval | None:
-    return None if interval is None else (interval[0] * factor, interval[1] * factor)
-
-
-def _joules_an_image(measured: Measured) -> float | None:
-    calls = sum(len(block.calls) for block in measured.blocks)
-    return None if measured.joules is None else measured.joules / (calls * measured.cell.batch)

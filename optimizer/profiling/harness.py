@@ -74,11 +74,13 @@ class Limits:
         duration_s: Time for the rounds of one cell, lead-ins and rests included.
         call_timeout_s: A call that takes longer hangs.
         load_timeout_s: The same for loading.
+        least_rounds: Rounds that are measured even if they take longer than ``duration_s``.
     """
 
     duration_s: float
     call_timeout_s: float = 60.0
     load_timeout_s: float = 600.0
+    least_rounds: int = MIN_ROUNDS
 
     @property
     def block_s(self) -> float:
@@ -96,6 +98,8 @@ class Block:
     lead_in: int
     stream: NDArray[np.int32]
     """Which of the streams made each call."""
+    start: int = 0
+    """Which start of the engine this was."""
 
     @property
     def spans_ms(self) -> NDArray[np.float64]:
@@ -191,7 +195,7 @@ def _rounds(
         return 0, []
     budget = limits.duration_s * len(runners)
     affordable = int(budget / sum(r.block_cost_s for r in runners))
-    planned = max(MIN_ROUNDS, affordable)
+    planned = max(limits.least_rounds, affordable)
     order = np.random.default_rng(seed)
     progress.start("measure", total=planned)
     started = time.monotonic()
@@ -212,7 +216,7 @@ def _rounds(
         progress.advance()
         if not any(r.alive for r in runners):
             break
-        if done >= MIN_ROUNDS and time.monotonic() - started > _OVERRUN * budget:
+        if done >= limits.least_rounds and time.monotonic() - started > _OVERRUN * budget:
             notes.append(f"ended after {done} of {planned} rounds: they took too long")
             break
     progress.finish(f"{done} rounds")

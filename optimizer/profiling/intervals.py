@@ -13,8 +13,9 @@ slowed a whole round down cancels. Three corrections keep the intervals from bei
 - fewer than `MIN_ROUNDS_FOR_INTERVAL` rounds give no interval at all: the extremes of five values
   cover their median with 93.75 % only.
 
-Handled nowhere here: what differs between two starts of the same engine (memory layout, say). That
-is what the harness's A/A control shows, and `judge` takes it as ``floor``.
+What differs between two starts of the same engine (memory layout, say) is in no round. Of one start
+the harness's A/A control shows something, and `judge` takes it as ``floor`` and ``drift``; of several
+starts `across_starts` makes intervals as wide as they differ.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from optimizer.results import ComparisonVerdict, Interval, Latency
 __all__ = [
     "MIN_ROUNDS_FOR_INTERVAL",
     "Estimate",
+    "across_starts",
     "judge",
     "latency",
     "median",
@@ -214,6 +216,29 @@ def ratio_unpaired(a_medians: Floats, b_medians: Floats, *, seed: int = 0) -> Es
         sides.append(np.median(values[rows], axis=1))
     widening = max(_widening(np.log(a_medians)), _widening(np.log(b_medians)))
     return Estimate(point, _interval(point, sides[0] / sides[1], widening))
+
+
+def across_starts(estimate: Estimate, values: Sequence[float]) -> Estimate:
+    """An interval that holds what starts of the same engines differ by.
+
+    Student's interval of the mean of the starts' logarithms, around the estimate; never narrower than
+    the estimate's own.
+
+    Args:
+        estimate: Of all rounds together.
+        values: The same quantity of each start alone, positive; fewer than three change nothing.
+    """
+    from scipy.special import stdtrit
+
+    if len(values) < 3 or estimate.ci95 is None:
+        return estimate
+    logs = np.log(np.asarray(values, np.float64))
+    student = float(stdtrit(len(logs) - 1, 1 - (1 - _CONFIDENCE) / 2))
+    reach = math.exp(student * float(logs.std(ddof=1)) / math.sqrt(len(logs)))
+    low, high = estimate.ci95
+    return Estimate(
+        estimate.value, (min(low, estimate.value / reach), max(high, estimate.value * reach))
+    )
 
 
 # --- verdict -------------------------------------------------------------------------------------

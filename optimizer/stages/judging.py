@@ -103,6 +103,7 @@ def measure_engines(state: Run, checkpoint: Artifact) -> BenchResult | None:
             batch=section.batch,
             threads=section.threads,
             streams=section.streams,
+            starts=section.starts,
             max_latency=_bound(section),
             scenario=section.scenario,
             duration_s=parse_duration(section.duration),

@@ -119,6 +119,8 @@ class LayeredSession(TinySession):
 class TinyBound:
     def __init__(self, behaviour: dict[str, Any], batch: Any) -> None:
         self.behaviour = behaviour
+        # What a start of its own changes: memory that lies elsewhere, say.
+        self.luck = math.exp(behaviour.get("start_differs", 0.0) * np.random.default_rng().normal())
         self.batch = batch.reshape(len(batch), -1).astype(np.float32)
         size = self.batch.shape[1]
         self.weights = np.random.default_rng(0).standard_normal((size, 10), np.float32)
@@ -143,7 +145,7 @@ class TinyBound:
         slower = self.behaviour.get("cold_factor", 1.0) - 1
         warmth = math.exp(-self.calls / self.behaviour.get("cold_calls", 1))
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
-        busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood
+        busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood * self.luck
         self._busy(busy, since=self.started)
         if "sleep_ms" in self.behaviour:  # other threads go on; sleeping for no time takes time
             time.sleep(self.behaviour["sleep_ms"] / 1e3)

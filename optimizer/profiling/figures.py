@@ -1,0 +1,155 @@
+"""From the blocks of a cell to its figures, and from two cells to a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.engines.placement import runs_on
+from optimizer.profiling import intervals
+from optimizer.profiling.asked import EngineFacts
+from optimizer.profiling.harness import Measured
+from optimizer.profiling.verdict import drift, largest_effect
+from optimizer.results import Comparison, EngineBench, Interval
+
+__all__ = ["compared", "figures"]
+
+_COMPUTE = 1
+_SPANS = ("host_to_device", "compute", "device_to_host")
+Rounds = list[NDArray[np.float64]]
+
+
+def _rounds(measured: Measured, span: int = _COMPUTE) -> Rounds:
+    return [block.spans_ms[:, span] for block in measured.blocks]
+
+
+def _across_starts(
+    estimate: intervals.Estimate,
+    measured: Measured,
+    value: Callable[[slice], float],
+) -> intervals.Estimate:
+    """The estimate with what starts differ by in its interval, where there were several."""
+    numbers = [block.start for block in measured.blocks]
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    values = [value(slice(a, b)) for a, b in pairwise(edges)]
+    return intervals.across_starts(estimate, values)
+
+
+def compared(
+    a: Measured, b: Measured, *, min_effect: float, control: Comparison | None, seed: int
+) -> Comparison | None:
+    """The speed of ``b`` in units of ``a``, judged; ``None`` if one of them failed.
+
+    Args:
+        a: The baseline.
+        b: The other, in the same rounds.
+        min_effect: Smallest difference of interest.
+        control: The baseline against itself. Of no use where engines were started several times:
+            what starts differ by is in the interval then.
+        seed: Seed of the resampling.
+    """
+    if a.status != "ok" or b.status != "ok":
+        return None
+    first, second = _rounds(a), _rounds(b)
+
+    def ratio(part: slice) -> float:
+        medians = [float(np.median(np.concatenate(rounds[part]))) for rounds in (first, second)]
+        return medians[0] / medians[1]
+
+    speed = _across_starts(intervals.ratio_of_medians(first, second, seed=seed), a, ratio)
+    assert speed.ci95 is not None, "the harness measures enough rounds for an interval"
+    return Comparison(
+        a=a.cell.name,
+        b=b.cell.name,
+        batch=a.cell.batch,
+        ratio=speed.value,
+        ci95=speed.ci95,
+        min_effect=min_effect,
+        verdict=intervals.judge(
+            speed, min_effect=min_effect, floor=largest_effect(control), drift=drift(control)
+        ),
+    )
+
+
+def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None) -> EngineBench:
+    """All figures of one cell.
+
+    Args:
+        fact: The engine.
+        measured: What was found out about it.
+        seed: Seed of the resampling.
+        raw_file: Where its raw samples lie.
+    """
+    cell = measured.cell
+    bench = EngineBench(
+        name=fact.name,
+        file=fact.path.name,
+        backend=fact.backend,
+        status=measured.status,
+        error=measured.error,
+        precision=fact.precision,
+        batch=cell.batch,
+        image_size=measured.image_size or cell.image_size,
+        threads=cell.threads,
+        streams=cell.streams,
+        runs_on=runs_on(fact.path, cell.device),
+        warmup_calls=measured.warmup_calls,
+        samples=sum(len(block.spans_ms) for block in measured.blocks),
+        rounds=len(measured.blocks),
+        first_round=measured.first_round,
+        start_s=measured.start_s,
+        first_inference_ms=measured.first_inference_ms,
+        build_s=fact.build_s,
+        load_s=measured.load_s,
+        engine_bytes=fact.path.stat().st_size,
+        peak_rss_bytes=measured.peak_rss_bytes,
+        gpu_memory_bytes=measured.gpu_memory_bytes,
+        raw_file=raw_file,
+    )
+    if measured.status != "ok":
+        return bench
+    rounds = _rounds(measured)
+    rate = _across_starts(
+        _rate(measured, slice(None), seed), measured, lambda part: _rate(measured, part, seed).value
+    )
+    middle = _across_starts(
+        intervals.median(rounds, seed=seed),
+        measured,
+        lambda part: float(np.median(np.concatenate(rounds[part]))),
+    )
+    spans = np.concatenate([block.spans_ms for block in measured.blocks])
+    return bench.model_copy(
+        update={
+            "latency_ms": intervals.latency(np.concatenate(rounds)),
+            "latency_ci95_ms": middle.ci95,
+            "images_per_s": rate.value * cell.batch,
+            "images_per_s_ci95": _times(rate.ci95, cell.batch),
+            "batches_per_s": rate.value,
+            "spans_ms": {
+                **dict(zip(_SPANS, np.median(spans, axis=0).tolist(), strict=True)),
+                "end_to_end": float(np.median(spans.sum(axis=1))),
+            },
+            "energy_j": _joules_an_image(measured),
+            "round_medians_ms": [float(np.median(r)) for r in rounds],
+        }
+    )
+
+
+def _rate(measured: Measured, part: slice, seed: int) -> intervals.Estimate:
+    """Calls a second: of the time they took, or by the clock where several went on at once."""
+    if measured.cell.streams == 1:
+        return intervals.rate(_rounds(measured)[part], seed=seed)
+    work, wall = np.array([b.work_and_wall for b in measured.blocks[part]]).T
+    return intervals.wall_rate(work, wall, seed=seed)
+
+
+def _times(interval: Interval | None, factor: float) -> Interval | None:
+    return None if interval is None else (interval[0] * factor, interval[1] * factor)
+
+
+def _joules_an_image(measured: Measured) -> float | None:
+    calls = sum(len(block.calls) for block in measured.blocks)
+    return None if measured.joules is None else measured.joules / (calls * measured.cell.batch)

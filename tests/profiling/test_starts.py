@@ -1,0 +1,71 @@
+"""Several starts: what one start differs from another is in the intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from optimizer.errors import UsageError
+from optimizer.profiling import bench
+from optimizer.profiling.harness import MIN_ROUNDS
+from optimizer.profiling.intervals import Estimate, across_starts
+from optimizer.profiling.starts import check_starts
+from tests.profiling.conftest import MakeEngine
+
+
+def test_starts_that_differ_make_the_interval_as_wide_as_they_do() -> None:
+    """Coverage of the true ratio, with rounds so many that their own interval is next to nothing."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        values = np.exp(generator.normal(scale=0.02, size=5))
+        value = float(np.exp(np.log(values).mean()))
+        low, high = across_starts(
+            Estimate(value, (value * 0.9999, value * 1.0001)), values
+        ).ci95 or (0, 0)
+        covered += low <= 1.0 <= high
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_an_interval_never_becomes_narrower() -> None:
+    wide = Estimate(1.0, (0.9, 1.1))
+    assert across_starts(wide, [1.0, 1.0001, 0.9999]) == wide
+    assert across_starts(wide, [1.0, 2.0]) == wide, "two starts say nothing"
+    none = Estimate(1.0, None)
+    assert across_starts(none, [1.0, 1.1, 0.9]) == none
+
+
+@pytest.mark.parametrize("starts", [0, 2, -1])
+def test_a_number_of_starts_that_says_nothing_is_refused(starts: int) -> None:
+    with pytest.raises(UsageError, match=f"{starts} starts tell nothing") as caught:
+        check_starts(starts)
+    assert "--starts 1, or 3 and more" in str(caught.value.mend)
+
+
+def test_two_copies_whose_starts_differ_are_not_told_apart(make_engine: MakeEngine) -> None:
+    """By one start each they would be: each is another by some ten per cent."""
+    a = make_engine("a", busy_ms=0.3, start_differs=0.1)
+    b = make_engine("b", busy_ms=0.3, start_differs=0.1)
+    found = bench([a, b], duration_s=0.5, threads=1, starts=5, control=False)
+    (ratio,) = found.comparisons
+    assert math.log(ratio.ci95[1] / ratio.ci95[0]) > 0.06
+    assert ratio.ci95[0] < ratio.ratio < ratio.ci95[1]
+    assert found.settings["starts"] == 5
+    for engine in found.engines:
+        assert engine.rounds >= MIN_ROUNDS
+        assert engine.images_per_s_ci95 is not None
+        low, high = engine.images_per_s_ci95
+        assert math.log(high / low) > 0.03
+    assert len(found.conditions.load_1min) == found.engines[0].rounds
+
+
+def test_a_true_difference_is_found_across_starts(make_engine: MakeEngine) -> None:
+    slow, fast = make_engine("slow", busy_ms=0.4), make_engine("fast", busy_ms=0.2)
+    found = bench([fast], against=slow, duration_s=0.5, threads=1, starts=3)
+    (ratio,) = found.comparisons
+    assert ratio.ratio == pytest.approx(2.0, rel=0.1)
+    assert found.a_a_control is not None
+    if ratio.verdict == "faster":  # three starts of a busy machine may not agree
+        assert found.verdict == "pass"
