@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
-from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.graph_facts import Annotator, graph_facts
 from optimizer.engines.openvino_layers import (
     CALLS_A_COPY,
     SETTLING,
@@ -78,14 +78,15 @@ class OpenVino:
         try:
             compiled = core.compile_model(core.read_model(graph), "CPU", properties)
             progress.advance()
-            layers = annotate(layers_of(compiled), graph)
+            annotated = Annotator(graph)
+            layers = annotated(layers_of(compiled))
             fixed = {}
             for size in sizes:
                 progress.advance(note=f"for batch {size}")
                 model = core.read_model(graph)
                 model.reshape([size, *model.inputs[0].partial_shape[1:]])
                 alone = core.compile_model(model, "CPU", properties)
-                _check_same_precisions(layers, annotate(layers_of(alone), graph), size)
+                _check_same_precisions(layers, annotated(layers_of(alone)), size)
                 fixed[size] = alone.export_model().getvalue()
                 del alone
             output.write_bytes(pack(compiled.export_model().getvalue(), fixed))
