@@ -20,6 +20,7 @@ from optimizer.precision.int8.correction import sqnr
 from optimizer.precision.int8.encodings import stored_scale
 from optimizer.precision.int8.equalization import equalization_factors
 from optimizer.precision.int8.reading import read_quantized
+from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.loading import load_graph, tidy
 from optimizer.precision.topology import Topology, analyse
 from optimizer.recipe import parse_recipe
@@ -104,6 +105,24 @@ def test_an_average_pool_is_part_of_the_stream() -> None:
     (group,) = [g for g in topology.channel_groups() if "block.pool" in g.tensors]
     assert group.closed
     assert set(group.tensors) >= {"relu", "block.pool"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "attributes", "known"),
+    [
+        ("AveragePool", {"pads": [0, 0, 1, 1]}, False),
+        ("AveragePool", {"pads": [1, 1, 1, 1]}, True),
+        ("MaxPool", {"pads": [0, 0, 1, 1]}, True),
+        ("MaxPool", {"pads": [0, 0, 0, 0], "dilations": [2, 2]}, False),
+    ],
+)
+def test_poolings_that_cannot_be_simulated_are_known(
+    operation: str, attributes: dict[str, list[int]], known: bool
+) -> None:
+    def pooled(build: Builder, x: ir.Value) -> ir.Value:
+        return build._emit(operation, [x], "pool", (8, 7, 7), kernel_shape=[2, 2], **attributes)
+
+    assert Simulation.simulates(analyse(built(1, pooled))) is known
 
 
 def test_the_flatten_of_a_map_is_not_equalized() -> None:

@@ -108,6 +108,7 @@ class Simulation:
         return all(
             (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
             and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+            and (not node.op_type.endswith("Pool") or _pools_plainly(node))
             for node in topology.nodes.values()
         )
 
@@ -293,6 +294,14 @@ def _layer(
         return functional.conv2d(x, weight, bias, strides, padding, dilations, groups)
 
     return convolve
+
+
+def _pools_plainly(node: ir.Node) -> bool:
+    """Whether a pooling has no holes, and an average as much padding at its ends as before."""
+    pads = list(node.attributes.get_ints("pads", ()) or ())
+    half = len(pads) // 2
+    even = node.op_type != "AveragePool" or pads[:half] == pads[half:]
+    return even and set(node.attributes.get_ints("dilations", ()) or ()) <= {1}
 
 
 def _pads(node: ir.Node, rank: int) -> list[int]:
