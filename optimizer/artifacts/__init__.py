@@ -6,7 +6,7 @@ library versions, and for which device. The manifest's ``key`` is the sha256 of 
 the outcome; a stage whose key is known is not run again.
 """
 
-from optimizer.artifacts.cache import Cache
+from optimizer.artifacts.cache import Anew, Cache
 from optimizer.artifacts.files import write_atomically, write_text_atomically
 from optimizer.artifacts.keys import content_key, digest, external_data_files, library_versions
 from optimizer.artifacts.manifest import (
@@ -18,14 +18,17 @@ from optimizer.artifacts.manifest import (
     manifest_path,
     read_manifest,
 )
+from optimizer.artifacts.outputs import check_output
 from optimizer.artifacts.producing import produce
 
 __all__ = [
+    "Anew",
     "Artifact",
     "Cache",
     "Input",
     "Manifest",
     "Plan",
+    "check_output",
     "content_key",
     "digest",
     "external_data_files",

@@ -16,7 +16,7 @@ from optimizer.artifacts.keys import digest
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["Cache"]
+__all__ = ["Anew", "Cache"]
 
 
 def _check_digest(path: Path, sha256: str) -> None:
@@ -26,6 +26,9 @@ def _check_digest(path: Path, sha256: str) -> None:
 
 class Cache:
     """Artifacts by content key: ``<root>/<key>/`` holds the file and its manifest."""
+
+    anew = False
+    """Whether nothing that was made before may be taken, not even from where it would go."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -113,3 +116,23 @@ class Cache:
         for child in self.root.iterdir():
             shutil.rmtree(child)
         return size
+
+
+class Anew(Cache):
+    """No cache, and nothing that lies there already is taken: all is made anew."""
+
+    anew = True
+
+    def __init__(self) -> None:
+        super().__init__(Cache.default().root)
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:  # noqa: ARG002 - as `Cache.lock`
+        """Hold nothing."""
+        yield
+
+    def fetch(self, key: str, destination: Path) -> None:
+        """Nothing is here."""
+
+    def store(self, path: Path, manifest: Manifest) -> None:
+        """Keep nothing."""

@@ -50,12 +50,12 @@ def produce(
         destination: Where the artifact goes; its manifest goes beside it.
         write: Writes the file at the path it is given and returns ``details`` for the manifest.
             It is not called when the artifact is at ``destination`` or in ``cache``.
-        cache: Where artifacts are kept by key; ``None`` keeps none.
+        cache: Where artifacts are kept by key; ``None`` keeps none, `Anew` takes none.
 
     Raises:
         ArtifactError: ``write`` wrote nothing.
     """
-    existing = _existing(plan, destination)
+    existing = None if cache is not None and cache.anew else _existing(plan, destination)
     if existing is not None:
         return existing
     with cache.lock(plan.key) if cache is not None else contextlib.nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from typing import Annotated, Never
@@ -10,7 +11,7 @@ import typer
 
 from optimizer._version import __version__
 from optimizer.cli import build, job, judge, layers, machine, make, pixels
-from optimizer.errors import ResnetOptError
+from optimizer.errors import EnvironmentFault, ResnetOptError
 
 __all__ = ["app", "main"]
 
@@ -58,6 +59,11 @@ def _root(
 
 _verbose = False
 INTERRUPTED = 130
+_OF_THE_DISK = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
+    errno.EFBIG,
+}  # fmt: skip
+"""What an operating system says of a folder or a disk, which is no bug."""
 
 JOB, STEPS, RESULTS, MACHINE = "The main job", "Its steps", "Results", "Machine and data"
 for command, panel in (
@@ -107,12 +113,23 @@ def main() -> Never:
         raise
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            _report(error)
+        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        print_error(EnvironmentFault(said, mend="another folder, or room on the disk"))
+        sys.exit(EnvironmentFault.exit_code)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, said as one
-        if _verbose:
-            import traceback
-
-            traceback.print_exc()
-        typer.echo(f"internal error: {type(error).__name__}: {error}", err=True)
-        typer.echo("run again with resnet-opt -v … and report the traceback", err=True)
-        sys.exit(1)
+        _report(error)
     sys.exit(0)
+
+
+def _report(error: Exception) -> Never:
+    """What only a bug can be."""
+    if _verbose:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"internal error: {type(error).__name__}: {error}", err=True)
+    typer.echo("run again with resnet-opt -v … and report the traceback", err=True)
+    sys.exit(1)

@@ -174,9 +174,14 @@ def _execute(
 
 def _run(recipe: Recipe, folder: Path, no_cache: bool, as_json: bool) -> None:
     from optimizer import pipeline
+    from optimizer.artifacts import check_output
     from optimizer.cli.console import progress
+    from optimizer.errors import UsageError
 
     command = shlex.join(["resnet-opt", *sys.argv[1:]])
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", mend="-o with the name of a folder")
+    check_output(folder / "results.json")
     with progress() as bars:
         result = pipeline.run(
             recipe,

@@ -27,7 +27,7 @@ class Percentile(enum.StrEnum):
     p99 = "p99"
 
 
-Engines = Annotated[list[Path], typer.Argument(help="Engines, graphs or checkpoints.")]
+Engines = Annotated[list[Path], typer.Argument(help="Engines or checkpoints.")]
 
 
 def validate(
@@ -46,6 +46,7 @@ def validate(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     layers: Annotated[bool, typer.Option("--layers", help="Also look block by block.")] = False,
     arch: opt.Arch = None,
+    image_size: opt.ImageSize = None,
     device: opt.Device = None,
     skip_bad_images: opt.SkipBadImages = False,
     workers: opt.Workers = None,
@@ -59,11 +60,13 @@ def validate(
     Example: resnet-opt validate model.blob --reference model.safetensors --data digits:test
     """
     from optimizer import verbs
+    from optimizer.artifacts import check_output
     from optimizer.cli.console import progress
     from optimizer.evaluation import raise_for_verdict
     from optimizer.results import write_result
     from optimizer.units import parse_pp, parse_share
 
+    check_output(output, [*engines, reference, data])
     with progress() as bars:
         result = verbs.validate(
             engines,
@@ -75,6 +78,7 @@ def validate(
             batch=batch,
             layers=layers,
             arch=arch,
+            image_size=image_size,
             device=device,
             skip_bad_images=skip_bad_images,
             workers=workers,
@@ -139,6 +143,7 @@ def bench(
     Example: resnet-opt bench model.blob --batch 1,2,4,8,16,32 --streams 1,2 --max-latency 15ms
     """
     from optimizer import verbs
+    from optimizer.artifacts import check_output
     from optimizer.cli.console import progress
     from optimizer.errors import BuildError, Inconclusive, PerformanceRegression
     from optimizer.results import LatencyBound, write_result
@@ -148,6 +153,7 @@ def bench(
     if max_latency is not None:
         milliseconds = 1e3 * parse_duration(max_latency)
         bound = LatencyBound(percentile=latency_percentile.value, max_latency_ms=milliseconds)
+    check_output(output, [*engines, against])
     with progress() as bars:
         result = verbs.bench(
             engines,

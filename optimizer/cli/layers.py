@@ -47,6 +47,7 @@ def profile(
     Example: resnet-opt profile model.blob model.safetensors --batch 1 -o profile.json
     """
     from optimizer import verbs
+    from optimizer.artifacts import check_output
     from optimizer.cli.console import progress
     from optimizer.errors import BuildError, UsageError
     from optimizer.results import write_result
@@ -54,6 +55,7 @@ def profile(
 
     if remeasure and not ceilings:
         raise UsageError("--remeasure measures the ceilings that --no-ceilings leaves out")
+    check_output(output, engines)
     with progress() as bars:
         result = verbs.profile(
             engines,

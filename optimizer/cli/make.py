@@ -101,8 +101,16 @@ def export(
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]
             progress=progress,
         )
-    worst = made.manifest.details["max_relative_difference"]
-    say(made, as_json, f"differs from PyTorch by at most {worst:.1e} of the largest logit")
+    details = made.manifest.details
+    worst = details["max_relative_difference"]
+    said = f"differs from PyTorch by at most {worst:.1e} of the largest logit"
+    if details.get("preprocessing_assumed"):
+        size = (made.manifest.preprocessing or {}).get("crop")
+        said += (
+            f"\npreprocessing assumed, for the weights came without: ImageNet's mean and std, {size} px; "
+            "wrong ones cost accuracy"
+        )
+    say(made, as_json, said)
 
 
 def calibrate(

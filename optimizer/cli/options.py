@@ -152,10 +152,10 @@ CacheOff = Annotated[
 
 
 def cache_of(off: bool) -> object:
-    """The user's cache, or ``None``."""
-    from optimizer.artifacts import Cache
+    """The user's cache, or one that makes everything anew."""
+    from optimizer.artifacts import Anew, Cache
 
-    return None if off else Cache.default()
+    return Anew() if off else Cache.default()
 
 
 def encoding_options(

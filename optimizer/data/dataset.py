@@ -110,6 +110,12 @@ class Source(Protocol):
     def fingerprint(self, position: int) -> Iterable[bytes]:
         """The bytes that stand for one image in the dataset's digest."""
 
+    def content(self, position: int) -> Iterable[bytes]:
+        """The same for the image alone, whatever it is called."""
+
+    def size(self, position: int) -> int:
+        """Bytes of the image as it is stored: equal images have equal sizes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
@@ -153,9 +159,8 @@ class ImageDataset:
     def sha256(self) -> str:
         """Digest over images and labels in order.
 
-        For digits and NPZ files it covers every pixel. For folders it covers the relative paths,
-        the file sizes and the labels: it notices added, removed, renamed and resized files at the
-        price of a directory listing, but not a change that keeps a file's size.
+        For digits and NPZ files it covers every pixel, for folders the relative paths and the contents
+        of the files: the images are read once (nothing is decoded) when it is asked for first.
         """
         hasher = hashlib.sha256()
         for position, label in zip(self.positions, self.labels, strict=True):

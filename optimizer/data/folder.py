@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ class FileSource:
         self._root = root
         self._files = files
         self._sizes = sizes
+        self._digests: dict[int, bytes] = {}
 
     def file(self, position: int) -> Path:
         """See `Source.file`."""
@@ -45,8 +47,22 @@ class FileSource:
         return self._files[position]
 
     def fingerprint(self, position: int) -> Iterable[bytes]:
-        """See `Source.fingerprint`: path and size, not the contents."""
-        return (self._files[position].encode(), b"\0", str(self._sizes[position]).encode(), b"\0")
+        """See `Source.fingerprint`: the path and a digest of the file."""
+        return (self._files[position].encode(), b"\0", *self.content(position))
+
+    def content(self, position: int) -> Iterable[bytes]:
+        """See `Source.content`: a digest of the file, taken once."""
+        if position not in self._digests:
+            try:
+                data = self.file(position).read_bytes()
+            except OSError as error:  # what cannot be read is told, or left out, when it is decoded
+                data = f"unreadable: {error.errno}".encode()
+            self._digests[position] = hashlib.sha256(data).digest()
+        return (self._digests[position],)
+
+    def size(self, position: int) -> int:
+        """See `Source.size`."""
+        return self._sizes[position]
 
 
 def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:

@@ -41,8 +41,16 @@ class PixelSource:
 
     def fingerprint(self, position: int) -> Iterable[bytes]:
         """See `Source.fingerprint`."""
+        return self.content(position)
+
+    def content(self, position: int) -> Iterable[bytes]:
+        """See `Source.content`."""
         image = self._images[position]
         return (repr(image.shape).encode(), image.tobytes())
+
+    def size(self, position: int) -> int:
+        """See `Source.size`."""
+        return int(self._images[position].nbytes)
 
 
 class TensorSource:
@@ -81,5 +89,13 @@ class TensorSource:
 
     def fingerprint(self, position: int) -> Iterable[bytes]:
         """See `Source.fingerprint`."""
+        return self.content(position)
+
+    def content(self, position: int) -> Iterable[bytes]:
+        """See `Source.content`."""
         image = self._images[position]
         return (b"float32", repr(image.shape).encode(), image.tobytes())
+
+    def size(self, position: int) -> int:
+        """See `Source.size`."""
+        return int(self._images[position].nbytes)

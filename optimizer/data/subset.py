@@ -52,14 +52,17 @@ def stratified_subset(labels: NDArray[np.int64], count: int, seed: int = 0) -> N
 
 
 def shared_images(one: ImageDataset, other: ImageDataset) -> int:
-    """How many images of ``other`` are in ``one`` too, by what stands for each in the digests.
+    """How many images of ``other`` are in ``one`` too, by their contents, whatever they are called.
 
-    Pixels for digits and NPZ files, relative path and file size for folders.
+    Only files of the same size are read.
     """
+    sizes = [{d.source.size(int(p)) for p in d.positions} for d in (one, other)]
+    both = sizes[0] & sizes[1]
 
     def digests(dataset: ImageDataset) -> Iterator[bytes]:
-        for position in dataset.positions:
-            yield hashlib.sha256(b"".join(dataset.source.fingerprint(int(position)))).digest()
+        for position in map(int, dataset.positions):
+            if dataset.source.size(position) in both:
+                yield hashlib.sha256(b"".join(dataset.source.content(position))).digest()
 
     known = set(digests(one))
     return sum(digest in known for digest in digests(other))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,19 +166,11 @@ def keep_graph(graph: Path, output: Path) -> None:
         if external_data_files(graph):
             onnx.save_model(onnx.load(graph), temporary)
         else:
-            _link_or_copy(graph, temporary)
+            # No hard link: who saves the graph again in place would change this one with it.
+            shutil.copyfile(graph, temporary)
     sidecar = manifest_path(graph)
     if sidecar.is_file() and digest(beside) == digest(graph):
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
         write_text_atomically(
             manifest_path(beside), json.dumps({**raw, "file": beside.name}, indent=2) + "\n"
         )
-
-
-def _link_or_copy(source: Path, destination: Path) -> None:
-    """A hard link where the file system has them: artifacts are replaced, never written into."""
-    destination.unlink()
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)

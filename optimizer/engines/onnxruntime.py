@@ -375,11 +375,25 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=PROVIDERS)
     fetched = [name for name in names if name != source]
+    first = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    fixed = int(first.dim_value) if first.HasField("dim_value") else None
 
     def run(batch: Array) -> dict[str, Array]:
-        values = dict(zip(fetched, session.run(fetched, {source: batch}), strict=True))
+        values = dict(zip(fetched, compute(batch), strict=True))
         if source in names:
             values[source] = batch
         return values
+
+    def compute(batch: Array) -> list[Array]:
+        if fixed is None:
+            return list(session.run(fetched, {source: batch}))
+        parts = []
+        for start in range(0, len(batch), fixed):
+            part = batch[start : start + fixed]
+            missing = fixed - len(part)
+            full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            found = session.run(fetched, {source: full})
+            parts.append([value[: len(part)] for value in found])
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     return run

@@ -74,7 +74,7 @@ def open_streams(
 
 def _checked_backend(path: Path, device: str | None) -> Backend:
     """The backend of an engine or a checkpoint, which was found fit to be opened here."""
-    if path.suffix in {".safetensors", ".pth", ".pt"} and not _is_engine(path):
+    if path.suffix in {".safetensors", ".pth", ".pt", ".ckpt"} and not _is_engine(path):
         return get_backend("torch")
     artifact = load_artifact(path)
     if artifact.manifest.kind != "engine":

@@ -20,7 +20,7 @@ from optimizer.evaluation.reference import Reference
 __all__ = ["REFERENCE", "Chain", "Step", "exported_beside", "plan_steps"]
 
 REFERENCE = "reference"
-_CHECKPOINTS = {".safetensors", ".pth", ".pt"}
+_CHECKPOINTS = {".safetensors", ".pth", ".pt", ".ckpt"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,16 @@ from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
 __all__ = ["Evidence", "judge_hop"]
 
 
-def judge_hop(paired: Paired, flips: int, gates: Gates) -> VerdictName:
-    """Judge one hop: the paired interval of its drop, and Wilson's interval of its flips."""
+def judge_hop(paired: Paired, flips: int, gates: Gates, *, labels_tell: bool = True) -> VerdictName:
+    """Judge one hop: the paired interval of its drop, and Wilson's interval of its flips.
+
+    Where the labels tell nothing (the reference itself is at chance on them), a small drop proves
+    nothing: then more changed predictions than the drop allowed leave it open.
+    """
     verdict = gate(paired.interval_pp, gates.max_drop_pp)
+    if not labels_tell and verdict == "pass":
+        changed = wilson_interval(flips, paired.n)[0]
+        verdict = "inconclusive" if changed > gates.max_drop_pp / 100 else "pass"
     if gates.max_flips is None:
         return verdict
     return worst_verdict(verdict, gate(wilson_interval(flips, paired.n), gates.max_flips))
@@ -39,6 +46,7 @@ class Evidence:
         gates: The limits.
         consistency: Batch consistency of the engines.
         audits: Precision audits by engine.
+        labels_tell: Whether the reference is better than chance on these labels.
     """
 
     hops: Sequence[Hop]
@@ -47,6 +55,7 @@ class Evidence:
     gates: Gates
     consistency: Sequence[BatchConsistency]
     audits: Mapping[str, Audit]
+    labels_tell: bool = True
 
     @cached_property
     def ends(self) -> list[Hop | None]:

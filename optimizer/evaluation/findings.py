@@ -51,6 +51,13 @@ def _accuracy(evidence: Evidence) -> str:
     limits = _limits(evidence.gates)
     judged = [hop for hop in evidence.ends if hop is not None]
     for hop in judged:
+        if hop.verdict == "inconclusive" and not evidence.labels_tell:
+            reference = evidence.hops[0]
+            return (
+                f"the labels tell nothing about {hop.name}: the reference itself has "
+                f"{100 * (reference.top1 or 0):.2f} % top-1, which may be chance (are classes, order and "
+                f"preprocessing right?), and {_drop(hop)}"
+            )
         if hop.verdict == "inconclusive":
             needed = evidence.images_needed
             more = f"about {needed:,} would" if needed else "no number decides at this limit"

@@ -52,14 +52,16 @@ def predict(
         raise DataError("no image to classify", mend="name image files")
     check_device([engine], device)
     preprocessing, classes = _card(engine)
+    ends_in_softmax = _ends_in_softmax(engine)
     found = []
     with closing(open_engine(engine, device=device)) as session:
         pixels = session.input.dtype == "uint8"
         apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
         for path in images:
-            logits = session.run(apply(open_image(path))[None])[0].astype(np.float64)
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
+            shares = session.run(apply(open_image(path))[None])[0].astype(np.float64)
+            if not ends_in_softmax:
+                shares = np.exp(shares - shares.max())
+                shares /= shares.sum()
             best = np.argsort(-shares, kind="stable")[:top].tolist()
             found.append(
                 Prediction(
@@ -72,10 +74,23 @@ def predict(
     return found
 
 
+def _ends_in_softmax(engine: Path) -> bool:
+    """Whether the outputs are probabilities already, by the graph that an engine was built from."""
+    from optimizer.engines.graph_facts import load_proto
+    from optimizer.engines.opening import graph_of
+
+    graph = engine if engine.suffix == ".onnx" else graph_of(engine)
+    if graph is None:
+        return False
+    proto = load_proto(graph).graph
+    last = next((n for n in proto.node if proto.output[0].name in n.output), None)
+    return last is not None and last.op_type == "Softmax"
+
+
 def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     from optimizer.data import Preprocessing
 
-    if engine.suffix in {".safetensors", ".pth", ".pt"}:
+    if engine.suffix in {".safetensors", ".pth", ".pt", ".ckpt"}:
         from optimizer.models import load_model
 
         model = load_model(str(engine))

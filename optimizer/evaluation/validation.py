@@ -107,7 +107,8 @@ def validate(
             _write_predictions(parity, data, dataset.sha256, predictions)
             written = digest(predictions)
         skipped, timing = _reading(data, clock, read_before)
-    hops = [_hop(name, o, gates, data) for name, o in parity.outcomes.items()]
+    tell = wilson_interval(own.correct, own.n)[0] > 1 / opened.num_classes
+    hops = [_hop(name, o, gates, data, tell) for name, o in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if layers else {}
     audits = _audits(steps.values(), min_share)
     evidence = Evidence(
@@ -117,6 +118,7 @@ def validate(
         gates=gates,
         consistency=consistency,
         audits=audits,
+        labels_tell=tell,
     )
     failing = evidence.first_failing
     return ValidateResult(
@@ -166,7 +168,9 @@ def raise_for_verdict(result: ValidateResult) -> None:
 # --- hops --------------------------------------------------------------------------------------
 
 
-def _hop(name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset) -> Hop:
+def _hop(
+    name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset, labels_tell: bool
+) -> Hop:
     step, tally = outcome.step, outcome.tally
     hop = Hop(
         name=name,
@@ -196,7 +200,7 @@ def _hop(name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset) -> Ho
             "sqnr_db": tally.noise.db,
             "max_abs_diff": tally.max_abs_diff,
             "worst_image": None if tally.worst is None else dataset.image_id(tally.worst),
-            "verdict": judge_hop(tally.paired, tally.flips, gates),
+            "verdict": judge_hop(tally.paired, tally.flips, gates, labels_tell=labels_tell),
         }
         if tally.has_parent:
             measured |= {

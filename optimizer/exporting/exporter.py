@@ -103,7 +103,7 @@ def export_onnx(
         checked = verify_file(path, model, batch=batch, input_kind=input_kind)
         progress.advance()
         progress.finish(f"max |Δ| {checked['max_relative_difference']:.1e} of the largest logit")
-        return checked
+        return {**checked, "preprocessing_assumed": model.preprocessing_assumed}
 
     return produce(plan, output, write, cache=cache)
 

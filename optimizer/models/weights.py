@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHT_SUFFIXES", "fit_weights", "read_weights"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 State = dict[str, "torch.Tensor"]
 # Averaged weights are what a trainer meant to be used, so they come first (timm does the same).

@@ -14,7 +14,7 @@ from optimizer.targets.hardware import cpu_features
 
 __all__ = ["EngineFacts", "check_options", "describe_engines", "grid", "with_baseline"]
 
-_CHECKPOINTS = {".safetensors", ".pth", ".pt"}
+_CHECKPOINTS = {".safetensors", ".pth", ".pt", ".ckpt"}
 _LONGEST_S = 24 * 3600.0
 
 

@@ -52,6 +52,7 @@ def images_for(
     data: str | None,
     ready: Path | str | None,
     *,
+    calib_images: int = 256,
     skip_bad_images: bool = False,
     workers: int | None = None,
 ) -> ImageDataset:
@@ -61,6 +62,7 @@ def images_for(
         calib: Images to calibrate with and to search on.
         data: Images that will judge; here only to make sure that they are others.
         ready: Statistics or encodings, which a search cannot use.
+        calib_images: How many of ``calib`` calibrate.
         skip_bad_images: Leave out calibration images that cannot be decoded.
         workers: Processes that decode image files; by default one a core.
 
@@ -82,7 +84,9 @@ def images_for(
     dataset = open_dataset(calib, skip_bad_images=skip_bad_images, workers=workers)
     if skip_bad_images:
         dataset = dataset.verify()
-    check_data(dataset, open_dataset(data))
+    judging = open_dataset(data)
+    for seen in divided(dataset, calib_images):
+        check_data(seen, judging)
     return dataset
 
 

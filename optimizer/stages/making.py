@@ -87,7 +87,7 @@ def open_images(state: Run) -> Images:
     import numpy as np
 
     from optimizer.data import open_dataset, stratified_subset
-    from optimizer.search import check_data
+    from optimizer.search import check_data, divided
 
     calibrate, validation = state.recipe.calibrate, state.recipe.validation
     asked = {precision for section in state.recipe.build for precision in section.precision}
@@ -101,8 +101,6 @@ def open_images(state: Run) -> Images:
     if asked & {"int8", "fp8", "mixed"}:
         if calibrate.calib is not None:
             pool = open_dataset(calibrate.calib, skip_bad_images=skip, workers=calibrate.workers)
-            if held_out is not None:
-                check_data(pool, held_out)
         elif held_out is not None:
             # One folder for both: a part of it calibrates and is never validated on.
             count = len(held_out) // 2
@@ -120,6 +118,12 @@ def open_images(state: Run) -> Images:
     if pool is not None and asked & {"int8", "fp8"}:
         count = min(calibrate.calib_images, len(pool))
         calibration = pool.select(stratified_subset(pool.labels, count, calibrate.seed))
+    if calibrate.calib is not None and held_out is not None:
+        seen = [] if calibration is None else [calibration]
+        if "mixed" in asked and pool is not None:
+            seen += divided(pool, calibrate.calib_images, calibrate.seed)
+        for images in seen:
+            check_data(images, held_out)
     if validation and held_out is not None and validation.limit is not None:
         held_out = held_out.select(
             stratified_subset(held_out.labels, validation.limit, calibrate.seed)

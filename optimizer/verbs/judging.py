@@ -52,6 +52,7 @@ def validate(
     batch: int = 32,
     layers: bool = False,
     arch: str | None = None,
+    image_size: int | None = None,
     device: str | None = None,
     skip_bad_images: bool = False,
     workers: int | None = None,
@@ -73,6 +74,8 @@ def validate(
         batch: Images at a time.
         layers: Also look into the graphs, block by block.
         arch: Architecture of a checkpoint that does not say.
+        image_size: Side of the reference's images, if it is not its own: what the engines were
+            exported for.
         device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
         workers: Processes that decode image files; by default one a core, 0 decodes in this one.
@@ -91,7 +94,9 @@ def validate(
     from optimizer.results import Gates
 
     source: Any = (
-        Path(reference) if reference.endswith(".onnx") else load_model(reference, arch=arch)
+        Path(reference)
+        if reference.endswith(".onnx")
+        else load_model(reference, arch=arch, image_size=image_size)
     )
     paths = [Path(engine) for engine in engines]
     check_device(paths, device)

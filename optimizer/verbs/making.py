@@ -54,9 +54,12 @@ def train(
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
+    from optimizer.artifacts import check_output
     from optimizer.data import open_dataset
     from optimizer.models import load_model
     from optimizer.training import TrainSettings, train_checkpoint
+
+    check_output(Path(output), [init, data])
 
     settings = TrainSettings(arch=arch, image_size=image_size, epochs=epochs, seed=seed)
     if batch_size is not None:
@@ -90,9 +93,11 @@ def export(
     progress: Progress | None = None,
 ) -> Artifact:
     """Export a model to a checked ONNX file; see `optimizer.exporting.export_onnx`."""
+    from optimizer.artifacts import check_output
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
 
+    check_output(Path(output), [model])
     return export_onnx(
         load_model(model, arch=arch, image_size=image_size),
         Path(output),
@@ -120,9 +125,11 @@ def calibrate(
 ) -> Artifact:
     """Take calibration statistics of an FP32 graph; see `optimizer.precision.calibrate`."""
     from optimizer import precision
+    from optimizer.artifacts import check_output
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
+    check_output(Path(output), [graph, calib])
     dataset = open_dataset(
         calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
     )
@@ -162,8 +169,11 @@ def quantize(
     it on ``data``; its `SearchResult` lies beside it.
     """
     from optimizer import precision as room
+    from optimizer.artifacts import check_output
 
     graph, output = Path(graph), Path(output)
+    precision = _known(precision)
+    check_output(output, [graph, calib, stats, encodings])
     if precision not in {"int8", "mixed"} and encodings is not None:
         raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
     room.check_options(graph, precision, options, encodings=_path(encodings))
@@ -175,7 +185,12 @@ def quantize(
             graph,
             output,
             search.images_for(
-                calib, data, encodings or stats, skip_bad_images=skip_bad_images, workers=workers
+                calib,
+                data,
+                encodings or stats,
+                calib_images=calib_images,
+                skip_bad_images=skip_bad_images,
+                workers=workers,
             ),
             target=target,
             result=found,
@@ -276,6 +291,7 @@ def build(
         progress: Told of the steps.
     """
     from optimizer import search
+    from optimizer.artifacts import check_output
     from optimizer.engines import BuildSettings, get_backend
     from optimizer.engines.building import build_engine, check_buildable
     from optimizer.engines.choice import choose_engine
@@ -284,7 +300,9 @@ def build(
     from optimizer.engines.providers import lowering_target
     from optimizer.precision import check_options
 
+    precision = _known(precision)
     graph, output = Path(graph), Path(output)
+    check_output(output, [graph, calib, data, stats, encodings])
     check_options(graph, precision, options, encodings=_path(encodings))
     name = engine
     if engine == "auto":
@@ -329,7 +347,9 @@ def build(
             search.mixed(
                 graph,
                 source,
-                search.images_for(calib, data, encodings or stats, **reading),
+                search.images_for(
+                    calib, data, encodings or stats, calib_images=calib_images, **reading
+                ),
                 result=found,
                 max_drop_pp=max_drop_pp,
                 **explicit,
@@ -347,6 +367,18 @@ def build(
     if found is not None:
         search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
     return made
+
+
+def _known(precision: str) -> str:
+    """A precision's name as everything after writes it.
+
+    Raises:
+        UsageError: No such precision.
+    """
+    names = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
+    if precision.lower() not in names:
+        raise UsageError(f"unknown precision {precision!r}", mend=f"one of {', '.join(names)}")
+    return precision.lower()
 
 
 def _path(given: Path | str | None) -> Path | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optimizer.data import Preprocessing, open_dataset
+from optimizer.data import Preprocessing, open_dataset, shared_images
 from optimizer.errors import DataError
 
 SMALL = Preprocessing(resize=10, crop=8)
@@ -72,6 +72,28 @@ def test_the_digest_notices_files(folder: Path) -> None:
     assert renamed != before
     (folder / "ant" / "9.JPG").unlink()
     assert open_dataset(folder).sha256 not in (before, renamed)
+
+
+def test_the_digest_notices_pixels_and_not_names_alone(folder: Path) -> None:
+    """Another picture under the same name and of the same size is another image."""
+    image = folder / "ant" / "1.JPG"
+    before = open_dataset(folder)
+    first, content = before.sha256, image.read_bytes()
+    image.write_bytes(content[:-10] + bytes(10))
+    changed = open_dataset(folder)
+    assert changed.sha256 != first
+    assert shared_images(before, changed) == len(before) - 1
+    image.write_bytes(content)
+    assert open_dataset(folder).sha256 == first
+
+
+def test_copies_under_other_names_are_the_same_images(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "leak"
+    for number, path in enumerate(sorted(folder.glob("ant/*"))[:2]):
+        for name in ("x", "y"):
+            (other / name).mkdir(parents=True, exist_ok=True)
+            (other / name / f"{number}.jpg").write_bytes(path.read_bytes())
+    assert shared_images(open_dataset(folder), open_dataset(other)) == 4
 
 
 def test_a_corrupt_image_stops_or_is_left_out(folder: Path) -> None:

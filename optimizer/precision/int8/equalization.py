@@ -24,7 +24,9 @@ from optimizer.precision.topology import ChannelGroup, Topology
 
 __all__ = ["ALPHA", "equalization_factors"]
 
-ALPHA = 0.7
+ALPHA = 0.85
+"""By four trainings of a ResNet-50: 0.3 to 0.7 dB better than 0.7 on images that calibrated nothing; at 1
+every channel fills its range, and new images go beyond it."""
 LARGEST_FACTOR = 64.0
 
 
