@@ -142,6 +142,7 @@ def build(
     Example: resnet-opt build model.onnx --precision mixed --calib digits:train --data digits:test -o m.blob
     """
     from optimizer import verbs
+    from optimizer.engines import get_backend
     from optimizer.engines.building import Limits
     from optimizer.errors import PrecisionAuditFailed, UsageError
     from optimizer.units import parse_bytes, parse_duration, parse_pp, parse_profile, parse_share
@@ -201,7 +202,11 @@ def build(
             progress=progress,
         )
     audit = verbs.audit_engine(made, min_share=share)
-    notes = [audit.reason, *made.manifest.details.get("notes", [])]
+    backend = str(made.manifest.settings["backend"])  # not asked for by name with --engine auto
+    here = get_backend(backend).availability()
+    notes = [f"{backend}: {audit.reason}", *made.manifest.details.get("notes", [])]
+    if not here.can_run:
+        notes.append(f"it cannot run here: {here.reason}")
     found = search_result(graph, output, precision)
     details = {"audit": audit.model_dump(mode="json"), **as_detail(found)}
     say(made, as_json, *notes, *searched(found), details=details)

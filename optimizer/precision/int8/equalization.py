@@ -25,8 +25,8 @@ from optimizer.precision.topology import ChannelGroup, Topology
 __all__ = ["ALPHA", "equalization_factors"]
 
 ALPHA = 0.85
-"""By four trainings of a ResNet-50: 0.3 to 0.7 dB better than 0.7 on images that calibrated nothing; at 1
-every channel fills its range, and new images go beyond it."""
+"""On two trainings of a ResNet-50, images that calibrated nothing have 0.2 to 0.7 dB less noise than with
+0.7; at 1 every channel fills its range, and new images go beyond it."""
 LARGEST_FACTOR = 64.0
 
 
