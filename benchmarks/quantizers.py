@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ def main() -> int:
     output = Path(options.output)
     if not options.write_only:
         output.mkdir(parents=True, exist_ok=True)
-        result = _measured(options)
-        write_text_atomically(
-            output / f"{options.name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n"
-        )
+        for result in _measured(options):  # after every row: what was measured is not lost
+            write_text_atomically(
+                output / f"{options.name}.json",
+                json.dumps(result, indent=1, allow_nan=False) + "\n",
+            )
     result = json.loads((output / f"{options.name}.json").read_text(encoding="utf-8"))
     write_text_atomically(output / f"{options.name}.md", markdown(result))
     if options.name == "quantizers":
@@ -57,7 +58,8 @@ def main() -> int:
     return 0
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The result so far, after each quantizer."""
     python = dict(entry.split("=", 1) for entry in options.python)
     folder = Path(options.keep or tempfile.mkdtemp(prefix="quantizers."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,17 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     test, labels = _images(options.test, model.preprocessing, options.test_images)
     np.save(folder / "calibration.npy", calibration)
     reference = as_written(graph).run(test)
-    rows = []
+    head = {
+        "schema_version": 1,
+        "model": {"arch": model.arch, "sha256": model.sha256, "image_size": model.image_size},
+        "data": {"calibration": options.calib, "test": options.test},
+        "calibration_images": len(calibration),
+        "test_images": len(test),
+        "reference_top1": float((reference.argmax(1) == labels).mean()),
+        "cpu": {"model": cpu_features().model, "flags": cpu_features().flags},
+        "libraries": library_versions("onnxruntime-gpu", "onnx", "torch", "numpy"),
+    }
+    rows: list[dict[str, Any]] = []
     for name in options.only or PEERS:
         row = {"name": name, "status": "ok"} | run_quantizer(name, python, folder)
         if row["status"] == "ok":
@@ -80,17 +92,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
                 )
         rows.append(row)
         print(_line(row), file=sys.stderr, flush=True)
-    return {
-        "schema_version": 1,
-        "model": {"arch": model.arch, "sha256": model.sha256, "image_size": model.image_size},
-        "data": {"calibration": options.calib, "test": options.test},
-        "calibration_images": len(calibration),
-        "test_images": len(test),
-        "reference_top1": float((reference.argmax(1) == labels).mean()),
-        "cpu": {"model": cpu_features().model, "flags": cpu_features().flags},
-        "libraries": library_versions("onnxruntime-gpu", "onnx", "torch", "numpy"),
-        "rows": rows,
-    }
+        yield {**head, "rows": rows}
 
 
 def _options() -> argparse.Namespace:
