@@ -31,9 +31,8 @@ def check_output(output: Path, inputs: Iterable[Path | str | None] = ()) -> None
             )
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):  # leaves nothing, whatever comes of the work
             pass
-        output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
             f"{output} cannot be written: {error.strerror or error}", mend="-o with another folder"

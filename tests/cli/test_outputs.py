@@ -16,7 +16,7 @@ from .conftest import Command
 
 def test_a_place_for_a_result(tmp_path: Path) -> None:
     check_output(tmp_path / "new" / "result.json", [tmp_path / "absent", "digits:train", None])
-    assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists(), "looking leaves nothing"
     with pytest.raises(UsageError, match="is a folder"):
         check_output(tmp_path)
     own = tmp_path / "own.onnx"
