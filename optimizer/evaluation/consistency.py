@@ -9,9 +9,10 @@ in another order, so outputs need not be equal bit by bit:
 * FP32 1e-4: sums of up to 4,608 products in another order differ by about 4e-6, and 50 layers
   add up to well below 1e-4. TF32 rounds its inputs to 11 bits whatever the order, so a changed
   order shows as in FP32; still it gets the tolerance of the half types, for kernels that split.
-* INT8 1e-3: integer sums are exact; a rounding that falls the other way moves single values by
-  one step. That is far below the error of quantization itself (1e-2 and more), which is what
-  ranges over the whole batch would show.
+* INT8 1e-3: integer sums are exact. Now and then a rounding falls the other way, and one step of an
+  early tensor may become 2e-2 of the logits (5 of 100 images of noise through a ResNet-18 that OpenVINO
+  has compiled for batch 1 and for any). That concerns single images, while ranges over the whole batch
+  change all of them: up to a quarter of the images (one of few) may differ by up to 5e-2.
 * FP16, BF16, FP8 2e-2: a changed order makes some values of every layer round to a neighbour,
   2^-10 (2^-8, 2^-3) of themselves apart.
 """
@@ -37,6 +38,9 @@ TOLERANCES = {
     "fp32": 1e-4, "tf32": 2e-2, "int8": 1e-3, "mixed": 1e-3,
     "fp16": 2e-2, "bf16": 2e-2, "fp8": 2e-2,
 }  # fmt: skip
+_STEPPED = {"int8": 5e-2, "mixed": 5e-2}
+"""How far single images may differ where a value was rounded the other way."""
+_SHARE_STEPPED = 0.25
 _IMAGES = 32
 _NAMED = 20
 
@@ -88,7 +92,10 @@ def batch_consistency(
         alone = np.stack([session.run(np.repeat(x[None], smallest, axis=0))[0] for x in images])
     except Exception as error:  # noqa: BLE001 - a library's failure is the result
         return _result(name, batches, 0.0, 0.0, [f"batch {smallest}: {_one_line(error)}"])
-    tolerance = TOLERANCES.get(precision, 2e-2) * float(np.abs(alone).max())
+    largest = float(np.abs(alone).max())
+    tolerance = TOLERANCES.get(precision, 2e-2) * largest
+    beyond = _STEPPED.get(precision, 0.0) * largest
+    stepped: dict[int, str] = {}
     for size in batches:
         for check, chosen in _arrangements(size, len(images)):
             try:
@@ -98,11 +105,17 @@ def batch_consistency(
                 continue
             difference = np.abs(outputs - alone[chosen]).max(axis=1)
             worst = max(worst, float(difference.max()))
-            failing += [
-                f"batch {size}, {check}: {image_ids[chosen[row]]} in row {row} differs by "
-                f"{difference[row]:.2g}"
-                for row in np.flatnonzero(~(difference <= tolerance))
-            ]
+            for row in np.flatnonzero(~(difference <= tolerance)):
+                said = (
+                    f"batch {size}, {check}: {image_ids[chosen[row]]} in row {row} differs by "
+                    f"{difference[row]:.2g}"
+                )
+                if difference[row] <= beyond:
+                    stepped.setdefault(int(chosen[row]), said)
+                else:
+                    failing.append(said)
+    if len(stepped) > max(1, _SHARE_STEPPED * len(images)):
+        failing += stepped.values()
     return _result(name, batches, worst, tolerance, failing)
 
 

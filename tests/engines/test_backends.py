@@ -106,7 +106,11 @@ def test_rows_do_not_depend_on_the_batch(case: Case) -> None:
     with closing(open_engine(case.engine, threads=1)) as session:
         together = session.run(images)
         alone = np.concatenate([session.run(image[None]) for image in images])
-    np.testing.assert_allclose(together, alone, atol=2e-3 * np.abs(together).max())
+    difference = np.abs(together - alone).max(axis=1) / np.abs(together).max()
+    # INT8: a rounding that falls the other way is one step of one tensor, in single images.
+    stepped = difference > 2e-3
+    assert stepped.sum() <= (1 if case.precision == "int8" else 0)
+    assert difference.max() < (5e-2 if case.precision == "int8" else 2e-3)
 
 
 def test_a_bound_batch_is_the_batch(case: Case) -> None:

@@ -102,3 +102,40 @@ def _manifest(**settings: object) -> Manifest:
 )
 def test_batches_follow_the_engine(manifest: Manifest | None, expected: list[int]) -> None:
     assert batches_to_check(manifest, 32) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "images", "by", "verdict"),
+    [
+        ("int8", 1, 0.02, "pass"),
+        ("int8", 3, 0.02, "pass"),
+        ("int8", 4, 0.02, "fail"),
+        ("int8", 1, 0.08, "fail"),
+        ("fp32", 1, 0.02, "fail"),
+    ],
+)
+def test_a_rounding_that_falls_the_other_way_concerns_single_images(
+    precision: str, images: int, by: float, verdict: str
+) -> None:
+    """A quarter of 12 images may be a step apart; ranges over the batch would change them all."""
+
+    class Stepping:
+        """Rounds some images the other way in company."""
+
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            logits = np.tile(np.linspace(-1.0, 1.0, 10, dtype=np.float32), (len(batch), 1))
+            if len(batch) > 1:
+                for row, image in enumerate(batch):
+                    if any(np.array_equal(image, other) for other in IMAGES[:images]):
+                        logits[row, 3] += by
+            return logits
+
+    found = batch_consistency(
+        "engine",
+        Stepping(),
+        IMAGES,
+        IDS,
+        batches=[1, 8],
+        precision=precision,  # type: ignore[arg-type]
+    )
+    assert found.verdict == verdict

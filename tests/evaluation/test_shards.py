@@ -35,7 +35,9 @@ def _validate(folder: Path, predictions: Path) -> str:
         batch=8,
         predictions=predictions,
     )
-    return result.model_copy(update={"created": "", "predictions_file": ""}).model_dump_json()
+    return result.model_copy(
+        update={"created": "", "predictions_file": "", "predictions_sha256": None}
+    ).model_dump_json()
 
 
 def _process(rank: int, folder: Path) -> None:

@@ -92,8 +92,10 @@ def test_a_bound_is_held_by_its_upper_bound_only() -> None:
     assert [p.holds for p in found.points] == [True, None, False, None]
     low, high = found.points[1].bounded_ci95_ms or (None, None)
     assert low is not None
-    assert high is not None
-    assert low <= 15.0 < high, "p99 itself may lie within, its upper bound does not"
+    assert low <= 15.0, "p99 itself may lie within"
+    assert high is None or high > 15.0, (
+        "its upper bound does not, or its slow calls are of one round"
+    )
     assert found.points[3].bounded_ci95_ms == (5.0, None), "120 samples bound no p99 from above"
     assert found.best == Setting(batch=1, threads=2)
     assert "best with p99 within 15 ms: batch 1" in summaries(found)[-1]

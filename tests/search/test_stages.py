@@ -111,8 +111,8 @@ def test_a_verdict_needs_other_images(graph: Path, tmp_path: Path) -> None:
     calib = data(tmp_path / "c.npz", 64, 1)
     before = sorted(tmp_path.iterdir())
     for judge, words in (
-        (calib, "64 of the 64 images"),
-        (data(tmp_path / "c.npz", 64, 1), "64 of the 64 images"),
+        (calib, "32 of the 64 images"),
+        (data(tmp_path / "c.npz", 64, 1), "32 of the 64 images"),
         (None, "other images to judge"),
     ):
         with pytest.raises(UsageError, match=words):
