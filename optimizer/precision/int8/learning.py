@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ _UNIT = 0.01
 _MARGIN = 4
 """Pairs whose sum is nearer to the limit than this are left alone."""
 _MOMENTA = (0.9, 0.99)
+_WORTH = 0.01
+"""Decibels; less is the rounding of a scale's logarithm."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Learned:
     @property
     def kept(self) -> bool:
         """Whether what was learned is better."""
-        return self.after > self.before
+        return self.after > self.before + _WORTH
 
 
 def learn(
@@ -128,8 +130,8 @@ def learn(
     learned = network.encodings()
     after = _quality(simulation, learned, images[held])
     progress.finish(f"{before:.1f} -> {after:.1f} dB on images that were not learned from")
-    found = learned if after > before else encodings
-    return Learned(found, before, after, int(held.sum()))
+    found = Learned(learned, before, after, int(held.sum()))
+    return found if found.kept else replace(found, encodings=encodings)
 
 
 def _batch(images: NDArray[Any]) -> int:
