@@ -313,7 +313,7 @@ def test_pytorch_loses_no_time_between_modules(small_checkpoint: Path) -> None:
     layers = {layer.name: layer for layer in time_modules(network, Bound(), 3)}  # type: ignore[arg-type]
     assert list(layers) == ["0.inner", "0", "1", "Sequential"]
     assert 20 <= (layers["0"].time_ms or 0) < 200
-    assert (layers["0.inner"].time_ms or 0) < 10
+    assert (layers["0.inner"].time_ms or 0) < (layers["0"].time_ms or 0), "on a busy machine too"
     assert layers["0.inner"].flops == 2 * 4 * 3 * 9
     assert layers["0.inner"].bytes == 4 * (4 * 3 * 9 + 2 * 3 * 9 + 2 * 4)
     assert layers["0"].bytes is None
