@@ -28,10 +28,11 @@ class Percentile(enum.StrEnum):
 
 
 Engines = Annotated[list[Path], typer.Argument(help="Engines or checkpoints.")]
+Judged = Annotated[list[Path], typer.Argument(help="Engines, graphs or checkpoints.")]
 
 
 def validate(
-    engines: Engines,
+    engines: Judged,
     reference: Annotated[
         str, typer.Option(help="The model, or your own FP32 ONNX file, to hold them against.")
     ],

@@ -92,7 +92,9 @@ def ceilings(
         "effort": [list(effort.sizes), effort.rounds, effort.memory_bytes],
         "ways": _WAYS,
     }
-    kept = cache.root / "measured" / f"{content_key(asked)}.json" if cache else None
+    kept = None
+    if cache is not None and not cache.anew:
+        kept = cache.root / "measured" / f"{content_key(asked)}.json"
     if kept is not None and not remeasure and (found := _read(kept)) is not None:
         return found
     progress.start("measure the machine's ceilings")

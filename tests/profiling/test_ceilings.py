@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.artifacts import Cache
+from optimizer.artifacts import Anew, Cache
 from optimizer.environment import fingerprint
 from optimizer.profiling.ceilings import _read, ceilings, last_cache_bytes
 from optimizer.progress import Silent
@@ -48,6 +48,18 @@ def test_they_are_kept_and_measured_again_when_asked(
     again = ceilings(1, cache=ceilings_cache, remeasure=True, effort=QUICK, progress=Silent())
     assert again.notes != ["marked"]
     assert Ceilings.model_validate_json(file.read_text()) == again
+
+
+def test_made_anew_they_are_neither_taken_nor_kept(
+    measured: Ceilings, monkeypatch: pytest.MonkeyPatch, ceilings_cache: Cache
+) -> None:
+    """`--no-cache` of a search: the user's cache is left alone."""
+    monkeypatch.setenv("RESNET_OPT_CACHE", str(ceilings_cache.root))
+    before = {path: path.read_bytes() for path in (ceilings_cache.root / "measured").iterdir()}
+    found = ceilings(1, cache=Anew(), effort=QUICK, progress=Silent())
+    assert found.created >= measured.created
+    assert found != measured
+    assert {p: p.read_bytes() for p in (ceilings_cache.root / "measured").iterdir()} == before
 
 
 def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
