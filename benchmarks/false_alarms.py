@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 from cpu_peers import LOOP
-from readme import write_between_marks
+from readme import machine, write_between_marks
 
 import optimizer
 from optimizer.artifacts import manifest_path, write_text_atomically
@@ -330,10 +330,8 @@ def limits(report: dict[str, Any]) -> dict[str, bool]:
 
 def text(report: dict[str, Any]) -> str:
     """The tables in Markdown, as they stand in the report and in the docs."""
-    device = report["device"]
-    machine = f"{device.get('cpu')} ({', '.join(device.get('flags') or ['no AVX2'])})"
     head = (
-        f"Measured on {machine} by `python benchmarks/false_alarms.py`; smallest "
+        f"Measured on {machine(report['device'])} by `python benchmarks/false_alarms.py`; smallest "
         f"effect of interest {MIN_EFFECT:.0%}."
     )
     lines = [

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cpu import engines
+from readme import machine
 
 from optimizer.artifacts import write_text_atomically
 from optimizer.environment import fingerprint
@@ -63,11 +64,9 @@ def agreement(found: list[ScenarioResult]) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    device = report["device"]
-    machine = f"{device.get('cpu')} ({', '.join(device.get('flags') or ['no AVX2'])})"
     head = (
         f"{report['label']}. LoadGen {report['loadgen']}, single-stream, on "
-        f"{machine}; medians of the same calls, timed by LoadGen and by the code "
+        f"{machine(report['device'])}; medians of the same calls, timed by LoadGen and by the code "
         f"it calls. They must agree within {report['limit']:.1%}: "
         f"{'they do' if report['limit_held'] else 'they do not'}."
     )

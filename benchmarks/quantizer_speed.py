@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 from quantizers import run_quantizer, slug
+from readme import machine
 
 import optimizer
 from optimizer.artifacts import write_text_atomically
@@ -111,8 +112,12 @@ def markdown(
     results: dict[str, BenchResult], timings: list[dict[str, Any]], device: dict[str, Any]
 ) -> str:
     """A table a backend, and one of the quantizers' own times; ``device`` is what measured them."""
-    machine = f"{device['cpu']} ({', '.join(device['flags'])}), {device['cores']} cores."
-    lines = ["# The graphs of several quantizers at 224 px", "", machine, ""]
+    lines = [
+        "# The graphs of several quantizers at 224 px",
+        "",
+        f"{machine(device)}, {device['cores']} cores.",
+        "",
+    ]
     for engine, result in results.items():
         lines += [
             f"{engine}; verdict of the run: {result.verdict} ({result.reason}).",

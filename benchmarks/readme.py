@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
-__all__ = ["write_between_marks", "write_into_readme"]
+__all__ = ["machine", "write_between_marks", "write_into_readme"]
+
+
+def machine(device: Mapping[str, Any]) -> str:
+    """The CPU of a machine's fingerprint and what of its instructions matters."""
+    return f"{device.get('cpu')} ({', '.join(device.get('flags') or ['no AVX2'])})"
 
 
 def write_into_readme(mark: str, text: str) -> None:

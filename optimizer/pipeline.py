@@ -126,7 +126,9 @@ def verdict_of(result: RunResult) -> Verdict | BuildError | None:
         return PrecisionAuditFailed(wrong[0])
     if measured is not None and measured.verdict == "fail":
         return BuildError(measured.reason)
-    undecided = [part.finding for part in (validated,) if part and part.verdict == "inconclusive"]
+    undecided = []
+    if validated is not None and validated.verdict == "inconclusive":
+        undecided.append(validated.finding)
     undecided += [f"{n}: {a.reason}" for n, a in audits.items() if a.verdict == "inconclusive"]
     if measured is not None and measured.verdict == "inconclusive":
         undecided.append(measured.reason)

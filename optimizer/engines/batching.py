@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.errors import UsageError
 
-__all__ = ["check_batch", "compiled_profiles", "run_in_chunks"]
+__all__ = ["check_batch", "chunks", "compiled_profiles", "run_in_chunks"]
 
 
 def check_batch(batch: Array, spec: TensorSpec) -> None:
@@ -51,13 +51,19 @@ def compiled_profiles(settings: Mapping[str, Any]) -> list[tuple[int, int, int]]
 def run_in_chunks(compute: Callable[[Array], Array], batch: Array, size: int) -> Array:
     """Compute a batch of any size in chunks of exactly ``size`` images.
 
-    The last chunk is filled up by repeating its last image; the surplus rows are dropped.
+    The surplus rows of the last chunk are dropped; see `chunks`.
     """
-    outputs = []
+    return np.concatenate([compute(chunk)[:count] for chunk, count in chunks(batch, size)])
+
+
+def chunks(batch: Array, size: int) -> Iterator[tuple[Array, int]]:
+    """Chunks of exactly ``size`` images, each with how many of them count.
+
+    The last one is filled up by repeating its last image.
+    """
     for start in range(0, len(batch), size):
         chunk = batch[start : start + size]
-        missing = size - len(chunk)
-        if missing:
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        outputs.append(compute(np.ascontiguousarray(chunk))[: size - missing])
-    return np.concatenate(outputs)
+        count = len(chunk)
+        if count < size:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], size - count, axis=0)])
+        yield np.ascontiguousarray(chunk), count

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.artifacts import Manifest, library_versions
-from optimizer.engines.batching import check_batch, run_in_chunks
+from optimizer.engines.batching import check_batch, chunks, run_in_chunks
 from optimizer.engines.graph_facts import annotate
 from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
 from optimizer.engines.protocol import (
@@ -387,13 +387,10 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
     def compute(batch: Array) -> list[Array]:
         if fixed is None:
             return list(session.run(fetched, {source: batch}))
-        parts = []
-        for start in range(0, len(batch), fixed):
-            part = batch[start : start + fixed]
-            missing = fixed - len(part)
-            full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            found = session.run(fetched, {source: full})
-            parts.append([value[: len(part)] for value in found])
+        parts = [
+            [value[:count] for value in session.run(fetched, {source: chunk})]
+            for chunk, count in chunks(batch, fixed)
+        ]
         return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     return run

@@ -10,6 +10,7 @@ from optimizer.artifacts import Manifest, library_versions, load_artifact, read_
 from optimizer.engines.protocol import Backend, ChecksMachine, ConcurrentBackend, Session
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
+from optimizer.models.weights import CHECKPOINTS
 
 __all__ = [
     "check_opens",
@@ -74,7 +75,7 @@ def open_streams(
 
 def _checked_backend(path: Path, device: str | None) -> Backend:
     """The backend of an engine or a checkpoint, which was found fit to be opened here."""
-    if path.suffix in {".safetensors", ".pth", ".pt", ".ckpt"} and not _is_engine(path):
+    if path.suffix in CHECKPOINTS and not _is_engine(path):
         return get_backend("torch")
     artifact = load_artifact(path)
     if artifact.manifest.kind != "engine":

@@ -16,11 +16,11 @@ from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
+from optimizer.models.weights import CHECKPOINTS
 
 __all__ = ["REFERENCE", "Chain", "Step", "exported_beside", "plan_steps"]
 
 REFERENCE = "reference"
-_CHECKPOINTS = {".safetensors", ".pth", ".pt", ".ckpt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
     path = chain.engine
     assert path is not None
     manifest: Manifest | None = None
-    if path.suffix not in _CHECKPOINTS or manifest_path(path).is_file():
+    if path.suffix not in CHECKPOINTS or manifest_path(path).is_file():
         manifest = read_manifest(path)
     fault = None
     if manifest is not None:

@@ -62,7 +62,6 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
         ArtifactError: A file that is missing or damaged, or results without predictions.
     """
     (before, before_predictions), (after, after_predictions) = _load(old), _load(new)
-    pairs, _ = _pairs(before, after)
     if before.dataset.sha256 != after.dataset.sha256:
         raise UsageError(
             f"{old} is about {before.dataset.name} ({before.dataset.n} images), {new} about "
@@ -75,6 +74,7 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
             "the two predictions files hold other images or labels, though the data is the same",
             mend="run resnet-opt validate again for both",
         )
+    pairs, _ = _pairs(before, after)
     if not pairs:
         ends = [", ".join(_ends(one)) or "none" for one in (before, after)]
         raise UsageError(
@@ -89,15 +89,20 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
 
 def missing(old: Path, new: Path) -> list[str]:
     """Engines of the old results that `compare` holds nothing against: gone, or failed since."""
-    return _pairs(_load(old)[0], _load(new)[0])[1]
+    return _pairs(_validated(old), _validated(new))[1]
 
 
-def _load(path: Path) -> tuple[ValidateResult, Predictions]:
+def _validated(path: Path) -> ValidateResult:
     result = read_result(path)
     if isinstance(result, RunResult) and result.validate_ is not None:
         result = result.validate_
     if not isinstance(result, ValidateResult):
         raise UsageError(f"{path} holds no accuracy", mend="give results of validate or run")
+    return result
+
+
+def _load(path: Path) -> tuple[ValidateResult, Predictions]:
+    result = _validated(path)
     if result.predictions_file is None:
         raise ArtifactError(
             f"{path} was written without predictions, so images cannot be paired",

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
+from optimizer.models.weights import CHECKPOINTS
 
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
@@ -90,7 +91,7 @@ def _ends_in_softmax(engine: Path) -> bool:
 def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     from optimizer.data import Preprocessing
 
-    if engine.suffix in {".safetensors", ".pth", ".pt", ".ckpt"}:
+    if engine.suffix in CHECKPOINTS:
         from optimizer.models import load_model
 
         model = load_model(str(engine))

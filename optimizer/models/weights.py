@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["WEIGHT_SUFFIXES", "fit_weights", "read_weights"]
+__all__ = ["CHECKPOINTS", "WEIGHT_SUFFIXES", "fit_weights", "read_weights"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
+"""Suffixes of files that are a model wherever an engine may stand."""
+WEIGHT_SUFFIXES = (*CHECKPOINTS, ".bin", ".tar")
 
 State = dict[str, "torch.Tensor"]
 # Averaged weights are what a trainer meant to be used, so they come first (timm does the same).

@@ -189,10 +189,10 @@ def quantize(
     def write(path: Path) -> dict[str, Any]:
         import onnx_ir as ir
 
-        progress_ = progress or Silent()
-        progress_.start(f"write {precision} graph", total=1)
         from optimizer.precision.loading import load_graph
 
+        progress_ = progress or Silent()
+        progress_.start(f"write {precision} graph", total=1)
         model, said = load_graph(graph), list[str]()
         if precision == "fp8":
             from optimizer.precision.fp8 import to_fp8

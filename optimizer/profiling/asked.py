@@ -9,12 +9,12 @@ from pathlib import Path
 from optimizer.artifacts import Manifest, manifest_path, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
+from optimizer.models.weights import CHECKPOINTS
 from optimizer.results import LatencyBound, Setting
 from optimizer.targets.hardware import cpu_features
 
 __all__ = ["EngineFacts", "check_options", "describe_engines", "grid", "with_baseline"]
 
-_CHECKPOINTS = {".safetensors", ".pth", ".pt", ".ckpt"}
 _LONGEST_S = 24 * 3600.0
 
 
@@ -147,9 +147,9 @@ def _describe(path: Path, name: str) -> EngineFacts:
     manifest: Manifest | None = None
     if not path.is_file():
         raise UsageError(f"no such file: {path}", mend="check the path")
-    if path.suffix not in _CHECKPOINTS or manifest_path(path).is_file():
+    if path.suffix not in CHECKPOINTS or manifest_path(path).is_file():
         manifest = read_manifest(path)
-    if manifest is None or (manifest.kind != "engine" and path.suffix in _CHECKPOINTS):
+    if manifest is None or (manifest.kind != "engine" and path.suffix in CHECKPOINTS):
         crop = ((manifest.preprocessing if manifest else None) or {}).get("crop")
         return EngineFacts(path=path, name=name, backend="torch", precision="fp32", image_size=crop)
     if manifest.kind != "engine":

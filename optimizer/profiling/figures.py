@@ -33,6 +33,8 @@ def _across_starts(
 ) -> intervals.Estimate:
     """The estimate with what starts differ by in its interval, where there were several."""
     numbers = [block.start for block in measured.blocks]
+    if len(set(numbers)) == 1:
+        return estimate
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     values = [value(slice(a, b)) for a, b in pairwise(edges)]
     return intervals.across_starts(estimate, values)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact, Cache
+from optimizer.artifacts import Artifact, Cache, check_output
 from optimizer.errors import UsageError
 from optimizer.progress import Progress
 
@@ -54,7 +54,6 @@ def train(
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
     """
-    from optimizer.artifacts import check_output
     from optimizer.data import open_dataset
     from optimizer.models import load_model
     from optimizer.training import TrainSettings, train_checkpoint
@@ -93,7 +92,6 @@ def export(
     progress: Progress | None = None,
 ) -> Artifact:
     """Export a model to a checked ONNX file; see `optimizer.exporting.export_onnx`."""
-    from optimizer.artifacts import check_output
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
 
@@ -125,7 +123,6 @@ def calibrate(
 ) -> Artifact:
     """Take calibration statistics of an FP32 graph; see `optimizer.precision.calibrate`."""
     from optimizer import precision
-    from optimizer.artifacts import check_output
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
@@ -169,7 +166,6 @@ def quantize(
     it on ``data``; its `SearchResult` lies beside it.
     """
     from optimizer import precision as room
-    from optimizer.artifacts import check_output
 
     graph, output = Path(graph), Path(output)
     precision = _known(precision)
@@ -291,7 +287,6 @@ def build(
         progress: Told of the steps.
     """
     from optimizer import search
-    from optimizer.artifacts import check_output
     from optimizer.engines import BuildSettings, get_backend
     from optimizer.engines.building import build_engine, check_buildable
     from optimizer.engines.choice import choose_engine
@@ -375,7 +370,9 @@ def _known(precision: str) -> str:
     Raises:
         UsageError: No such precision.
     """
-    names = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
+    from optimizer.precision import PRECISIONS
+
+    names = (*PRECISIONS, "mixed")
     if precision.lower() not in names:
         raise UsageError(f"unknown precision {precision!r}", mend=f"one of {', '.join(names)}")
     return precision.lower()

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact, Input, Plan, load_artifact, produce
+from optimizer.artifacts import Artifact, Input, Plan, check_output, load_artifact, produce
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.progress import Progress, Silent
 
@@ -61,10 +61,7 @@ def refit(
     engine, output = Path(engine), Path(output)
     progress = progress or Silent()
     old = load_artifact(engine)
-    if output.resolve() == engine.resolve():
-        raise UsageError(
-            f"{engine.name} would be overwritten by itself", mend="-o with another name"
-        )
+    check_output(output, [engine, model])
     backend = _backend(old)
     check_refittable(backend.library, engine, old.manifest)
     built_from = graph_of(engine)
