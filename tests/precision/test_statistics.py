@@ -23,6 +23,7 @@ from optimizer.precision.int8.ranges import (
 from optimizer.precision.int8.statistics import BINS
 from optimizer.targets.rules import TARGETS
 from tests.precision.networks import network
+from tests.precision.test_int8_graphs import statistics
 
 VALUES = hnp.arrays(
     np.float32,
@@ -113,8 +114,6 @@ def test_the_sample_does_not_depend_on_the_order() -> None:
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_real_kernels_give_the_same_scales_for_any_batch(seed: int) -> None:
-    from tests.precision.test_int8_graphs import statistics
-
     data = np.random.default_rng(seed).normal(size=(21, 3, 8, 8)).astype(np.float32)
     encodings = [
         compute_encodings(
