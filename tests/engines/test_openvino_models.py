@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from optimizer.artifacts import read_manifest
 from optimizer.engines import BuildSettings, open_engine
 from optimizer.engines.building import build_engine
 from optimizer.engines.opening import closing, rebuild_command
+from optimizer.engines.openvino_layers import layers_of
 from optimizer.engines.openvino_models import Models, config, pack, unpack
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.precision import quantize
 
 _EDIT = st.tuples(st.integers(0, 20_000), st.binary(max_size=64))
 
@@ -80,6 +83,30 @@ def test_every_model_computes_the_same(engine: Path) -> None:
         assert np.allclose(bound.output(), together, atol=1e-4)
     assert np.allclose(np.concatenate(alone), together, atol=1e-4)
     assert np.allclose(in_pairs, together, atol=1e-4)
+
+
+def test_residual_sums_stay_inside_of_convolutions(
+    small_graph: Path, small_statistics: Path, tmp_path: Path
+) -> None:
+    """In the models of fixed sizes too, where the plugin by itself takes most of them out."""
+    graph = quantize(
+        small_graph, tmp_path / "int8.onnx", precision="int8", target="openvino",
+        statistics=small_statistics,
+    ).path  # fmt: skip
+    engine = tmp_path / "int8.blob"
+    options = {"fixed_batch": (1,)}
+    build_engine(graph, engine, "openvino", BuildSettings(precision="int8", options=options))
+    sums = {node.name for node in onnx.load(graph).graph.node if node.op_type == "Add"}
+    models = _models(engine)
+    for model in (models.any_batch, models.for_batch(1)):
+        inside = {
+            name
+            for layer in layers_of(model)
+            if layer.type == "Convolution"
+            for name in layer.torch_names
+        }
+        assert len(sums) == 8
+        assert sums <= inside
 
 
 def test_openvino_imports_the_file_by_itself(engine: Path) -> None:

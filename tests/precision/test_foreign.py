@@ -97,20 +97,20 @@ def test_preprocessing_comes_from_what_knows_it(
     told_by: str, bare: Path, small_graph: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GraphError, match=r"bare\.onnx does not say .*--preprocessing-from"):
-        quantize(bare, tmp_path / "q.onnx", precision="int8", target="onnxruntime")
+        quantize(bare, tmp_path / "q.onnx", precision="int8", target="openvino")
     teller = small_graph if told_by == "graph" else small_checkpoint
     made = quantize(
         bare,
         tmp_path / "q.onnx",
         precision="int8",
-        target="onnxruntime",
+        target="openvino",
         preprocessing_from=str(teller),
     )
     known, told = graph_facts(small_graph), graph_facts(made.path)
     assert told.preprocessing == known.preprocessing
     assert told.classes == known.classes
     assert told.metadata["input"] == known.metadata["input"]
-    assert (told.precision, told.metadata["target"]) == ("int8", "onnxruntime")
+    assert (told.precision, told.metadata["target"]) == ("int8", "openvino")
 
 
 def test_a_plain_fp32_graph_may_borrow_its_preprocessing(small_graph: Path, tmp_path: Path) -> None:

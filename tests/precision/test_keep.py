@@ -104,14 +104,14 @@ def test_keeping_less_needs_no_pair_that_keeping_more_needs(
 def test_an_add_goes_with_the_layer_it_fuses_with() -> None:
     topology = analyse(network(0))
 
-    def places(*keep: str) -> set[tuple[str, int]]:
-        edges = topology.quantized_edges(RULES["openvino"], keep)
+    def places(*keep: str, target: str = "openvino") -> set[tuple[str, int]]:
+        edges = topology.quantized_edges(RULES[target], keep)
         return {(edge.node, edge.index) for edge in edges}
 
     everything = places()
-    assert everything - places("layer1.0.conv3") == {
-        ("layer1.0.conv3", 0), ("layer1.0.add", 0), ("layer1.0.add", 1),
-    }  # fmt: skip
+    assert everything - places("layer1.0.conv3") == {("layer1.0.conv3", 0), ("layer1.0.add", 1)}
+    on_integers = places(target="onnxruntime") - places("layer1.0.conv3", target="onnxruntime")
+    assert on_integers == {("layer1.0.conv3", 0), ("layer1.0.add", 0), ("layer1.0.add", 1)}
     assert everything - places("layer1.0.downsample.0") == {
         ("layer1.0.downsample.0", 0), ("maxpool", 0),
     }  # fmt: skip

@@ -350,9 +350,9 @@ def test_constants_may_be_nodes() -> None:
 
 def test_what_the_source_leaves_in_float_needs_statistics() -> None:
     read = read_quantized(by_pairs(network(3)))
-    with pytest.raises(DataError, match=r"openvino quantizes .*layer1\.0\.conv3.* and \d more"):
-        encodings_from(read, TARGETS["openvino"])
-    encodings = encodings_from(read, TARGETS["openvino"], seen(read))
+    with pytest.raises(DataError, match=r"onnxruntime quantizes .*layer1\.0\.conv3.* and \d more"):
+        encodings_from(read, TARGETS["onnxruntime"])
+    encodings = encodings_from(read, TARGETS["onnxruntime"], seen(read))
     assert any("from statistics" in note for note in encodings.notes)
 
 
