@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.precision.int8 import EncodingOptions, Encodings, compute_encodings, lower
-from optimizer.precision.int8.correction import correct_biases, sqnr
+from optimizer.precision.int8 import (
+    EncodingOptions,
+    Encodings,
+    compute_encodings,
+    encode,
+    lower,
+)
+from optimizer.precision.int8.correction import Corrected, correct_biases, sqnr
 from optimizer.precision.int8.simulation import (
     Simulation,
     batches,
@@ -110,10 +117,39 @@ def test_correction_on_the_network_beats_none() -> None:
     assert np.mean(better) > 0.5
 
 
-def test_auto_says_what_it_saw() -> None:
+@pytest.mark.parametrize(
+    ("decibels", "taken"),
+    [
+        ((30.0, 31.0, 31.2, 31.9), "0.5"),
+        ((30.0, 31.0, 31.2, 32.1), "1"),
+        ((32.1, 31.0, 31.2, 31.9), "0"),
+    ],
+)
+def test_auto_keeps_the_middle_unless_another_step_is_clearly_better(
+    monkeypatch: pytest.MonkeyPatch, decibels: tuple[float, ...], taken: str
+) -> None:
+    scores = iter(decibels)
+
+    def scored(*given: Any) -> list[Corrected]:
+        return [replace(one, sqnr=next(scores, 0.0)) for one in correct_biases(*given)]
+
+    monkeypatch.setattr(encode, "correct_biases", scored)
     _, encodings = _encode(0, RULES["openvino"], EncodingOptions())
-    assert encodings.notes
-    assert encodings.notes[0].startswith("auto ranges: 0 ")
+    assert encodings.notes == [
+        "auto ranges: "
+        + ", ".join(
+            f"{t} {q:.1f} dB" for t, q in zip(["0", "0.25", "0.5", "1"], decibels, strict=True)
+        )
+        + f"; {taken} is taken"
+    ]
+    ends = [
+        _encode(0, RULES["openvino"], EncodingOptions(method=method))[1].tensors["images"].scale
+        for method in ("minmax", "mse")
+    ]
+    share = float(taken)
+    assert encodings.tensors["images"].scale == pytest.approx(
+        ends[0] ** (1.0 - share) * ends[1] ** share, rel=1e-6
+    )
 
 
 def test_without_a_sample_histograms_decide_and_it_is_said() -> None:

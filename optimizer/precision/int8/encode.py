@@ -7,9 +7,12 @@ Ranges. No method from histograms alone is good everywhere: where a network's ta
 carry nothing, the least squared error is 3 dB better at the output than min-max; where they carry
 the class, it is 6 dB worse, because what clipping takes away adds up over layers and rounding does
 not. ``auto`` measures: it goes from the one to the other in a few steps,
-min-max^(1 - t) * MSE^t, quantizes the network at each, corrects its biases, and keeps the best
-output on a part of the sample of calibration images that the statistics carry; the biases are then
-corrected on all of it.
+min-max^(1 - t) * MSE^t, quantizes the network at each, corrects its biases, and compares the
+outputs on a part of the sample of calibration images that the statistics carry; the biases are then
+corrected on all of it. Half of the way is kept unless another step is clearly better: the ranges
+were made of these very images, which flatters the narrow ones, by 0.4 dB (min-max) to 1.4 dB (MSE)
+against images that were held out (two trainings of ResNet-50, three targets), and half of the way
+was within 0.15 dB of the best step there in each case.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ __all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings"]
 LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]
 _STEPS = (0.0, 0.25, 0.5, 1.0)
+_MIDDLE = _STEPS.index(0.5)
+_CLEARLY = 0.8
+"""Decibels that another step must be better by than half of the way."""
 _WITHOUT_SAMPLE = 0.25
 _AT_ONCE = 2
 """More would spare computing the exact network again, and take the memory of one more each."""
@@ -199,11 +205,14 @@ class _Encoder:
             )
         ]
         best = max(range(len(tried)), key=lambda index: tried[index].sqnr)
+        if tried[best].sqnr < tried[_MIDDLE].sqnr + _CLEARLY:
+            best = _MIDDLE
         self.notes.append(
             "auto ranges: "
             + ", ".join(
                 f"{step:g} {one.sqnr:.1f} dB" for step, one in zip(_STEPS, tried, strict=True)
             )
+            + f"; {_STEPS[best]:g} is taken"
         )
         return self._finished(_between(wide, narrow, _STEPS[best]))
 
