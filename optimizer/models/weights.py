@@ -36,7 +36,10 @@ def read_weights(path: Path) -> tuple[State, str]:
     ``.safetensors`` files hold tensors only. Others are read by ``torch.load`` with
     ``weights_only=True``, which refuses every Python object but tensors and plain containers:
     nothing in the file is executed. Wrappers (``{"state_dict": …}``, ``{"model": …}``, averaged
-    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are taken off.
+    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are taken off. A head that
+    is one linear layer among others without weights (``fc.1.weight``, after a Dropout) is taken for
+    that layer: what may stand before it does nothing in evaluation, and what may stand after it
+    (LogSoftmax) leaves the classes in their order.
 
     Returns:
         The tensors by name, and a remark for the reader (which part of the file they were).
@@ -45,10 +48,15 @@ def read_weights(path: Path) -> tuple[State, str]:
         CheckpointError: The file is damaged, holds something else, or holds no tensors.
     """
     if path.suffix == ".safetensors":
-        return _without_prefix(_read_safetensors(path)), ""
-    content = _read_torch(path)
-    state, part = _find_state(path, content)
-    return _without_prefix(state), part
+        state, part = _read_safetensors(path), ""
+    else:
+        state, part = _find_state(path, _read_torch(path))
+    state = _without_prefix(state)
+    heads = _heads(state)
+    if len(heads) == 1 and heads[0] != "fc":
+        state = {name.replace(f"{heads[0]}.", "fc."): tensor for name, tensor in state.items()}
+        part = "; ".join(filter(None, (part, f"{heads[0]} is its last layer")))
+    return state, part
 
 
 def _read_safetensors(path: Path) -> State:
@@ -134,6 +142,12 @@ def _without_prefix(state: State) -> State:
     return state
 
 
+def _heads(state: State) -> list[str]:
+    """The modules with weights that stand in the place of the last layer."""
+    found = (name.rpartition(".")[0] for name in state if name.startswith("fc."))
+    return list(dict.fromkeys(found))
+
+
 # --- into a network ----------------------------------------------------------------------------
 
 
@@ -153,6 +167,13 @@ def fit_weights(state: State, arch: str | None, source: str) -> tuple[nn.Module,
     """
     import torch
 
+    heads = _heads(state)
+    if len(heads) > 1:
+        raise CheckpointError(
+            f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
+            "a ResNet's is one linear layer",
+            mend="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
+        )
     inferred = infer_arch(state)
     arch = inferred if arch is None else check_arch(arch)
     if arch is None:

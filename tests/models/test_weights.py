@@ -50,6 +50,26 @@ def test_equal_weights_are_equal_whatever_wraps_them(
         assert torch.equal(model.module(images), resnet18.module(images))
 
 
+def test_a_head_of_one_linear_layer_among_others_is_that_layer(
+    resnet18: Model, tmp_path: Path
+) -> None:
+    """Transfer learning: ``model.fc = nn.Sequential(nn.Dropout(0.2), nn.Linear(512, 10))``."""
+    path = tmp_path / "tuned.pth"
+    state = {k.replace("fc.", "fc.1."): v for k, v in state_of(resnet18).items()}
+    torch.save({"state_dict_ema": state}, path)
+    model = load_model(path)
+    assert model.sha256 == resnet18.sha256
+    assert model.source == "tuned.pth (averaged weights, state_dict_ema; fc.1 is its last layer)"
+
+
+def test_a_head_of_two_linear_layers_is_refused_and_said(resnet18: Model, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.pth"
+    state = {k.replace("fc.", "fc.0."): v for k, v in state_of(resnet18).items()}
+    torch.save(state | {"fc.3.weight": torch.zeros(2, 10), "fc.3.bias": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match=r"2 modules with weights \(fc\.0, fc\.3\).*onnx"):
+        load_model(path)
+
+
 def test_safetensors_and_pth_are_equal(resnet18: Model, tmp_path: Path) -> None:
     save_file(state_of(resnet18), tmp_path / "bare.safetensors")
     assert load_model(tmp_path / "bare.safetensors").sha256 == resnet18.sha256
