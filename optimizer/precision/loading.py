@@ -1,27 +1,56 @@
 """Graphs as the passes want them: constants are initializers, no inputs, used, biases not shared.
 
 Other exporters list initializers among the inputs (IR version 3), keep constants as nodes, and
-simplifiers join equal biases; none of that changes what a graph computes.
+simplifiers join equal biases; none of that changes what a graph computes. Older operator sets than 13
+have no scale per channel and are raised by ONNX's own converter.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from optimizer.errors import GraphError
 from optimizer.precision.topology import WEIGHTED
 
 __all__ = ["load_graph", "tidy"]
 
 _BIAS = 2
+_PER_CHANNEL = 13
+_IR_VERSION = 8
+"""The least that goes with operator set 13 is 7; 8 is what exporters have written since 2021."""
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Load a graph and tidy it; see `tidy`."""
+    """Load a graph and tidy it; see `tidy`.
+
+    Raises:
+        GraphError: Its operator set is older than 13 and cannot be raised.
+    """
     model = ir.load(path)
+    if model.graph.opset_imports.get("", _PER_CHANNEL) < _PER_CHANNEL:
+        model = _raised(path)
     tidy(model)
+    return model
+
+
+def _raised(path: Path) -> ir.Model:
+    from onnx import version_converter
+
+    proto = onnx.load(path)
+    (opset,) = [entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
+    try:
+        model: ir.Model = ir.from_proto(version_converter.convert_version(proto, _PER_CHANNEL))
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise GraphError(
+            f"{path.name} has operator set {opset}, INT8 by channel needs {_PER_CHANNEL}, "
+            f"and it cannot be raised: {error}",
+            mend="export it again, with --opset 20",
+        ) from error
+    model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     return model
 
 

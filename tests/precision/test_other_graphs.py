@@ -175,6 +175,26 @@ def test_constants_of_other_exporters(tmp_path: Path) -> None:
         assert noise_db(wanted, run(made, batch)[0]) > 20
 
 
+def test_an_old_operator_set_is_raised_or_refused_by_name(tmp_path: Path) -> None:
+    """Operator set 11 was the exporters' default for years and has no scale per channel."""
+    proto = ir.to_proto(network(0))
+    proto.ir_version = 6
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", 11))
+    onnx.save(proto, tmp_path / "old.onnx")
+    model = load_graph(tmp_path / "old.onnx")
+    assert (model.graph.opset_imports[""], model.ir_version) == (13, 8)
+    made, _ = lowered(lambda: load_graph(tmp_path / "old.onnx"), TARGETS["openvino"])
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    assert noise_db(run(network(0), images(8))[0], run(made, images(8))[0]) > 14
+    proto.graph.node[1].op_type = "Unheard"
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(
+        GraphError, match=r"odd\.onnx has operator set 11.*needs 13.*export it again"
+    ):
+        load_graph(tmp_path / "odd.onnx")
+
+
 def test_a_tidy_graph_stays_as_it_is() -> None:
     model = network(2)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
