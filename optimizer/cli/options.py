@@ -94,7 +94,10 @@ Data = Annotated[
 ]
 Calib = Annotated[
     str | None,
-    typer.Option("--calib", help="Calibration images: digits:train, a folder, or file.npz."),
+    typer.Option(
+        "--calib",
+        help="Calibration images: digits:train, a folder (labels need not be), or file.npz.",
+    ),
 ]
 CalibImages = Annotated[
     int, typer.Option("--calib-images", min=8, help="How many of them, stratified by class.")

@@ -17,9 +17,7 @@ __all__ = ["preprocess"]
 
 
 def preprocess(
-    diff: Annotated[
-        str, typer.Option("--diff", help="An image folder, one folder a class.", metavar="DATA")
-    ],
+    diff: Annotated[str, typer.Option("--diff", help="A folder of images.", metavar="DATA")],
     model: Annotated[
         str | None, typer.Option(help="Its preprocessing, and how many predictions change.")
     ] = None,

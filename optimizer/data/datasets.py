@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.digits import open_digits
-from optimizer.data.folder import has_class_folders, open_folder
+from optimizer.data.folder import has_class_folders, open_folder, open_unlabelled
 from optimizer.data.listing import LISTS, open_list
 from optimizer.data.npz import open_npz
 from optimizer.data.subset import stratified_subset
@@ -28,6 +28,7 @@ def open_dataset(
     seed: int = 0,
     skip_bad_images: bool = False,
     workers: int | None = None,
+    labelled: bool = True,
 ) -> ImageDataset:
     """Open a dataset.
 
@@ -41,6 +42,8 @@ def open_dataset(
             see the same images.
         workers: Processes that decode image files; 0 decodes in this one, by default one for each
             core. Images in memory need none.
+        labelled: Whether labels are needed. If they are not, any folder of images will do, and an NPZ
+            file without labels: to calibrate with, say. All labels are then 0.
 
     Raises:
         DataError: Nothing by this name, or data that cannot be used.
@@ -51,18 +54,20 @@ def open_dataset(
     if text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)
     else:
-        dataset = _open_path(text, skip_bad_images)
+        dataset = _open_path(text, skip_bad_images, labelled)
     if limit is not None:
         dataset = dataset.select(stratified_subset(dataset.labels, limit, seed))
     return replace(dataset, name=text, workers=workers)
 
 
-def _open_path(text: str, skip_bad_images: bool) -> ImageDataset:
+def _open_path(text: str, skip_bad_images: bool, labelled: bool) -> ImageDataset:
     path = Path(text).expanduser()
     if path.is_dir():
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
         if listed is not None and not has_class_folders(path):
             return open_list(listed, skip_bad_images=skip_bad_images)
+        if not labelled and not has_class_folders(path, at_least=2):
+            return open_unlabelled(path, skip_bad_images=skip_bad_images)
         return open_folder(path, skip_bad_images=skip_bad_images)
     if not path.exists():
         raise DataError(f"no data at {text!r}", mend=DATA_FORMS)
@@ -70,4 +75,4 @@ def _open_path(text: str, skip_bad_images: bool) -> ImageDataset:
         return open_list(path, skip_bad_images=skip_bad_images)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{text} is neither a folder nor an NPZ file", mend=DATA_FORMS)
-    return open_npz(path)
+    return open_npz(path, labelled=labelled)

@@ -14,7 +14,7 @@ from optimizer.data.images import IMAGE_SUFFIXES, open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
 
-__all__ = ["FileSource", "has_class_folders", "open_folder"]
+__all__ = ["FileSource", "has_class_folders", "open_folder", "open_unlabelled"]
 
 _LAYOUT = "the layout is FOLDER/<class>/<image>.jpg, one folder a class"
 
@@ -115,9 +115,36 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     )
 
 
-def has_class_folders(root: Path) -> bool:
-    """Whether a folder is laid out one folder a class."""
-    return any(_is_class(entry) for entry in root.iterdir())
+def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
+    """Open all images below a folder, whatever its layout; every label is 0.
+
+    Args:
+        root: The folder.
+        skip_bad_images: Leave out images that cannot be read instead of failing.
+
+    Raises:
+        DataError: There is no image.
+    """
+    found = _images_below(root)
+    if not found:
+        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return ImageDataset(
+        name=str(root),
+        classes=None,
+        labels=np.zeros(len(found), dtype=np.int64),
+        source=FileSource(
+            root,
+            [path.relative_to(root).as_posix() for path in found],
+            [path.stat().st_size for path in found],
+        ),
+        positions=np.arange(len(found), dtype=np.int64),
+        skip_bad_images=skip_bad_images,
+    )
+
+
+def has_class_folders(root: Path, *, at_least: int = 1) -> bool:
+    """Whether a folder is laid out one folder a class, with so many of them."""
+    return sum(_is_class(entry) for entry in root.iterdir()) >= at_least
 
 
 def _is_class(entry: Path) -> bool:

@@ -22,19 +22,22 @@ _FORM = (
 )
 
 
-def open_npz(path: Path) -> ImageDataset:
+def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     """Open an NPZ file.
 
     Args:
         path: File with ``images`` (N x H x W x 3 uint8, or N x 3 x H x W float32 that are
             preprocessed already), ``labels`` (N integers from 0) and, optionally, ``classes``
             (names in the order of the labels). Object arrays are refused, never unpickled.
+        labelled: Whether ``labels`` have to be there; without them every label is 0.
 
     Raises:
         DataError: The file is damaged, an array is missing or has another shape or type, or a
             label is negative or has no class.
     """
     arrays = _load(path)
+    if not labelled and "images" in arrays and "labels" not in arrays:
+        arrays = {"images": arrays["images"], "labels": np.zeros(len(arrays["images"]), np.int64)}
     for key in ("images", "labels"):
         if key not in arrays:
             found = ", ".join(sorted(arrays)) or "nothing"

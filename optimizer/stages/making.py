@@ -100,7 +100,12 @@ def open_images(state: Run) -> Images:
     pool = calibration = None
     if asked & {"int8", "fp8", "mixed"}:
         if calibrate.calib is not None:
-            pool = open_dataset(calibrate.calib, skip_bad_images=skip, workers=calibrate.workers)
+            pool = open_dataset(
+                calibrate.calib,
+                skip_bad_images=skip,
+                workers=calibrate.workers,
+                labelled="mixed" in asked,  # its search counts what it gets wrong
+            )
         elif held_out is not None:
             # One folder for both: a part of it calibrates and is never validated on.
             count = len(held_out) // 2

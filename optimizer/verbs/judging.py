@@ -216,8 +216,9 @@ def compare_halves(
     from optimizer.engines.onnxruntime import tapped
 
     dataset = open_dataset(
-        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
-    )
+        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers,
+        labelled=False,
+    )  # fmt: skip
     return precision.halves(
         Path(graph), dataset, tapped, batch=batch,
         preprocessing_from=preprocessing_from, progress=progress,
@@ -242,7 +243,9 @@ def compare_decoders(
     from optimizer.evaluation.decoders import compare_decoders as compare
     from optimizer.models import load_model
 
-    dataset = open_dataset(data, limit=limit, seed=seed, skip_bad_images=skip_bad_images)
+    dataset = open_dataset(
+        data, limit=limit, seed=seed, skip_bad_images=skip_bad_images, labelled=False
+    )
     if skip_bad_images:
         dataset = dataset.verify()
     loaded = None if model is None else load_model(model, arch=arch)

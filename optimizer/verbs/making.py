@@ -128,8 +128,9 @@ def calibrate(
 
     check_output(Path(output), [graph, calib])
     dataset = open_dataset(
-        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers
-    )
+        calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers,
+        labelled=False,
+    )  # fmt: skip
     return precision.calibrate(
         Path(graph), dataset, Path(output), tapped, batch=batch,
         preprocessing_from=preprocessing_from, cache=cache, progress=progress,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from optimizer.data import Preprocessing, open_dataset
 from optimizer.errors import DataError
@@ -47,6 +48,36 @@ def test_batch_sizes_do_not_change_the_images() -> None:
     assert whole.images.shape == (50, 3, 16, 16)
     with pytest.raises(DataError, match="batch"):
         next(data.batches(0, preprocessing))
+
+
+@pytest.mark.parametrize("layout", ["loose", "one folder", "nested"])
+def test_images_without_labels_calibrate_and_do_not_judge(layout: str, tmp_path: Path) -> None:
+    """A folder of pictures from the camera: `--calib` needs no classes."""
+    for number in range(6):
+        folder = {"loose": ".", "one folder": "shots", "nested": f"shots/{number % 2}"}[layout]
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((8, 8, 3), 10 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    data = open_dataset(tmp_path, limit=5, labelled=False)
+    assert (len(data), data.classes, set(data.labels)) == (5, None, {0})
+    (batch,) = data.batches(8, Preprocessing.digits(8))
+    assert len({float(image.mean()) for image in batch.images}) == 5
+    with pytest.raises(DataError, match=r"no class folders|only one class"):
+        open_dataset(tmp_path)
+
+
+def test_where_there_are_labels_they_are_taken(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    assert open_dataset(tmp_path, labelled=False).classes == ("cat", "dog")
+    np.savez(tmp_path / "bare.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
+    assert len(open_dataset(tmp_path / "bare.npz", labelled=False)) == 3
+    with pytest.raises(DataError, match="no array 'labels'"):
+        open_dataset(tmp_path / "bare.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        open_dataset(tmp_path / "empty", labelled=False)
 
 
 def test_what_is_not_there_is_answered_with_the_accepted_forms(tmp_path: Path) -> None:
