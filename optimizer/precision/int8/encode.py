@@ -35,11 +35,12 @@ from optimizer.precision.int8.encodings import (
     stored_scale,
 )
 from optimizer.precision.int8.equalization import ALPHA, equalization_factors
+from optimizer.precision.int8.expectation import correct_by_statistics
 from optimizer.precision.int8.ranges import METHODS, distribution, range_of
-from optimizer.precision.int8.rounding import WeightGrid, nearest, scales_of
+from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
-from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
+from optimizer.precision.int8.statistics import Statistics
 from optimizer.precision.topology import PASS_ON, Topology
 from optimizer.processes import give_back_memory
 from optimizer.progress import Progress
@@ -252,7 +253,7 @@ class _Encoder:
             return corrected.encodings
         for node in self.topology.layers():
             if node.name not in self.options.keep:  # what is exact has no error of its own
-                self._correct_by_statistics(node, encodings)
+                correct_by_statistics(self.topology, node, encodings, self.statistics, self.factors)
         return encodings
 
     def _simulation(self) -> Simulation | None:
@@ -319,20 +320,6 @@ class _Encoder:
             )
         return encodings
 
-    def _correct_by_statistics(self, node: ir.Node, encodings: Encodings) -> None:
-        if self.topology.groups_of(node) != 1:
-            return
-        source = self.topology.data_inputs(node)[0]
-        layer = encodings.layers[str(node.name)]
-        error = _mean_error(
-            layer.equalized(self.topology.weight(node)),
-            layer,
-            self.statistics.tensors[source],
-            encodings.tensors[source],
-            self.factors.get(source),
-        )
-        layer.bias = (np.asarray(layer.bias) - error).astype(np.float32).tolist()
-
 
 def _beyond_half(statistics: Statistics) -> list[str]:
     """What the FP16 around INT8 cannot hold."""
@@ -374,39 +361,3 @@ def _rounded_layer(
     scales = scales_of(exact, grid, options.method)
     layer.weight_scale = [stored_scale(float(s), rules) for s in scales]
     return layer
-
-
-def _mean_error(
-    exact: NDArray[np.float32],
-    layer: LayerEncoding,
-    seen: TensorStatistics,
-    encoding: TensorEncoding,
-    factor: NDArray[np.float32] | None,
-) -> NDArray[np.float64]:
-    """Mean of what rounding adds to each output: E[sum w' x' - sum w x], borders not counted.
-
-    Source: Nagel et al. 2019, "Data-Free Quantization", section 4.2, with the means measured.
-    """
-    spatial = tuple(range(2, exact.ndim))
-    scale = np.asarray(layer.weight_scale, np.float32).reshape(-1, *([1] * (exact.ndim - 1)))
-    rounded = (nearest(exact / scale, layer.grid) * scale).astype(np.float64)
-    divide = np.ones(len(seen.exponent)) if factor is None else factor.astype(np.float64)
-    mean = seen.mean / divide
-    stored_mean = mean + _rounding_bias(seen, encoding, divide)
-    error = (
-        rounded.sum(axis=spatial) @ stored_mean - exact.sum(axis=spatial, dtype=np.float64) @ mean
-    )
-    return np.asarray(error, np.float64)
-
-
-def _rounding_bias(
-    seen: TensorStatistics, encoding: TensorEncoding, divide: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """E[x' - x] of each channel by its histogram."""
-    centers = (np.arange(BINS) - seen.origin + 0.5)[None, :] * np.ldexp(1.0, seen.exponent)[:, None]
-    centers = centers / divide[:, None]
-    stored = np.clip(np.rint(centers / encoding.scale), *encoding.levels) * encoding.scale
-    counts = seen.counts.astype(np.float64)
-    counts[:, seen.origin] -= seen.zeros
-    total = np.maximum(counts.sum(axis=1) + seen.zeros, 1.0)
-    return np.asarray(((stored - centers) * counts).sum(axis=1) / total, np.float64)
