@@ -122,6 +122,7 @@ def build(
     shift: opt.Shift = True,
     learn: opt.Learn = False,
     high_precision: opt.HighPrecision = None,
+    preprocessing_from: opt.PreprocessingFrom = None,
     skip_bad_images: opt.SkipBadImages = False,
     workers: opt.Workers = None,
     no_cache: opt.CacheOff = False,
@@ -196,6 +197,7 @@ def build(
                 method, keep, equalize=equalize, bias=bias_correction, shift=shift, learn=learn
             ),
             high_precision=high_precision,
+            preprocessing_from=preprocessing_from,
             skip_bad_images=skip_bad_images,
             workers=workers,
             cache=opt.cache_of(no_cache),  # type: ignore[arg-type]

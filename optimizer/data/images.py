@@ -69,7 +69,7 @@ def open_image(path: Path) -> Image.Image:
         reason = " ".join(str(error).split()).replace(str(path), path.name)
         raise DataError(
             f"cannot read the image {path}: {reason or type(error).__name__}",
-            mend="remove or replace it, or pass --skip-bad-images",
+            mend="remove or replace it (in a dataset, --skip-bad-images leaves it out)",
         ) from error
 
 

@@ -2,7 +2,9 @@
 
 from optimizer.precision.asked import check_options
 from optimizer.precision.calibration import calibrate, halves
-from optimizer.precision.foreign import is_quantized
+from optimizer.precision.foreign import is_quantized, prepared
 from optimizer.precision.stages import PRECISIONS, quantize
 
-__all__ = ["PRECISIONS", "calibrate", "check_options", "halves", "is_quantized", "quantize"]
+__all__ = [
+    "PRECISIONS", "calibrate", "check_options", "halves", "is_quantized", "prepared", "quantize",
+]  # fmt: skip

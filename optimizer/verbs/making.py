@@ -177,6 +177,10 @@ def quantize(
     if precision == "mixed":
         from optimizer import search
 
+        if preprocessing_from is not None:
+            graph = room.prepared(
+                graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
+            )
         found = search.search_path(output)
         made = search.mixed(
             graph,
@@ -247,6 +251,7 @@ def build(
     max_drop_pp: float = 1.0,
     options: EncodingOptions | None = None,
     high_precision: str | None = None,
+    preprocessing_from: str | None = None,
     skip_bad_images: bool = False,
     workers: int | None = None,
     cache: Cache | None = None,
@@ -282,6 +287,8 @@ def build(
         max_drop_pp: For ``mixed``, the largest loss of top-1, percentage points.
         options: Which passes compute the encodings.
         high_precision: ``fp16`` or ``fp32`` around INT8 or FP8; ``None`` for the target's own.
+        preprocessing_from: What knows the preprocessing of an FP32 graph that does not say it; the
+            graph with it goes beside the output.
         skip_bad_images: Leave out images that cannot be decoded instead of stopping.
         workers: Processes that decode calibration images; by default one a core.
         cache: Where artifacts are kept by key.
@@ -294,7 +301,7 @@ def build(
     from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.providers import lowering_target
-    from optimizer.precision import check_options
+    from optimizer.precision import check_options, prepared
 
     precision = _known(precision)
     graph, output = Path(graph), Path(output)
@@ -308,6 +315,11 @@ def build(
         raise UsageError("--provider-option without a provider", mend="--provider NAME")
     backend = get_backend(name)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    if preprocessing_from is not None and (facts is None or facts.precision != "fp32"):
+        raise UsageError(
+            "--preprocessing-from is for FP32 graphs here",
+            mend="resnet-opt quantize takes it for a graph that is INT8 already",
+        )
     settings = BuildSettings(
         precision=precision,
         batch=facts.input_shape[0] if facts else None,
@@ -325,6 +337,10 @@ def build(
         },
     )
     check_buildable(backend, settings)
+    if preprocessing_from is not None:
+        graph = prepared(
+            graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
+        )
     source = graph
     reading: dict[str, Any] = {"skip_bad_images": skip_bad_images, "workers": workers}
     explicit: dict[str, Any] = {

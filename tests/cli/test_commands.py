@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -308,6 +309,30 @@ def test_a_damaged_calibration_image_is_named_and_may_be_left_out(
     said = resnet_opt(*command, "--skip-bad-images")
     assert said.code == 0, said.err
     assert "1 unreadable images left out, the first is c1/23.png" in said.out
+
+
+def test_a_graph_of_somebody_else_is_built_in_one_step(
+    resnet_opt: Command, small_graph: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(small_graph)
+    del proto.metadata_props[:]
+    bare, engine = tmp_path / "bare.onnx", tmp_path / "bare.blob"
+    onnx.save(proto, bare)
+    command = ("build", bare, "--int8", "--engine", "openvino", "--calib", "digits:train",
+               "--calib-images", 8, "-o", engine)  # fmt: skip
+    said = resnet_opt(*command)
+    assert said.code == 2
+    assert "--preprocessing-from" in said.err
+    assert not engine.exists()
+    assert resnet_opt(*command, "--preprocessing-from", small_checkpoint).code == 0
+    told = json.loads(resnet_opt("inspect", engine, "--json").out)["preprocessing"]
+    known = json.loads(resnet_opt("inspect", small_graph, "--json").out)["preprocessing"]
+    assert told == known
+    graph = engine.with_name("bare.blob.graph.onnx")
+    said = resnet_opt("build", graph, "--int8", "--preprocessing-from", small_checkpoint,
+                      "-o", tmp_path / "again.blob")  # fmt: skip
+    assert said.code == 2
+    assert "resnet-opt quantize" in said.err
 
 
 def test_workers_are_refused_below_zero(resnet_opt: Command) -> None:
