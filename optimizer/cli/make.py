@@ -109,6 +109,7 @@ def export(
         said += (
             f"\npreprocessing assumed, for the weights came without: ImageNet's mean and std, {size} px; "
             "wrong ones cost accuracy"
+            + (f"; others are said in {model}.card.json" if Path(model).is_file() else "")
         )
     say(made, as_json, said)
 

@@ -1,7 +1,10 @@
 """Checkpoints: weights with a card that says architecture, classes and preprocessing.
 
 The card is the manifest beside the file; a copy lies in the header of the ``.safetensors`` file,
-so a file that lost its manifest still knows what it is.
+so a file that lost its manifest still knows what it is. Weights of others have neither: there a
+person may write a card, ``weights.pth.card.json``::
+
+    {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optimizer.artifacts import (
     Artifact,
@@ -27,9 +32,11 @@ from optimizer.models.model import Model, weights_digest
 from optimizer.models.pretrained import identify
 from optimizer.models.weights import fit_weights, read_weights
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_weights"]
+__all__ = ["CARD_SUFFIX", "load_checkpoint", "save_checkpoint", "write_weights"]
 
 KIND = "checkpoint"
+CARD_SUFFIX = ".card.json"
+"""After the name of a weights file: what a person says of weights that say nothing themselves."""
 
 
 def write_weights(model: Model, path: Path) -> None:
@@ -96,9 +103,10 @@ class _Card:
 def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
     """Read a checkpoint, our own or a third party's.
 
-    The card is taken from the manifest, else from the file's header; weights of torchvision are
-    recognized by their digest. Weights with none of these have their architecture told from
-    their tensors and get ImageNet's classic preprocessing (``preprocessing_assumed``).
+    The card is taken from the manifest, else from the card file beside the weights (what it leaves
+    out of the preprocessing is ImageNet's classic one), else from the file's header; weights of
+    torchvision are recognized by their digest. Weights with none of these have their architecture
+    told from their tensors and get ImageNet's classic preprocessing (``preprocessing_assumed``).
 
     Args:
         path: ``.safetensors``, ``.pth`` or ``.pt``.
@@ -137,6 +145,14 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
 
 
 def _read_card(path: Path) -> _Card:
+    written = path.with_name(path.name + CARD_SUFFIX)
+    if written.is_file():
+        if manifest_path(path).is_file():
+            raise CheckpointError(
+                f"{path} has a manifest and a card file, {written.name}",
+                mend="remove the one that is not meant",
+            )
+        return _card_of_person(written)
     if manifest_path(path).is_file():
         artifact = load_artifact(path)
         if artifact.manifest.kind not in {KIND, "engine"}:  # PyTorch's engine is a checkpoint too
@@ -168,6 +184,40 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
         preprocessing=Preprocessing.from_dict(manifest.preprocessing),
         preprocessing_assumed=bool(manifest.settings.get("preprocessing_assumed", False)),
         expected_top1=manifest.details.get("expected_top1"),
+    )
+
+
+class _Written(BaseModel):
+    """A card that a person wrote; what it leaves out of the preprocessing is ImageNet's."""
+
+    model_config = ConfigDict(extra="forbid")
+    arch: str | None = None
+    classes: tuple[str, ...] | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def _card_of_person(written: Path) -> _Card:
+    try:
+        found = _Written.model_validate_json(written.read_bytes())
+        given, preprocessing = found.preprocessing, None
+        if given is not None:
+            usual = Preprocessing.imagenet(int(given.get("crop", 224))).to_dict()
+            del usual["sha256"]
+            preprocessing = Preprocessing.from_dict({**usual, **given})
+    except (OSError, ValueError, TypeError, DataError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise CheckpointError(
+            f"cannot use {written}: {reason}",
+            mend='such a card is {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}',
+        ) from error
+    return _Card(
+        arch=found.arch,
+        classes=found.classes,
+        preprocessing=preprocessing,
+        source=f"{written.name.removesuffix(CARD_SUFFIX)} with {written.name}",
     )
 
 

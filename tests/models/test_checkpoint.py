@@ -74,6 +74,59 @@ def test_third_party_files_get_the_classic_preprocessing(named: Model, tmp_path:
     assert model.classes is None
 
 
+def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> None:
+    """What is not in it is the classic preprocessing, scaled to the size that is."""
+    weights, card = tmp_path / "weights.pth", tmp_path / "weights.pth.card.json"
+    torch.save(named.module.state_dict(), weights)
+    names = [f"class {number}" for number in range(named.num_classes)]
+    card.write_text(
+        json.dumps({
+            "classes": names,
+            "preprocessing": {"mean": [0.5, 0.4, 0.3], "crop": 112, "color": "BGR"},
+        })
+    )  # fmt: skip
+    model = load_model(weights)
+    assert model.classes == tuple(names)
+    assert model.preprocessing == replace(
+        Preprocessing.imagenet(112), mean=(0.5, 0.4, 0.3), color="BGR"
+    )
+    assert (model.preprocessing.resize, model.preprocessing_assumed) == (128, False)
+    assert model.source == "weights.pth with weights.pth.card.json"
+    card.write_text(json.dumps({"classes": names}))
+    assert load_model(weights).preprocessing_assumed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "an object"),
+        ('{"mean": [0.5]}', "mean: Extra inputs"),
+        ('{"preprocessing": {"mean": [0.5]}}', "three finite numbers"),
+        ('{"preprocessing": [0.5]}', "preprocessing: Input should be"),
+        ('{"preprocessing": {"colour": "BGR"}}', "unknown field 'colour'"),
+        ('{"classes": "cat"}', "classes: Input should be a valid"),
+        ('{"classes": ["cat"]}', "names 1 classes, its weights have"),
+        ('{"arch": "resnet7"}', "unknown architecture"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_named(
+    named: Model, text: str, message: str, tmp_path: Path
+) -> None:
+    torch.save(named.module.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "w.pth.card.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "w.pth")
+
+
+def test_a_card_beside_a_manifest_is_one_too_many(path: Path) -> None:
+    card = path.with_name(path.name + ".card.json")
+    card.write_text("{}")
+    with pytest.raises(CheckpointError, match="a manifest and a card file"):
+        load_model(path)
+    card.unlink()
+
+
 def test_a_changed_file_is_refused(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
