@@ -122,7 +122,7 @@ Learn = Annotated[
     bool,
     typer.Option(
         "--learn",
-        help="Train ranges, biases and rounding on the calibration images: minutes, and a little "
+        help="Train ranges, biases and rounding on the calibration images: minutes, and seldom "
         "more accuracy.",
     ),
 ]

@@ -150,7 +150,7 @@ def _accuracy(hop: Hop, validated: ValidateResult) -> str:
     }.get(hop.verdict or "", f"which does not decide a margin of {margin:g} points")
     assert reference.top1 is not None
     return (
-        f"Its top-1 on {validated.dataset.n} images of {validated.dataset.name} is "
+        f"{hop.name}: top-1 on {validated.dataset.n} images of {validated.dataset.name} is "
         f"{hop.top1:.2%} against {reference.top1:.2%}: a loss of {hop.drop_pp:.2f} percentage points, "
         f"95 % interval {low:.2f} to {high:.2f}, {place}; {hop.flips} of {validated.dataset.n} "
         "predictions changed."

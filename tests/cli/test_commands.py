@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from PIL import Image
 
 from optimizer.artifacts import load_artifact
@@ -269,6 +270,24 @@ def test_a_recipe_is_saved_and_read_again(resnet_opt: Command, tmp_path: Path) -
     again = tmp_path / "again.yaml"
     assert resnet_opt("run", recipe, "--save-recipe", again).code == 0
     assert again.read_text() == recipe.read_text()
+
+
+def test_a_target_goes_to_the_engines_that_have_one(resnet_opt: Command, tmp_path: Path) -> None:
+    saved, bare = tmp_path / "r.yaml", tmp_path / "bare.yaml"
+    command = ("run", "resnet18:random", "--data", "digits:test", "--target", "sm86", "--save-recipe")
+    assert resnet_opt(*command, saved).code == 0
+    builds = yaml.safe_load(saved.read_text())["build"]
+    assert {b["engine"][0]: b["target"] for b in builds if b["engine"] != ["tensorrt"]} == {
+        "onnxruntime": [], "openvino": [], "tensorrt-rtx": ["sm86"],
+    }  # fmt: skip
+    bare.write_text("model: resnet18:random\nvalidate: {data: 'digits:test'}\n")
+    assert resnet_opt("run", bare, "--target", "sm86", "--save-recipe", saved).code == 0
+    (build,) = yaml.safe_load(saved.read_text())["build"]
+    assert (build["engine"], build["target"]) == (["auto"], ["sm86"])
+    bare.write_text(bare.read_text() + "build: {engine: openvino}\n")
+    said = resnet_opt("run", bare, "--target", "sm86", "--save-recipe", saved)
+    assert said.code == 2
+    assert "--target is for TensorRT-RTX" in said.err
 
 
 def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
