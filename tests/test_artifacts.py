@@ -131,6 +131,24 @@ def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
     assert made.path.read_text() == "one"
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_entry_heals(damage: bytes, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
+    (cache.root / _plan(a=1).key / "manifest.json").write_bytes(damage)
+    assert cache.entries() == []
+    assert not produce(_plan(a=1), tmp_path / "y.txt", _writer("one"), cache=cache).cached
+    assert produce(_plan(a=1), tmp_path / "z.txt", _writer("one"), cache=cache).cached
+
+
+def test_a_place_that_cannot_be_written_costs_no_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
+    (tmp_path / "file").write_text("no folder")
+    assert cache.fetch(_plan(a=1).key, tmp_path / "file" / "y.txt") is None
+    assert (cache.root / _plan(a=1).key / "artifact").is_file()
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(path: Path) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from optimizer.artifacts.files import write_atomically, write_text_atomically
 from optimizer.artifacts.keys import digest
 from optimizer.artifacts.manifest import Manifest, manifest_path
@@ -58,16 +56,22 @@ class Cache:
         try:
             raw = (entry / "manifest.json").read_text(encoding="utf-8")
             manifest = Manifest.model_validate_json(raw)
-        except (OSError, ValidationError):
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):  # damaged: it is made again, and kept then
+            shutil.rmtree(entry, ignore_errors=True)
             return None
         manifest = manifest.model_copy(update={"file": destination.name})
         try:
-            with write_atomically(destination) as temporary:
-                shutil.copyfile(stored, temporary)
-                _check_digest(temporary, manifest.sha256)
-                manifest_path(destination).unlink(missing_ok=True)
+            _check_digest(stored, manifest.sha256)
         except (OSError, ArtifactError):
             shutil.rmtree(entry, ignore_errors=True)
+            return None
+        try:
+            with write_atomically(destination) as temporary:
+                shutil.copyfile(stored, temporary)
+                manifest_path(destination).unlink(missing_ok=True)
+        except OSError:  # of the destination: making it there will say what is wrong
             return None
         write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
         return manifest
@@ -82,7 +86,7 @@ class Cache:
         try:
             shutil.copyfile(path, draft / "artifact")
             text = manifest.model_dump_json(indent=2) + "\n"
-            (draft / "manifest.json").write_text(text, encoding="utf-8")
+            write_text_atomically(draft / "manifest.json", text)
             draft.replace(entry)
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
@@ -91,7 +95,7 @@ class Cache:
         """Every artifact here with its size in bytes."""
         found = []
         for sidecar in sorted(self.root.glob("*/manifest.json")):
-            with contextlib.suppress(OSError, ValidationError):
+            with contextlib.suppress(OSError, ValueError):
                 manifest = Manifest.model_validate_json(sidecar.read_text(encoding="utf-8"))
                 found.append((manifest, (sidecar.parent / "artifact").stat().st_size))
         return found

@@ -118,8 +118,12 @@ class Artifact:
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of ``path`` lies."""
-    return path.with_name(path.name + ".json")
+    """Where the manifest of ``path`` lies: beside it, or where a link without one leads."""
+    beside = path.with_name(path.name + ".json")
+    if path.is_symlink() and not beside.exists():
+        target = path.resolve()
+        return target.with_name(target.name + ".json")
+    return beside
 
 
 def read_manifest(path: Path) -> Manifest:

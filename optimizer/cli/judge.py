@@ -184,7 +184,7 @@ def bench(
 
 def predict(
     engine: Annotated[Path, typer.Argument(help="An engine or a checkpoint.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
     device: opt.Device = None,
     as_json: opt.Json = False,

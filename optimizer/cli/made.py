@@ -74,7 +74,7 @@ def say(
         return
     size = made.path.stat().st_size
     unit, divisor = ("MB", 1e6) if size >= 1e5 else ("kB", 1e3)
-    cached = ", nothing to do: it was made before" if made.cached else ""
+    cached = ", nothing to do: it was made before, here or in the cache" if made.cached else ""
     typer.echo(f"{made.path}  {size / divisor:.1f} {unit}{cached}")
     for remark in remarks:
         if remark:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.digits import open_digits
-from optimizer.data.folder import has_class_folders, open_folder, open_unlabelled
+from optimizer.data.folder import (
+    has_class_folders,
+    is_sorted_by_class,
+    open_folder,
+    open_unlabelled,
+)
 from optimizer.data.listing import LISTS, open_list
 from optimizer.data.npz import open_npz
 from optimizer.data.subset import stratified_subset
@@ -66,7 +71,7 @@ def _open_path(text: str, skip_bad_images: bool, labelled: bool) -> ImageDataset
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
         if listed is not None and not has_class_folders(path):
             return open_list(listed, skip_bad_images=skip_bad_images)
-        if not labelled and not has_class_folders(path, at_least=2):
+        if not labelled and not is_sorted_by_class(path):
             return open_unlabelled(path, skip_bad_images=skip_bad_images)
         return open_folder(path, skip_bad_images=skip_bad_images)
     if not path.exists():

@@ -118,6 +118,8 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
 def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     """Open all images below a folder, whatever its layout; every label is 0.
 
+    What lies in folders whose names begin with a dot is left out.
+
     Args:
         root: The folder.
         skip_bad_images: Leave out images that cannot be read instead of failing.
@@ -125,7 +127,11 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
     Raises:
         DataError: There is no image.
     """
-    found = _images_below(root)
+    found = [
+        path
+        for path in _images_below(root)
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)  # thumbnails
+    ]
     if not found:
         raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return ImageDataset(
@@ -142,9 +148,16 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
     )
 
 
-def has_class_folders(root: Path, *, at_least: int = 1) -> bool:
-    """Whether a folder is laid out one folder a class, with so many of them."""
-    return sum(_is_class(entry) for entry in root.iterdir()) >= at_least
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder is laid out one folder a class."""
+    return any(_is_class(entry) for entry in root.iterdir())
+
+
+def is_sorted_by_class(root: Path) -> bool:
+    """Whether every image of a folder lies in one of several class folders, none of them empty."""
+    classes = [entry for entry in root.iterdir() if _is_class(entry)]
+    loose = any(_is_image(entry.name) for entry in root.iterdir() if not entry.is_dir())
+    return len(classes) > 1 and not loose and all(_images_below(folder) for folder in classes)
 
 
 def _is_class(entry: Path) -> bool:
@@ -156,5 +169,9 @@ def _images_below(folder: Path) -> list[Path]:
         Path(parent) / name
         for parent, _, names in sorted(os.walk(folder, followlinks=True))
         for name in sorted(names)
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        if _is_image(name)
     ]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")

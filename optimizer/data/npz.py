@@ -37,7 +37,8 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     """
     arrays = _load(path)
     if not labelled and "images" in arrays and "labels" not in arrays:
-        arrays = {"images": arrays["images"], "labels": np.zeros(len(arrays["images"]), np.int64)}
+        count = arrays["images"].shape[0] if arrays["images"].ndim else 0
+        arrays = {"images": arrays["images"], "labels": np.zeros(count, np.int64)}
     for key in ("images", "labels"):
         if key not in arrays:
             found = ", ".join(sorted(arrays)) or "nothing"

@@ -65,6 +65,11 @@ class Preprocessing:
             if len(values) != 3 or not all(math.isfinite(v) for v in values):
                 raise DataError(f"preprocessing: {name} must be three finite numbers, not {values}")
             object.__setattr__(self, name, values)
+        if max(map(abs, self.mean)) > 1 or max(self.std) > 1:
+            raise DataError(
+                f"preprocessing: mean {self.mean} and std {self.std} are fractions of white, 0 to 1",
+                mend="divide those of pixels from 0 to 255 by 255",
+            )
         if min(self.std) <= 0:
             raise DataError(f"preprocessing: std must be positive, not {self.std}")
         for name, size in (("crop", self.crop), ("resize", self.resize)):

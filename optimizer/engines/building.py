@@ -71,6 +71,7 @@ def build_engine(
             **_plain(settings),
             **own,
             "arch": card.arch,
+            **({"preprocessing_assumed": True} if _assumed(card) else {}),
             **({"keep": facts.keep} if facts is not None and facts.keep else {}),
         },
         inputs=[Input.of("graph" if facts else "checkpoint", graph)],
@@ -122,6 +123,7 @@ class _Card:
     arch: str
     image_size: int
     preprocessing: dict[str, Any]
+    preprocessing_assumed: bool
     classes: list[str] | None
 
 
@@ -133,8 +135,14 @@ def _checkpoint_card(path: Path) -> _Card:
         arch=model.arch,
         image_size=model.image_size,
         preprocessing=model.preprocessing.to_dict(),
+        preprocessing_assumed=model.preprocessing_assumed,
         classes=list(model.classes) if model.classes else None,
     )
+
+
+def _assumed(card: GraphFacts | _Card) -> bool:
+    """Whether an engine that is a checkpoint has preprocessing that nobody told."""
+    return isinstance(card, _Card) and card.preprocessing_assumed
 
 
 def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: Path) -> None:

@@ -26,6 +26,7 @@ from optimizer.engines.protocol import (
 from optimizer.engines.protocol import Session as AnySession
 from optimizer.engines.providers import Choice, read_choice
 from optimizer.engines.providers.session import tensor_spec
+from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -85,6 +86,8 @@ class OnnxRuntime:
         progress.start(f"onnxruntime {settings.precision}", total=2)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(output)
+        # By itself it decides by the suffix, and .ort would be another format.
+        options.add_session_config_entry("session.save_model_format", "ONNX")
         started = time.perf_counter()
         try:
             ort.InferenceSession(graph, options, providers=PROVIDERS)
@@ -99,6 +102,8 @@ class OnnxRuntime:
         notes = []
         if settings.options.get("storage_only"):
             notes.append(f"{settings.precision} storage, FP32 compute")
+        if settings.precision in {"int8", "mixed"} and (note := saturation_note(graph, self.name)):
+            notes.append(note)
         return Built(layers=layers, seconds=seconds, notes=notes)
 
     def check_machine(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
-from optimizer.engines.graph_facts import Annotator, GraphFacts, graph_facts
+from optimizer.engines.graph_facts import Annotator, graph_facts
 from optimizer.engines.openvino_layers import (
     CALLS_A_COPY,
     SETTLING,
@@ -19,7 +19,16 @@ from optimizer.engines.openvino_layers import (
     bytes_moved,
     layers_of,
 )
-from optimizer.engines.openvino_models import Compiled, Models, config, first_line, pack, spec_of
+from optimizer.engines.openvino_models import (
+    SUMS_INSIDE,
+    Compiled,
+    Models,
+    compile_model,
+    config,
+    first_line,
+    pack,
+    spec_of,
+)
 from optimizer.engines.protocol import (
     Array,
     Availability,
@@ -27,6 +36,7 @@ from optimizer.engines.protocol import (
     Built,
     check_cpu_settings,
 )
+from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -36,8 +46,6 @@ __all__ = ["FIXED_BATCHES", "OpenVino", "Session"]
 
 _HINTS = {"fp32": "f32", "int8": "f32", "mixed": "f32", "bf16": "bf16"}
 """The precision hint is always set: its default turns FP32 graphs into BF16 on some CPUs."""
-_SUMS_INSIDE = {"SNIPPETS_MODE": "DISABLE"}
-"""For INT8 models; see `_compiled`."""
 FIXED_BATCHES = (1,)
 """Sizes that an engine is compiled for one by one if nothing is asked; see `openvino_models`."""
 
@@ -78,7 +86,7 @@ class OpenVino:
         progress.start(f"openvino {settings.precision}", total=2 + len(sizes))
         started = time.perf_counter()
         try:
-            compiled = _compiled(core, core.read_model(graph), properties, facts)
+            compiled = compile_model(core, core.read_model(graph), properties, facts.precision)
             progress.advance()
             annotated = Annotator(graph)
             layers = annotated(layers_of(compiled))
@@ -87,7 +95,7 @@ class OpenVino:
                 progress.advance(note=f"for batch {size}")
                 model = core.read_model(graph)
                 model.reshape([size, *model.inputs[0].partial_shape[1:]])
-                alone = _compiled(core, model, properties, facts)
+                alone = compile_model(core, model, properties, facts.precision)
                 _check_same_precisions(layers, annotated(layers_of(alone)), size)
                 fixed[size] = alone.export_model().getvalue()
                 del alone
@@ -102,10 +110,8 @@ class OpenVino:
         notes = []
         if settings.options.get("storage_only"):
             notes.append(f"{settings.precision} storage, FP32 compute")
-        if facts.precision in {"int8", "mixed"} and not cpu_features().vnni:
-            notes.append(
-                "no VNNI: INT8 products are added in 16 bits; weights are rounded so that none saturates"
-            )
+        if facts.precision in {"int8", "mixed"} and (note := saturation_note(graph, self.name)):
+            notes.append(note)
         return Built(layers=layers, seconds=seconds, notes=notes)
 
     def load(
@@ -134,7 +140,11 @@ class OpenVino:
         """What this backend adds to the manifest's settings."""
         own = {name: value for name, value in settings.options.items() if name != "fixed_batch"}
         check_cpu_settings("OpenVINO", replace(settings, options=own))
-        return {"hint": self._hint(settings), "fixed_batches": self._fixed_batches(settings)}
+        return {
+            "hint": self._hint(settings),
+            "fixed_batches": self._fixed_batches(settings),
+            **(SUMS_INSIDE if settings.precision in {"int8", "mixed"} else {}),
+        }
 
     def _fixed_batches(self, settings: BuildSettings) -> list[int]:
         """Sizes of batch that the engine is compiled for one by one, beside any size."""
@@ -269,24 +279,6 @@ class _Bound:
     def output(self) -> Array:
         """See `Bound.output`."""
         return np.asarray(self.request.get_output_tensor(0).data, np.float32)
-
-
-def _compiled(core: Any, model: Any, properties: dict[str, Any], facts: GraphFacts) -> Any:
-    """Compile a model, with the sums of INT8 graphs inside of convolutions.
-
-    The plugin makes one kernel of a block's last convolution, the sum with the shortcut and what
-    follows. Where the shortcut alone is quantized, its INT8 passes put a multiplication before the
-    sum, and in models of a fixed shape its compiler of small operations ("snippets") then takes the
-    sum away: 12 of the 16 of a ResNet-50 read and wrote FP32 (OpenVINO 2026.4). What is exported
-    has the sums where they were when it was compiled.
-    """
-    if facts.precision in {"int8", "mixed"}:
-        try:
-            return core.compile_model(model, "CPU", properties | _SUMS_INSIDE)
-        except RuntimeError as error:
-            if next(iter(_SUMS_INSIDE)) not in str(error):  # a release without that property
-                raise
-    return core.compile_model(model, "CPU", properties)
 
 
 def _check_same_precisions(

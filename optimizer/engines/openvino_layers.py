@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.engines.graph_facts import annotate
-from optimizer.engines.openvino_models import config, first_line, spec_of
+from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.openvino_models import compile_model, config, first_line, spec_of
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.errors import BuildError
 from optimizer.results import LayerInfo
@@ -131,12 +131,14 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
 
     core = ov.Core()
     properties = {**config("f32", None), "PERF_COUNT": "YES"}
+    carried = [(path, graph_facts(path).precision) for path in graphs]
     totals: list[list[float]] = [[] for _ in graphs]
     times: list[dict[str, list[float]]] = [{} for _ in graphs]
     for done in range(0, rounds, CALLS_A_COPY):
         try:
             compiled = [
-                core.compile_model(core.read_model(path), "CPU", properties) for path in graphs
+                compile_model(core, core.read_model(path), properties, precision)
+                for path, precision in carried
             ]
         except RuntimeError as error:
             line = first_line(error)

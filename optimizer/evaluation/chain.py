@@ -229,17 +229,30 @@ def _mismatch(
     classes: Sequence[str] | None,
     reference: Reference,
 ) -> str | None:
-    """Why a file's outputs cannot be compared with the reference's."""
+    """Why a file's outputs cannot be compared with the reference's.
+
+    Raises:
+        UsageError: They expect other images, and those of the reference were only assumed.
+    """
     if preprocessing is not None:
         wanted = reference.preprocessing.to_dict()
         for field, value in wanted.items():
             found = preprocessing.get(field, value)
             found = list(found) if isinstance(found, tuple) else found
             if field != "sha256" and found != value:
+                if reference.preprocessing_assumed:
+                    raise UsageError(
+                        f"{name} expects images with {field} {_words(found)}, and {reference.name} does "
+                        f"not say what it expects ({field} {_words(value)} was assumed)",
+                        mend="take the checkpoint that the graph was exported from as --reference, or "
+                        f"write {reference.name}.card.json with its preprocessing",
+                    )
                 return (
                     f"{name} expects images with {field} {_words(found)}, "
                     f"the reference with {field} {_words(value)}"
                 )
+    if classes and len(classes) != reference.num_classes:
+        return f"{name} has {len(classes)} classes, the reference {reference.num_classes}"
     if classes and reference.classes and tuple(classes) != reference.classes:
         if sorted(classes) == sorted(reference.classes):
             first = next(i for i, c in enumerate(classes) if c != reference.classes[i])

@@ -68,7 +68,11 @@ def _accuracy(evidence: Evidence) -> str:
     if not judged:
         return "no engine could be compared on this machine"
     worst = max(judged, key=lambda hop: (hop.drop_ci95_pp or (0.0, 0.0))[1])
-    name = worst.name if len(judged) == 1 else f"the worst of {len(judged)} graphs and engines ({worst.name})"
+    name = (
+        worst.name
+        if len(judged) == 1
+        else f"the worst of {len(judged)} graphs and engines ({worst.name})"
+    )
     return f"{name} keeps within {limits} of the reference: {_drop(worst)}"
 
 

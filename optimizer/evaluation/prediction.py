@@ -36,21 +36,22 @@ def predict(
 
     Args:
         engine: The engine; its preprocessing and class names are those of its manifest.
-        images: Image files.
+        images: Image files, and folders of which all images are taken.
         top: Classes to return for each.
         device: The GPU, ``cuda:1``, of an engine that runs on one; ``None`` for the first.
 
     Raises:
         ArtifactError: An engine that cannot be opened, or does not say its preprocessing.
-        DataError: No image, or one that cannot be decoded.
+        DataError: No image, one that is not there, or one that cannot be decoded.
         UsageError: ``device`` is no GPU, or the engine runs on the CPU.
     """
     from optimizer.data import open_image
     from optimizer.engines import closing, open_engine
     from optimizer.engines.placement import check_device
 
+    images = [file for path in images for file in _files(path)]
     if not images:
-        raise DataError("no image to classify", mend="name image files")
+        raise DataError("no image to classify", mend="name image files, or a folder of them")
     check_device([engine], device)
     preprocessing, classes = _card(engine)
     ends_in_softmax = _ends_in_softmax(engine)
@@ -73,6 +74,17 @@ def predict(
                 )
             )
     return found
+
+
+def _files(path: Path) -> list[Path]:
+    from optimizer.data import open_dataset
+
+    if path.is_dir():
+        found = open_dataset(path, labelled=False)
+        return [path / found.image_id(index) for index in range(len(found))]
+    if not path.exists():
+        raise DataError(f"no such file: {path}", mend="check the path")
+    return [path]
 
 
 def _ends_in_softmax(engine: Path) -> bool:

@@ -39,6 +39,7 @@ class Reference:
         checkpoint: Digest of the checkpoint's weights; ``None`` if the file does not say.
         takes_uint8: The input is N x H x W x 3 uint8.
         expected_top1: The accuracy it is known for, a fraction of one; ``None`` if unknown.
+        preprocessing_assumed: Nobody said what images it expects, and ImageNet's usual was taken.
         source: The model or file it was opened from.
     """
 
@@ -52,6 +53,7 @@ class Reference:
     checkpoint: str | None
     takes_uint8: bool = False
     expected_top1: float | None = None
+    preprocessing_assumed: bool = False
     source: Model | Path
 
 
@@ -83,6 +85,7 @@ def _from_model(model: Model) -> Reference:
         sha256=model.sha256,
         checkpoint=model.sha256,
         expected_top1=getattr(model, "expected_top1", None),
+        preprocessing_assumed=model.preprocessing_assumed,
         source=model,
     )
 

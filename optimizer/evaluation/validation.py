@@ -94,8 +94,8 @@ def validate(
     opened = open_reference(reference)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} holds no images")
+    planned = plan_steps(chains, opened)  # what does not belong together is not the data's fault
     data = check_fits(dataset, opened.num_classes, opened.classes)
-    planned = plan_steps(chains, opened)
     steps = {step.name: step for chain in planned.values() for step in chain}
     measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
     with joined(), measured as parity:

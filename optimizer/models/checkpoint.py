@@ -5,13 +5,16 @@ so a file that lost its manifest still knows what it is. Weights of others have 
 person may write a card, ``weights.pth.card.json``::
 
     {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
+
+Its keys are ``arch``, ``classes``, ``preprocessing`` and, for weights whose last layer stands in a
+Sequential, ``head`` (``fc.1``).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.data import Preprocessing
+from optimizer.data.preprocessing import COLORS
 from optimizer.errors import ArtifactError, CheckpointError, DataError
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.pretrained import identify
@@ -37,6 +41,10 @@ __all__ = ["CARD_SUFFIX", "load_checkpoint", "save_checkpoint", "write_weights"]
 KIND = "checkpoint"
 CARD_SUFFIX = ".card.json"
 """After the name of a weights file: what a person says of weights that say nothing themselves."""
+_CARD = (
+    'a card is {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}; preprocessing has '
+    "resize, crop, interpolation, antialias, color, mean and std"
+)
 
 
 def write_weights(model: Model, path: Path) -> None:
@@ -98,15 +106,16 @@ class _Card:
     preprocessing_assumed: bool = False
     source: str | None = None
     expected_top1: float | None = None
+    head: str | None = None
 
 
 def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
     """Read a checkpoint, our own or a third party's.
 
-    The card is taken from the manifest, else from the card file beside the weights (what it leaves
-    out of the preprocessing is ImageNet's classic one), else from the file's header; weights of
-    torchvision are recognized by their digest. Weights with none of these have their architecture
-    told from their tensors and get ImageNet's classic preprocessing (``preprocessing_assumed``).
+    The card is taken from the manifest, else from the file's header; weights of torchvision are
+    recognized by their digest. Weights with none of these have their architecture told from
+    their tensors and get ImageNet's classic preprocessing (``preprocessing_assumed``). A card file
+    beside weights without a manifest goes over that, field by field.
 
     Args:
         path: ``.safetensors``, ``.pth`` or ``.pt``.
@@ -123,12 +132,12 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
             f"{path} is a {card.arch}, not a {arch}", mend=f"leave out --arch or pass {card.arch}"
         )
     state, part = read_weights(path)
-    module, arch = fit_weights(state, arch or card.arch, str(path))
+    module, arch = fit_weights(state, arch or card.arch, str(path), head=card.head)
     num_classes = int(module.get_parameter("fc.bias").shape[0])
     if card.classes is not None and len(card.classes) != num_classes:
         raise CheckpointError(
             f"{path} names {len(card.classes)} classes, its weights have {num_classes}",
-            mend="make the checkpoint again",
+            mend="make the checkpoint or its card again",
         )
     source = card.source or path.name
     return Model(
@@ -146,13 +155,17 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
 
 def _read_card(path: Path) -> _Card:
     written = path.with_name(path.name + CARD_SUFFIX)
-    if written.is_file():
-        if manifest_path(path).is_file():
-            raise CheckpointError(
-                f"{path} has a manifest and a card file, {written.name}",
-                mend="remove the one that is not meant",
-            )
-        return _card_of_person(written)
+    if not written.is_file():
+        return _own_card(path)
+    if manifest_path(path).is_file():
+        raise CheckpointError(
+            f"{path} has a manifest and a card file, {written.name}",
+            mend="remove the one that is not meant",
+        )
+    return _with_card_of_person(_own_card(path), written)
+
+
+def _own_card(path: Path) -> _Card:
     if manifest_path(path).is_file():
         artifact = load_artifact(path)
         if artifact.manifest.kind not in {KIND, "engine"}:  # PyTorch's engine is a checkpoint too
@@ -187,38 +200,63 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
     )
 
 
+class _WrittenPreprocessing(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    antialias: bool | None = None
+    color: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
 class _Written(BaseModel):
-    """A card that a person wrote; what it leaves out of the preprocessing is ImageNet's."""
+    """A card that a person wrote; it goes over what the file itself says, field by field."""
 
     model_config = ConfigDict(extra="forbid")
     arch: str | None = None
     classes: tuple[str, ...] | None = None
-    preprocessing: dict[str, Any] | None = None
+    head: str | None = None
+    preprocessing: _WrittenPreprocessing | None = None
 
 
-def _card_of_person(written: Path) -> _Card:
+def _with_card_of_person(card: _Card, written: Path) -> _Card:
     try:
         found = _Written.model_validate_json(written.read_bytes())
-        given, preprocessing = found.preprocessing, None
-        if given is not None:
-            usual = Preprocessing.imagenet(int(given.get("crop", 224))).to_dict()
-            del usual["sha256"]
-            preprocessing = Preprocessing.from_dict({**usual, **given})
-    except (OSError, ValueError, TypeError, DataError) as error:
+        if found.preprocessing is not None:
+            card = replace(
+                card,
+                preprocessing=_changed(card.preprocessing, found.preprocessing),
+                preprocessing_assumed=False,
+            )
+    except (OSError, ValidationError, DataError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise CheckpointError(
-            f"cannot use {written}: {reason}",
-            mend='such a card is {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}',
-        ) from error
-    return _Card(
-        arch=found.arch,
-        classes=found.classes,
-        preprocessing=preprocessing,
-        source=f"{written.name.removesuffix(CARD_SUFFIX)} with {written.name}",
+        raise CheckpointError(f"cannot use {written}: {reason}", mend=_CARD) from error
+    weights = card.source or written.name.removesuffix(CARD_SUFFIX)
+    return replace(
+        card,
+        arch=found.arch or card.arch,
+        classes=card.classes if found.classes is None else found.classes,
+        head=found.head,
+        source=f"{weights} with {written.name}",
     )
+
+
+def _changed(known: Preprocessing | None, written: _WrittenPreprocessing) -> Preprocessing:
+    given = written.model_dump(exclude_none=True)
+    if "resize" in written.model_fields_set:  # null is a value: no resizing
+        given["resize"] = written.resize
+    colors = {color.lower(): color for color in COLORS}
+    if "color" in given:
+        given["color"] = colors.get(given["color"].lower(), given["color"])
+    known = known or Preprocessing.imagenet()
+    if "crop" in given and "resize" not in given:
+        known = known.with_image_size(given["crop"])
+    return replace(known, **given)
 
 
 def _header(path: Path) -> str | None:

@@ -36,10 +36,7 @@ def read_weights(path: Path) -> tuple[State, str]:
     ``.safetensors`` files hold tensors only. Others are read by ``torch.load`` with
     ``weights_only=True``, which refuses every Python object but tensors and plain containers:
     nothing in the file is executed. Wrappers (``{"state_dict": …}``, ``{"model": …}``, averaged
-    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are taken off. A head that
-    is one linear layer among others without weights (``fc.1.weight``, after a Dropout) is taken for
-    that layer: what may stand before it does nothing in evaluation, and what may stand after it
-    (LogSoftmax) leaves the classes in their order.
+    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are taken off.
 
     Returns:
         The tensors by name, and a remark for the reader (which part of the file they were).
@@ -48,15 +45,9 @@ def read_weights(path: Path) -> tuple[State, str]:
         CheckpointError: The file is damaged, holds something else, or holds no tensors.
     """
     if path.suffix == ".safetensors":
-        state, part = _read_safetensors(path), ""
-    else:
-        state, part = _find_state(path, _read_torch(path))
-    state = _without_prefix(state)
-    heads = _heads(state)
-    if len(heads) == 1 and heads[0] != "fc":
-        state = {name.replace(f"{heads[0]}.", "fc."): tensor for name, tensor in state.items()}
-        part = "; ".join(filter(None, (part, f"{heads[0]} is its last layer")))
-    return state, part
+        return _without_prefix(_read_safetensors(path)), ""
+    state, part = _find_state(path, _read_torch(path))
+    return _without_prefix(state), part
 
 
 def _read_safetensors(path: Path) -> State:
@@ -142,22 +133,20 @@ def _without_prefix(state: State) -> State:
     return state
 
 
-def _heads(state: State) -> list[str]:
-    """The modules with weights that stand in the place of the last layer."""
-    found = (name.rpartition(".")[0] for name in state if name.startswith("fc."))
-    return list(dict.fromkeys(found))
-
-
 # --- into a network ----------------------------------------------------------------------------
 
 
-def fit_weights(state: State, arch: str | None, source: str) -> tuple[nn.Module, str]:
+def fit_weights(
+    state: State, arch: str | None, source: str, *, head: str | None = None
+) -> tuple[nn.Module, str]:
     """Build the network that the weights belong to.
 
     Args:
         state: Tensors by name.
         arch: The architecture; ``None`` tells it from the weights.
         source: Where the weights come from, for messages.
+        head: The last layer, where it stands in a Sequential (``fc.1``): somebody has said that
+            nothing around it computes anything, which weights cannot show.
 
     Returns:
         The network (FP32, evaluation mode) and its architecture.
@@ -167,13 +156,7 @@ def fit_weights(state: State, arch: str | None, source: str) -> tuple[nn.Module,
     """
     import torch
 
-    heads = _heads(state)
-    if len(heads) > 1:
-        raise CheckpointError(
-            f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
-            "a ResNet's is one linear layer",
-            mend="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
-        )
+    state = _with_plain_head(state, head, source)
     inferred = infer_arch(state)
     arch = inferred if arch is None else check_arch(arch)
     if arch is None:
@@ -192,6 +175,28 @@ def fit_weights(state: State, arch: str | None, source: str) -> tuple[nn.Module,
     }
     module.load_state_dict(complete, assign=True)
     return module.eval(), arch
+
+
+def _with_plain_head(state: State, head: str | None, source: str) -> State:
+    """The weights with ``fc`` as their last layer."""
+    names = (name.rpartition(".")[0] for name in state if name.startswith("fc."))
+    heads = list(dict.fromkeys(names))
+    if heads == ["fc"] or not heads:
+        return state
+    if len(heads) > 1:
+        raise CheckpointError(
+            f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
+            "a ResNet's is one linear layer",
+            mend="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
+        )
+    if head != heads[0]:
+        raise CheckpointError(
+            f"the head of {source} is {heads[0]} in a Sequential, and weights do not show what else "
+            "is in there" + (f" (its card says {head})" if head else ""),
+            mend=f'if it is Dropout alone, say so in {source}.card.json: {{"head": "{heads[0]}"}}; '
+            "if not, export it with torch.onnx.export",
+        )
+    return {name.replace(f"{head}.", "fc.", 1): tensor for name, tensor in state.items()}
 
 
 def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -219,6 +224,12 @@ def _check_names_and_shapes(state: State, arch: str, inferred: str | None, sourc
     if not found:
         return
     mend = "pass the architecture they were trained for as --arch"
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[1] == 1:
+        mend = (
+            "networks of one channel are not supported: repeat conv1.weight / 3 over three channels, and "
+            'say "color": "grayscale" in a card'
+        )
     if inferred is not None:
         mend = f"they are weights of {inferred}: pass --arch {inferred}"
     raise CheckpointError(f"{source} does not fit {arch}: {'; '.join(found)}", mend=mend)

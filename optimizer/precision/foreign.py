@@ -14,7 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    check_output,
+    library_versions,
+    produce,
+)
 from optimizer.errors import GraphError, ResnetOptError, UsageError
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules
@@ -115,6 +123,7 @@ def prepared(
             f"{output.name} is the name of the float graph that is read out of {graph.name}",
             mend="give the output another name",
         )
+    check_output(beside, [graph, preprocessing_from])
     made = float_graph(
         graph, beside, preprocessing_from=preprocessing_from, cache=cache, progress=progress
     )
@@ -182,7 +191,12 @@ def _adopted(graph: Path, preprocessing_from: str | None) -> dict[str, str]:
     own = metadata_of(graph)
     if preprocessing_from is not None:
         other = _told_by(preprocessing_from)
-        own |= {name: other[name] for name in _ADOPTED if name in other}
+        if own.get("preprocessing", other["preprocessing"]) != other["preprocessing"]:
+            raise GraphError(
+                f"{graph.name} says which preprocessing it expects, and {preprocessing_from} says another",
+                mend="leave out --preprocessing-from",
+            )
+        own = {name: other[name] for name in _ADOPTED if other.get(name, "[]") != "[]"} | own
     if "preprocessing" not in own:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",

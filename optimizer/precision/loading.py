@@ -31,7 +31,8 @@ def load_graph(path: Path) -> ir.Model:
         GraphError: Its operator set is older than 13 and cannot be raised.
     """
     model = ir.load(path)
-    if model.graph.opset_imports.get("", _PER_CHANNEL) < _PER_CHANNEL:
+    known = [model.graph.opset_imports.get(domain, _PER_CHANNEL) for domain in ("", "ai.onnx")]
+    if min(known) < _PER_CHANNEL:
         model = _raised(path)
     tidy(model)
     return model
@@ -41,7 +42,11 @@ def _raised(path: Path) -> ir.Model:
     from onnx import version_converter
 
     proto = onnx.load(path)
-    (opset,) = [entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
+    versions = [entry for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
+    opset = max(entry.version for entry in versions)
+    for entry in versions:  # two names of one domain
+        proto.opset_import.remove(entry)
+    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     try:
         model: ir.Model = ir.from_proto(version_converter.convert_version(proto, _PER_CHANNEL))
     except (RuntimeError, version_converter.ConvertError) as error:

@@ -73,13 +73,19 @@ def encode(
         DataError: The statistics are of too few images.
     """
     from optimizer.precision.int8 import EncodingOptions, Statistics, compute_encodings
+    from optimizer.precision.int8.encode import REVISION
 
     options = options or EncodingOptions()
     source = Input.of("model", graph)
     _check_statistics(statistics, source.sha256)
     plan = Plan(
         kind="encodings",
-        settings={"target": rules.name, "rules": asdict(rules), "options": asdict(options)},
+        settings={
+            "target": rules.name,
+            "rules": asdict(rules),
+            "options": asdict(options),
+            "passes": REVISION,
+        },
         inputs=[source, Input.of("statistics", statistics)],
         libraries=library_versions(*_LIBRARIES),
     )

@@ -38,6 +38,11 @@ def load_run(folder: Path) -> RunResult:
     Raises:
         ArtifactError: No ``results.json`` in it, or one that cannot be read or is no run's.
     """
+    if folder.is_file():
+        raise ArtifactError(
+            f"{folder} is a file, a report is made of the folder of a run",
+            mend="name the folder that resnet-opt run or demo wrote",
+        )
     if not folder.is_dir():
         raise ArtifactError(f"no such folder: {folder}", mend="name the folder that a run wrote")
     path = folder / "results.json"

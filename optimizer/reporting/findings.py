@@ -33,7 +33,7 @@ def findings(
         validated: Accuracy, if it was measured.
         measured: Speed, if it was measured.
         audits: What each engine computes, by file name.
-        stages: The stages, for what was not run.
+        stages: The stages, for what was not run and what was assumed.
     """
     said = []
     best = _fastest_accepted(validated, measured)
@@ -49,6 +49,7 @@ def findings(
         said.append(_sentence(validated.finding))
     said += _audited(audits)
     said += _not_run(stages)
+    said += _assumed(stages)
     return list(dict.fromkeys(said))
 
 
@@ -169,6 +170,20 @@ def _audited(audits: Mapping[str, Audit]) -> list[str]:
         f"{told} of {len(audits)} engines compute what was asked of them, by their own layer lists"
     )
     return [sentence + (f"; {', '.join(silent)} does not tell." if silent else ".")]
+
+
+def _assumed(stages: Sequence[StageRecord]) -> list[str]:
+    """That nobody said what the weights expect; random ones expect nothing."""
+    for stage in stages:
+        settings = (stage.manifest or {}).get("settings", {})
+        source = str(settings.get("source", ""))
+        if settings.get("preprocessing_assumed") and ":random" not in source:
+            said = (
+                f"The weights, {source}, came without their preprocessing: ImageNet's mean and deviation "
+                "and its resize were assumed; wrong ones cost accuracy."
+            )
+            return [said]
+    return []
 
 
 def _not_run(stages: Sequence[StageRecord]) -> list[str]:

@@ -33,13 +33,15 @@ _BATCH = 32
 _HALF_AN_IMAGE = 0.5
 
 
-def divided(dataset: ImageDataset, calibration: int, seed: int = 0) -> tuple[ImageDataset, ...]:
+def divided(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]:
     """The images to calibrate with, and up to 512 others for the search; stratified both.
 
+    Which they are depends on the labels: divide what was opened, before `check_fits` maps labels to
+    outputs, so that everyone who asks gets the same images.
+
     Args:
-        dataset: Labelled images.
+        dataset: Labelled images, as they were opened.
         calibration: How many calibrate; at most half of them.
-        seed: Decides which.
 
     Raises:
         DataError: Too few to calibrate.
@@ -50,9 +52,9 @@ def divided(dataset: ImageDataset, calibration: int, seed: int = 0) -> tuple[Ima
             f"{len(dataset)} images are too few to calibrate and to search on",
             mend=f"at least {2 * LEAST_IMAGES}, better 1,000: --calib",
         )
-    chosen = stratified_subset(dataset.labels, count, seed)
+    chosen = stratified_subset(dataset.labels, count)
     rest = dataset.select(np.setdiff1d(np.arange(len(dataset)), chosen))
-    searched = stratified_subset(rest.labels, min(_SEARCH_IMAGES, len(rest)), seed)
+    searched = stratified_subset(rest.labels, min(_SEARCH_IMAGES, len(rest)))
     return dataset.select(chosen), rest.select(searched)
 
 

@@ -21,6 +21,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.precision import calibrate, quantize
 from optimizer.precision.int8 import EncodingOptions, Statistics
+from optimizer.precision.int8.encode import REVISION
 from optimizer.precision.loading import load_graph
 from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
@@ -200,8 +201,9 @@ def search(
     """
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
-    calibration, walked = divided(
-        check_fits(dataset, int(facts.output_shape[1] or 0), facts.classes), calib_images
+    calibration, walked = (
+        check_fits(part, int(facts.output_shape[1] or 0), facts.classes)
+        for part in divided(dataset, calib_images)
     )
     progress = progress or Silent()
     options = options or EncodingOptions()
@@ -219,6 +221,7 @@ def search(
             "target": rules.name,
             "rules": asdict(rules),
             "options": asdict(options),
+            "passes": REVISION,
             "search": {"max_drop_pp": max_drop_pp},
         },
         inputs=[
@@ -285,6 +288,7 @@ def judge(
     result: Path,
     data: str,
     *,
+    skip_bad_images: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> ValidateResult:
@@ -295,6 +299,7 @@ def judge(
         graph: The FP32 graph.
         result: The `SearchResult`; the verdict is added to it.
         data: Name of the labelled images.
+        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
         workers: Processes that decode image files; by default one a core.
         progress: Told of every batch.
     """
@@ -305,7 +310,7 @@ def judge(
     verdict = validate(
         [Chain.of(file, model=graph)],
         graph,
-        open_dataset(data, workers=workers),
+        open_dataset(data, skip_bad_images=skip_bad_images, workers=workers),
         Gates(max_drop_pp=said.max_drop_pp),
         progress=progress,
     )

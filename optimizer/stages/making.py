@@ -34,7 +34,12 @@ def make_checkpoint(state: Run) -> Artifact:
         model = load_model(recipe.model, arch=recipe.arch, image_size=recipe.export.image_size)
         plan = Plan(
             kind="checkpoint",
-            settings={"arch": model.arch, "num_classes": model.num_classes, "source": model.source},
+            settings={
+                "arch": model.arch,
+                "num_classes": model.num_classes,
+                "source": model.source,
+                "preprocessing_assumed": model.preprocessing_assumed,
+            },
             inputs=[Input(role="weights", file=model.source, sha256=model.sha256)],
             preprocessing=model.preprocessing.to_dict(),
             classes=model.classes,
@@ -42,10 +47,7 @@ def make_checkpoint(state: Run) -> Artifact:
 
         def write(path: Path) -> dict[str, Any]:
             write_weights(model, path)
-            return {
-                "preprocessing_assumed": model.preprocessing_assumed,
-                "expected_top1": model.expected_top1,
-            }
+            return {"expected_top1": model.expected_top1}
 
         return keep(produce(plan, output, write))
 
@@ -120,13 +122,15 @@ def open_images(state: Run) -> Images:
             "mixed precision needs images to search on and others to judge what it finds",
             mend="--data with labelled images; --calib for those of the search",
         )
+    if pool is not None and "mixed" in asked and skip:
+        pool = pool.verify()  # a search reads its images several times
     if pool is not None and asked & {"int8", "fp8"}:
         count = min(calibrate.calib_images, len(pool))
         calibration = pool.select(stratified_subset(pool.labels, count, calibrate.seed))
     if calibrate.calib is not None and held_out is not None:
         seen = [] if calibration is None else [calibration]
         if "mixed" in asked and pool is not None:
-            seen += divided(pool, calibrate.calib_images, calibrate.seed)
+            seen += divided(pool, calibrate.calib_images)
         for images in seen:
             check_data(images, held_out)
     if validation and held_out is not None and validation.limit is not None:

@@ -126,7 +126,7 @@ def calibrate(
     from optimizer.data import open_dataset
     from optimizer.engines.onnxruntime import tapped
 
-    check_output(Path(output), [graph, calib])
+    check_output(Path(output), [graph, calib, preprocessing_from])
     dataset = open_dataset(
         calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers,
         labelled=False,
@@ -170,7 +170,7 @@ def quantize(
 
     graph, output = Path(graph), Path(output)
     precision = _known(precision)
-    check_output(output, [graph, calib, stats, encodings])
+    check_output(output, [graph, calib, data, stats, encodings, preprocessing_from])
     if precision not in {"int8", "mixed"} and encodings is not None:
         raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
     room.check_options(graph, precision, options, encodings=_path(encodings))
@@ -202,7 +202,10 @@ def quantize(
             cache=cache,
             progress=progress,
         )
-        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
+        search.judge(
+            made.path, graph, found, str(data), skip_bad_images=skip_bad_images, workers=workers,
+            progress=progress,
+        )  # fmt: skip
         return made
     measured = precision in {"int8", "fp8", "fp16", "bf16"}
     if measured and encodings is None and stats is None and calib is not None:
@@ -305,7 +308,7 @@ def build(
 
     precision = _known(precision)
     graph, output = Path(graph), Path(output)
-    check_output(output, [graph, calib, data, stats, encodings])
+    check_output(output, [graph, calib, data, stats, encodings, preprocessing_from])
     check_options(graph, precision, options, encodings=_path(encodings))
     name = engine
     if engine == "auto":
@@ -377,7 +380,7 @@ def build(
         source, output, name, settings, cache=cache, limits=limits, progress=progress
     )
     if found is not None:
-        search.judge(made.path, graph, found, str(data), workers=workers, progress=progress)
+        search.judge(made.path, graph, found, str(data), progress=progress, **reading)
     return made
 
 

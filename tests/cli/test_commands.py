@@ -274,7 +274,15 @@ def test_a_recipe_is_saved_and_read_again(resnet_opt: Command, tmp_path: Path) -
 
 def test_a_target_goes_to_the_engines_that_have_one(resnet_opt: Command, tmp_path: Path) -> None:
     saved, bare = tmp_path / "r.yaml", tmp_path / "bare.yaml"
-    command = ("run", "resnet18:random", "--data", "digits:test", "--target", "sm86", "--save-recipe")
+    command = (
+        "run",
+        "resnet18:random",
+        "--data",
+        "digits:test",
+        "--target",
+        "sm86",
+        "--save-recipe",
+    )
     assert resnet_opt(*command, saved).code == 0
     builds = yaml.safe_load(saved.read_text())["build"]
     assert {b["engine"][0]: b["target"] for b in builds if b["engine"] != ["tensorrt"]} == {
@@ -352,6 +360,24 @@ def test_a_graph_of_somebody_else_is_built_in_one_step(
                       "-o", tmp_path / "again.blob")  # fmt: skip
     assert said.code == 2
     assert "resnet-opt quantize" in said.err
+
+
+def test_folders_and_links_are_followed(
+    resnet_opt: Command, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """`current.safetensors -> v12.safetensors`, and a folder of pictures."""
+    (tmp_path / "deployed").mkdir()
+    link = tmp_path / "deployed" / "current.safetensors"
+    link.symlink_to(small_checkpoint)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number,) * 3).save(pictures / f"{number}.png")
+    rows = json.loads(resnet_opt("predict", link, pictures, "--json").out)
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert rows[0]["classes"]
+    said = resnet_opt("predict", link, pictures / "3.png")
+    assert (said.code, said.errors) == (2, [f"error: no such file: {pictures / '3.png'}"])
 
 
 def test_workers_are_refused_below_zero(resnet_opt: Command) -> None:

@@ -66,6 +66,20 @@ def test_images_without_labels_calibrate_and_do_not_judge(layout: str, tmp_path:
         open_dataset(tmp_path)
 
 
+def test_no_image_is_left_out_for_the_sake_of_a_layout(tmp_path: Path) -> None:
+    """Loose pictures beside folders, an empty folder, a folder of thumbnails."""
+    for folder, count in ((".", 4), ("a", 1), ("b", 1), (".thumbnails", 6)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    assert len(open_dataset(tmp_path, labelled=False)) == 6
+    for loose in tmp_path.glob("*.png"):
+        loose.unlink()
+    assert open_dataset(tmp_path, labelled=False).classes == ("a", "b")
+    (tmp_path / "empty").mkdir()
+    assert open_dataset(tmp_path, labelled=False).classes is None
+
+
 def test_where_there_are_labels_they_are_taken(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -75,6 +89,9 @@ def test_where_there_are_labels_they_are_taken(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path / "bare.npz", labelled=False)) == 3
     with pytest.raises(DataError, match="no array 'labels'"):
         open_dataset(tmp_path / "bare.npz")
+    np.savez(tmp_path / "odd.npz", images=np.array(5))
+    with pytest.raises(DataError, match="of shape"):
+        open_dataset(tmp_path / "odd.npz", labelled=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         open_dataset(tmp_path / "empty", labelled=False)

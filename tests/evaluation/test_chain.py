@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,25 @@ def test_a_shuffled_class_list_is_named(tmp_path: Path, reference: Reference) ->
 
 
 def test_other_classes_are_named(tmp_path: Path, reference: Reference) -> None:
-    graph = classifier(tmp_path / "g.onnx", seed=1, classes=("x", "y"))
+    graph = classifier(tmp_path / "g.onnx", seed=1, classes=("x", "y", "z", "u", "v", "w"))
     (step,) = _only([Chain(label="g", graph=graph)], reference)
     assert step.fault is not None
-    assert "other classes than the reference (2: x, y …)" in step.fault
+    assert "other classes than the reference (6: x, y, z …)" in step.fault
+    fewer = classifier(tmp_path / "f.onnx", seed=1, classes=("a", "b"))
+    (step,) = _only([Chain(label="f", graph=fewer)], reference)
+    assert step.fault == "f.onnx has 2 classes, the reference 6"
+
+
+def test_where_the_reference_does_not_say_what_it_expects_nothing_is_computed(
+    tmp_path: Path, reference: Reference
+) -> None:
+    other = Preprocessing(resize=8, crop=8, mean=(0.5, 0.5, 0.5))
+    graph = classifier(tmp_path / "g.onnx", seed=1, preprocessing=other)
+    assumed = replace(reference, name="w.pth", preprocessing_assumed=True)
+    with pytest.raises(
+        UsageError, match=r"w\.pth does not say what it expects.*w\.pth\.card\.json"
+    ):
+        plan_steps([Chain(label="g", graph=graph)], assumed)
 
 
 def test_a_frozen_batch_is_named(tmp_path: Path, reference: Reference) -> None:

@@ -82,7 +82,7 @@ def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> No
     card.write_text(
         json.dumps({
             "classes": names,
-            "preprocessing": {"mean": [0.5, 0.4, 0.3], "crop": 112, "color": "BGR"},
+            "preprocessing": {"mean": [0.5, 0.4, 0.3], "crop": 112, "color": "bgr"},
         })
     )  # fmt: skip
     model = load_model(weights)
@@ -96,6 +96,20 @@ def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> No
     assert load_model(weights).preprocessing_assumed
 
 
+def test_a_card_goes_over_what_the_file_says_field_by_field(path: Path) -> None:
+    manifest_path(path).unlink()
+    card = path.with_name(path.name + ".card.json")
+    names = [f"class {letter}" for letter in CLASSES]
+    card.write_text(json.dumps({"classes": names}))
+    model = load_model(path)
+    assert (model.classes, model.preprocessing) == (tuple(names), Preprocessing.digits(32))
+    assert not model.preprocessing_assumed
+    card.write_text('{"preprocessing": {"resize": null}}')
+    model = load_model(path)
+    assert (model.classes, model.preprocessing.resize) == (CLASSES, None)
+    assert model.preprocessing.mean == Preprocessing.digits(32).mean
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -104,7 +118,13 @@ def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> No
         ('{"mean": [0.5]}', "mean: Extra inputs"),
         ('{"preprocessing": {"mean": [0.5]}}', "three finite numbers"),
         ('{"preprocessing": [0.5]}', "preprocessing: Input should be"),
-        ('{"preprocessing": {"colour": "BGR"}}', "unknown field 'colour'"),
+        ('{"preprocessing": {"antialias": "false"}}', "antialias: Input should be a valid bool"),
+        ('{"preprocessing": {"mean": "123"}}', "mean: Input should be a valid (list|array)"),
+        ('{"preprocessing": {"crop": 1e999}}', "crop: Input should be a valid int"),
+        ('{"preprocessing": {"resize": 256.5}}', "resize: Input should be a valid int"),
+        ('{"preprocessing": {"crop": 0}}', "crop must be 1"),
+        ('{"preprocessing": {"mean": [127.5, 127.5, 127.5]}}', "fractions of white"),
+        ('{"preprocessing": {"colour": "BGR"}}', "preprocessing.colour: Extra inputs"),
         ('{"classes": "cat"}', "classes: Input should be a valid"),
         ('{"classes": ["cat"]}', "names 1 classes, its weights have"),
         ('{"arch": "resnet7"}', "unknown architecture"),

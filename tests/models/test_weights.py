@@ -57,9 +57,19 @@ def test_a_head_of_one_linear_layer_among_others_is_that_layer(
     path = tmp_path / "tuned.pth"
     state = {k.replace("fc.", "fc.1."): v for k, v in state_of(resnet18).items()}
     torch.save({"state_dict_ema": state}, path)
+    card = tmp_path / "tuned.pth.card.json"
+    # A Tanh may stand before it, or a LayerNorm without weights: nobody sees that in the file.
+    with pytest.raises(
+        CheckpointError, match=r'fc\.1 in a Sequential.*card.json: {"head": "fc\.1"}'
+    ):
+        load_model(path)
+    card.write_text('{"head": "fc.0"}')
+    with pytest.raises(CheckpointError, match=r"its card says fc\.0"):
+        load_model(path)
+    card.write_text('{"head": "fc.1"}')
     model = load_model(path)
     assert model.sha256 == resnet18.sha256
-    assert model.source == "tuned.pth (averaged weights, state_dict_ema; fc.1 is its last layer)"
+    assert model.source == ("tuned.pth with tuned.pth.card.json (averaged weights, state_dict_ema)")
 
 
 def test_a_head_of_two_linear_layers_is_refused_and_said(resnet18: Model, tmp_path: Path) -> None:

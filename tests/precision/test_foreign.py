@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from optimizer import verbs
 from optimizer.artifacts import load_artifact
-from optimizer.data import open_dataset
+from optimizer.data import Preprocessing, open_dataset
 from optimizer.engines.graph_facts import graph_facts
 from optimizer.engines.onnxruntime import as_written, tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
 from optimizer.exporting import export_onnx
-from optimizer.models import load_model
+from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import calibrate, is_quantized, quantize
 from optimizer.precision.int8 import Encodings
 from tests.precision.quantizers import by_onnxruntime
@@ -111,6 +113,43 @@ def test_preprocessing_comes_from_what_knows_it(
     assert told.classes == known.classes
     assert told.metadata["input"] == known.metadata["input"]
     assert (told.precision, told.metadata["target"]) == ("int8", "openvino")
+
+
+def test_what_a_graph_says_is_not_gone_over(small_graph: Path, tmp_path: Path) -> None:
+    """The teller's classes were taken, though it had none, and its preprocessing, though it lied."""
+    teller = save_checkpoint(
+        replace(load_model("resnet18:random:10"), preprocessing=Preprocessing.digits(32)),
+        tmp_path / "teller.safetensors", details={},
+    ).path  # fmt: skip
+    given = {"precision": "fp16", "preprocessing_from": str(teller)}
+    made = quantize(small_graph, tmp_path / "h.onnx", **given)  # type: ignore[arg-type]
+    assert graph_facts(made.path).classes == graph_facts(small_graph).classes
+    with pytest.raises(GraphError, match=r"says which preprocessing.*teller\.onnx says another"):
+        quantize(
+            small_graph, tmp_path / "h.onnx", precision="fp16",
+            preprocessing_from=_other_graph(small_graph, tmp_path / "teller.onnx"),
+        )  # fmt: skip
+
+
+def _other_graph(graph: Path, path: Path) -> str:
+    proto = onnx.load(graph)
+    for entry in proto.metadata_props:
+        if entry.key == "resnet_opt.preprocessing":
+            entry.value = json.dumps(Preprocessing.imagenet(32).to_dict())
+    onnx.save(proto, path)
+    return str(path)
+
+
+def test_the_float_graph_does_not_go_over_what_is_read(
+    bare: Path, small_graph: Path, tmp_path: Path
+) -> None:
+    teller = tmp_path / "bare.float.onnx"
+    teller.write_bytes(small_graph.read_bytes())
+    with pytest.raises(UsageError, match=r"bare\.float\.onnx would be overwritten"):
+        quantize(bare, tmp_path / "q.onnx", precision="int8", preprocessing_from=str(teller))
+    assert teller.read_bytes() == small_graph.read_bytes()
+    with pytest.raises(UsageError, match="overwritten by itself"):
+        verbs.quantize(bare, teller, precision="int8", preprocessing_from=str(teller))
 
 
 def test_a_plain_fp32_graph_may_borrow_its_preprocessing(small_graph: Path, tmp_path: Path) -> None:

@@ -187,6 +187,10 @@ def test_an_old_operator_set_is_raised_or_refused_by_name(tmp_path: Path) -> Non
     made, _ = lowered(lambda: load_graph(tmp_path / "old.onnx"), TARGETS["openvino"])
     onnx.checker.check_model(ir.to_proto(made), full_check=True)
     assert noise_db(run(network(0), images(8))[0], run(made, images(8))[0]) > 14
+    proto.opset_import[0].domain = "ai.onnx"  # another name of the same domain
+    proto.opset_import.append(onnx.helper.make_opsetid("", 11))
+    onnx.save(proto, tmp_path / "named.onnx")
+    assert load_graph(tmp_path / "named.onnx").graph.opset_imports == {"": 13}
     proto.graph.node[1].op_type = "Unheard"
     onnx.save(proto, tmp_path / "odd.onnx")
     with pytest.raises(

@@ -23,6 +23,19 @@ def test_the_fastest_engine_and_its_accuracy_come_first(full_run: RunResult) -> 
     assert "of 540 predictions changed" in second
 
 
+def test_assumed_preprocessing_is_said(full_run: RunResult) -> None:
+    def said(source: str, assumed: bool) -> bool:
+        settings = {"source": source, "preprocessing_assumed": assumed}
+        loaded = full_run.stages[0].model_copy(update={"manifest": {"settings": settings}})
+        stages = [loaded, *full_run.stages[1:]]
+        sentences = _said(full_run.model_copy(update={"stages": stages}))
+        return any("came without their preprocessing" in sentence for sentence in sentences)
+
+    assert said("w.pth", True)
+    assert not said("w.pth", False)
+    assert not said("resnet18:random", True)
+
+
 def test_an_unsteady_machine_gets_no_factor(full_run: RunResult) -> None:
     assert full_run.bench is not None
     unsteady = full_run.bench.model_copy(

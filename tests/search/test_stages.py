@@ -6,16 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from optimizer import verbs
+from optimizer.data import ImageDataset
 from optimizer.engines.graph_facts import graph_facts
-from optimizer.errors import UsageError
+from optimizer.errors import DataError, UsageError
 from optimizer.precision.int8 import EncodingOptions, Encodings
 from optimizer.results import SearchResult, read_result
-from optimizer.search import search_path
-from tests.search.networks import HOSTILE, OPTIONS, data, graph_file
+from optimizer.search import divided, search_path, stages
+from tests.search.networks import HOSTILE, OPTIONS, data, graph_file, labelled
 
 
 @pytest.fixture
@@ -127,6 +130,34 @@ def test_a_verdict_needs_other_images(graph: Path, tmp_path: Path) -> None:
             graph, tmp_path / "q.onnx", precision="mixed", calib=calib, stats="stats.npz"
         )
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_images_that_are_used_are_those_that_were_checked(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are mapped to the model's outputs in between, which must not divide them otherwise."""
+    model = ir.load(graph)
+    model.metadata_props["resnet_opt.classes"] = json.dumps(list("abcde"))
+    ir.save(model, graph)
+    batch, _ = labelled(64, 1)
+    np.savez(tmp_path / "c.npz", images=batch, labels=np.arange(64) % 2, classes=["d", "b"])
+    judge = data(tmp_path / "d.npz", 16, 2)
+    dataset = stages.images_for(str(tmp_path / "c.npz"), judge, None, calib_images=16)
+    used = []
+
+    def seen(_graph: Path, calibration: ImageDataset, *_: object, **__: object) -> None:
+        used.append(calibration)
+        raise DataError("seen")
+
+    monkeypatch.setattr(stages, "calibrate", seen)
+    with pytest.raises(DataError, match="seen"):
+        stages.mixed(
+            graph, tmp_path / "m.onnx", dataset, target="openvino", calib_images=16,
+            result=tmp_path / "m.search.json",
+        )  # fmt: skip
+    checked, _ = divided(dataset, 16)
+    assert used[0].positions.tolist() == checked.positions.tolist()
+    assert set(used[0].labels) == {1, 3}
 
 
 def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:

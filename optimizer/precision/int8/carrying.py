@@ -40,7 +40,7 @@ from optimizer.precision.int8.encodings import (
 )
 from optimizer.precision.int8.ranges import distribution, range_of
 from optimizer.precision.int8.reading import ReadModel, ReadTensor
-from optimizer.precision.int8.rounding import PAIR_LIMIT, WeightGrid, pair_sums, scales_of
+from optimizer.precision.int8.rounding import WeightGrid, scales_of, unsafe_channels
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.statistics import Statistics
 from optimizer.precision.topology import PASS_ON, Topology, analyse
@@ -221,7 +221,9 @@ class _Carrier:
         grid = WeightGrid.of(self.rules, self.topology.groups_of(node))
         weight = self.topology.weight(node)
         source = self.read.weight_scales.get(name)
-        again = np.ones(len(weight), bool) if source is None else _unsafe(source.integers, grid)
+        again = (
+            np.ones(len(weight), bool) if source is None else unsafe_channels(source.integers, grid)
+        )
         scales = np.ones(len(weight), np.float32) if source is None else source.scale.copy()
         if again.any():
             scales[again] = scales_of(weight[again], grid, "mse")
@@ -284,17 +286,6 @@ class _Notes:
 
 def _but_first(array: NDArray) -> tuple[int, ...]:
     return tuple(range(1, array.ndim))
-
-
-def _unsafe(integers: NDArray[np.int8], grid: WeightGrid) -> NDArray[np.bool_]:
-    """Channels with integers that the target's kernels would get wrong: bool[O]."""
-    wide = integers.astype(np.int32)
-    unsafe = np.zeros(len(wide), bool)
-    if grid.pairs != "free":
-        unsafe |= pair_sums(wide, grid).reshape(len(wide), -1).max(axis=1, initial=0) > PAIR_LIMIT
-    if grid.largest < 127:
-        unsafe |= np.abs(wide).max(axis=_but_first(wide), initial=0) > grid.largest
-    return unsafe
 
 
 def _passed_on(topology: Topology, tensors: Mapping[str, ReadTensor]) -> dict[str, ReadTensor]:

@@ -46,7 +46,11 @@ from optimizer.processes import give_back_memory
 from optimizer.progress import Progress
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["LEAST_IMAGES", "EncodingOptions", "compute_encodings"]
+__all__ = ["LEAST_IMAGES", "REVISION", "EncodingOptions", "compute_encodings"]
+
+REVISION = 2
+"""Raised when the same options give other encodings than before: what a cache has kept is old then."""
+
 
 LEAST_IMAGES = 8
 BiasCorrection = Literal["network", "statistics", "none"]

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from optimizer.targets.rules import PairLayout, TargetRules
 
-__all__ = ["PAIR_LIMIT", "WeightGrid", "heavy_pairs", "nearest", "pair_sums", "scales_of"]
+__all__ = [
+    "PAIR_LIMIT", "WeightGrid", "heavy_pairs", "nearest", "pair_sums", "scales_of", "unsafe_channels",
+]  # fmt: skip
 
 PAIR_LIMIT = 128
 _SEVEN_BITS = 64
@@ -108,6 +110,22 @@ def pair_sums(weights: NDArray, grid: WeightGrid) -> NDArray:
     first, second = _neighbours(_ordered(weights.astype(wide), grid.pairs))
     alone = np.maximum(np.abs(first), np.abs(second))
     return np.asarray(np.where(first * second > 0, np.abs(first + second), alone))
+
+
+def unsafe_channels(integers: NDArray[np.int8], grid: WeightGrid) -> NDArray[np.bool_]:
+    """Channels with integers that the kernels of a CPU would get wrong: bool[O].
+
+    Args:
+        integers: O x I x … weights.
+        grid: What the target can multiply.
+    """
+    wide = integers.astype(np.int32)
+    unsafe = np.zeros(len(wide), bool)
+    if grid.pairs != "free":
+        unsafe |= pair_sums(wide, grid).reshape(len(wide), -1).max(axis=1, initial=0) > PAIR_LIMIT
+    if grid.largest < 127:
+        unsafe |= np.abs(wide).reshape(len(wide), -1).max(axis=1, initial=0) > grid.largest
+    return unsafe
 
 
 def _ordered(array: NDArray, pairs: PairLayout) -> NDArray:

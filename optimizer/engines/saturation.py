@@ -1,0 +1,58 @@
+"""Whether an INT8 graph's weights make sums of 16 bits overflow on a CPU without VNNI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from optimizer.targets.rules import rules_for
+
+__all__ = ["saturation_note"]
+
+
+def saturation_note(graph: Path, target: str) -> str | None:
+    """What is to be said of a graph's weights, on this CPU.
+
+    Graphs that `quantize` wrote for this target have none that saturate; others may, silently.
+
+    Args:
+        graph: A Q/DQ graph.
+        target: ``openvino`` or ``onnxruntime``.
+
+    Returns:
+        One line; ``None`` where products are added in 32 bits, or no weight is INT8.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    from optimizer.precision.int8.rounding import WeightGrid, unsafe_channels
+
+    rules = rules_for(target)
+    if rules.pairs == "free":
+        return None
+    proto = onnx.load(graph).graph
+    stored = {t.name: t for t in proto.initializer if t.data_type == onnx.TensorProto.INT8}
+    weights = {
+        node.output[0]: stored[node.input[0]]
+        for node in proto.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    channels = unsafe = 0
+    for node in proto.node:
+        if node.op_type not in {"Conv", "Gemm"} or node.input[1] not in weights:
+            continue
+        known = {a.name: a.i for a in node.attribute if a.name in {"group", "transB"}}
+        integers = numpy_helper.to_array(weights[node.input[1]])
+        if node.op_type == "Gemm" and not known.get("transB", 0):
+            integers = np.ascontiguousarray(integers.T)
+        found = unsafe_channels(integers, WeightGrid.of(rules, known.get("group", 1)))
+        channels, unsafe = channels + len(found), unsafe + int(found.sum())
+    if not channels:
+        return None
+    if not unsafe:
+        return "no VNNI: INT8 products are added in 16 bits; none of these weights saturate"
+    return (
+        f"no VNNI: {unsafe} of {channels} channels have weights whose products saturate in 16 bits; "
+        f"resnet-opt quantize {graph.name} --precision int8 --target {target} rounds them again"
+    )
