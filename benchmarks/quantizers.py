@@ -261,6 +261,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         setting,
         machine,
+        *([result["note"]] if "note" in result else []),
         "",
         "| quantizer | SQNR dB | activations alone | flips | top-1 % | quantized tensors | s | MiB |",
         "|---|---|---|---|---|---|---|---|",
