@@ -76,8 +76,7 @@ def verdict_of(
     floor = largest_effect(control)
     # `judge` has held each ratio against this floor: faster and slower are beyond it.
     decided = bool(comparisons) and all(c.verdict in {"faster", "slower"} for c in comparisons)
-    asked = gate or bool(comparisons)  # of one engine alone nothing is to be decided
-    if asked and (floor > UNUSABLE or (floor > UNSTEADY and (gate or not decided))):
+    if floor > UNUSABLE or (floor > UNSTEADY and (gate or not decided)):
         return "inconclusive", (
             f"this machine is too unsteady: the same engine, started twice, may differ from itself "
             f"by {floor:.0%}"
