@@ -83,6 +83,7 @@ class Plan:
 
 
 QUICK = Plan(
+    image_size=64,
     arch="resnet18:random",
     engines=(("onnxruntime", "fp32"),),
     starts=3,
