@@ -9,8 +9,10 @@ from optimizer.evaluation.evidence import Evidence
 from optimizer.evaluation.parity import Outcome
 from optimizer.results import Gates, Hop
 
-__all__ = ["finding"]
+__all__ = ["LABELS_TELL_NOTHING", "finding"]
 
+LABELS_TELL_NOTHING = "the labels tell nothing"
+"""How a finding begins where more images would not help."""
 _MOST = 0.8
 
 
@@ -54,7 +56,7 @@ def _accuracy(evidence: Evidence) -> str:
         if hop.verdict == "inconclusive" and not evidence.labels_tell:
             reference = evidence.hops[0]
             return (
-                f"the labels tell nothing about {hop.name}: the reference itself has "
+                f"{LABELS_TELL_NOTHING} about {hop.name}: the reference itself has "
                 f"{100 * (reference.top1 or 0):.2f} % top-1, which may be chance (are classes, order and "
                 f"preprocessing right?), and {_drop(hop)}"
             )

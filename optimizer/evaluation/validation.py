@@ -24,7 +24,7 @@ from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence, judge_hop
-from optimizer.evaluation.findings import finding
+from optimizer.evaluation.findings import LABELS_TELL_NOTHING, finding
 from optimizer.evaluation.layerwise import layerwise
 from optimizer.evaluation.parity import Outcome, Parity, measure
 from optimizer.evaluation.reference import Reference, open_reference
@@ -162,6 +162,10 @@ def raise_for_verdict(result: ValidateResult) -> None:
     if result.verdict == "inconclusive":
         needed = result.images_needed
         mend = f"validate on about {needed:,} images" if needed else "a larger limit, or a GPU"
+        if result.finding.startswith(LABELS_TELL_NOTHING):
+            mend = (
+                "look at the classes, their order and the preprocessing: more images tell no more"
+            )
         raise Inconclusive(result.finding, mend=mend)
 
 

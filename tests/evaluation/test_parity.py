@@ -126,6 +126,20 @@ def test_too_few_images_are_inconclusive_and_say_how_many_would_do(
     assert str(result.images_needed) in str(caught.value.mend).replace(",", "")
 
 
+def test_where_labels_are_chance_more_images_are_no_mend(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    """Classes in another order: the reference is wrong about nearly all, and so is any engine."""
+    shifted = data.relabel((data.labels + 1) % 6, data.classes)
+    graph = _noisy(tmp_path / "g.onnx", 0.3, precision="int8")
+    result = validate([Chain.of(graph)], reference, shifted, GATES)
+    assert result.hops[-1].flips
+    assert result.finding.startswith("the labels tell nothing about graph int8")
+    with pytest.raises(Inconclusive) as caught:
+        raise_for_verdict(result)
+    assert "more images tell no more" in str(caught.value.mend)
+
+
 def test_flips_have_their_own_limit(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
     graph = _noisy(tmp_path / "g.onnx", 2.0, precision="int8")
     lenient = Gates(max_drop_pp=100.0)
