@@ -115,7 +115,7 @@ def test_it_comes_out_the_same_twice() -> None:
 
 
 def test_pooling_hands_a_learned_scale_on() -> None:
-    found = _learned(2, RULES["onnxruntime"], 12, method="minmax", bias="none")
+    found = _learned(4, RULES["onnxruntime"], 12, method="minmax", bias="none")
     assert found.kept
     scales = {name: tensor.scale for name, tensor in found.encodings.tensors.items()}
     assert scales["relu"] == scales["maxpool"]

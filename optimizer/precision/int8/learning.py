@@ -206,8 +206,8 @@ class _Weight:
 
     def integers(self) -> torch.Tensor:
         """The integers that are taken now."""
-        moved = (self.moved * self.free).clamp(-1.0, 1.0)
-        return _rounded((self.exact + moved).clamp(-self.largest, self.largest))
+        taken: torch.Tensor = _Taken.apply(self.moved, self.exact, self.free, self.largest)
+        return taken
 
     def step(self, rate: float, count: int) -> None:
         """Adam with one second moment for the whole layer."""
@@ -220,6 +220,30 @@ class _Weight:
         with torch.no_grad():
             self.moved.sub_(self.momentum, alpha=rate / max(spread, 1e-30))
         self.moved.grad = None
+
+
+class _Taken(torch.autograd.Function):
+    """The integers of a weight, with the gradient of what was moved.
+
+    What autograd would keep of the steps is three more tensors of the size of all weights together;
+    they are computed again on the way back instead.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, moved: torch.Tensor, exact: torch.Tensor, free: torch.Tensor, largest: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(moved, exact, free)
+        ctx.largest = largest
+        return (moved * free).clamp_(-1.0, 1.0).add_(exact).clamp_(-largest, largest).round_()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        moved, exact, free = ctx.saved_tensors
+        passed = (moved * free).clamp_(-1.0, 1.0).add_(exact).abs_() <= ctx.largest
+        passed &= free
+        passed &= moved.abs() <= 1.0
+        return gradient * passed, None, None, None
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:
