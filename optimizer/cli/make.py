@@ -109,9 +109,16 @@ def export(
         said += (
             f"\npreprocessing assumed, for the weights came without: ImageNet's mean and std, {size} px; "
             "wrong ones cost accuracy"
-            + (f"; others are said in {model}.card.json" if Path(model).is_file() else "")
+            + (f"; others are said in {model}.card.json" if _is_bare(Path(model)) else "")
         )
     say(made, as_json, said)
+
+
+def _is_bare(weights: Path) -> bool:
+    """Whether weights are a file that a card may lie beside."""
+    from optimizer.artifacts import manifest_path
+
+    return weights.is_file() and not manifest_path(weights).is_file()
 
 
 def calibrate(
