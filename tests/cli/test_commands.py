@@ -257,7 +257,7 @@ def test_validate_prints_and_writes_the_same(
         "--max-drop", "1pp", "-o", result,
     )  # fmt: skip
     assert too_few.code == 6
-    assert "validate on about" in too_few.err
+    assert "more images tell no more" in too_few.err  # its weights are random
     assert resnet_opt("compare", result, result, "--max-drop", "10pp").code == 0
     assert resnet_opt("compare", result, result, "--max-drop", "1pp").code == 6
 
