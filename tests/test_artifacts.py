@@ -141,6 +141,19 @@ def test_a_damaged_entry_heals(damage: bytes, tmp_path: Path) -> None:
     assert produce(_plan(a=1), tmp_path / "z.txt", _writer("one"), cache=cache).cached
 
 
+def test_a_link_is_read_through_and_not_written_through(tmp_path: Path) -> None:
+    """`current.txt -> v1.txt`: what is made there anew takes the link's place and leaves v1 whole."""
+    first = produce(_plan(a=1), tmp_path / "v1.txt", _writer("one"))
+    link = tmp_path / "deployed" / "current.txt"
+    link.parent.mkdir()
+    link.symlink_to(first.path)
+    assert load_artifact(link).manifest == first.manifest
+    made = produce(_plan(a=2), link, _writer("two"))
+    assert not link.is_symlink()
+    assert (made.path.read_text(), load_artifact(link).manifest.key) == ("two", _plan(a=2).key)
+    assert load_artifact(first.path).manifest == first.manifest
+
+
 def test_a_place_that_cannot_be_written_costs_no_entry(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)

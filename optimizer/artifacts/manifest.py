@@ -20,6 +20,7 @@ __all__ = [
     "Input",
     "Manifest",
     "Plan",
+    "find_manifest",
     "load_artifact",
     "manifest_path",
     "read_manifest",
@@ -118,12 +119,16 @@ class Artifact:
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of ``path`` lies: beside it, or where a link without one leads."""
-    beside = path.with_name(path.name + ".json")
-    if path.is_symlink() and not beside.exists():
-        target = path.resolve()
-        return target.with_name(target.name + ".json")
-    return beside
+    """Where the manifest of ``path`` is written."""
+    return path.with_name(path.name + ".json")
+
+
+def find_manifest(path: Path) -> Path | None:
+    """The manifest that is there: beside ``path``, or where a link without one leads."""
+    for place in (path, path.resolve()):
+        if manifest_path(place).is_file():
+            return manifest_path(place)
+    return None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -134,10 +139,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     if not path.is_file():
         raise ArtifactError(f"no such file: {path}", mend="check the path")
-    sidecar = manifest_path(path)
-    if not sidecar.is_file():
+    sidecar = find_manifest(path)
+    if sidecar is None:
         raise ArtifactError(
-            f"{path.name} has no manifest ({sidecar.name}) beside it",
+            f"{path.name} has no manifest ({manifest_path(path).name}) beside it",
             mend="copy both files, or make the artifact again with resnet-opt",
         )
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import load_artifact, manifest_path
+from optimizer.artifacts import find_manifest, load_artifact
 from optimizer.evaluation.engine_diff import compare_layers
 from optimizer.results import Audit, LayerInfo, LayerSide
 
@@ -61,7 +61,7 @@ def describe(path: Path, *, min_share: float) -> Inspected:
     """
     from optimizer import verbs
 
-    if path.suffix == ".onnx" and not manifest_path(path).is_file():
+    if path.suffix == ".onnx" and find_manifest(path) is None:
         return _bare_graph(path)
     artifact = load_artifact(path)
     manifest = artifact.manifest.model_dump(mode="json")

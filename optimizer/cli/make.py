@@ -116,9 +116,9 @@ def export(
 
 def _is_bare(weights: Path) -> bool:
     """Whether weights are a file that a card may lie beside."""
-    from optimizer.artifacts import manifest_path
+    from optimizer.artifacts import find_manifest
 
-    return weights.is_file() and not manifest_path(weights).is_file()
+    return weights.is_file() and find_manifest(weights) is None
 
 
 def calibrate(

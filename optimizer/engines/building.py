@@ -15,6 +15,7 @@ from optimizer.artifacts import (
     Plan,
     digest,
     external_data_files,
+    find_manifest,
     library_versions,
     manifest_path,
     produce,
@@ -176,8 +177,8 @@ def keep_graph(graph: Path, output: Path) -> None:
         else:
             # No hard link: who saves the graph again in place would change this one with it.
             shutil.copyfile(graph, temporary)
-    sidecar = manifest_path(graph)
-    if sidecar.is_file() and digest(beside) == digest(graph):
+    sidecar = find_manifest(graph)
+    if sidecar is not None and digest(beside) == digest(graph):
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
         write_text_atomically(
             manifest_path(beside), json.dumps({**raw, "file": beside.name}, indent=2) + "\n"

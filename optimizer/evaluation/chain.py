@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from optimizer.artifacts import Manifest, digest, manifest_path, read_manifest
+from optimizer.artifacts import Manifest, digest, find_manifest, read_manifest
 from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
@@ -199,7 +199,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
     path = chain.engine
     assert path is not None
     manifest: Manifest | None = None
-    if path.suffix not in CHECKPOINTS or manifest_path(path).is_file():
+    if path.suffix not in CHECKPOINTS or find_manifest(path) is not None:
         manifest = read_manifest(path)
     fault = None
     if manifest is not None:

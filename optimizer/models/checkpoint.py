@@ -24,9 +24,9 @@ from optimizer.artifacts import (
     Artifact,
     Manifest,
     Plan,
+    find_manifest,
     library_versions,
     load_artifact,
-    manifest_path,
     produce,
 )
 from optimizer.data import Preprocessing
@@ -157,7 +157,7 @@ def _read_card(path: Path) -> _Card:
     written = path.with_name(path.name + CARD_SUFFIX)
     if not written.is_file():
         return _own_card(path)
-    if manifest_path(path).is_file():
+    if find_manifest(path) is not None:
         raise CheckpointError(
             f"{path} has a manifest and a card file, {written.name}",
             mend="remove the one that is not meant",
@@ -166,7 +166,7 @@ def _read_card(path: Path) -> _Card:
 
 
 def _own_card(path: Path) -> _Card:
-    if manifest_path(path).is_file():
+    if find_manifest(path) is not None:
         artifact = load_artifact(path)
         if artifact.manifest.kind not in {KIND, "engine"}:  # PyTorch's engine is a checkpoint too
             raise ArtifactError(f"{path.name} is a {artifact.manifest.kind}, not a {KIND}")

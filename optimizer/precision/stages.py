@@ -12,9 +12,9 @@ from optimizer.artifacts import (
     Cache,
     Input,
     Plan,
+    find_manifest,
     library_versions,
     load_artifact,
-    manifest_path,
     produce,
 )
 from optimizer.errors import ArtifactError, UsageError
@@ -316,7 +316,7 @@ def rules_with(target: str, high_precision: str | None) -> TargetRules:
 
 def _check_statistics(statistics: Path, graph_sha256: str) -> None:
     """Refuse stale statistics before anything is computed with them."""
-    if not manifest_path(statistics).is_file():
+    if find_manifest(statistics) is None:
         raise ArtifactError(
             f"{statistics.name} has no manifest beside it", mend="resnet-opt calibrate makes both"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.artifacts import Manifest, manifest_path, read_manifest
+from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
 from optimizer.models.weights import CHECKPOINTS
@@ -147,7 +147,7 @@ def _describe(path: Path, name: str) -> EngineFacts:
     manifest: Manifest | None = None
     if not path.is_file():
         raise UsageError(f"no such file: {path}", mend="check the path")
-    if path.suffix not in CHECKPOINTS or manifest_path(path).is_file():
+    if path.suffix not in CHECKPOINTS or find_manifest(path) is not None:
         manifest = read_manifest(path)
     if manifest is None or (manifest.kind != "engine" and path.suffix in CHECKPOINTS):
         crop = ((manifest.preprocessing if manifest else None) or {}).get("crop")
