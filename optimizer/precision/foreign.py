@@ -191,7 +191,8 @@ def _adopted(graph: Path, preprocessing_from: str | None) -> dict[str, str]:
     own = metadata_of(graph)
     if preprocessing_from is not None:
         other = _told_by(preprocessing_from)
-        if own.get("preprocessing", other["preprocessing"]) != other["preprocessing"]:
+        told = other["preprocessing"]
+        if json.loads(own.get("preprocessing", told)) != json.loads(told):  # not as texts
             raise GraphError(
                 f"{graph.name} says which preprocessing it expects, and {preprocessing_from} says another",
                 mend="leave out --preprocessing-from",
