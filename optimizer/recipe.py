@@ -1,225 +1,145 @@
 """The recipe: one execution of the main job as a YAML file.
 
-Keys are the command line's long flags in snake_case, one section a stage; lists where a stage may
-be done several ways. ``resnet-opt run --save-recipe`` writes the one that just ran.
+Each section holds the options of one stage (`optimizer.options`), by the names they have as flags;
+lists where a stage may be done several ways. ``resnet-opt run --save-recipe`` writes the one that
+the flags on its command line amount to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Optional
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    create_model,
+    model_validator,
+)
 
 from optimizer.errors import UsageError
-from optimizer.units import parse_bytes, parse_duration, parse_pp, parse_profile, parse_share
+from optimizer.options import (
+    AccuracyOptions,
+    BuildLimits,
+    BuildOptions,
+    CalibrationImages,
+    EncodingPasses,
+    EngineOptions,
+    GraphOptions,
+    HighPrecision,
+    KeptLayers,
+    Options,
+    SpeedOptions,
+    TensorRtOptions,
+    TrainOptions,
+    check_engine,
+    option,
+    options_of,
+)
+from optimizer.options.base import value_type
+from optimizer.options.values import Names, Numbers, Precision, split
 
 __all__ = [
-    "BenchSection",
     "BuildSection",
     "CalibrateSection",
-    "ExportSection",
+    "DemoOptions",
+    "MeasureSection",
     "Recipe",
-    "TrainSection",
-    "ValidateSection",
+    "RunOptions",
     "load_recipe",
+    "parse_recipe",
     "save_recipe",
+    "with_flags",
 ]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+_INT8 = {"int8", "mixed"}
+_LOW = {*_INT8, "fp8"}
+
+Precisions = Annotated[
+    tuple[Precision, ...], BeforeValidator(split), PlainSerializer(list, when_used="json")
+]
 
 
-def _as_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value if isinstance(value, (list, tuple)) or value is None else [value]
+class CalibrateSection(EncodingPasses, CalibrationImages):
+    """Calibration; without ``calib`` a part of the validation data is set apart for it."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    seed: int = option(0, "Seed of the choice of calibration images.")
 
 
-def _checked(parse: Any) -> BeforeValidator:
-    """A text with a unit: kept as written, refused if it does not parse."""
+class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, TensorRtOptions):
+    """Engines: every precision of the section for every engine of it.
 
-    def check(value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            parse(str(value))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return str(value)
-
-    return BeforeValidator(check)
-
-
-Many = Annotated[list[str], BeforeValidator(_as_list)]
-Precisions = Annotated[list[Precision], BeforeValidator(_as_list)]
-Numbers = Annotated[list[int], BeforeValidator(_as_list)]
-Duration = Annotated[str, _checked(parse_duration)]
-Points = Annotated[str, _checked(parse_pp)]
-Share = Annotated[str, _checked(parse_share)]
-Bytes = Annotated[str, _checked(parse_bytes)]
-Profiles = Annotated[list[Annotated[str, _checked(parse_profile)]], BeforeValidator(_as_list)]
-
-_TENSORRT_ONLY = (
-    "target", "profile", "workspace", "opt_level", "timing_cache", "tf32", "sparsity",
-    "hardware_compatibility", "version_compatible", "strip_weights", "refittable", "cuda_graph",
-    "specialization", "runtime_cache",
-)  # fmt: skip
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TrainSection(_Section):
-    """``resnet-opt train``; present only if the model is trained by the run."""
-
-    arch: str = "resnet50"
-    data: str = "digits:train"
-    image_size: int = Field(default=32, ge=8)
-    epochs: int = Field(default=8, ge=1)
-    batch_size: int | None = Field(default=None, ge=2)
-    lr: float | None = None
-    seed: int = 0
-    workers: int | None = Field(default=None, ge=0)
-
-
-class ExportSection(_Section):
-    """``resnet-opt export``."""
-
-    batch: int | Literal["dynamic"] = "dynamic"
-    image_size: int | None = None
-    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"
-    opset: int = 20
-
-
-class CalibrateSection(_Section):
-    """``resnet-opt calibrate``; without ``calib`` a part of the validation data is set apart."""
-
-    calib: str | None = None
-    calib_images: int = Field(default=256, ge=8)
-    seed: int = 0
-    method: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
-    equalize: bool = True
-    bias_correction: Literal["network", "statistics", "none"] = "network"
-    shift: bool = True
-    learn: bool = False
-    workers: int | None = Field(default=None, ge=0)
-
-
-class BuildSection(_Section):
-    """``resnet-opt build``: every precision for every engine of the section.
-
-    ``mixed`` searches on the calibration data, for the ``max_drop`` that the run validates with.
-    What only TensorRT has is given to the TensorRT engines among them, a provider to onnxruntime.
-    OpenVINO is compiled for each of ``fixed_batch`` too, by default for the batches of ``bench``.
+    ``mixed`` searches on the calibration data, for the ``max_drop`` of the ``validate`` section. An
+    option of some engines is given to those of the section. OpenVINO is compiled for each of
+    ``fixed_batch`` too, by default for the batches of ``bench``.
     """
 
-    precision: Precisions = ["fp32", "int8"]
-    engine: Many = ["auto"]
-    provider: str | None = None
-    provider_options: dict[str, str] = {}
-    target: Many = []
-    keep: Many = []
-    high_precision: Literal["fp16", "fp32"] | None = None
-    profile: Profiles | None = None
-    workspace: Bytes | None = None
-    opt_level: int | None = Field(default=None, ge=0, le=5)
-    timing_cache: str | None = None
-    tf32: bool | None = None
-    sparsity: bool | None = None
-    hardware_compatibility: Literal["ampere-plus", "same-compute-capability"] | None = None
-    version_compatible: bool | None = None
-    strip_weights: bool | None = None
-    refittable: bool | None = None
-    cuda_graph: bool | None = None
-    specialization: Literal["eager", "lazy", "none"] | None = None
-    runtime_cache: str | None = None
-    memory_limit: Bytes | None = None
-    build_timeout: Duration = "30min"
-    fixed_batch: Numbers | None = None
-    storage_only: bool = False
-    min_share: Share = "95%"
+    panel: ClassVar[str] = "Engine"
+
+    precision: Precisions = option("fp32,int8", "Precisions, fp32,fp16,bf16,int8,fp8,mixed.")
+    engine: Names = option("auto", "Engines, auto or openvino,onnxruntime,tensorrt,….")
 
     @model_validator(mode="after")
-    def _somebody_takes_it(self) -> BuildSection:
-        takers = [name for name in self.engine if name == "auto" or name.startswith("tensorrt")]
-        unused = next(
-            (name for name in _TENSORRT_ONLY if getattr(self, name) not in ([], None)), None
-        )
-        if unused is not None and not takers:
-            raise ValueError(f"{unused} is for TensorRT, and no engine of the section is one")
-        if self.fixed_batch is not None and not {"auto", "openvino"} & set(self.engine):
-            raise ValueError("fixed_batch is for openvino, which is no engine of the section")
-        if self.provider is not None and "onnxruntime" not in self.engine:
-            raise ValueError("provider is for onnxruntime, which is no engine of the section")
+    def _every_option_has_an_engine(self) -> BuildSection:
+        try:
+            check_engine(self, self.engine)
+        except UsageError as error:
+            raise ValueError(error.message) from error
         if self.provider_options and self.provider is None:
             raise ValueError("provider_options without a provider")
         return self
 
-    def tensorrt_arguments(self) -> dict[str, Any]:
-        """What TensorRT's backends alone are given, as ``verbs.build`` takes it."""
-        return {
-            "profile": parse_profile(self.profile[0]) if self.profile else None,
-            "workspace_bytes": parse_bytes(self.workspace) if self.workspace else None,
-            "opt_level": self.opt_level,
-            "timing_cache": Path(self.timing_cache) if self.timing_cache else None,
-            "backend_options": self.tensorrt_options(),
-        }
+    def for_engine(
+        self, engine: str, precision: str, passes: EncodingPasses, **more: Any
+    ) -> BuildOptions:
+        """The options of one build of this section.
 
-    def tensorrt_options(self) -> dict[str, Any]:
-        """The options that TensorRT's backends take by name, as far as they are given."""
-        names = (
-            "tf32", "sparsity", "hardware_compatibility", "version_compatible", "strip_weights",
-            "refittable", "cuda_graph", "specialization", "runtime_cache",
-        )  # fmt: skip
-        options = {name: value for name in names if (value := getattr(self, name))}
-        further = [parse_profile(text) for text in (self.profile or [])[1:]]
-        return {**options, **({"profiles": further} if further else {})}
-
-
-class ValidateSection(_Section):
-    """``resnet-opt validate``."""
-
-    data: str
-    limit: int | None = Field(default=None, ge=1)
-    max_drop: Points = "1pp"
-    max_flips: Share | None = None
-    batch: int = Field(default=32, ge=1)
-    skip_bad_images: bool = False
-    workers: int | None = Field(default=None, ge=0)
+        Args:
+            engine: Name of the engine.
+            precision: Precision of the engine.
+            passes: How encodings are computed, where there are any.
+            **more: Further options, as a user would write them.
+        """
+        own = options_of(self, engine)
+        if precision not in _INT8:
+            own.pop("keep", None)
+        if precision not in _LOW:
+            own.pop("high_precision", None)
+        encodings = passes.of_kind(EncodingPasses).as_given() if precision in _INT8 else {}
+        return BuildOptions.parse(
+            {**encodings, **own, **more, "engine": engine, "precision": precision}
+        )
 
 
-class BenchSection(_Section):
-    """``resnet-opt bench``; the PyTorch model is measured beside the engines."""
+class MeasureSection(SpeedOptions):
+    """Speed; the PyTorch model is measured beside the engines."""
 
-    batch: Numbers = [1, 8]
-    duration: Duration = "10s"
-    threads: Numbers | None = None
-    streams: Numbers = [1]
-    starts: int = Field(default=1, ge=1)
-    max_latency: Duration | None = None
-    latency_percentile: Literal["p50", "p90", "p95", "p99"] = "p99"
-    scenario: Many = []
-    min_effect: Share = "2%"
-    seed: int = 0
+    batch: Numbers = option("1,8", "Batch sizes, 1,8.")
 
 
-class Recipe(_Section):
+class Recipe(Options):
     """One execution of the main job."""
 
-    title: str = "resnet-opt run"
-    model: str | None = None
-    arch: str | None = None
-    train: TrainSection | None = None
-    export: ExportSection = ExportSection()
-    calibrate: CalibrateSection = CalibrateSection()
-    build: list[BuildSection] = [BuildSection()]
-    # "validate" is a method of pydantic's models
-    validation: ValidateSection | None = Field(default=None, alias="validate")
-    bench: BenchSection | None = BenchSection()
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    title: str = option("resnet-opt run", "Heading of the report.")
+    model: str | None = option(
+        None, "A checkpoint, or a name as for resnet-opt export; either this or train."
+    )
+    arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
+    train: TrainOptions | None = None
+    export: GraphOptions = GraphOptions()
+    calibrate: CalibrateSection = CalibrateSection()
+    build: tuple[BuildSection, ...] = (BuildSection(),)
+    # "validate" is a method of pydantic's models.
+    validation: AccuracyOptions | None = Field(default=None, alias="validate")
+    bench: MeasureSection | None = MeasureSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -235,41 +155,152 @@ class Recipe(_Section):
         return self
 
 
+# --- flags of run and demo, which go over a recipe ------------------------------------------------
+
+
+def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -> type[Options]:
+    """A model of optional values for some keys of a recipe, as those keys are declared."""
+    fields: dict[str, Any] = {}
+    for field_name, (key, section) in keys.items():
+        source = section.model_fields[key.rpartition(".")[2]]
+        fields[field_name] = (
+            Optional[value_type(source)],
+            option(None, source.description or ""),
+        )
+    return create_model(name, __base__=Options, __doc__=doc, **fields)
+
+
+_RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
+    "data": ("validate.data", AccuracyOptions),
+    "calib": ("calibrate.calib", CalibrateSection),
+    "calib_images": ("calibrate.calib_images", CalibrateSection),
+    "arch": ("arch", Recipe),
+    "image_size": ("export.image_size", GraphOptions),
+    "precision": ("build.precision", BuildSection),
+    "engine": ("build.engine", BuildSection),
+    "target": ("build.target", BuildSection),
+    "batch": ("bench.batch", MeasureSection),
+    "duration": ("bench.duration", MeasureSection),
+    "threads": ("bench.threads", MeasureSection),
+    "limit": ("validate.limit", AccuracyOptions),
+    "max_drop": ("validate.max_drop", AccuracyOptions),
+    "max_flips": ("validate.max_flips", AccuracyOptions),
+    "skip_bad_images": ("validate.skip_bad_images", AccuracyOptions),
+    "workers": ("validate.workers", AccuracyOptions),
+}
+RunOptions = _flags("RunOptions", "Options of ``run``, which go over those of a recipe.", _RUN_KEYS)
+DemoOptions = _flags(
+    "DemoOptions",
+    "Options of ``demo``.",
+    {"arch": ("train.arch", TrainOptions), "duration": ("bench.duration", MeasureSection)},
+)
+_BOTH = {"skip_bad_images", "workers"}
+"""Flags that concern calibration images too."""
+
+
+def with_flags(raw: Mapping[str, Any], flags: Options) -> dict[str, Any]:
+    """A recipe with flags over it; a flag that was not given changes nothing.
+
+    A precision or an engine takes the place of the recipe's builds; a target goes to those of them
+    that have one.
+
+    Raises:
+        UsageError: A target, and no build that has one.
+    """
+    recipe = {key: _copied(value) for key, value in raw.items()}
+    given = flags.as_given()
+    _set_builds(recipe, {k: given.pop(k) for k in ("precision", "engine", "target") if k in given})
+    for name, value in given.items():
+        key = _RUN_KEYS[name][0]
+        if not (name in _BOTH and "validate" not in recipe and "data" not in given):
+            _set(recipe, key, value)
+        if name in _BOTH:
+            _set(recipe, f"calibrate.{name}", value)
+    return recipe
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _set(recipe: dict[str, Any], key: str, value: object) -> None:
+    """Put a value at a dotted key; an absent or empty section is made."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(recipe.get(section), dict):
+            recipe[section] = {}
+        recipe = recipe[section]
+    recipe[last] = value
+
+
+def _set_builds(recipe: dict[str, Any], given: dict[str, Any]) -> None:
+    if not given:
+        return
+    if "precision" in given or "engine" in given:
+        recipe["build"] = [given]
+        return
+    builds = recipe.setdefault("build", [{}])
+    if isinstance(builds, dict):
+        builds = recipe["build"] = [builds]
+    takers = [section for section in builds if _takes_target(section)]
+    if not takers:
+        raise UsageError(
+            "--target is for TensorRT-RTX, which is not built", mend="--engine tensorrt-rtx"
+        )
+    for section in takers:
+        section.update(given)
+
+
+def _takes_target(section: Mapping[str, Any]) -> bool:
+    return bool({"auto", "tensorrt-rtx"} & set(split(section.get("engine", "auto"))))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
         UsageError: No such file, no YAML, or a key or value that does not fit; the message names it.
     """
+    return parse_recipe(read_yaml(path), path.name)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UsageError: No such file, no YAML, or no mapping.
+    """
     if not path.is_file():
         raise UsageError(f"no such recipe: {path}", mend="resnet-opt run --help shows the forms")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise UsageError(f"{path.name} is no YAML: {line}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path.name} is not valid YAML: {line}") from error
     if not isinstance(raw, dict):
-        raise UsageError(f"{path.name} is no mapping of sections")
-    return parse_recipe(raw, path.name)
+        raise UsageError(f"{path.name} is not a mapping of sections")
+    return raw
 
 
-def parse_recipe(raw: dict[str, Any], name: str = "the recipe") -> Recipe:
+def parse_recipe(raw: Mapping[str, Any], name: str = "the recipe") -> Recipe:
     """Check a mapping as a recipe.
 
     Raises:
         UsageError: A key or value does not fit; the message names it.
     """
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "top level"
-        raise UsageError(f"{name}, {where}: {first['msg']}") from error
+    return Recipe.parse(raw, name)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as YAML."""
     from optimizer.artifacts import write_text_atomically
 
-    raw = recipe.model_dump(mode="json", exclude_none=True)
+    raw = recipe.written()
+    if recipe.bench is None:
+        raw["bench"] = None  # it means that nothing is measured, where absence means the default
     write_text_atomically(path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))

@@ -20,7 +20,18 @@ import re
 
 from optimizer.errors import UsageError
 
-__all__ = ["parse_bytes", "parse_duration", "parse_pp", "parse_profile", "parse_share"]
+__all__ = [
+    "format_bytes",
+    "format_duration",
+    "format_pp",
+    "format_profile",
+    "format_share",
+    "parse_bytes",
+    "parse_duration",
+    "parse_pp",
+    "parse_profile",
+    "parse_share",
+]
 
 _FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%µ]*)\s*")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -126,3 +137,51 @@ def parse_profile(text: str) -> tuple[int, int, int]:
     if not 1 <= least <= best <= most:
         raise UsageError(f"the profile {text!r} is not ordered, or begins below 1", mend=accepted)
     return least, best, most
+
+
+# --- the same values as text: each function is the inverse of the one that parses -----------------
+
+
+def format_pp(points: float) -> str:
+    """``format_pp(0.5)`` is ``0.5pp``."""
+    return f"{_number(points)}pp"
+
+
+def format_share(share: float) -> str:
+    """``format_share(0.95)`` is ``95%``; a fraction where a percentage would be another number."""
+    text = f"{_number(round(100 * share, 10))}%"
+    return text if parse_share(text) == share else _number(share)
+
+
+def format_duration(seconds: float) -> str:
+    """``format_duration(0.2)`` is ``200ms``: the largest unit that leaves a short whole number."""
+    for unit in ("h", "min", "s", "ms", "us"):
+        text = f"{_number(round(seconds / _SECONDS[unit], 9))}{unit}"
+        whole = text.removesuffix(unit)
+        if whole.isdecimal() and len(whole) <= 3 and _duration_of(text) == seconds:
+            return text
+    return f"{_number(seconds)}s"
+
+
+def _duration_of(text: str) -> float:
+    """A duration in seconds; 0.0 for ``0s``, which is none."""
+    number, unit = _split(text, "a duration")
+    return number * _SECONDS[unit]
+
+
+def format_bytes(size: int) -> str:
+    """``format_bytes(4294967296)`` is ``4GiB``: the largest unit that leaves a whole number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "kB"):
+        if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return f"{size}B"
+
+
+def format_profile(profile: tuple[int, int, int]) -> str:
+    """``format_profile((1, 8, 32))`` is ``1:8:32``."""
+    return ":".join(map(str, profile))
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))

@@ -5,88 +5,89 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from typing import Annotated, Never
+from pathlib import Path
+from typing import Annotated, Any, Never
 
-import typer
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
 
 from optimizer._version import __version__
-from optimizer.cli import build, job, judge, layers, machine, make, pixels
-from optimizer.errors import EnvironmentFault, ResnetOptError
+from optimizer.cli import commands
+from optimizer.cli.console import print_error, start_logging
+from optimizer.cli.flags import with_flags
+from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
 
 __all__ = ["app", "main"]
 
-EXIT_CODES = """
-[bold]Exit codes[/bold]: 0 pass · 1 internal error · 2 usage or bad input · 3 environment (no GPU,
-missing library) · 4 accuracy gate failed · 5 performance regression · 6 inconclusive ·
-7 precision audit failed
+HELP = """Trained ResNets made fast, with evidence for every claim.
+
+Start with **resnet-opt demo**: it trains, exports, compiles, validates, measures and reports, on
+bundled data.
 """
-
-app = typer.Typer(
-    name="resnet-opt",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Trained ResNets made fast, with evidence for every claim.\n\n"
-    "Start with [bold]resnet-opt demo[/bold]: it trains, exports, compiles, validates, measures and "
-    "reports, on bundled data.",
-    epilog=EXIT_CODES,
-)
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"resnet-opt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[  # noqa: ARG001 - its callback has done the work
-        bool,
-        typer.Option(
-            "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Show tracebacks of errors.")
-    ] = False,
-) -> None:
-    global _verbose  # noqa: PLW0603 - read by main() after the commands are done
-    _verbose = verbose
-
-
-_verbose = False
+EXIT_CODES = """
+**Exit codes**: 0 pass · 1 internal error · 2 usage or bad input · 3 environment (no GPU, missing
+library) · 4 accuracy gate failed · 5 performance regression · 6 inconclusive · 7 precision audit
+failed · 130 interrupted
+"""
 INTERRUPTED = 130
 _OF_THE_DISK = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
     errno.EFBIG,
 }  # fmt: skip
-"""What an operating system says of a folder or a disk, which is no bug."""
+"""What an operating system reports of a folder or a disk, which is no bug."""
 
-JOB, STEPS, RESULTS, MACHINE = "The main job", "Its steps", "Results", "Machine and data"
-for command, panel in (
-    (job.demo, JOB),
-    (job.run, JOB),
-    (make.train, STEPS),
-    (make.export, STEPS),
-    (make.calibrate, STEPS),
-    (make.quantize, STEPS),
-    (build.build, STEPS),
-    (build.refit, STEPS),
-    (judge.validate, STEPS),
-    (judge.bench, STEPS),
-    (layers.profile, STEPS),
-    (judge.predict, RESULTS),
-    (judge.inspect, RESULTS),
-    (judge.compare, RESULTS),
-    (judge.report, RESULTS),
-    (pixels.preprocess, MACHINE),
-    (machine.doctor, MACHINE),
-    (machine.clean, MACHINE),
-):
-    app.command(rich_help_panel=panel, no_args_is_help=panel == STEPS)(command)
+app = App(
+    name="resnet-opt",
+    help=HELP,
+    help_epilogue=EXIT_CODES,
+    help_format="markdown",
+    help_flags=("--help", "-h"),
+    version=f"resnet-opt {__version__}",
+    version_flags=("--version",),
+    version_format="plaintext",
+    default_parameter=Parameter(negative=(), show_default=False),
+    print_error=False,
+    exit_on_error=False,
+    result_action="return_value",
+    group_commands=Group("Other", sort_key=8),
+)
+app.register_install_completion_command()
+for number, (panel, group) in enumerate(commands.PANELS.items()):
+    heading = Group(panel, sort_key=number)
+    for order, command in enumerate(group):
+        app.command(with_flags(command), group=heading, sort_key=order, help_flags=("--help", "-h"))
+
+_ANYWHERE = Group("Everywhere", sort_key=9)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[
+        int,
+        Parameter(
+            name=("--verbose", "-v"),
+            count=True,
+            group=_ANYWHERE,
+            help="Log what is done, and show tracebacks of errors; -vv logs more.",
+        ),
+    ] = 0,
+    log_file: Annotated[
+        Path | None,
+        Parameter(
+            name="--log-file",
+            group=_ANYWHERE,
+            metavar="FILE",
+            help="Append the log to a file, with every detail.",
+        ),
+    ] = None,
+) -> Any:
+    global _verbose  # noqa: PLW0603 - read by main() after the commands are done
+    _verbose = verbose
+    start_logging(verbose, log_file)
+    return app(tokens)
+
+
+_verbose = 0
 
 
 def _interrupt(_signal: int, _frame: object) -> Never:
@@ -95,41 +96,68 @@ def _interrupt(_signal: int, _frame: object) -> Never:
 
 def main() -> Never:
     """Run the command line and exit with its code."""
-    from optimizer.cli.console import print_error
-
     signal.signal(signal.SIGTERM, _interrupt)  # so that half-written files are removed
-    try:
-        app(standalone_mode=True)
-    except ResnetOptError as error:
-        if _verbose:
-            import traceback
+    sys.exit(_outcome(sys.argv[1:]))
 
-            traceback.print_exc()
-        print_error(error)
-        sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            typer.echo("interrupted; what was complete is kept, nothing else was written", err=True)
-        raise
+
+def _outcome(tokens: list[str]) -> int:
+    """Run a command line; what it ended with, as an exit code."""
+    try:
+        if not tokens:
+            app.help_print([])
+            return 0
+        app.meta(tokens, exit_on_error=False, print_error=False)
+    except ResnetOptError as error:
+        return _failed(error)
+    except CycloptsError as error:
+        return _failed(_usage_error(error))
+    except KeyboardInterrupt:
+        print("interrupted; what was complete is kept, nothing else was written", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
-        sys.exit(0)
+        return 0
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
-            _report(error)
-        said = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        print_error(EnvironmentFault(said, mend="another folder, or room on the disk"))
-        sys.exit(EnvironmentFault.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, said as one
-        _report(error)
-    sys.exit(0)
+            return _report(error)
+        message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return _failed(EnvironmentFault(message, mend="another folder, or room on the disk"))
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, reported as one
+        return _report(error)
+    return 0
 
 
-def _report(error: Exception) -> Never:
+def _usage_error(error: CycloptsError) -> UsageError:
+    """What the parser complains of, as our one line."""
+    if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
+        choices = error.argument.get_choices()
+        if choices:  # the sentence that `optimizer.options` has for it
+            name = error.argument.name.lstrip("-").replace("-", "_")
+            return UsageError(
+                f"{name}: {error.token.value!r} is not a choice",
+                mend=f"one of {', '.join(choices)}",
+            )
+    text = " ".join(str(error).split()).replace('"', "")
+    problem, _, guess = text.partition(" Did you mean ")
+    hint = f"did you mean {guess.partition('?')[0]}?" if guess else "--help lists what there is"
+    return UsageError(problem.rstrip("."), mend=hint)
+
+
+def _failed(error: ResnetOptError) -> int:
+    _print_traceback()
+    print_error(error)
+    return error.exit_code
+
+
+def _report(error: Exception) -> int:
     """What only a bug can be."""
+    _print_traceback()
+    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("run again with resnet-opt -v … and report the traceback", file=sys.stderr)
+    return 1
+
+
+def _print_traceback() -> None:
     if _verbose:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"internal error: {type(error).__name__}: {error}", err=True)
-    typer.echo("run again with resnet-opt -v … and report the traceback", err=True)
-    sys.exit(1)

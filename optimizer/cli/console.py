@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.text import Text
 
-from optimizer.errors import ResnetOptError
+from optimizer.errors import ResnetOptError, UsageError
 from optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Bars", "Lines", "console", "print_error", "print_note", "progress"]
+__all__ = ["Bars", "Lines", "console", "print_error", "print_note", "progress", "start_logging"]
 
 
 @functools.cache
@@ -43,6 +46,38 @@ def progress(on: Console | None = None) -> Iterator[Progress]:
     live = shown.is_terminal and not shown.is_dumb_terminal
     with Bars(shown) if live else Lines(shown) as reporter:
         yield reporter
+
+
+def start_logging(verbose: int, log_file: Path | None) -> None:
+    """Let the package's log be seen: with ``-v`` on stderr, and with ``--log-file`` in a file.
+
+    Args:
+        verbose: 0 logs warnings alone to stderr, 1 what is done, 2 every detail.
+        log_file: Appended to, with every detail; ``None`` for no file.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    log = logging.getLogger("optimizer")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handlers: list[tuple[logging.Handler, int]] = [(logging.StreamHandler(sys.stderr), level)]
+    if log_file is not None:
+        try:
+            handlers.append((logging.FileHandler(log_file, encoding="utf-8"), logging.DEBUG))
+        except OSError as error:
+            raise UsageError(
+                f"the log {log_file} cannot be written: {error.strerror}", mend="--log-file FILE"
+            ) from error
+    form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for handler, least in handlers:
+        handler.setLevel(least)
+        handler.setFormatter(form)
+        log.addHandler(handler)
 
 
 def print_error(error: ResnetOptError, on: Console | None = None) -> None:
@@ -85,6 +120,7 @@ class _Steps:
     def __init__(self, shown: Console) -> None:
         self._console = shown
         self._open: list[_Step] = []
+        self._log = logging.getLogger(__name__)
 
     def __enter__(self) -> Self:
         return self
@@ -120,22 +156,44 @@ class _Steps:
         if note:
             line.append(f": {' '.join(note.split())}")
         self._console.print(line, soft_wrap=True)
+        self._log.info("%s", line.plain.strip())
+
+
+HEARTBEAT_S = 30.0
+"""How often long work says where it is in a log or a pipe."""
 
 
 class Lines(_Steps):
-    """One line for each piece of work when it ends: for logs and pipes."""
+    """One line for each piece of work when it ends, and now and then before: for logs and pipes."""
+
+    def __init__(self, shown: Console, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(shown)
+        self._clock = clock
+        self._spoken = clock()
 
     def start(self, label: str, total: int | None = None) -> None:
         """See `optimizer.progress.Progress.start`."""
         self._open.append(_Step(label, time.perf_counter(), total=total))
+        self._log.debug("begin: %s", label)
 
-    def advance(self, steps: int = 1, *, note: str | None = None) -> None:  # noqa: ARG002
-        """See `optimizer.progress.Progress.advance`; shows nothing."""
-        self._last().done += steps
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+        """See `optimizer.progress.Progress.advance`; shows a line every half minute."""
+        step = self._last()
+        step.done += steps
+        if self._clock() - self._spoken < HEARTBEAT_S:
+            return
+        self._spoken = self._clock()
+        reached = f"{step.done} of {step.total}" if step.total else f"{step.done} done"
+        line = Text("  " * (len(self._open) - 1) + step.label)
+        line.append(f" ... {reached} after {_duration(time.perf_counter() - step.started)}", "dim")
+        if note:
+            line.append(f": {' '.join(note.split())}")
+        self._console.print(line, soft_wrap=True)
 
     def finish(self, note: str | None = None) -> None:
         """See `optimizer.progress.Progress.finish`."""
         self._end(note)
+        self._spoken = self._clock()
 
 
 _REDRAW_S = 0.1

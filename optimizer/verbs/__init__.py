@@ -1,33 +1,6 @@
-"""The verbs: what the command line and ``import optimizer`` offer, one function each.
+"""The verbs: one module each, with the function that the command line and `import optimizer` call.
 
-Every verb takes paths and plain values, opens what it needs, calls its room, and returns a typed
-result. They hold no logic of their own beyond joining rooms.
+A verb opens what it needs, calls its rooms, and returns a typed result. ``run``, the main job, calls
+the others. Nothing is exported here, so that a module and its function cannot be taken for each
+other; `optimizer` is the public door.
 """
-
-from optimizer.verbs.judging import (
-    audit_engine,
-    bench,
-    compare_decoders,
-    compare_halves,
-    load,
-    profile,
-    validate,
-)
-from optimizer.verbs.making import build, calibrate, export, quantize, train
-from optimizer.verbs.refitting import refit
-
-__all__ = [
-    "audit_engine",
-    "bench",
-    "build",
-    "calibrate",
-    "compare_decoders",
-    "compare_halves",
-    "export",
-    "load",
-    "profile",
-    "quantize",
-    "refit",
-    "train",
-    "validate",
-]

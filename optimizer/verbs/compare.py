@@ -1,4 +1,4 @@
-"""What ``compare`` does with two result files of any kind."""
+"""The verb ``compare``: two results of the same kind, speed and accuracy."""
 
 from __future__ import annotations
 
@@ -14,21 +14,31 @@ from optimizer.errors import (
     UsageError,
     Verdict,
 )
-from optimizer.results import BenchResult, Result, RunResult, ValidateResult, read_result
+from optimizer.options import CompareOptions, takes_options
+from optimizer.results import (
+    BenchResult,
+    Result,
+    RunResult,
+    ValidateResult,
+    VerdictName,
+    read_result,
+)
 
 if TYPE_CHECKING:
     from optimizer.evaluation.compare import AccuracyComparison
     from optimizer.profiling.compare import BenchComparison
 
-__all__ = ["Outcome", "compare_results"]
+__all__ = ["ComparisonResult", "compare"]
 
 
 @dataclass
-class Outcome:
+class ComparisonResult:
     """Speed and accuracy of two runs against each other; a part that they lack is ``None``.
 
     Attributes:
-        missing: What the old result has and nothing in the new one is held against.
+        speed: The comparison of two benchmarks.
+        accuracy: The comparisons of engines that were validated in both.
+        missing: What the old result has and the new one lacks.
     """
 
     speed: BenchComparison | None = None
@@ -61,6 +71,14 @@ class Outcome:
         lines += [f"missing: {name}" for name in self.missing]
         return "\n".join(lines)
 
+    @property
+    def verdict(self) -> VerdictName:
+        """``pass``, ``fail`` or ``inconclusive``."""
+        error = self.error()
+        if error is None:
+            return "pass"
+        return "inconclusive" if isinstance(error, Inconclusive) else "fail"
+
     def error(self) -> Verdict | None:
         """The worst verdict as the error to raise; accuracy before speed before doubt."""
         failed = next((part for part in self.accuracy if part.verdict == "fail"), None)
@@ -78,17 +96,22 @@ class Outcome:
         return None
 
 
-def compare_results(
-    old: Path, new: Path, *, max_slowdown: float, max_drop_pp: float, anyway: bool
-) -> Outcome:
+@takes_options(CompareOptions)
+def compare(old: Path | str, new: Path | str, options: CompareOptions) -> ComparisonResult:
     """Compare what two result files have in common.
+
+    Args:
+        old: ``bench.json``, ``validate.json`` or ``results.json``.
+        new: The same of another run.
+        options: See below.
 
     Raises:
         UsageError: They have nothing in common, or are of different machines or data.
         ArtifactError: A file that cannot be read.
     """
+    old, new = Path(old), Path(new)
     before, after = read_result(old), read_result(new)
-    outcome = Outcome()
+    outcome = ComparisonResult()
     speeds = _speed_of(before), _speed_of(after)
     if speeds[0] is not None and speeds[1] is None:
         outcome.missing.append("the benchmark")
@@ -98,13 +121,13 @@ def compare_results(
         from optimizer.profiling.compare import compare_bench
 
         outcome.speed = compare_bench(
-            speeds[0], speeds[1], max_slowdown=max_slowdown, anyway=anyway
+            speeds[0], speeds[1], max_slowdown=options.max_slowdown, anyway=options.anyway
         )
     if _has_accuracy(before) and _has_accuracy(after):
-        from optimizer.evaluation.compare import compare, missing
+        from optimizer.evaluation import compare as accuracies
 
-        outcome.accuracy = compare(old, new, max_drop_pp=max_drop_pp)
-        outcome.missing += missing(old, new)
+        outcome.accuracy = accuracies.compare(old, new, max_drop_pp=options.max_drop)
+        outcome.missing += accuracies.missing(old, new)
     if outcome.speed is None and not outcome.accuracy:
         raise UsageError(
             f"{old.name} holds {before.kind}, {new.name} holds {after.kind}: nothing to compare",

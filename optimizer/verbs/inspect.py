@@ -1,4 +1,4 @@
-"""What ``inspect`` shows: an artifact's manifest, an engine's layers, its audit."""
+"""The verb ``inspect``: an artifact's manifest, an engine's layers, its audit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,35 @@ from typing import Any
 
 from optimizer.artifacts import find_manifest, load_artifact
 from optimizer.evaluation.engine_diff import compare_layers
+from optimizer.options import InspectOptions, takes_options
 from optimizer.results import Audit, LayerInfo, LayerSide
+from optimizer.verbs.audit import audit
 
-__all__ = ["Inspected", "describe", "difference"]
+__all__ = ["Inspection", "inspect"]
 
 
 @dataclass
-class Inspected:
-    """An artifact as `inspect` prints it."""
+class Inspection:
+    """What an artifact is.
+
+    Attributes:
+        path: The file.
+        facts: What its manifest says, or its graph where there is no manifest.
+        layers: The layers of an engine.
+        audit: Of an engine, whether it computes what was requested.
+        other: The artifact it is compared with, if any.
+    """
 
     path: Path
     facts: dict[str, Any]
     layers: list[LayerInfo] = field(default_factory=list)
     audit: Audit | None = None
+    other: Inspection | None = None
 
     def as_json(self) -> str:
-        """Everything, as JSON."""
+        """Everything, or the difference from `other`, as JSON."""
+        if self.other is not None:
+            return difference(self, self.other, as_json=True)
         raw = {
             "file": str(self.path),
             **self.facts,
@@ -36,6 +49,8 @@ class Inspected:
 
     def as_text(self, *, every_layer: bool) -> str:
         """For people; ``every_layer`` lists each layer instead of their count by precision."""
+        if self.other is not None:
+            return difference(self, self.other, as_json=False)
         lines = [str(self.path)]
         lines += [f"  {name:<14} {_short(value)}" for name, value in self.facts.items() if value]
         if self.layers:
@@ -52,15 +67,25 @@ class Inspected:
         return "\n".join(lines)
 
 
-def describe(path: Path, *, min_share: float) -> Inspected:
-    """Read an artifact, or an ONNX file without a manifest.
+@takes_options(InspectOptions)
+def inspect(artifact: Path | str, options: InspectOptions) -> Inspection:
+    """Read what an artifact is, what an engine computes, and whether that was requested.
+
+    Args:
+        artifact: Any file with a manifest, or an ONNX file without one.
+        options: See below.
 
     Raises:
         ArtifactError: A file that is no artifact, or was changed.
-        GraphError: An ONNX file that is none.
+        GraphError: An ONNX file that cannot be read.
     """
-    from optimizer import verbs
+    shown = _inspected(Path(artifact), options.min_share)
+    if options.diff is not None:
+        shown.other = _inspected(options.diff, options.min_share)
+    return shown
 
+
+def _inspected(path: Path, min_share: float) -> Inspection:
     if path.suffix == ".onnx" and find_manifest(path) is None:
         return _bare_graph(path)
     artifact = load_artifact(path)
@@ -81,17 +106,15 @@ def describe(path: Path, *, min_share: float) -> Inspected:
         "device": manifest["device"],
         **details,
     }
-    audit = (
-        verbs.audit_engine(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
-    )
-    return Inspected(path, facts, layers, audit)
+    checked = audit(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
+    return Inspection(path, facts, layers, checked)
 
 
-def _bare_graph(path: Path) -> Inspected:
+def _bare_graph(path: Path) -> Inspection:
     from optimizer.engines.graph_facts import graph_facts, layer_flops
 
     facts = graph_facts(path)
-    return Inspected(
+    return Inspection(
         path,
         {
             "kind": "graph without a manifest",
@@ -104,7 +127,7 @@ def _bare_graph(path: Path) -> Inspected:
     )
 
 
-def difference(a: Inspected, b: Inspected, *, as_json: bool) -> str:
+def difference(a: Inspection, b: Inspection, *, as_json: bool) -> str:
     """Facts and layers in which two artifacts differ."""
     facts = {
         name: [a.facts.get(name), b.facts.get(name)]
@@ -125,7 +148,7 @@ def difference(a: Inspected, b: Inspected, *, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _layer_lines(a: Inspected, b: Inspected) -> list[str]:
+def _layer_lines(a: Inspection, b: Inspection) -> list[str]:
     found = compare_layers(a.layers, b.layers)
     named = {name for layer in (*a.layers, *b.layers) for name in layer.torch_names}
     lines = [f"  {sum(len(one.modules) for one in found)} of {len(named)} PyTorch layers differ"]

@@ -1,4 +1,4 @@
-"""The verb that gives an engine other weights: refit."""
+"""The verb ``refit``: other weights in a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Input, Plan, check_output, load_artifact, produce
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.options import ExportOptions, QuantizeOptions, RefitOptions, takes_options
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["refit"]
 
 
+@takes_options(RefitOptions)
 def refit(
     engine: Path | str,
-    model: str,
+    model: str | Path,
     output: Path | str,
+    options: RefitOptions,
     *,
-    arch: str | None = None,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Put other weights of the same network into a TensorRT engine, without building it again.
@@ -38,9 +39,8 @@ def refit(
         model: A checkpoint or a model's name, which is exported as the engine's graph was, or an
             ONNX file of the same network in the engine's precision, with the same scales.
         output: The new engine, with its weights inside; its graph goes beside it.
-        arch: Architecture of a checkpoint that does not say.
-        device: Which GPU does it, ``cuda:1``; ``None`` for the first.
-        progress: Told of the steps.
+        options: See below.
+        progress: Where steps are reported.
 
     Raises:
         ArtifactError: No engine, one of another library version, or not built to be refitted.
@@ -58,7 +58,7 @@ def refit(
     )
     from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
 
-    engine, output = Path(engine), Path(output)
+    engine, model, output = Path(engine), str(model), Path(output)
     progress = progress or Silent()
     old = load_artifact(engine)
     check_output(output, [engine, model])
@@ -76,20 +76,22 @@ def refit(
             graph, source = Path(model), Input.of("graph", Path(model))
         else:
             _check_carries_over(facts, engine, old, model)
-            graph, source = _exported(model, arch, built_from, facts, Path(folder), progress)
+            graph, source = _exported(
+                model, options.arch, built_from, facts, Path(folder), progress
+            )
         card = graph_facts(graph)
         check_same_network(built_from, graph)
-        options = dict(old.manifest.settings.get("options") or {})
-        if not options.get("refittable"):
+        built_with = dict(old.manifest.settings.get("options") or {})
+        if not built_with.get("refittable"):
             check_same_weights(built_from, graph)
         # After a refit the weights are inside.
-        options |= {
+        built_with |= {
             "strip_weights": False,
             "refittable": stays_refittable(backend.library, old.manifest),
         }
         plan = Plan(
             kind="engine",
-            settings={**old.manifest.settings, "options": options, "refitted": True},
+            settings={**old.manifest.settings, "options": built_with, "refitted": True},
             inputs=[old.as_input("engine"), source],
             libraries=old.manifest.libraries,
             device=old.manifest.device,
@@ -99,7 +101,9 @@ def refit(
 
         def write(path: Path) -> dict[str, Any]:
             progress.start("refit", total=1)
-            refit_engine(backend.library, engine, graph, path, manifest=old.manifest, device=device)
+            refit_engine(
+                backend.library, engine, graph, path, manifest=old.manifest, device=options.device
+            )
             progress.advance()
             progress.finish()
             return old.manifest.details

@@ -1,0 +1,156 @@
+"""Flags from options: a command that takes a model gets one flag per field of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cyclopts import Group, Parameter
+from pydantic.fields import FieldInfo
+
+from optimizer.options import OptionInfo, Options, flag
+
+__all__ = ["Json", "NoCache", "Output", "argument", "with_flags"]
+
+Output = Annotated[
+    Path, Parameter(name=("--output", "-o"), help="Where the result goes.", metavar="FILE")
+]
+Json = Annotated[
+    bool,
+    Parameter(name="--json", negative="", help="Print only the result, as JSON, to stdout."),
+]
+NoCache = Annotated[
+    bool,
+    Parameter(name="--no-cache", negative="", help="Make everything again and keep no copies."),
+]
+
+
+def argument(help_: str, metavar: str) -> Parameter:
+    """A positional argument."""
+    return Parameter(help=help_, metavar=metavar)
+
+
+_LONGEST_METAVAR = 9
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter ``options`` becomes the flags of its model's fields.
+
+    Flags that were given are checked by the model, so that a mistake gives the same sentence here,
+    in a recipe and in Python.
+    """
+    own = inspect.signature(command)
+    hints = typing.get_type_hints(command, include_extras=True)
+    model = hints.get("options")
+    if model is None:
+        return command
+    expanded: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        if parameter.name == "options":
+            expanded += _flags(model)
+        else:
+            expanded.append(parameter.replace(annotation=hints[parameter.name]))
+    expanded.sort(key=lambda parameter: parameter.kind)
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **keywords: Any) -> None:
+        given = {
+            name: keywords.pop(name)
+            for name in model.model_fields
+            if name in keywords and name not in own.parameters
+        }
+        options = model.of(None, given)
+        bound = own.bind_partial(*arguments, **keywords)
+        command(*bound.args, **bound.kwargs, options=options)
+
+    run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in expanded}
+    del run.__wrapped__
+    return run
+
+
+def _flags(model: type[Options]) -> Iterator[inspect.Parameter]:
+    """One keyword parameter per field, with its flag, help and heading."""
+    panels: dict[str, Group] = {}
+    for name, field, panel in model.declared():
+        group = panels.setdefault(panel, Group(panel, sort_key=10 + len(panels)))
+        info = OptionInfo.of(field)
+        kind = _kind(field)
+        default = field.default
+        choices = _choices(field.annotation)
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else None,
+            annotation=Annotated[
+                kind if field.is_required() else kind | None,
+                Parameter(
+                    name=info.flags or flag(name),
+                    help=_help(field, info),
+                    group=group,
+                    metavar=_metavar(name, field, info) if kind is not bool else None,
+                    negative=f"--no-{name.replace('_', '-')}" if default is True else "",
+                    negative_iterable="",
+                    negative_none="",
+                    show_default=False,
+                    **({"choices": choices} if choices else {}),
+                ),
+            ],
+        )
+
+
+def _help(field: FieldInfo, info: OptionInfo) -> str:
+    """The description, which engines take the option, and the default."""
+    text = field.description or ""
+    owners = tuple(engine for engine in info.engines if engine not in {"tensorrt", "tensorrt-rtx"})
+    if owners and not info.engines[0].startswith("tensorrt"):
+        text = f"For {' and '.join(owners)}: {text[0].lower()}{text[1:]}"
+    default = field.default
+    if field.is_required() or default in (None, False, True, (), {}):
+        return text
+    return f"{text} [default: {default}]"
+
+
+def _kind(field: FieldInfo) -> Any:
+    """What a flag holds before the model reads it: a switch, a text, or several texts."""
+    annotation = _without_none(field.annotation)
+    if annotation is bool:
+        return bool
+    if get_origin(annotation) in (tuple, dict):
+        return list[str]
+    return str
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    annotation = _without_none(annotation)
+    if get_origin(annotation) is Literal:
+        return tuple(str(choice) for choice in get_args(annotation))
+    return ()
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type of a value that may be absent."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if type(None) in get_args(annotation) and len(inner) == 1:
+        return _without_none(inner[0])
+    return annotation
+
+
+def _metavar(name: str, field: FieldInfo, info: OptionInfo) -> str:
+    if info.metavar:
+        return info.metavar
+    annotation = _without_none(field.annotation)
+    if annotation is int:
+        return "N"
+    if annotation is Path:
+        return "FILE"
+    kind = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    if kind is float or info.metavar is None and len(name) > _LONGEST_METAVAR:
+        return "VALUE"
+    return name.upper().replace("_", "-")

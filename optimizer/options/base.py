@@ -1,0 +1,264 @@
+"""What every options model shares: how a field is declared, and how a mistake is reported.
+
+An option is defined once, as a field of a frozen pydantic model. The command line's flags and their
+help, a recipe's keys, ``docs/recipe.md`` and the keywords of ``import optimizer`` all come from that
+field, so the same mistake gives the same sentence through each of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from optimizer.errors import UsageError
+
+__all__ = ["REQUIRED", "Options", "OptionInfo", "flag", "option"]
+
+REQUIRED: Any = ...
+"""The default of an option that must be given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """What pydantic does not keep of an option.
+
+    Attributes:
+        engines: The engines that take it; empty if every engine does, or none is concerned.
+        metavar: What stands for the value in help; ``None`` for the option's name.
+        negative: Whether ``--no-NAME`` exists; by default only if the option is on.
+        flags: Flags on the command line where they differ from ``--name-of-the-field``.
+    """
+
+    engines: tuple[str, ...] = ()
+    metavar: str | None = None
+    negative: bool = False
+    flags: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(field: FieldInfo) -> OptionInfo:
+        """The information that `option` stored in a field."""
+        found = next((item for item in field.metadata if isinstance(item, OptionInfo)), None)
+        return found or OptionInfo()
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    engines: tuple[str, ...] = (),
+    metavar: str | None = None,
+    flags: tuple[str, ...] = (),
+    **limits: Any,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        default: Its default, as a user would write it (``"10s"``); `REQUIRED` if it has none.
+        description: One sentence for help and documentation.
+        engines: The engines that take it; empty if it concerns all or none.
+        metavar: What stands for the value in help.
+        flags: Flags on the command line where they are not ``--name-of-the-field``.
+        **limits: Limits as pydantic names them: ``ge``, ``gt``, ``le``, ``lt``.
+    """
+    info = OptionInfo(engines=engines, metavar=metavar, negative=default is True, flags=flags)
+    field = Field(default, description=description, **limits)
+    field.metadata.append(info)
+    return field
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``--max-drop`` of ``max_drop``."""
+    return "--" + name.replace("_", "-")
+
+
+OtherT = TypeVar("OtherT", bound="Options")
+
+
+class Options(BaseModel):
+    """The options of a stage: frozen, checked, and complete with defaults.
+
+    A value that has a unit is given as text with the unit (``"10s"``, ``"1pp"``, ``"95%"``,
+    ``"4GiB"``) and read as a number in the base unit of its kind (seconds, percentage points, a
+    fraction, bytes).
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False
+    )
+    panel: ClassVar[str] = ""
+    """Heading of the options that this class declares; empty for that of the class that uses it."""
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], where: str = "") -> Self:
+        """Check a mapping of names to values.
+
+        Args:
+            raw: Values as a user gives them.
+            where: What they come from, for messages (``recipe.yaml``).
+
+        Raises:
+            UsageError: An unknown option or a wrong value; the message names it.
+        """
+        try:
+            return cls.model_validate(dict(raw))
+        except ValidationError as error:
+            raise usage_error(error, cls, where) from None
+
+    @classmethod
+    def of(cls, options: Self | None, changes: Mapping[str, Any]) -> Self:
+        """The model given to a verb with the keywords given beside it, which win.
+
+        Keywords that are ``None`` keep the default, as an absent flag does.
+
+        Raises:
+            UsageError: An unknown option or a wrong value; the message names it.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        if options is None:
+            return cls.parse(given)
+        if not isinstance(options, cls):
+            raise UsageError(
+                f"options must be {cls.__name__}, not {type(options).__name__}",
+                mend="pass the options as keywords",
+            )
+        if not given:
+            return options
+        return cls.parse({**options.as_given(), **given})
+
+    def as_given(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as a user would write them."""
+        values = self.model_dump(mode="json", by_alias=True)
+        defaults = _defaults(type(self))
+        return {name: value for name, value in values.items() if value != defaults.get(name, _NONE)}
+
+    def of_kind(self, kind: type[OtherT], **changes: Any) -> OtherT:
+        """The options that another model shares with this one, and ``changes``."""
+        shared = {k: v for k, v in self.as_given().items() if k in kind.model_fields}
+        return kind.parse({**shared, **changes})
+
+    def written(self) -> dict[str, Any]:
+        """All options as a user would write them, in the order of help.
+
+        Options without a value are left out, and those of some engines unless they were given.
+        """
+        values = self.model_dump(mode="json", by_alias=True)
+        given = self.as_given()
+        kept: dict[str, Any] = {}
+        for name, field, _ in self.declared():
+            key = field.alias or name
+            value = getattr(self, name)
+            if isinstance(value, Options):
+                kept[key] = value.written()
+            elif isinstance(value, tuple) and value and isinstance(value[0], Options):
+                kept[key] = [item.written() for item in value]
+            elif values[key] is not None and (key in given or not OptionInfo.of(field).engines):
+                kept[key] = values[key]
+        return kept
+
+    @classmethod
+    def declared(cls) -> Iterator[tuple[str, FieldInfo, str]]:
+        """Name, field and help panel of every option; a class's own before those it inherits."""
+        seen: set[str] = set()
+        for owner in cls.__mro__:
+            for name in owner.__dict__.get("__annotations__", ()):
+                if name in cls.model_fields and name not in seen:
+                    seen.add(name)
+                    panel = getattr(owner, "panel", None) or cls.panel or "Options"
+                    yield name, cls.model_fields[name], panel
+
+
+_NONE = object()
+
+
+def value_type(field: FieldInfo) -> Any:
+    """The type of an option's value, with its limits and how it is read and written."""
+    if not field.metadata:
+        return field.annotation
+    return Annotated[(field.annotation, *field.metadata)]  # type: ignore[misc]
+
+
+@functools.cache
+def _defaults(model: type[Options]) -> dict[str, Any]:
+    """The default of each option, as a user would write it; required options have none."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if not field.is_required():
+            kind = TypeAdapter(value_type(field))
+            found[field.alias or name] = kind.dump_python(
+                kind.validate_python(field.default), mode="json"
+            )
+    return found
+
+
+def usage_error(error: ValidationError, model: type[BaseModel], where: str = "") -> UsageError:
+    """The first of pydantic's complaints as one sentence of ours."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    problem, hint = _problem(first, model, path)
+    head = ", ".join(part for part in (where, name) if part)
+    return UsageError(f"{head}: {problem}" if head else problem, mend=hint)
+
+
+def _problem(
+    found: ErrorDetails, model: type[BaseModel], path: list[str]
+) -> tuple[str, str | None]:
+    """What is wrong with a value, and what it may be."""
+    kind, value, context = found["type"], found["input"], found.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(path[-1], _names(model, path[:-1]), n=1)
+            return "no such option", f"did you mean {close[0]}?" if close else None
+        case "missing":
+            return "is required", None
+        case "literal_error":
+            choices = context["expected"].replace(" or ", ", ").replace("'", "")
+            return f"{value!r} is not a choice", f"one of {choices}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{value!r} is not a whole number", None
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"{value!r} is not a number", None
+        case "bool_parsing" | "bool_type":
+            return f"{value!r} is not true or false", None
+        case "string_type" | "path_type":
+            return f"{value!r} is not text", None
+        case "greater_than_equal":
+            return f"{value} is too small", f"at least {context['ge']}"
+        case "greater_than":
+            return f"{value} is too small", f"more than {context['gt']}"
+        case "less_than_equal":
+            return f"{value} is too large", f"at most {context['le']}"
+        case "value_error":
+            cause = context["error"]
+            if isinstance(cause, ReadableError):
+                return cause.message, cause.hint
+            return str(cause), None
+        case _:
+            return found["msg"], None
+
+
+def _names(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the options where a path ends, as far as the path can be followed."""
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = getattr(field, "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+class ReadableError(ValueError):
+    """Raised in validators: what is wrong, and what may be given instead."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint

@@ -1,0 +1,71 @@
+"""Options as keywords: what makes ``build(graph, output, precision="int8")`` work for every verb."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from optimizer.errors import UsageError
+from optimizer.options.base import Options
+
+__all__ = ["takes_options"]
+
+ResultT = TypeVar("ResultT")
+
+
+def takes_options(
+    model: type[Options],
+) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
+    """Let a function that takes ``options`` be called with their fields as keywords too.
+
+    The function is given a complete model. Callers give one, or keywords, or both, of which
+    keywords win; a mistake in them raises `optimizer.errors.UsageError` with the option's name.
+    The signature, and with it ``help()`` and completion, lists every field.
+    """
+
+    def decorate(function: Callable[..., ResultT]) -> Callable[..., ResultT]:
+        own = inspect.signature(function)
+        position = list(own.parameters).index("options")
+
+        @functools.wraps(function)
+        def verb(*arguments: Any, **keywords: Any) -> ResultT:
+            mine = {name: keywords.pop(name) for name in own.parameters if name in keywords}
+            given = arguments[position] if len(arguments) > position else mine.pop("options", None)
+            rest = {**mine, "options": model.of(given, keywords)}
+            try:
+                bound = own.bind(*arguments[:position], **rest)
+            except TypeError as error:
+                raise UsageError(f"{function.__name__}() is {error}") from None
+            return function(*bound.args, **bound.kwargs)
+
+        verb.__signature__ = _signature(own, model)  # type: ignore[attr-defined]
+        verb.__doc__ = f"{inspect.getdoc(function)}\n\n{_documentation(model)}"
+        return verb
+
+    return decorate
+
+
+def _signature(own: inspect.Signature, model: type[Options]) -> inspect.Signature:
+    """The function's parameters, with ``options`` optional, and one keyword per field."""
+    kinds = inspect.Parameter
+    parameters = [
+        parameter.replace(default=None) if name == "options" else parameter
+        for name, parameter in own.parameters.items()
+    ]
+    fields = [
+        kinds(
+            name,
+            kinds.KEYWORD_ONLY,
+            default=kinds.empty if field.is_required() else field.default,
+            annotation=field.annotation,
+        )
+        for name, field, _ in model.declared()
+    ]
+    return own.replace(parameters=[*parameters, *fields])
+
+
+def _documentation(model: type[Options]) -> str:
+    lines = [f"    {name}: {field.description}" for name, field, _ in model.declared()]
+    return "\n".join([f"Options (keywords, or `optimizer.{model.__name__}`):", *lines])

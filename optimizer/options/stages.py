@@ -1,0 +1,554 @@
+"""The options of every verb: each is a field here, and nowhere else.
+
+A class without ``Options`` in its name's end is a group that several verbs share.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from optimizer.options.base import REQUIRED, Options, ReadableError, option
+from optimizer.options.values import (
+    BatchProfile,
+    Bytes,
+    Duration,
+    FilePath,
+    Names,
+    Numbers,
+    Points,
+    Precision,
+    Share,
+    split,
+)
+
+__all__ = [
+    "AccuracyOptions",
+    "BenchOptions",
+    "BuildLimits",
+    "BuildOptions",
+    "CalibrateOptions",
+    "CalibrationImages",
+    "CompareOptions",
+    "Conversion",
+    "EncodingOptions",
+    "EncodingPasses",
+    "EngineOptions",
+    "ExportOptions",
+    "GraphOptions",
+    "HighPrecision",
+    "HopOptions",
+    "ImageReading",
+    "InspectOptions",
+    "KeptLayers",
+    "PredictOptions",
+    "PreprocessOptions",
+    "ProfileOptions",
+    "QuantizeOptions",
+    "RefitOptions",
+    "ReportOptions",
+    "SpeedOptions",
+    "TensorRtOptions",
+    "TrainOptions",
+    "ValidateOptions",
+]
+
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+
+# --- groups that several verbs share -------------------------------------------------------------
+
+
+class BadImages(Options):
+    """What happens to images that cannot be decoded."""
+
+    panel: ClassVar[str] = "Reading images"
+
+    skip_bad_images: bool = option(False, "Leave out images that cannot be decoded.")
+
+
+class ImageReading(BadImages):
+    """How images are read."""
+
+    panel: ClassVar[str] = "Reading images"
+
+    workers: int | None = option(
+        None,
+        "Processes that decode images; 0 decodes in this one; default: one per core.",
+        ge=0,
+    )
+
+
+class Architecture(Options):
+    """What a checkpoint may not say."""
+
+    arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
+
+
+class ImageSize(Options):
+    """The side of the images."""
+
+    image_size: int | None = option(
+        None, "Side of the images in pixels; default: the model's own.", ge=8
+    )
+
+
+class Device(Options):
+    """The GPU."""
+
+    device: str | None = option(
+        None, "GPU for engines that run on one, cuda:1; default: the first."
+    )
+
+
+class Threads(Options):
+    """Threads of a CPU engine."""
+
+    threads: int | None = option(None, "Threads per engine; default: all cores.", ge=1)
+
+
+class Audit(Options):
+    """The precision audit."""
+
+    min_share: Share = option("95%", "Share of the FLOPs that must be in the requested precision.")
+
+
+class MaxDrop(Options):
+    """The accuracy limit."""
+
+    max_drop: Points = option("1pp", "Largest loss of top-1, in percentage points.")
+
+
+class EncodingPasses(Options):
+    """How INT8 encodings are computed from statistics."""
+
+    panel: ClassVar[str] = "INT8"
+
+    method: Literal["auto", "mse", "minmax", "entropy"] = option(
+        "auto", "How ranges of tensors are chosen; weights use least squared error unless minmax."
+    )
+    equalize: bool = option(True, "Equalize channels in blocks and along the residual stream.")
+    bias_correction: Literal["network", "statistics", "none"] = option(
+        "network",
+        "Correct biases on the quantized network, by what statistics predict per layer, or not.",
+    )
+    shift: bool = option(
+        True, "For TensorRT: use all 256 levels after a ReLU by moving constants into biases."
+    )
+
+
+class KeptLayers(Options):
+    """What stays out of INT8."""
+
+    panel: ClassVar[str] = "INT8"
+
+    keep: Names = option((), "Layers that stay out of INT8: layer1.0.conv1,fc.")
+
+
+class HighPrecision(Options):
+    """What surrounds the low precision."""
+
+    panel: ClassVar[str] = "INT8"
+
+    high_precision: Literal["fp16", "fp32"] | None = option(
+        None, "Type around INT8 and FP8 layers; default: the target's own."
+    )
+
+
+class EncodingOptions(EncodingPasses, KeptLayers):
+    """Which passes compute the encodings of a graph, and of which layers."""
+
+    panel: ClassVar[str] = "INT8"
+
+
+class ImagesPerCall(Options):
+    """How many images are computed at a time."""
+
+    batch: int = option(32, "Images per call.", ge=1)
+
+
+class HopOptions(ImagesPerCall, Audit):
+    """How the hops of a chain are compared."""
+
+    layers: bool = option(False, "Also compare block by block.")
+
+
+# --- the verbs -----------------------------------------------------------------------------------
+
+
+class TrainOptions(ImageReading):
+    """Options of ``train``."""
+
+    panel: ClassVar[str] = "Training"
+
+    arch: str = option("resnet50", "Architecture: resnet18, 34, 50, 101 or 152.")
+    data: str = option("digits:train", "Training images: digits:train, a folder or file.npz.")
+    held_out: str | None = option(
+        None, "Images to measure accuracy on afterwards; digits:train has digits:test."
+    )
+    image_size: int = option(32, "Side of the network's input in pixels.", ge=8)
+    epochs: int = option(8, "Passes over the data.", ge=1)
+    batch_size: int = option(32, "Images per step.", ge=2)
+    lr: float = option(
+        0.03, "Highest learning rate of the schedule; a tenth suits further training.", gt=0
+    )
+    seed: int = option(0, "Seed of the weights, the order and the augmentation.")
+    init: str | None = option(None, "Model to train further.")
+
+
+def _batch(value: Any) -> Any:
+    """``dynamic`` or a positive number."""
+    if value is None or value == "dynamic":
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or int(text) < 1:
+        raise ReadableError(f"{text!r} is not a batch size", "dynamic, or a number of images")
+    return int(text)
+
+
+GraphBatch = Annotated[
+    int | None,
+    BeforeValidator(_batch),
+    PlainSerializer(lambda batch: "dynamic" if batch is None else batch, when_used="json"),
+]
+"""Images a call, given as a number; ``None``, given as ``dynamic``, for any number."""
+
+
+class GraphOptions(ImageSize):
+    """The form of an exported graph."""
+
+    panel: ClassVar[str] = "Export"
+
+    batch: GraphBatch = option("dynamic", "dynamic, or a fixed number of images.")
+    input: Literal["float32-nchw", "uint8-nhwc"] = option(
+        "float32-nchw", "Input of the graph: normalized floats, or pixels (uint8-nhwc)."
+    )
+    opset: int = option(20, "ONNX operator set.", ge=18, le=23)
+
+
+class ExportOptions(Architecture, GraphOptions):
+    """Options of ``export``."""
+
+    panel: ClassVar[str] = "Export"
+
+
+class CalibrationImages(ImageReading):
+    """Where calibration statistics come from."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    calib: str | None = option(
+        None, "Calibration images: digits:train, a folder (labels not needed) or file.npz."
+    )
+    calib_images: int = option(256, "Number of calibration images, stratified by class.", ge=8)
+
+
+class PreprocessingSource(Options):
+    """Where the preprocessing of a graph that does not state it comes from."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    preprocessing_from: str | None = option(
+        None,
+        "Exported .onnx file or checkpoint whose preprocessing a graph without its own uses.",
+    )
+
+
+class CalibrateOptions(CalibrationImages, PreprocessingSource):
+    """Options of ``calibrate``."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    seed: int = option(0, "Seed of the choice of calibration images.")
+    halves: bool = option(False, "Report how far scales differ between two halves of the images.")
+
+
+class Conversion(EncodingOptions, HighPrecision, CalibrationImages, PreprocessingSource, MaxDrop):
+    """How an FP32 graph becomes a graph of another precision."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    stats: FilePath | None = option(None, "Statistics from resnet-opt calibrate.")
+    encodings: FilePath | None = option(None, "Encodings to use as they are, edited or not.")
+    data: str | None = option(
+        None, "For mixed: labelled images that judge the result; none of them in --calib."
+    )
+
+
+class QuantizeOptions(Conversion):
+    """Options of ``quantize``."""
+
+    panel: ClassVar[str] = "Precision"
+
+    precision: Precision = option("int8", "fp16, bf16, int8, fp8, mixed or fp32.")
+    target: str = option(
+        "openvino",
+        "Whose rules an INT8 graph follows: openvino, onnxruntime, tensorrt, tensorrt-rtx.",
+    )
+
+
+def _fixed_batch(value: Any) -> Any:
+    """Batch sizes; ``none`` for no size at all."""
+    if value == "none" or value == ["none"]:
+        return []
+    flat = split(value)
+    if flat is None:
+        return None
+    for item in flat:
+        text = str(item)
+        if isinstance(item, bool) or not text.isdecimal() or int(text) < 1:
+            raise ReadableError(f"{text!r} is not a batch size", "1,8 or none")
+    return [int(str(item)) for item in flat]
+
+
+FixedBatches = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_fixed_batch),
+    PlainSerializer(lambda sizes: list(sizes) or "none", when_used="json"),
+]
+
+
+def _key_values(value: Any) -> Any:
+    """``key=value`` texts as a mapping; a mapping as it is, its values as texts."""
+    if isinstance(value, dict):
+        return {str(key): str(item) for key, item in value.items()}
+    if value is None or not isinstance(value, (list, tuple)):
+        return value
+    pairs: dict[str, str] = {}
+    for text in value:
+        key, equals, rest = (part.strip() for part in str(text).partition("="))
+        if not key or not equals:
+            raise ReadableError(f"{text!r} is not key=value", "--provider-option key=value")
+        if key in pairs:
+            raise ReadableError(f"{key} is given twice", "give it once")
+        pairs[key] = rest
+    return pairs
+
+
+KeyValues = Annotated[dict[str, str], BeforeValidator(_key_values)]
+
+
+class EngineOptions(Threads, Audit):
+    """How an engine is compiled, whatever its precision."""
+
+    panel: ClassVar[str] = "Engine"
+
+    provider: str | None = option(
+        None,
+        "Execution provider: cpu (default), cuda, tensorrt or nv-tensorrt-rtx.",
+        engines=("onnxruntime",),
+    )
+    provider_options: KeyValues = option(
+        {},
+        "Option of the provider, key=value; may be repeated.",
+        engines=("onnxruntime",),
+        flags=("--provider-option",),
+        metavar="KEY=VALUE",
+    )
+    fixed_batch: FixedBatches | None = option(
+        None,
+        "Batch sizes with a compiled model of their own, which is faster: 1,8, or none; "
+        "default: 1.",
+        engines=("openvino",),
+    )
+    storage_only: bool = option(
+        False, "On a CPU: store half types, compute in FP32, labelled as such."
+    )
+
+
+class BuildLimits(Options):
+    """What a build may take."""
+
+    panel: ClassVar[str] = "Limits of the build"
+
+    memory_limit: Bytes | None = option(None, "Memory that a build may take, 8GiB.", metavar="SIZE")
+    build_timeout: Duration = option("30min", "Time that a build may take.", metavar="TIME")
+
+
+class TensorRtOptions(Options):
+    """What TensorRT and TensorRT-RTX alone have."""
+
+    panel: ClassVar[str] = "TensorRT and TensorRT-RTX"
+
+    target: Names = option(
+        (),
+        "GPUs to compile for without one here: sm86,sm89,sm120.",
+        engines=("tensorrt-rtx",),
+    )
+    profile: Annotated[tuple[BatchProfile, ...], BeforeValidator(split)] = option(
+        (),
+        "min:opt:max batch, 1:8:32; repeat it for a further profile.",
+        engines=(*TENSORRT, "onnxruntime"),
+    )
+    workspace: Bytes | None = option(
+        None,
+        "Largest scratch memory of a layer, 4GiB.",
+        engines=(*TENSORRT, "onnxruntime"),
+        metavar="SIZE",
+    )
+    opt_level: int | None = option(
+        None,
+        "Builder optimization level (ignored by TensorRT-RTX).",
+        engines=(*TENSORRT, "onnxruntime"),
+        ge=0,
+        le=5,
+    )
+    timing_cache: FilePath | None = option(
+        None,
+        "File or folder of kernel timings (ignored by TensorRT-RTX).",
+        engines=(*TENSORRT, "onnxruntime"),
+    )
+    tf32: bool = option(
+        False, "Let FP32 layers compute in TF32 (ignored by TensorRT-RTX).", engines=TENSORRT
+    )
+    sparsity: bool = option(
+        False,
+        "Use 2:4 sparse kernels where the weights allow it (ignored by TensorRT-RTX).",
+        engines=TENSORRT,
+    )
+    hardware_compatibility: Literal["ampere-plus", "same-compute-capability"] | None = option(
+        None, "Also run on other GPUs (TensorRT-RTX: use --target).", engines=TENSORRT
+    )
+    version_compatible: bool = option(
+        False, "Also run with later versions of TensorRT (not TensorRT-RTX).", engines=TENSORRT
+    )
+    strip_weights: bool = option(
+        False, "Leave the weights out; refit puts them in (needs a GPU).", engines=TENSORRT
+    )
+    refittable: bool = option(
+        False, "Allow refit to replace the weights (needs a GPU).", engines=TENSORRT
+    )
+    cuda_graph: bool = option(False, "Run the engine as a CUDA graph.", engines=TENSORRT)
+    specialization: Literal["eager", "lazy", "none"] | None = option(
+        None, "When kernels for the shapes that run are compiled (TensorRT-RTX).", engines=TENSORRT
+    )
+    runtime_cache: str | None = option(
+        None,
+        "File beside the engine that keeps kernels compiled at run time (TensorRT-RTX).",
+        engines=TENSORRT,
+    )
+
+
+class BuildOptions(EngineOptions, Conversion, BuildLimits, TensorRtOptions):
+    """Options of ``build``."""
+
+    panel: ClassVar[str] = "Engine"
+
+    precision: Precision = option("fp32", "fp32, fp16, bf16, int8, fp8 or mixed.")
+    engine: str = option("auto", "auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch.")
+
+
+class RefitOptions(Architecture, Device):
+    """Options of ``refit``."""
+
+
+class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
+    """How accuracy is judged, and on which images."""
+
+    panel: ClassVar[str] = "Accuracy"
+
+    data: str = option(
+        REQUIRED, "Labelled images: digits:test, an ImageFolder, val.txt or file.npz."
+    )
+    limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
+    max_flips: Share | None = option(None, "Largest share of images whose class changes.")
+
+
+class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Device):
+    """Options of ``validate``."""
+
+    panel: ClassVar[str] = "Accuracy"
+
+    reference: str = option(
+        REQUIRED, "Model to compare with: a checkpoint, a name, or your own FP32 ONNX file."
+    )
+    seed: int = option(0, "Seed of the subset.")
+    exported: FilePath | None = option(
+        None, "FP32 ONNX file between reference and graphs; default: the one beside the engine."
+    )
+
+
+class SpeedOptions(Options):
+    """How speed is measured."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    batch: Numbers = option("1", "Batch sizes, 1,8.")
+    duration: Duration = option("10s", "Time per engine and setting.", metavar="TIME")
+    threads: Numbers | None = option(None, "Threads per engine, 1,2; default: all cores.")
+    streams: Numbers = option("1", "Concurrent calls per engine, 1,2; they share its threads.")
+    starts: int = option(
+        1,
+        "Start each engine N times, 3 or more, so that intervals include start-to-start variation.",
+        ge=1,
+    )
+    max_latency: Duration | None = option(
+        None,
+        "Find the setting with the highest throughput within this latency, 15ms.",
+        metavar="TIME",
+    )
+    latency_percentile: Literal["p50", "p90", "p95", "p99"] = option(
+        "p99", "Percentile that --max-latency limits."
+    )
+    scenario: Names = option(
+        (), "LoadGen scenarios as well: single-stream,multi-stream,server,offline."
+    )
+    min_effect: Share = option("2%", "Smallest difference of interest.")
+    seed: int = option(0, "Seed of the order of the rounds.")
+
+
+class BenchOptions(SpeedOptions, ImageSize, Device):
+    """Options of ``bench``."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    against: FilePath | None = option(
+        None, "Baseline, measured in the same rounds; an engine slower than it fails (exit 5)."
+    )
+
+
+class ProfileOptions(ImageSize, Threads, Device):
+    """Options of ``profile``."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    batch: int = option(1, "Images per call.", ge=1)
+    duration: Duration = option("5s", "Time per engine.", metavar="TIME")
+    ceilings: bool = option(True, "Compare CPU engines with this machine's measured ceilings.")
+    remeasure: bool = option(False, "Measure the ceilings again although they are known.")
+    seed: int = option(0, "Seed of the order within the rounds.")
+
+
+class PredictOptions(Device):
+    """Options of ``predict``."""
+
+    top: int = option(5, "Number of classes to show.", ge=1)
+
+
+class InspectOptions(Audit):
+    """Options of ``inspect``."""
+
+    diff: FilePath | None = option(None, "Second artifact to compare with.")
+
+
+class CompareOptions(MaxDrop):
+    """Options of ``compare``."""
+
+    max_slowdown: Share = option("3%", "Largest slowdown.")
+    anyway: bool = option(False, "Compare the speed of different machines as well.")
+
+
+class ReportOptions(Options):
+    """Options of ``report``."""
+
+    profile: FilePath | None = option(None, "Layer times; default: profile.json in each folder.")
+
+
+class PreprocessOptions(Architecture, BadImages):
+    """Options of ``preprocess``."""
+
+    model: str | None = option(
+        None, "Use this model's preprocessing, and count predictions that change."
+    )
+    limit: int | None = option(200, "Use a stratified subset of this many images.", ge=1)
+    seed: int = option(0, "Seed of the subset.")

@@ -1,0 +1,110 @@
+"""Types of option values: texts with units, comma-separated lists, choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from optimizer.errors import UsageError
+from optimizer.options.base import ReadableError
+from optimizer.units import (
+    format_bytes,
+    format_duration,
+    format_pp,
+    format_profile,
+    format_share,
+    parse_bytes,
+    parse_duration,
+    parse_pp,
+    parse_profile,
+    parse_share,
+)
+
+__all__ = [
+    "BatchProfile",
+    "Bytes",
+    "Choices",
+    "Duration",
+    "FilePath",
+    "Names",
+    "Numbers",
+    "Points",
+    "Precision",
+    "Share",
+    "Texts",
+]
+
+
+def _reader(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Reads a text with a unit; a value that is no text has no unit and is refused like one."""
+
+    def read(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(str(value))
+        except UsageError as error:
+            raise ReadableError(error.message, error.mend) from error
+
+    return BeforeValidator(read)
+
+
+def _writer(write: Callable[[Any], str]) -> PlainSerializer:
+    return PlainSerializer(lambda value: None if value is None else write(value), when_used="json")
+
+
+Duration = Annotated[float, _reader(parse_duration), _writer(format_duration)]
+"""Seconds, given as ``10s`` or ``2min``."""
+Points = Annotated[float, _reader(parse_pp), _writer(format_pp)]
+"""Percentage points, given as ``0.5pp``."""
+Share = Annotated[float, _reader(parse_share), _writer(format_share)]
+"""A fraction of one, given as ``95%`` or ``0.95``."""
+Bytes = Annotated[int, _reader(parse_bytes), _writer(format_bytes)]
+"""Bytes, given as ``4GiB``."""
+BatchProfile = Annotated[tuple[int, int, int], _reader(parse_profile), _writer(format_profile)]
+"""Least, best and most images a call, given as ``1:8:32``."""
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+FilePath = Annotated[Path, PlainSerializer(str, when_used="json")]
+
+
+def split(value: Any) -> Any:
+    """``"1,8"``, ``["1,8", "32"]`` or a single value as a flat list; anything else as it is."""
+    if value is None or isinstance(value, dict):
+        return value
+    items: Iterable[Any] = value if isinstance(value, (list, tuple)) else [value]
+    flat: list[Any] = []
+    for item in items:
+        if isinstance(item, str):
+            flat += [part.strip() for part in item.split(",") if part.strip()]
+        else:
+            flat.append(item)
+    return flat
+
+
+def _positive(value: Any) -> Any:
+    """Read whole numbers of one and more."""
+    flat = split(value)
+    if flat is None:
+        return None
+    for item in flat:
+        text = str(item)
+        if isinstance(item, bool) or not text.isdecimal() or int(text) < 1:
+            raise ReadableError(f"{text!r} is not a positive whole number", "numbers such as 1,8")
+    if not flat:
+        raise ReadableError("no number is given", "numbers such as 1,8")
+    return [int(str(item)) for item in flat]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(split), PlainSerializer(list, when_used="json")]
+"""Comma-separated words."""
+Texts = Annotated[tuple[str, ...], PlainSerializer(list, when_used="json")]
+"""Texts that may hold commas; the flag is repeated."""
+Numbers = Annotated[
+    tuple[int, ...], BeforeValidator(_positive), PlainSerializer(list, when_used="json")
+]
+"""Comma-separated positive whole numbers."""
+Choices = BeforeValidator(split)
+"""Reads comma-separated choices."""

@@ -1,0 +1,55 @@
+"""The verb ``export``: a model as a checked ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optimizer.artifacts import Cache, check_output
+from optimizer.options import ExportOptions, takes_options
+from optimizer.progress import Progress
+from optimizer.verbs.outcomes import ExportResult
+
+__all__ = ["export"]
+
+
+@takes_options(ExportOptions)
+def export(
+    model: str | Path,
+    output: Path | str,
+    options: ExportOptions,
+    *,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Export a model to ONNX, checked against PyTorch; see `optimizer.exporting.export_onnx`.
+
+    Args:
+        model: A checkpoint, or a name: ``resnet50:IMAGENET1K_V2``, ``timm:resnet50.a1_in1k``,
+            ``resnet50:random``.
+        output: Where the ``.onnx`` file goes.
+        options: See below.
+        cache: Where artifacts are kept by key.
+        progress: Where steps are reported.
+
+    Raises:
+        CheckpointError: The weights cannot be read or do not fit.
+        GraphError: The exported file does not compute what PyTorch does.
+    """
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+
+    model, output = str(model), Path(output)
+    check_output(output, [model])
+    made = export_onnx(
+        load_model(model, arch=options.arch, image_size=options.image_size),
+        output,
+        options,
+        cache=cache,
+        progress=progress,
+    )
+    details = made.manifest.details
+    return ExportResult.of(
+        made,
+        max_relative_difference=details["max_relative_difference"],
+        preprocessing_assumed=bool(details.get("preprocessing_assumed")),
+    )

@@ -1,0 +1,458 @@
+"""The stages of the main job: each takes what the stages before it made and leaves an artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision, UsageError
+from optimizer.options import BenchOptions, BuildOptions, QuantizeOptions, ValidateOptions
+from optimizer.progress import Progress
+from optimizer.recipe import BuildSection, CalibrateSection, Recipe
+from optimizer.results import (
+    Audit,
+    BenchResult,
+    StageRecord,
+    ValidateResult,
+    read_result,
+    write_result,
+)
+from optimizer.verbs.bench import bench
+from optimizer.verbs.build import build
+from optimizer.verbs.calibrate import calibrate
+from optimizer.verbs.export import export
+from optimizer.verbs.quantize import quantize
+from optimizer.verbs.train import train
+from optimizer.verbs.validate import validate
+
+if TYPE_CHECKING:
+    from optimizer.data import ImageDataset
+    from optimizer.engines import Backend
+
+__all__ = ["Images", "Job"]
+
+_LIBRARIES = (
+    "torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy", "scipy",
+)  # fmt: skip
+ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run; sets that must not share images do not.
+
+    Attributes:
+        calibration: For statistics; ``None`` if no engine needs them.
+        pool: What ``calibration`` was taken from; a search divides it again.
+        held_out: For validation; none of them is in ``pool``.
+    """
+
+    calibration: ImageDataset | None
+    pool: ImageDataset | None
+    held_out: ImageDataset | None
+
+
+@dataclass
+class Job:
+    """One execution of a recipe, and what it has made so far.
+
+    Attributes:
+        recipe: What to do.
+        folder: Where everything goes.
+        cache: Where artifacts are kept by key.
+        progress: Where steps are reported.
+        stages: One record per stage.
+        audits: By engine file name.
+        engines: Every engine that was built.
+        runnable: Those of them that run on this machine.
+    """
+
+    recipe: Recipe
+    folder: Path
+    cache: Cache | None
+    progress: Progress
+    stages: list[StageRecord] = field(default_factory=list)
+    audits: dict[str, Audit] = field(default_factory=dict)
+    engines: list[Artifact] = field(default_factory=list)
+    runnable: list[Artifact] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, label: str) -> Iterator[Callable[[ArtifactT], ArtifactT]]:
+        """Record one stage; the block hands its artifact to the yielded function."""
+        started = time.perf_counter()
+        made: list[Artifact] = []
+
+        def keep(artifact: ArtifactT) -> ArtifactT:
+            made.append(artifact)
+            return artifact
+
+        yield keep
+        artifact = made[0] if made else None
+        self.stages.append(
+            StageRecord(
+                name=name,
+                label=label,
+                file=str(artifact.path.relative_to(self.folder)) if artifact else None,
+                cached=artifact.cached if artifact else False,
+                seconds=time.perf_counter() - started,
+                manifest=_brief(artifact) if artifact else None,
+            )
+        )
+
+    # --- from the recipe to what engines are built from -------------------------------------------
+
+    def make_checkpoint(self) -> Artifact:
+        """Train the model, or load it, into ``model.safetensors``, the reference of all the rest."""
+        recipe, output = self.recipe, self.folder / "model.safetensors"
+        if recipe.train is not None:
+            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as keep:
+                return keep(train(output, recipe.train, **self._making()))
+        with self.stage("load", f"load {recipe.model}") as keep:
+            return keep(self._load(output))
+
+    def _load(self, output: Path) -> Artifact:
+        from optimizer.models import load_model, write_weights
+
+        recipe = self.recipe
+        assert recipe.model is not None
+        model = load_model(recipe.model, arch=recipe.arch, image_size=recipe.export.image_size)
+        plan = Plan(
+            kind="checkpoint",
+            settings={
+                "arch": model.arch,
+                "num_classes": model.num_classes,
+                "source": model.source,
+                "preprocessing_assumed": model.preprocessing_assumed,
+            },
+            inputs=[Input(role="weights", file=model.source, sha256=model.sha256)],
+            preprocessing=model.preprocessing.to_dict(),
+            classes=model.classes,
+        )
+
+        def write(path: Path) -> dict[str, Any]:
+            write_weights(model, path)
+            return {"expected_top1": model.expected_top1}
+
+        return produce(plan, output, write)
+
+    def export(self, checkpoint: Artifact) -> Artifact:
+        """Export the checkpoint to ``model.onnx``, checked against PyTorch."""
+        form = {k: v for k, v in self.recipe.export.as_given().items() if k != "image_size"}
+        with self.stage("export", "export to ONNX") as keep:
+            return keep(
+                export(checkpoint.path, self.folder / "model.onnx", **form, **self._making())
+            )
+
+    def open_images(self) -> Images:
+        """Open the data, and set a part of it apart for calibration if there is none of its own."""
+        from optimizer.data import stratified_subset
+
+        section, validation = self.recipe.calibrate, self.recipe.validation
+        precisions = {precision for built in self.recipe.build for precision in built.precision}
+        mixed = "mixed" in precisions
+        held_out = self._held_out()
+        pool, held_out = self._pool(held_out, precisions)
+        if mixed and (pool is None or held_out is None):
+            raise UsageError(
+                "mixed precision needs images to search on and others to judge what it finds",
+                mend="--data with labelled images; --calib for those of the search",
+            )
+        if pool is not None and mixed and pool.skip_bad_images:
+            pool = pool.verify()  # a search reads its images several times
+        calibration = None
+        if pool is not None and precisions & {"int8", "fp8"}:
+            count = min(section.calib_images, len(pool))
+            calibration = pool.select(stratified_subset(pool.labels, count, section.seed))
+        if section.calib is not None and held_out is not None:
+            _check_apart(calibration, pool if mixed else None, held_out, section)
+        if validation and held_out is not None and validation.limit is not None:
+            held_out = held_out.select(
+                stratified_subset(held_out.labels, validation.limit, section.seed)
+            )
+        return Images(calibration, pool, held_out)
+
+    def _held_out(self) -> ImageDataset | None:
+        from optimizer.data import open_dataset
+
+        section = self.recipe.validation
+        if section is None:
+            return None
+        return open_dataset(
+            section.data, skip_bad_images=section.skip_bad_images, workers=section.workers
+        )
+
+    def _pool(
+        self, held_out: ImageDataset | None, precisions: set[str]
+    ) -> tuple[ImageDataset | None, ImageDataset | None]:
+        """The images to calibrate and search with, and what is left to validate on."""
+        import numpy as np
+
+        from optimizer.data import open_dataset, stratified_subset
+
+        section, validation = self.recipe.calibrate, self.recipe.validation
+        if not precisions & {"int8", "fp8", "mixed"}:
+            return None, held_out
+        if section.calib is not None:
+            skip = section.skip_bad_images or bool(validation and validation.skip_bad_images)
+            pool = open_dataset(
+                section.calib,
+                skip_bad_images=skip,
+                workers=section.workers,
+                labelled="mixed" in precisions,  # its search counts what it gets wrong
+            )
+            return pool, held_out
+        if held_out is None:
+            return None, None
+        # One folder for both: a part of it calibrates and is never validated on.
+        count = len(held_out) // 2
+        if "mixed" not in precisions:
+            count = min(section.calib_images, count)
+        chosen = stratified_subset(held_out.labels, count, section.seed)
+        rest = np.setdiff1d(np.arange(len(held_out)), chosen)
+        return replace(held_out.select(chosen), workers=section.workers), held_out.select(rest)
+
+    def calibrate(self, graph: Artifact, images: Images) -> Artifact | None:
+        """Calibrate on the images set apart for it; ``None`` if no engine needs it."""
+        if images.calibration is None:
+            return None
+        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as keep:
+            return keep(
+                calibrate(
+                    graph.path,
+                    self.folder / "statistics.npz",
+                    images=images.calibration,
+                    **self._making(),
+                )
+            )
+
+    # --- engines ----------------------------------------------------------------------------------
+
+    def build_section(
+        self,
+        section: BuildSection,
+        checkpoint: Artifact,
+        graph: Artifact,
+        statistics: Artifact | None,
+        images: Images,
+    ) -> None:
+        """Build and audit the engines of a section; what cannot be built is recorded, not raised."""
+        for requested in section.engine:
+            for precision in section.precision:
+                started = time.perf_counter()
+                label = f"{requested} {precision}"
+                try:
+                    options, label = self._options(section, requested, precision, statistics)
+                    source = checkpoint if options.engine == "torch" else graph
+                    self._build(options, label, source, images)
+                except (UnsupportedPrecision, EnvironmentFault, BuildError) as error:
+                    self.stages.append(
+                        StageRecord(
+                            name="build",
+                            label=label,
+                            seconds=time.perf_counter() - started,
+                            status="failed" if isinstance(error, BuildError) else "unavailable",
+                            note=error.message,
+                            manifest={"settings": {"backend": requested, "precision": precision}},
+                        )
+                    )
+
+    def _options(
+        self, section: BuildSection, requested: str, precision: str, statistics: Artifact | None
+    ) -> tuple[BuildOptions, str]:
+        """The options of one build, and its name."""
+        from optimizer.engines.choice import choose_engine
+
+        engine = choose_engine(precision) if requested == "auto" else requested
+        more: dict[str, Any] = {}
+        if statistics is not None and precision in {"int8", "fp8", "fp16", "bf16"}:
+            more["stats"] = str(statistics.path)
+        measured = self.recipe.bench.batch if self.recipe.bench is not None else None
+        if engine == "openvino":
+            if self.recipe.export.batch is not None:
+                section = section.model_copy(update={"fixed_batch": None})
+            elif section.fixed_batch is None and measured is not None:
+                more["fixed_batch"] = list(measured)
+        options = section.for_engine(engine, precision, self.recipe.calibrate, **more)
+        stem = f"{engine}-{options.provider}" if options.provider else engine
+        return options, f"{stem} {precision}"
+
+    def _build(self, options: BuildOptions, label: str, source: Artifact, images: Images) -> None:
+        from optimizer.engines.registry import get_backend
+
+        backend = get_backend(options.engine)
+        output = self.folder / "engines" / f"{label.replace(' ', '-')}{backend.suffix}"
+        if options.precision == "mixed":
+            source = self._search(options, output, source, images)
+            options = _of_searched(options, source)
+        with self.stage("build", label) as keep:
+            engine = keep(build(source.path, output, options, **self._making()))
+        self.audits[engine.path.name] = engine.audit
+        self.engines.append(engine)
+        reason = _why_not_run(backend, options)
+        if reason is None:
+            self.runnable.append(engine)
+        else:
+            self.stages[-1].status = "built-not-run"
+            self.stages[-1].note = f"built, not run: {reason}"
+
+    def _search(
+        self, options: BuildOptions, output: Path, graph: Artifact, images: Images
+    ) -> Artifact:
+        """The mixed graph for an engine; what the search found lies beside it."""
+        from optimizer.verbs.build import check_options_buildable
+
+        target = check_options_buildable(options)
+        assert self.recipe.validation is not None
+        explicit = options.of_kind(
+            QuantizeOptions,
+            target=target,
+            calib_images=self.recipe.calibrate.calib_images,
+        ).model_copy(update={"max_drop": self.recipe.validation.max_drop})
+        with self.stage("search", f"search layers to keep for {options.engine}") as keep:
+            made = keep(
+                quantize(
+                    graph.path,
+                    output.with_suffix(".onnx"),
+                    explicit,
+                    images=images.pool,
+                    **self._making(),
+                )
+            )
+        assert made.search is not None
+        self.stages[-1].note = made.search.finding
+        return made
+
+    # --- what the engines are worth ----------------------------------------------------------------
+
+    def validate(
+        self, checkpoint: Artifact, graph: Artifact, images: Images
+    ) -> ValidateResult | None:
+        """Compare every engine with the reference: ``validate.json`` and ``predictions.npz``."""
+        from optimizer.results import Gates
+
+        section, held_out = self.recipe.validation, images.held_out
+        if section is None or held_out is None:
+            return None
+        gates = Gates(max_drop_pp=section.max_drop, max_flips=section.max_flips)
+        options = section.of_kind(
+            ValidateOptions, reference=str(checkpoint.path), exported=str(graph.path)
+        )
+        plan = self._plan(
+            "validate",
+            {"gates": gates.model_dump(), "batch": section.batch},
+            [
+                checkpoint.as_input("reference"),
+                graph.as_input("model"),
+                *(engine.as_input("engine") for engine in self.engines),
+                Input(role="data", file=held_out.name, sha256=held_out.sha256),
+            ],
+        )
+
+        def write(path: Path) -> dict[str, Any]:
+            result = validate(
+                [engine.path for engine in self.engines],
+                options,
+                images=held_out,
+                predictions=self.folder / "predictions.npz",
+                progress=self.progress,
+            )
+            result = result.model_copy(update={"audits": {**result.audits, **self.audits}})
+            write_result(result, path)
+            return {"verdict": result.verdict}
+
+        with self.stage("validate", f"validate on {len(held_out)} images") as keep:
+            artifact = keep(produce(plan, self.folder / "validate.json", write))
+        result = read_result(artifact.path)
+        assert isinstance(result, ValidateResult)
+        return result
+
+    def bench(self, checkpoint: Artifact) -> BenchResult | None:
+        """Measure every engine that runs here beside PyTorch: ``bench.json`` and ``raw/``."""
+        section = self.recipe.bench
+        if section is None or not self.runnable:
+            return None
+        plan = self._plan(
+            "bench",
+            section.model_dump(mode="json"),
+            [checkpoint.as_input("baseline"), *(e.as_input("engine") for e in self.runnable)],
+        )
+
+        def write(path: Path) -> dict[str, Any]:
+            result = bench(
+                [checkpoint.path, *(engine.path for engine in self.runnable)],
+                BenchOptions.parse(section.model_dump(mode="json")),
+                raw_dir=self.folder / "raw",
+                progress=self.progress,
+            )
+            write_result(result, path)
+            return {"verdict": result.verdict}
+
+        with self.stage("bench", f"measure {len(self.runnable) + 1} engines") as keep:
+            artifact = keep(produce(plan, self.folder / "bench.json", write))
+        result = read_result(artifact.path)
+        assert isinstance(result, BenchResult)
+        return result
+
+    def _plan(self, kind: str, settings: dict[str, Any], inputs: list[Input]) -> Plan:
+        from optimizer.environment import fingerprint
+
+        return Plan(
+            kind=kind,
+            settings=settings,
+            inputs=inputs,
+            libraries=library_versions(*_LIBRARIES),
+            device=fingerprint(),
+        )
+
+    def _making(self) -> dict[str, Any]:
+        return {"cache": self.cache, "progress": self.progress}
+
+
+def _check_apart(
+    calibration: ImageDataset | None,
+    searched: ImageDataset | None,
+    held_out: ImageDataset,
+    section: CalibrateSection,
+) -> None:
+    """Refuse to validate on images that calibrated, or that a search will see."""
+    from optimizer.search import check_data, divided
+
+    seen = [] if calibration is None else [calibration]
+    if searched is not None:
+        seen += divided(searched, section.calib_images)
+    for images in seen:
+        check_data(images, held_out)
+
+
+def _of_searched(options: BuildOptions, graph: Artifact) -> BuildOptions:
+    """The options of the engine of a graph that a search made: they have been applied to it."""
+    from optimizer.engines.graph_facts import graph_facts
+
+    # A search may keep nothing, and the graph is an INT8 one then.
+    precision = graph_facts(graph.path).precision
+    applied = {name: None for name in ("keep", "high_precision", "method", "equalize",
+                                       "bias_correction", "shift")}  # fmt: skip
+    given = {k: v for k, v in options.as_given().items() if k not in applied}
+    return BuildOptions.parse({**given, "precision": precision})
+
+
+def _why_not_run(backend: Backend, options: BuildOptions) -> str | None:
+    """Why an engine that was built cannot be run here; ``None`` if it can."""
+    if options.strip_weights:
+        return "its weights were left out (strip_weights); resnet-opt refit gives them back"
+    found = backend.availability()
+    return None if found.can_run else found.reason
+
+
+def _brief(artifact: Artifact) -> dict[str, Any]:
+    """A manifest for the report: without the layers and class names, which have their own files."""
+    manifest = artifact.manifest.model_dump(mode="json")
+    manifest["details"] = {k: v for k, v in manifest["details"].items() if k != "layers"}
+    manifest["classes"] = len(manifest["classes"] or ()) or None
+    manifest["engine_bytes"] = artifact.path.stat().st_size
+    return manifest

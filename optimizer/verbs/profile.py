@@ -1,0 +1,48 @@
+"""The verb ``profile``: where the time of an engine goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from optimizer.artifacts import Cache
+from optimizer.errors import UsageError
+from optimizer.options import ProfileOptions, takes_options
+from optimizer.progress import Progress
+from optimizer.results import ProfileResult
+from optimizer.verbs.validate import as_list
+
+__all__ = ["profile"]
+
+
+@takes_options(ProfileOptions)
+def profile(
+    engines: Sequence[Path | str] | Path | str,
+    options: ProfileOptions,
+    *,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> ProfileResult:
+    """Time engines layer by layer and compare them with this machine's measured ceilings.
+
+    Args:
+        engines: Engines or checkpoints; one or several.
+        options: See below.
+        cache: Where the ceilings are kept; ``None`` for the user's own cache.
+        progress: Where steps are reported.
+
+    Raises:
+        UsageError: An engine, a batch outside an engine's range, or an option is wrong.
+        ArtifactError: The graph an engine was built from is not beside it.
+        EnvironmentFault: None of the engines can run on this machine.
+    """
+    from optimizer.profiling import profile as measure
+
+    if options.remeasure and not options.ceilings:
+        raise UsageError("--remeasure measures the ceilings that --no-ceilings leaves out")
+    return measure(
+        [Path(engine) for engine in as_list(engines)],
+        options,
+        cache=cache or Cache.default(),
+        progress=progress,
+    )

@@ -1,0 +1,259 @@
+"""The main job, ``run`` and ``demo``: from a checkpoint to engines and a report, in one folder.
+
+Every stage is another verb and leaves an artifact with a manifest; a stage whose inputs, settings,
+libraries and device are known is not run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optimizer.artifacts import Cache, check_output
+from optimizer.errors import (
+    AccuracyGateFailed,
+    BuildError,
+    EnvironmentFault,
+    Inconclusive,
+    PrecisionAuditFailed,
+    UsageError,
+    Verdict,
+)
+from optimizer.options import Options, takes_options
+from optimizer.progress import Progress, Silent
+from optimizer.recipe import (
+    DemoOptions,
+    Recipe,
+    RunOptions,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    save_recipe,
+    with_flags,
+)
+from optimizer.results import BenchResult, RunResult, ValidateResult, VerdictName, write_result
+from optimizer.verbs.job import Job
+
+__all__ = ["default_folder", "demo", "demo_recipe", "run", "run_recipe", "verdict_of"]
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@takes_options(RunOptions)
+def run(
+    source: Recipe | Mapping[str, Any] | Path | str,
+    folder: Path | str | None = None,
+    options: Options = RunOptions(),
+    *,
+    command: str = "optimizer.run(source, folder)",
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Take a model from checkpoint to engines and report, in one folder.
+
+    Engines that cannot be computed here are recorded with the reason and do not stop the others.
+
+    Args:
+        source: A recipe, its file (``.yaml``), or a model as for `optimizer.export`.
+        folder: The run folder, ``runs/<name>`` by default; what is there and still valid is used
+            again.
+        options: See below; they go over the recipe's own.
+        command: The command line, for the report's "how to repeat".
+        cache: Where artifacts are kept by key.
+        progress: Where steps are reported.
+
+    Returns:
+        What ``results.json`` holds; its ``verdict`` says how the run ended.
+
+    Raises:
+        UsageError: The recipe asks for something that cannot be.
+        EnvironmentFault: No engine of the recipe can be built here.
+    """
+    recipe = run_recipe(source, options)
+    folder = default_folder(source) if folder is None else Path(folder)
+    return _execute(recipe, folder, command, cache, progress)
+
+
+@takes_options(DemoOptions)
+def demo(
+    folder: Path | str | None = None,
+    options: Options = DemoOptions(),
+    *,
+    command: str = "optimizer.demo()",
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run the main job on bundled real data; nothing is downloaded.
+
+    Args:
+        folder: The run folder; by default ``runs/demo``, with the architecture if it is not the
+            default one.
+        options: See below.
+        command: The command line, for the report's "how to repeat".
+        cache: Where artifacts are kept by key.
+        progress: Where steps are reported.
+    """
+    recipe = demo_recipe(options)
+    assert recipe.train is not None
+    arch = recipe.train.arch
+    folder = folder or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
+    return _execute(recipe, Path(folder), command, cache, progress)
+
+
+def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options) -> Recipe:
+    """The recipe that ``run`` executes: the source with the options over it.
+
+    Raises:
+        UsageError: A key or value that does not fit; the message names it.
+    """
+    if isinstance(source, Recipe):
+        raw: Mapping[str, Any] = source.written()
+        if source.bench is None:
+            raw = {**raw, "bench": None}
+    elif isinstance(source, Mapping):
+        raw = source
+    elif _is_recipe(source):
+        load_recipe(Path(source))  # its mistakes are reported by its name
+        raw = read_yaml(Path(source))
+    else:
+        raw = {"title": str(source), "model": str(source), "build": _default_builds()}
+    return parse_recipe(with_flags(raw, options))
+
+
+def demo_recipe(options: Options) -> Recipe:
+    """The recipe that ``demo`` executes."""
+    raw = read_yaml(RECIPES / "demo.yaml")
+    given = options.as_given()
+    if "arch" in given:
+        raw["train"]["arch"] = given["arch"]
+    if "duration" in given:
+        raw["bench"]["duration"] = given["duration"]
+    return parse_recipe(raw)
+
+
+def _is_recipe(source: Path | str) -> bool:
+    return str(source).endswith((".yaml", ".yml"))
+
+
+def default_folder(source: object) -> Path:
+    """``runs/NAME``, by the recipe's file name or the model's name."""
+    if isinstance(source, (Recipe, Mapping)):
+        return Path("runs") / "run"
+    text = str(source)
+    return Path("runs") / (
+        Path(text).stem if _is_recipe(text) else Path(text.replace(":", "-")).name
+    )
+
+
+def _default_builds() -> list[dict[str, Any]]:
+    """Every engine that this machine can build, with the precisions it computes."""
+    from optimizer.engines import backends
+
+    builds: list[dict[str, Any]] = []
+    for name, backend in backends().items():
+        if name == "torch" or not backend.availability().can_build:
+            continue
+        half = ["fp16"] if name.startswith("tensorrt") else []
+        builds.append({"engine": name, "precision": ["fp32", *half, "int8"]})
+    return builds
+
+
+def _execute(
+    recipe: Recipe,
+    folder: Path,
+    command: str,
+    cache: Cache | None,
+    progress: Progress | None,
+) -> RunResult:
+    from optimizer.environment import describe
+    from optimizer.reporting import write_report
+    from optimizer.reporting.findings import findings
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", mend="-o with the name of a folder")
+    check_output(folder / "results.json")
+    started = time.perf_counter()
+    job = Job(recipe, folder.resolve(), cache, progress or Silent())
+    images = job.open_images()  # what is wrong with the data is reported before any work
+    job.folder.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, job.folder / "recipe.yaml")
+    checkpoint = job.make_checkpoint()
+    graph = job.export(checkpoint)
+    statistics = job.calibrate(graph, images)
+    for section in recipe.build:
+        job.build_section(section, checkpoint, graph, statistics, images)
+    if not job.engines:
+        reasons = "; ".join(f"{s.label}: {s.note}" for s in job.stages if s.status != "ok")
+        raise EnvironmentFault(f"no engine could be built: {reasons}", mend="resnet-opt doctor")
+    validated = job.validate(checkpoint, graph, images)
+    measured = job.bench(checkpoint)
+    result = RunResult(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=recipe.title,
+        command=command,
+        recipe=recipe.written(),
+        environment=describe().model_dump(mode="json"),
+        stages=job.stages,
+        validate_=validated,
+        bench=measured,
+        audits=job.audits,
+        verdict=_verdict(job, validated, measured),
+        findings=findings(validated, measured, job.audits, job.stages),
+        seconds=time.perf_counter() - started,
+    )
+    write_result(result, job.folder / "results.json")
+    for suffix in (".html", ".md"):
+        write_report([job.folder], job.folder / f"report{suffix}")
+    return result
+
+
+def _verdict(
+    job: Job, validated: ValidateResult | None, measured: BenchResult | None
+) -> VerdictName:
+    verdicts: list[VerdictName] = [audit.verdict for audit in job.audits.values()]
+    verdicts += [part.verdict for part in (validated, measured) if part is not None]
+    if "fail" in verdicts or any(stage.status == "failed" for stage in job.stages):
+        return "fail"
+    return "inconclusive" if "inconclusive" in verdicts else "pass"
+
+
+def verdict_of(result: RunResult) -> Verdict | BuildError | None:
+    """The error a run ends with, ``None`` if its verdict is ``pass``.
+
+    In the order of `validate`: a failed build, lost accuracy, another precision than was asked for,
+    an engine that failed while it was measured; then whatever could not be decided.
+    """
+    failed = [s for s in result.stages if s.status == "failed"]
+    if failed:
+        return BuildError(f"{failed[0].label} could not be built: {failed[0].note}")
+    validated, measured = result.validate_, result.bench
+    audits = {**result.audits, **(validated.audits if validated else {})}
+    wrong = [f"{name}: {a.reason}" for name, a in audits.items() if a.verdict == "fail"]
+    if (
+        validated is not None
+        and validated.verdict == "fail"
+        and not (wrong and _is_kept(validated))
+    ):
+        return AccuracyGateFailed(validated.finding)
+    if wrong:
+        return PrecisionAuditFailed(wrong[0])
+    if measured is not None and measured.verdict == "fail":
+        return BuildError(measured.reason)
+    undecided = []
+    if validated is not None and validated.verdict == "inconclusive":
+        undecided.append(validated.finding)
+    undecided += [f"{n}: {a.reason}" for n, a in audits.items() if a.verdict == "inconclusive"]
+    if measured is not None and measured.verdict == "inconclusive":
+        undecided.append(measured.reason)
+    if undecided or result.verdict != "pass":
+        return Inconclusive("; ".join(undecided) or f"the run ended with {result.verdict}")
+    return None
+
+
+def _is_kept(validated: ValidateResult) -> bool:
+    """Whether accuracy is within its limits, whatever the audits say."""
+    lost = any(hop.verdict == "fail" for hop in validated.hops)
+    return not (lost or any(found.verdict == "fail" for found in validated.batch_consistency))

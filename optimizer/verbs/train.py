@@ -1,0 +1,56 @@
+"""The verb ``train``: a network from images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from optimizer.artifacts import Cache, check_output
+from optimizer.options import TrainOptions, takes_options
+from optimizer.progress import Progress
+from optimizer.verbs.outcomes import TrainResult
+
+__all__ = ["train"]
+
+
+@takes_options(TrainOptions)
+def train(
+    output: Path | str,
+    options: TrainOptions,
+    *,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train a ResNet into a checkpoint.
+
+    Args:
+        output: Where the checkpoint goes (``.safetensors``).
+        options: See below.
+        cache: Where artifacts are kept by key.
+        progress: Where steps are reported.
+
+    Raises:
+        UsageError: A wrong option, or the loss became NaN or infinite.
+        DataError: Images that cannot be used, or too few.
+    """
+    from optimizer.data import open_dataset
+    from optimizer.models import load_model
+    from optimizer.training import train_checkpoint
+
+    output = Path(output)
+    check_output(output, [options.init, options.data, options.held_out])
+    held_out = options.held_out
+    if held_out is None and options.data == "digits:train":
+        held_out = "digits:test"
+    read = partial(open_dataset, skip_bad_images=options.skip_bad_images, workers=options.workers)
+    init = load_model(options.init, image_size=options.image_size) if options.init else None
+    made = train_checkpoint(
+        options,
+        read(options.data),
+        output,
+        held_out=read(held_out) if held_out else None,
+        init=init,
+        cache=cache,
+        progress=progress,
+    )
+    return TrainResult.of(made, top1=made.manifest.details.get("top1"))

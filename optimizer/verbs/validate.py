@@ -1,0 +1,93 @@
+"""The verb ``validate``: accuracy of engines against the reference, hop by hop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import UsageError
+from optimizer.options import ValidateOptions, takes_options
+from optimizer.progress import Progress
+from optimizer.results import ValidateResult
+
+if TYPE_CHECKING:
+    from optimizer.data import ImageDataset
+
+__all__ = ["validate"]
+
+
+@takes_options(ValidateOptions)
+def validate(
+    engines: Sequence[Path | str] | Path | str,
+    options: ValidateOptions,
+    *,
+    images: ImageDataset | None = None,
+    predictions: Path | str | None = None,
+    progress: Progress | None = None,
+) -> ValidateResult:
+    """Compare engines with the reference, hop by hop, on the same images.
+
+    Args:
+        engines: Engines, graphs or checkpoints; one or several.
+        options: See below.
+        images: Images that are open already, instead of ``data``; all of them are used.
+        predictions: Where the predictions of each image go (``.npz``).
+        progress: Where steps are reported.
+
+    Returns:
+        The result, whose ``verdict`` may be ``fail`` or ``inconclusive``;
+        `optimizer.raise_for_verdict` turns it into an exception.
+
+    Raises:
+        ArtifactError: A file that is no artifact, was changed, or lacks the one it came from.
+        DataError: Images that cannot be used, or that do not fit the network.
+    """
+    from optimizer.data import open_dataset
+    from optimizer.engines.placement import check_device, device_of
+    from optimizer.evaluation import Chain
+    from optimizer.evaluation import validate as compare_hops
+    from optimizer.evaluation.chain import exported_beside
+
+    paths = [Path(engine) for engine in as_list(engines)]
+    if not paths:
+        raise UsageError("no engine to validate", mend="resnet-opt validate ENGINE…")
+    check_device(paths, options.device)
+    chains = [
+        Chain.of(
+            path,
+            model=options.exported or exported_beside(path),
+            device=device_of(path, options.device),
+        )
+        for path in paths
+    ]
+    source = _reference(options)
+    if images is None:
+        images = open_dataset(
+            options.data,
+            limit=options.limit,
+            seed=options.seed,
+            skip_bad_images=options.skip_bad_images,
+            workers=options.workers,
+        )
+    return compare_hops(
+        chains,
+        source,
+        images,
+        options,
+        predictions=None if predictions is None else Path(predictions),
+        progress=progress,
+    )
+
+
+def _reference(options: ValidateOptions) -> Any:
+    from optimizer.models import load_model
+
+    if options.reference.endswith(".onnx"):
+        return Path(options.reference)
+    return load_model(options.reference, arch=options.arch, image_size=options.image_size)
+
+
+def as_list(paths: Sequence[Path | str] | Path | str) -> list[Path | str]:
+    """One path or several as a list."""
+    return [paths] if isinstance(paths, (str, Path)) else list(paths)
