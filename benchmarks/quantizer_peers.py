@@ -210,8 +210,6 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ours openvino without VNNI": (ours, {"target": "openvino", "pairs": "channels"}),
     "ours onnxruntime": (ours, {"target": "onnxruntime", "pairs": "free"}),
     "ours onnxruntime without VNNI": (ours, {"target": "onnxruntime", "pairs": "matrix"}),
-    "ours tensorrt learned": (ours, {"target": "tensorrt", "learn": True}),
-    "ours openvino learned": (ours, {"target": "openvino", "pairs": "free", "learn": True}),
 }
 
 

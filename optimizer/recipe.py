@@ -103,7 +103,6 @@ class CalibrateSection(_Section):
     equalize: bool = True
     bias_correction: Literal["network", "statistics", "none"] = "network"
     shift: bool = True
-    learn: bool = False
     workers: int | None = Field(default=None, ge=0)
 
 

@@ -120,7 +120,6 @@ def build(
     equalize: opt.Equalize = True,
     bias_correction: opt.Bias = "network",
     shift: opt.Shift = True,
-    learn: opt.Learn = False,
     high_precision: opt.HighPrecision = None,
     preprocessing_from: opt.PreprocessingFrom = None,
     skip_bad_images: opt.SkipBadImages = False,
@@ -194,7 +193,7 @@ def build(
             data=data,
             max_drop_pp=parse_pp(max_drop),
             options=opt.encoding_options(
-                method, keep, equalize=equalize, bias=bias_correction, shift=shift, learn=learn
+                method, keep, equalize=equalize, bias=bias_correction, shift=shift
             ),
             high_precision=high_precision,
             preprocessing_from=preprocessing_from,

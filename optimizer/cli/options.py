@@ -27,7 +27,6 @@ __all__ = [
     "Json",
     "Judge",
     "Keep",
-    "Learn",
     "MaxDrop",
     "Method",
     "Output",
@@ -118,14 +117,6 @@ Bias = Annotated[str, typer.Option("--bias-correction", help="network, statistic
 Shift = Annotated[
     bool, typer.Option(help="For TensorRT: all 256 levels after a ReLU, by constants in biases.")
 ]
-Learn = Annotated[
-    bool,
-    typer.Option(
-        "--learn",
-        help="Train ranges, biases and rounding on the calibration images: minutes, and seldom "
-        "more accuracy.",
-    ),
-]
 Keep = Annotated[
     str | None,
     typer.Option("--keep", help="Layers that stay out of INT8: layer1.0.conv1,fc."),
@@ -162,7 +153,7 @@ def cache_of(off: bool) -> object:
 
 
 def encoding_options(
-    method: str, keep: str | None, *, equalize: bool, bias: str, shift: bool, learn: bool
+    method: str, keep: str | None, *, equalize: bool, bias: str, shift: bool
 ) -> EncodingOptions:
     """Which passes compute the encodings.
 
@@ -177,7 +168,6 @@ def encoding_options(
         equalize=equalize,
         bias=cast("Any", bias),
         shift=shift,
-        learn=learn,
     )
 
 

@@ -96,7 +96,7 @@ def encode(
         progress_ = progress or Silent()
         progress_.start(f"encode for {rules.name}", total=1)
         computed = compute_encodings(
-            load_graph(graph), Statistics.load(statistics), rules, source.sha256, options, progress
+            load_graph(graph), Statistics.load(statistics), rules, source.sha256, options
         )
         computed.save(path)
         progress_.advance()

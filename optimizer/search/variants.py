@@ -50,11 +50,6 @@ class Variants:
         options: EncodingOptions,
     ) -> None:
         self.topology = analyse(model)
-        if options.learn:
-            raise UsageError(
-                "a search corrects the biases of every variant, which undoes what was learned",
-                mend="leave out --learn, or --precision int8 --learn --keep with the layers found",
-            )
         if options.bias != "network":
             raise UsageError(
                 f"a search corrects biases on the network, not by {options.bias!r}",

@@ -196,6 +196,5 @@ def _encoding_options(recipe: Recipe, section: BuildSection, precision: str) -> 
         equalize=passes.equalize,
         bias=passes.bias_correction,
         shift=passes.shift,
-        learn=passes.learn and precision == "int8",  # a search corrects biases anew at every step
         keep=tuple(section.keep) if precision in {"int8", "mixed"} else (),
     )

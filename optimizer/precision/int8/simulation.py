@@ -1,6 +1,6 @@
 """A residual network in PyTorch, exact or with its quantization simulated.
 
-Passes that need more than histograms (`ranges` chosen by their effect, `correction`, `learning`)
+Passes that need more than histograms (`ranges` chosen by their effect, `correction`)
 compute a sample of the calibration images here, node by node. Numbers are float32; a quantized
 tensor holds the values that its integers stand for, so a simulated network agrees with the lowered
 graph executed as written up to the order of sums.
