@@ -203,7 +203,7 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ours tensorrt, biases by statistics": (ours, {"target": "tensorrt", "bias": "statistics"}),
     **{
         f"ours tensorrt, {method} ranges": (ours, {"target": "tensorrt", "method": method})
-        for method in ("minmax", "mse", "percentile", "entropy")
+        for method in ("minmax", "mse", "entropy")
     },
     "ours openvino min-max alone": (ours, {"target": "openvino", **PLAIN}),
     "ours openvino": (ours, {"target": "openvino", "pairs": "free"}),

@@ -99,7 +99,7 @@ class CalibrateSection(_Section):
     calib: str | None = None
     calib_images: int = Field(default=256, ge=8)
     seed: int = 0
-    method: Literal["auto", "mse", "minmax", "percentile", "entropy"] = "auto"
+    method: Literal["auto", "mse", "minmax", "entropy"] = "auto"
     equalize: bool = True
     bias_correction: Literal["network", "statistics", "none"] = "network"
     shift: bool = True

@@ -108,7 +108,7 @@ EncodingsFile = Annotated[
     Path | None, typer.Option("--encodings", help="Encodings to use as they are, maybe edited.")
 ]
 Method = Annotated[
-    str, typer.Option("--method", help="Range method: auto, mse, minmax, percentile or entropy.")
+    str, typer.Option("--method", help="Range method: auto, mse, minmax or entropy.")
 ]
 Equalize = Annotated[
     bool, typer.Option(help="Equalize channels in blocks and along the residual stream.")

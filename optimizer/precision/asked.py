@@ -15,7 +15,6 @@ __all__ = ["check_options"]
 
 _FLAGS = {
     "method": "--method",
-    "percentile": "the percentile",
     "equalize": "--no-equalize",
     "alpha": "alpha",
     "bias": "--bias-correction",

@@ -69,7 +69,6 @@ class EncodingOptions:
 
     Attributes:
         method: Range method of the tensors; weights use least squared error unless ``minmax``.
-        percentile: For ``method="percentile"``.
         equalize: Equalize channels inside blocks and along the residual stream.
         alpha: Balance of equalization between activations (1) and weights (0).
         bias: Correct biases on the quantized ``network``, for the mean error that the
@@ -79,7 +78,6 @@ class EncodingOptions:
     """
 
     method: str = "auto"
-    percentile: float = 99.99
     equalize: bool = True
     alpha: float = ALPHA
     bias: BiasCorrection = "network"
@@ -97,8 +95,6 @@ class EncodingOptions:
                 f"unknown bias correction {self.bias!r}",
                 mend=f"one of {', '.join(get_args(BiasCorrection))}",
             )
-        if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"percentile {self.percentile}", mend="above 50, up to 100")
 
 
 def compute_encodings(
@@ -250,7 +246,7 @@ class _Encoder:
     def _ranges(self, method: str) -> dict[str, float]:
         """The largest absolute value that each tensor represents."""
         return {
-            name: range_of(dist, self._levels(name), method, percentile=self.options.percentile)
+            name: range_of(dist, self._levels(name), method)
             for name, dist in self.distributions.items()
         }
 
