@@ -148,8 +148,8 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
 
     from optimizer.artifacts import digest
     from optimizer.engines.onnxruntime import tapped
+    from optimizer.graphs.topology import analyse
     from optimizer.precision.int8 import Collector, EncodingOptions, compute_encodings, lower
-    from optimizer.precision.topology import analyse
     from optimizer.targets.rules import rules_for
 
     target, pairs = options.pop("target"), options.pop("pairs", None)

@@ -173,9 +173,9 @@ def _activations_alone(
     import onnx_ir as ir
     import torch
 
+    from optimizer.graphs.topology import analyse
     from optimizer.precision.int8 import Encodings
     from optimizer.precision.int8.simulation import Simulation, batches, exact_parameters
-    from optimizer.precision.topology import analyse
 
     topology = analyse(ir.load(graph))
     chosen = Encodings.load(encodings)

@@ -88,7 +88,7 @@ def describe(path: Path, *, min_share: float) -> Inspected:
 
 
 def _bare_graph(path: Path) -> Inspected:
-    from optimizer.engines.graph_facts import graph_facts, layer_flops
+    from optimizer.graphs.facts import graph_facts, layer_flops
 
     facts = graph_facts(path)
     return Inspected(

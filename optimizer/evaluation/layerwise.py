@@ -56,7 +56,7 @@ def layerwise(
     Raises:
         GraphError: The graph has no residual blocks by these names, or cannot be executed.
     """
-    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.graphs.facts import graph_facts
 
     progress = progress or Silent()
     opened = open_reference(reference)

@@ -65,8 +65,8 @@ def check_options(
             f"{graph.name} --precision fp32)",
         )
     if options.keep:
-        from optimizer.precision.loading import load_graph
-        from optimizer.precision.topology import analyse
+        from optimizer.graphs.importing import load_graph
+        from optimizer.graphs.topology import analyse
 
         preprocessed_metadata(graph)  # says what is wrong with a file that is no graph
         analyse(load_graph(graph)).check_layers(options.keep)

@@ -91,7 +91,7 @@ def encode(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        from optimizer.precision.loading import load_graph
+        from optimizer.graphs.importing import load_graph
 
         progress_ = progress or Silent()
         progress_.start(f"encode for {rules.name}", total=1)
@@ -195,7 +195,7 @@ def quantize(
     def write(path: Path) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from optimizer.precision.loading import load_graph
+        from optimizer.graphs.importing import load_graph
 
         progress_ = progress or Silent()
         progress_.start(f"write {precision} graph", total=1)

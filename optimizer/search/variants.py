@@ -9,11 +9,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError, UsageError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import EncodingOptions, Encodings, Statistics, compute_encodings
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.kept import keeping
 from optimizer.precision.int8.simulation import Simulation
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["AT_ONCE", "Kept", "Variants"]

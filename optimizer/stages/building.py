@@ -139,7 +139,7 @@ def _one_engine(
     source: Artifact,
     statistics: Artifact | None,
 ) -> Artifact:
-    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.graphs.facts import graph_facts
 
     int8 = precision in {"int8", "fp8"}
     measured = int8 or precision in {"fp16", "bf16"}

@@ -301,9 +301,9 @@ def build(
     from optimizer.engines import BuildSettings, get_backend
     from optimizer.engines.building import build_engine, check_buildable
     from optimizer.engines.choice import choose_engine
-    from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.providers import lowering_target
+    from optimizer.graphs.facts import graph_facts
     from optimizer.precision import check_options, prepared
 
     precision = _known(precision)

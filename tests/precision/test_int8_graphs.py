@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import ArtifactError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import (
     Collector,
     EncodingOptions,
@@ -26,7 +27,6 @@ from optimizer.precision.int8 import (
     compute_encodings,
     lower,
 )
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TARGETS, TargetRules, rules_for
 from tests.precision.networks import images, network
 

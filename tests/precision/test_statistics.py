@@ -227,7 +227,7 @@ def test_dead_channels_have_a_scale() -> None:
 
 
 def test_unfused_batchnorm_and_quantized_graphs_are_refused() -> None:
-    from optimizer.precision.topology import analyse
+    from optimizer.graphs.topology import analyse
 
     model = network(0)
     next(iter(model.graph)).op_type = "BatchNormalization"
@@ -241,7 +241,7 @@ def test_unfused_batchnorm_and_quantized_graphs_are_refused() -> None:
 
 
 def test_shared_weights_are_refused() -> None:
-    from optimizer.precision.topology import analyse
+    from optimizer.graphs.topology import analyse
 
     model = network(0, blocks=3)
     nodes = {str(n.name): n for n in model.graph}
@@ -251,7 +251,7 @@ def test_shared_weights_are_refused() -> None:
 
 
 def test_weights_that_are_computed_are_refused() -> None:
-    from optimizer.precision.topology import analyse
+    from optimizer.graphs.topology import analyse
 
     model = network(0)
     conv = next(n for n in model.graph if n.op_type == "Conv")

@@ -26,6 +26,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, UsageError
+from optimizer.graphs.topology import PASS_ON, Topology
 from optimizer.precision.half import LARGEST
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.encodings import (
@@ -41,7 +42,6 @@ from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import PASS_ON, Topology
 from optimizer.processes import give_back_memory
 from optimizer.targets.rules import TargetRules
 

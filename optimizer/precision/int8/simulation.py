@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from optimizer.graphs.topology import WEIGHTED, Topology
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
-from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.targets.rules import TargetRules
 
 if TYPE_CHECKING:
