@@ -38,11 +38,11 @@ from typing import Any
 import numpy as np
 from cpu_peers import LOOP
 from readme import machine, write_between_marks
+from verdict_experiments import Outcome, record, repeat
 
 import optimizer
 from optimizer.artifacts import manifest_path, write_text_atomically
 from optimizer.environment import fingerprint
-from optimizer.profiling.experiments import Outcome, record, repeat
 from optimizer.profiling.harness import Cell, Limits, measure
 from optimizer.profiling.intervals import ratio_of_medians
 from optimizer.profiling.process import Worker

@@ -148,8 +148,8 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
 
     from optimizer.artifacts import digest
     from optimizer.engines.onnxruntime import tapped
+    from optimizer.graphs.topology import analyse
     from optimizer.precision.int8 import Collector, EncodingOptions, compute_encodings, lower
-    from optimizer.precision.topology import analyse
     from optimizer.targets.rules import rules_for
 
     target, pairs = options.pop("target"), options.pop("pairs", None)
@@ -203,15 +203,13 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ours tensorrt, biases by statistics": (ours, {"target": "tensorrt", "bias": "statistics"}),
     **{
         f"ours tensorrt, {method} ranges": (ours, {"target": "tensorrt", "method": method})
-        for method in ("minmax", "mse", "percentile", "entropy")
+        for method in ("minmax", "mse", "entropy")
     },
     "ours openvino min-max alone": (ours, {"target": "openvino", **PLAIN}),
     "ours openvino": (ours, {"target": "openvino", "pairs": "free"}),
     "ours openvino without VNNI": (ours, {"target": "openvino", "pairs": "channels"}),
     "ours onnxruntime": (ours, {"target": "onnxruntime", "pairs": "free"}),
     "ours onnxruntime without VNNI": (ours, {"target": "onnxruntime", "pairs": "matrix"}),
-    "ours tensorrt learned": (ours, {"target": "tensorrt", "learn": True}),
-    "ours openvino learned": (ours, {"target": "openvino", "pairs": "free", "learn": True}),
 }
 
 

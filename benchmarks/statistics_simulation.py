@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gate_simulation import Cell, enumerate_cell, grid, simulate_cell
 from scipy.stats import binomtest
 
 from optimizer.artifacts import write_text_atomically
-from optimizer.evaluation.simulation import Cell, enumerate_cell, grid, simulate_cell
 
 IMAGES = (500, 540, 750, 1000, 1500, 2000, 3000, 5000, 10_000, 20_000, 50_000)
 DISCORDANCES = (0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)

@@ -17,8 +17,9 @@ PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
     "data",
     "models",
-    "exporting",
     "targets",
+    "graphs",
+    "exporting",
     "precision",
     "training",
     "engines",

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from optimizer.engines.cuda_bindings import (
     MEND_DEVICE,
+    MEND_LIBRARY,
     CudaApi,
     CudaDevice,
+    CudaPython,
     cuda_version,
-    open_api,
+    package_version,
 )
+from optimizer.engines.cuda_pycuda import PyCuda
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError, UsageError
 from optimizer.nvml import Nvml
 
@@ -53,6 +56,25 @@ def cuda_api() -> CudaApi:
         MissingDevice: pycuda is all there is, and there is no driver.
     """
     return open_api()
+
+
+def open_api() -> CudaApi:
+    """Open cuda-python if it is installed, else pycuda.
+
+    Raises:
+        MissingLibrary: Neither is installed.
+        MissingDevice: pycuda is all there is, and there is no driver.
+    """
+    with contextlib.suppress(ImportError):
+        return CudaPython()
+    try:
+        return PyCuda(f"pycuda {package_version('pycuda')}")
+    except ModuleNotFoundError as error:
+        raise MissingLibrary(
+            "neither cuda-python nor pycuda is installed", mend=MEND_LIBRARY
+        ) from error
+    except ImportError as error:  # pycuda links libcuda, which comes with the driver
+        raise MissingDevice(f"pycuda cannot be used: {error}", mend=MEND_DEVICE) from error
 
 
 # --- what is here --------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""The two Python packages that reach CUDA, behind one set of calls.
+"""The calls of CUDA that this package needs, and cuda-python behind them.
 
-Handles and addresses are plain integers, which is also what TensorRT's Python API takes. Neither
-package is imported before `open_api`.
+Handles and addresses are plain integers, which is also what TensorRT's Python API takes.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError
+from optimizer.errors import MissingDevice, ResnetOptError
 from optimizer.nvml import Nvml
 
-__all__ = ["CudaApi", "CudaDevice", "open_api"]
+__all__ = ["CudaApi", "CudaDevice", "CudaPython", "cuda_version", "package_version"]
 
 MEND_DEVICE = "run it on a machine with an NVIDIA GPU and its driver"
 MEND_MEMORY = "use a smaller batch, or free memory on the GPU"
@@ -111,14 +110,14 @@ class CudaApi(Protocol):
         """Destroy an executable graph."""
 
 
-class _CudaPython:
+class CudaPython:
     """`CudaApi` over ``cuda.bindings.runtime`` of cuda-python 12.x and 13.x."""
 
     def __init__(self) -> None:
         from cuda.bindings import runtime
 
         self._runtime = runtime
-        self.name = f"cuda-python {_version('cuda-bindings', 'cuda-python')}"
+        self.name = f"cuda-python {package_version('cuda-bindings', 'cuda-python')}"
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._runtime, function)(*arguments)
@@ -229,27 +228,6 @@ class _CudaPython:
         self._call("cudaGraphExecDestroy", graph)
 
 
-def open_api() -> CudaApi:
-    """The CUDA package of this process: cuda-python if it is installed, else pycuda.
-
-    Raises:
-        MissingLibrary: Neither is installed.
-        MissingDevice: pycuda is all there is, and there is no driver.
-    """
-    from optimizer.engines.cuda_pycuda import PyCuda
-
-    with contextlib.suppress(ImportError):
-        return _CudaPython()
-    try:
-        return PyCuda(f"pycuda {_version('pycuda')}")
-    except ModuleNotFoundError as error:
-        raise MissingLibrary(
-            "neither cuda-python nor pycuda is installed", mend=MEND_LIBRARY
-        ) from error
-    except ImportError as error:  # pycuda links libcuda, which comes with the driver
-        raise MissingDevice(f"pycuda cannot be used: {error}", mend=MEND_DEVICE) from error
-
-
 def cuda_version(number: int) -> str | None:
     """``13000`` as ``13.0``; ``None`` for zero, which means no driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
@@ -260,7 +238,8 @@ def _after(version: str) -> int:
     return int(version.partition(".")[0]) + 1
 
 
-def _version(*distributions: str) -> str:
+def package_version(*distributions: str) -> str:
+    """The version of the first of these distributions that is installed."""
     from importlib import metadata
 
     for name in distributions:

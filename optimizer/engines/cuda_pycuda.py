@@ -48,7 +48,6 @@ class PyCuda:
         return key
 
     def devices(self) -> list[CudaDevice]:
-        """See `CudaApi.devices`."""
         count = self._call("Device.count", self._driver.Device.count)
         every = [self._driver.Device(index) for index in range(count)]
         return [
@@ -57,11 +56,9 @@ class PyCuda:
         ]
 
     def driver_version(self) -> str | None:
-        """See `CudaApi.driver_version`."""
         return cuda_version(self._driver.get_driver_version())
 
     def set_device(self, index: int) -> None:
-        """See `CudaApi.set_device`."""
         if index == self._here.index:
             return
         if index not in self._contexts:
@@ -79,86 +76,63 @@ class PyCuda:
         self._here.leave()
 
     def malloc(self, size: int) -> int:
-        """See `CudaApi.malloc`."""
         allocation = self._call("mem_alloc", self._driver.mem_alloc, size)
         return self._keep(int(allocation), allocation)
 
     def free(self, address: int) -> None:
-        """See `CudaApi.free`."""
         self._kept.pop(address).free()
 
     def malloc_host(self, size: int) -> int:
-        """See `CudaApi.malloc_host`."""
         array = self._call("pagelocked_empty", self._driver.pagelocked_empty, size, np.uint8)
         return self._keep(array.ctypes.data, array)
 
     def free_host(self, address: int) -> None:
-        """See `CudaApi.free_host`."""
         self._kept.pop(address).base.free()
 
     def to_device(self, target: int, source: int, size: int, stream: int) -> None:
-        """See `CudaApi.to_device`."""
         part = self._kept[source][:size]
         self._call(
             "memcpy_htod_async", self._driver.memcpy_htod_async, target, part, self._kept[stream]
         )
 
     def to_host(self, target: int, source: int, size: int, stream: int) -> None:
-        """See `CudaApi.to_host`."""
         part = self._kept[target][:size]
         self._call(
             "memcpy_dtoh_async", self._driver.memcpy_dtoh_async, part, source, self._kept[stream]
         )
 
     def stream_create(self) -> int:
-        """See `CudaApi.stream_create`."""
         stream = self._call("Stream", self._driver.Stream)
         return self._keep(int(stream.handle), stream)
 
     def stream_synchronize(self, stream: int) -> None:
-        """See `CudaApi.stream_synchronize`; what went wrong in the stream is told here."""
+        # What went wrong in the stream is reported here.
         self._call("Stream.synchronize", self._kept[stream].synchronize)
 
     def stream_destroy(self, stream: int) -> None:
-        """See `CudaApi.stream_destroy`."""
         self._kept.pop(stream)
 
     def event_create(self) -> int:
-        """See `CudaApi.event_create`."""
         event = self._call("Event", self._driver.Event)
         return self._keep(id(event), event)
 
     def event_record(self, event: int, stream: int) -> None:
-        """See `CudaApi.event_record`."""
         self._call("Event.record", self._kept[event].record, self._kept[stream])
 
     def event_synchronize(self, event: int) -> None:
-        """See `CudaApi.event_synchronize`."""
         self._call("Event.synchronize", self._kept[event].synchronize)
 
     def event_elapsed_ms(self, start: int, stop: int) -> float:
-        """See `CudaApi.event_elapsed_ms`."""
         return float(self._call("Event.time_since", self._kept[stop].time_since, self._kept[start]))
 
     def event_destroy(self, event: int) -> None:
-        """See `CudaApi.event_destroy`."""
         self._kept.pop(event)
 
-    def capture_begin(self, stream: int) -> None:  # noqa: ARG002
-        """See `CudaApi.capture_begin`."""
-        raise _no_graphs()
+    def capture_begin(self, *_args: Any, **_options: Any) -> Any:
+        """PyCUDA has no CUDA graphs."""
+        raise MissingLibrary("pycuda has no CUDA graphs", mend=MEND_LIBRARY)
 
-    def capture_end(self, stream: int) -> int:  # noqa: ARG002
-        """See `CudaApi.capture_end`."""
-        raise _no_graphs()
-
-    def graph_launch(self, graph: int, stream: int) -> None:  # noqa: ARG002
-        """See `CudaApi.graph_launch`."""
-        raise _no_graphs()
-
-    def graph_destroy(self, graph: int) -> None:  # noqa: ARG002
-        """See `CudaApi.graph_destroy`."""
-        raise _no_graphs()
+    capture_end = graph_launch = graph_destroy = capture_begin
 
 
 class _Entered:
@@ -192,7 +166,3 @@ class _Current(threading.local):
         entered, self.entered, self.index = self.entered, None, None
         if entered is not None:
             entered.leave()
-
-
-def _no_graphs() -> MissingLibrary:
-    return MissingLibrary("pycuda has no CUDA graphs", mend=MEND_LIBRARY)

@@ -14,7 +14,7 @@ import numpy as np
 
 from optimizer.artifacts import Manifest, library_versions
 from optimizer.engines.batching import check_batch, chunks, run_in_chunks
-from optimizer.engines.graph_facts import annotate
+from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
 from optimizer.engines.protocol import (
     Array,

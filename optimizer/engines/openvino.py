@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.engines.batching import check_batch, run_in_chunks
-from optimizer.engines.graph_facts import Annotator, graph_facts
+from optimizer.engines.layer_annotation import Annotator
 from optimizer.engines.openvino_layers import (
     CALLS_A_COPY,
     SETTLING,
@@ -38,6 +38,7 @@ from optimizer.engines.protocol import (
 )
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
+from optimizer.graphs.facts import graph_facts
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.openvino_models import compile_model, config, first_line, spec_of
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.errors import BuildError
+from optimizer.graphs.facts import graph_facts
 from optimizer.results import LayerInfo
 
 __all__ = [

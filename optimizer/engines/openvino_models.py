@@ -25,7 +25,6 @@ from optimizer.targets.hardware import cpu_features
 
 __all__ = [
     "SUMS_INSIDE", "Compiled", "Models", "compile_model", "config", "first_line", "pack", "spec_of",
-    "unpack",
 ]  # fmt: skip
 
 SUMS_INSIDE = {"SNIPPETS_MODE": "DISABLE"}
@@ -111,16 +110,6 @@ def pack(model: bytes, fixed: Mapping[int, bytes]) -> bytes:
         return model
     differences = {str(size): _difference(model, other) for size, other in fixed.items()}
     return model + _OPEN + json.dumps(differences).encode("ascii") + _CLOSE
-
-
-def unpack(blob: bytes) -> tuple[bytes, dict[int, bytes]]:
-    """What `pack` was given.
-
-    Raises:
-        ArtifactError: The end of the file is not what `pack` wrote.
-    """
-    model, fixed = _split(blob)
-    return model, {size: _restore(model, difference) for size, difference in fixed.items()}
 
 
 def _split(blob: bytes) -> tuple[bytes, dict[int, dict[str, Any]]]:

@@ -168,7 +168,7 @@ class TimesLayers(Protocol):
             The layers that ran, in the order of the engine, with ``time_ms`` (median over the
             calls, or their mean where the library tells no single call) and, where the engine
             tells them, the ``bytes`` of the whole batch. ``flops`` are of one image and may be
-            left to `optimizer.engines.graph_facts.annotate`.
+            left to `optimizer.engines.layer_annotation.annotate`.
 
         Raises:
             UsageError: This engine cannot be timed by layer, or not with this batch.

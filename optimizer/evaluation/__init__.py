@@ -4,7 +4,7 @@ from optimizer.evaluation.audit import audit, audit_manifest
 from optimizer.evaluation.chain import Chain
 from optimizer.evaluation.compare import AccuracyComparison, compare
 from optimizer.evaluation.consistency import batch_consistency
-from optimizer.evaluation.layerwise import largest_fall, layerwise
+from optimizer.evaluation.layerwise import layerwise
 from optimizer.evaluation.statistics import (
     Paired,
     drop_interval,
@@ -27,7 +27,6 @@ __all__ = [
     "drop_interval",
     "gate",
     "images_needed",
-    "largest_fall",
     "layerwise",
     "mcnemar_p",
     "raise_for_verdict",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optimizer.artifacts import Manifest, digest, find_manifest, read_manifest
-from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
+from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.models.weights import CHECKPOINTS
 
 __all__ = ["REFERENCE", "Chain", "Step", "exported_beside", "plan_steps"]

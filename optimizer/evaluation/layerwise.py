@@ -8,7 +8,6 @@ squares over all images). The logits are compared as they are.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from optimizer.models import Model
 from optimizer.progress import Progress, Silent
 from optimizer.results import BlockNoise
 
-__all__ = ["block_outputs", "largest_fall", "layerwise"]
+__all__ = ["block_outputs", "layerwise"]
 
 Array = NDArray[Any]
 Tap = Callable[[Array], Mapping[str, Array]]
@@ -57,7 +56,7 @@ def layerwise(
     Raises:
         GraphError: The graph has no residual blocks by these names, or cannot be executed.
     """
-    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.graphs.facts import graph_facts
 
     progress = progress or Silent()
     opened = open_reference(reference)
@@ -83,13 +82,6 @@ def layerwise(
         BlockNoise(module=name, sqnr_db=s.aligned_db if aligned and name != LOGITS else s.plain_db)
         for name, s in sums.items()
     ]
-
-
-def largest_fall(blocks: list[BlockNoise]) -> tuple[str, float] | None:
-    """The module after which the signal to noise falls most, and by how many decibels."""
-    known = [(b.module, b.sqnr_db) for b in blocks if b.sqnr_db is not None]
-    falls = [(module, before - after) for (_, before), (module, after) in itertools.pairwise(known)]
-    return max(falls, key=lambda fall: fall[1], default=None)
 
 
 def block_outputs(tensors: list[str]) -> dict[str, str]:

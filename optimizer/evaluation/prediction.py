@@ -89,8 +89,8 @@ def _files(path: Path) -> list[Path]:
 
 def _ends_in_softmax(engine: Path) -> bool:
     """Whether the outputs are probabilities already, by the graph that an engine was built from."""
-    from optimizer.engines.graph_facts import load_proto
     from optimizer.engines.opening import graph_of
+    from optimizer.graphs.facts import load_proto
 
     graph = engine if engine.suffix == ".onnx" else graph_of(engine)
     if graph is None:

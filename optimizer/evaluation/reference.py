@@ -91,8 +91,8 @@ def _from_model(model: Model) -> Reference:
 
 
 def _from_graph(path: Path) -> Reference:
-    from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.onnxruntime import as_written
+    from optimizer.graphs.facts import graph_facts
 
     facts = graph_facts(path)
     if facts.precision != "fp32":

@@ -138,11 +138,6 @@ class Tally:
         return Paired(self.n, self.losses, self.gains)
 
     @property
-    def paired_with_parent(self) -> Paired:
-        """The comparison with the hop before."""
-        return Paired(self.n, self.parent_losses, self.parent_gains)
-
-    @property
     def top5(self) -> float | None:
         """Share of labels among the first five; ``None`` where five outputs are all there are."""
         return self.correct5 / self.n if self.classes > 5 else None

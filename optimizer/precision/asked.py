@@ -15,12 +15,10 @@ __all__ = ["check_options"]
 
 _FLAGS = {
     "method": "--method",
-    "percentile": "the percentile",
     "equalize": "--no-equalize",
     "alpha": "alpha",
     "bias": "--bias-correction",
     "shift": "--no-shift",
-    "learn": "--learn",
     "keep": "--keep",
 }
 """What the command line calls the options that differ from the default."""
@@ -42,9 +40,9 @@ def check_options(
         encodings: Encodings that are to be used as they are.
 
     Raises:
-        UsageError: Options for another precision than INT8 and mixed (learning for INT8 alone),
-            beside encodings that are complete, or for a Q/DQ graph, which brings its own (of these
-            the range method alone counts); layers to keep that the graph does not have.
+        UsageError: Options for another precision than INT8 and mixed, beside encodings
+            that are complete, or for a Q/DQ graph, which brings its own (of these the range method
+            alone counts); layers to keep that the graph does not have.
     """
     asked = _asked(options)
     if options is None or not asked:
@@ -55,17 +53,9 @@ def check_options(
             f"{said}: this is for INT8 layers, and {precision.upper()} has none",
             mend=f"leave out {said}, or --precision int8",
         )
-    if options.learn and precision == "mixed":
-        raise UsageError(
-            "--learn trains an INT8 graph, and this is MIXED",
-            mend="--precision int8, or leave out --learn",
-        )
     if encodings is not None:
-        instead = (
-            "edit the file" if "learn" not in asked else "give --stats or --calib instead of it"
-        )
         raise UsageError(
-            f"{said}: {encodings.name} is used as it is", mend=f"leave out {said}, or {instead}"
+            f"{said}: {encodings.name} is used as it is", mend=f"leave out {said}, or edit the file"
         )
     if asked != ["method"] and is_quantized(graph):
         said = ", ".join(_FLAGS[name] for name in asked if name != "method")
@@ -75,8 +65,8 @@ def check_options(
             f"{graph.name} --precision fp32)",
         )
     if options.keep:
-        from optimizer.precision.loading import load_graph
-        from optimizer.precision.topology import analyse
+        from optimizer.graphs.importing import load_graph
+        from optimizer.graphs.topology import analyse
 
         preprocessed_metadata(graph)  # says what is wrong with a file that is no graph
         analyse(load_graph(graph)).check_layers(options.keep)

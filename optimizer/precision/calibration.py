@@ -148,9 +148,9 @@ def halves(
 
 def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
     from optimizer.data import Preprocessing
+    from optimizer.graphs.importing import load_graph
+    from optimizer.graphs.topology import analyse
     from optimizer.precision.int8 import Collector
-    from optimizer.precision.loading import load_graph
-    from optimizer.precision.topology import analyse
 
     topology = analyse(load_graph(graph))
     observed = {name: topology.after_relu(name) for name in topology.observed()}

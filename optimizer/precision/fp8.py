@@ -21,9 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError
+from optimizer.graphs.topology import WEIGHTED, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import WEIGHTED, Topology, analyse
 from optimizer.precision.writing import write_pair, write_weight
 
 __all__ = ["LARGEST", "quantized_layers", "to_fp8"]

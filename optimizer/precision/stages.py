@@ -91,12 +91,12 @@ def encode(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        from optimizer.precision.loading import load_graph
+        from optimizer.graphs.importing import load_graph
 
         progress_ = progress or Silent()
         progress_.start(f"encode for {rules.name}", total=1)
         computed = compute_encodings(
-            load_graph(graph), Statistics.load(statistics), rules, source.sha256, options, progress
+            load_graph(graph), Statistics.load(statistics), rules, source.sha256, options
         )
         computed.save(path)
         progress_.advance()
@@ -195,7 +195,7 @@ def quantize(
     def write(path: Path) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from optimizer.precision.loading import load_graph
+        from optimizer.graphs.importing import load_graph
 
         progress_ = progress or Silent()
         progress_.start(f"write {precision} graph", total=1)

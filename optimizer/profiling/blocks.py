@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.engines.graph_facts import annotate
+from optimizer.engines.layer_annotation import annotate
 from optimizer.profiling import intervals, roofline
 from optimizer.results import Ceilings, Interval, LayerInfo, TimedPart
 

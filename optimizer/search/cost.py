@@ -22,10 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from optimizer.engines.graph_facts import LayerWork, layer_work
 from optimizer.engines.openvino_layers import TimedGraph, time_layers
 from optimizer.errors import BuildError
-from optimizer.precision.topology import WEIGHTED, Topology
+from optimizer.graphs.facts import LayerWork, layer_work
+from optimizer.graphs.topology import WEIGHTED, Topology
 from optimizer.results import Ceilings
 from optimizer.targets.rules import TargetRules
 

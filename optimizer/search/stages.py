@@ -15,14 +15,14 @@ from typing import Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.data import ImageDataset, Preprocessing, check_fits, open_dataset, shared_images
-from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.onnxruntime import tapped
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
+from optimizer.graphs.facts import GraphFacts, graph_facts
+from optimizer.graphs.importing import load_graph
 from optimizer.precision import calibrate, quantize
 from optimizer.precision.int8 import EncodingOptions, Statistics
 from optimizer.precision.int8.encode import REVISION
-from optimizer.precision.loading import load_graph
 from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
 from optimizer.results import (

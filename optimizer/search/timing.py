@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from optimizer.artifacts import Cache
 from optimizer.engines import get_backend
-from optimizer.engines.graph_facts import GraphFacts
+from optimizer.graphs.facts import GraphFacts
+from optimizer.graphs.importing import load_graph
 from optimizer.precision.int8 import Encodings, lower
-from optimizer.precision.loading import load_graph
 from optimizer.profiling.ceilings import ceilings
 from optimizer.progress import Progress
 from optimizer.search.cost import GPU, Costs, Machine, measured_costs, modelled_costs, timed

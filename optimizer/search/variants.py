@@ -9,11 +9,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError, UsageError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import EncodingOptions, Encodings, Statistics, compute_encodings
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.kept import keeping
 from optimizer.precision.int8.simulation import Simulation
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["AT_ONCE", "Kept", "Variants"]
@@ -50,11 +50,6 @@ class Variants:
         options: EncodingOptions,
     ) -> None:
         self.topology = analyse(model)
-        if options.learn:
-            raise UsageError(
-                "a search corrects the biases of every variant, which undoes what was learned",
-                mend="leave out --learn, or --precision int8 --learn --keep with the layers found",
-            )
         if options.bias != "network":
             raise UsageError(
                 f"a search corrects biases on the network, not by {options.bias!r}",

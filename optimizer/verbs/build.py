@@ -16,7 +16,7 @@ from optimizer.verbs.quantize import conversion_inputs, convert, judge_search, s
 
 if TYPE_CHECKING:
     from optimizer.engines import BuildSettings
-    from optimizer.engines.graph_facts import GraphFacts
+    from optimizer.graphs.facts import GraphFacts
 
 __all__ = ["build"]
 
@@ -53,7 +53,7 @@ def build(
         BuildError: The library failed, crashed, or went beyond a limit.
     """
     from optimizer.engines.building import Limits, build_engine, check_buildable
-    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.graphs.facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.registry import get_backend
     from optimizer.precision import check_options, prepared

@@ -111,7 +111,7 @@ def _inspected(path: Path, min_share: float) -> Inspection:
 
 
 def _bare_graph(path: Path) -> Inspection:
-    from optimizer.engines.graph_facts import graph_facts, layer_flops
+    from optimizer.graphs.facts import graph_facts, layer_flops
 
     facts = graph_facts(path)
     return Inspection(

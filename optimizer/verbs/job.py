@@ -431,7 +431,7 @@ def _check_apart(
 
 def _of_searched(options: BuildOptions, graph: Artifact) -> BuildOptions:
     """The options of the engine of a graph that a search made: they have been applied to it."""
-    from optimizer.engines.graph_facts import graph_facts
+    from optimizer.graphs.facts import graph_facts
 
     # A search may keep nothing, and the graph is an INT8 one then.
     precision = graph_facts(graph.path).precision

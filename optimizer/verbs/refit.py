@@ -12,8 +12,8 @@ from optimizer.options import ExportOptions, QuantizeOptions, RefitOptions, take
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from optimizer.engines.graph_facts import GraphFacts
     from optimizer.engines.tensorrt import TensorRt
+    from optimizer.graphs.facts import GraphFacts
 
 __all__ = ["refit"]
 
@@ -49,7 +49,6 @@ def refit(
         MissingLibrary, MissingDevice: Nothing here can do it.
     """
     from optimizer.engines.building import keep_graph
-    from optimizer.engines.graph_facts import graph_facts
     from optimizer.engines.opening import graph_of
     from optimizer.engines.tensorrt.refit import (
         check_refittable,
@@ -57,6 +56,7 @@ def refit(
         stays_refittable,
     )
     from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
+    from optimizer.graphs.facts import graph_facts
 
     engine, model, output = Path(engine), str(model), Path(output)
     progress = progress or Silent()

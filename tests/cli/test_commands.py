@@ -157,7 +157,7 @@ def test_passes_can_be_switched_off(
     assert not any(layer.output_factor for layer in encodings["off"].layers.values())
 
 
-@pytest.mark.parametrize("flag", ["--learn", "--no-equalize", "--keep layer1.0.conv1"])
+@pytest.mark.parametrize("flag", ["--no-shift", "--no-equalize", "--keep layer1.0.conv1"])
 @pytest.mark.parametrize(
     ("flags", "mend"),
     [
@@ -188,35 +188,6 @@ def test_options_of_int8_where_nothing_is_encoded(
         said = resnet_opt(verb[0], plain, *verb[1:], *flag.split(), "-o", output)
         assert said.code == 2
         assert "float graph" in said.err
-
-
-def test_a_search_learns_nothing(resnet_opt: Command, small_graph: Path, tmp_path: Path) -> None:
-    asked = ["--precision", "mixed", "--calib", "digits:train", "--data", "digits:test"]
-    output = tmp_path / "learned.onnx"
-    said = resnet_opt("quantize", small_graph, *asked, "--learn", "-o", output)
-    assert said.code == 2
-    assert "--precision int8" in said.err
-    assert "calibrate" not in said.err  # refused before anything was computed
-    assert not output.exists()
-
-
-def test_learning_says_what_came_of_it(
-    resnet_opt: Command,
-    small_graph: Path,
-    small_statistics: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from optimizer.precision.int8 import Encodings, learning
-
-    monkeypatch.setattr(learning, "STEPS", 2)
-    said = resnet_opt(
-        "quantize", small_graph, "--stats", small_statistics, "--learn", "-o", tmp_path / "q.onnx"
-    )
-    assert said.code == 0, said.err
-    notes = Encodings.load(tmp_path / "q.encodings.json").notes
-    assert notes[-1].startswith("learning: ")
-    assert "images that were not learned from" in notes[-1]
 
 
 def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(

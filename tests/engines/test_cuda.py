@@ -37,7 +37,7 @@ without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 @pytest.fixture
 def cuda_python() -> Any:
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    return bindings._CudaPython()
+    return bindings.CudaPython()
 
 
 # --- what is here --------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_neither_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda.bindings", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingLibrary, match="neither cuda-python nor pycuda") as caught:
-        bindings.open_api()
+        cuda.open_api()
     assert caught.value.mend == 'pip install "resnet-opt[cuda]"'
 
 

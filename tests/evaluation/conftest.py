@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from optimizer.engines.onnxruntime import tapped
 from optimizer.exporting import export_onnx
 from optimizer.models import Model, build_module, load_model, save_checkpoint, weights_digest
 from optimizer.precision import calibrate, quantize
+from optimizer.results import BlockNoise
 
 PREPROCESSING = Preprocessing(resize=16, crop=16, mean=(0.25, 0.2, 0.15), std=(0.35, 0.3, 0.25))
 
@@ -53,6 +55,13 @@ class Workshop:
     def few(self) -> ImageDataset:
         """A hundred of the test images."""
         return self.data.select(np.arange(100, dtype=np.int64))
+
+
+def largest_fall(blocks: list[BlockNoise]) -> tuple[str, float] | None:
+    """The module after which the signal to noise falls most, and by how many decibels."""
+    known = [(b.module, b.sqnr_db) for b in blocks if b.sqnr_db is not None]
+    falls = [(module, before - after) for (_, before), (module, after) in itertools.pairwise(known)]
+    return max(falls, key=lambda fall: fall[1], default=None)
 
 
 def trained(data: ImageDataset, seed: int) -> Model:

@@ -20,11 +20,11 @@ from optimizer.data import open_dataset
 from optimizer.engines import BuildSettings
 from optimizer.engines.building import build_engine
 from optimizer.errors import AccuracyGateFailed, DataError
-from optimizer.evaluation import Chain, largest_fall, layerwise, raise_for_verdict, validate
+from optimizer.evaluation import Chain, layerwise, raise_for_verdict, validate
 from optimizer.exporting import export_onnx
 from optimizer.models import load_model
 from optimizer.results import Gates, ValidateResult
-from tests.evaluation.conftest import Workshop
+from tests.evaluation.conftest import Workshop, largest_fall
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -17,12 +17,12 @@ from onnx import numpy_helper
 
 from optimizer import verbs
 from optimizer.errors import AccuracyGateFailed, DataError
-from optimizer.evaluation import largest_fall, raise_for_verdict
+from optimizer.evaluation import raise_for_verdict
 from optimizer.exporting import export_onnx
 from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import quantize
 from optimizer.results import ValidateResult
-from tests.evaluation.conftest import Workshop
+from tests.evaluation.conftest import Workshop, largest_fall
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.evaluation.layerwise import _ChannelSums, block_outputs, largest_fall
+from optimizer.evaluation.layerwise import _ChannelSums, block_outputs
 from optimizer.results import BlockNoise
+from tests.evaluation.conftest import largest_fall
 
 
 def test_blocks_end_in_their_last_relu() -> None:

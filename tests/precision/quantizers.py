@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.precision.topology import WEIGHTED
+from optimizer.graphs.topology import WEIGHTED
 from tests.precision.networks import images
 
 

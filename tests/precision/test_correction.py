@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import (
     EncodingOptions,
     Encodings,
@@ -25,7 +26,6 @@ from optimizer.precision.int8.simulation import (
     exact_parameters,
     stored_parameters,
 )
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TARGETS, TargetRules
 from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import noise_db, run, statistics

@@ -14,10 +14,10 @@ import pytest
 from optimizer import verbs
 from optimizer.artifacts import load_artifact
 from optimizer.data import Preprocessing, open_dataset
-from optimizer.engines.graph_facts import graph_facts
 from optimizer.engines.onnxruntime import as_written, tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
 from optimizer.exporting import export_onnx
+from optimizer.graphs.facts import graph_facts
 from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import calibrate, is_quantized, quantize
 from optimizer.precision.int8 import Encodings

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import optimizer
 from optimizer.errors import DataError, GraphError, ResnetOptError, UsageError
+from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.fp8 import LARGEST, quantized_layers, scales_for, to_fp8
-from optimizer.precision.topology import WEIGHTED, analyse
 from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import noise_db, run, statistics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from optimizer.errors import ArtifactError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import (
     Collector,
     EncodingOptions,
@@ -24,7 +27,6 @@ from optimizer.precision.int8 import (
     compute_encodings,
     lower,
 )
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TARGETS, TargetRules, rules_for
 from tests.precision.networks import images, network
 
@@ -356,6 +358,27 @@ def test_an_edited_encoding_is_what_is_lowered(tmp_path: Path) -> None:
     scale = model.graph.initializers["layer1.0.relu.scale"].const_value
     assert scale is not None
     assert float(scale.numpy()) == 0.125
+
+
+def test_encodings_of_an_earlier_version_are_read_unless_integers_were_learned(
+    tmp_path: Path,
+) -> None:
+    _, encodings = lowered(lambda: network(2), TENSORRT, PLAIN)
+    path = tmp_path / "e.json"
+    encodings.save(path)
+    earlier = json.loads(path.read_text())
+    for layer in earlier["layers"].values():
+        layer["rounding"] = None
+    path.write_text(json.dumps(earlier))
+    assert Encodings.load(path) == encodings
+    earlier["layers"]["fc"]["rounding"] = "eJxjAAIAAAUAAQ=="
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(ArtifactError, match=r"e\.json: .*learned.*--stats"):
+        Encodings.load(path)
+    earlier["layers"]["fc"] = {"weight_scale": [1.0]}
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(ArtifactError, match=r"e\.json does not fit .* layers\.fc\.bias"):
+        Encodings.load(path)
 
 
 # --- counts on real networks --------------------------------------------------------------------------

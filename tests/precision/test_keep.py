@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import EncodingOptions, Encodings, compute_encodings, lower
 from optimizer.precision.int8.simulation import Simulation, batches, stored_parameters
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TARGETS
 from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import noise_db, run, statistics

@@ -9,20 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 
-from optimizer.engines.graph_facts import graph_facts
 from optimizer.errors import DataError, GraphError, UsageError
+from optimizer.graphs.facts import graph_facts
+from optimizer.graphs.topology import Topology, analyse
 from optimizer.precision.int8 import EncodingOptions, lower
 from optimizer.precision.int8.correction import sqnr
 from optimizer.precision.int8.encodings import stored_scale
 from optimizer.precision.int8.equalization import equalization_factors
 from optimizer.precision.int8.reading import read_quantized
 from optimizer.precision.int8.simulation import Simulation
-from optimizer.precision.loading import load_graph, tidy
-from optimizer.precision.topology import Topology, analyse
 from optimizer.recipe import parse_recipe
 from optimizer.search.cost import _falls_back
 from optimizer.targets.rules import TARGETS, rules_for
@@ -147,63 +145,6 @@ def test_a_second_output_is_refused() -> None:
     model.graph.outputs.append(pooled)
     with pytest.raises(GraphError, match=r"2 outputs \(logits, maxpool\), a classifier one"):
         analyse(model)
-
-
-def test_constants_of_other_exporters(tmp_path: Path) -> None:
-    """Initializers among the inputs, constants as nodes, one bias for two layers, a bias of 1 x N."""
-    model = network(2)
-    graph = model.graph
-    for value in list(graph.initializers.values()):
-        graph.inputs.append(value)
-    shared = graph.initializers["layer1.1.conv1.bias"]
-    other = next(n for n in graph if n.name == "layer1.1.conv2")
-    other.replace_input_with(2, shared)
-    bias = graph.initializers["fc.bias"]
-    assert bias.const_value is not None
-    bias.const_value = ir.tensor(bias.const_value.numpy().reshape(1, -1), name="fc.bias")
-    bias.shape = ir.Shape([1, 5])
-    path = tmp_path / "other.onnx"
-    ir.save(model, path)
-    batch = images(8, 3)
-    (wanted,) = ort.InferenceSession(path).run(None, {"images": batch})
-    tidied = load_graph(path)
-    assert [v.name for v in tidied.graph.inputs] == ["images"]
-    np.testing.assert_allclose(run(tidied, batch)[0], wanted, rtol=1e-5)
-    for target in TARGET_NAMES:
-        made, _ = lowered(lambda: load_graph(path), TARGETS[target])
-        onnx.checker.check_model(ir.to_proto(made), full_check=True)
-        assert noise_db(wanted, run(made, batch)[0]) > 20
-
-
-def test_an_old_operator_set_is_raised_or_refused_by_name(tmp_path: Path) -> None:
-    """Operator set 11 was the exporters' default for years and has no scale per channel."""
-    proto = ir.to_proto(network(0))
-    proto.ir_version = 6
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", 11))
-    onnx.save(proto, tmp_path / "old.onnx")
-    model = load_graph(tmp_path / "old.onnx")
-    assert (model.graph.opset_imports[""], model.ir_version) == (13, 8)
-    made, _ = lowered(lambda: load_graph(tmp_path / "old.onnx"), TARGETS["openvino"])
-    onnx.checker.check_model(ir.to_proto(made), full_check=True)
-    assert noise_db(run(network(0), images(8))[0], run(made, images(8))[0]) > 14
-    proto.opset_import[0].domain = "ai.onnx"  # another name of the same domain
-    proto.opset_import.append(onnx.helper.make_opsetid("", 11))
-    onnx.save(proto, tmp_path / "named.onnx")
-    assert load_graph(tmp_path / "named.onnx").graph.opset_imports == {"": 13}
-    proto.graph.node[1].op_type = "Unheard"
-    onnx.save(proto, tmp_path / "odd.onnx")
-    with pytest.raises(
-        GraphError, match=r"odd\.onnx has operator set 11.*needs 13.*export it again"
-    ):
-        load_graph(tmp_path / "odd.onnx")
-
-
-def test_a_tidy_graph_stays_as_it_is() -> None:
-    model = network(2)
-    before = ir.to_proto(model).SerializeToString(deterministic=True)
-    tidy(model)
-    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_zero_points_as_constant_nodes_are_seen(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import DataError, GraphError
+from optimizer.graphs.topology import analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8 import (
     EncodingOptions,
@@ -32,7 +33,6 @@ from optimizer.precision.int8 import (
     read_quantized,
 )
 from optimizer.precision.int8.rounding import PAIR_LIMIT, WeightGrid, pair_sums
-from optimizer.precision.topology import analyse
 from optimizer.targets.rules import TARGETS, TargetRules
 from tests.precision.networks import images, network
 from tests.precision.quantizers import by_onnxruntime, by_pairs

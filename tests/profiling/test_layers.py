@@ -10,8 +10,8 @@ import pytest
 
 import optimizer
 from optimizer.artifacts import Cache
-from optimizer.engines.graph_facts import layer_flops, layer_work
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
+from optimizer.graphs.facts import layer_flops, layer_work
 from optimizer.profiling.layers import profile
 from optimizer.results import (
     EngineProfile,

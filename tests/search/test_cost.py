@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from optimizer.engines.graph_facts import layer_work
+from optimizer.graphs.facts import layer_work
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import lower
-from optimizer.precision.topology import analyse
 from optimizer.results import Ceiling, Ceilings
 from optimizer.search.cost import GPU, Machine, measured_costs, modelled_costs
 from optimizer.search.variants import Variants

@@ -13,8 +13,8 @@ import pytest
 
 from optimizer import verbs
 from optimizer.data import ImageDataset
-from optimizer.engines.graph_facts import graph_facts
 from optimizer.errors import DataError, UsageError
+from optimizer.graphs.facts import graph_facts
 from optimizer.precision.int8 import EncodingOptions, Encodings
 from optimizer.results import SearchResult, read_result
 from optimizer.search import divided, search_path, stages

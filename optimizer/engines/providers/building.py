@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.engines.graph_facts import annotate, graph_facts
+from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.providers.facts import CPU, CUDA
 from optimizer.engines.providers.partition import (
@@ -21,6 +21,7 @@ from optimizer.engines.providers.settings import DEFAULT_PROFILE, Choice, with_b
 from optimizer.engines.providers.status import check_usable, provider_status
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.errors import BuildError
+from optimizer.graphs.facts import graph_facts
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 

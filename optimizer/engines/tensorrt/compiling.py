@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import write_atomically
-from optimizer.engines.graph_facts import layer_flops
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.build_log import layers_in_log
@@ -25,6 +24,7 @@ from optimizer.engines.tensorrt.options import Options, Profile
 from optimizer.engines.tensorrt.parsing import create_network, parse_graph
 from optimizer.engines.tensorrt.timing_cache import cache_file, store_timing_cache, use_timing_cache
 from optimizer.errors import BuildError, UsageError
+from optimizer.graphs.facts import layer_flops
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 

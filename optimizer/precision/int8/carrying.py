@@ -31,6 +31,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError
+from optimizer.graphs.topology import PASS_ON, Topology, analyse
 from optimizer.precision.int8.encode import LEAST_IMAGES
 from optimizer.precision.int8.encodings import (
     Encodings,
@@ -43,7 +44,6 @@ from optimizer.precision.int8.reading import ReadModel, ReadTensor
 from optimizer.precision.int8.rounding import WeightGrid, scales_of, unsafe_channels
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import PASS_ON, Topology, analyse
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["encodings_from"]

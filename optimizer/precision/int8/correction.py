@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.graphs.topology import WEIGHTED, Topology
 from optimizer.precision.int8.encodings import Encodings
 from optimizer.precision.int8.simulation import (
     Parameters,
@@ -31,7 +32,6 @@ from optimizer.precision.int8.simulation import (
     representing,
     stored_layer,
 )
-from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.processes import give_back_memory
 
 if TYPE_CHECKING:

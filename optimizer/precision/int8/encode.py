@@ -26,6 +26,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, UsageError
+from optimizer.graphs.topology import PASS_ON, Topology
 from optimizer.precision.half import LARGEST
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.encodings import (
@@ -41,9 +42,7 @@ from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import PASS_ON, Topology
 from optimizer.processes import give_back_memory
-from optimizer.progress import Progress
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["LEAST_IMAGES", "REVISION", "EncodingOptions", "compute_encodings"]
@@ -70,24 +69,19 @@ class EncodingOptions:
 
     Attributes:
         method: Range method of the tensors; weights use least squared error unless ``minmax``.
-        percentile: For ``method="percentile"``.
         equalize: Equalize channels inside blocks and along the residual stream.
         alpha: Balance of equalization between activations (1) and weights (0).
         bias: Correct biases on the quantized ``network``, for the mean error that the
             ``statistics`` predict for each layer alone, or not at all (``none``).
         shift: Quantize tensors after a ReLU around their middle, where the target allows it.
-        learn: Train ranges, biases and the rounding of weights on the whole network afterwards; see
-            `optimizer.precision.int8.learning`. Minutes instead of seconds.
         keep: Weighted layers that stay in high precision, by node name (``layer1.0.conv2``).
     """
 
     method: str = "auto"
-    percentile: float = 99.99
     equalize: bool = True
     alpha: float = ALPHA
     bias: BiasCorrection = "network"
     shift: bool = True
-    learn: bool = False
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,8 +95,6 @@ class EncodingOptions:
                 f"unknown bias correction {self.bias!r}",
                 mend=f"one of {', '.join(get_args(BiasCorrection))}",
             )
-        if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"percentile {self.percentile}", mend="above 50, up to 100")
 
 
 def compute_encodings(
@@ -111,7 +103,6 @@ def compute_encodings(
     rules: TargetRules,
     graph_sha256: str,
     options: EncodingOptions | None = None,
-    progress: Progress | None = None,
 ) -> Encodings:
     """Compute encodings of an FP32 graph for one target.
 
@@ -121,7 +112,6 @@ def compute_encodings(
         rules: The target's rules.
         graph_sha256: Digest of the graph's file, kept so that the encodings find their graph.
         options: Which passes to run; ``None`` for the default ones.
-        progress: Told of learning, which takes minutes.
 
     Returns:
         The encodings; their ``notes`` say which passes could not run as asked, and why.
@@ -147,9 +137,7 @@ def compute_encodings(
             mend="calibrate this graph again",
         )
     give_back_memory()  # of the calibration before
-    encoder = _Encoder(topology, statistics, rules, graph_sha256, options)
-    encodings = encoder.encodings()
-    return encoder.learned(encodings, progress) if options.learn else encodings
+    return _Encoder(topology, statistics, rules, graph_sha256, options).encodings()
 
 
 class _Encoder:
@@ -221,28 +209,6 @@ class _Encoder:
         )
         return self._finished(_between(wide, narrow, _STEPS[best]))
 
-    def learned(self, encodings: Encodings, progress: Progress | None) -> Encodings:
-        """Learn, if there is what it takes; the notes say what came of it."""
-        from optimizer.precision.int8.learning import LEAST_LEARNED_FROM, learn
-
-        sample = self.statistics.sample
-        if self.simulation is None:
-            self.notes.append("nothing was learned, for the same reason")
-        elif len(sample) < LEAST_LEARNED_FROM:
-            self.notes.append(
-                f"nothing was learned: {len(sample)} images are learned by heart, "
-                f"{LEAST_LEARNED_FROM} and more are not"
-            )
-        else:
-            found = learn(self.simulation, encodings, sample, progress=progress)
-            self.notes.append(
-                f"learning: {found.before:.1f} dB before, {found.after:.1f} dB after, on "
-                f"{found.held_out} images that were not learned from"
-                + ("" if found.kept else "; nothing of it was kept")
-            )
-            encodings = found.encodings
-        return encodings.model_copy(update={"notes": self.notes})
-
     def _few_images(self) -> NDArray[Any]:
         """Enough of the sample to compare ranges, for every step computes the network on it."""
         sample = self.statistics.at_once
@@ -262,7 +228,7 @@ class _Encoder:
 
     def _simulation(self) -> Simulation | None:
         needed = self.options.bias == "network" or self.options.method == "auto"
-        if not needed and not self.options.learn:
+        if not needed:
             return None
         if not len(self.statistics.sample):
             reason = "the statistics carry no sample of images"
@@ -280,7 +246,7 @@ class _Encoder:
     def _ranges(self, method: str) -> dict[str, float]:
         """The largest absolute value that each tensor represents."""
         return {
-            name: range_of(dist, self._levels(name), method, percentile=self.options.percentile)
+            name: range_of(dist, self._levels(name), method)
             for name, dist in self.distributions.items()
         }
 

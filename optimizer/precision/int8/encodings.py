@@ -3,28 +3,26 @@
 The file (JSON, schema version 1) holds, by tensor, ``scale``, ``zero_point``, ``dtype`` and
 ``shifted``; by layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
 which equalization divides its outputs and multiplies its inputs. Integers of the weights follow
-from these, and from ``rounding`` where it was learned. ``keep`` names the layers that stay in high
-precision; they and their tensors have encodings all the same, so that a layer can be added to the
-list or taken from it. The file can be edited by hand and given back with ``--encodings``.
+from these. ``keep`` names the layers that stay in high precision; they and their tensors have
+encodings all the same, so that a layer can be added to the list or taken from it. The file can be
+edited by hand and given back with ``--encodings``.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optimizer.errors import ArtifactError, GraphError
 from optimizer.precision.int8.rounding import WeightGrid, nearest
 from optimizer.targets.rules import PairLayout, TargetRules
 
-__all__ = ["LARGEST_BIAS", "Encodings", "LayerEncoding", "TensorEncoding", "packed", "stored_scale"]
+__all__ = ["LARGEST_BIAS", "Encodings", "LayerEncoding", "TensorEncoding", "stored_scale"]
 
 SCHEMA_VERSION = 1
 LARGEST_BIAS = 2.0**30
@@ -93,9 +91,20 @@ class LayerEncoding(_Model):
     """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
     output_factor: list[float] | None = None
     """Each output channel, bias included, is divided by it; ``bias`` has that done already."""
-    rounding: str | None = None
-    """What was learned: the integers less the nearest ones, as `packed` writes them. ``null`` takes
-    the nearest; it belongs to the scales beside it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_learned_integers(cls, raw: Any) -> Any:
+        """Earlier versions wrote a ``rounding`` for every layer, ``null`` unless it was learned."""
+        if not isinstance(raw, dict) or "rounding" not in raw:
+            return raw
+        if raw["rounding"] is not None:
+            raise ArtifactError(
+                "the weights have integers that an earlier version learned (rounding); this version "
+                "does not read them",
+                mend="compute the encodings again from the statistics: --stats FILE",
+            )
+        return {name: value for name, value in raw.items() if name != "rounding"}
 
     def equalized(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """The FP32 weight after equalization: O x I x …."""
@@ -126,8 +135,6 @@ class LayerEncoding(_Model):
     def integers(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """Rounded weights, int8, in the shape of ``weight``."""
         integers = nearest(self.equalized(weight) / self._scales(weight.ndim), self.grid)
-        if self.rounding is not None:
-            integers = integers + unpacked(self.rounding, weight.shape)
         return np.asarray(np.clip(integers, -128, 127), np.int8)
 
     def represented(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -136,27 +143,6 @@ class LayerEncoding(_Model):
 
     def _scales(self, rank: int) -> NDArray[np.float32]:
         return np.asarray(self.weight_scale, np.float32).reshape(-1, *([1] * (rank - 1)))
-
-
-def packed(differences: NDArray[np.int8]) -> str:
-    """Small integers as text: their bytes, row by row, compressed by zlib, in base64."""
-    return base64.b64encode(zlib.compress(differences.tobytes(), 9)).decode("ascii")
-
-
-def unpacked(text: str, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """What `packed` wrote.
-
-    Raises:
-        ArtifactError: It was damaged, or belongs to a layer of another size.
-    """
-    try:
-        found = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.int8)
-        return found.reshape(shape)
-    except (ValueError, zlib.error) as error:
-        raise ArtifactError(
-            f"a learned rounding of {shape} weights cannot be read: {error}",
-            mend='say "rounding": null there for the nearest integers',
-        ) from error
 
 
 class Encodings(_Model):
@@ -210,6 +196,8 @@ class Encodings(_Model):
             raise ArtifactError(
                 f"{path.name} does not fit its schema at {where}: {first['msg']}"
             ) from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{path.name}: {error.message}", mend=error.mend) from error
         if encodings.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path.name} has schema version {encodings.schema_version}, this is version {SCHEMA_VERSION}"

@@ -19,8 +19,8 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.graphs.topology import ChannelGroup, Topology
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.topology import ChannelGroup, Topology
 
 __all__ = ["ALPHA", "equalization_factors"]
 

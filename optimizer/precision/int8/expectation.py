@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from optimizer.graphs.topology import Topology
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
 from optimizer.precision.int8.rounding import nearest
 from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
-from optimizer.precision.topology import Topology
 
 __all__ = ["correct_by_statistics"]
 

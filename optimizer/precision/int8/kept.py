@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from optimizer.graphs.topology import Topology
 from optimizer.precision.int8.encodings import Encodings, TensorEncoding, stored_scale
 from optimizer.precision.int8.shift import shiftable
-from optimizer.precision.topology import Topology
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["keeping"]

@@ -17,10 +17,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError, GraphError
+from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
-from optimizer.precision.topology import Edge, Topology, analyse
 from optimizer.precision.writing import add_constant, write_bias, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 

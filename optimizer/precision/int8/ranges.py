@@ -1,4 +1,4 @@
-"""From a histogram to a scale: min-max, percentile, entropy and mean squared error.
+"""From a histogram to a scale: min-max, entropy and mean squared error.
 
 A *distribution* is the histogram of a whole tensor with fine bins, made from its channels; the
 methods choose the largest absolute value that is still represented (the *range*).
@@ -16,7 +16,7 @@ from optimizer.precision.int8.statistics import BINS, TensorStatistics
 
 __all__ = ["METHODS", "Distribution", "distribution", "range_of"]
 
-METHODS = ("mse", "minmax", "percentile", "entropy")
+METHODS = ("mse", "minmax", "entropy")
 FINE_BINS = 8192
 
 
@@ -97,14 +97,13 @@ def _spread(
     return np.maximum(np.diff(cumulative), 0.0)
 
 
-def range_of(dist: Distribution, levels: int, method: str, *, percentile: float = 99.99) -> float:
+def range_of(dist: Distribution, levels: int, method: str) -> float:
     """The largest absolute value to represent.
 
     Args:
         dist: The distribution.
         levels: Positive integers there are: 255 for u8 or shifted s8, 127 for s8.
         method: One of `METHODS`.
-        percentile: For ``percentile``: the share of values that are not clipped, in percent.
 
     Returns:
         The range; the scale is range / levels. 1.0 for a tensor that is all zeros.
@@ -116,9 +115,6 @@ def range_of(dist: Distribution, levels: int, method: str, *, percentile: float 
         return 1.0
     if method == "minmax":
         return dist.largest
-    if method == "percentile":
-        share = np.cumsum(dist.counts) / dist.counts.sum()
-        return float((np.searchsorted(share, percentile / 100.0) + 1) * dist.largest / FINE_BINS)
     if method == "mse":
         return _least_squared_error(dist, levels)
     if method == "entropy":

@@ -28,6 +28,7 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
 from optimizer.precision.int8.lowering import ABSORBED, SHIFTED
 from optimizer.precision.int8.undoing import (
@@ -38,7 +39,6 @@ from optimizer.precision.int8.undoing import (
     unshift,
     widen,
 )
-from optimizer.precision.topology import WEIGHTED, analyse
 
 __all__ = ["QUANTIZED", "ReadModel", "ReadTensor", "ReadWeight", "read_quantized"]
 

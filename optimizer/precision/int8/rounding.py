@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from optimizer.targets.rules import PairLayout, TargetRules
 
 __all__ = [
-    "PAIR_LIMIT", "WeightGrid", "heavy_pairs", "nearest", "pair_sums", "scales_of", "unsafe_channels",
+    "PAIR_LIMIT", "WeightGrid", "nearest", "pair_sums", "scales_of", "unsafe_channels",
 ]  # fmt: skip
 
 PAIR_LIMIT = 128
@@ -195,7 +195,7 @@ def _least_squared(
     grid: WeightGrid,
 ) -> NDArray[np.float32]:
     """From coarse to fine: the error has one wide valley, with ripples that do not matter."""
-    heavy = heavy_pairs(weight, float(shares.min()) * full, grid)
+    heavy = _heavy_pairs(weight, float(shares.min()) * full, grid)
     best, least = full.copy(), np.full(len(full), np.inf)
 
     def attempt(scale: NDArray[np.float32]) -> None:
@@ -216,7 +216,7 @@ def _least_squared(
     return best
 
 
-def heavy_pairs(
+def _heavy_pairs(
     weight: NDArray[np.float32], least: NDArray[np.float32], grid: WeightGrid
 ) -> NDArray[np.intp]:
     """Places in the flat weight of the neighbours that may exceed the limit, at any larger scale.

@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from optimizer.precision.topology import WEIGHTED, Edge, Topology
+from optimizer.graphs.topology import WEIGHTED, Edge, Topology
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["Entry", "entry_of", "partner_of", "shiftable"]

@@ -1,6 +1,6 @@
 """A residual network in PyTorch, exact or with its quantization simulated.
 
-Passes that need more than histograms (`ranges` chosen by their effect, `correction`, `learning`)
+Passes that need more than histograms (`ranges` chosen by their effect, `correction`)
 compute a sample of the calibration images here, node by node. Numbers are float32; a quantized
 tensor holds the values that its integers stand for, so a simulated network agrees with the lowered
 graph executed as written up to the order of sums.
@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from optimizer.graphs.topology import WEIGHTED, Topology
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
-from optimizer.precision.topology import WEIGHTED, Topology
 from optimizer.targets.rules import TargetRules
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.topology import Topology
 from optimizer.precision.int8.lowering import ABSORBED, SHIFTED
 from optimizer.precision.int8.shift import entry_of, partner_of
-from optimizer.precision.topology import Topology
 
 __all__ = ["bypass", "insert_relu", "restore_relus", "shifted_tensors", "unshift", "widen"]
 

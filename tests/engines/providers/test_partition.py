@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from optimizer.engines.graph_facts import annotate
+from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.providers import Choice, read_choice
 from optimizer.engines.providers.building import opened_layers
 from optimizer.engines.providers.partition import (

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import GraphError
-from optimizer.results import LayerInfo
 
 __all__ = [
-    "Annotator",
     "GraphFacts",
     "LayerWork",
-    "annotate",
     "graph_facts",
     "layer_flops",
     "layer_work",
@@ -240,36 +237,3 @@ def _values(shape: tuple[int | None, ...]) -> int:
 def layer_flops(path: Path) -> dict[str, int]:
     """Operations of one image by layer name; see `layer_work`."""
     return {name: work.flops for name, work in layer_work(path).items()}
-
-
-class Annotator:
-    """Fills in ``flops`` of engine layers, and keeps only those names that are PyTorch modules.
-
-    Args:
-        graph: The graph that the engines were built from; it is read once.
-    """
-
-    def __init__(self, graph: Path) -> None:
-        self._flops = layer_flops(graph)
-        # OpenVINO names a layer by its output: "logits" and not "fc" at the end of the graph.
-        self._known = {o: node.name for node in load_proto(graph).graph.node for o in node.output}
-        self._known |= {name: name for name in self._known.values()}
-
-    def __call__(self, layers: list[LayerInfo]) -> list[LayerInfo]:
-        """New layers; one made of several modules gets the sum of their operations.
-
-        Args:
-            layers: As an engine tells them; ``torch_names`` may hold names it made up.
-        """
-        filled = []
-        for layer in layers:
-            told = (self._known[name] for name in layer.torch_names if name in self._known)
-            names = list(dict.fromkeys(told))
-            total = sum(self._flops.get(name, 0) for name in names)
-            filled.append(layer.model_copy(update={"torch_names": names, "flops": total or None}))
-        return filled
-
-
-def annotate(layers: list[LayerInfo], graph: Path) -> list[LayerInfo]:
-    """`Annotator` for the layers of one engine."""
-    return Annotator(graph)(layers)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from optimizer.errors import GraphError
-from optimizer.precision.topology import WEIGHTED
+from optimizer.graphs.topology import WEIGHTED
 
 __all__ = ["load_graph", "tidy"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verdict_experiments import Recording, record, repeat
 
-from optimizer.profiling.experiments import Recording, record, repeat
 from optimizer.profiling.harness import Cell, Limits, measure
 from optimizer.progress import Silent
 from tests.profiling.conftest import MakeEngine

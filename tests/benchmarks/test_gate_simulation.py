@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from optimizer.evaluation.simulation import Cell, enumerate_cell, grid, simulate_cell
+from gate_simulation import Cell, enumerate_cell, grid, simulate_cell
 
 MARGIN = 0.01
 CELLS = list(grid((500, 2000, 10_000), (0.002, 0.01, 0.03), (0.0, 0.005, 0.01, 0.02)))

@@ -9,9 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from optimizer.engines.graph_facts import annotate, graph_facts, layer_flops
 from optimizer.errors import GraphError
-from optimizer.results import LayerInfo
+from optimizer.graphs.facts import graph_facts, layer_flops
 
 
 def test_facts_of_a_classifier(small_graph: Path) -> None:
@@ -40,18 +39,6 @@ def test_flops_of_resnet18_at_32_px(small_graph: Path) -> None:
     assert flops["conv1"] == 2 * 64 * 3 * 7 * 7 * 16 * 16
     assert flops["fc"] == 2 * 512 * 10
     assert len(flops) == 21
-
-
-def test_annotate_keeps_modules_only(small_graph: Path) -> None:
-    layer = LayerInfo(
-        name="x",
-        torch_names=["layer1.0.conv1", "Multiply_77"],
-        type="Convolution",
-        precision="int8",
-    )
-    (annotated,) = annotate([layer], small_graph)
-    assert annotated.torch_names == ["layer1.0.conv1"]
-    assert annotated.flops == layer_flops(small_graph)["layer1.0.conv1"]
 
 
 def _write(tmp_path: Path, content: bytes) -> Path:

@@ -1,0 +1,1 @@
+"""ONNX graphs: read, described, edited, written and run; precision and engines build on this."""
