@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from optimizer import verbs
+import optimizer
 from optimizer.artifacts import library_versions, write_text_atomically
 from optimizer.data import Preprocessing, open_dataset
 from optimizer.data.imagenet import IMAGENET_SYNSETS
@@ -81,8 +81,8 @@ def make_images(folder: Path, count: int, seed: int = 0) -> float:
 def make_engine(folder: Path, images: Path) -> tuple[Path, Path]:
     """A ResNet-50 in FP32 ONNX and as an INT8 engine calibrated on 32 of the images."""
     model, engine = folder / "model.onnx", folder / "int8.blob"
-    verbs.export("resnet50:random", model)
-    verbs.build(
+    optimizer.export("resnet50:random", model)
+    optimizer.build(
         model, engine, precision="int8", engine="openvino", calib=str(images), calib_images=32
     )
     return model, engine

@@ -205,7 +205,7 @@ def measure(duration: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         made = engines(Path(name))
         result = optimizer.bench(
-            list(made.values()), batch=[1, 8], duration_s=duration, threads=threads
+            list(made.values()), batch=[1, 8], duration=f"{duration}s", threads=threads
         )
         pairs = [
             direct(label, made[label], label.split()[0], batch, threads, seed)

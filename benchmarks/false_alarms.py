@@ -212,7 +212,7 @@ def live(path: Path, plan: Plan, threads: int) -> list[dict[str, Any]]:
     for seed in range(plan.live):
         result = optimizer.bench(
             [path, twin],
-            duration_s=plan.live_s,
+            duration=f"{plan.live_s}s",
             min_effect=MIN_EFFECT,
             threads=threads,
             seed=seed,

@@ -21,7 +21,7 @@ import trtexec
 from materials import Material
 
 import optimizer
-from optimizer import verbs
+import optimizer
 from optimizer.artifacts import library_versions
 from optimizer.engines import BuildSettings, Session, get_backend
 from optimizer.engines.building import check_buildable
@@ -173,7 +173,7 @@ class Suite:
         outcome["build_s"] = made.manifest.details["build_s"]
         outcome["notes"] = made.manifest.details.get("notes", [])
         outcome["engine_bytes"] = made.path.stat().st_size
-        outcome["audit"] = verbs.audit_engine(made).model_dump(mode="json")
+        outcome["audit"] = optimizer.audit(made).model_dump(mode="json")
         if outcome["audit"]["verdict"] == "fail":
             raise AssertionError(outcome["audit"]["reason"])
         outcome["relative_error"] = relative_error(made.path, material)
@@ -200,7 +200,7 @@ class Suite:
     def bench(self, model: str, *, seconds: float = 10.0, threads: int | None = None) -> None:
         """Measure all engines of a model side by side."""
         paths = list(self.built(model).values())
-        result = optimizer.bench(paths, batch=BATCHES, duration_s=seconds, threads=threads)
+        result = optimizer.bench(paths, batch=BATCHES, duration=f"{seconds}s", threads=threads)
         raw = result.model_dump(mode="json")
         names = {path.name: case for case, path in self.built(model).items()}
         for engine in raw["engines"]:

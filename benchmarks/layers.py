@@ -44,7 +44,7 @@ def measure(duration_s: float) -> ProfileResult:
                 path = folder / f"{engine}-{precision}{suffix}"
                 optimizer.build(graph, path, precision=precision, engine=engine, stats=stats)
                 paths.append(path)
-        found = optimizer.profile(paths, duration_s=duration_s, remeasure=True)
+        found = optimizer.profile(paths, duration=f"{duration_s}s", remeasure=True)
     for profiled in found.engines:
         profiled.file = profiled.name  # where it lay is gone
     return found

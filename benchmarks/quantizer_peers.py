@@ -149,7 +149,8 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     from optimizer.artifacts import digest
     from optimizer.engines.onnxruntime import tapped
     from optimizer.graphs.topology import analyse
-    from optimizer.precision.int8 import Collector, EncodingOptions, compute_encodings, lower
+    from optimizer.options import EncodingOptions
+    from optimizer.precision.int8 import Collector, compute_encodings, lower
     from optimizer.targets.rules import rules_for
 
     target, pairs = options.pop("target"), options.pop("pairs", None)

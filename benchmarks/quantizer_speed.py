@@ -172,7 +172,7 @@ def measured(folder: Path, python: dict[str, str], duration_s: float) -> dict[st
     """Quantize, compile and measure."""
     facts = quantize(folder, python)
     results = {
-        engine: optimizer.bench(paths, batch=list(BATCHES), duration_s=duration_s)
+        engine: optimizer.bench(paths, batch=list(BATCHES), duration=f"{duration_s}s")
         for engine, paths in compile_graphs(folder, facts).items()
     }
     for result in results.values():

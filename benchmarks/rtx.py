@@ -24,12 +24,12 @@ from typing import Any
 import psutil
 from readme import ROOT, write_between_marks
 
-from optimizer import verbs
+import optimizer
 from optimizer.artifacts import library_versions, write_text_atomically
 from optimizer.environment import fingerprint
 from optimizer.errors import UnsupportedPrecision
 from optimizer.evaluation import audit
-from optimizer.precision.int8 import EncodingOptions
+from optimizer.options import EncodingOptions
 from optimizer.results import LayerInfo
 
 REPORTS = ROOT / "reports" / "tensorrt"
@@ -99,18 +99,18 @@ def run(folder: Path) -> dict[str, Any]:
 
 def make_graphs(folder: Path) -> dict[str, Path]:
     """The explicit graph of every precision."""
-    graphs = {"fp32": verbs.export("resnet50:random", folder / "fp32.onnx").path}
-    statistics = verbs.calibrate(
-        graphs["fp32"], folder / "fp32.stats.npz", calib="digits:train", calib_images=10, batch=5
+    graphs = {"fp32": optimizer.export("resnet50:random", folder / "fp32.onnx").path}
+    statistics = optimizer.calibrate(
+        graphs["fp32"], folder / "fp32.stats.npz", calib="digits:train", calib_images=10
     ).path
     for precision in ("fp16", "int8", "fp8"):
-        graphs[precision] = verbs.quantize(
+        graphs[precision] = optimizer.quantize(
             graphs["fp32"],
             folder / f"{precision}.onnx",
             precision=precision,
             target="tensorrt-rtx",
             stats=None if precision == "fp16" else statistics,
-            options=EncodingOptions(method="minmax", equalize=False, bias="none"),
+            options=EncodingOptions(method="minmax", equalize=False, bias_correction="none"),
         ).path
     return graphs
 
@@ -121,7 +121,7 @@ def one(folder: Path, graph: Path, precision: str, targets: tuple[str, ...]) -> 
     output = folder / f"{precision}-{'-'.join(targets)}.rtx"
     started = time.perf_counter()
     try:
-        made = verbs.build(
+        made = optimizer.build(
             graph,
             output,
             precision=precision,

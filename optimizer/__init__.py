@@ -1,13 +1,18 @@
 """resnet-opt: trained ResNets made fast, with evidence for every claim.
 
-``import optimizer`` imports nothing heavy; each verb imports what it needs when it is called::
+Every verb of the command line is a function here; options are keywords or the verb's model::
 
     import optimizer
 
-    checkpoint = optimizer.train("model.safetensors", arch="resnet50", data="digits:train")
-    graph = optimizer.export("model.safetensors", "model.onnx")
+    optimizer.train("model.safetensors", arch="resnet50", data="digits:train")
+    optimizer.export("model.safetensors", "model.onnx")
     engine = optimizer.build("model.onnx", "model.blob", precision="int8", calib="digits:train")
-    result = optimizer.validate([engine.path], reference="model.safetensors", data="digits:test")
+    print(engine.audit.verdict)
+    result = optimizer.validate(engine.path, reference="model.safetensors", data="digits:test")
+    print(result.verdict, result.finding)
+
+A verdict is a field of the result; nothing is raised for it. ``import optimizer`` imports nothing
+heavy: each verb imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -17,34 +22,99 @@ from typing import TYPE_CHECKING
 from optimizer._version import __version__
 
 if TYPE_CHECKING:
-    from optimizer.pipeline import run
-    from optimizer.verbs import (
-        bench,
-        build,
-        calibrate,
-        compare_decoders,
-        compare_halves,
-        export,
-        load,
-        profile,
-        quantize,
-        refit,
-        train,
-        validate,
+    from optimizer.evaluation.validation import raise_for_verdict
+    from optimizer.options import (
+        BenchOptions,
+        BuildOptions,
+        CalibrateOptions,
+        CompareOptions,
+        ExportOptions,
+        InspectOptions,
+        PredictOptions,
+        PreprocessOptions,
+        ProfileOptions,
+        QuantizeOptions,
+        RefitOptions,
+        ReportOptions,
+        TrainOptions,
+        ValidateOptions,
     )
+    from optimizer.recipe import Recipe, load_recipe
+    from optimizer.verbs.audit import audit
+    from optimizer.verbs.bench import bench
+    from optimizer.verbs.build import build
+    from optimizer.verbs.calibrate import calibrate
+    from optimizer.verbs.compare import compare
+    from optimizer.verbs.export import export
+    from optimizer.verbs.inspect import inspect
+    from optimizer.verbs.machine import clean, doctor, load
+    from optimizer.verbs.predict import predict
+    from optimizer.verbs.preprocess import preprocess
+    from optimizer.verbs.profile import profile
+    from optimizer.verbs.quantize import quantize
+    from optimizer.verbs.refit import refit
+    from optimizer.verbs.report import report
+    from optimizer.verbs.run import demo, run
+    from optimizer.verbs.train import train
+    from optimizer.verbs.validate import validate
+
+_HOMES = {
+    **{
+        verb: f"optimizer.verbs.{verb}"
+        for verb in (
+            "audit", "bench", "build", "calibrate", "compare", "export", "inspect", "predict",
+            "preprocess", "profile", "quantize", "refit", "report", "run", "train", "validate",
+        )
+    },
+    **dict.fromkeys(("clean", "doctor", "load"), "optimizer.verbs.machine"),
+    "demo": "optimizer.verbs.run",
+    "raise_for_verdict": "optimizer.evaluation.validation",
+    **dict.fromkeys(("Recipe", "load_recipe"), "optimizer.recipe"),
+    **{
+        f"{stage}Options": "optimizer.options"
+        for stage in (
+            "Bench", "Build", "Calibrate", "Compare", "Export", "Inspect", "Predict", "Preprocess",
+            "Profile", "Quantize", "Refit", "Report", "Train", "Validate",
+        )
+    },
+}  # fmt: skip
 
 __all__ = [
+    "BenchOptions",
+    "BuildOptions",
+    "CalibrateOptions",
+    "CompareOptions",
+    "ExportOptions",
+    "InspectOptions",
+    "PredictOptions",
+    "PreprocessOptions",
+    "ProfileOptions",
+    "QuantizeOptions",
+    "Recipe",
+    "RefitOptions",
+    "ReportOptions",
+    "TrainOptions",
+    "ValidateOptions",
     "__version__",
+    "audit",
     "bench",
     "build",
     "calibrate",
-    "compare_decoders",
-    "compare_halves",
+    "clean",
+    "compare",
+    "demo",
+    "doctor",
     "export",
+    "inspect",
     "load",
+    "load_recipe",
+    "predict",
+    "preprocess",
     "profile",
     "quantize",
+    "raise_for_verdict",
     "refit",
+    "report",
     "run",
     "train",
     "validate",
@@ -54,10 +124,12 @@ __all__ = [
 def __getattr__(name: str) -> object:
     import importlib
 
-    if name in __all__:
-        home = "optimizer.pipeline" if name == "run" else "optimizer.verbs"
-        # The room of the same name must not shadow the verb once it has been imported.
-        value: object = getattr(importlib.import_module(home), name)
+    if name in _HOMES:
+        value: object = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'optimizer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Optional
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import (
@@ -164,7 +164,7 @@ def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -
     for field_name, (key, section) in keys.items():
         source = section.model_fields[key.rpartition(".")[2]]
         fields[field_name] = (
-            Optional[value_type(source)],
+            value_type(source) | None,
             option(None, source.description or ""),
         )
     return create_model(name, __base__=Options, __doc__=doc, **fields)

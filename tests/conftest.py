@@ -28,7 +28,8 @@ def digits_checkpoint(request: pytest.FixtureRequest) -> Path:
     It stays in pytest's own cache between sessions, under a digest of the training code, so that
     a session that changed nothing of it does not train again. Use it in slow tests only.
     """
-    from optimizer.training import TrainSettings, open_training_data, train_checkpoint
+    from optimizer.options import TrainOptions
+    from optimizer.training import open_training_data, train_checkpoint
 
     code = b"".join(
         path.read_bytes() for path in sorted(Path(optimizer.training.__file__).parent.glob("*.py"))
@@ -38,7 +39,7 @@ def digits_checkpoint(request: pytest.FixtureRequest) -> Path:
     train, held_out = open_training_data("digits")
     path = folder / "resnet50.safetensors"
     with FileLock(folder / "lock"):  # parallel sessions train once
-        return train_checkpoint(TrainSettings(), train, path, held_out=held_out).path
+        return train_checkpoint(TrainOptions(), train, path, held_out=held_out).path
 
 
 @pytest.fixture(scope="session")

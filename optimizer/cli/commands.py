@@ -91,7 +91,7 @@ def demo(
     folder = output or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
     with _bars() as progress:
         result = job.demo(
-            folder, options, command=_command(), cache=_cache(no_cache), progress=progress
+            folder, options=options, command=_command(), cache=_cache(no_cache), progress=progress
         )
     _finish_run(result, folder, as_json)
 
@@ -122,7 +122,12 @@ def run(
     folder = output or job.default_folder(source)
     with _bars() as progress:
         result = job.run(
-            source, folder, options, command=_command(), cache=_cache(no_cache), progress=progress
+            source,
+            folder,
+            options=options,
+            command=_command(),
+            cache=_cache(no_cache),
+            progress=progress,
         )
     _finish_run(result, folder, as_json)
 

@@ -97,7 +97,7 @@ def _flags(model: type[Options]) -> Iterator[inspect.Parameter]:
                     negative_iterable="",
                     negative_none="",
                     show_default=False,
-                    **({"choices": choices} if choices else {}),
+                    choices=choices or None,
                 ),
             ],
         )
@@ -151,6 +151,6 @@ def _metavar(name: str, field: FieldInfo, info: OptionInfo) -> str:
     if annotation is Path:
         return "FILE"
     kind = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
-    if kind is float or info.metavar is None and len(name) > _LONGEST_METAVAR:
+    if kind is float or (info.metavar is None and len(name) > _LONGEST_METAVAR):
         return "VALUE"
     return name.upper().replace("_", "-")

@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from optimizer.engines.protocol import (
     Availability,
     BuildSettings,
     Built,
-    check_cpu_settings,
 )
 from optimizer.engines.protocol import Session as AnySession
 from optimizer.engines.providers import Choice, read_choice
 from optimizer.engines.providers.session import tensor_spec
+from optimizer.engines.providers.settings import own_options
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
@@ -35,7 +34,6 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["OnnxRuntime", "as_written", "tapped"]
 
 PROVIDERS = ["CPUExecutionProvider"]
-_OPTIONS = ("storage_only", "provider", "provider_options")
 _SETTLING = 3
 """Calls of a profiled session that do not count: they allocate, and fill the caches."""
 
@@ -189,14 +187,7 @@ class OnnxRuntime:
             MissingLibrary, MissingDevice: The provider cannot be used here, or not on this GPU.
         """
         choice = read_choice(settings.options)
-        unknown = [name for name in settings.options if name not in _OPTIONS]
-        if not choice.provider.on_gpu:
-            known = {k: v for k, v in settings.options.items() if not k.startswith("provider")}
-            check_cpu_settings("ONNX Runtime", replace(settings, options=known))
-        elif unknown:
-            raise UsageError(
-                f"onnxruntime has no option {unknown[0]!r}", mend=f"one of {', '.join(_OPTIONS)}"
-            )
+        own_options(choice.provider, settings)
         if settings.precision not in choice.provider.computed and not settings.options.get(
             "storage_only"
         ):
@@ -204,10 +195,8 @@ class OnnxRuntime:
         if not choice.provider.on_gpu:
             return {"providers": PROVIDERS}
         from optimizer.engines.cuda import cuda_status
-        from optimizer.engines.providers.settings import own_options
         from optimizer.engines.providers.status import check_computes, check_usable
 
-        own_options(choice.provider, settings)
         index = check_usable(choice.provider, None)
         check_computes(
             choice.provider,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from optimizer.engines.protocol import (
     Availability,
     BuildSettings,
     Built,
-    check_cpu_settings,
 )
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
@@ -139,8 +137,6 @@ class OpenVino:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """What this backend adds to the manifest's settings."""
-        own = {name: value for name, value in settings.options.items() if name != "fixed_batch"}
-        check_cpu_settings("OpenVINO", replace(settings, options=own))
         return {
             "hint": self._hint(settings),
             "fixed_batches": self._fixed_batches(settings),

@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from optimizer.artifacts import Manifest
-from optimizer.errors import UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 
@@ -30,7 +29,6 @@ __all__ = [
     "Session",
     "TensorSpec",
     "TimesLayers",
-    "check_cpu_settings",
 ]
 
 Array = NDArray[Any]
@@ -261,36 +259,3 @@ class ConcurrentBackend(Protocol):
                 cores. At least ``streams``, where the engine computes on the CPU.
             device: Which device, ``cuda:1``; ``None`` for the first.
         """
-
-
-def check_cpu_settings(title: str, settings: BuildSettings) -> None:
-    """Refuse settings that a backend for CPUs does not have.
-
-    Raises:
-        UsageError: One was given; the message says why there is no such thing.
-    """
-    asked = {
-        "profile": (settings.profile, "it takes batches of any size"),
-        "target": (settings.targets, "it compiles for the CPU at hand"),
-        "workspace": (settings.workspace_bytes, "it measures no kernels"),
-        "optimization level": (settings.opt_level, "it measures no kernels"),
-        "timing cache": (settings.timing_cache, "it measures no kernels"),
-        **{
-            name.replace("_", " "): (value, f"that is an option of {_owner(name)[0]}")
-            for name, value in settings.options.items()
-            if name != "storage_only"
-        },
-    }
-    for name, (value, reason) in asked.items():
-        if value is not None and value is not False and value != ():
-            raise UsageError(
-                f"{title} has no {name}: {reason}",
-                mend=f"leave it out, or --engine {_owner(name)[1]}",
-            )
-
-
-def _owner(name: str) -> tuple[str, str]:
-    """Whose option it is: the library, and its engines."""
-    if name.replace(" ", "_") == "fixed_batch":
-        return "OpenVINO", "openvino"
-    return "TensorRT", "tensorrt or tensorrt-rtx"

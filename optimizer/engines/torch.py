@@ -16,7 +16,6 @@ from optimizer.engines.protocol import (
     BuildSettings,
     Built,
     TensorSpec,
-    check_cpu_settings,
 )
 from optimizer.errors import GraphError, UnsupportedPrecision
 from optimizer.progress import Progress
@@ -54,7 +53,6 @@ class TorchEager:
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
         """Refuse what eager PyTorch is not used for here."""
-        check_cpu_settings("PyTorch", settings)
         if settings.precision != "fp32":
             raise UnsupportedPrecision(
                 f"the torch engine is the FP32 reference, not {settings.precision.upper()}",

@@ -8,25 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
 from optimizer.models.weights import CHECKPOINTS
+from optimizer.results import Prediction
 
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
 
-__all__ = ["Prediction", "predict"]
-
-
-class Prediction(BaseModel):
-    """The best classes of one image, best first."""
-
-    image: str
-    classes: list[str]
-    indices: list[int]
-    probabilities: list[float]
+__all__ = ["predict"]
 
 
 def predict(

@@ -32,6 +32,7 @@ from optimizer.evaluation.sanity import check_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.evaluation.statistics import wilson_interval
 from optimizer.models import Model
+from optimizer.options import HopOptions, takes_options
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     Audit,
@@ -50,16 +51,15 @@ _CONSISTENCY_IMAGES = 32
 _LAYER_IMAGES = 256
 
 
+@takes_options(HopOptions)
 def validate(
     chains: Sequence[Chain],
     reference: Model | Path,
     dataset: ImageDataset,
     gates: Gates,
+    options: HopOptions,
     *,
-    batch: int = 32,
-    layers: bool = False,
     predictions: Path | None = None,
-    min_share: float = 0.95,
     progress: Progress | None = None,
 ) -> ValidateResult:
     """Compare every hop of every chain with the reference on the same images, in one pass.
@@ -69,10 +69,9 @@ def validate(
         reference: The model, or the user's own FP32 ONNX file (with its preprocessing in it).
         dataset: Labelled images.
         gates: The limits; each is a test of non-inferiority on the 95 % interval.
-        batch: Images at a time.
-        layers: Also look into the graphs, block by block, on up to 256 of the images.
+        options: Images per call; whether up to 256 of the images are compared block by block too;
+            the share of the FLOPs that an engine must compute in its precision.
         predictions: Where the per-image predictions go (``.npz``); ``None`` keeps none.
-        min_share: Smallest share of the FLOPs that an engine must compute in its precision.
         progress: Told of every batch.
 
     Returns:
@@ -84,8 +83,7 @@ def validate(
         UsageError: No chain, unreadable files, or data that does not fit the model.
         AccuracyGateFailed: The reference itself is below the accuracy it is known for.
     """
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} images", mend="--batch 1 and more")
+    batch = options.batch
     if predictions is not None and predictions.suffix != ".npz":
         raise UsageError(
             f"predictions are an .npz file, not {predictions.name}", mend=f"{predictions.stem}.npz"
@@ -109,8 +107,8 @@ def validate(
         skipped, timing = _reading(data, clock, read_before)
     tell = wilson_interval(own.correct, own.n)[0] > 1 / opened.num_classes
     hops = [_hop(name, o, gates, data, tell) for name, o in parity.outcomes.items()]
-    noise = _layers(parity, reference, data, batch, progress) if layers else {}
-    audits = _audits(steps.values(), min_share)
+    noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
+    audits = _audits(steps.values(), options.min_share)
     evidence = Evidence(
         hops=hops,
         outcomes=parity.outcomes,

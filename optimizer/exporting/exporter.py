@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.errors import UsageError
+from optimizer.options import GraphOptions, takes_options
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -20,22 +21,17 @@ if TYPE_CHECKING:
 
     from optimizer.models import Model
 
-__all__ = ["DEFAULT_OPSET", "INPUT_KINDS", "export_onnx"]
+__all__ = ["export_onnx"]
 
-DEFAULT_OPSET = 20
-"""QuantizeLinear with FP16 scales needs 19; TensorRT 10.12 reads up to 20 in full."""
-OPSETS = range(18, 24)
-INPUT_KINDS = ("float32-nchw", "uint8-nhwc")
 METADATA_PREFIX = "resnet_opt."
 
 
+@takes_options(GraphOptions)
 def export_onnx(
     model: Model,
     output: Path,
+    options: GraphOptions,
     *,
-    batch: int | None = None,
-    input_kind: str = "float32-nchw",
-    opset: int = DEFAULT_OPSET,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -49,10 +45,9 @@ def export_onnx(
     Args:
         model: The model; its preprocessing gives the image size.
         output: Where the ``.onnx`` file goes.
-        batch: ``None`` for a dynamic batch dimension, else the fixed batch size.
-        input_kind: ``float32-nchw`` (N x 3 x H x W, normalized) or ``uint8-nhwc`` (N x H x W x 3
-            pixels; normalization and layout are part of the graph, before any padding).
-        opset: ONNX operator set, 18 to 23.
+        options: Batch, input (``float32-nchw``: N x 3 x H x W, normalized; ``uint8-nhwc``: N x H x W
+            x 3 pixels, of which normalization and layout are part of the graph, before any padding)
+            and operator set.
         cache: Where artifacts are kept by key.
         progress: Told of the steps.
 
@@ -61,16 +56,7 @@ def export_onnx(
         GraphError: The exported file is not what was asked for.
     """
     progress = progress or Silent()
-    if input_kind not in INPUT_KINDS:
-        raise UsageError(
-            f"unknown input kind {input_kind!r}", mend=f"one of {', '.join(INPUT_KINDS)}"
-        )
-    if opset not in OPSETS:
-        raise UsageError(
-            f"opset {opset} is not supported", mend=f"{OPSETS.start} to {OPSETS.stop - 1}"
-        )
-    if batch is not None and batch < 1:
-        raise UsageError(f"a batch of {batch} images", mend="--batch dynamic, or 1 and more")
+    batch, input_kind, opset = options.batch, options.input, options.opset
     if output.suffix != ".onnx":
         raise UsageError(f"{output.name} does not end in .onnx", mend=f"-o {output.stem}.onnx")
 

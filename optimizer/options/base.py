@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -19,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from optimizer.errors import UsageError
 
-__all__ = ["REQUIRED", "Options", "OptionInfo", "flag", "option"]
+__all__ = ["REQUIRED", "OptionInfo", "Options", "flag", "option"]
 
 REQUIRED: Any = ...
 """The default of an option that must be given."""
@@ -112,8 +113,8 @@ class Options(BaseModel):
             raise usage_error(error, cls, where) from None
 
     @classmethod
-    def of(cls, options: Self | None, changes: Mapping[str, Any]) -> Self:
-        """The model given to a verb with the keywords given beside it, which win.
+    def of(cls, options: Options | None, changes: Mapping[str, Any]) -> Self:
+        """The model, or a group of its options, with the keywords given beside it, which win.
 
         Keywords that are ``None`` keep the default, as an absent flag does.
 
@@ -123,6 +124,8 @@ class Options(BaseModel):
         given = {name: value for name, value in changes.items() if value is not None}
         if options is None:
             return cls.parse(given)
+        if isinstance(options, Options) and issubclass(cls, type(options)):
+            options = options.of_kind(cls)  # a group of options that this model has too
         if not isinstance(options, cls):
             raise UsageError(
                 f"options must be {cls.__name__}, not {type(options).__name__}",
@@ -167,7 +170,7 @@ class Options(BaseModel):
         """Name, field and help panel of every option; a class's own before those it inherits."""
         seen: set[str] = set()
         for owner in cls.__mro__:
-            for name in owner.__dict__.get("__annotations__", ()):
+            for name in inspect.get_annotations(owner):
                 if name in cls.model_fields and name not in seen:
                     seen.add(name)
                     panel = getattr(owner, "panel", None) or cls.panel or "Options"
@@ -181,7 +184,7 @@ def value_type(field: FieldInfo) -> Any:
     """The type of an option's value, with its limits and how it is read and written."""
     if not field.metadata:
         return field.annotation
-    return Annotated[(field.annotation, *field.metadata)]  # type: ignore[misc]
+    return Annotated[(field.annotation, *field.metadata)]
 
 
 @functools.cache

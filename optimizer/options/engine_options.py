@@ -1,21 +1,26 @@
-"""Which engine takes which option, by what the fields say of themselves."""
+"""Which engine takes which option, by what the fields state of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from optimizer.errors import UsageError
 from optimizer.options.base import OptionInfo, Options, flag
 
-__all__ = ["check_engine", "options_of"]
+__all__ = ["check_engine", "check_names", "options_of"]
+
+BUILT_IN = ("openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
+"""Engines whose options are all known here; other engines check theirs themselves."""
 
 
 def options_of(options: Options, engine: str) -> dict[str, Any]:
     """The given options that an engine takes, as a user would write them."""
-    given = options.as_given()
-    foreign = {name for name, engines in _restricted(options) if engine not in engines}
-    return {name: value for name, value in given.items() if name not in foreign}
+    return {
+        name: value
+        for name, value in options.as_given().items()
+        if engine in (_info(type(options), name).engines or (engine,))
+    }
 
 
 def check_engine(options: Options, engines: Collection[str]) -> None:
@@ -28,32 +33,39 @@ def check_engine(options: Options, engines: Collection[str]) -> None:
     Raises:
         UsageError: An option was given that belongs to other engines; the message names both.
     """
-    if "auto" in engines:
+    check_names(type(options), options.as_given(), engines)
+
+
+def check_names(model: type[Options], given: Iterable[str], engines: Collection[str]) -> None:
+    """Refuse the first of the given options that none of the engines takes.
+
+    Args:
+        model: The model that declares the options.
+        given: Names of the options.
+        engines: As for `check_engine`.
+
+    Raises:
+        UsageError: An option of other engines, or one that the model does not have.
+    """
+    if not set(engines) <= set(BUILT_IN):
         return
-    given = options.as_given()
-    for name, takers in _restricted(options):
-        if name in given and not set(engines) & set(takers):
+    for name in given:
+        if name not in model.model_fields:
+            raise UsageError(f"{_listed(engines)} has no option {name!r}", mend="leave it out")
+        info = _info(model, name)
+        if info.engines and not set(engines) & set(info.engines):
+            shown = info.flags[0] if info.flags else flag(name)
             raise UsageError(
-                f"{option_flag(options, name)} is for {listed(takers)}, not for {listed(engines)}",
-                mend=f"leave it out, or --engine {takers[0]}",
+                f"{shown} is for {_listed(info.engines)}, not for {_listed(engines)}",
+                mend=f"leave it out, or --engine {info.engines[0]}",
             )
 
 
-def listed(names: Collection[str]) -> str:
+def _info(model: type[Options], name: str) -> OptionInfo:
+    return OptionInfo.of(model.model_fields[name])
+
+
+def _listed(names: Collection[str]) -> str:
     """``a, b and c``."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def option_flag(options: Options, name: str) -> str:
-    """The first flag of an option."""
-    flags = OptionInfo.of(type(options).model_fields[name]).flags
-    return flags[0] if flags else flag(name)
-
-
-def _restricted(options: Options) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Options that belong to some engines, and those engines."""
-    for name, field in type(options).model_fields.items():
-        engines = OptionInfo.of(field).engines
-        if engines:
-            yield name, engines

@@ -27,18 +27,17 @@ def takes_options(
 
     def decorate(function: Callable[..., ResultT]) -> Callable[..., ResultT]:
         own = inspect.signature(function)
-        position = list(own.parameters).index("options")
 
         @functools.wraps(function)
         def verb(*arguments: Any, **keywords: Any) -> ResultT:
             mine = {name: keywords.pop(name) for name in own.parameters if name in keywords}
-            given = arguments[position] if len(arguments) > position else mine.pop("options", None)
-            rest = {**mine, "options": model.of(given, keywords)}
             try:
-                bound = own.bind(*arguments[:position], **rest)
+                bound = own.bind_partial(*arguments, **mine)
+                bound.arguments["options"] = model.of(bound.arguments.get("options"), keywords)
+                complete = own.bind(*bound.args, **bound.kwargs)
             except TypeError as error:
-                raise UsageError(f"{function.__name__}() is {error}") from None
-            return function(*bound.args, **bound.kwargs)
+                raise UsageError(f"{function.__name__}(): {error}") from None
+            return function(*complete.args, **complete.kwargs)
 
         verb.__signature__ = _signature(own, model)  # type: ignore[attr-defined]
         verb.__doc__ = f"{inspect.getdoc(function)}\n\n{_documentation(model)}"
@@ -50,10 +49,9 @@ def takes_options(
 def _signature(own: inspect.Signature, model: type[Options]) -> inspect.Signature:
     """The function's parameters, with ``options`` optional, and one keyword per field."""
     kinds = inspect.Parameter
-    parameters = [
-        parameter.replace(default=None) if name == "options" else parameter
-        for name, parameter in own.parameters.items()
-    ]
+    parameters = list(own.parameters.values())
+    if own.parameters["options"].default is kinds.empty:
+        parameters = [p.replace(default=None) if p.name == "options" else p for p in parameters]
     fields = [
         kinds(
             name,

@@ -192,6 +192,13 @@ class TrainOptions(ImageReading):
     lr: float = option(
         0.03, "Highest learning rate of the schedule; a tenth suits further training.", gt=0
     )
+    momentum: float = option(0.9, "Nesterov momentum.", ge=0, lt=1)
+    weight_decay: float = option(
+        5e-4, "L2 penalty on the weights of convolutions and the last layer.", ge=0
+    )
+    label_smoothing: float = option(
+        0.05, "Share of the target that goes to all classes evenly.", ge=0, lt=1
+    )
     seed: int = option(0, "Seed of the weights, the order and the augmentation.")
     init: str | None = option(None, "Model to train further.")
 
@@ -223,6 +230,7 @@ class GraphOptions(ImageSize):
     input: Literal["float32-nchw", "uint8-nhwc"] = option(
         "float32-nchw", "Input of the graph: normalized floats, or pixels (uint8-nhwc)."
     )
+    # QuantizeLinear with FP16 scales needs 19; TensorRT 10.12 reads up to 20 in full.
     opset: int = option(20, "ONNX operator set.", ge=18, le=23)
 
 
@@ -289,7 +297,7 @@ class QuantizeOptions(Conversion):
 
 def _fixed_batch(value: Any) -> Any:
     """Batch sizes; ``none`` for no size at all."""
-    if value == "none" or value == ["none"]:
+    if value in ("none", ["none"]):
         return []
     flat = split(value)
     if flat is None:
@@ -365,6 +373,13 @@ class BuildLimits(Options):
     build_timeout: Duration = option("30min", "Time that a build may take.", metavar="TIME")
 
 
+def _profiles(value: Any) -> Any:
+    """One profile or several; one may be given as three numbers."""
+    if isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int for n in value):
+        return [value]
+    return split(value)
+
+
 class TensorRtOptions(Options):
     """What TensorRT and TensorRT-RTX alone have."""
 
@@ -375,7 +390,7 @@ class TensorRtOptions(Options):
         "GPUs to compile for without one here: sm86,sm89,sm120.",
         engines=("tensorrt-rtx",),
     )
-    profile: Annotated[tuple[BatchProfile, ...], BeforeValidator(split)] = option(
+    profile: Annotated[tuple[BatchProfile, ...], BeforeValidator(_profiles)] = option(
         (),
         "min:opt:max batch, 1:8:32; repeat it for a further profile.",
         engines=(*TENSORRT, "onnxruntime"),

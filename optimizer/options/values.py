@@ -44,6 +44,8 @@ def _reader(parse: Callable[[str], Any]) -> BeforeValidator:
     def read(value: Any) -> Any:
         if value is None:
             return None
+        if isinstance(value, (tuple, list)):
+            value = ":".join(map(str, value))  # an optimization profile, as numbers
         try:
             return parse(str(value))
         except UsageError as error:

@@ -18,6 +18,7 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.options import EncodingOptions, QuantizeOptions, takes_options
 from optimizer.precision.asked import check_options
 from optimizer.precision.foreign import (
     carry_over,
@@ -31,8 +32,6 @@ from optimizer.targets.rules import TargetRules, rules_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-    from optimizer.precision.int8 import EncodingOptions
 
 __all__ = [
     "PRECISIONS",
@@ -72,7 +71,7 @@ def encode(
         ArtifactError: The statistics are of another graph.
         DataError: The statistics are of too few images.
     """
-    from optimizer.precision.int8 import EncodingOptions, Statistics, compute_encodings
+    from optimizer.precision.int8 import Statistics, compute_encodings
     from optimizer.precision.int8.encode import REVISION
 
     options = options or EncodingOptions()
@@ -83,7 +82,7 @@ def encode(
         settings={
             "target": rules.name,
             "rules": asdict(rules),
-            "options": asdict(options),
+            "options": options.of_kind(EncodingOptions).model_dump(mode="json"),
             "passes": REVISION,
         },
         inputs=[source, Input.of("statistics", statistics)],
@@ -106,17 +105,12 @@ def encode(
     return produce(plan, output, write, cache=cache)
 
 
+@takes_options(QuantizeOptions)
 def quantize(
     graph: Path,
     output: Path,
+    options: QuantizeOptions,
     *,
-    precision: str,
-    target: str = "openvino",
-    statistics: Path | None = None,
-    encodings: Path | None = None,
-    options: EncodingOptions | None = None,
-    high_precision: str | None = None,
-    preprocessing_from: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -127,20 +121,15 @@ def quantize(
     beside the output; for INT8 its integers and ranges are carried over to the target.
 
     Args:
-        graph: The FP32 graph, or a Q/DQ graph of anybody.
+        graph: The FP32 graph, or a Q/DQ graph of any origin.
         output: Where the graph goes (``.onnx``).
-        precision: One of `PRECISIONS`.
-        target: Whose rules an INT8 graph follows.
-        statistics: From `calibrate`; needed for FP8, and for INT8 unless ``encodings`` are given, or
-            ``graph`` is quantized and tells all that the target asks. For FP16 and BF16 they tell
-            which tensors the type cannot hold; what computes those stays in FP32.
-        encodings: Encodings to write instead of computing them.
-        options: Which passes compute the encodings; of a Q/DQ graph the range method alone counts.
-        high_precision: ``fp16`` or ``fp32`` around INT8 and FP8 layers; ``None`` for the target's
-            own, ``fp16`` for FP8.
-        preprocessing_from: What knows the preprocessing of a graph that does not say it.
+        options: ``precision`` is one of `PRECISIONS`. ``stats`` are needed for FP8, and for INT8
+            unless ``encodings`` are given, or ``graph`` is quantized and states all that the target
+            needs; for FP16 and BF16 they show which tensors the type cannot hold, and what computes
+            those stays in FP32. Of a Q/DQ graph the range method alone counts. Options of
+            calibration and search are for the verbs.
         cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        progress: Where steps are reported.
 
     Raises:
         UsageError: Unknown precision or target, or no statistics where they are needed.
@@ -148,10 +137,14 @@ def quantize(
         GraphError: The graph cannot be read or converted.
         DataError: The target quantizes what a Q/DQ graph leaves in float, without statistics.
     """
+    precision, statistics, encodings = options.precision, options.stats, options.encodings
     if precision not in PRECISIONS:
-        known = ", ".join((*PRECISIONS, "mixed"))
-        raise UsageError(f"unknown precision {precision!r}", mend=f"one of {known}")
-    check_options(graph, precision, options, encodings=encodings)
+        raise UsageError(
+            f"precision {precision!r} needs a search", mend=f"one of {', '.join(PRECISIONS)}"
+        )
+    check_options(graph, precision, options)
+    target, high_precision = options.target, options.high_precision
+    preprocessing_from = options.preprocessing_from
     rules = rules_with(target, high_precision) if precision == "int8" else None
     source, carried = graph, is_quantized(graph)
     adopting: dict[str, Any] = {
@@ -231,7 +224,7 @@ def _encodings(
     output: Path,
     rules: TargetRules,
     *,
-    options: EncodingOptions | None,
+    options: EncodingOptions,
     cache: Cache | None,
     progress: Progress | None,
 ) -> Path:
@@ -241,7 +234,7 @@ def _encodings(
             _check_statistics(statistics, Input.of("model", graph).sha256)
         return carry_over(
             source, graph, output, rules, statistics=statistics,
-            method=options.method if options else "auto", cache=cache, progress=progress,
+            method=options.method, cache=cache, progress=progress,
         ).path  # fmt: skip
     if statistics is None:
         raise UsageError(

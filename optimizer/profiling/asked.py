@@ -10,7 +10,7 @@ from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
 from optimizer.models.weights import CHECKPOINTS
-from optimizer.results import LatencyBound, Setting
+from optimizer.results import Setting
 from optimizer.targets.hardware import cpu_features
 
 __all__ = ["EngineFacts", "check_options", "describe_engines", "grid", "with_baseline"]
@@ -59,10 +59,8 @@ def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:
 def check_options(
     *,
     batches: Sequence[int],
-    image_size: int | None,
     threads: Sequence[int],
     streams: Sequence[int],
-    bound: LatencyBound | None,
     duration_s: float,
     min_effect: float,
     call_timeout_s: float,
@@ -75,16 +73,12 @@ def check_options(
     for what, numbers in (("batches", batches), ("threads", threads), ("streams", streams)):
         if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
             raise UsageError(f"{what} must be different positive numbers, not {list(numbers)}")
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"the image size must be positive, not {image_size}")
     cores = cpu_features().physical_cores
     if max(threads) > cores:
         raise UsageError(
             f"{max(threads)} threads on {cores} cores would measure the scheduler",
             mend=f"--threads 1 to {cores}",
         )
-    if bound is not None and not 0.0 < bound.max_latency_ms <= _LONGEST_S * 1e3:
-        raise UsageError(f"the largest latency must be a duration, not {bound.max_latency_ms} ms")
     for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):
         if not 0.0 < seconds <= _LONGEST_S:  # false for NaN too
             raise UsageError(f"the {name} must be within 0 s and 24 h, not {seconds} s")

@@ -9,6 +9,7 @@ from pathlib import Path
 from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
+from optimizer.options import BenchOptions, SpeedOptions, takes_options
 from optimizer.profiling.asked import (
     EngineFacts,
     check_options,
@@ -49,75 +50,52 @@ _FEW = 2
 """Batches that are no sweep yet."""
 
 
+@takes_options(BenchOptions)
 def bench(
     engines: Sequence[Path],
+    options: BenchOptions,
     *,
-    batches: Sequence[int] = (1,),
-    image_size: int | None = None,
-    threads: int | Sequence[int] | None = None,
-    device: str | None = None,
-    streams: Sequence[int] = (1,),
-    starts: int = 1,
-    max_latency: LatencyBound | None = None,
-    scenarios: Sequence[str] = (),
-    duration_s: float = 10.0,
-    min_effect: float = 0.02,
-    against: Path | None = None,
     control: bool = True,
-    seed: int = 0,
     raw_dir: Path | None = None,
     call_timeout_s: float = 60.0,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure engines side by side and compare each with a baseline.
 
-    Engines are compared at each batch with the first of ``threads`` and of ``streams``; what else
-    was asked for goes into ``curves``.
+    Engines are compared at each batch with the first of ``threads`` and of ``streams``; all other
+    settings go into ``curves``. PyTorch runs where the engines run, if it can; see
+    `optimizer.engines.placement.placed`. The rounds of an engine exceed ``duration`` if a call is so
+    slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. In LoadGen's server
+    scenario ``max_latency`` bounds p99, `SERVER_BOUND_MS` does without it.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
-        batches: Batch sizes; every engine is measured at each of them.
-        image_size: Side of the images in pixels; ``None`` for the engines' own.
-        threads: Threads an engine; ``None`` for all physical cores.
-        device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
-            PyTorch runs where they run, if it can; see `optimizer.engines.placement.placed`.
-        streams: Calls of an engine at the same time, which share its threads.
-        starts: How often every engine is started, an equal part of the time each: 1, or 3 and more.
-            With several, intervals hold what one start differs from another.
-        max_latency: A bound under which the best setting is looked for; in LoadGen's server
-            scenario the bound on p99, `SERVER_BOUND_MS` without it.
-        scenarios: LoadGen's scenarios to run on every engine that was measured.
-        duration_s: Time of the rounds of one engine at one batch size; exceeded if a call is so
-            slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit.
-        min_effect: Smallest difference in speed of interest, 0.02 for 2 %.
-        against: The baseline; ``None`` for the first of ``engines``. If it is given, an engine
-            that is slower makes the verdict ``fail``.
+        options: What is measured, how long, and what it is compared with.
         control: Measure the baseline a second time as if it were another engine (at the first
             batch size).
-        seed: Decides images, order of the rounds and resampling.
         raw_dir: Where the raw samples go, one NPZ file an engine and batch size.
         call_timeout_s: A call that takes longer hangs, and its engine has failed.
-        progress: Told of the steps, between measurements.
+        progress: Where steps are reported, between measurements.
 
     Raises:
         UsageError: An engine, a batch outside an engine's range, or an option is wrong.
         EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
-    if threads is None:
-        threads = cpu_features().physical_cores
-    threads = [threads] if isinstance(threads, int) else threads
+    batches, streams, starts = options.batch, options.streams, options.starts
+    image_size, device, seed = options.image_size, options.device, options.seed
+    duration_s, min_effect, against = options.duration, options.min_effect, options.against
+    threads = options.threads or (cpu_features().physical_cores,)
+    max_latency = latency_bound(options)
     check_starts(starts)
     check_options(
         batches=batches,
-        image_size=image_size,
         threads=threads,
         streams=streams,
-        bound=max_latency,
         duration_s=duration_s,
         min_effect=min_effect,
         call_timeout_s=call_timeout_s,
     )
-    asked_scenarios = check_scenarios(scenarios)
+    asked_scenarios = check_scenarios(options.scenario)
     paths = with_baseline(engines, against)
     facts = describe_engines(paths, batches)
     devices = placed(paths, device)
@@ -209,6 +187,15 @@ def bench(
         },
         verdict=verdict,
         reason=reason,
+    )
+
+
+def latency_bound(options: SpeedOptions) -> LatencyBound | None:
+    """The limit under which the best setting is looked for; ``None`` without one."""
+    if options.max_latency is None:
+        return None
+    return LatencyBound(
+        percentile=options.latency_percentile, max_latency_ms=1e3 * options.max_latency
     )
 
 

@@ -23,6 +23,7 @@ from optimizer.engines.opening import graph_of, rebuild_command
 from optimizer.engines.placement import placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
+from optimizer.options import ProfileOptions, takes_options
 from optimizer.profiling import intervals, roofline
 from optimizer.profiling.asked import EngineFacts, check_options, describe_engines
 from optimizer.profiling.blocks import over_rounds, summed, timed_blocks, timed_layers
@@ -56,40 +57,29 @@ _WINDOWS_AT_MOST = 20
 Rounds = list[NDArray[np.float64]]
 
 
+@takes_options(ProfileOptions)
 def profile(
     engines: Sequence[Path],
+    options: ProfileOptions,
     *,
-    batch: int = 1,
-    image_size: int | None = None,
-    threads: int | None = None,
-    duration_s: float = 5.0,
-    device: str | None = None,
-    roofs: bool = True,
-    remeasure: bool = False,
     effort: Effort | None = None,
     cache: Cache | None = None,
-    seed: int = 0,
     call_timeout_s: float = 60.0,
     progress: Progress | None = None,
 ) -> ProfileResult:
-    """Time engines layer by layer and hold the layers against the machine's ceilings.
+    """Time engines layer by layer and compare the layers with the machine's ceilings.
+
+    PyTorch runs where the engines run, if it can; see `optimizer.engines.placement.placed`. The
+    rounds of an engine exceed ``duration`` where opening its profiled copy, or `ROUNDS` rounds of
+    three calls, take longer. GPU engines are never compared with the ceilings of the CPU.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
-        batch: Images a call.
-        image_size: Side of the images in pixels; ``None`` for the engines' own.
-        threads: Threads to compute with; ``None`` for all physical cores.
-        duration_s: Time of the rounds of one engine; exceeded where opening the profiled copy of
-            an engine, or `ROUNDS` rounds of three calls, take longer.
-        device: The GPU, ``cuda:1``, of those engines that run on one; ``None`` for the first.
-            PyTorch runs where they run, if it can; see `optimizer.engines.placement.placed`.
-        roofs: Hold CPU engines against the ceilings; GPU engines never are.
-        remeasure: Measure the ceilings although they are known.
+        options: What is measured, and how long.
         effort: How much is measured of the ceilings.
         cache: Where the ceilings are kept; ``None`` keeps nothing.
-        seed: Decides the images and the order within the rounds.
         call_timeout_s: A call that takes longer hangs, and its engine has failed.
-        progress: Told of the steps, between measurements.
+        progress: Where steps are reported, between measurements.
 
     Raises:
         UsageError: An engine, a batch outside an engine's range, or an option is wrong.
@@ -99,28 +89,28 @@ def profile(
     progress = progress or Silent()
     if not engines:
         raise UsageError("no engine to profile", mend="resnet-opt profile ENGINE…")
-    threads = cpu_features().physical_cores if threads is None else threads
+    batch, threads = options.batch, options.threads or cpu_features().physical_cores
     check_options(
         batches=[batch],
-        image_size=image_size,
         threads=[threads],
         streams=[1],
-        bound=None,
-        duration_s=duration_s,
+        duration_s=options.duration,
         min_effect=0.02,
         call_timeout_s=call_timeout_s,
     )
     paths = [Path(engine) for engine in engines]
     facts = describe_engines(paths, [batch])
     graphs = [_graph_beside(fact) for fact in facts]
-    devices = placed(paths, device)
+    devices = placed(paths, options.device)
     on_cpu = [_on_cpu(fact, devices[fact.path]) for fact in facts]
     found = None
-    if roofs and any(on_cpu):
+    if options.ceilings and any(on_cpu):
         found = ceilings(
-            threads, cache=cache, remeasure=remeasure, effort=effort, progress=progress
+            threads, cache=cache, remeasure=options.remeasure, effort=effort, progress=progress
         )
-    asked = _Asked(batch, image_size, threads, duration_s, devices, seed, call_timeout_s)
+    asked = _Asked(
+        batch, options.image_size, threads, options.duration, devices, options.seed, call_timeout_s
+    )
     profiled, conditions = [], []
     for fact, graph, cpu in zip(facts, graphs, on_cpu, strict=True):
         measured = _measure(fact, asked, progress)
@@ -135,16 +125,16 @@ def profile(
         headline=HEADLINE,
         engines=profiled,
         ceilings=found,
-        ceilings_note=_ceilings_note(roofs=roofs, on_cpu=on_cpu),
+        ceilings_note=_ceilings_note(roofs=options.ceilings, on_cpu=on_cpu),
         conditions=joined(conditions) if conditions else None,
         settings={
             "batch": batch,
-            "image_size": image_size,
+            "image_size": options.image_size,
             "threads": threads,
-            "duration_s": duration_s,
-            "device": device,
+            "duration_s": options.duration,
+            "device": options.device,
             "rounds": ROUNDS,
-            "seed": seed,
+            "seed": options.seed,
             "overhead_below": roofline.OVERHEAD_BELOW,
         },
     )

@@ -20,6 +20,7 @@ from optimizer.results.curves import Curve, CurvePoint, Knee, LatencyBound, Sett
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.files import Result, read_result, write_result
 from optimizer.results.latency import Latency
+from optimizer.results.predictions import Prediction
 from optimizer.results.profile import (
     BoundBy,
     Ceiling,
@@ -71,6 +72,7 @@ __all__ = [
     "LayerInfo",
     "LayerSensitivity",
     "LayerSide",
+    "Prediction",
     "ProfileResult",
     "Result",
     "RunResult",

@@ -20,8 +20,9 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.importing import load_graph
+from optimizer.options import Conversion, EncodingOptions, QuantizeOptions
 from optimizer.precision import calibrate, quantize
-from optimizer.precision.int8 import EncodingOptions, Statistics
+from optimizer.precision.int8 import Statistics
 from optimizer.precision.int8.encode import REVISION
 from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
@@ -40,7 +41,6 @@ from optimizer.search.split import Budget, Split, divided
 from optimizer.search.timing import costs_of, timed_wholes
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
-from optimizer.targets.rules import TargetRules
 
 __all__ = ["check_data", "images_for", "judge", "mixed", "search", "search_path"]
 
@@ -48,28 +48,17 @@ _LIBRARIES = ("onnx", "onnx-ir", "numpy", "torch", "openvino")
 _BATCH = 32
 
 
-def images_for(
-    calib: str | None,
-    data: str | None,
-    ready: Path | str | None,
-    *,
-    calib_images: int = 256,
-    skip_bad_images: bool = False,
-    workers: int | None = None,
-) -> ImageDataset:
-    """Open the images that calibrate and are searched on, after a look at what was asked.
+def images_for(options: Conversion) -> ImageDataset:
+    """Open the images that calibrate and are searched on, after a look at the options.
 
     Args:
-        calib: Images to calibrate with and to search on.
-        data: Images that will judge; here only to make sure that they are others.
-        ready: Statistics or encodings, which a search cannot use.
-        calib_images: How many of ``calib`` calibrate.
-        skip_bad_images: Leave out calibration images that cannot be decoded.
-        workers: Processes that decode image files; by default one a core.
+        options: ``calib`` to calibrate with and to search on; ``data`` only to make sure that the
+            images that will judge are others; ``stats`` and ``encodings``, which a search cannot use.
 
     Raises:
         UsageError: Images are missing or not apart from each other.
     """
+    calib, data, ready = options.calib, options.data, options.encodings or options.stats
     if ready is not None:
         raise UsageError(
             f"a search calibrates on a part of --calib and walks on the rest, not on {ready}",
@@ -82,11 +71,12 @@ def images_for(
             "a search needs other images to judge what it finds",
             mend="--data digits:test, a folder or file.npz",
         )
-    dataset = open_dataset(calib, skip_bad_images=skip_bad_images, workers=workers)
-    if skip_bad_images:
+    skip = options.skip_bad_images
+    dataset = open_dataset(calib, skip_bad_images=skip, workers=options.workers)
+    if skip:
         dataset = dataset.verify()
     judging = open_dataset(data)
-    for seen in divided(dataset, calib_images):
+    for seen in divided(dataset, options.calib_images):
         check_data(seen, judging)
     return dataset
 
@@ -95,13 +85,9 @@ def mixed(
     graph: Path,
     output: Path,
     dataset: ImageDataset,
+    options: QuantizeOptions,
     *,
-    target: str,
     result: Path,
-    max_drop_pp: float = 1.0,
-    calib_images: int = 256,
-    options: EncodingOptions | None = None,
-    high_precision: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -111,14 +97,11 @@ def mixed(
         graph: The FP32 graph.
         output: Where the graph goes (``.onnx``).
         dataset: Labelled images to calibrate with and to search on, from `images_for`.
-        target: Whose rules the graph follows.
+        options: The target, the budget (``max_drop``), how many images calibrate, and the passes
+            that compute the encodings; layers that they keep are kept in any case.
         result: Where the `SearchResult` goes.
-        max_drop_pp: Largest loss of top-1, percentage points.
-        calib_images: How many images calibrate.
-        options: Passes that compute the encodings; layers that they keep are kept in any case.
-        high_precision: ``fp16`` or ``fp32`` around INT8; ``None`` for the target's own.
         cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        progress: Where steps are reported.
 
     Raises:
         DataError, GraphError, UsageError: As `search`.
@@ -126,12 +109,9 @@ def mixed(
     encodings = search(
         graph,
         output.with_name(f"{output.stem}.encodings.json"),
-        rules_with(target, high_precision),
         dataset,
-        max_drop_pp=max_drop_pp,
+        options,
         result=result,
-        calib_images=calib_images,
-        options=options,
         cache=cache,
         progress=progress,
     )
@@ -139,9 +119,9 @@ def mixed(
         graph,
         output,
         precision="int8",
-        target=target,
-        encodings=encodings.path,
-        high_precision=high_precision,
+        target=options.target,
+        encodings=str(encodings.path),
+        high_precision=options.high_precision,
         cache=cache,
         progress=progress,
     )
@@ -170,13 +150,10 @@ def check_data(calib: ImageDataset, data: ImageDataset) -> None:
 def search(
     graph: Path,
     output: Path,
-    rules: TargetRules,
     dataset: ImageDataset,
+    options: QuantizeOptions,
     *,
-    max_drop_pp: float,
     result: Path,
-    calib_images: int = 256,
-    options: EncodingOptions | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -185,28 +162,27 @@ def search(
     Args:
         graph: The FP32 graph.
         output: Where the encodings go (``.encodings.json``).
-        rules: The target's rules.
         dataset: Labelled images to calibrate with and to search on; they are divided.
-        max_drop_pp: Largest loss of top-1, percentage points.
+        options: As for `mixed`.
         result: Where the `SearchResult` goes (``.search.json``).
-        calib_images: How many of the images calibrate.
-        options: Passes that compute the encodings; layers that they keep are kept in any case.
         cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        progress: Where steps are reported.
 
     Raises:
         DataError: Too few images.
         GraphError: The graph cannot be quantized or simulated.
         UsageError: Labels that do not fit the graph, or options a search cannot use.
     """
+    rules = rules_with(options.target, options.high_precision)
+    passes = options.of_kind(EncodingOptions)
+    max_drop_pp = options.max_drop
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
     calibration, walked = (
         check_fits(part, int(facts.output_shape[1] or 0), facts.classes)
-        for part in divided(dataset, calib_images)
+        for part in divided(dataset, options.calib_images)
     )
     progress = progress or Silent()
-    options = options or EncodingOptions()
     statistics = calibrate(
         graph,
         calibration,
@@ -220,7 +196,7 @@ def search(
         settings={
             "target": rules.name,
             "rules": asdict(rules),
-            "options": asdict(options),
+            "options": passes.model_dump(mode="json"),
             "passes": REVISION,
             "search": {"max_drop_pp": max_drop_pp},
         },
@@ -240,7 +216,7 @@ def search(
             Statistics.load(statistics.path),
             rules,
             plan.inputs[0].sha256,
-            options,
+            passes,
         )
         progress.advance(note="FP32 answers")
         images = [
@@ -286,22 +262,18 @@ def judge(
     file: Path,
     graph: Path,
     result: Path,
-    data: str,
+    options: Conversion,
     *,
-    skip_bad_images: bool = False,
-    workers: int | None = None,
     progress: Progress | None = None,
 ) -> ValidateResult:
-    """Hold what was found against the FP32 graph on images that the search never saw.
+    """Compare what was found with the FP32 graph on images that the search never saw.
 
     Args:
         file: The engine, or the graph where none is built.
         graph: The FP32 graph.
         result: The `SearchResult`; the verdict is added to it.
-        data: Name of the labelled images.
-        skip_bad_images: Leave out images that cannot be decoded instead of stopping.
-        workers: Processes that decode image files; by default one a core.
-        progress: Told of every batch.
+        options: ``data`` is the name of the labelled images.
+        progress: Where every batch is reported.
     """
     from optimizer.evaluation import Chain, validate
 
@@ -310,7 +282,9 @@ def judge(
     verdict = validate(
         [Chain.of(file, model=graph)],
         graph,
-        open_dataset(data, skip_bad_images=skip_bad_images, workers=workers),
+        open_dataset(
+            str(options.data), skip_bad_images=options.skip_bad_images, workers=options.workers
+        ),
         Gates(max_drop_pp=said.max_drop_pp),
         progress=progress,
     )

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError, UsageError
 from optimizer.graphs.topology import analyse
-from optimizer.precision.int8 import EncodingOptions, Encodings, Statistics, compute_encodings
+from optimizer.options import EncodingOptions
+from optimizer.precision.int8 import Encodings, Statistics, compute_encodings
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.kept import keeping
 from optimizer.precision.int8.simulation import Simulation
@@ -50,10 +51,10 @@ class Variants:
         options: EncodingOptions,
     ) -> None:
         self.topology = analyse(model)
-        if options.bias != "network":
+        if options.bias_correction != "network":
             raise UsageError(
-                f"a search corrects biases on the network, not by {options.bias!r}",
-                mend='EncodingOptions(bias="network")',
+                f"a search corrects biases on the network, not by {options.bias_correction!r}",
+                mend="--bias-correction network",
             )
         if not Simulation.simulates(self.topology):
             raise GraphError("the graph has operations that cannot be simulated")

@@ -1,11 +1,9 @@
 """Training and fine-tuning ResNets."""
 
-from optimizer.training.loop import TrainSettings
 from optimizer.training.sources import open_training_data, preprocessing_for
 from optimizer.training.trainer import Trained, top1, train, train_checkpoint
 
 __all__ = [
-    "TrainSettings",
     "Trained",
     "open_training_data",
     "preprocessing_for",

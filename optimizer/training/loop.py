@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from optimizer.data import Batch, ImageDataset, Preprocessing
 from optimizer.errors import UsageError
+from optimizer.options import TrainOptions
 from optimizer.progress import Progress
 from optimizer.training.augment import Augmentation
 from optimizer.training.sources import is_digits
@@ -26,53 +26,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["TrainSettings", "fit"]
+__all__ = ["fit"]
 
 # Preprocessed datasets up to this size stay in memory after they were read once.
 _KEEP_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Options of a training.
-
-    Attributes:
-        arch: The architecture.
-        image_size: Side of the network's input, pixels.
-        epochs: Passes over the data.
-        batch_size: Images a step.
-        lr: Highest learning rate of the cycle.
-        seed: Decides initialization, order and augmentation.
-        momentum: Nesterov momentum.
-        weight_decay: L2 penalty on the weights of convolutions and the last layer.
-        label_smoothing: Share of the target that goes to all classes evenly.
-    """
-
-    arch: str = "resnet50"
-    image_size: int = 32
-    epochs: int = 8
-    batch_size: int = 32
-    lr: float = 0.03
-    seed: int = 0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "image_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise UsageError(f"a training batch needs two images, not {self.batch_size}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"the learning rate must be positive, not {self.lr}")
 
 
 def fit(
     module: nn.Module,
     data: ImageDataset,
     preprocessing: Preprocessing,
-    settings: TrainSettings,
+    settings: TrainOptions,
     progress: Progress,
 ) -> tuple[float, ...]:
     """Train ``module`` in place, on the device it lies on.
@@ -117,7 +81,7 @@ def fit(
     return tuple(means)
 
 
-def _finite(loss: float, epoch: int, settings: TrainSettings) -> float:
+def _finite(loss: float, epoch: int, settings: TrainOptions) -> float:
     if not math.isfinite(loss):
         raise UsageError(
             f"training diverged: the loss became {loss} in epoch {epoch}",
@@ -126,7 +90,7 @@ def _finite(loss: float, epoch: int, settings: TrainSettings) -> float:
     return loss
 
 
-def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, settings: TrainOptions) -> torch.optim.Optimizer:
     import torch
 
     decayed: list[nn.Parameter] = []
@@ -150,7 +114,7 @@ class _Images:
     """The training images, shuffled and augmented anew each epoch."""
 
     def __init__(
-        self, data: ImageDataset, preprocessing: Preprocessing, settings: TrainSettings
+        self, data: ImageDataset, preprocessing: Preprocessing, settings: TrainOptions
     ) -> None:
         self._data = data
         self._preprocessing = preprocessing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, 
 from optimizer.data import ImageDataset, Preprocessing, check_fits
 from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, build_module, weights_digest, write_weights
+from optimizer.options import TrainOptions, takes_options
 from optimizer.progress import Progress, Silent
-from optimizer.training.loop import TrainSettings, fit
+from optimizer.training.loop import fit
 from optimizer.training.sources import preprocessing_for
 
 if TYPE_CHECKING:
@@ -50,15 +51,11 @@ class Trained:
         }
 
 
+@takes_options(TrainOptions)
 def train(
-    arch: str,
     data: ImageDataset,
+    options: TrainOptions,
     *,
-    image_size: int = 32,
-    epochs: int = 8,
-    batch_size: int = 32,
-    lr: float = 0.03,
-    seed: int = 0,
     held_out: ImageDataset | None = None,
     init: Model | None = None,
     device: str | None = None,
@@ -70,13 +67,8 @@ def train(
     caller's random state is untouched.
 
     Args:
-        arch: One of `optimizer.models.ARCHITECTURES`.
         data: The training images.
-        image_size: Side of the network's input, pixels.
-        epochs: Passes over the data.
-        batch_size: Images a step; at least 2 for BatchNorm.
-        lr: Highest learning rate of the cycle; a tenth of the default suits further training.
-        seed: Decides initialization, order and augmentation.
+        options: The architecture and how it is trained.
         held_out: Images to measure the accuracy on afterwards.
         init: A model to train further; its last layer is replaced if the classes differ.
         device: ``cpu``, ``cuda`` …; ``None`` takes CUDA where there is one.
@@ -86,14 +78,18 @@ def train(
         UsageError: A setting out of range, or the loss became NaN or infinite.
         DataError: Images that cannot be used, or too few.
     """
-    settings = TrainSettings(
-        arch=arch, image_size=image_size, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
-    )
-    return _train(settings, data, held_out=held_out, init=init, device=device, progress=progress)
+    return _train(options, data, held_out=held_out, init=init, device=device, progress=progress)
+
+
+_DECIDING = {
+    "arch", "image_size", "epochs", "batch_size", "lr", "seed", "momentum", "weight_decay",
+    "label_smoothing",
+}  # fmt: skip
+"""Options that decide what comes out of a training, beside its data."""
 
 
 def train_checkpoint(
-    settings: TrainSettings,
+    settings: TrainOptions,
     data: ImageDataset,
     path: Path,
     *,
@@ -117,7 +113,7 @@ def train_checkpoint(
     plan = Plan(
         kind="checkpoint",
         settings={
-            **asdict(settings),
+            **settings.model_dump(include=_DECIDING),
             "num_classes": _count_classes(data),
             "preprocessing_assumed": data.preprocessed,
         },
@@ -160,7 +156,7 @@ def top1(module: nn.Module, data: ImageDataset, preprocessing: Preprocessing) ->
 
 
 def _train(
-    settings: TrainSettings,
+    settings: TrainOptions,
     data: ImageDataset,
     *,
     held_out: ImageDataset | None,

@@ -53,9 +53,9 @@ def build(
         BuildError: The library failed, crashed, or went beyond a limit.
     """
     from optimizer.engines.building import Limits, build_engine, check_buildable
-    from optimizer.graphs.facts import graph_facts
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.registry import get_backend
+    from optimizer.graphs.facts import graph_facts
     from optimizer.precision import check_options, prepared
 
     graph, output = Path(graph), Path(output)

@@ -43,6 +43,7 @@ def calibrate(
         GraphError: The graph cannot be quantized, or gives NaN.
     """
     from optimizer import precision
+    from optimizer.engines.onnxruntime import tapped
 
     graph, output = Path(graph), Path(output)
     check_output(output, [graph, options.calib, options.preprocessing_from])
@@ -52,6 +53,7 @@ def calibrate(
         graph,
         images,
         output,
+        tapped,
         preprocessing_from=options.preprocessing_from,
         cache=cache,
         progress=progress,
@@ -59,7 +61,7 @@ def calibrate(
     if not options.halves:
         return CalibrateResult.of(made)
     moved = precision.halves(
-        graph, images, preprocessing_from=options.preprocessing_from, progress=progress
+        graph, images, tapped, preprocessing_from=options.preprocessing_from, progress=progress
     )
     return CalibrateResult.of(made, halves=tuple(moved))
 

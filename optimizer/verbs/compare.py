@@ -124,10 +124,11 @@ def compare(old: Path | str, new: Path | str, options: CompareOptions) -> Compar
             speeds[0], speeds[1], max_slowdown=options.max_slowdown, anyway=options.anyway
         )
     if _has_accuracy(before) and _has_accuracy(after):
-        from optimizer.evaluation import compare as accuracies
+        from optimizer.evaluation.compare import compare as compare_accuracy
+        from optimizer.evaluation.compare import missing
 
-        outcome.accuracy = accuracies.compare(old, new, max_drop_pp=options.max_drop)
-        outcome.missing += accuracies.missing(old, new)
+        outcome.accuracy = compare_accuracy(old, new, max_drop_pp=options.max_drop)
+        outcome.missing += missing(old, new)
     if outcome.speed is None and not outcome.accuracy:
         raise UsageError(
             f"{old.name} holds {before.kind}, {new.name} holds {after.kind}: nothing to compare",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision, UsageError
-from optimizer.options import BenchOptions, BuildOptions, QuantizeOptions, ValidateOptions
+from optimizer.options import (
+    BenchOptions,
+    BuildOptions,
+    EncodingOptions,
+    QuantizeOptions,
+    ValidateOptions,
+)
 from optimizer.progress import Progress
 from optimizer.recipe import BuildSection, CalibrateSection, Recipe
 from optimizer.results import (
@@ -153,7 +159,7 @@ class Job:
         from optimizer.data import stratified_subset
 
         section, validation = self.recipe.calibrate, self.recipe.validation
-        precisions = {precision for built in self.recipe.build for precision in built.precision}
+        precisions: set[str] = {precision for built in self.recipe.build for precision in built.precision}
         mixed = "mixed" in precisions
         held_out = self._held_out()
         pool, held_out = self._pool(held_out, precisions)
@@ -435,8 +441,7 @@ def _of_searched(options: BuildOptions, graph: Artifact) -> BuildOptions:
 
     # A search may keep nothing, and the graph is an INT8 one then.
     precision = graph_facts(graph.path).precision
-    applied = {name: None for name in ("keep", "high_precision", "method", "equalize",
-                                       "bias_correction", "shift")}  # fmt: skip
+    applied = {*EncodingOptions.model_fields, "high_precision"}
     given = {k: v for k, v in options.as_given().items() if k not in applied}
     return BuildOptions.parse({**given, "precision": precision})
 

@@ -16,7 +16,7 @@ from optimizer.verbs.outcomes import QuantizeResult
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
 
-__all__ = ["convert", "conversion_inputs", "quantize"]
+__all__ = ["conversion_inputs", "convert", "quantize"]
 
 _CALIBRATED = {"int8", "fp8", "fp16", "bf16"}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Input, Plan, check_output, load_artifact, produce
 from optimizer.errors import ArtifactError, UsageError
-from optimizer.options import ExportOptions, QuantizeOptions, RefitOptions, takes_options
+from optimizer.options import RefitOptions, takes_options
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -46,8 +46,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def run(
     source: Recipe | Mapping[str, Any] | Path | str,
     folder: Path | str | None = None,
-    options: Options = RunOptions(),
     *,
+    options: Options,
     command: str = "optimizer.run(source, folder)",
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -80,8 +80,8 @@ def run(
 @takes_options(DemoOptions)
 def demo(
     folder: Path | str | None = None,
-    options: Options = DemoOptions(),
     *,
+    options: Options,
     command: str = "optimizer.demo()",
     cache: Cache | None = None,
     progress: Progress | None = None,

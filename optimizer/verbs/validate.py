@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import UsageError
-from optimizer.options import ValidateOptions, takes_options
+from optimizer.options import HopOptions, ValidateOptions, takes_options
 from optimizer.progress import Progress
-from optimizer.results import ValidateResult
+from optimizer.results import Gates, ValidateResult
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
@@ -74,7 +74,8 @@ def validate(
         chains,
         source,
         images,
-        options,
+        Gates(max_drop_pp=options.max_drop, max_flips=options.max_flips),
+        options.of_kind(HopOptions),
         predictions=None if predictions is None else Path(predictions),
         progress=progress,
     )

@@ -65,7 +65,7 @@ def make(
                     folder / f"{name}.onnx",
                     precision="int8",
                     target=name,
-                    statistics=small_statistics,
+                    stats=small_statistics,
                 ).path
             backend = get_backend(name)
             output = folder / f"{name}-{precision}{backend.suffix}"

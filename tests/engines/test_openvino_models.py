@@ -93,7 +93,7 @@ def test_residual_sums_stay_inside_of_convolutions(
     """In the models of fixed sizes too, where the plugin by itself takes most of them out."""
     graph = quantize(
         small_graph, tmp_path / "int8.onnx", precision="int8", target="openvino",
-        statistics=small_statistics,
+        stats=small_statistics,
     ).path  # fmt: skip
     engine = tmp_path / "int8.blob"
     options = {"fixed_batch": (1,)}

@@ -26,7 +26,7 @@ def test_only_weights_that_do_not_saturate_are_said_not_to(
     target: str, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     graph = tmp_path / "int8.onnx"
-    quantize(small_graph, graph, precision="int8", target=target, statistics=small_statistics)
+    quantize(small_graph, graph, precision="int8", target=target, stats=small_statistics)
     assert saturation_note(small_graph, target) is None
     note = saturation_note(graph, target)
     assert note is not None

@@ -123,7 +123,7 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     statistics = folder / "statistics.npz"
     calibration = train.select(np.arange(128, dtype=np.int64))
     calibrate(onnx, calibration, statistics, tapped)
-    quantize(onnx, int8, precision="int8", target="openvino", statistics=statistics)
+    quantize(onnx, int8, precision="int8", target="openvino", stats=statistics)
     engine = folder / "int8.blob"
     build_engine(int8, engine, "openvino", BuildSettings(precision="int8"))
     other = _checkpoint(request.config, train, seed=1)

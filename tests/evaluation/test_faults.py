@@ -136,7 +136,7 @@ def test_a_wrong_mean_inside_a_graph_that_takes_pixels_is_blamed_on_it(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     right = tmp_path / "pixels.onnx"
-    export_onnx(workshop.model, right, input_kind="uint8-nhwc")
+    export_onnx(workshop.model, right, input="uint8-nhwc")
     healthy = _validate(workshop, Chain.of(right))
     assert healthy.verdict == "pass"
     assert healthy.hops[1].flips == 0

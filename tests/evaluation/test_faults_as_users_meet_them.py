@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from optimizer import verbs
+import optimizer
 from optimizer.errors import AccuracyGateFailed, DataError
 from optimizer.evaluation import raise_for_verdict
 from optimizer.exporting import export_onnx
@@ -42,7 +42,7 @@ def _validated(workshop: Workshop, engine: Path, **options: Any) -> ValidateResu
         "limit": 200,
         "max_drop_pp": 5.0,
     }
-    return verbs.validate([engine], **{**given, **options})
+    return optimizer.validate([engine], **{**given, **options})
 
 
 def _edited(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
@@ -59,7 +59,7 @@ def _array(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.
 
 
 def _built(graph: Path, precision: str = "fp32", **options: Any) -> Path:
-    return verbs.build(
+    return optimizer.build(
         graph, graph.with_suffix(".blob"), precision=precision, engine="openvino", **options
     ).path
 
@@ -106,7 +106,7 @@ def test_swapped_colour_channels_of_the_images(workshop: Workshop, tmp_path: Pat
 def test_a_wrong_mean(workshop: Workshop, tmp_path: Path) -> None:
     """Inside an engine that takes pixels, where no manifest tells."""
     pixels = tmp_path / "pixels.onnx"
-    export_onnx(workshop.model, pixels, input_kind="uint8-nhwc")
+    export_onnx(workshop.model, pixels, input="uint8-nhwc")
     assert _validated(workshop, _built(pixels)).verdict == "pass"
     wrong = _edited(
         pixels,
@@ -187,9 +187,9 @@ def test_an_engine_of_another_checkpoint_between_the_right_files(
 ) -> None:
     """The right export, and an engine whose graph came from other weights."""
     stats = tmp_path / "stats.npz"
-    verbs.calibrate(other, stats, calib=str(workshop.folder / "train.npz"), calib_images=64)
+    optimizer.calibrate(other, stats, calib=str(workshop.folder / "train.npz"), calib_images=64)
     graph = tmp_path / "graph.onnx"
-    quantize(other, graph, precision="int8", target="openvino", statistics=stats)
+    quantize(other, graph, precision="int8", target="openvino", stats=stats)
     result = _validated(workshop, _built(graph, "int8"), exported=workshop.onnx, max_flips=0.001)
     assert (result.verdict, result.first_failing_hop) == ("fail", "graph int8")
     assert "graph.onnx was exported from another checkpoint" in result.finding

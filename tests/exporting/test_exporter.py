@@ -75,7 +75,7 @@ def test_static_batch_and_opset(tmp_path: Path, model: Model, opset: int) -> Non
 def test_pixels_in_the_graph_equal_pixels_before_it(
     tmp_path: Path, small_graph: Path, model: Model
 ) -> None:
-    made = export_onnx(model, tmp_path / "u8.onnx", input_kind="uint8-nhwc")
+    made = export_onnx(model, tmp_path / "u8.onnx", input="uint8-nhwc")
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     pixels[0] = 255  # a bright border shows a normalization that was folded past the padding
     (inside,) = onnxruntime.InferenceSession(made.path).run(None, {"images": pixels})

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.graphs.topology import analyse
+from optimizer.options import EncodingOptions
 from optimizer.precision.int8 import (
-    EncodingOptions,
     Encodings,
     compute_encodings,
     encode,
@@ -50,7 +50,7 @@ def _encode(
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_a_simulation_agrees_with_the_graph(target: str, seed: int, bottleneck: bool) -> None:
     rules = RULES[target]
-    options = EncodingOptions(method="minmax", bias="statistics")
+    options = EncodingOptions(method="minmax", bias_correction="statistics")
     model, encodings = _encode(seed, rules, options, bottleneck=bottleneck)
     simulation = Simulation(analyse(model), rules)
     batch = images(16, 9)
@@ -74,7 +74,7 @@ def test_no_mean_error_is_left_where_a_layer_was_corrected(
     target: str, seed: int, bottleneck: bool
 ) -> None:
     rules = RULES[target]
-    options = EncodingOptions(method="minmax", bias="none")
+    options = EncodingOptions(method="minmax", bias_correction="none")
     model, encodings = _encode(seed, rules, options, bottleneck=bottleneck)
     simulation = Simulation(analyse(model), rules)
     sample = images(32, 4)
@@ -108,7 +108,7 @@ def test_correction_on_the_network_beats_none() -> None:
     for seed in range(12):
         quality = []
         for bias in ("none", "network"):
-            options = EncodingOptions(method="minmax", bias=bias)  # type: ignore[arg-type]
+            options = EncodingOptions(method="minmax", bias_correction=bias)  # type: ignore[arg-type]
             model, encodings = _encode(seed, RULES["openvino"], options)
             lower(model, encodings, RULES["openvino"])
             batch = images(64, 77)
@@ -158,7 +158,7 @@ def test_without_a_sample_histograms_decide_and_it_is_said() -> None:
     encodings = compute_encodings(network(0), seen, RULES["openvino"], "0")
     assert "carry no sample" in encodings.notes[0]
     plain = compute_encodings(
-        network(0), seen, RULES["openvino"], "0", EncodingOptions(bias="none")
+        network(0), seen, RULES["openvino"], "0", EncodingOptions(bias_correction="none")
     )
     assert encodings.layers["conv1"].bias != plain.layers["conv1"].bias
 

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from optimizer import verbs
+import optimizer
 from optimizer.artifacts import load_artifact
 from optimizer.data import Preprocessing, open_dataset
 from optimizer.engines.onnxruntime import as_written, tapped
@@ -31,7 +31,7 @@ def for_openvino(
 ) -> Path:
     """`small_graph` as this project lowers it for OpenVINO."""
     path = tmp_path_factory.mktemp("openvino") / "int8.onnx"
-    return quantize(small_graph, path, precision="int8", statistics=small_statistics).path
+    return quantize(small_graph, path, precision="int8", stats=small_statistics).path
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_what_the_source_lacks_comes_from_calibration(for_openvino: Path, tmp_pa
     seen = calibrate(
         for_tensorrt, open_dataset("digits:train", limit=32), tmp_path / "t.stats.npz", tapped
     )
-    made = quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8", statistics=seen.path)
+    made = quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8", stats=seen.path)
     encodings = load_artifact(tmp_path / "o.encodings.json")
     assert [i.role for i in encodings.manifest.inputs] == ["source", "model", "statistics"]
     assert encodings.manifest.details["notes"]
@@ -91,7 +91,7 @@ def test_statistics_of_the_first_fp32_graph_do_not_fit(
     for_openvino: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match="taken from another graph"):
-        quantize(for_openvino, tmp_path / "q.onnx", precision="int8", statistics=small_statistics)
+        quantize(for_openvino, tmp_path / "q.onnx", precision="int8", stats=small_statistics)
 
 
 @pytest.mark.parametrize("told_by", ["graph", "checkpoint"])
@@ -149,7 +149,7 @@ def test_the_float_graph_does_not_go_over_what_is_read(
         quantize(bare, tmp_path / "q.onnx", precision="int8", preprocessing_from=str(teller))
     assert teller.read_bytes() == small_graph.read_bytes()
     with pytest.raises(UsageError, match="overwritten by itself"):
-        verbs.quantize(bare, teller, precision="int8", preprocessing_from=str(teller))
+        optimizer.quantize(bare, teller, precision="int8", preprocessing_from=str(teller))
 
 
 def test_a_plain_fp32_graph_may_borrow_its_preprocessing(small_graph: Path, tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_the_float_graph_is_not_overwritten(for_openvino: Path, tmp_path: Path) 
 def test_a_graph_of_pixels(small_checkpoint: Path, tmp_path: Path) -> None:
     """The Cast from pixels stays, those around INT8 go; the normalized image is what is stored."""
     pixels = export_onnx(
-        load_model(str(small_checkpoint)), tmp_path / "pixels.onnx", input_kind="uint8-nhwc"
+        load_model(str(small_checkpoint)), tmp_path / "pixels.onnx", input="uint8-nhwc"
     ).path
     some = open_dataset("digits:train", limit=16)
     seen = calibrate(pixels, some, tmp_path / "s.npz", tapped).path
     first = quantize(
-        pixels, tmp_path / "t.onnx", precision="int8", target="tensorrt", statistics=seen
+        pixels, tmp_path / "t.onnx", precision="int8", target="tensorrt", stats=seen
     ).path
     second = quantize(first, tmp_path / "again.onnx", precision="int8", target="tensorrt").path
     assert graph_facts(second).metadata["input"] == "uint8-nhwc"
@@ -227,16 +227,16 @@ def test_a_foreign_graph_is_compiled_as_it_is_and_audited(
     small_graph: Path, tmp_path: Path
 ) -> None:
     """Weights by other names: the layers of ONNX Runtime's engine are still told apart."""
-    from optimizer import verbs
+    import optimizer
 
     model = by_onnxruntime(ir.load(small_graph), activations="u8", batch=digits())
     for value in list(model.graph.initializers.values()):
         value.name = f"constant_{str(value.name).replace('.', '_')}"
     ir.save(model, tmp_path / "foreign.onnx")
-    engine = verbs.build(
+    engine = optimizer.build(
         tmp_path / "foreign.onnx", tmp_path / "e.onnx", precision="int8", engine="onnxruntime"
     )
-    audit = verbs.audit_engine(engine)
+    audit = optimizer.audit(engine)
     assert audit.verdict == "pass", audit.reason
 
 

@@ -180,10 +180,11 @@ def test_the_graph_and_its_engine_say_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_int8_with_fp16_around_says_what_that_cannot_hold() -> None:
-    from optimizer.precision.int8 import EncodingOptions, compute_encodings
+    from optimizer.options import EncodingOptions
+    from optimizer.precision.int8 import compute_encodings
     from optimizer.targets.rules import TARGETS
 
-    options = EncodingOptions(method="minmax", bias="none")
+    options = EncodingOptions(method="minmax", bias_correction="none")
     around = statistics(loud(1), [images(64, 1)])
     notes = compute_encodings(loud(1), around, TARGETS["tensorrt"], "0", options).notes
     assert notes[0].startswith("layer1.1.")

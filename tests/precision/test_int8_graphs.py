@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from optimizer.errors import ArtifactError
 from optimizer.graphs.topology import analyse
+from optimizer.options import EncodingOptions
 from optimizer.precision.int8 import (
     Collector,
-    EncodingOptions,
     Encodings,
     Statistics,
     compute_encodings,
@@ -30,7 +30,7 @@ from optimizer.precision.int8 import (
 from optimizer.targets.rules import TARGETS, TargetRules, rules_for
 from tests.precision.networks import images, network
 
-PLAIN = EncodingOptions(method="minmax", equalize=False, bias="none", shift=False)
+PLAIN = EncodingOptions(method="minmax", equalize=False, bias_correction="none", shift=False)
 SEEDS = st.integers(0, 10_000)
 KINDS = st.booleans()
 
@@ -230,7 +230,7 @@ def test_the_faithful_lowering_holds_the_integers_of_tensorrt(
     def make() -> ir.Model:
         return network(seed, bottleneck=bottleneck)
 
-    options = EncodingOptions(method="minmax", bias="statistics", shift=shift)
+    options = EncodingOptions(method="minmax", bias_correction="statistics", shift=shift)
     real = replace(TARGETS["tensorrt"], high_precision="fp32")
     one, encodings = lowered(make, real, options)
     other, faithful = lowered(make, TARGETS["tensorrt-cpu"], options)

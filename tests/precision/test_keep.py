@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.graphs.topology import analyse
-from optimizer.precision.int8 import EncodingOptions, Encodings, compute_encodings, lower
+from optimizer.options import EncodingOptions
+from optimizer.precision.int8 import Encodings, compute_encodings, lower
 from optimizer.precision.int8.simulation import Simulation, batches, stored_parameters
 from optimizer.targets.rules import TARGETS
 from tests.precision.networks import images, network

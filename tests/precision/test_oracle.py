@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import GraphError
-from optimizer.precision.int8 import EncodingOptions
+from optimizer.options import EncodingOptions
 from optimizer.targets.rules import TARGETS, rules_for
 from tests.precision.networks import images, network
 from tests.precision.oracle import execute
@@ -26,7 +26,7 @@ from tests.precision.test_int8_graphs import lowered, noise_db, run
 
 SEEDS = st.integers(0, 10_000)
 NO_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]
-OPTIONS = EncodingOptions(method="minmax", bias="statistics")
+OPTIONS = EncodingOptions(method="minmax", bias_correction="statistics")
 
 
 def _graph(target: str, seed: int, *, bottleneck: bool) -> ir.Model:

@@ -15,7 +15,8 @@ import torch
 from optimizer.errors import DataError, GraphError, UsageError
 from optimizer.graphs.facts import graph_facts
 from optimizer.graphs.topology import Topology, analyse
-from optimizer.precision.int8 import EncodingOptions, lower
+from optimizer.options import EncodingOptions
+from optimizer.precision.int8 import lower
 from optimizer.precision.int8.correction import sqnr
 from optimizer.precision.int8.encodings import stored_scale
 from optimizer.precision.int8.equalization import equalization_factors

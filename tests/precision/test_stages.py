@@ -14,7 +14,8 @@ from optimizer.data import open_dataset
 from optimizer.engines.onnxruntime import tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
 from optimizer.precision import calibrate, quantize
-from optimizer.precision.int8 import EncodingOptions, Encodings
+from optimizer.options import EncodingOptions
+from optimizer.precision.int8 import Encodings
 
 
 def _another(graph: Path, path: Path) -> Path:
@@ -37,7 +38,7 @@ def test_one_calibration_serves_every_target(
             tmp_path / f"{target}.onnx",
             precision="int8",
             target=target,
-            statistics=small_statistics,
+            stats=small_statistics,
         )
         assert made.manifest.settings["precision"] == "int8"
         encodings = Encodings.load(tmp_path / f"{target}.encodings.json")
@@ -54,7 +55,7 @@ def test_encodings_of_another_target_or_graph_are_refused(
         tmp_path / "o.onnx",
         precision="int8",
         target="openvino",
-        statistics=small_statistics,
+        stats=small_statistics,
     )
     encodings = tmp_path / "o.encodings.json"
     with pytest.raises(ArtifactError, match="the encodings are for openvino"):
@@ -78,30 +79,30 @@ def test_stale_statistics_are_refused(
 ) -> None:
     other = _another(small_graph, tmp_path / "other.onnx")
     with pytest.raises(ArtifactError, match="taken from another graph"):
-        quantize(other, tmp_path / "q.onnx", precision="int8", statistics=small_statistics)
+        quantize(other, tmp_path / "q.onnx", precision="int8", stats=small_statistics)
     changed = tmp_path / "s.npz"
     shutil.copy(small_statistics, changed)
     with pytest.raises(ArtifactError, match="has no manifest"):
-        quantize(small_graph, tmp_path / "q.onnx", precision="int8", statistics=changed)
+        quantize(small_graph, tmp_path / "q.onnx", precision="int8", stats=changed)
     shutil.copy(manifest_path(small_statistics), manifest_path(changed))
     with changed.open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(ArtifactError, match="sha256 differs"):
-        quantize(small_graph, tmp_path / "q.onnx", precision="int8", statistics=changed)
+        quantize(small_graph, tmp_path / "q.onnx", precision="int8", stats=changed)
 
 
 def test_another_method_is_another_artifact(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "q.onnx"
-    first = quantize(small_graph, output, precision="int8", statistics=small_statistics)
-    again = quantize(small_graph, output, precision="int8", statistics=small_statistics)
+    first = quantize(small_graph, output, precision="int8", stats=small_statistics)
+    again = quantize(small_graph, output, precision="int8", stats=small_statistics)
     assert again.cached
     other = quantize(
         small_graph,
         output,
         precision="int8",
-        statistics=small_statistics,
+        stats=small_statistics,
         options=EncodingOptions(method="minmax"),
     )
     assert not other.cached

@@ -29,7 +29,7 @@ def result(make_engine: MakeEngine, tmp_path: Path) -> BenchResult:
     """
     slow = make_engine("slow", busy_ms=0.4, upload_ms=0.1)
     fast = make_engine("fast", busy_ms=0.2)
-    return bench([slow, fast], batches=[2], duration_s=0.3, threads=1, raw_dir=tmp_path / "raw")
+    return bench([slow, fast], batch=[2], duration="0.3s", threads=1, raw_dir=tmp_path / "raw")
 
 
 def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
 
 def test_the_baseline_can_be_named_and_gates(make_engine: MakeEngine) -> None:
     old, new = make_engine("old", busy_ms=0.2), make_engine("new", busy_ms=0.4)
-    found = bench([new], against=old, duration_s=0.2, threads=1)
+    found = bench([new], against=old, duration="0.2s", threads=1)
     assert [(c.a, c.b) for c in found.comparisons] == [("old.tiny", "new.tiny")]
     assert found.comparisons[0].ratio == pytest.approx(0.5, rel=0.1)
     assert found.verdict in {"fail", "inconclusive"}, "never a pass"
@@ -105,7 +105,7 @@ def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Pa
     new = make_engine("new", busy_ms=0.2)
     plan = Plan(kind="engine", settings={"backend": "tensorrt", "precision": "fp16"}, libraries={})
     old = produce(plan, tmp_path / "old.plan", lambda p: p.write_bytes(b"engine") and {}).path
-    found = bench([new], against=old, duration_s=0.2, threads=1, image_size=8)
+    found = bench([new], against=old, duration="0.2s", threads=1, image_size=8)
     assert found.verdict == "inconclusive"
     assert found.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
     assert found.failed == []
@@ -113,7 +113,7 @@ def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Pa
 
 def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
     a, b = make_engine("a", busy_ms=0.5), make_engine("b", busy_ms=0.5)
-    found = bench([a, b], batches=[1, 3], duration_s=0.1, threads=1, control=False)
+    found = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
     assert [(e.name, e.batch) for e in found.engines] == [
         ("a.tiny", 1), ("b.tiny", 1), ("a.tiny", 3), ("b.tiny", 3),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
 
 def test_a_failed_engine_fails_the_run_and_keeps_the_others(make_engine: MakeEngine) -> None:
     bad, good = make_engine("bad", nan=True), make_engine("good", busy_ms=0.5)
-    found = bench([good, bad], duration_s=0.1, threads=1, control=False)
+    found = bench([good, bad], duration="0.1s", threads=1, control=False)
     kept, failed = found.engines
     assert kept.latency_ms is not None
     assert failed.status == "failed"
@@ -140,17 +140,17 @@ def test_a_failed_engine_fails_the_run_and_keeps_the_others(make_engine: MakeEng
 
 def test_an_engine_that_cannot_run_here_is_no_failure(make_engine: MakeEngine) -> None:
     gpu, cpu = make_engine("gpu", needs_device=True), make_engine("cpu", busy_ms=0.5)
-    found = bench([cpu, gpu], duration_s=0.1, threads=1, control=False)
+    found = bench([cpu, gpu], duration="0.1s", threads=1, control=False)
     assert [e.status for e in found.engines] == ["ok", "built-not-run"]
     assert found.verdict == "pass"
     with pytest.raises(EnvironmentFault, match="no engine can run here: no such accelerator"):
-        bench([gpu], duration_s=0.1, threads=1, control=False)
+        bench([gpu], duration="0.1s", threads=1, control=False)
 
 
 def test_a_machine_on_which_nothing_can_be_said(make_engine: MakeEngine) -> None:
     """The engine's own speed wanders by far more than 10 %: the run says that it knows nothing."""
     wild = make_engine("wild", busy_ms=0.5, wanders=2.0)
-    found = bench([wild], duration_s=0.3, threads=1)
+    found = bench([wild], duration="0.3s", threads=1)
     assert found.a_a_control is not None
     low, high = found.a_a_control.ci95
     assert max(high, 1 / low) > 1.1
@@ -200,7 +200,7 @@ def test_engines_that_cannot_be_measured(make_engine: MakeEngine, tmp_path: Path
         bench([loose])
     engine.write_text("{}  ")
     with pytest.raises(UsageError, match="was changed since its manifest was written"):
-        bench([engine], duration_s=0.1)
+        bench([engine], duration="0.1s")
 
 
 def test_batches_outside_what_an_engine_was_built_for(make_engine: MakeEngine) -> None:
@@ -209,15 +209,15 @@ def test_batches_outside_what_an_engine_was_built_for(make_engine: MakeEngine) -
         bench([fixed])
     for batch in (1, 9):
         with pytest.raises(UsageError, match=rf"batches 2 to 8, not {batch}"):
-            bench([profiled], batches=[4, batch])
+            bench([profiled], batch=[4, batch])
 
 
 def test_engines_for_different_image_sizes_are_not_compared(make_engine: MakeEngine) -> None:
     small, large = make_engine("small", image_size=8), make_engine("large", image_size=16)
     with pytest.raises(UsageError, match="different image sizes"):
-        bench([small, large], duration_s=0.1, threads=1, control=False)
+        bench([small, large], duration="0.1s", threads=1, control=False)
     with pytest.raises(UsageError, match="fixed image size 8, not 16"):
-        bench([small], image_size=16, duration_s=0.1, threads=1)
+        bench([small], image_size=16, duration="0.1s", threads=1)
 
 
 def test_engines_of_one_name_are_told_apart_by_their_folders(
@@ -226,7 +226,7 @@ def test_engines_of_one_name_are_told_apart_by_their_folders(
     first = make_engine("x/engine", busy_ms=0.5)
     second = make_engine("y/engine", busy_ms=0.5)
     found = bench(
-        [first, second], duration_s=0.1, threads=1, control=False, raw_dir=tmp_path / "raw"
+        [first, second], duration="0.1s", threads=1, control=False, raw_dir=tmp_path / "raw"
     )
     assert [e.name for e in found.engines] == ["x/engine.tiny", "y/engine.tiny"]
     assert len({e.raw_file for e in found.engines}) == 2

@@ -108,10 +108,10 @@ def test_a_whole_sweep(make_engine: MakeEngine, tmp_path: Path) -> None:
     dead = make_engine("dead", busy_ms=0.5, exit=3, after=20)
     found = bench(
         [engine, dead],
-        batches=[1, 2, 4],
+        batch=[1, 2, 4],
         threads=1,
-        duration_s=0.1,
-        max_latency=LatencyBound(percentile="p50", max_latency_ms=1000),
+        duration="0.1s",
+        max_latency="1000ms", latency_percentile="p50",
         raw_dir=tmp_path / "raw",
         control=False,
     )
@@ -145,7 +145,7 @@ def test_engines_are_compared_at_the_first_setting_and_the_rest_is_in_the_curves
         pytest.skip("a sweep of threads needs two cores, and there is one")
     engines = [make_engine(n, busy_ms=0.5, backend="tiny-streams") for n in "ab"]
     found: BenchResult = bench(
-        engines, threads=[2, 1], streams=[1, 2], duration_s=0.05, control=False
+        engines, threads=[2, 1], streams=[1, 2], duration="0.05s", control=False
     )
     assert [(e.threads, e.streams) for e in found.engines] == [(2, 1), (2, 1)]
     assert len(found.comparisons) == 1
@@ -163,11 +163,11 @@ def test_two_settings_are_a_sweep_if_they_differ_in_threads_or_streams(
     if cpu_features().physical_cores < 2:
         pytest.skip("a sweep of threads needs two cores, and there is one")
     engine = make_engine(busy_ms=0.5, backend="tiny-streams")
-    found = bench([engine], threads=2, streams=[2, 1], duration_s=0.05, control=False)
+    found = bench([engine], threads=2, streams=[2, 1], duration="0.05s", control=False)
     assert [e.streams for e in found.engines] == [2]
     assert "2 calls at a time" in found.headline
     assert [p.setting.streams for p in found.curves[0].points] == [2, 1]
-    assert bench([engine], batches=[1, 2], threads=1, duration_s=0.05, control=False).curves == []
+    assert bench([engine], batch=[1, 2], threads=1, duration="0.05s", control=False).curves == []
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def profiled(
             engines,
             batch=BATCH,
             threads=1,
-            duration_s=0.1,
+            duration="0.1s",
             effort=QUICK,
             cache=ceilings_cache,
         )
@@ -156,7 +156,7 @@ def test_known_times_come_out(make_engine: MakeEngine, small_graph: Path) -> Non
     times = {"conv1": 0.5, "layer1.0.conv1": 0.25, "reorder": 0.125}
     engine = make_engine(layers=times, busy_ms=1.0)
     shutil.copy(small_graph, f"{engine}.graph.onnx")
-    (found,) = profile([engine], batch=4, threads=1, duration_s=0.05, roofs=False).engines
+    (found,) = profile([engine], batch=4, threads=1, duration="0.05s", ceilings=False).engines
     assert {p.name: p.time_ms for p in found.layers} == times
     assert [(p.name, p.time_ms) for p in found.blocks] == [
         ("stem", 0.5), ("layer1.0", 0.25), ("reorder", 0.125),
@@ -177,7 +177,7 @@ def test_an_engine_that_crashes_leaves_the_others(
     ]
     for engine in engines:
         shutil.copy(small_graph, f"{engine}.graph.onnx")
-    found = profile(engines, threads=1, duration_s=0.05, roofs=False)
+    found = profile(engines, threads=1, duration="0.05s", ceilings=False)
     assert [one.status for one in found.engines] == ["failed", "ok"]
     assert "SIGSEGV" in str(found.engines[0].error)
     assert found.engines[0].layers == []
@@ -192,7 +192,7 @@ def test_an_engine_without_layer_times_says_so(make_engine: MakeEngine, small_gr
     engine = make_engine()
     shutil.copy(small_graph, f"{engine}.graph.onnx")
     with pytest.raises(UsageError, match="does not tell the time of layers"):
-        profile([engine], threads=1, duration_s=0.05, roofs=False)
+        profile([engine], threads=1, duration="0.05s", ceilings=False)
 
 
 @pytest.mark.slow
@@ -204,11 +204,11 @@ def test_the_graph_must_be_there_and_the_right_one(
         shutil.copy(built.with_name(name), tmp_path)
     engine = tmp_path / built.name
     with pytest.raises(ArtifactError, match=r"int8\.blob\.graph\.onnx.* is not beside") as missing:
-        profile([engine], roofs=False)
+        profile([engine], ceilings=False)
     assert "resnet-opt build" in str(missing.value.mend)
     shutil.copy(small_graph, f"{engine}.graph.onnx")  # the FP32 graph it was quantized from
     with pytest.raises(ArtifactError, match=r"is not the graph int8\.blob was built from"):
-        profile([engine], roofs=False)
+        profile([engine], ceilings=False)
 
 
 def test_wrong_requests_are_refused_before_anything_runs(
@@ -223,7 +223,7 @@ def test_wrong_requests_are_refused_before_anything_runs(
     with pytest.raises(UsageError, match="no such file"):
         profile([Path("missing.blob")])
     with pytest.raises(UsageError, match="duration"):
-        profile([make_engine()], duration_s=0)
+        profile([make_engine()], duration="0s")
 
 
 def test_a_machine_that_runs_none_of_them_is_told(
@@ -232,7 +232,7 @@ def test_a_machine_that_runs_none_of_them_is_told(
     engine = make_engine(layers={}, needs_device=True)
     shutil.copy(small_graph, f"{engine}.graph.onnx")
     with pytest.raises(EnvironmentFault, match="no such accelerator here"):
-        profile([engine], threads=1, roofs=False)
+        profile([engine], threads=1, ceilings=False)
 
 
 # --- the profilers of the libraries ---------------------------------------------------------------

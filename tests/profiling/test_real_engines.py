@@ -38,7 +38,7 @@ def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> Non
 
 def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> None:
     asked = list(engines.values())
-    found = bench(asked, batches=[1, 2], duration_s=0.5, raw_dir=tmp_path / "raw")
+    found = bench(asked, batch=[1, 2], duration="0.5s", raw_dir=tmp_path / "raw")
     assert [(e.backend, e.batch, e.status) for e in found.engines] == [
         ("openvino", 1, "ok"), ("onnxruntime", 1, "ok"),
         ("openvino", 2, "ok"), ("onnxruntime", 2, "ok"),

@@ -139,7 +139,7 @@ def test_an_engine_that_hangs_is_ended(
 @pytest.mark.usefixtures("needs_loadgen")
 def test_bench_runs_scenarios_after_its_own_rounds(make_engine: MakeEngine, tmp_path: Path) -> None:
     good, bad = make_engine("good", busy_ms=1.0), make_engine("bad", nan=True)
-    found = bench([good, bad], scenarios=["offline"], duration_s=0.05, threads=1, control=False)
+    found = bench([good, bad], scenario=["offline"], duration="0.05s", threads=1, control=False)
     (scenario,) = found.scenarios
     assert (scenario.engine, scenario.status) == ("good.tiny", "ok"), "what failed is not run again"
     write_result(found, tmp_path / "bench.json")
@@ -170,7 +170,7 @@ def test_without_loadgen_nothing_is_measured_and_the_command_is_said(
 ) -> None:
     monkeypatch.setattr(scenarios.util, "find_spec", lambda name: None)
     with pytest.raises(MissingLibrary, match="LoadGen is not installed") as error:
-        bench([make_engine()], scenarios=["offline"])
+        bench([make_engine()], scenario=["offline"])
     assert error.value.mend == "pip install 'resnet-opt[loadgen]'"
     assert check_scenarios([]) == []
 

@@ -48,7 +48,7 @@ def test_two_copies_whose_starts_differ_are_not_told_apart(make_engine: MakeEngi
     """By one start each they would be: each is another by some ten per cent."""
     a = make_engine("a", busy_ms=0.3, start_differs=0.1)
     b = make_engine("b", busy_ms=0.3, start_differs=0.1)
-    found = bench([a, b], duration_s=0.5, threads=1, starts=5, control=False)
+    found = bench([a, b], duration="0.5s", threads=1, starts=5, control=False)
     (ratio,) = found.comparisons
     assert math.log(ratio.ci95[1] / ratio.ci95[0]) > 0.06
     assert ratio.ci95[0] < ratio.ratio < ratio.ci95[1]
@@ -63,7 +63,7 @@ def test_two_copies_whose_starts_differ_are_not_told_apart(make_engine: MakeEngi
 
 def test_a_true_difference_is_found_across_starts(make_engine: MakeEngine) -> None:
     slow, fast = make_engine("slow", busy_ms=0.4), make_engine("fast", busy_ms=0.2)
-    found = bench([fast], against=slow, duration_s=0.5, threads=1, starts=3)
+    found = bench([fast], against=slow, duration="0.5s", threads=1, starts=3)
     (ratio,) = found.comparisons
     assert ratio.ratio == pytest.approx(2.0, rel=0.1)
     assert found.a_a_control is not None

@@ -91,7 +91,7 @@ def test_calls_that_wait_go_on_at_the_same_time(make_engine: MakeEngine) -> None
     engine = make_engine(backend="tiny-streams", sleep_ms=4.0)
     rates = {}
     for streams in (1, 2):
-        found = bench([engine], threads=2, streams=[streams], duration_s=0.3, control=False)
+        found = bench([engine], threads=2, streams=[streams], duration="0.3s", control=False)
         (measured,) = found.engines
         assert measured.status == "ok"
         assert measured.streams == streams

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.data import Preprocessing
-from optimizer.precision.int8 import EncodingOptions
+from optimizer.options import EncodingOptions
 from tests.precision.networks import SIZE, images, network
 from tests.precision.test_int8_graphs import run, statistics
 

@@ -11,11 +11,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from optimizer import verbs
+import optimizer
 from optimizer.data import ImageDataset
 from optimizer.errors import DataError, UsageError
 from optimizer.graphs.facts import graph_facts
-from optimizer.precision.int8 import EncodingOptions, Encodings
+from optimizer.options import EncodingOptions
+from optimizer.precision.int8 import Encodings
 from optimizer.results import SearchResult, read_result
 from optimizer.search import divided, search_path, stages
 from tests.search.networks import HOSTILE, OPTIONS, data, graph_file, labelled
@@ -35,7 +36,7 @@ def _result(output: Path) -> SearchResult:
 def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
     calib, judge = data(tmp_path / "c.npz", 700, 1), data(tmp_path / "d.npz", 700, 2)
     output = tmp_path / "m.blob"
-    made = verbs.build(
+    made = optimizer.build(
         graph,
         output,
         precision="mixed",
@@ -63,7 +64,7 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
     assert (written.precision, written.keep) == ("mixed", chosen.kept)
     assert Encodings.load(tmp_path / "m.blob.graph.encodings.json").keep == chosen.kept
     assert made.manifest.settings["precision"] == "mixed"
-    audit = verbs.audit_engine(made)
+    audit = optimizer.audit(made)
     assert audit.verdict == "pass", audit.reason
     assert audit.computed["fp32"] > 0
 
@@ -79,7 +80,7 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
 def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) -> None:
     calib, judge = data(tmp_path / "c.npz", 64, 1), data(tmp_path / "d.npz", 64, 2)
     output = tmp_path / "q.onnx"
-    verbs.quantize(
+    optimizer.quantize(
         graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
         max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
     )  # fmt: skip
@@ -89,7 +90,7 @@ def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) ->
     assert "inside the budget already" in found.finding
     assert (found.cost_source, found.timed_ms) == ("model", None)
     assert graph_facts(output).precision == "int8"
-    again = verbs.quantize(
+    again = optimizer.quantize(
         graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
         max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
     )  # fmt: skip
@@ -102,7 +103,7 @@ def test_layers_that_are_kept_anyway_are_where_the_search_starts(
 ) -> None:
     calib, judge = data(tmp_path / "c.npz", 64, 1), data(tmp_path / "d.npz", 64, 2)
     output = tmp_path / "q.onnx"
-    verbs.quantize(
+    optimizer.quantize(
         graph, output, precision="mixed", calib=calib, data=judge, max_drop_pp=100.0,
         options=EncodingOptions(keep=("fc", "conv1")),
     )  # fmt: skip
@@ -119,14 +120,14 @@ def test_a_verdict_needs_other_images(graph: Path, tmp_path: Path) -> None:
         (None, "other images to judge"),
     ):
         with pytest.raises(UsageError, match=words):
-            verbs.build(
+            optimizer.build(
                 graph, tmp_path / "m.blob", precision="mixed", engine="openvino",
                 calib=calib, data=judge,
             )  # fmt: skip
     with pytest.raises(UsageError, match="needs images"):
-        verbs.quantize(graph, tmp_path / "q.onnx", precision="mixed", data=calib)
+        optimizer.quantize(graph, tmp_path / "q.onnx", precision="mixed", data=calib)
     with pytest.raises(UsageError, match=r"not on stats\.npz"):
-        verbs.quantize(
+        optimizer.quantize(
             graph, tmp_path / "q.onnx", precision="mixed", calib=calib, stats="stats.npz"
         )
     assert sorted(tmp_path.iterdir()) == before
@@ -166,7 +167,7 @@ def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:
     options = EncodingOptions(keep=("fc", HOSTILE))
     for engine in ("openvino", "onnxruntime"):
         output = tmp_path / f"m.{engine}"
-        made = verbs.build(
+        made = optimizer.build(
             graph, output, precision="int8", engine=engine, calib=calib, options=options
         )
         assert made.manifest.settings["precision"] == "mixed"
@@ -175,9 +176,9 @@ def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:
         properties = {p.key: p.value for p in written.metadata_props}
         assert json.loads(properties["resnet_opt.keep"]) == [HOSTILE, "fc"]
     with pytest.raises(UsageError, match="is used as it is"):
-        verbs.quantize(
+        optimizer.quantize(
             graph, tmp_path / "q.onnx", precision="int8", options=options,
             encodings=tmp_path / "m.openvino.graph.encodings.json",
         )  # fmt: skip
     with pytest.raises(UsageError, match="FP16 has none"):
-        verbs.quantize(graph, tmp_path / "q.onnx", precision="fp16", options=options)
+        optimizer.quantize(graph, tmp_path / "q.onnx", precision="fp16", options=options)

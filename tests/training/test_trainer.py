@@ -14,7 +14,8 @@ from optimizer.data import ImageDataset, Preprocessing, open_dataset
 from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, load_model
 from optimizer.progress import Silent
-from optimizer.training import TrainSettings, open_training_data, top1, train, train_checkpoint
+from optimizer.options import TrainOptions
+from optimizer.training import open_training_data, top1, train, train_checkpoint
 
 SMALL: dict[str, Any] = {"image_size": 8, "epochs": 1, "batch_size": 16}
 
@@ -52,17 +53,17 @@ def test_equal_seeds_make_equal_weights(few: ImageDataset) -> None:
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
-    first = train("resnet18", few, seed=3, **SMALL)
+    first = train(few, arch="resnet18", seed=3, **SMALL)
     assert torch.equal(torch.rand(2), expected)  # the caller's random state is untouched
-    again = train("resnet18", few, seed=3, **SMALL)
-    other = train("resnet18", few, seed=4, **SMALL)
+    again = train(few, arch="resnet18", seed=3, **SMALL)
+    other = train(few, arch="resnet18", seed=4, **SMALL)
     assert first.model.sha256 == again.model.sha256
     assert first.losses == again.losses
     assert first.model.sha256 != other.model.sha256
 
 
 def test_the_model_is_ready_to_use(few: ImageDataset) -> None:
-    trained = train("resnet18", few, held_out=few, **SMALL)
+    trained = train(few, arch="resnet18", held_out=few, **SMALL)
     model = trained.model
     assert (model.arch, model.num_classes, model.classes) == ("resnet18", 10, few.classes)
     assert model.preprocessing == Preprocessing.digits(8)
@@ -98,7 +99,7 @@ def test_top1_counts() -> None:
 
 def test_every_batch_is_reported(few: ImageDataset) -> None:
     progress = Recorder()
-    train("resnet18", few, held_out=few, progress=progress, **{**SMALL, "epochs": 2})
+    train(few, arch="resnet18", held_out=few, progress=progress, **{**SMALL, "epochs": 2})
     assert progress.total == 2 * (40 // 16)
     assert progress.steps == progress.total
     assert progress.finished
@@ -110,7 +111,7 @@ def test_every_batch_is_reported(few: ImageDataset) -> None:
 
 def test_a_loss_that_explodes_is_an_error(few: ImageDataset) -> None:
     with pytest.raises(UsageError, match=r"diverged: the loss became (nan|inf).*--lr"):
-        train("resnet18", few, lr=1e30, **{**SMALL, "epochs": 3})
+        train(few, arch="resnet18", lr=1e30, **{**SMALL, "epochs": 3})
 
 
 def test_an_interrupt_leaves_nothing(few: ImageDataset, tmp_path: Path) -> None:
@@ -118,14 +119,14 @@ def test_an_interrupt_leaves_nothing(few: ImageDataset, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
         train_checkpoint(
-            TrainSettings(arch="resnet18", **SMALL), few, path, progress=Recorder(interrupt_at=2)
+            TrainOptions(arch="resnet18", **SMALL), few, path, progress=Recorder(interrupt_at=2)
         )
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_training_that_is_known_is_not_run_again(few: ImageDataset, tmp_path: Path) -> None:
-    settings = TrainSettings(arch="resnet18", **SMALL)
+    settings = TrainOptions(arch="resnet18", **SMALL)
     cache = Cache(tmp_path / "cache")
 
     def run(name: str, progress: Recorder, **change: Any) -> Any:
@@ -151,18 +152,18 @@ def test_a_training_that_is_known_is_not_run_again(few: ImageDataset, tmp_path: 
 
 
 def test_training_goes_on_from_a_model(few: ImageDataset) -> None:
-    init = train("resnet18", few, **SMALL).model
+    init = train(few, arch="resnet18", **SMALL).model
     before = init.module.get_parameter("fc.weight").clone()
     # A learning rate next to nothing shows what training started from.
-    same = train("resnet18", few, init=init, lr=1e-12, **SMALL).model
+    same = train(few, arch="resnet18", init=init, lr=1e-12, **SMALL).model
     assert torch.allclose(same.module.get_parameter("fc.weight"), before, atol=1e-6)
     assert torch.equal(init.module.get_parameter("fc.weight"), before)
     with pytest.raises(UsageError, match="is a resnet18, not a resnet34"):
-        train("resnet34", few, init=init, **SMALL)
+        train(few, arch="resnet34", init=init, **SMALL)
 
 
 def test_a_loaded_checkpoint_learns_further(few: ImageDataset, tmp_path: Path) -> None:
-    settings = TrainSettings(arch="resnet18", **SMALL)
+    settings = TrainOptions(arch="resnet18", **SMALL)
     first = train_checkpoint(settings, few, tmp_path / "first.safetensors")
     init = load_model(first.path)
     further = train_checkpoint(settings, few, tmp_path / "second.safetensors", init=init)
@@ -177,7 +178,7 @@ def test_images_preprocessed_elsewhere_leave_it_unknown(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     images = random.rand(8, 3, 8, 8).astype(np.float32)
     np.savez(path, images=images, labels=np.arange(8) % 2)
-    trained = train("resnet18", open_dataset(path), **{**SMALL, "batch_size": 8})
+    trained = train(open_dataset(path), arch="resnet18", **{**SMALL, "batch_size": 8})
     assert trained.model.preprocessing_assumed
     assert trained.model.classes is None
     assert trained.model.num_classes == 2
@@ -185,7 +186,7 @@ def test_images_preprocessed_elsewhere_leave_it_unknown(tmp_path: Path) -> None:
 
 def test_other_classes_get_a_new_last_layer(few: ImageDataset) -> None:
     init = load_model("resnet18:random:1000", image_size=8)
-    model = train("resnet18", few, init=init, lr=1e-12, **SMALL).model
+    model = train(few, arch="resnet18", init=init, lr=1e-12, **SMALL).model
     assert model.num_classes == 10
     assert model.preprocessing == init.preprocessing
     kept = "layer3.1.conv2.weight"
@@ -204,7 +205,7 @@ def test_folders_train_too(tmp_path: Path) -> None:
     (tmp_path / "dark" / "3.png").write_bytes(b"")
     data, held_out = open_training_data(str(tmp_path), skip_bad_images=True)
     settings = {"image_size": 8, "epochs": 4, "batch_size": 8, "lr": 0.02}
-    trained = train("resnet18", data, held_out=held_out, **settings)
+    trained = train(data, arch="resnet18", held_out=held_out, **settings)
     assert trained.top1 == 1
     assert trained.model.classes == ("bright", "dark")
     assert trained.model.preprocessing == Preprocessing.imagenet(8)
@@ -213,9 +214,9 @@ def test_folders_train_too(tmp_path: Path) -> None:
 def test_images_that_are_not_kept_in_memory_train_to_the_same_weights(
     few: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = train("resnet18", few, **SMALL).model
+    kept = train(few, arch="resnet18", **SMALL).model
     monkeypatch.setattr("optimizer.training.loop._KEEP_BYTES", 0)
-    assert train("resnet18", few, **SMALL).model.sha256 == kept.sha256
+    assert train(few, arch="resnet18", **SMALL).model.sha256 == kept.sha256
 
 
 @pytest.mark.parametrize(
@@ -224,18 +225,18 @@ def test_images_that_are_not_kept_in_memory_train_to_the_same_weights(
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any], few: ImageDataset) -> None:
     with pytest.raises(UsageError):
-        train("resnet18", few, **{**SMALL, **wrong})
+        train(few, arch="resnet18", **{**SMALL, **wrong})
 
 
 def test_one_image_is_too_few(few: ImageDataset) -> None:
     with pytest.raises(DataError, match="too few"):
-        train("resnet18", few.select(np.array([0])), **SMALL)
+        train(few.select(np.array([0])), arch="resnet18", **SMALL)
 
 
 def test_held_out_images_must_fit(few: ImageDataset) -> None:
     other = replace(few, classes=tuple("abcdefghij"))
     with pytest.raises(DataError, match="does not know"):
-        train("resnet18", few, held_out=other, **SMALL)
+        train(few, arch="resnet18", held_out=other, **SMALL)
 
 
 @pytest.mark.slow
@@ -249,6 +250,6 @@ def test_resnet50_learns_the_digits(digits_checkpoint: Path) -> None:
 @pytest.mark.slow
 def test_resnet18_learns_the_digits_in_two_epochs() -> None:
     data, held_out = open_training_data("digits")
-    trained = train("resnet18", data, held_out=held_out, epochs=2, lr=0.03, progress=Silent())
+    trained = train(data, arch="resnet18", held_out=held_out, epochs=2, lr=0.03, progress=Silent())
     assert trained.top1 is not None
     assert trained.top1 >= 0.94

@@ -1,7 +1,7 @@
 """INT8: statistics, then encodings for a target, then lowering; three steps that stay apart."""
 
 from optimizer.precision.int8.carrying import encodings_from
-from optimizer.precision.int8.encode import EncodingOptions, compute_encodings
+from optimizer.precision.int8.encode import compute_encodings
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
 from optimizer.precision.int8.lowering import lower
 from optimizer.precision.int8.reading import ReadModel, read_quantized
@@ -9,7 +9,6 @@ from optimizer.precision.int8.statistics import Collector, Statistics, TensorSta
 
 __all__ = [
     "Collector",
-    "EncodingOptions",
     "Encodings",
     "LayerEncoding",
     "ReadModel",

@@ -18,15 +18,16 @@ was within 0.15 dB of the best step there in each case.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from optimizer.errors import DataError, UsageError
+from optimizer.errors import DataError
 from optimizer.graphs.topology import PASS_ON, Topology
+from optimizer.options import EncodingOptions, EncodingPasses
 from optimizer.precision.half import LARGEST
 from optimizer.precision.int8.correction import correct_biases
 from optimizer.precision.int8.encodings import (
@@ -35,9 +36,9 @@ from optimizer.precision.int8.encodings import (
     TensorEncoding,
     stored_scale,
 )
-from optimizer.precision.int8.equalization import ALPHA, equalization_factors
+from optimizer.precision.int8.equalization import equalization_factors
 from optimizer.precision.int8.expectation import correct_by_statistics
-from optimizer.precision.int8.ranges import METHODS, distribution, range_of
+from optimizer.precision.int8.ranges import distribution, range_of
 from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
@@ -45,14 +46,13 @@ from optimizer.precision.int8.statistics import Statistics
 from optimizer.processes import give_back_memory
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["LEAST_IMAGES", "REVISION", "EncodingOptions", "compute_encodings"]
+__all__ = ["LEAST_IMAGES", "REVISION", "compute_encodings"]
 
-REVISION = 2
+REVISION = 3
 """Raised when the same options give other encodings than before: what a cache has kept is old then."""
 
 
 LEAST_IMAGES = 8
-BiasCorrection = Literal["network", "statistics", "none"]
 _STEPS = (0.0, 0.25, 0.5, 1.0)
 _MIDDLE = _STEPS.index(0.5)
 _CLEARLY = 0.8
@@ -61,40 +61,6 @@ _WITHOUT_SAMPLE = 0.25
 _AT_ONCE = 2
 """More would spare computing the exact network again, and take the memory of one more each."""
 _LEAST_COMPARED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingOptions:
-    """Which passes compute the encodings.
-
-    Attributes:
-        method: Range method of the tensors; weights use least squared error unless ``minmax``.
-        equalize: Equalize channels inside blocks and along the residual stream.
-        alpha: Balance of equalization between activations (1) and weights (0).
-        bias: Correct biases on the quantized ``network``, for the mean error that the
-            ``statistics`` predict for each layer alone, or not at all (``none``).
-        shift: Quantize tensors after a ReLU around their middle, where the target allows it.
-        keep: Weighted layers that stay in high precision, by node name (``layer1.0.conv2``).
-    """
-
-    method: str = "auto"
-    equalize: bool = True
-    alpha: float = ALPHA
-    bias: BiasCorrection = "network"
-    shift: bool = True
-    keep: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        known = ("auto", *METHODS)
-        if self.method not in known:
-            raise UsageError(
-                f"unknown range method {self.method!r}", mend=f"one of {', '.join(known)}"
-            )
-        if self.bias not in get_args(BiasCorrection):
-            raise UsageError(
-                f"unknown bias correction {self.bias!r}",
-                mend=f"one of {', '.join(get_args(BiasCorrection))}",
-            )
 
 
 def compute_encodings(
@@ -128,7 +94,7 @@ def compute_encodings(
             mend=f"at least {LEAST_IMAGES} images, better 256 and more",
         )
     topology = Topology(model)
-    options = replace(options, keep=topology.check_layers(options.keep))
+    options = options.model_copy(update={"keep": topology.check_layers(options.keep)})
     needed = {edge.tensor for edge in topology.quantized_edges(rules)}
     missing = needed - set(statistics.tensors)
     if missing:
@@ -158,7 +124,7 @@ class _Encoder:
         self.options = options
         quantized = {edge.tensor for edge in topology.quantized_edges(rules, options.keep)}
         self.factors = (
-            equalization_factors(topology, statistics, alpha=options.alpha, quantized=quantized)
+            equalization_factors(topology, statistics, quantized=quantized)
             if options.equalize
             else {}
         )
@@ -216,9 +182,9 @@ class _Encoder:
 
     def _finished(self, ranges: Mapping[str, float]) -> Encodings:
         encodings = self._encoded(ranges)
-        if self.options.bias == "none":
+        if self.options.bias_correction == "none":
             return encodings
-        if self.options.bias == "network" and self.simulation is not None:
+        if self.options.bias_correction == "network" and self.simulation is not None:
             (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.at_once)
             return corrected.encodings
         for node in self.topology.layers():
@@ -227,7 +193,7 @@ class _Encoder:
         return encodings
 
     def _simulation(self) -> Simulation | None:
-        needed = self.options.bias == "network" or self.options.method == "auto"
+        needed = self.options.bias_correction == "network" or self.options.method == "auto"
         if not needed:
             return None
         if not len(self.statistics.sample):
@@ -258,7 +224,7 @@ class _Encoder:
             weight_max=self.rules.weight_max,
             pairs=self.rules.pairs,
             graph_sha256=self.graph_sha256,
-            options={k: v for k, v in asdict(self.options).items() if k != "keep"},
+            options=self.options.of_kind(EncodingPasses).model_dump(mode="json"),
             notes=self.notes,
             keep=list(self.options.keep),
             tensors=tensors,

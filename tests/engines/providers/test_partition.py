@@ -47,7 +47,7 @@ def graphs(
             folder / f"{precision}.onnx",
             precision=precision,
             target="tensorrt",
-            statistics=statistics,
+            stats=statistics,
         ).path
     return made
 
@@ -118,7 +118,7 @@ def test_int8_that_was_lowered_for_the_cpu_is_refused(
 ) -> None:
     lowered = quantize(
         small_graph, tmp_path / "q.onnx", precision="int8", target="onnxruntime",
-        statistics=small_statistics,
+        stats=small_statistics,
     ).path  # fmt: skip
     with pytest.raises(GraphError, match="UINT8") as caught:
         graph_layers(lowered, choice("tensorrt"), {})

@@ -20,7 +20,7 @@ from optimizer.engines.tensorrt.refit import stays_refittable
 from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
 from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import quantize
-from optimizer.precision.int8 import EncodingOptions
+from optimizer.options import EncodingOptions
 
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 
@@ -45,8 +45,8 @@ def built(
     for precision in ("fp16", "int8"):
         graph = quantize(
             small_graph, folder / f"{precision}.onnx", precision=precision, target="tensorrt",
-            statistics=small_statistics if precision == "int8" else None,
-            options=EncodingOptions(equalize=False, bias="none") if precision == "int8" else None,
+            stats=small_statistics if precision == "int8" else None,
+            options=EncodingOptions(equalize=False, bias_correction="none") if precision == "int8" else None,
         ).path  # fmt: skip
         settings = BuildSettings(precision=precision, targets=("sm89",))
         engines[precision] = build_engine(
