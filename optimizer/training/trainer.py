@@ -12,7 +12,7 @@ from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, 
 from optimizer.data import ImageDataset, Preprocessing, check_fits
 from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, build_module, weights_digest, write_weights
-from optimizer.options import TrainOptions, takes_options
+from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
 from optimizer.training.loop import fit
 from optimizer.training.sources import preprocessing_for
@@ -51,9 +51,8 @@ class Trained:
         }
 
 
-@takes_options(TrainOptions)
 def train(
-    data: ImageDataset,
+    images: ImageDataset,
     options: TrainOptions,
     *,
     held_out: ImageDataset | None = None,
@@ -67,7 +66,7 @@ def train(
     caller's random state is untouched.
 
     Args:
-        data: The training images.
+        images: The training images.
         options: The architecture and how it is trained.
         held_out: Images to measure the accuracy on afterwards.
         init: A model to train further; its last layer is replaced if the classes differ.
@@ -78,7 +77,7 @@ def train(
         UsageError: A setting out of range, or the loss became NaN or infinite.
         DataError: Images that cannot be used, or too few.
     """
-    return _train(options, data, held_out=held_out, init=init, device=device, progress=progress)
+    return _train(options, images, held_out=held_out, init=init, device=device, progress=progress)
 
 
 _DECIDING = {

@@ -15,9 +15,18 @@ from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, load_model
 from optimizer.progress import Silent
 from optimizer.options import TrainOptions
-from optimizer.training import open_training_data, top1, train, train_checkpoint
+from optimizer.training import open_training_data, top1, train_checkpoint
+from optimizer.training import train as train_network
 
 SMALL: dict[str, Any] = {"image_size": 8, "epochs": 1, "batch_size": 16}
+
+
+def train(images, *, held_out=None, init=None, progress=None, **options):
+    """The network that some options give."""
+    return train_network(
+        images, TrainOptions.parse(options), held_out=held_out, init=init, progress=progress
+    )
+
 
 
 class Recorder:
