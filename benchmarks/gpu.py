@@ -21,7 +21,6 @@ import trtexec
 from materials import Material
 
 import optimizer
-import optimizer
 from optimizer.artifacts import library_versions
 from optimizer.engines import BuildSettings, Session, get_backend
 from optimizer.engines.building import check_buildable

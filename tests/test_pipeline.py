@@ -273,8 +273,9 @@ def test_data_that_is_not_there_stops_before_the_work(
 
 def test_an_engine_without_weights_is_built_and_not_run() -> None:
     """Whatever the machine has: there is nothing in it to run until it is refitted."""
-    from optimizer.recipe import BuildSection
     from optimizer.stages.building import _why_not_run
+
+    from optimizer.recipe import BuildSection
 
     runs = get_backend("openvino")
     stripped = BuildSection(engine=["tensorrt"], strip_weights=True)

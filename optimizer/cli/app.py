@@ -16,7 +16,7 @@ from optimizer.cli.console import print_error, start_logging
 from optimizer.cli.flags import with_flags
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_command_line"]
 
 HELP = """Trained ResNets made fast, with evidence for every claim.
 
@@ -97,10 +97,10 @@ def _interrupt(_signal: int, _frame: object) -> Never:
 def main() -> Never:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that half-written files are removed
-    sys.exit(_outcome(sys.argv[1:]))
+    sys.exit(run_command_line(sys.argv[1:]))
 
 
-def _outcome(tokens: list[str]) -> int:
+def run_command_line(tokens: list[str]) -> int:
     """Run a command line; what it ended with, as an exit code."""
     try:
         if not tokens:

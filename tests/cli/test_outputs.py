@@ -61,7 +61,6 @@ def test_a_measurement_is_not_lost_to_its_place(
 def test_a_full_disk_is_no_bug(
     resnet_opt: Command, monkeypatch: pytest.MonkeyPatch, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    import optimizer
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "m.onnx")

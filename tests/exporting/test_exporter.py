@@ -93,9 +93,9 @@ def test_exporting_again_is_not_done(tmp_path: Path, model: Model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_kind": "float16"}, "unknown input kind"),
-        ({"opset": 99}, "opset 99"),
-        ({"batch": 0}, "a batch of 0"),
+        ({"input": "float16"}, "'float16' is not a choice"),
+        ({"opset": 99}, "opset: 99 is too large"),
+        ({"batch": 0}, "'0' is not a batch size"),
     ],
 )
 def test_options_out_of_range(tmp_path: Path, model: Model, options: dict, message: str) -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from optimizer.errors import DataError, GraphError
 from optimizer.graphs.topology import analyse
-from optimizer.precision.half import to_half
 from optimizer.options import EncodingOptions
+from optimizer.precision.half import to_half
 from optimizer.precision.int8 import (
     Encodings,
     ReadModel,

@@ -13,8 +13,8 @@ from optimizer.artifacts import load_artifact, manifest_path
 from optimizer.data import open_dataset
 from optimizer.engines.onnxruntime import tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
-from optimizer.precision import calibrate, quantize
 from optimizer.options import EncodingOptions
+from optimizer.precision import calibrate, quantize
 from optimizer.precision.int8 import Encodings
 
 

@@ -13,8 +13,8 @@ from optimizer.artifacts import Cache
 from optimizer.data import ImageDataset, Preprocessing, open_dataset
 from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, load_model
-from optimizer.progress import Silent
 from optimizer.options import TrainOptions
+from optimizer.progress import Silent
 from optimizer.training import open_training_data, top1, train_checkpoint
 from optimizer.training import train as train_network
 

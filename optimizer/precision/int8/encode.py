@@ -18,7 +18,6 @@ was within 0.15 dB of the best step there in each case.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np

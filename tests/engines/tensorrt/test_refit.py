@@ -19,8 +19,8 @@ from optimizer.engines.tensorrt.library import TENSORRT_RTX
 from optimizer.engines.tensorrt.refit import stays_refittable
 from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
 from optimizer.models import load_model, save_checkpoint
-from optimizer.precision import quantize
 from optimizer.options import EncodingOptions
+from optimizer.precision import quantize
 
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 
