@@ -16,7 +16,10 @@ from optimizer.recipe import BuildSection, CalibrateSection, MeasureSection, Rec
 
 PAGE = Path(__file__).parent / "recipe.md"
 SECTIONS: dict[str, tuple[type[Options], str]] = {
-    "train": (TrainOptions, "Present only if the model is trained by the run; then `model` is absent."),
+    "train": (
+        TrainOptions,
+        "Present only if the model is trained by the run; then `model` is absent.",
+    ),
     "export": (GraphOptions, ""),
     "calibrate": (
         CalibrateSection,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,7 +44,6 @@ __all__ = [
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """What `quantize` writes by itself; ``mixed`` needs the search, a later room."""
-_HALF = {"fp16", "bf16"}
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
@@ -137,127 +138,170 @@ def quantize(
         GraphError: The graph cannot be read or converted.
         DataError: The target quantizes what a Q/DQ graph leaves in float, without statistics.
     """
-    precision, statistics, encodings = options.precision, options.stats, options.encodings
-    if precision not in PRECISIONS:
+    if options.precision not in PRECISIONS:
         raise UsageError(
-            f"precision {precision!r} needs a search", mend=f"one of {', '.join(PRECISIONS)}"
+            f"precision {options.precision!r} needs a search",
+            mend=f"one of {', '.join(PRECISIONS)}",
         )
-    check_options(graph, precision, options)
-    target, high_precision = options.target, options.high_precision
-    preprocessing_from = options.preprocessing_from
-    rules = rules_with(target, high_precision) if precision == "int8" else None
-    source, carried = graph, is_quantized(graph)
+    check_options(graph, options.precision, options)
     adopting: dict[str, Any] = {
-        "preprocessing_from": preprocessing_from, "cache": cache, "progress": progress
+        "preprocessing_from": options.preprocessing_from, "cache": cache, "progress": progress
     }  # fmt: skip
-    if precision == "fp32" and (carried or preprocessing_from is not None):
-        return float_graph(source, output, **adopting)
-    graph = prepared(source, output, **adopting)
-    metadata = preprocessed_metadata(graph)
-    settings: dict[str, Any] = {"precision": precision}
-    inputs = [Input.of("model", graph)]
-    if rules is not None:
-        if encodings is None:
-            beside = output.with_name(f"{output.stem}.encodings.json")
-            encodings = _encodings(
-                source if carried else None, graph, statistics, beside, rules,
-                options=options, cache=cache, progress=progress,
-            )  # fmt: skip
-        settings |= {"target": rules.name, "rules": asdict(rules)}
-        inputs.append(Input.of("encodings", encodings))
-    elif precision == "fp8":
-        if statistics is None:
-            raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
-        _check_statistics(statistics, inputs[0].sha256)
-        settings["high_precision"] = rules_with("tensorrt", high_precision).high_precision
-        inputs.append(Input.of("statistics", statistics))
-    elif precision in _HALF and statistics is not None:
-        _check_statistics(statistics, inputs[0].sha256)
-        inputs.append(Input.of("statistics", statistics))
-    if source != graph:
-        inputs.append(Input.of("source", source))
+    carried = is_quantized(graph)
+    if options.precision == "fp32" and (carried or options.preprocessing_from is not None):
+        return float_graph(graph, output, **adopting)
+    prepared_graph = prepared(graph, output, **adopting)
+    job = _Job(
+        graph=prepared_graph,
+        quantized=graph if carried else None,
+        output=output,
+        options=options,
+        sha256=Input.of("model", prepared_graph).sha256,
+        cache=cache,
+        progress=progress or Silent(),
+    )
+    conversion = _CONVERSIONS[options.precision](job)
+    metadata = preprocessed_metadata(prepared_graph)
+    inputs = [Input.of("model", prepared_graph), *conversion.inputs]
+    if graph != prepared_graph:
+        inputs.append(Input.of("source", graph))
     plan = Plan(
         kind="graph",
-        settings=settings,
+        settings={"precision": options.precision, **conversion.settings},
         inputs=inputs,
         libraries=library_versions(*_LIBRARIES),
         preprocessing=json.loads(metadata["preprocessing"]),
         classes=json.loads(metadata.get("classes", "null")) or None,
     )
-
-    def write(path: Path) -> dict[str, Any]:
-        import onnx_ir as ir
-
-        from optimizer.graphs.importing import load_graph
-
-        progress_ = progress or Silent()
-        progress_.start(f"write {precision} graph", total=1)
-        model, said = load_graph(graph), list[str]()
-        if precision == "fp8":
-            from optimizer.precision.fp8 import to_fp8
-            from optimizer.precision.int8 import Statistics
-
-            assert statistics is not None
-            to_fp8(model, Statistics.load(statistics), high_precision=settings["high_precision"])
-        elif precision in _HALF:
-            said += _to_half(model, precision, statistics)
-        elif rules is not None:
-            assert encodings is not None
-            _lower(model, rules, encodings, inputs[0].sha256)
-        ir.save(model, path)
-        _check(path)
-        progress_.advance()
-        pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
-        progress_.finish(f"{pairs} Q/DQ pairs" if pairs else None)
-        if encodings is not None:
-            said += _notes(encodings)
-        notes = {"notes": said} if said else {}
-        return {"pairs": pairs, "nodes": len(model.graph), **notes}
-
-    return produce(plan, output, write, cache=cache)
+    return produce(plan, output, partial(_write, job, conversion), cache=cache)
 
 
-def _encodings(
-    source: Path | None,
-    graph: Path,
-    statistics: Path | None,
-    output: Path,
-    rules: TargetRules,
-    *,
-    options: EncodingOptions,
-    cache: Cache | None,
-    progress: Progress | None,
-) -> Path:
-    """Encodings of an FP32 graph: carried over from ``source`` if there is one, else computed."""
-    if source is not None:
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One call of `quantize`: the FP32 graph, and the Q/DQ graph it was read from if there is one."""
+
+    graph: Path
+    quantized: Path | None
+    output: Path
+    options: QuantizeOptions
+    sha256: str
+    cache: Cache | None
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conversion:
+    """What decides a graph of one precision, and the pass that changes it in place.
+
+    Attributes:
+        settings: What goes into the manifest and the key.
+        inputs: The files it reads beside the graph.
+        apply: Changes the graph; returns remarks for the user.
+    """
+
+    apply: Callable[[ir.Model], list[str]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+
+
+def _write(job: _Job, conversion: _Conversion, path: Path) -> dict[str, Any]:
+    import onnx_ir as ir
+
+    from optimizer.graphs.importing import load_graph
+
+    job.progress.start(f"write {job.options.precision} graph", total=1)
+    model = load_graph(job.graph)
+    notes = conversion.apply(model)
+    ir.save(model, path)
+    _check(path)
+    job.progress.advance()
+    pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
+    job.progress.finish(f"{pairs} Q/DQ pairs" if pairs else None)
+    return {"pairs": pairs, "nodes": len(model.graph), **({"notes": notes} if notes else {})}
+
+
+def _unchanged(job: _Job) -> _Conversion:
+    del job
+    return _Conversion(apply=lambda _model: [])
+
+
+def _half(job: _Job) -> _Conversion:
+    statistics = job.options.stats
+    if statistics is not None:
+        _check_statistics(statistics, job.sha256)
+    return _Conversion(
+        apply=lambda model: _to_half(model, job.options.precision, statistics),
+        inputs=[] if statistics is None else [Input.of("statistics", statistics)],
+    )
+
+
+def _fp8(job: _Job) -> _Conversion:
+    statistics = job.options.stats
+    if statistics is None:
+        raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
+    _check_statistics(statistics, job.sha256)
+    high_precision = rules_with("tensorrt", job.options.high_precision).high_precision
+
+    def apply(model: ir.Model) -> list[str]:
+        from optimizer.precision.fp8 import to_fp8
+        from optimizer.precision.int8 import Statistics
+
+        to_fp8(model, Statistics.load(statistics), high_precision=high_precision)
+        return []
+
+    return _Conversion(
+        apply=apply,
+        settings={"high_precision": high_precision},
+        inputs=[Input.of("statistics", statistics)],
+    )
+
+
+def _int8(job: _Job) -> _Conversion:
+    rules = rules_with(job.options.target, job.options.high_precision)
+    encodings = job.options.encodings or _encodings(job, rules)
+
+    def apply(model: ir.Model) -> list[str]:
+        from optimizer.precision.int8 import Encodings, lower
+
+        chosen = Encodings.load(encodings)
+        chosen.check_belongs(job.sha256, rules)
+        lower(model, chosen, rules)
+        return chosen.notes
+
+    return _Conversion(
+        apply=apply,
+        settings={"target": rules.name, "rules": asdict(rules)},
+        inputs=[Input.of("encodings", encodings)],
+    )
+
+
+_CONVERSIONS: dict[str, Callable[[_Job], _Conversion]] = {
+    "fp32": _unchanged,
+    "fp16": _half,
+    "bf16": _half,
+    "fp8": _fp8,
+    "int8": _int8,
+}
+
+
+def _encodings(job: _Job, rules: TargetRules) -> Path:
+    """Encodings of an FP32 graph: carried over from a Q/DQ graph if there is one, else computed."""
+    statistics = job.options.stats
+    output = job.output.with_name(f"{job.output.stem}.encodings.json")
+    making: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
+    if job.quantized is not None:
         if statistics is not None:
-            _check_statistics(statistics, Input.of("model", graph).sha256)
+            _check_statistics(statistics, job.sha256)
         return carry_over(
-            source, graph, output, rules, statistics=statistics,
-            method=options.method, cache=cache, progress=progress,
+            job.quantized, job.graph, output, rules,
+            statistics=statistics, method=job.options.method, **making,
         ).path  # fmt: skip
     if statistics is None:
         raise UsageError(
             "INT8 needs calibration data",
             mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
         )
-    return encode(
-        graph, statistics, output, rules, options=options, cache=cache, progress=progress
-    ).path
-
-
-def _notes(encodings: Path) -> list[str]:
-    from optimizer.precision.int8 import Encodings
-
-    return Encodings.load(encodings).notes
-
-
-def _lower(model: ir.Model, rules: TargetRules, encodings: Path, sha256: str) -> None:
-    from optimizer.precision.int8 import Encodings, lower
-
-    chosen = Encodings.load(encodings)
-    chosen.check_belongs(sha256, rules)
-    lower(model, chosen, rules)
+    return encode(job.graph, statistics, output, rules, options=job.options, **making).path
 
 
 def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[str]:

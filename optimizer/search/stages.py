@@ -8,7 +8,7 @@ again with the verdict in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from optimizer.search.split import Budget, Split, divided
 from optimizer.search.timing import costs_of, timed_wholes
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
+from optimizer.targets.rules import TargetRules
 
 __all__ = ["check_data", "images_for", "judge", "mixed", "search", "search_path"]
 
@@ -173,16 +174,12 @@ def search(
         GraphError: The graph cannot be quantized or simulated.
         UsageError: Labels that do not fit the graph, or options a search cannot use.
     """
-    rules = rules_with(options.target, options.high_precision)
-    passes = options.of_kind(EncodingOptions)
-    max_drop_pp = options.max_drop
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
     calibration, walked = (
         check_fits(part, int(facts.output_shape[1] or 0), facts.classes)
         for part in divided(dataset, options.calib_images)
     )
-    progress = progress or Silent()
     statistics = calibrate(
         graph,
         calibration,
@@ -191,71 +188,106 @@ def search(
         cache=cache,
         progress=progress,
     )
-    plan = Plan(
-        kind="encodings",
-        settings={
-            "target": rules.name,
-            "rules": asdict(rules),
-            "options": passes.model_dump(mode="json"),
-            "passes": REVISION,
-            "search": {"max_drop_pp": max_drop_pp},
-        },
-        inputs=[
-            Input.of("model", graph),
-            Input.of("statistics", statistics.path),
-            Input(role="search", file=dataset.name, sha256=walked.sha256),
-        ],
-        libraries=library_versions(*_LIBRARIES),
-        device=get_backend("openvino").device() if rules.name == "openvino" else None,
+    job = _Search(
+        graph=graph,
+        facts=facts,
+        rules=rules_with(options.target, options.high_precision),
+        passes=options.of_kind(EncodingOptions),
+        max_drop_pp=options.max_drop,
+        statistics=statistics.path,
+        calibration_images=len(calibration),
+        walked=walked,
+        preprocessing=preprocessing,
+        cache=cache,
+        progress=progress or Silent(),
     )
+    made = produce(job.plan(), output, job.write, cache=cache)
+    write_result(SearchResult.model_validate(made.manifest.details["search"]), result)
+    return made
 
-    def write(path: Path) -> dict[str, Any]:
-        progress.start(f"prepare the search for {rules.name}", total=3)
-        variants = Variants(
-            load_graph(graph),
-            Statistics.load(statistics.path),
-            rules,
-            plan.inputs[0].sha256,
-            passes,
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """One search: everything that decides what it finds."""
+
+    graph: Path
+    facts: GraphFacts
+    rules: TargetRules
+    passes: EncodingOptions
+    max_drop_pp: float
+    statistics: Path
+    calibration_images: int
+    walked: ImageDataset
+    preprocessing: Preprocessing
+    cache: Cache | None
+    progress: Progress
+
+    def plan(self) -> Plan:
+        on_cpu = self.rules.name == "openvino"  # its layers are timed on this machine
+        return Plan(
+            kind="encodings",
+            settings={
+                "target": self.rules.name,
+                "rules": asdict(self.rules),
+                "options": self.passes.model_dump(mode="json"),
+                "passes": REVISION,
+                "search": {"max_drop_pp": self.max_drop_pp},
+            },
+            inputs=[
+                Input.of("model", self.graph),
+                Input.of("statistics", self.statistics),
+                Input(role="search", file=self.walked.name, sha256=self.walked.sha256),
+            ],
+            libraries=library_versions(*_LIBRARIES),
+            device=get_backend("openvino").device() if on_cpu else None,
         )
-        progress.advance(note="FP32 answers")
-        images = [
-            batch.images
-            for batch in walked.batches(
-                _BATCH, preprocessing, as_uint8=facts.input_dtype == "uint8"
-            )
-        ]
-        split = Split(variants.simulation, variants.base, images, walked.labels)
-        progress.advance(note="times of the layers")
-        costs = costs_of(graph, facts, variants, cache, progress)
-        progress.advance()
-        progress.finish(f"{costs.source} {costs.predict(()):.3g} ms an image in INT8")
-        walk = Walk(variants, split, Budget(max_drop_pp), costs)
-        ranked, chosen = _found(walk, variants, progress)
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Search, and write the encodings of the graph that was chosen."""
+        variants, split, costs = self._prepared()
+        walk = Walk(variants, split, Budget(self.max_drop_pp), costs)
+        ranked, chosen = _found(walk, variants, self.progress)
         chosen.encodings.save(path)
-        timed_ms = timed_wholes(graph, facts, variants, costs, chosen)
-        said = SearchResult(
+        timed_ms = timed_wholes(self.graph, self.facts, variants, costs, chosen)
+        found = SearchResult(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            graph=graph.name,
-            target=rules.name,
-            max_drop_pp=max_drop_pp,
+            graph=self.graph.name,
+            target=self.rules.name,
+            max_drop_pp=self.max_drop_pp,
             cost_source=costs.source,
             cost_reason=costs.reason,
             int8_ms=costs.predict(()),
             high_ms=costs.predict(variants.layers),
             timed_ms=timed_ms,
-            calibration_images=len(calibration),
-            search_images=len(walked),
+            calibration_images=self.calibration_images,
+            search_images=len(self.walked),
             sensitivity=[_sensitivity(one, costs, variants) for one in ranked],
             front=[_front_point(point, walk.front, variants) for point in walk.front],
             chosen=walk.front.index(chosen),
             finding=_finding(chosen, walk.front[0], variants, costs, timed_ms),
         )
-        return {"search": said.model_dump(mode="json")}
+        return {"search": found.model_dump(mode="json")}
 
-    made = produce(plan, output, write, cache=cache)
-    write_result(SearchResult.model_validate(made.manifest.details["search"]), result)
-    return made
+    def _prepared(self) -> tuple[Variants, Split, Costs]:
+        """The variants of the graph, the FP32 answers on the images, and what layers cost."""
+        self.progress.start(f"prepare the search for {self.rules.name}", total=3)
+        variants = Variants(
+            load_graph(self.graph),
+            Statistics.load(self.statistics),
+            self.rules,
+            Input.of("model", self.graph).sha256,
+            self.passes,
+        )
+        self.progress.advance(note="FP32 answers")
+        pixels = self.facts.input_dtype == "uint8"
+        batches = self.walked.batches(_BATCH, self.preprocessing, as_uint8=pixels)
+        images = [batch.images for batch in batches]
+        split = Split(variants.simulation, variants.base, images, self.walked.labels)
+        self.progress.advance(note="times of the layers")
+        costs = costs_of(self.graph, self.facts, variants, self.cache, self.progress)
+        self.progress.advance()
+        self.progress.finish(f"{costs.source} {costs.predict(()):.3g} ms an image in INT8")
+        return variants, split, costs
 
 
 def judge(

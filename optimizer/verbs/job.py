@@ -159,7 +159,9 @@ class Job:
         from optimizer.data import stratified_subset
 
         section, validation = self.recipe.calibrate, self.recipe.validation
-        precisions: set[str] = {precision for built in self.recipe.build for precision in built.precision}
+        precisions: set[str] = {
+            precision for built in self.recipe.build for precision in built.precision
+        }
         mixed = "mixed" in precisions
         held_out = self._held_out()
         pool, held_out = self._pool(held_out, precisions)

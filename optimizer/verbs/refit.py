@@ -50,12 +50,7 @@ def refit(
     """
     from optimizer.engines.building import keep_graph
     from optimizer.engines.opening import graph_of
-    from optimizer.engines.tensorrt.refit import (
-        check_refittable,
-        refit_engine,
-        stays_refittable,
-    )
-    from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
+    from optimizer.engines.tensorrt.refit import check_refittable, refit_engine
     from optimizer.graphs.facts import graph_facts
 
     engine, model, output = Path(engine), str(model), Path(output)
@@ -79,25 +74,7 @@ def refit(
             graph, source = _exported(
                 model, options.arch, built_from, facts, Path(folder), progress
             )
-        card = graph_facts(graph)
-        check_same_network(built_from, graph)
-        built_with = dict(old.manifest.settings.get("options") or {})
-        if not built_with.get("refittable"):
-            check_same_weights(built_from, graph)
-        # After a refit the weights are inside.
-        built_with |= {
-            "strip_weights": False,
-            "refittable": stays_refittable(backend.library, old.manifest),
-        }
-        plan = Plan(
-            kind="engine",
-            settings={**old.manifest.settings, "options": built_with, "refitted": True},
-            inputs=[old.as_input("engine"), source],
-            libraries=old.manifest.libraries,
-            device=old.manifest.device,
-            preprocessing=card.preprocessing,
-            classes=card.classes,
-        )
+        plan = _plan(old, built_from, graph, source)
 
         def write(path: Path) -> dict[str, Any]:
             progress.start("refit", total=1)
@@ -111,6 +88,33 @@ def refit(
         made = produce(plan, output, write)
         keep_graph(graph, output)
     return made
+
+
+def _plan(old: Artifact, built_from: Path, graph: Path, source: Input) -> Plan:
+    """What the new engine is, after a look at whether the weights may be put in."""
+    from optimizer.engines.tensorrt.refit import stays_refittable
+    from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
+    from optimizer.graphs.facts import graph_facts
+
+    card = graph_facts(graph)
+    check_same_network(built_from, graph)
+    built_with = dict(old.manifest.settings.get("options") or {})
+    if not built_with.get("refittable"):
+        check_same_weights(built_from, graph)
+    # After a refit the weights are inside.
+    built_with |= {
+        "strip_weights": False,
+        "refittable": stays_refittable(_backend(old).library, old.manifest),
+    }
+    return Plan(
+        kind="engine",
+        settings={**old.manifest.settings, "options": built_with, "refitted": True},
+        inputs=[old.as_input("engine"), source],
+        libraries=old.manifest.libraries,
+        device=old.manifest.device,
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+    )
 
 
 def _backend(engine: Artifact) -> TensorRt:

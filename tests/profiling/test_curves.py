@@ -111,7 +111,8 @@ def test_a_whole_sweep(make_engine: MakeEngine, tmp_path: Path) -> None:
         batch=[1, 2, 4],
         threads=1,
         duration="0.1s",
-        max_latency="1000ms", latency_percentile="p50",
+        max_latency="1000ms",
+        latency_percentile="p50",
         raw_dir=tmp_path / "raw",
         control=False,
     )

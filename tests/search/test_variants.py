@@ -53,7 +53,13 @@ def test_a_tensor_that_may_no_longer_be_shifted_keeps_its_range() -> None:
 def test_what_a_search_cannot_use_is_refused(variants: Variants) -> None:
     seen = statistics(hostile(), [images(64, 1)])
     with pytest.raises(UsageError, match="corrects biases on the network"):
-        Variants(hostile(), seen, variants.rules, "0", OPTIONS.model_copy(update={"bias_correction": "statistics"}))
+        Variants(
+            hostile(),
+            seen,
+            variants.rules,
+            "0",
+            OPTIONS.model_copy(update={"bias_correction": "statistics"}),
+        )
     seen.sample = seen.sample[:0]
     with pytest.raises(DataError, match="no sample"):
         Variants(hostile(), seen, variants.rules, "0", OPTIONS)

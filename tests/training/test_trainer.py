@@ -28,7 +28,6 @@ def train(images, *, held_out=None, init=None, progress=None, **options):
     )
 
 
-
 class Recorder:
     """Progress that remembers."""
 
