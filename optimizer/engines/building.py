@@ -22,12 +22,13 @@ from optimizer.artifacts import (
     write_atomically,
     write_text_atomically,
 )
-from optimizer.engines.build_process import Limits, build_apart
+from optimizer.engines.build_process import build_apart
 from optimizer.engines.graph_facts import GraphFacts, graph_facts
 from optimizer.engines.opening import GRAPH_SUFFIX
 from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
+from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 
 __all__ = ["Limits", "build_engine", "check_buildable", "keep_graph"]
