@@ -3,7 +3,7 @@
 Plain child processes and pipes, because of what the usual ways cost here: `multiprocessing` (and
 torch's DataLoader) either forks, which is not safe once torch, ONNX Runtime or OpenVINO have started
 threads, or spawns, which runs the user's script a second time unless it is guarded. A child of
-`subprocess` needs neither, starts alike on every system, and its death shows as the end of a pipe.
+`optimizer.processes` needs neither, and its death shows as the end of a pipe.
 
 Pixels cross as uint8 (a quarter of float32) through a file that all processes map into memory, and
 names and answers through the pipes; nothing is pickled. Not ``/dev/shm``, which is 64 MB in most
@@ -18,21 +18,19 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError, EnvironmentFault
-from optimizer.processes import child_environment, ending
+from optimizer.processes import Child
 
 __all__ = ["Decoded", "decode_ahead", "workers_for"]
 
@@ -172,22 +170,13 @@ class _Worker:
             "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
         }
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "optimizer.data.worker", json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=child_environment(1),
-                **_own_group(),
-            )
-        except OSError as error:
+            self._child = Child("optimizer.data.worker:serve", [settings], threads=1)
+        except EnvironmentFault as error:
+            why = error.message.removeprefix("cannot start a process: ")
             raise EnvironmentFault(
-                f"cannot start a process that decodes images: {error}", mend="--workers 0"
+                f"cannot start a process that decodes images: {why}", mend="--workers 0"
             ) from error
-        stack.callback(self._end)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests: IO[bytes] = self._process.stdin
-        self._answers: IO[bytes] = self._process.stdout
+        stack.callback(self._child.end)  # it keeps nothing that could be lost
         self._waiting: deque[tuple[Path, int]] = deque()
         self._waiting_bytes = 0
 
@@ -202,8 +191,7 @@ class _Worker:
         if self._waiting and self._waiting_bytes + len(request) > _REQUEST_BYTES:
             return False
         with contextlib.suppress(OSError):  # it died: `answer` says how
-            self._requests.write(request)
-            self._requests.flush()
+            self._child.requests.write(request)
         self._waiting.append((file, len(request)))
         self._waiting_bytes += len(request)
         return True
@@ -212,35 +200,19 @@ class _Worker:
         """The answer to the oldest request."""
         file, size = self._waiting.popleft()
         self._waiting_bytes -= size
-        line = self._answers.readline()
+        line = self._child.answers.readline()
         if not line.endswith(b"\n"):
             raise self._obituary(file)
         found: list[Any] = json.loads(line)
         return found
 
     def _obituary(self, file: Path) -> EnvironmentFault:
-        self._process.kill()  # it may have closed its output only
-        code = self._process.wait()
+        failure = self._child.failure()
         mend = (
-            "see its message above, or --workers 0 to read the images in this process"
-            if code > 0
-            else "out of memory? use fewer --workers, or --workers 0; or that image ends its decoder"
+            "use fewer --workers, or --workers 0"
+            if failure.reason == "killed"
+            else "--workers 0 reads the images in this process; or that image ends its decoder"
         )
         return EnvironmentFault(
-            f"a process that decodes images was ended {ending(code)} before it had read {file}",
-            mend=mend,
+            f"a worker that decodes images {failure.message} before it had read {file}", mend=mend
         )
-
-    def _end(self) -> None:
-        self._process.kill()  # it keeps nothing that could be lost
-        self._process.wait()
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
-                pipe.close()
-
-
-def _own_group() -> dict[str, Any]:
-    """Ctrl-C reaches this process, which ends its workers, and not the workers themselves."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}

@@ -1,6 +1,6 @@
 """A process that decodes images for another one; `optimizer.data.decoding` starts it.
 
-It reads one file name a line (JSON) from its standard input and answers one line each: the CPU
+It is asked for one file a line (a name in JSON) and answers one line each: the CPU
 seconds the image took, and what is wrong with it, if anything. The pixels go into shared memory, the
 k-th image of a worker into the k-th of its places, round and round; who asks sees to it that a
 place is free. The end of the input is the end of the process, so none outlives who started it.
@@ -9,8 +9,6 @@ place is free. The end of the input is the end of the process, so none outlives 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -62,18 +60,3 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
         answers.write(json.dumps([now - before, message, mend]).encode() + b"\n")
         answers.flush()
         before = now
-
-
-def _main() -> None:
-    # What a library prints must not come between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    try:
-        serve(json.loads(sys.argv[1]), sys.stdin.buffer, answers)
-        answers.close()
-    except BrokenPipeError:
-        os._exit(0)  # whoever asked is gone
-
-
-if __name__ == "__main__":
-    _main()

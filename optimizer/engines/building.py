@@ -22,7 +22,7 @@ from optimizer.artifacts import (
     write_atomically,
     write_text_atomically,
 )
-from optimizer.engines.build_process import Limits, build_apart
+from optimizer.engines.build_process import build_apart
 from optimizer.engines.opening import GRAPH_SUFFIX
 from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
@@ -30,6 +30,7 @@ from optimizer.errors import MissingLibrary, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.options import BuildOptions
 from optimizer.options.engine_options import check_names
+from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 
 __all__ = ["Limits", "build_engine", "check_buildable", "keep_graph"]

@@ -19,15 +19,11 @@ no upper bound: an engine's kernel may be better than the library's product.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,12 +33,12 @@ from pydantic import ValidationError
 from optimizer.artifacts import Cache, content_key, library_versions, write_text_atomically
 from optimizer.environment import fingerprint
 from optimizer.errors import BuildError
-from optimizer.profiling.process import cpus_for
+from optimizer.processes import ChildFailed, call, cpus_for
 from optimizer.progress import Progress
 from optimizer.results import Ceiling, Ceilings
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["Effort", "ceilings", "last_cache_bytes"]
+__all__ = ["Effort", "ceilings", "last_cache_bytes", "measure_here"]
 
 _WAYS = 2
 """Counts the ways to measure: with another one, what is kept of a machine is measured again."""
@@ -81,7 +77,7 @@ def ceilings(
         progress: Told of the beginning and the end.
 
     Raises:
-        BuildError: The measuring process crashed.
+        BuildError: The measuring process crashed, or did not end.
     """
     effort = effort or Effort()
     libraries = library_versions("torch")
@@ -99,13 +95,18 @@ def ceilings(
         return found
     progress.start("measure the machine's ceilings")
     # A process of its own: PyTorch's threads would disturb what is measured next.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            compute, memory, near, notes = pool.submit(_measure, threads, effort).result()
-        except BrokenProcessPool as error:
-            raise BuildError(
-                "measuring the machine's ceilings crashed", mend="try again, or --no-ceilings"
-            ) from error
+    try:
+        compute, memory, near, notes = call(
+            "optimizer.profiling.ceilings:measure_here",
+            [threads, effort],
+            threads=threads,
+            cpus=cpus_for(threads),
+        )
+    except ChildFailed as failure:
+        raise BuildError(
+            f"measuring the machine's ceilings {failure.message}",
+            mend="try again, or --no-ceilings",
+        ) from failure
     progress.finish(", ".join(f"{kind} {one.rate / 1e9:.0f} G/s" for kind, one in compute.items()))
     measured = Ceilings(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,11 +150,14 @@ _MUCH_SLOWER, _UNSTEADY = 0.5, 0.7
 _Measured = tuple[dict[str, Ceiling], Ceiling, Ceiling, list[str]]
 
 
-def _measure(threads: int, effort: Effort) -> _Measured:
+def measure_here(threads: int, effort: Effort) -> _Measured:
+    """Measure in this process; what `ceilings` has called in a child.
+
+    Returns:
+        Ceilings of computing by kind, of copying out of memory and inside the cache, and remarks.
+    """
     import torch
 
-    if cpus := cpus_for(threads):
-        os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     makers: dict[str, list[tuple[str, _Maker]]] = {

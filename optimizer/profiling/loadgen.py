@@ -1,9 +1,9 @@
-"""One LoadGen scenario in a process of its own: ``python -m optimizer.profiling.loadgen REQUEST``.
+"""One LoadGen scenario in a process of its own; `optimizer.profiling.scenarios` has it called there.
 
 LoadGen keeps global state, so a process runs one test and ends. It writes its logs and what this
-process itself saw (``seen.json``) into the folder of the request; `optimizer.profiling.scenarios`
-reads both. Settings are given field by field and not by a configuration file, because LoadGen
-reads its own ``mlperf.conf`` for the first test of a process only.
+process itself saw (``seen.json``) into the folder of the request, and the caller reads both.
+Settings are given field by field and not by a configuration file, because LoadGen reads its own
+``mlperf.conf`` for the first test of a process only.
 
 A query is one image (eight in multi-stream), the query's own out of a pool of random ones. In server
 mode a thread takes whatever waits, up to the batch, and computes it together; offline computes the
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,10 +24,11 @@ import numpy as np
 
 from optimizer.engines import Session, open_engine
 from optimizer.errors import ResnetOptError
-from optimizer.profiling.request import FAILED, SEEN, Request
+from optimizer.processes import give_up
+from optimizer.profiling.request import SEEN, Request
 from optimizer.profiling.worker import input_shape, random_batch
 
-__all__ = ["POOL", "main"]
+__all__ = ["POOL", "run"]
 
 POOL = 16
 """Images that queries are drawn from."""
@@ -80,15 +79,6 @@ class _Computer:
         return images * (len(late) - 1) / (late[-1] - late[0])
 
 
-def _failing(request: Request, error: BaseException) -> None:
-    """Say what went wrong and end: an exception that passes through LoadGen aborts the process."""
-    text = str(error).splitlines()[0] if str(error) else ""
-    own = isinstance(error, ResnetOptError)
-    message = text if own else f"{type(error).__name__}: {text}"[:500]
-    (Path(request.folder) / FAILED).write_text(json.dumps({"error": message}), encoding="utf-8")
-    os._exit(1)
-
-
 def _inline(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
     """Single-stream, multi-stream and offline: computed where LoadGen asks."""
     computer = _Computer(request, loadgen)
@@ -100,7 +90,7 @@ def _inline(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
             for start in range(0, len(queries), step):
                 computer.compute(queries[start : start + step], begun)
         except Exception as error:  # noqa: BLE001 - any library's error is the answer
-            _failing(request, error)
+            give_up(error)  # an exception that passes through LoadGen aborts the process
 
     return computer, issue
 
@@ -124,7 +114,7 @@ def _queued(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
                         queries.append(waiting.get_nowait())
                 computer.compute(queries, begun)
         except Exception as error:  # noqa: BLE001 - any library's error is the answer
-            _failing(request, error)
+            give_up(error)
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -157,7 +147,12 @@ def _settings(request: Request, loadgen: Any, rate: float | None) -> Any:
     return settings
 
 
-def _run(request: Request) -> None:
+def run(request: Request) -> None:
+    """Run the scenario in this process; it is of no use for anything else afterwards.
+
+    Raises:
+        ResnetOptError: The engine cannot be opened, or returned NaN or infinity.
+    """
     import mlperf_loadgen as loadgen
 
     rate = None
@@ -181,18 +176,3 @@ def _run(request: Request) -> None:
         "call_ns": computer.call_ns,
     }
     (Path(request.folder) / SEEN).write_text(json.dumps(seen), encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the scenario of the request, a JSON object."""
-    (text,) = sys.argv[1:] if arguments is None else arguments
-    request = Request(**json.loads(text))
-    try:
-        _run(request)
-    except Exception as error:  # noqa: BLE001 - any library's error is the answer
-        _failing(request, error)
-    os._exit(0)  # LoadGen's threads and the engine's library have done what they are here for
-
-
-if __name__ == "__main__":
-    main()

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from optimizer.errors import ResnetOptError
-from optimizer.processes import child_environment, ending
+from optimizer.processes import Child, cpus_for
 from optimizer.profiling.wire import Message, read_message, write_message
 from optimizer.results import EngineStatus
 
-__all__ = ["Worker", "WorkerFailed", "cpus_for"]
+__all__ = ["Worker", "WorkerFailed"]
 
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 5.0
@@ -41,65 +34,33 @@ class WorkerFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
         self.usage = usage
 
 
-def cpus_for(threads: int) -> list[int] | None:
-    """CPUs to pin a worker to: one hardware thread of each of as many cores.
-
-    Returns:
-        ``None`` where pinning would change nothing or the system does not tell: fewer cores than
-        threads, or no ``/sys``.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    allowed = sorted(os.sched_getaffinity(0))
-    cores: dict[str, int] = {}
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.setdefault(siblings.read_text(encoding="ascii").strip(), cpu)
-        except OSError:
-            return None
-    chosen = list(cores.values())[:threads]
-    return chosen if len(chosen) == threads and chosen != allowed else None
-
-
 class Worker:
     """A running worker process.
 
     Args:
         threads: Threads its engine computes with; the process is pinned to as many cores.
+
+    Raises:
+        EnvironmentFault: No process can be started.
+        WorkerFailed: It ended, or hung, before it was ready.
     """
 
     def __init__(self, threads: int) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        command = [sys.executable, "-m", "optimizer.profiling.worker"]
-        if cpus := cpus_for(threads):
-            command += ["--cpus", ",".join(map(str, cpus))]
-        started = time.perf_counter_ns()
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=child_environment(threads),
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C reaches the harness, which ends its workers
+        self._child = Child(
+            "optimizer.profiling.worker:serve", threads=threads, cpus=cpus_for(threads)
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests = self._process.stdin
-        self._answers = _Pipe(self._process.stdout.fileno())
         try:
-            header, _ = self._receive(_START_TIMEOUT_S)
+            header, _ = self._answer(None, _START_TIMEOUT_S)
         except BaseException:
             self.close()
             raise
-        self.start_s = (int(header["ready_ns"]) - started) / 1e9
+        self.start_s = (int(header["ready_ns"]) - self._child.started_ns) / 1e9
         """From the start of the process to its first message, without the engine's library."""
 
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid
+        return self._child.pid
 
     def ask(self, do: str, *, timeout_s: float, **fields: Any) -> Message:
         """Send a request and wait for its answer.
@@ -108,24 +69,25 @@ class Worker:
             WorkerFailed: The engine failed, the process ended, or no answer came in time; in the
                 last two cases the process is gone afterwards.
         """
-        with contextlib.suppress(BrokenPipeError):  # the process is gone: what is read says why
-            write_message(self._requests, {"do": do, **fields})
-        return self._receive(timeout_s)
+        return self._answer({"do": do, **fields}, timeout_s)
 
-    def _receive(self, timeout_s: float) -> Message:
-        self._answers.deadline = time.monotonic() + timeout_s
+    def _answer(self, request: dict[str, Any] | None, timeout_s: float) -> Message:
+        """The answer to a request, or without one the first message."""
+        self._child.patience.until = time.monotonic() + timeout_s
         try:
-            message = read_message(self._answers)
+            if request is not None:
+                with contextlib.suppress(BrokenPipeError):  # it is gone: what is read says why
+                    write_message(self._child.requests, request)
+            message = read_message(self._child.answers)
         except TimeoutError:
-            self._kill()
+            self._child.end()
             raise WorkerFailed(f"hangs: no answer within {timeout_s:.3g} s") from None
         except ValueError as error:
-            message = None
-            if self._process.poll() is None:
-                self._kill()
-                raise WorkerFailed(f"sent something that is no answer: {error}") from error
+            failure = self._child.failure(error)
+            raise WorkerFailed(failure.message) from failure
         if message is None:
-            raise WorkerFailed(self._obituary())
+            failure = self._child.failure()
+            raise WorkerFailed(failure.message) from failure
         header, arrays = message
         if not header["ok"]:
             status: EngineStatus = "failed"
@@ -134,72 +96,6 @@ class Worker:
             raise WorkerFailed(str(header["message"]), status=status, usage=header["usage"])
         return header, arrays
 
-    def _obituary(self) -> str:
-        try:
-            code = self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            return "closed its output and went on running"
-        last = self._last_error()
-        return f"crashed: its process was ended {ending(code)}" + (f" ({last})" if last else "")
-
-    def _last_error(self) -> str:
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - 4096))
-        lines = self._errors.read().decode(errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
-
-    def _kill(self) -> None:
-        # The process is the leader of its own group; what it may have started goes with it.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
     def close(self) -> None:
         """End the process; calling it again does nothing."""
-        if self._errors.closed:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._kill()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._errors.close()
-
-
-class _Pipe:
-    """Reads from a descriptor up to a deadline (`optimizer.profiling.wire.Reader`)."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN | select.POLLHUP)
-        self._buffer = bytearray()
-        self.deadline = 0.0
-
-    def readline(self, limit: int = -1, /) -> bytes:
-        while (end := self._buffer.find(b"\n")) < 0:
-            if 0 <= limit <= len(self._buffer) or not self._fill():
-                return self._take(len(self._buffer))
-        return self._take(end + 1)
-
-    def read(self, size: int = -1, /) -> bytes:
-        while (size < 0 or len(self._buffer) < size) and self._fill():
-            pass
-        return self._take(len(self._buffer) if size < 0 else size)
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
-
-    def _fill(self) -> bool:
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0 or not self._poll.poll(remaining * 1000):
-            raise TimeoutError
-        chunk = os.read(self._descriptor, 1 << 20)
-        self._buffer += chunk
-        return bool(chunk)
+        self._child.end(_END_TIMEOUT_S)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-__all__ = ["FAILED", "SEEN", "Request"]
+__all__ = ["SEEN", "Request"]
 
-SEEN, FAILED = "seen.json", "failed.json"
-"""What the process saw, and what went wrong in it: files in the folder of the request."""
+SEEN = "seen.json"
+"""What the process saw: a file in the folder of the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,3 @@ class Request:
     queries_per_s: float | None = None
     max_latency_ms: float | None = None
     fewest_queries: int = 1
-
-    def to_json(self) -> str:
-        """As the command line carries it."""
-        return json.dumps(asdict(self))

@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +20,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from optimizer.errors import MissingLibrary, UsageError
-from optimizer.processes import child_environment, ending
+from optimizer.errors import MissingLibrary, ResnetOptError, UsageError
+from optimizer.processes import ChildFailed, Limits, call, cpus_for
 from optimizer.profiling.intervals import smallest_sample
-from optimizer.profiling.process import cpus_for
-from optimizer.profiling.request import FAILED, SEEN, Request
+from optimizer.profiling.request import SEEN, Request
 from optimizer.progress import Progress
 from optimizer.results import ScenarioName, ScenarioResult, ServerProbe
 
@@ -51,10 +46,6 @@ _METRICS = {
     "offline": ("samples per second", "samples/s"),
 }
 _PERCENTILES = {"50.00": "p50", "90.00": "p90", "95.00": "p95", "99.00": "p99", "99.90": "p99_9"}
-
-
-class _TestFailed(Exception):  # noqa: N818 - becomes the error of a result
-    """One test did not come to its end."""
 
 
 def check_scenarios(names: Sequence[str]) -> list[ScenarioName]:
@@ -148,7 +139,7 @@ def run_scenario(name: str, scenario: ScenarioName, request: Request) -> Scenari
             result.value = _value(scenario, log)
             if result.value is None:
                 result.notes.append("too few queries for LoadGen's estimate of the metric")
-    except _TestFailed as failure:
+    except ResnetOptError as failure:
         result.status, result.error = "failed", str(failure)
     return result
 
@@ -207,39 +198,28 @@ def read_log(folder: Path) -> TestLog:
 
 
 def _test(request: Request) -> TestLog:
-    with tempfile.TemporaryDirectory(prefix="loadgen-") as name:
-        folder = Path(name)
-        here = replace(request, folder=name)
-        command = [sys.executable, "-m", "optimizer.profiling.loadgen", here.to_json()]
-        cpus = cpus_for(request.threads)
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                command,
-                stdout=errors,
-                stderr=errors,
-                stdin=subprocess.DEVNULL,
-                env=child_environment(request.threads),
-                start_new_session=True,
-            )
-            try:
-                if cpus:
-                    os.sched_setaffinity(process.pid, set(cpus))
-                patience = _START_S + _PATIENCE * _least_s(request)
-                code = process.wait(patience)
-            except subprocess.TimeoutExpired:
-                raise _TestFailed(f"hangs: no result within {patience:.3g} s") from None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        if (folder / FAILED).is_file():
-            raise _TestFailed(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
-        if code != 0 or not (folder / SEEN).is_file():
-            raise _TestFailed(f"crashed: its process was ended {ending(code)}")
+    """Run one test.
+
+    Raises:
+        ResnetOptError: The engine failed, its process crashed or hangs, or LoadGen's log is none.
+    """
+    patience = _START_S + _PATIENCE * _least_s(request)
+    with tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
         try:
-            return read_log(folder)
+            call(
+                "optimizer.profiling.loadgen:run",
+                [replace(request, folder=folder)],
+                limits=Limits(seconds=patience),
+                threads=request.threads,
+                cpus=cpus_for(request.threads),
+            )
+            return read_log(Path(folder))
+        except ChildFailed as failure:
+            if failure.reason != "deadline":
+                raise
+            raise ChildFailed(f"hangs: no result within {patience:.3g} s") from failure
         except (OSError, ValueError, KeyError) as error:
-            raise _TestFailed(f"LoadGen's log cannot be read: {error}") from error
+            raise ResnetOptError(f"LoadGen's log cannot be read: {error}") from error
 
 
 def _least_s(request: Request) -> float:

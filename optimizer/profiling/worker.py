@@ -1,8 +1,8 @@
-"""One engine in a process of its own: ``python -m optimizer.profiling.worker``.
+"""One engine in a process of its own, a child of `optimizer.processes.Child`.
 
-The harness speaks to it over its standard input and output (`optimizer.profiling.wire`). The
-process loads the library of its engine and no other: two of them in one process disturb each other
-by a factor of two. It ends when its standard input is closed.
+The harness speaks to it over its pipes (`optimizer.profiling.wire`). The process loads the library
+of its engine and no other: two of them in one process disturb each other by a factor of two. It ends
+when nothing is asked any more.
 
 Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every answer has ``ok``; a failure
 carries the error's kind and message and leaves the process running.
@@ -10,22 +10,19 @@ carries the error's kind and message and leaves the process running.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import gc
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.engines import Bound, Session, TensorSpec, TimesLayers, open_streams
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
+from optimizer.processes import memory_bytes
 from optimizer.profiling.streams import Streams
 from optimizer.profiling.wire import Message, read_message, write_message
 
@@ -33,9 +30,8 @@ __all__ = [
     "Engine",
     "come_to_rest",
     "input_shape",
-    "main",
-    "memory_bytes",
     "random_batch",
+    "serve",
     "time_calls",
 ]
 
@@ -144,22 +140,6 @@ def input_shape(spec: TensorSpec, batch: int, image_size: int | None) -> tuple[i
             raise UsageError("the engine leaves the image size open", mend="give --image-size")
         shape.append(value)
     return tuple(shape)
-
-
-def memory_bytes() -> tuple[int, int | None]:
-    """Peak and current resident memory of this process.
-
-    The peak is Linux's ``VmHWM``: ``getrusage`` would hand on the peak of the process that started
-    this one, which is larger.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        fields = dict(line.partition(":")[::2] for line in status.read_text().splitlines())
-        if "VmHWM" in fields and "VmRSS" in fields:
-            peak, now = (int(fields[k].split()[0]) * 1024 for k in ("VmHWM", "VmRSS"))
-            return peak, now
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None
 
 
 class Engine:
@@ -282,41 +262,9 @@ def _answer(engine: Engine, request: dict[str, Any]) -> Message:
     return {"ok": True, **header}, arrays
 
 
-def _end_with_parent() -> None:
-    """Let Linux end this process with the harness, even while native code is running."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _end_before_others() -> None:
-    """Let Linux choose this process if memory runs out, and not the harness."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Serve requests until standard input is closed."""
-    parser = argparse.ArgumentParser(prog="python -m optimizer.profiling.worker")
-    parser.add_argument("--cpus", default="", help="CPUs to run on, separated by commas")
-    cpus = parser.parse_args(arguments).cpus
-    if cpus:
-        os.sched_setaffinity(0, {int(c) for c in cpus.split(",")})
-    _end_with_parent()
-    _end_before_others()
-    # Libraries print to standard output; what they print must not end up between messages.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    requests = os.fdopen(os.dup(0), "rb")
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
     engine = Engine()
     write_message(answers, {"ok": True, "ready_ns": time.perf_counter_ns()})
     while (message := read_message(requests)) is not None:
         write_message(answers, *_answer(engine, message[0]))
-    answers.flush()
-    os._exit(0)  # a library that crashes or hangs while it is unloaded has measured all the same
-
-
-if __name__ == "__main__":
-    main()

@@ -15,17 +15,15 @@ chosen is therefore timed as a whole too (`SearchResult.timed_ms`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from optimizer.engines.openvino_layers import TimedGraph, time_layers
+from optimizer.engines.openvino_layers import TimedGraph
 from optimizer.errors import BuildError
 from optimizer.graphs.facts import LayerWork, layer_work
 from optimizer.graphs.topology import WEIGHTED, Topology
+from optimizer.processes import ChildFailed, call
 from optimizer.results import Ceilings
 from optimizer.targets.rules import TargetRules
 
@@ -138,11 +136,13 @@ def timed(graphs: Sequence[Path], image_size: int) -> list[TimedGraph]:
         BuildError: OpenVINO cannot compile one of them, or crashed.
     """
     # A process of its own: the threads of libraries that are loaded here would disturb it.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(time_layers, graphs, image_size).result()
-        except BrokenProcessPool as error:
-            raise BuildError("openvino crashed while it was timed", mend="try again") from error
+    try:
+        found: list[TimedGraph] = call(
+            "optimizer.engines.openvino_layers:time_layers", [graphs, image_size]
+        )
+    except ChildFailed as failure:
+        raise BuildError(f"timing openvino {failure.message}", mend="try again") from failure
+    return found
 
 
 def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:

@@ -14,14 +14,9 @@ import pytest
 
 from optimizer.engines import TensorSpec
 from optimizer.errors import UsageError
-from optimizer.profiling.process import Worker, WorkerFailed, cpus_for
-from optimizer.profiling.worker import (
-    come_to_rest,
-    input_shape,
-    memory_bytes,
-    random_batch,
-    time_calls,
-)
+from optimizer.processes import Child, cpus_for, memory_bytes
+from optimizer.profiling.process import Worker, WorkerFailed
+from optimizer.profiling.worker import come_to_rest, input_shape, random_batch, time_calls
 from tests.profiling.conftest import MakeEngine
 
 
@@ -115,21 +110,13 @@ def test_a_hanging_engine_is_ended(worker: Worker, make_engine: MakeEngine) -> N
 
 
 def test_it_ends_when_nobody_asks_any_more() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "optimizer.profiling.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdin.close()
-    assert process.wait(10) == 0
-    assert process.stderr.read() == b""
-    process.stdout.close()
-    process.stderr.close()
+    child = Child("optimizer.profiling.worker:serve")
+    child.patience.until = time.monotonic() + 60
+    child.answers.readline()
+    child.requests.close()
+    assert child.answers.readline() == b""
+    assert child.failure().message == "crashed: its process was ended with exit code 0"
+    assert list(child.last_lines) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends orphans, other systems do not")
@@ -275,7 +262,7 @@ def test_peak_memory_is_this_process_own() -> None:
     peak, now = memory_bytes()
     assert now is not None
     assert peak >= now > 1 << 20
-    code = "from optimizer.profiling.worker import memory_bytes\nprint(memory_bytes()[0])"
+    code = "from optimizer.processes import memory_bytes\nprint(memory_bytes()[0])"
     ballast = bytearray(os.urandom(1 << 20) * 300)
     child = int(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

@@ -7,9 +7,10 @@ import functools
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from optimizer.processes import output_of
 
 __all__ = ["locate", "needed", "other_versions", "preload", "version_of"]
 
@@ -119,11 +120,10 @@ def _loader_cache() -> dict[str, str]:
     if sys.platform != "linux":
         return {}
     for command in ("ldconfig", "/sbin/ldconfig", "/usr/sbin/ldconfig"):
-        try:
-            done = subprocess.run([command, "-p"], capture_output=True, text=True, check=False)
-        except OSError:
+        listing = output_of([command, "-p"])
+        if listing is None:
             continue
-        rows = (line.split(" => ") for line in done.stdout.splitlines() if " => " in line)
+        rows = (line.split(" => ") for line in listing.splitlines() if " => " in line)
         found: dict[str, str] = {}
         for left, path in rows:
             found.setdefault(left.split()[0], path.strip())

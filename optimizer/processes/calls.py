@@ -1,0 +1,256 @@
+"""One function in a child: called by its name, within limits, with its result or its exception.
+
+Arguments and results are pickled, between the two ends of one pipe that belong to this package.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn, Protocol
+
+from optimizer.errors import ResnetOptError
+from optimizer.processes.child import Child, ChildFailed
+from optimizer.processes.child_main import resolve
+from optimizer.progress import Progress
+
+__all__ = ["Limits", "answer_call", "call", "give_up"]
+
+_MIB = 2**20
+_UNLOADING_S = 5.0
+_LENGTH = struct.Struct(">Q")
+_LONGEST = 1 << 36
+_WORDS = 500
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a call may take.
+
+    Attributes:
+        seconds: Wall time of the process, from its start.
+        memory_bytes: Resident host memory of the process and of those it starts, looked at twenty
+            times a second; ``None`` for no limit. (A limit of the address space would not do:
+            CUDA reserves far more addresses than it uses memory.)
+    """
+
+    seconds: float = 1800.0
+    memory_bytes: int | None = None
+
+
+def call(
+    function: str,
+    arguments: Sequence[Any] = (),
+    *,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    import_from: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Any:
+    """Call a function in a new process.
+
+    Args:
+        function: ``module:function`` inside this package.
+        arguments: What it is called with; pickled, and unpickled by the child.
+        limits: Of time and memory.
+        threads: Threads that its libraries compute with; ``None`` leaves that to them.
+        cpus: CPUs to run on; ``None`` for all that this process may use.
+        import_from: Further folders that the child imports modules from.
+        progress: If it is given, the function gets a keyword ``progress`` that reports to it.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        ResnetOptError: What the function raised, if it is one of ours.
+        ChildFailed: It crashed, was killed, passed a limit, or raised anything else.
+        EnvironmentFault: No process can be started.
+    """
+    limits = limits or Limits()
+    child = Child(
+        "optimizer.processes.calls:answer_call",
+        [function],
+        threads=threads,
+        cpus=cpus,
+        import_from=import_from,
+    )
+    try:
+        child.patience.until = time.monotonic() + limits.seconds
+        if limits.memory_bytes is not None:
+            child.patience.watch = _MemoryWatch(child.pid, limits.memory_bytes)
+        result = _exchange(child, (tuple(arguments), progress is not None), progress)
+        child.end(_UNLOADING_S)
+    except TimeoutError:
+        raise ChildFailed(
+            f"did not finish within the time limit of {limits.seconds:g} s", reason="deadline"
+        ) from None
+    finally:
+        child.end()
+    return result
+
+
+def give_up(error: Exception) -> NoReturn:
+    """Have ``error`` raised by `call` in the parent, and end this child at once.
+
+    For callbacks of native code that no exception may pass through; any thread may call it.
+    """
+    assert _reply is not None, "not in a child that was called"
+    _reply(pickle.dumps(_describe(error)))
+    os._exit(1)
+
+
+# --- the parent ----------------------------------------------------------------------------------
+
+
+class _Writer(Protocol):
+    def write(self, data: bytes, /) -> Any: ...
+
+    def flush(self) -> None: ...
+
+
+class _Reader(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def _exchange(child: Child, request: Any, progress: Progress | None) -> Any:
+    frame = pickle.dumps(request)
+    try:
+        _send(child.requests, frame)
+    except BrokenPipeError:
+        raise child.failure() from None
+    while True:
+        try:
+            message = _receive(child.answers)
+        except (ValueError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+            raise child.failure(error) from error
+        if message is None:
+            raise child.failure()
+        kind, content = message
+        if kind == "result":
+            return content
+        if kind == "error":
+            raise content
+        if kind == "raised":
+            text, trace = content
+            raise ChildFailed(text, reason="raised") from RuntimeError(trace)
+        assert progress is not None
+        getattr(progress, kind)(*content[0], **content[1])
+
+
+class _MemoryWatch:
+    """Raises as soon as a process and what it started take more than they may."""
+
+    def __init__(self, pid: int, most: int) -> None:
+        self._pid, self._most = pid, most
+
+    def __call__(self) -> None:
+        used = resident_bytes(self._pid)
+        if used > self._most:
+            raise ChildFailed(
+                f"took {used / _MIB:,.0f} MiB of memory, "
+                f"the memory limit is {self._most / _MIB:,.0f} MiB",
+                reason="memory",
+            )
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and all that it started; zero where it is gone."""
+    import psutil
+
+    try:
+        first = psutil.Process(pid)
+        family = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for process in family:
+        try:
+            total += int(process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+# --- the child -----------------------------------------------------------------------------------
+
+_Message = tuple[str, Any]
+_reply: Callable[[bytes], None] | None = None
+
+
+def answer_call(function: str, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Call ``function`` with what comes first in ``requests``, and answer how it ended."""
+    global _reply  # noqa: PLW0603 - a child answers one call, and `give_up` must reach it
+    lock = threading.Lock()
+
+    def reply(frame: bytes) -> None:
+        with lock:
+            _send(answers, frame)
+
+    _reply = reply
+    try:
+        arguments, relayed = _receive(requests)
+        options = {"progress": _Relay(reply)} if relayed else {}
+        frame = pickle.dumps(("result", resolve(function)(*arguments, **options)))
+    except BaseException as error:  # noqa: BLE001 - the parent reports it; nothing is swallowed
+        frame = pickle.dumps(_describe(error))
+    reply(frame)
+
+
+class _Relay:
+    """Progress in the child: every step goes to the parent as a message."""
+
+    def __init__(self, reply: Callable[[bytes], None]) -> None:
+        self._reply = reply
+
+    def start(self, label: str, total: int | None = None) -> None:
+        self._tell("start", label, total)
+
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+        self._tell("advance", steps, note=note)
+
+    def finish(self, note: str | None = None) -> None:
+        self._tell("finish", note)
+
+    def _tell(self, step: str, *arguments: Any, **options: Any) -> None:
+        self._reply(pickle.dumps((step, (arguments, options))))
+
+
+def _describe(error: BaseException) -> _Message:
+    """An exception as a message: ours as itself, others as text."""
+    if isinstance(error, ResnetOptError):
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - just dumped
+        except Exception:  # noqa: BLE001 - whatever a subclass does in its constructor
+            return "error", ResnetOptError(error.message, mend=error.mend)
+        return "error", error
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
+    return "raised", (f"raised {text}", "".join(traceback.format_exception(error)))
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _send(stream: _Writer, frame: bytes) -> None:
+    stream.write(_LENGTH.pack(len(frame)) + frame)
+    stream.flush()
+
+
+def _receive(stream: _Reader) -> Any:
+    """The next message; ``None`` at the end of the stream."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > _LONGEST:
+        raise ValueError(f"a message of {length} bytes")
+    frame = stream.read(length)
+    if len(frame) < length:
+        return None
+    return pickle.loads(frame)  # noqa: S301 - the other end is ours

@@ -1,0 +1,39 @@
+"""The memory of this process: how much it takes, and giving back what it freed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["give_back_memory", "memory_bytes"]
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library can (glibc).
+
+    After some tensors of tens of megabytes glibc takes all later ones from its heap too, and keeps
+    what is freed between two that live. Quantizing ResNet-50 at 224 px peaks 0.4 GB lower for it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def memory_bytes() -> tuple[int, int | None]:
+    """Peak and current resident memory of this process; the latter ``None`` outside Linux.
+
+    The peak is Linux's ``VmHWM``: ``getrusage`` would hand on the peak of the process that started
+    this one, which is larger.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        fields = dict(line.partition(":")[::2] for line in status.read_text().splitlines())
+        if "VmHWM" in fields and "VmRSS" in fields:
+            peak, now = (int(fields[k].split()[0]) * 1024 for k in ("VmHWM", "VmRSS"))
+            return peak, now
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None

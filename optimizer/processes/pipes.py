@@ -1,0 +1,116 @@
+"""The ends of a child's pipes in this process: they wait up to a deadline and never longer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+
+__all__ = ["AnswerPipe", "Patience", "RequestPipe"]
+
+_WATCH_S = 0.05
+_CHUNK = 1 << 20
+
+
+class Patience:
+    """How long to wait for a child, and what to look at meanwhile.
+
+    Attributes:
+        until: Deadline on the monotonic clock, seconds; ``None`` waits for ever.
+        watch: Called before and, twenty times a second, while something is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+        self.watch: Callable[[], None] | None = None
+
+    def wait(self, poll: select.poll) -> None:
+        """Wait until a descriptor is ready.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+        """
+        while True:
+            if self.watch is not None:
+                self.watch()
+            left = float("inf") if self.until is None else self.until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            step = left if self.watch is None else min(left, _WATCH_S)
+            if poll.poll(None if step == float("inf") else step * 1000):
+                return
+
+
+class RequestPipe:
+    """Writes to a child; `BrokenPipeError` where it has gone."""
+
+    def __init__(self, descriptor: int, patience: Patience) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor: int | None = descriptor
+        self._patience = patience
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def write(self, data: bytes, /) -> None:
+        """Write all of ``data``."""
+        if self._descriptor is None:
+            raise BrokenPipeError
+        left = memoryview(data)
+        while left:
+            self._patience.wait(self._poll)
+            with contextlib.suppress(BlockingIOError):  # less room than one write must have
+                left = left[os.write(self._descriptor, left[:_CHUNK]) :]
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """Close it, which a child sees as the end of its requests."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class AnswerPipe:
+    """Reads from a child."""
+
+    def __init__(self, descriptor: int, patience: Patience) -> None:
+        self._descriptor: int | None = descriptor
+        self._patience = patience
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN | select.POLLHUP)
+        self._buffer = bytearray()
+
+    def readline(self, limit: int = -1, /) -> bytes:
+        """A line with its end; less at the end of the stream or at ``limit``."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            if 0 <= limit <= len(self._buffer) or not self._fill():
+                return self._take(len(self._buffer))
+        return self._take(end + 1)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """``size`` bytes, less at the end of the stream; all there are without a size."""
+        while (size < 0 or len(self._buffer) < size) and self._fill():
+            pass
+        return self._take(len(self._buffer) if size < 0 else size)
+
+    def close(self) -> None:
+        """Close it; what was not read is lost."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    def _fill(self) -> bool:
+        if self._descriptor is None:
+            return False
+        self._patience.wait(self._poll)
+        chunk = os.read(self._descriptor, _CHUNK)
+        self._buffer += chunk
+        return bool(chunk)
