@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.errors import UsageError
-from optimizer.precision.foreign import is_quantized, preprocessed_metadata
+from optimizer.graphs.facts import is_quantized
+from optimizer.graphs.metadata import preprocessed_metadata
 
 if TYPE_CHECKING:
     from optimizer.precision.int8 import EncodingOptions
