@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 
 from optimizer.artifacts import (
     Cache,
@@ -22,6 +24,7 @@ from optimizer.artifacts import (
     Plan,
     content_key,
     digest,
+    external_data_files,
     load_artifact,
     manifest_path,
     produce,
@@ -300,6 +303,114 @@ def test_external_weights_outside_the_folder_are_refused(tmp_path: Path) -> None
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ArtifactError, match="outside its own folder"):
         digest(path)
+
+
+def _outside(name: str = "w") -> onnx.TensorProto:
+    """Four floats that are kept in ``weights.bin``."""
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=[4])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="offset", value="0")
+    tensor.external_data.add(key="location", value="weights.bin")
+    return tensor
+
+
+def _constant_node(tensor: onnx.TensorProto) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+
+
+def _of_nodes(*nodes: onnx.NodeProto, **parts: Any) -> onnx.GraphProto:
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    return onnx.helper.make_graph(list(nodes), "g", [], [output], **parts)
+
+
+def _models_with_weights_outside() -> dict[str, onnx.ModelProto]:
+    copies = onnx.helper.make_node("Identity", ["w"], ["y"])
+    branch = _of_nodes(copies, initializer=[_outside()])
+    choice = onnx.helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=_of_nodes())
+    several = onnx.helper.make_node("Odd", [], ["y"], domain="x", tensors=[_outside(), _outside()])
+    sparse = onnx.SparseTensorProto(values=_outside(), dims=[4])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    function = onnx.helper.make_function(
+        "x", "F", [], ["c"], [_constant_node(_outside())], opset_imports=opsets
+    )
+    model = onnx.helper.make_model
+    trained = model(_of_nodes(copies))
+    trained.training_info.add().initialization.CopyFrom(_of_nodes(_constant_node(_outside())))
+    return {
+        "initializer": model(_of_nodes(copies, initializer=[_outside()])),
+        "constant": model(_of_nodes(_constant_node(_outside()))),
+        "tensors": model(_of_nodes(several)),
+        "subgraph": model(_of_nodes(choice)),
+        "sparse": model(_of_nodes(copies, sparse_initializer=[sparse])),
+        "function": model(_of_nodes(copies), functions=[function]),
+        "initialization": trained,
+    }
+
+
+@pytest.mark.parametrize("file", ["m.onnx", "m.pb", "model"])
+@pytest.mark.parametrize("place", sorted(_models_with_weights_outside()))
+def test_a_digest_sees_weights_outside_wherever_they_are_named(
+    tmp_path: Path, place: str, file: str
+) -> None:
+    path, data = tmp_path / file, tmp_path / "weights.bin"
+    path.write_bytes(_models_with_weights_outside()[place].SerializeToString())
+    data.write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    assert external_data_files(path) == [data]
+    before = digest(path)
+    data.write_bytes(np.arange(1, 5, dtype=np.float32).tobytes())
+    assert digest(path) != before
+
+
+def test_an_input_with_other_weights_outside_has_another_key(tmp_path: Path) -> None:
+    """A cache that overlooked them would hand out what was made of the old weights."""
+    path, data = tmp_path / "m.pb", tmp_path / "weights.bin"
+    path.write_bytes(_models_with_weights_outside()["constant"].SerializeToString())
+    keys = []
+    for value in (1.0, 2.0, 1.0):
+        data.write_bytes(np.full(4, value, np.float32).tobytes())
+        keys.append(Plan(kind="graph", settings={}, inputs=[Input.of("model", path)]).key)
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_data_that_was_read_in_is_no_longer_outside(tmp_path: Path) -> None:
+    tensor = _outside()
+    tensor.data_location = onnx.TensorProto.DEFAULT  # as `onnx.load` leaves it, entries and all
+    tensor.raw_data = bytes(16)
+    model = onnx.helper.make_model(_of_nodes(_constant_node(tensor)))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert external_data_files(tmp_path / "m.onnx") == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    place=st.sampled_from(sorted(_models_with_weights_outside())),
+    start=st.integers(0, 300),
+    length=st.integers(0, 8),
+    junk=st.binary(max_size=12),
+)
+def test_all_that_onnx_would_read_is_known_and_junk_is_no_error(
+    tmp_path_factory: pytest.TempPathFactory, place: str, start: int, length: int, junk: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("junk")
+    model = _models_with_weights_outside()[place].SerializeToString()
+    path = folder / "file"
+    path.write_bytes(model[:start] + junk + model[start + length :])
+    (folder / "weights.bin").write_bytes(bytes(16))
+    try:
+        read = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        read = onnx.ModelProto()
+    wanted = {
+        ExternalDataInfo(tensor).location
+        for tensor in _get_all_tensors(read)
+        if uses_external_data(tensor)
+    }
+    try:
+        known = {file.name for file in external_data_files(path)}
+    except ArtifactError:  # the name was changed
+        assert wanted != {"weights.bin"}
+    else:
+        assert wanted <= known
 
 
 # --- cache -----------------------------------------------------------------------------------------

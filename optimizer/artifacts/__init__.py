@@ -7,8 +7,9 @@ the outcome; a stage whose key is known is not run again.
 """
 
 from optimizer.artifacts.cache import Anew, Cache
+from optimizer.artifacts.external_data import external_data_files
 from optimizer.artifacts.files import write_atomically, write_text_atomically
-from optimizer.artifacts.keys import content_key, digest, external_data_files, library_versions
+from optimizer.artifacts.keys import content_key, digest, library_versions
 from optimizer.artifacts.manifest import (
     Artifact,
     Input,

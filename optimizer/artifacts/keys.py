@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from optimizer.artifacts.external_data import external_data_files
 from optimizer.errors import ArtifactError
 
-__all__ = ["canonical", "content_key", "digest", "external_data_files", "library_versions"]
+__all__ = ["canonical", "content_key", "digest", "library_versions"]
 
 _CHUNK = 1 << 20
 
@@ -43,7 +44,7 @@ def _sha256_into(hasher: Any, path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """Sha256 of a file's contents; for ONNX, of its external data files too.
+    """Sha256 of a file's contents; of an ONNX model, of its external data files too.
 
     A key that looks at the ``.onnx`` file alone does not see the weights of a model that keeps
     them outside, and hands out the wrong engine.
@@ -52,49 +53,10 @@ def digest(path: Path) -> str:
         raise ArtifactError(f"no such file: {path}", mend="check the path")
     hasher = hashlib.sha256()
     _sha256_into(hasher, path)
-    if path.suffix == ".onnx":
-        for data in external_data_files(path):
-            hasher.update(data.name.encode())
-            _sha256_into(hasher, data)
+    for data in external_data_files(path):
+        hasher.update(data.name.encode("utf-8", "surrogateescape"))
+        _sha256_into(hasher, data)
     return hasher.hexdigest()
-
-
-def external_data_files(path: Path) -> list[Path]:
-    """Files that hold the weights of an ONNX model which keeps them outside.
-
-    Raises:
-        ArtifactError: One is missing, or outside the model's own folder.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except (DecodeError, ValueError):
-        return []  # not an ONNX file: whoever loads it says so better
-    names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    folder = path.parent.resolve()
-    files = []
-    for name in sorted(names):
-        data = (folder / name).resolve()
-        if not data.is_relative_to(folder):
-            raise ArtifactError(
-                f"{path.name} refers to weights outside its own folder: {name}",
-                mend="save the model as one file, or keep its data file beside it",
-            )
-        if not data.is_file():
-            raise ArtifactError(
-                f"{path.name} needs the weights file {name}, which is not beside it",
-                mend="copy the data file into the same folder",
-            )
-        files.append(data)
-    return files
 
 
 def library_versions(*names: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from optimizer.artifacts import (
     Input,
     Plan,
     digest,
-    external_data_files,
     find_manifest,
     library_versions,
     manifest_path,
@@ -28,6 +26,7 @@ from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
+from optimizer.graphs.onnx_files import copy_as_one_file
 from optimizer.options import BuildOptions
 from optimizer.options.engine_options import check_names
 from optimizer.processes import Limits
@@ -186,19 +185,13 @@ def _plain(settings: BuildSettings) -> dict[str, Any]:
 
 def keep_graph(graph: Path, output: Path) -> None:
     """Put the graph beside the engine, as one file, with its manifest if it has one."""
-    import onnx
-
     beside = output.with_name(output.name + GRAPH_SUFFIX)
     if graph.resolve() == beside.resolve():
         return
     if beside.is_file() and manifest_path(beside).is_file() and digest(beside) == digest(graph):
         return
     with write_atomically(beside) as temporary:
-        if external_data_files(graph):
-            onnx.save_model(onnx.load(graph), temporary)
-        else:
-            # No hard link: who saves the graph again in place would change this one with it.
-            shutil.copyfile(graph, temporary)
+        copy_as_one_file(graph, temporary)
     sidecar = find_manifest(graph)
     if sidecar is not None and digest(beside) == digest(graph):
         raw = json.loads(sidecar.read_text(encoding="utf-8"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimizer.graphs.facts import layer_flops, load_proto
+from optimizer.graphs.facts import layer_flops
+from optimizer.graphs.onnx_files import open_checked
 from optimizer.results import LayerInfo
 
 __all__ = ["Annotator", "annotate"]
@@ -20,7 +21,8 @@ class Annotator:
     def __init__(self, graph: Path) -> None:
         self._flops = layer_flops(graph)
         # OpenVINO names a layer by its output: "logits" and not "fc" at the end of the graph.
-        self._known = {o: node.name for node in load_proto(graph).graph.node for o in node.output}
+        nodes = open_checked(graph).proto.graph.node
+        self._known = {output: node.name for node in nodes for output in node.output}
         self._known |= {name: name for name in self._known.values()}
 
     def __call__(self, layers: list[LayerInfo]) -> list[LayerInfo]:

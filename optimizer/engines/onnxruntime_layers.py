@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from optimizer.errors import EnvironmentFault
+from optimizer.graphs.onnx_files import open_onnx
 from optimizer.results import LayerInfo
 
 __all__ = ["layers_of", "timed_by_profile"]
@@ -32,9 +33,7 @@ _CASTS = {"QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "ReorderInpu
 
 def layers_of(engine: Path) -> list[LayerInfo]:
     """Layers of an optimized model: an operation that ends in INT8 kernels carries their name."""
-    import onnx
-
-    proto = onnx.load(engine)
+    proto = open_onnx(engine).proto
     types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.value_info}
     layers = []
     for node in proto.graph.node:
@@ -119,11 +118,11 @@ def _unknown(name: str, arguments: Mapping[str, Any]) -> LayerInfo:
 
 def _parameter_bytes(engine: Path) -> list[int]:
     """Bytes of the parameters that each node reads, in the order of the file."""
-    import onnx
+    from onnx import helper
 
-    graph = onnx.load(engine).graph
+    graph = open_onnx(engine).proto.graph
     sizes = {
-        tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        tensor.name: helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         * math.prod(tensor.dims)
         for tensor in graph.initializer
     }

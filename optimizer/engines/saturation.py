@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from optimizer.graphs.onnx_files import open_onnx
 from optimizer.targets.rules import rules_for
 
 __all__ = ["saturation_note"]
@@ -23,16 +24,15 @@ def saturation_note(graph: Path, target: str) -> str | None:
     Returns:
         One line; ``None`` where products are added in 32 bits, or no weight is INT8.
     """
-    import onnx
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     from optimizer.precision.int8.rounding import WeightGrid, unsafe_channels
 
     rules = rules_for(target)
     if rules.pairs == "free":
         return None
-    proto = onnx.load(graph).graph
-    stored = {t.name: t for t in proto.initializer if t.data_type == onnx.TensorProto.INT8}
+    proto = open_onnx(graph).proto.graph
+    stored = {t.name: t for t in proto.initializer if t.data_type == TensorProto.INT8}
     weights = {
         node.output[0]: stored[node.input[0]]
         for node in proto.node

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optimizer.artifacts import library_versions
 from optimizer.evaluation.chain import Step
 from optimizer.evaluation.shards import local_device
+from optimizer.graphs.onnx_files import open_onnx, write_graph
 from optimizer.targets.hardware import cpu_features
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ def _open_bf16(path: Path) -> Executor:
     from optimizer.engines.onnxruntime import as_written
 
     # What has no type in the file would be taken for something else than BF16.
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(path)))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(open_onnx(path).proto))
     round_to_bf16(model)
     with tempfile.TemporaryDirectory() as folder:
         emulated = Path(folder) / path.name
-        ir.save(model, emulated)
+        write_graph(model, emulated)
         session = as_written(emulated)
     name = f"{_onnxruntime()}, optimizations off, FP32 results rounded to BF16"
     return Executor(name, session)

@@ -20,6 +20,7 @@ from optimizer.data import Dataset
 from optimizer.errors import GraphError
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.statistics import sqnr_db
+from optimizer.graphs.onnx_files import open_onnx
 from optimizer.models import Model
 from optimizer.progress import Progress, Silent
 from optimizer.results import BlockNoise
@@ -103,11 +104,9 @@ def block_outputs(tensors: list[str]) -> dict[str, str]:
 
 
 def _tap_graph(graph: Path) -> Tap:
-    import onnx
-
     from optimizer.engines.onnxruntime import tapped
 
-    proto = onnx.load(graph, load_external_data=False)
+    proto = open_onnx(graph, weights=False).proto
     places = block_outputs([name for node in proto.graph.node for name in node.output])
     if not any(_BLOCK.match(f"{module}.") for module in places):
         raise GraphError(

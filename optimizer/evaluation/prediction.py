@@ -81,12 +81,12 @@ def _files(path: Path) -> list[Path]:
 def _ends_in_softmax(engine: Path) -> bool:
     """Whether the outputs are probabilities already, by the graph that an engine was built from."""
     from optimizer.engines.opening import graph_of
-    from optimizer.graphs.facts import load_proto
+    from optimizer.graphs.onnx_files import open_checked
 
     graph = engine if engine.suffix == ".onnx" else graph_of(engine)
     if graph is None:
         return False
-    proto = load_proto(graph).graph
+    proto = open_checked(graph).proto.graph
     last = next((n for n in proto.node if proto.output[0].name in n.output), None)
     return last is not None and last.op_type == "Softmax"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.errors import UsageError
+from optimizer.graphs.metadata import write_metadata
+from optimizer.graphs.onnx_files import write_graph
 from optimizer.options import GraphOptions, takes_options
 from optimizer.progress import Progress, Silent
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["export_onnx"]
 
-METADATA_PREFIX = "resnet_opt."
 
 
 @takes_options(GraphOptions)
@@ -84,7 +84,7 @@ def export_onnx(
         graph = _trace(model, batch=batch, opset=opset)
         progress.advance(note="rewriting")
         _rewrite(graph, model, batch=batch, input_kind=input_kind)
-        _save(graph, path)
+        write_graph(graph, path)
         progress.advance(note="checking against PyTorch")
         checked = verify_file(path, model, batch=batch, input_kind=input_kind)
         progress.advance()
@@ -144,20 +144,13 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
         take_images(graph, model.preprocessing)
     graph.producer_name, graph.producer_version = "resnet-opt", None
     graph.graph.name = model.arch
-    graph.metadata_props.update(
-        {
-            METADATA_PREFIX + "arch": model.arch,
-            METADATA_PREFIX + "input": input_kind,
-            METADATA_PREFIX + "precision": "fp32",
-            METADATA_PREFIX + "checkpoint_sha256": model.sha256,
-            METADATA_PREFIX + "preprocessing": json.dumps(model.preprocessing.to_dict()),
-            METADATA_PREFIX + "classes": json.dumps(list(model.classes or ())),
-            METADATA_PREFIX + "batch": "dynamic" if batch is None else str(batch),
-        }
+    write_metadata(
+        graph,
+        arch=model.arch,
+        input=input_kind,
+        precision="fp32",
+        checkpoint_sha256=model.sha256,
+        preprocessing=model.preprocessing.to_dict(),
+        classes=list(model.classes or ()),
+        batch="dynamic" if batch is None else str(batch),
     )
-
-
-def _save(graph: ir.Model, path: Path) -> None:
-    import onnx_ir as ir
-
-    ir.save(graph, path)

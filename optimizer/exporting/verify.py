@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.errors import GraphError
+from optimizer.graphs.onnx_files import checker_complaint, open_onnx
 
 if TYPE_CHECKING:
     from optimizer.models import Model
@@ -30,15 +31,10 @@ def verify_file(path: Path, model: Model, *, batch: int | None, input_kind: str)
     Raises:
         GraphError: Any check fails; the message says which.
     """
-    import onnx
-
-    proto = onnx.load(path)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GraphError(
-            f"onnx.checker refuses the exported file: {str(error).splitlines()[0]}"
-        ) from error
+    proto = open_onnx(path).proto
+    complaint = checker_complaint(proto)
+    if complaint is not None:
+        raise GraphError(f"onnx.checker refuses the exported file: {complaint}")
     _check_batch_dimension(proto, batch)
     if left := [n.name for n in proto.graph.node if n.op_type == "BatchNormalization"]:
         raise GraphError(f"BatchNorm was not folded: {', '.join(left[:3])}")

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optimizer.errors import GraphError
+from optimizer.graphs.metadata import Metadata
+from optimizer.graphs.onnx_files import open_checked, open_onnx
 
 __all__ = [
+    "ON_INTEGERS",
+    "PAIR",
     "GraphFacts",
     "LayerWork",
     "graph_facts",
+    "input_and_output",
+    "is_quantized",
     "layer_flops",
     "layer_work",
 ]
 
-_METADATA = "resnet_opt."
+PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+ON_INTEGERS = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QLinearGlobalAveragePool",
+        "QLinearAveragePool",
+        "QGemm",
+        "ConvInteger",
+        "MatMulInteger",
+        "DynamicQuantizeLinear",
+    }
+)
+"""Operations that compute on integers, so that no Q/DQ says what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,8 @@ class GraphFacts:
         image_size: Height of the images, ``None`` where dynamic.
         precision: What the exporter or a precision pass wrote (``fp32`` if nothing); ``int8`` too
             for a graph that somebody else has quantized since.
-        metadata: The ``resnet_opt.*`` entries without their prefix.
+        opset: Version of ONNX's own operator set.
+        metadata: What it says of itself.
     """
 
     input_name: str
@@ -42,39 +62,33 @@ class GraphFacts:
     input_dtype: str
     image_size: int | None
     precision: str
-    metadata: dict[str, str]
+    opset: int
+    metadata: Metadata
 
     @property
     def arch(self) -> str:
-        """The architecture it was exported from; empty if it does not say."""
-        return self.metadata.get("arch", "")
+        """See `Metadata.arch`."""
+        return self.metadata.arch
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names, if the graph carries them."""
-        names = json.loads(self.metadata.get("classes", "[]"))
-        return names or None
+        """See `Metadata.classes`."""
+        return self.metadata.classes
 
     @property
     def keep(self) -> list[str]:
-        """Nodes that stay out of the graph's precision on purpose.
-
-        Weighted layers of an INT8 or FP8 graph; whatever a half type cannot compute.
-        """
-        names: list[str] = json.loads(self.metadata.get("keep", "[]"))
-        return names
+        """See `Metadata.keep`."""
+        return self.metadata.keep
 
     @property
     def notes(self) -> list[str]:
-        """What the room that wrote the graph has to say of it."""
-        notes: list[str] = json.loads(self.metadata.get("notes", "[]"))
-        return notes
+        """See `Metadata.notes`."""
+        return self.metadata.notes
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """The preprocessing the graph expects, if it carries it."""
-        raw = self.metadata.get("preprocessing")
-        return json.loads(raw) if raw else None
+        """See `Metadata.preprocessing`."""
+        return self.metadata.preprocessing
 
 
 def graph_facts(path: Path) -> GraphFacts:
@@ -83,15 +97,8 @@ def graph_facts(path: Path) -> GraphFacts:
     Raises:
         GraphError: No ONNX file, damaged, an operator set of the future, or no classifier.
     """
-    proto = load_proto(path)
-    initializers = {t.name for t in proto.graph.initializer}
-    inputs = [v for v in proto.graph.input if v.name not in initializers]
-    outputs = list(proto.graph.output)
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise GraphError(
-            f"{path.name} has {len(inputs)} inputs and {len(outputs)} outputs, a classifier has one of each"
-        )
-    (source,), (target,) = inputs, outputs
+    proto = open_checked(path).proto
+    source, target = input_and_output(proto, path.name)
     in_shape, out_shape = _shape(source), _shape(target)
     if len(in_shape) != 4 or len(out_shape) != 2:
         raise GraphError(
@@ -99,11 +106,7 @@ def graph_facts(path: Path) -> GraphFacts:
             "an image classifier maps N x 3 x H x W to N x classes",
             mend="export it with resnet-opt export",
         )
-    metadata = {
-        p.key.removeprefix(_METADATA): p.value
-        for p in proto.metadata_props
-        if p.key.startswith(_METADATA)
-    }
+    metadata = Metadata.of_proto(proto)
     images = source.type.tensor_type.elem_type == 2  # TensorProto.UINT8
     return GraphFacts(
         input_name=source.name,
@@ -112,9 +115,42 @@ def graph_facts(path: Path) -> GraphFacts:
         output_shape=out_shape,
         input_dtype="uint8" if images else "float32",
         image_size=in_shape[1] if images else in_shape[2],
-        precision=_precision(proto, metadata.get("precision", "fp32")),
+        precision=_precision(proto, metadata.precision),
+        opset=max(
+            (e.version for e in proto.opset_import if e.domain in {"", "ai.onnx"}), default=0
+        ),
         metadata=metadata,
     )
+
+
+def input_and_output(proto: Any, name: str) -> tuple[Any, Any]:
+    """The one input and the one output of a classifier, as `onnx.ValueInfoProto`.
+
+    Args:
+        proto: An `onnx.ModelProto`; initializers among its inputs do not count.
+        name: What an error calls it.
+
+    Raises:
+        GraphError: There are several, or none.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in constants]
+    outputs = list(proto.graph.output)
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise GraphError(
+            f"{name} has {len(inputs)} inputs and {len(outputs)} outputs, a classifier has one of each"
+        )
+    return inputs[0], outputs[0]
+
+
+def is_quantized(graph: Path) -> bool:
+    """Whether an ONNX file computes on integers or carries Q/DQ.
+
+    Raises:
+        GraphError: No such file, or no ONNX file.
+    """
+    proto = open_onnx(graph, weights=False).proto
+    return any(node.op_type in PAIR | ON_INTEGERS for node in proto.graph.node)
 
 
 def _precision(proto: Any, written: str) -> str:
@@ -135,45 +171,6 @@ def _precision(proto: Any, written: str) -> str:
         if node.op_type == "QuantizeLinear" and known:
             return "int8"
     return "fp32"
-
-
-def load_proto(path: Path) -> Any:
-    """Load an ONNX file and refuse what `onnx.checker` refuses.
-
-    TensorRT's parser accepts an empty file and a text file as a network of no layers, and an
-    operator set that does not exist yet; so every graph passes here first.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise GraphError(f"no such file: {path}", mend="check the path")
-    mend = "export it again with resnet-opt export"
-    try:
-        proto = onnx.load(path)
-    except (FileNotFoundError, onnx.checker.ValidationError) as error:
-        # The file itself is there: what is missing, or refused, is its external data.
-        raise GraphError(
-            f"the weights of {path.name} cannot be read: {str(error).splitlines()[0]}",
-            mend="keep its data file beside it, or save the model as one file",
-        ) from error
-    except (DecodeError, ValueError, OSError) as error:
-        raise GraphError(f"{path.name} is no ONNX file or is truncated", mend=mend) from error
-    if not proto.graph.node:
-        raise GraphError(f"{path.name} holds no graph", mend=mend)
-    newest = onnx.defs.onnx_opset_version()
-    for entry in proto.opset_import:
-        if entry.domain in {"", "ai.onnx"} and entry.version > newest:
-            raise GraphError(
-                f"{path.name} asks for opset {entry.version}; the newest known here is {newest}",
-                mend="export it with --opset 20, or update onnx",
-            )
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        first = str(error).strip().splitlines()[0]
-        raise GraphError(f"{path.name} is refused by onnx.checker: {first}", mend=mend) from error
-    return proto
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:
@@ -208,7 +205,7 @@ def layer_work(path: Path) -> dict[str, LayerWork]:
     """
     import onnx
 
-    proto = onnx.shape_inference.infer_shapes(load_proto(path))
+    proto = onnx.shape_inference.infer_shapes(open_checked(path).proto)
     shapes = {
         v.name: _shape(v)
         for v in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from optimizer.errors import GraphError
+from optimizer.graphs.onnx_files import open_onnx
 from optimizer.graphs.topology import WEIGHTED
 
 __all__ = ["load_graph", "tidy"]
@@ -28,9 +29,9 @@ def load_graph(path: Path) -> ir.Model:
     """Load a graph and tidy it; see `tidy`.
 
     Raises:
-        GraphError: Its operator set is older than 13 and cannot be raised.
+        GraphError: As in `open_onnx`; or its operator set is older than 13 and cannot be raised.
     """
-    model = ir.load(path)
+    model = open_onnx(path, weights=False).to_ir()
     known = [model.graph.opset_imports.get(domain, _PER_CHANNEL) for domain in ("", "ai.onnx")]
     if min(known) < _PER_CHANNEL:
         model = _raised(path)
@@ -41,7 +42,7 @@ def load_graph(path: Path) -> ir.Model:
 def _raised(path: Path) -> ir.Model:
     from onnx import version_converter
 
-    proto = onnx.load(path)
+    proto = open_onnx(path).proto
     versions = [entry for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
     opset = max(entry.version for entry in versions)
     for entry in versions:  # two names of one domain

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from optimizer.errors import UsageError
+from optimizer.graphs.facts import is_quantized
+from optimizer.graphs.metadata import preprocessed_metadata
 from optimizer.options import Conversion, EncodingOptions, flag
-from optimizer.precision.foreign import is_quantized, preprocessed_metadata
 
 __all__ = ["check_options"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,8 @@ import numpy as np
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.errors import DataError
-from optimizer.precision.foreign import prepared, preprocessed_metadata
+from optimizer.graphs.metadata import preprocessed_metadata
+from optimizer.precision.foreign import prepared
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def calibrate(
             Input(role="calibration", file=dataset.name, sha256=dataset.sha256),
         ],
         libraries=library_versions(*_LIBRARIES, "onnxruntime-gpu", "onnxruntime"),
-        preprocessing=json.loads(metadata["preprocessing"])
-        if "preprocessing" in metadata
-        else None,
+        preprocessing=metadata.preprocessing,
     )
 
     def write(path: Path) -> dict[str, Any]:
@@ -155,7 +153,8 @@ def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progres
     topology = analyse(load_graph(graph))
     observed = {name: topology.after_relu(name) for name in topology.observed()}
     metadata = preprocessed_metadata(graph)
-    preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
+    assert metadata.preprocessing is not None
+    preprocessing = Preprocessing.from_dict(metadata.preprocessing)
     collector = Collector(observed, tap(graph, list(observed)))
     progress.start("calibrate", total=len(dataset))
     images = metadata.get("input") == "uint8-nhwc"

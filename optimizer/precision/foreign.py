@@ -8,8 +8,6 @@ INT8 graph among their inputs.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,71 +22,19 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.errors import GraphError, ResnetOptError, UsageError
+from optimizer.graphs.facts import input_and_output, is_quantized
+from optimizer.graphs.metadata import Metadata, encoded, metadata_of, write_metadata
+from optimizer.graphs.onnx_files import open_onnx, write_graph
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = [
-    "carry_over",
-    "float_graph",
-    "is_quantized",
-    "metadata_of",
-    "prepared",
-    "preprocessed_metadata",
-]
+__all__ = ["carry_over", "float_graph", "prepared"]
 
-PREFIX = "resnet_opt."
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
 _ADOPTED = ("preprocessing", "classes", "arch")
-
-
-def is_quantized(graph: Path) -> bool:
-    """Whether an ONNX file computes on integers or carries Q/DQ.
-
-    Raises:
-        GraphError: No such file, or no ONNX file.
-    """
-    from optimizer.precision.int8.reading import QUANTIZED
-
-    return any(node.op_type in QUANTIZED for node in _proto(graph).graph.node)
-
-
-def metadata_of(graph: Path) -> dict[str, str]:
-    """The ``resnet_opt.*`` entries of an ONNX file, without their prefix.
-
-    Raises:
-        GraphError: No such file, or no ONNX file.
-    """
-    return {
-        p.key.removeprefix(PREFIX): p.value
-        for p in _proto(graph).metadata_props
-        if p.key.startswith(PREFIX)
-    }
-
-
-def preprocessed_metadata(graph: Path) -> dict[str, str]:
-    """The ``resnet_opt.*`` entries of an ONNX file, preprocessing among them."""
-    found = metadata_of(graph)
-    if "preprocessing" not in found:
-        raise GraphError(
-            f"{graph.name} does not say which preprocessing it expects",
-            mend="export it with resnet-opt export, or --preprocessing-from what knows it",
-        )
-    return found
-
-
-def _proto(graph: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not graph.is_file():
-        raise GraphError(f"no such file: {graph}", mend="check the path")
-    try:
-        return onnx.load(graph, load_external_data=False)
-    except DecodeError as error:
-        raise GraphError(f"{graph.name} is no ONNX file or is truncated") from error
 
 
 def prepared(
@@ -157,26 +103,24 @@ def float_graph(
         settings={"precision": "fp32", "metadata": metadata},
         inputs=[Input.of("source", graph)],
         libraries=library_versions(*_LIBRARIES),
-        preprocessing=json.loads(metadata["preprocessing"]),
-        classes=json.loads(metadata.get("classes", "null")) or None,
+        preprocessing=metadata.preprocessing,
+        classes=metadata.classes,
     )
 
     def write(path: Path) -> dict[str, Any]:
-        import onnx_ir as ir
-
         from optimizer.precision.int8.reading import read_quantized
 
         progress_ = progress or Silent()
         progress_.start(f"read {graph.name}", total=1)
-        model = ir.load(graph)
+        model = open_onnx(graph, weights=False).to_ir()
         details = {}
         if is_quantized(graph):
             read = read_quantized(model)
             model = read.float_model
             details = {"tensors": len(read.tensors), "layers": len(read.weight_scales)}
         _check_fits(model, metadata)
-        model.metadata_props.update({PREFIX + name: text for name, text in metadata.items()})
-        ir.save(model, path)
+        write_metadata(model, **metadata)
+        write_graph(model, path)
         progress_.advance()
         progress_.finish(
             "{tensors} tensors, {layers} layers in INT8".format(**details) if details else None
@@ -186,47 +130,41 @@ def float_graph(
     return produce(plan, output, write, cache=cache)
 
 
-def _adopted(graph: Path, preprocessing_from: str | None) -> dict[str, str]:
+def _adopted(graph: Path, preprocessing_from: str | None) -> Metadata:
     """What the FP32 graph is to say of itself, beyond what the source does."""
     own = metadata_of(graph)
     if preprocessing_from is not None:
         other = _told_by(preprocessing_from)
-        told = other["preprocessing"]
-        if json.loads(own.get("preprocessing", told)) != json.loads(told):  # not as texts
+        told = other.preprocessing
+        if own.preprocessing not in (None, told):
             raise GraphError(
                 f"{graph.name} says which preprocessing it expects, and {preprocessing_from} says another",
                 mend="leave out --preprocessing-from",
             )
-        own = {name: other[name] for name in _ADOPTED if other.get(name, "[]") != "[]"} | own
+        own = Metadata(
+            {name: other[name] for name in _ADOPTED if other.get(name, "[]") != "[]"} | own
+        )
     if "preprocessing" not in own:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
             mend="--preprocessing-from the FP32 graph (resnet-opt export) or checkpoint it is from",
         )
     kept = {name: own[name] for name in (*_ADOPTED, "checkpoint_sha256") if name in own}
-    shape = _input(graph)
-    pixels = shape.elem_type == 2  # TensorProto.UINT8
-    batch = shape.shape.dim[0].dim_value if shape.shape.dim else 0
-    return kept | {
-        "precision": "fp32",
-        "input": "uint8-nhwc" if pixels else "float32-nchw",
-        "batch": str(batch or "dynamic"),
-    }
+    source, _ = input_and_output(open_onnx(graph, weights=False).proto, graph.name)
+    kind = source.type.tensor_type
+    pixels = kind.elem_type == 2  # TensorProto.UINT8
+    batch = kind.shape.dim[0].dim_value if kind.shape.dim else 0
+    return Metadata(
+        kept
+        | {
+            "precision": "fp32",
+            "input": "uint8-nhwc" if pixels else "float32-nchw",
+            "batch": str(batch or "dynamic"),
+        }
+    )
 
 
-def _input(graph: Path) -> Any:
-    proto = _proto(graph).graph
-    constants = {t.name for t in proto.initializer}
-    inputs = [value for value in proto.input if value.name not in constants]
-    if len(inputs) != 1 or len(proto.output) != 1:
-        raise GraphError(
-            f"{graph.name} has {len(inputs)} inputs and {len(proto.output)} outputs, "
-            "a classifier has one of each"
-        )
-    return inputs[0].type.tensor_type
-
-
-def _told_by(source: str) -> dict[str, str]:
+def _told_by(source: str) -> Metadata:
     """Preprocessing, classes and architecture, as a graph carries them."""
     if source.endswith(".onnx"):
         found = metadata_of(Path(source))
@@ -239,18 +177,21 @@ def _told_by(source: str) -> dict[str, str]:
     from optimizer.models import load_model
 
     model = load_model(source)
-    return {
-        "preprocessing": json.dumps(model.preprocessing.to_dict()),
-        "classes": json.dumps(list(model.classes or ())),
-        "arch": model.arch,
-    }
+    return encoded(
+        {
+            "preprocessing": model.preprocessing.to_dict(),
+            "classes": list(model.classes or ()),
+            "arch": model.arch,
+        }
+    )
 
 
-def _check_fits(model: ir.Model, metadata: Mapping[str, str]) -> None:
+def _check_fits(model: ir.Model, metadata: Metadata) -> None:
     """Refuse preprocessing of another image size and classes of another number."""
     from optimizer.data import Preprocessing
 
-    size = Preprocessing.from_dict(json.loads(metadata["preprocessing"])).image_size
+    assert metadata.preprocessing is not None
+    size = Preprocessing.from_dict(metadata.preprocessing).image_size
     shape = model.graph.inputs[0].shape
     sides = () if shape is None else shape[1:3] if "uint8" in metadata["input"] else shape[2:4]
     if any(isinstance(side, int) and side != size for side in sides):
@@ -259,7 +200,7 @@ def _check_fits(model: ir.Model, metadata: Mapping[str, str]) -> None:
             f"the preprocessing makes {size} x {size}",
             mend="--preprocessing-from what this graph was made from",
         )
-    classes = json.loads(metadata.get("classes", "[]"))
+    classes = metadata.classes
     out = model.graph.outputs[0].shape
     if classes and out is not None and isinstance(out[-1], int) and out[-1] != len(classes):
         raise GraphError(
@@ -306,8 +247,6 @@ def carry_over(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        import onnx_ir as ir
-
         from optimizer.precision.int8 import Statistics, encodings_from, read_quantized
 
         progress_ = progress or Silent()
@@ -315,8 +254,8 @@ def carry_over(
         seen = Statistics.load(statistics) if statistics is not None else None
         try:
             carried = encodings_from(
-                read_quantized(ir.load(source)), rules, seen, graph_sha256=inputs[1].sha256,
-                method=method,
+                read_quantized(open_onnx(source, weights=False).to_ir()), rules, seen,
+                graph_sha256=inputs[1].sha256, method=method,
             )  # fmt: skip
         except ResnetOptError as error:
             raise type(error)(f"{source.name}: {error.message}", mend=error.mend) from error

@@ -13,14 +13,13 @@ Not handled: E5M2, and correction of the biases (the error of FP8 is relative an
 
 from __future__ import annotations
 
-import json
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError
+from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import WEIGHTED, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.statistics import Statistics
@@ -72,9 +71,8 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
         _write_weight(topology, node, kind)
     if high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
-    model.metadata_props["resnet_opt.precision"] = "fp8"
-    model.metadata_props["resnet_opt.keep"] = json.dumps(kept)
-    model.metadata_props["resnet_opt.target"] = "tensorrt"
+    forget_precision(model)
+    write_metadata(model, precision="fp8", keep=kept, target="tensorrt")
     return True
 
 

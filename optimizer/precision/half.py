@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import GraphError
+from optimizer.graphs.metadata import write_metadata
 from optimizer.precision.writing import add_constant, describe
 
 __all__ = ["LARGEST", "beyond", "overflowing", "to_half"]
@@ -118,7 +119,7 @@ def to_half(model: ir.Model, kind: ir.DataType, keep: Collection[str] = ()) -> b
                 output.dtype = kind
     _cast_between(graph, kind, keep)
     _cast_outputs(graph, kind)
-    model.metadata_props["resnet_opt.precision"] = _NAMES[kind]
+    write_metadata(model, precision=_NAMES[kind])
     if kind == ir.DataType.BFLOAT16:
         graph.opset_imports[""] = max(graph.opset_imports.get("", 0), BF16_OPSET)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,15 +19,11 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.graphs.facts import is_quantized
+from optimizer.graphs.metadata import forget_precision, preprocessed_metadata, write_metadata
 from optimizer.options import EncodingOptions, QuantizeOptions, takes_options
 from optimizer.precision.asked import check_options
-from optimizer.precision.foreign import (
-    carry_over,
-    float_graph,
-    is_quantized,
-    prepared,
-    preprocessed_metadata,
-)
+from optimizer.precision.foreign import carry_over, float_graph, prepared
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules, rules_for
 
@@ -170,8 +165,8 @@ def quantize(
         settings={"precision": options.precision, **conversion.settings},
         inputs=inputs,
         libraries=library_versions(*_LIBRARIES),
-        preprocessing=json.loads(metadata["preprocessing"]),
-        classes=json.loads(metadata.get("classes", "null")) or None,
+        preprocessing=metadata.preprocessing,
+        classes=metadata.classes,
     )
     return produce(plan, output, partial(_write, job, conversion), cache=cache)
 
@@ -205,15 +200,13 @@ class _Conversion:
 
 
 def _write(job: _Job, conversion: _Conversion, path: Path) -> dict[str, Any]:
-    import onnx_ir as ir
-
     from optimizer.graphs.importing import load_graph
+    from optimizer.graphs.onnx_files import write_checked
 
     job.progress.start(f"write {job.options.precision} graph", total=1)
     model = load_graph(job.graph)
     notes = conversion.apply(model)
-    ir.save(model, path)
-    _check(path)
+    write_checked(model, path)
     job.progress.advance()
     pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
     job.progress.finish(f"{pairs} Q/DQ pairs" if pairs else None)
@@ -316,25 +309,10 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
     kept = beyond(model, kind, seen)
     to_half(model, kind, kept)
     notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
-    for name in ("resnet_opt.keep", "resnet_opt.notes"):  # of what the graph was before
-        model.metadata_props.pop(name, None)
+    forget_precision(model)
     if kept:
-        model.metadata_props["resnet_opt.keep"] = json.dumps(list(kept))
-        model.metadata_props["resnet_opt.notes"] = json.dumps(notes)
+        write_metadata(model, keep=list(kept), notes=notes)
     return notes
-
-
-def _check(path: Path) -> None:
-    import onnx
-
-    from optimizer.errors import GraphError
-
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GraphError(
-            f"the converted graph is not valid: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def rules_with(target: str, high_precision: str | None) -> TargetRules:

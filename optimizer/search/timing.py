@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import onnx_ir as ir
-
 from optimizer.artifacts import Cache
 from optimizer.engines import get_backend
 from optimizer.graphs.facts import GraphFacts
 from optimizer.graphs.importing import load_graph
+from optimizer.graphs.onnx_files import write_graph
 from optimizer.precision.int8 import Encodings, lower
 from optimizer.profiling.ceilings import ceilings
 from optimizer.progress import Progress
@@ -68,7 +67,7 @@ def timed_wholes(
 def _lowered(graph: Path, encodings: Encodings, variants: Variants, path: Path) -> Path:
     model = load_graph(graph)
     lower(model, encodings, variants.rules)
-    ir.save(model, path)
+    write_graph(model, path)
     return path
 
 

@@ -71,9 +71,7 @@ def refit(
             graph, source = Path(model), Input.of("graph", Path(model))
         else:
             _check_carries_over(facts, engine, old, model)
-            graph, source = _exported(
-                model, options.arch, built_from, facts, Path(folder), progress
-            )
+            graph, source = _exported(model, options.arch, facts, Path(folder), progress)
         plan = _plan(old, built_from, graph, source)
 
         def write(path: Path) -> dict[str, Any]:
@@ -150,14 +148,11 @@ def _check_carries_over(facts: GraphFacts, engine: Path, old: Artifact, model: s
 def _exported(
     model: str,
     arch: str | None,
-    built_from: Path,
     facts: GraphFacts,
     folder: Path,
     progress: Progress,
 ) -> tuple[Path, Input]:
     """A checkpoint as a graph like the one an engine was built from, and the checkpoint as input."""
-    import onnx
-
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
     from optimizer.precision import quantize
@@ -168,13 +163,12 @@ def _exported(
             f"{model} is a {loaded.arch}, the engine a {facts.arch}",
             mend="a refit takes other weights of the same architecture; build an engine of it",
         )
-    opsets = onnx.load(built_from, load_external_data=False).opset_import
     graph = export_onnx(
         loaded,
         folder / "new.onnx",
         batch=facts.input_shape[0],
-        input_kind="uint8-nhwc" if facts.input_dtype == "uint8" else "float32-nchw",
-        opset=next(entry.version for entry in opsets if entry.domain in {"", "ai.onnx"}),
+        input="uint8-nhwc" if facts.input_dtype == "uint8" else "float32-nchw",
+        opset=facts.opset,
         progress=progress,
     ).path
     if facts.precision != "fp32":

@@ -22,6 +22,7 @@ from optimizer.engines.providers.status import check_usable, provider_status
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.errors import BuildError
 from optimizer.graphs.facts import graph_facts
+from optimizer.graphs.onnx_files import copy_as_one_file
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 
@@ -44,8 +45,6 @@ def build_with_provider(
         BuildError: A layer with weights would run on the CPU.
         UsageError: A setting that the provider does not have.
     """
-    import onnx
-
     choice = _resolved(choice, settings, graph)
     index = check_usable(choice.provider, None)
     progress.start(f"onnxruntime {settings.precision}, provider {choice.provider.name}", total=2)
@@ -56,7 +55,7 @@ def build_with_provider(
     seconds = time.perf_counter() - started
     progress.advance(note="reading the layers")
     layers = opened_layers(session, graph, choice)
-    onnx.save_model(onnx.load(graph), output)
+    copy_as_one_file(graph, output)
     progress.finish(f"{len(layers)} layers")
     notes = [*describe_partition(choice, layers), "the provider compiles when the engine is opened"]
     if settings.options.get("storage_only"):

@@ -10,13 +10,12 @@ products. Kept layers have weights in the high-precision type too, and no pair b
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError, GraphError
+from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
@@ -24,12 +23,7 @@ from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
 from optimizer.precision.writing import add_constant, write_bias, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["ABSORBED", "SHIFTED", "lower"]
-
-ABSORBED = "resnet_opt.absorbed"
-"""Metadata: the output of each ReLU that was left out, with its input (JSON)."""
-SHIFTED = "resnet_opt.shifted"
-"""Metadata: the tensors that are stored around their middle (JSON)."""
+__all__ = ["lower"]
 
 _INTEGERS = {"s8": np.int8, "u8": np.uint8}
 
@@ -74,13 +68,15 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
     whole = "mixed" if edges else rules.high_precision
-    model.metadata_props["resnet_opt.precision"] = whole if keep else "int8"
-    model.metadata_props["resnet_opt.target"] = rules.name
-    model.metadata_props.pop("resnet_opt.keep", None)  # of what the graph was before
-    if keep:
-        model.metadata_props["resnet_opt.keep"] = json.dumps(keep)
-    model.metadata_props[ABSORBED] = json.dumps(left_out)
-    model.metadata_props[SHIFTED] = json.dumps(shifted)
+    forget_precision(model)
+    write_metadata(
+        model,
+        precision=whole if keep else "int8",
+        target=rules.name,
+        keep=keep or None,
+        absorbed=left_out,
+        shifted=shifted,
+    )
     return True
 
 

@@ -28,9 +28,10 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.facts import ON_INTEGERS, PAIR
+from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
-from optimizer.precision.int8.lowering import ABSORBED, SHIFTED
 from optimizer.precision.int8.undoing import (
     bypass,
     insert_relu,
@@ -40,24 +41,7 @@ from optimizer.precision.int8.undoing import (
     widen,
 )
 
-__all__ = ["QUANTIZED", "ReadModel", "ReadTensor", "ReadWeight", "read_quantized"]
-
-PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
-ON_INTEGERS = frozenset(
-    {
-        "QLinearConv",
-        "QLinearMatMul",
-        "QLinearAdd",
-        "QLinearGlobalAveragePool",
-        "QLinearAveragePool",
-        "QGemm",
-        "ConvInteger",
-        "MatMulInteger",
-        "DynamicQuantizeLinear",
-    }
-)
-QUANTIZED = PAIR | ON_INTEGERS
-"""Operations that make a graph a quantized one."""
+__all__ = ["ReadModel", "ReadTensor", "ReadWeight", "read_quantized"]
 
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 _EIGHT_BITS = {ir.DataType.INT8: "s8", ir.DataType.UINT8: "u8"}
@@ -189,16 +173,12 @@ def _refuse_operators(graph: ir.Graph) -> None:
         raise GraphError("the graph carries no Q/DQ: there is nothing to read")
 
 
-_OF_A_PRECISION = ("resnet_opt.target", "resnet_opt.keep", "resnet_opt.notes")
-
-
 def _finish(model: ir.Model) -> None:
     opsets = model.graph.opset_imports
     if all(node.op_type in _PLAIN and node.domain == "" for node in model.graph):
         opsets[""] = max(opsets.get("", 0), _OPSET)
-    for name in (ABSORBED, SHIFTED, *_OF_A_PRECISION):
-        model.metadata_props.pop(name, None)
-    model.metadata_props["resnet_opt.precision"] = "fp32"
+    forget_precision(model)
+    write_metadata(model, precision="fp32")
 
 
 class _Reader:

@@ -1,8 +1,7 @@
 """Undoing what a lowering does beside its Q/DQ pairs: half types, absorbed ReLUs, the shift.
 
 Each function takes one of them back, in place, so that an FP32 graph is left that `analyse` takes.
-What `lower` did is read from the graph's metadata (``resnet_opt.absorbed``: the output of each ReLU
-that a saturation replaces, with its input; ``resnet_opt.shifted``: the shifted tensors).
+What `lower` did is read from the graph's metadata (`Metadata.absorbed`, `Metadata.shifted`).
 
 Not handled: Casts between other types than the floating-point ones (pixels are left as they are),
 and shifted graphs that other tools have renamed since; they are refused.
@@ -10,7 +9,6 @@ and shifted graphs that other tools have renamed since; they are refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.topology import Topology
-from optimizer.precision.int8.lowering import ABSORBED, SHIFTED
 from optimizer.precision.int8.shift import entry_of, partner_of
 
 __all__ = ["bypass", "insert_relu", "restore_relus", "shifted_tensors", "unshift", "widen"]
@@ -121,7 +119,7 @@ def restore_relus(model: ir.Model) -> None:
     """
     values = {str(v.name): v for n in model.graph for v in n.outputs}
     values |= {str(v.name): v for v in model.graph.inputs}
-    for name, source in json.loads(model.metadata_props.get(ABSORBED, "{}")).items():
+    for name, source in Metadata.of_model(model).absorbed.items():
         value = values.get(source)
         if value is None or name in values:
             continue
@@ -140,15 +138,14 @@ def shifted_tensors(model: ir.Model) -> list[str]:
     Raises:
         GraphError: A graph for TensorRT, written before graphs said so.
     """
-    target = model.metadata_props.get("resnet_opt.target", "")
-    raw = model.metadata_props.get(SHIFTED)
-    if raw is None and target.startswith("tensorrt"):
+    metadata = Metadata.of_model(model)
+    if metadata.shifted is None and metadata.target.startswith("tensorrt"):
         raise GraphError(
             "the graph was lowered for TensorRT by a version that did not write down which "
             "tensors it shifted, so the constants in its biases cannot be told from the biases",
             mend="resnet-opt quantize the FP32 graph it was made from",
         )
-    return list(json.loads(raw or "[]"))
+    return metadata.shifted or []
 
 
 def unshift(

@@ -1,0 +1,137 @@
+"""Which other files an ONNX model keeps its weights in, whatever names them and whatever it is called.
+
+Tensors of other files may stand in initializers, in attributes (Constant nodes), in subgraphs and in
+functions. Every file that gets a digest is looked at, so this walks through the protobuf encoding
+by itself: without a library, without reading the weights, and a file of anything else is known for
+that after a few bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from optimizer.errors import ArtifactError
+
+__all__ = ["external_data_files"]
+
+_PARTS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}  # fmt: skip
+"""Numbers of the fields of each message in onnx.proto that may hold tensors."""
+_EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
+_VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
+
+
+def external_data_files(path: Path) -> list[Path]:
+    """Files that hold the weights of an ONNX model which keeps them outside.
+
+    Args:
+        path: Any file; one that is no ONNX model has none.
+
+    Raises:
+        ArtifactError: One is missing, or outside the model's own folder.
+    """
+    if path.stat().st_size == 0:
+        return []
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            names = _locations(data)
+        except _NotProtobufError:
+            return []  # not an ONNX file: whoever loads it says so better
+    folder = path.parent.resolve()
+    files = []
+    for name in sorted(names):
+        data_file = (folder / name.replace("\0", "/")).resolve()  # no file has a NUL in its name
+        if not data_file.is_relative_to(folder):
+            raise ArtifactError(
+                f"{path.name} refers to weights outside its own folder: {name}",
+                mend="save the model as one file, or keep its data file beside it",
+            )
+        if not data_file.is_file():
+            raise ArtifactError(
+                f"{path.name} needs the weights file {name}, which is not beside it",
+                mend="copy the data file into the same folder",
+            )
+        files.append(data_file)
+    return files
+
+
+class _NotProtobufError(ValueError):
+    """The bytes are no message."""
+
+
+def _locations(data: mmap.mmap) -> set[str]:
+    """Names of the files that tensors of a model refer to."""
+    names: set[str] = set()
+    messages = [("model", 0, len(data))]
+    while messages:
+        kind, start, stop = messages.pop()
+        if kind == "tensor":
+            names |= _locations_of_tensor(data, start, stop)
+            continue
+        for number, _, begin, end in _fields(data, start, stop):
+            if number in _PARTS[kind]:
+                messages.append((_PARTS[kind][number], begin, end))
+    return names
+
+
+def _locations_of_tensor(data: mmap.mmap, start: int, stop: int) -> set[str]:
+    names, location = set(), 0
+    for number, value, begin, end in _fields(data, start, stop):
+        if number == _DATA_LOCATION and value is not None:
+            location = value
+        elif number == _EXTERNAL_DATA:
+            entry = {field: data[a:b] for field, _, a, b in _fields(data, begin, end)}
+            if entry.get(1) == b"location":
+                names.add(entry.get(2, b"").decode("utf-8", "surrogateescape"))
+    return names if location == _EXTERNAL else set()
+
+
+def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int | None, int, int]]:
+    """Number, value (of a varint) and extent (of bytes, else empty) of every field of a message."""
+    at, groups = start, 0
+    while at < stop:
+        tag, at = _varint(data, at, stop)
+        number, wire = tag >> 3, tag & 7
+        value: int | None = None
+        begin = end = at
+        if wire == _VARINT:
+            value, at = _varint(data, at, stop)
+        elif wire == _BYTES:
+            length, begin = _varint(data, at, stop)
+            at = end = begin + length
+        elif wire in {_FIXED64, _FIXED32}:
+            at += 8 if wire == _FIXED64 else 4
+        elif wire in {_GROUP, _END_GROUP}:
+            groups += 1 if wire == _GROUP else -1
+        else:
+            raise _NotProtobufError
+        if number == 0 or at > stop or groups < 0:
+            raise _NotProtobufError
+        if groups == 0:
+            yield number, value, begin, end
+    if groups:
+        raise _NotProtobufError
+
+
+def _varint(data: mmap.mmap, at: int, stop: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= stop:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise _NotProtobufError

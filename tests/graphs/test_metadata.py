@@ -1,0 +1,68 @@
+"""What a graph says of itself comes back as it was written, from a model and from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from optimizer.errors import GraphError
+from optimizer.graphs.metadata import (
+    Metadata,
+    forget_precision,
+    metadata_of,
+    preprocessed_metadata,
+    write_metadata,
+)
+from tests.precision.networks import network
+
+
+def test_a_graph_that_says_nothing() -> None:
+    metadata = Metadata.of_model(network(0))
+    assert metadata == {}
+    assert (metadata.arch, metadata.precision, metadata.target) == ("", "fp32", "")
+    assert (metadata.preprocessing, metadata.classes, metadata.shifted) == (None, None, None)
+    assert (metadata.keep, metadata.notes, metadata.absorbed) == ([], [], {})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    model = network(0)
+    model.metadata_props["author"] = "somebody else"
+    write_metadata(
+        model, arch="resnet18", precision="int8", target="openvino", keep=("conv1", "fc"),
+        notes=["fc stays"], absorbed={"relu": "conv1"}, shifted=[], classes=["a", "ä"],
+        preprocessing={"crop": 32}, batch="dynamic",
+    )  # fmt: skip
+    ir.save(model, tmp_path / "n.onnx")
+    for metadata in (Metadata.of_model(model), metadata_of(tmp_path / "n.onnx")):
+        assert (metadata.arch, metadata.precision) == ("resnet18", "int8")
+        assert (metadata.target, metadata["batch"]) == ("openvino", "dynamic")
+        assert (metadata.keep, metadata.notes) == (["conv1", "fc"], ["fc stays"])
+        assert (metadata.absorbed, metadata.shifted) == ({"relu": "conv1"}, [])
+        assert (metadata.classes, metadata.preprocessing) == (["a", "ä"], {"crop": 32})
+        assert "author" not in metadata
+    assert model.metadata_props["resnet_opt.keep"] == '["conv1", "fc"]'
+    write_metadata(model, precision="fp16", keep=None)
+    assert Metadata.of_model(model).keep == ["conv1", "fc"]
+    forget_precision(model)
+    assert set(Metadata.of_model(model)) == {
+        "arch", "precision", "classes", "preprocessing", "batch"
+    }  # fmt: skip
+    assert model.metadata_props["author"] == "somebody else"
+
+
+def test_no_class_names_are_none() -> None:
+    model = network(0)
+    write_metadata(model, classes=[])
+    assert Metadata.of_model(model).classes is None
+
+
+def test_preprocessing_that_is_missing(tmp_path: Path) -> None:
+    model = network(0)
+    ir.save(model, tmp_path / "n.onnx")
+    with pytest.raises(GraphError, match=r"n\.onnx does not say which preprocessing"):
+        preprocessed_metadata(tmp_path / "n.onnx")
+    write_metadata(model, preprocessing={"crop": 32})
+    ir.save(model, tmp_path / "n.onnx")
+    assert preprocessed_metadata(tmp_path / "n.onnx").preprocessing == {"crop": 32}
