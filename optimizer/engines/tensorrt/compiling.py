@@ -212,8 +212,22 @@ def _layers(
         runtime = start(plan.library, trt.Runtime, logger, log)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is not None:
-            return inspect_engine(trt, engine)
+            return inspect_engine(trt, engine, _shaped_context(trt, engine, plan))
     return layers_in_log(log.of("VERBOSE", "INFO"))
+
+
+def _shaped_context(trt: Any, engine: Any, plan: BuildPlan) -> Any:
+    """An execution context with the input's shape set; ``None`` where the library refuses one.
+
+    It takes no memory of the GPU, since nothing is computed.
+    """
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        return None
+    shape = tuple(engine.get_tensor_profile_shape(plan.graph.input.name, 0)[1])
+    if not context.set_input_shape(plan.graph.input.name, shape) or context.infer_shapes():
+        return None
+    return context
 
 
 def _describe(raw: list[RawLayer], plan: BuildPlan) -> list[LayerInfo]:
@@ -223,7 +237,7 @@ def _describe(raw: list[RawLayer], plan: BuildPlan) -> list[LayerInfo]:
         nodes={path for name in graph.nodes if (path := module_path(name))},
         weighted={path for name in graph.weights if (path := module_path(name))},
         tf32=plan.options.tf32 and not plan.library.portable,
-        batch=graph.batch or 1,
+        batch=graph.batch or (plan.profiles[0][1] if plan.profiles else 1),
     )
     flops = {module_path(name) or name: count for name, count in layer_flops(graph.path).items()}
     sums = [sum(flops.get(name, 0) for name in layer.torch_names) for layer in layers]
