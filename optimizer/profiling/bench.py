@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +17,18 @@ from optimizer.profiling.asked import (
     check_options,
     describe_engines,
     grid,
+    pytorch_baseline,
     with_baseline,
 )
-from optimizer.profiling.conditions import joined
-from optimizer.profiling.curves import curve, setting_of
+from optimizer.profiling.curves import curve
 from optimizer.profiling.figures import compared, figures
-from optimizer.profiling.grouping import in_groups
+from optimizer.profiling.grouping import (
+    Grouped,
+    Key,
+    check_max_workers,
+    in_groups,
+    put_together,
+)
 from optimizer.profiling.harness import Cell, Limits, Measured
 from optimizer.profiling.raw import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
@@ -29,14 +38,13 @@ from optimizer.progress import Progress, Silent
 from optimizer.results import (
     BenchResult,
     Comparison,
-    Conditions,
     EngineBench,
     LatencyBound,
     Setting,
 )
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["HEADLINE", "bench"]
+__all__ = ["HEADLINE", "Extras", "bench"]
 
 HEADLINE = (
     "compute: one call at a time, from the batch in the engine's own memory to outputs that are "
@@ -47,6 +55,20 @@ SERVER_BOUND_MS = 15.0
 """What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
 _FEW = 2
 """Batches that are no sweep yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a bench may be asked for besides.
+
+    Attributes:
+        pytorch: A way to run the checkpoint among the engines, as the baseline: ``torch-fp16`` or
+            ``torch-compile``.
+        max_workers: Engines in memory at the same time, at most; ``None`` for as many as fit.
+    """
+
+    pytorch: str | None = None
+    max_workers: int | None = None
 
 
 def bench(
@@ -67,6 +89,7 @@ def bench(
     seed: int = 0,
     raw_dir: Path | None = None,
     call_timeout_s: float = 60.0,
+    extras: Extras | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure engines side by side and compare each with a baseline.
@@ -97,6 +120,7 @@ def bench(
         seed: Decides images, order of the rounds and resampling.
         raw_dir: Where the raw samples go, one NPZ file an engine and batch size.
         call_timeout_s: A call that takes longer hangs, and its engine has failed.
+        extras: What else is asked for.
         progress: Told of the steps, between measurements.
 
     Raises:
@@ -123,19 +147,31 @@ def bench(
     devices = placed(paths, device)
     settings = grid(facts, batches, threads, streams)
     compared_at = settings[: len(batches)]
+    extras = extras or Extras()
     baseline = facts[0] if against is None else facts[paths.index(against)]
+    if extras.pytorch is not None:
+        baseline = pytorch_baseline(facts, extras.pytorch)
+        facts = [baseline, *facts]
     cells = [_cell(f, f.name, s, image_size, devices) for s in settings for f in facts]
     again = baseline.name + AGAIN
     if control:
         cells.append(_cell(baseline, again, settings[0], image_size, devices))
     limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
     progress = progress or Silent()
-    found, conditions = _measure(cells, limits, starts, seed, progress)
+    check_max_workers(extras.max_workers, cells, {baseline.name, again})
+    groups = in_groups(cells, shared={baseline.name, again}, most=extras.max_workers)
+    grouped = _measure(groups, baseline.name, limits, starts, seed, progress)
+    found, conditions = grouped.found, grouped.conditions
     _check_measured(list(found.values()))
 
     def compare(name: str, at: Setting, control: Comparison | None) -> Comparison | None:
-        a, b = found[_key(baseline.name, at)], found[_key(name, at)]
-        return compared(a, b, min_effect=min_effect, control=control, seed=seed)
+        judged = [
+            compared(a, b, min_effect=min_effect, control=control, seed=seed)
+            for a, b in grouped.pairs[_key(name, at)]
+        ]
+        known = [one for one in judged if one is not None]
+        # Only the control is in several groups: the one that differs most guards all comparisons.
+        return max(known, key=lambda one: abs(math.log(one.ratio)), default=None)
 
     a_a = compare(again, settings[0], None) if control else None
     others = [f.name for f in facts if f is not baseline]
@@ -172,7 +208,7 @@ def bench(
         seed=seed,
         progress=progress,
     )
-    gate = against is not None
+    gate = against is not None or extras.pytorch is not None
     measured = [*headline, *swept]
     second = found.get(_key(again, settings[0]))
     crashed = second is not None and second.status == "failed"
@@ -199,10 +235,12 @@ def bench(
             "swept_streams": list(streams),
             **({"device": device} if device is not None else {}),
             "starts": starts,
+            "max_workers": extras.max_workers,
+            "workers": grouped.groups,
             "duration_s": duration_s,
             "min_effect": min_effect,
             "baseline": baseline.name,
-            "gate": against is not None,
+            "gate": gate,
             "seed": seed,
             "call_timeout_s": call_timeout_s,
             "block_s": limits.block_s,
@@ -233,11 +271,8 @@ def _headline(streams: int) -> str:
 
 # --- measuring -----------------------------------------------------------------------------------
 
-_Key = tuple[str, int, int, int]
-_Found = dict[_Key, Measured]
 
-
-def _key(name: str, at: Setting) -> _Key:
+def _key(name: str, at: Setting) -> Key:
     return name, at.batch, at.threads, at.streams
 
 
@@ -256,30 +291,31 @@ def _cell(
         threads=at.threads,
         device=devices[fact.path],
         streams=at.streams,
+        variant=fact.variant,
     )
 
 
 def _measure(
-    cells: list[Cell], limits: Limits, starts: int, seed: int, progress: Progress
-) -> tuple[_Found, Conditions]:
-    groups = in_groups(cells)
-    sessions = [
-        measure_starts(group, limits, starts=starts, seed=seed, progress=progress)
-        for group in groups
-    ]
-    before = 0
-    for session in sessions:
-        for cell in session.cells:
-            cell.first_round = before
-        before += session.rounds
-    found = {_key(m.cell.name, setting_of(m)): m for s in sessions for m in s.cells}
-    conditions = joined([(s.conditions, s.rounds) for s in sessions])
-    if len(groups) > 1:
-        conditions.notes.append(
-            "there is too little memory for all workers at once: settings were measured one after "
-            "the other, and what the machine did meanwhile is in the differences between them"
-        )
-    return found, conditions
+    groups: Sequence[Sequence[Cell]],
+    baseline: str,
+    limits: Limits,
+    starts: int,
+    seed: int,
+    progress: Progress,
+) -> Grouped:
+    # A provider that compiles when an engine is opened does it once, and not in every worker.
+    with tempfile.TemporaryDirectory(prefix="resnet-opt-bench.") as cache:
+        sessions = [
+            measure_starts(
+                [replace(cell, cache=Path(cache)) for cell in group],
+                limits,
+                starts=starts,
+                seed=seed,
+                progress=progress,
+            )
+            for group in groups
+        ]
+    return put_together(sessions, baseline)
 
 
 def _check_measured(found: Sequence[Measured]) -> None:
