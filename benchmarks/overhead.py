@@ -120,7 +120,7 @@ def raw_call(session: Any, bound: Any, runtime: Any) -> Call:
             wait(stream)
 
         return call
-    start = session._context.execute_async_v3  # noqa: SLF001 - the same context
+    start = session._execution.context.execute_async_v3  # noqa: SLF001 - the same context
 
     def execute() -> None:
         start(stream)

@@ -21,6 +21,10 @@ MEND_LIBRARY = 'pip install "resnet-opt[cuda]"'
 # NoDevice, InvalidDevice, SystemNotReady, SystemDriverMismatch.
 _NO_DEVICE = {34, 35, 100, 101, 802, 803}
 _OUT_OF_MEMORY = 2
+# Codes after which every further call of the process fails: ECCUncorrectable, IllegalAddress,
+# LaunchTimeout, Assert, and the other faults of a kernel up to LaunchFailure, Unknown.
+_STAYS = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999}
+MEND_FAULT = "start again: this process has lost the GPU; sudo dmesg | grep -i xid says why"
 _DRIVER_TOO_OLD = 35
 """Of the runtime in the package; also what it says where there is no driver at all."""
 
@@ -125,6 +129,7 @@ class CudaPython:
         if code == 0:
             return values[0] if len(values) == 1 else values
         text = f"{function}: {self._error_text(error)} (CUDA error {code})"
+        self._runtime.cudaGetLastError()  # else the next library to look takes it for its own
         if code == _DRIVER_TOO_OLD and (driver := self._driver_by_nvml()):
             raise MissingDevice(
                 f"{self.name} needs a newer driver than the one here, which is for CUDA {driver}",
@@ -132,6 +137,8 @@ class CudaPython:
             )
         if code in _NO_DEVICE:
             raise MissingDevice(text, mend=MEND_DEVICE)
+        if code in _STAYS:
+            raise ResnetOptError(text, mend=MEND_FAULT)
         raise ResnetOptError(text, mend=MEND_MEMORY if code == _OUT_OF_MEMORY else None)
 
     @staticmethod

@@ -20,11 +20,12 @@ from optimizer.engines.protocol import (
     Availability,
     BuildSettings,
     Built,
+    Opening,
 )
 from optimizer.engines.protocol import Session as AnySession
 from optimizer.engines.providers import Choice, read_choice
 from optimizer.engines.providers.session import tensor_spec
-from optimizer.engines.providers.settings import own_options
+from optimizer.engines.providers.settings import own_options, with_cache
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
@@ -148,6 +149,18 @@ class OnnxRuntime:
             MissingLibrary, MissingDevice: The engine's provider cannot be used here.
             UsageError: A provider of a GPU, which computes one batch at a time.
         """
+        return self.load_with(engine, Opening(), streams=streams, threads=threads, device=device)
+
+    def load_with(
+        self,
+        engine: Path,
+        opening: Opening,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[AnySession]:
+        """See `ChoosesOpening.load_with`: a provider that compiles keeps its engines in the cache."""
         import onnxruntime as ort
 
         from optimizer.artifacts import read_manifest
@@ -163,6 +176,8 @@ class OnnxRuntime:
                     f"provider {choice.provider.name} computes one batch at a time, not {streams}",
                     mend="--streams 1",
                 )
+            if opening.cache is not None:
+                choice = with_cache(choice, opening.cache / engine.name)
             return [load_with_provider(engine, settings, choice, _options(count), device)]
         pool = max(1, (count or cpu_features().physical_cores) - streams + 1)
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optimizer.artifacts import Manifest, library_versions, load_artifact, read_manifest
-from optimizer.engines.protocol import Backend, ChecksMachine, ConcurrentBackend, Session
+from optimizer.engines.protocol import (
+    Backend,
+    ChecksMachine,
+    ChoosesOpening,
+    ConcurrentBackend,
+    Opening,
+    Session,
+)
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
 from optimizer.models.weights import CHECKPOINTS
@@ -49,7 +56,12 @@ def open_engine(path: Path, *, threads: int | None = None, device: str | None = 
 
 
 def open_streams(
-    path: Path, streams: int, *, threads: int | None = None, device: str | None = None
+    path: Path,
+    streams: int,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    opening: Opening | None = None,
 ) -> Sequence[Session]:
     """Load an engine once, as sessions that compute at the same time, each in its own thread.
 
@@ -58,12 +70,20 @@ def open_streams(
         streams: How many sessions.
         threads: Threads that all of them compute with together.
         device: Which device.
+        opening: How to open it, where its backend leaves a choice.
 
     Raises:
         ArtifactError, EnvironmentFault: As `open_engine`.
-        UsageError: The backend computes one batch at a time only.
+        UsageError: The backend computes one batch at a time only, or not in that way.
     """
     backend = _checked_backend(path, device)
+    if opening is not None and isinstance(backend, ChoosesOpening):
+        return backend.load_with(path, opening, streams=streams, threads=threads, device=device)
+    if opening is not None and opening.variant is not None:
+        raise UsageError(
+            f"{path.name} cannot be run as {opening.variant}, which is a way to run a checkpoint",
+            mend="give the checkpoint too",
+        )
     if streams == 1:
         return [backend.load(path, threads=threads, device=device)]
     if not isinstance(backend, ConcurrentBackend):

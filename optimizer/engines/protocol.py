@@ -259,3 +259,37 @@ class ConcurrentBackend(Protocol):
                 cores. At least ``streams``, where the engine computes on the CPU.
             device: Which device, ``cuda:1``; ``None`` for the first.
         """
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an engine is opened, where its backend leaves a choice.
+
+    Attributes:
+        variant: Which of a backend's ways to compute; PyTorch has some (`optimizer.engines.torch`).
+        cache: A folder in which a library that compiles when an engine is opened keeps what it made,
+            for the next process that opens it.
+    """
+
+    variant: str | None = None
+    cache: Path | None = None
+
+
+@runtime_checkable
+class ChoosesOpening(Protocol):
+    """A backend whose engines may be opened in several ways."""
+
+    def load_with(
+        self,
+        engine: Path,
+        opening: Opening,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> Sequence[Session]:
+        """As `ConcurrentBackend.load_streams`; what it has no use for in ``opening`` is ignored.
+
+        Raises:
+            UsageError: There is no such variant.
+        """

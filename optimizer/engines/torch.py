@@ -1,9 +1,14 @@
-"""PyTorch eager: the reference, as an engine among the others."""
+"""PyTorch: the reference, as an engine among the others, and the ways in which its users run it.
+
+On a GPU each way has the layout and the settings that are fast for it: NCHW for FP32, which
+channels-last makes slower, channels-last for half precision, and cuDNN's own choice of kernels.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +20,38 @@ from optimizer.engines.protocol import (
     Availability,
     BuildSettings,
     Built,
+    Opening,
     TensorSpec,
 )
-from optimizer.errors import GraphError, UnsupportedPrecision
+from optimizer.errors import GraphError, UnsupportedPrecision, UsageError
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["TorchEager"]
+__all__ = ["VARIANTS", "TorchEager", "Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run a checkpoint.
+
+    Attributes:
+        title: What a report calls it.
+        precision: What it computes in.
+        compiled: Whether ``torch.compile`` makes kernels of it.
+    """
+
+    title: str
+    precision: str = "fp32"
+    compiled: bool = False
+
+
+EAGER = Variant("PyTorch eager")
+VARIANTS = {
+    "torch-fp16": Variant("PyTorch eager, FP16", precision="fp16"),
+    "torch-compile": Variant("torch.compile", compiled=True),
+}
+"""By the names that ``bench --against`` takes."""
 
 
 class TorchEager:
@@ -95,27 +124,45 @@ class TorchEager:
 
         Every thread that calls PyTorch has a team of threads of its own: the threads are divided.
         """
+        return self.load_with(engine, Opening(), streams=streams, threads=threads, device=device)
+
+    def load_with(
+        self,
+        engine: Path,
+        opening: Opening,
+        *,
+        streams: int,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> list[Session]:
+        """See `ChoosesOpening.load_with`; the variants are `VARIANTS`."""
         import torch
 
         from optimizer.models import load_model
 
+        if opening.variant is not None and opening.variant not in VARIANTS:
+            raise UsageError(f"there is no {opening.variant}", mend=f"one of {', '.join(VARIANTS)}")
+        variant = VARIANTS[opening.variant] if opening.variant else EAGER
         torch.set_num_threads(max(1, (threads or cpu_features().physical_cores) // streams))
         model = load_model(str(engine))
-        return [Session(model, device or "cpu") for _ in range(streams)]
+        return [Session(model, device or "cpu", variant) for _ in range(streams)]
 
 
 class Session:
     """A module in evaluation mode."""
 
-    def __init__(self, model: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Any, device: str = "cpu", variant: Variant = EAGER) -> None:
         import torch
 
         self._device = torch.device(device)
-        if self._device.type == "cuda":  # by default its convolutions are TF32, which is not FP32
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-        module = model.module.to(self._device)
-        self._module = module.to(memory_format=torch.channels_last)
+        self._variant = variant
+        self._layout = _layout(self._device.type, variant)
+        self._dtype = torch.float16 if variant.precision == "fp16" else torch.float32
+        if self._device.type == "cuda":
+            _set_up_cuda()
+        module = model.module.to(self._device, self._dtype)
+        self._module = module.to(memory_format=self._layout)
+        self._call = torch.compile(self._module) if variant.compiled else self._module
         size = model.preprocessing.image_size
         self.input = TensorSpec("images", (None, 3, size, size), "float32")
         self.output = TensorSpec("logits", (None, model.num_classes), "float32")
@@ -130,12 +177,17 @@ class Session:
     def bind(self, batch: Array) -> _Bound:
         """See `Session.bind` of the protocol."""
         check_batch(batch, self.input)
-        return _Bound(self._module, self._device, batch)
+        return _Bound(self._call, self._device, self._layout, self._dtype, batch)
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers` of the protocol: one layer a module, all FP32."""
+        """See `Session.layers` of the protocol: one layer a module, all in one precision."""
         return [
-            LayerInfo(name=name, torch_names=[name], type=type(module).__name__, precision="fp32")
+            LayerInfo(
+                name=name,
+                torch_names=[name],
+                type=type(module).__name__,
+                precision=self._variant.precision,
+            )
             for name, module in self._module.named_modules()
             if name and not any(module.children())
         ]
@@ -144,34 +196,63 @@ class Session:
         """See `TimesLayers.time_layers`: forward hooks; see `optimizer.engines.torch_layers`."""
         from optimizer.engines.torch_layers import time_modules
 
-        check_batch(batch, self.input)
-        bound = _Bound(self._module, self._device, batch)
-        return time_modules(self._module, bound, calls)
+        if self._variant.compiled:
+            raise UsageError("torch.compile makes kernels of several modules, which have no times")
+        bound = self.bind(batch)
+        return [
+            layer.model_copy(update={"precision": self._variant.precision})
+            for layer in time_modules(self._module, bound, calls)
+        ]
 
     def close(self) -> None:
         """See `Session.close` of the protocol."""
-        self._module = None
+        self._module = self._call = None
+
+
+def _layout(device: str, variant: Variant) -> Any:
+    """The memory format that is fast for a way to compute."""
+    import torch
+
+    if device == "cuda" and variant.precision == "fp32":
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _set_up_cuda() -> None:
+    """Convolutions in FP32 and not in TF32, by kernels that cuDNN has timed.
+
+    The older of PyTorch's two interfaces, on purpose: after a use of the newer one its compiler, which
+    reads the older one, fails.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
 
 
 class _Bound:
-    def __init__(self, module: Any, device: Any, batch: Array) -> None:
+    def __init__(self, call: Any, device: Any, layout: Any, dtype: Any, batch: Array) -> None:
         import torch
 
-        self._torch, self._module, self._device = torch, module, device
+        self._torch, self._call, self._device = torch, call, device
+        self._layout, self._dtype = layout, dtype
         self._host = torch.from_numpy(np.ascontiguousarray(batch))
+        if device.type == "cuda":  # as every other engine's: a GPU copies from it without a detour
+            self._host = self._host.pin_memory()
         self._output: Any = None
         self.upload()
 
     def upload(self) -> None:
-        """Copy to the device in the layout the convolutions want."""
-        torch = self._torch
-        self._batch = self._host.to(self._device).contiguous(memory_format=torch.channels_last)
+        """Copy to the device in the layout and type the convolutions want."""
+        images = self._host.to(self._device).to(self._dtype)
+        self._batch = images.contiguous(memory_format=self._layout)
         self.wait()
 
     def enqueue(self) -> None:
         """Compute (on a CPU: all of it)."""
         with self._torch.inference_mode():
-            self._output = self._module(self._batch)
+            self._output = self._call(self._batch)
 
     def wait(self) -> None:
         """Wait for a GPU; nothing on a CPU."""

@@ -15,6 +15,8 @@ from optimizer.results import Audit, LayerInfo
 
 __all__ = ["audit", "audit_manifest"]
 
+_ORDER = ("fail", "inconclusive", "pass")
+
 
 def audit(
     asked: str,
@@ -26,6 +28,9 @@ def audit(
 
     Only layers with weights count (those with ``flops``). FP32 means FP32: TF32 keeps 10 bits of
     the mantissa and counts as another precision unless ``tf32`` was asked for.
+
+    An engine with several optimization profiles lists its layers once for each, compiled apart: each
+    profile is judged, and the worst one is the answer.
 
     Args:
         asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``),
@@ -39,6 +44,21 @@ def audit(
         does not tell the precision of so many that either verdict is possible, or for ``mixed``
         without the layers to keep.
     """
+    profiles = sorted({layer.profile for layer in layers})
+    audits = [
+        _audit_profile(asked, [x for x in layers if x.profile == profile], min_share, keep)
+        for profile in profiles or [0]
+    ]
+    worst = min(audits, key=lambda found: _ORDER.index(found.verdict))
+    if len(audits) == 1:
+        return worst
+    which = profiles[audits.index(worst)]
+    return worst.model_copy(update={"reason": f"in profile {which}, {worst.reason}"})
+
+
+def _audit_profile(
+    asked: str, layers: Sequence[LayerInfo], min_share: float, keep: Collection[str]
+) -> Audit:
     weighted = [layer for layer in layers if layer.flops]
     if not weighted or (asked == "mixed" and not keep):
         return Audit(

@@ -19,10 +19,13 @@ _SHARE = 5e-4
 def compare_layers(a: Sequence[LayerInfo], b: Sequence[LayerInfo]) -> list[LayerDifference]:
     """Compare the layers of two engines.
 
+    Of an engine with several optimization profiles the first is compared.
+
     Returns:
         One entry for modules that share a layer in both, in the order of ``a``; only those that
         differ. Layers without PyTorch names (conversions of formats, say) are left out.
     """
+    a, b = ([layer for layer in layers if layer.profile == 0] for layers in (a, b))
     ours, theirs = _owners(a), _owners(b)
     shared: dict[tuple[int | None, int | None], list[str]] = {}
     for module in dict.fromkeys([*ours, *theirs]):

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["export_onnx"]
 
 
-
 @takes_options(GraphOptions)
 def export_onnx(
     model: Model,

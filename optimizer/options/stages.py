@@ -518,7 +518,12 @@ class BenchOptions(SpeedOptions, ImageSize, Device):
     panel: ClassVar[str] = "Measurement"
 
     against: FilePath | None = option(
-        None, "Baseline, measured in the same rounds; an engine slower than it fails (exit 5)."
+        None,
+        "Baseline, measured in the same rounds; an engine slower than it fails (exit 5). "
+        "torch-fp16 and torch-compile run the checkpoint among the engines that way.",
+    )
+    max_workers: int | None = option(
+        None, "Engines in memory at the same time; default: as many as fit.", ge=2
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.artifacts import Manifest, find_manifest, read_manifest
@@ -13,7 +13,15 @@ from optimizer.models.weights import CHECKPOINTS
 from optimizer.results import Setting
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["EngineFacts", "check_options", "describe_engines", "grid", "with_baseline"]
+__all__ = [
+    "EngineFacts",
+    "check_options",
+    "describe_engines",
+    "grid",
+    "pytorch_baseline",
+    "pytorch_variant",
+    "with_baseline",
+]
 
 _LONGEST_S = 24 * 3600.0
 
@@ -27,6 +35,8 @@ class EngineFacts:
         image_size: What it was built for; ``None`` if the manifest does not say.
         batches: Smallest and largest batch of each range it was built for; none where it is not
             limited.
+        variant: Which way to run a checkpoint (`optimizer.engines.torch.VARIANTS`); ``None`` for the
+            usual one.
     """
 
     path: Path
@@ -36,6 +46,37 @@ class EngineFacts:
     image_size: int | None = None
     batches: tuple[tuple[int, int], ...] = ()
     build_s: float | None = None
+    variant: str | None = None
+
+
+def pytorch_variant(against: Path | None) -> str | None:
+    """The way to run PyTorch that a baseline names, ``torch-fp16``; ``None`` for a file."""
+    from optimizer.engines.torch import VARIANTS
+
+    name = None if against is None or against.exists() else str(against)
+    return name if name in VARIANTS else None
+
+
+def pytorch_baseline(facts: Sequence[EngineFacts], variant: str) -> EngineFacts:
+    """A further way to run the checkpoint among the engines.
+
+    Raises:
+        UsageError: None of the engines is a checkpoint.
+    """
+    from optimizer.engines.torch import VARIANTS
+
+    checkpoint = next((fact for fact in facts if fact.backend == "torch"), None)
+    if checkpoint is None:
+        raise UsageError(
+            f"{variant} is a way to run a checkpoint, and none is among the engines",
+            mend="give the checkpoint too: resnet-opt bench model.safetensors ENGINE…",
+        )
+    return replace(
+        checkpoint,
+        name=f"{checkpoint.name} ({VARIANTS[variant].title})",
+        precision=VARIANTS[variant].precision,
+        variant=variant,
+    )
 
 
 def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:

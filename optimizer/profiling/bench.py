@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
 from optimizer.environment import fingerprint
@@ -15,12 +19,19 @@ from optimizer.profiling.asked import (
     check_options,
     describe_engines,
     grid,
+    pytorch_baseline,
+    pytorch_variant,
     with_baseline,
 )
-from optimizer.profiling.conditions import joined
-from optimizer.profiling.curves import curve, setting_of
+from optimizer.profiling.curves import curve
 from optimizer.profiling.figures import compared, figures
-from optimizer.profiling.grouping import in_groups
+from optimizer.profiling.grouping import (
+    Grouped,
+    Key,
+    check_max_workers,
+    in_groups,
+    put_together,
+)
 from optimizer.profiling.harness import Cell, Limits, Measured
 from optimizer.profiling.raw import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
@@ -30,9 +41,11 @@ from optimizer.progress import Progress, Silent
 from optimizer.results import (
     BenchResult,
     Comparison,
-    Conditions,
+    Curve,
     EngineBench,
     LatencyBound,
+    ScenarioName,
+    ScenarioResult,
     Setting,
 )
 from optimizer.targets.hardware import cpu_features
@@ -66,14 +79,14 @@ def bench(
     settings go into ``curves``. PyTorch runs where the engines run, if it can; see
     `optimizer.engines.placement.placed`. The rounds of an engine exceed ``duration`` if a call is so
     slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. In LoadGen's server
-    scenario ``max_latency`` bounds p99, `SERVER_BOUND_MS` does without it.
+    scenario ``max_latency`` bounds p99; without it, `SERVER_BOUND_MS` does.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
         options: What is measured, how long, and what it is compared with.
         control: Measure the baseline a second time as if it were another engine (at the first
             batch size).
-        raw_dir: Where the raw samples go, one NPZ file an engine and batch size.
+        raw_dir: Where the raw samples go, one NPZ file per engine and batch size.
         call_timeout_s: A call that takes longer hangs, and its engine has failed.
         progress: Where steps are reported, between measurements.
 
@@ -81,112 +94,243 @@ def bench(
         UsageError: An engine, a batch outside an engine's range, or an option is wrong.
         EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
-    batches, streams, starts = options.batch, options.streams, options.starts
-    image_size, device, seed = options.image_size, options.device, options.seed
-    duration_s, min_effect, against = options.duration, options.min_effect, options.against
-    threads = options.threads or (cpu_features().physical_cores,)
-    max_latency = latency_bound(options)
-    check_starts(starts)
-    check_options(
-        batches=batches,
-        threads=threads,
-        streams=streams,
-        duration_s=duration_s,
-        min_effect=min_effect,
-        call_timeout_s=call_timeout_s,
-    )
-    asked_scenarios = check_scenarios(options.scenario)
-    paths = with_baseline(engines, against)
-    facts = describe_engines(paths, batches)
-    devices = placed(paths, device)
-    settings = grid(facts, batches, threads, streams)
-    compared_at = settings[: len(batches)]
-    baseline = facts[0] if against is None else facts[paths.index(against)]
-    cells = [_cell(f, f.name, s, image_size, devices) for s in settings for f in facts]
-    again = baseline.name + AGAIN
-    if control:
-        cells.append(_cell(baseline, again, settings[0], image_size, devices))
-    limits = Limits(duration_s=duration_s, call_timeout_s=call_timeout_s)
     progress = progress or Silent()
-    found, conditions = _measure(cells, limits, starts, seed, progress)
-    _check_measured(list(found.values()))
-
-    def compare(name: str, at: Setting, control: Comparison | None) -> Comparison | None:
-        a, b = found[_key(baseline.name, at)], found[_key(name, at)]
-        return compared(a, b, min_effect=min_effect, control=control, seed=seed)
-
-    a_a = compare(again, settings[0], None) if control else None
-    others = [f.name for f in facts if f is not baseline]
-    # With several starts each interval holds what they differ by, and needs no floor.
-    guard = a_a if starts == 1 else None
-    ratios = [c for s in compared_at for n in others if (c := compare(n, s, guard)) is not None]
-    conditions.notes += _control_notes(found.get(_key(again, settings[0])), a_a)
-    conditions.notes += _placement_notes(facts, devices)
-    is_swept = len(settings) > len(batches)
-    raw = {key: save_raw(m, raw_dir, swept=is_swept) for key, m in found.items()}
-
-    def listed(at: Sequence[Setting]) -> list[EngineBench]:
-        keys = [(f, _key(f.name, s)) for s in at for f in facts]
-        return [figures(f, found[key], seed, raw[key]) for f, key in keys]
-
-    headline, swept = listed(compared_at), listed(settings[len(compared_at) :])
-    curves = []
-    if max_latency is not None or is_swept or len(batches) > _FEW:
-        keys = {f.name: [_key(f.name, s) for s in settings] for f in facts}
-        curves = [
-            curve(name, [(found[k], raw[k]) for k in own], max_latency, seed=seed)
-            for name, own in keys.items()
-        ]
-    alive = [f for f in facts if found[_key(f.name, settings[0])].status == "ok"]
-    loaded = run_scenarios(
-        {f.name: f.path for f in alive},
-        asked_scenarios,
-        duration_s=duration_s,
-        threads=settings[0].threads,
-        batch=max(batches),
-        image_size=image_size,
-        devices=devices,
-        max_latency_ms=max_latency.max_latency_ms if max_latency else SERVER_BOUND_MS,
-        seed=seed,
-        progress=progress,
+    plan = _planned(engines, options, control, call_timeout_s)
+    grouped = _measure(plan, progress)
+    _check_measured(list(grouped.found.values()))
+    results = _Results(plan, grouped, raw_dir)
+    loaded = _scenarios(plan, grouped, progress)
+    failed = failures(results.measured, loaded, results.control_error)
+    verdict, reason = verdict_of(
+        results.measured,
+        results.comparisons,
+        results.guard,
+        failed,
+        gate=plan.is_gate,
+        missing=_not_compared(results.headline, plan.baseline.name),
     )
-    gate = against is not None
-    measured = [*headline, *swept]
-    second = found.get(_key(again, settings[0]))
-    crashed = second is not None and second.status == "failed"
-    failed = failures(measured, loaded, second.error if second is not None and crashed else None)
-    missing = _not_compared(headline, baseline.name)
-    verdict, reason = verdict_of(measured, ratios, guard, failed, gate=gate, missing=missing)
+    conditions = grouped.conditions
+    conditions.notes += _control_notes(results.again, results.a_a)
+    conditions.notes += _placement_notes(plan.facts, plan.devices)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
-        headline=_headline(settings[0].streams),
-        engines=headline,
-        curves=curves,
+        headline=_headline(plan.settings[0].streams),
+        engines=results.headline,
+        curves=results.curves(),
         scenarios=loaded,
-        comparisons=ratios,
-        a_a_control=a_a,
+        comparisons=results.comparisons,
+        a_a_control=results.a_a,
         failed=failed,
         conditions=conditions,
-        settings={
-            "batches": list(batches),
-            "image_size": image_size,
-            "threads": settings[0].threads,
-            "streams": settings[0].streams,
-            "swept_threads": list(threads),
-            "swept_streams": list(streams),
-            **({"device": device} if device is not None else {}),
-            "starts": starts,
-            "duration_s": duration_s,
-            "min_effect": min_effect,
-            "baseline": baseline.name,
-            "gate": against is not None,
-            "seed": seed,
-            "call_timeout_s": call_timeout_s,
-            "block_s": limits.block_s,
-        },
+        settings=_recorded(plan, grouped),
         verdict=verdict,
         reason=reason,
+    )
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One benchmark, before anything is measured.
+
+    Attributes:
+        options: As they were given, with the threads filled in.
+        facts: The engines, the baseline among them.
+        baseline: What the others are compared with.
+        devices: Where each engine runs.
+        settings: Batch, threads and streams; those that are compared come first.
+        cells: Every engine at every setting, and the control.
+        scenarios: LoadGen's, by name.
+        limits: Of each cell.
+    """
+
+    options: BenchOptions
+    facts: list[EngineFacts]
+    baseline: EngineFacts
+    devices: Mapping[Path, str | None]
+    settings: list[Setting]
+    cells: list[Cell]
+    scenarios: list[ScenarioName]
+    limits: Limits
+
+    @property
+    def again(self) -> str:
+        """Name of the control."""
+        return self.baseline.name + AGAIN
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether an engine slower than the baseline fails."""
+        return self.options.against is not None
+
+    @property
+    def compared_at(self) -> list[Setting]:
+        """The settings at which engines are compared with the baseline."""
+        return self.settings[: len(self.options.batch)]
+
+
+def _planned(
+    engines: Sequence[Path], options: BenchOptions, control: bool, call_timeout_s: float
+) -> _Plan:
+    """Look at everything that was requested before anything is opened."""
+    threads = options.threads or (cpu_features().physical_cores,)
+    options = options.model_copy(update={"threads": threads})
+    check_starts(options.starts)
+    check_options(
+        batches=options.batch,
+        threads=threads,
+        streams=options.streams,
+        duration_s=options.duration,
+        min_effect=options.min_effect,
+        call_timeout_s=call_timeout_s,
+    )
+    scenarios = check_scenarios(options.scenario)
+    variant = pytorch_variant(options.against)
+    against = None if variant is not None else options.against
+    paths = with_baseline(engines, against)
+    facts = describe_engines(paths, options.batch)
+    baseline = facts[0] if against is None else facts[paths.index(against)]
+    if variant is not None:
+        baseline = pytorch_baseline(facts, variant)
+        facts = [baseline, *facts]
+    devices = placed(paths, options.device)
+    settings = grid(facts, options.batch, threads, options.streams)
+    size = options.image_size
+    cells = [_cell(f, f.name, s, size, devices) for s in settings for f in facts]
+    again = baseline.name + AGAIN
+    if control:
+        cells.append(_cell(baseline, again, settings[0], size, devices))
+    check_max_workers(options.max_workers, cells, {baseline.name, again})
+    return _Plan(
+        options=options,
+        facts=facts,
+        baseline=baseline,
+        devices=devices,
+        settings=settings,
+        cells=cells,
+        scenarios=scenarios,
+        limits=Limits(duration_s=options.duration, call_timeout_s=call_timeout_s),
+    )
+
+
+def _recorded(plan: _Plan, grouped: Grouped) -> dict[str, Any]:
+    """The settings as they go into the result."""
+    options = plan.options
+    return {
+        "batches": list(options.batch),
+        "image_size": options.image_size,
+        "threads": plan.settings[0].threads,
+        "streams": plan.settings[0].streams,
+        "swept_threads": list(options.threads or ()),
+        "swept_streams": list(options.streams),
+        **({"device": options.device} if options.device is not None else {}),
+        "starts": options.starts,
+        "max_workers": options.max_workers,
+        "workers": grouped.groups,
+        "duration_s": options.duration,
+        "min_effect": options.min_effect,
+        "baseline": plan.baseline.name,
+        "gate": plan.is_gate,
+        "seed": options.seed,
+        "call_timeout_s": plan.limits.call_timeout_s,
+        "block_s": plan.limits.block_s,
+    }
+
+
+# --- what came out -------------------------------------------------------------------------------
+
+
+class _Results:
+    """Figures and comparisons of what was measured.
+
+    Attributes:
+        a_a: The control compared with the baseline.
+        guard: What a difference must exceed to be called one; with several starts each interval
+            holds what they differ by, and needs none.
+        comparisons: Every other engine with the baseline.
+        headline: Figures at the settings that are compared.
+        measured: Figures at all settings.
+    """
+
+    def __init__(self, plan: _Plan, grouped: Grouped, raw_dir: Path | None) -> None:
+        self._plan, self._grouped = plan, grouped
+        first = plan.settings[0]
+        self.again = grouped.found.get(_key(plan.again, first))
+        self.a_a = None if self.again is None else self._compare(plan.again, first, None)
+        self.guard = self.a_a if plan.options.starts == 1 else None
+        others = [fact.name for fact in plan.facts if fact is not plan.baseline]
+        compared_to = [self._compare(n, s, self.guard) for s in plan.compared_at for n in others]
+        self.comparisons = [one for one in compared_to if one is not None]
+        self._is_swept = len(plan.settings) > len(plan.compared_at)
+        self._raw = {
+            key: save_raw(one, raw_dir, swept=self._is_swept) for key, one in grouped.found.items()
+        }
+        self.headline = self._figures(plan.compared_at)
+        self.measured = [
+            *self.headline, *self._figures(plan.settings[len(plan.compared_at) :])
+        ]  # fmt: skip
+
+    @property
+    def control_error(self) -> str | None:
+        """Why the control failed; ``None`` if it did not."""
+        failed = self.again is not None and self.again.status == "failed"
+        return self.again.error if failed and self.again is not None else None
+
+    def _compare(self, name: str, at: Setting, control: Comparison | None) -> Comparison | None:
+        options = self._plan.options
+        judged = [
+            compared(a, b, min_effect=options.min_effect, control=control, seed=options.seed)
+            for a, b in self._grouped.pairs[_key(name, at)]
+        ]
+        known = [one for one in judged if one is not None]
+        # Only the control is in several groups: the one that differs most guards all comparisons.
+        return max(known, key=lambda one: abs(math.log(one.ratio)), default=None)
+
+    def _figures(self, settings: Sequence[Setting]) -> list[EngineBench]:
+        seed, found = self._plan.options.seed, self._grouped.found
+        keys = [(fact, _key(fact.name, at)) for at in settings for fact in self._plan.facts]
+        return [figures(fact, found[key], seed, self._raw[key]) for fact, key in keys]
+
+    def curves(self) -> list[Curve]:
+        """Throughput and latency over the settings, where there are enough of them."""
+        options = self._plan.options
+        bound = latency_bound(options)
+        if bound is None and not self._is_swept and len(options.batch) <= _FEW:
+            return []
+        found = self._grouped.found
+        return [
+            curve(
+                fact.name,
+                [
+                    (found[key], self._raw[key])
+                    for key in (_key(fact.name, at) for at in self._plan.settings)
+                ],
+                bound,
+                seed=options.seed,
+            )
+            for fact in self._plan.facts
+        ]
+
+
+def _scenarios(plan: _Plan, grouped: Grouped, progress: Progress) -> list[ScenarioResult]:
+    """LoadGen's scenarios, of the engines that could be measured."""
+    options, first = plan.options, plan.settings[0]
+    alive = [f for f in plan.facts if grouped.found[_key(f.name, first)].status == "ok"]
+    bound = latency_bound(options)
+    return run_scenarios(
+        {f.name: f.path for f in alive},
+        plan.scenarios,
+        duration_s=options.duration,
+        threads=first.threads,
+        batch=max(options.batch),
+        image_size=options.image_size,
+        devices=plan.devices,
+        max_latency_ms=bound.max_latency_ms if bound else SERVER_BOUND_MS,
+        seed=options.seed,
+        progress=progress,
     )
 
 
@@ -220,11 +364,8 @@ def _headline(streams: int) -> str:
 
 # --- measuring -----------------------------------------------------------------------------------
 
-_Key = tuple[str, int, int, int]
-_Found = dict[_Key, Measured]
 
-
-def _key(name: str, at: Setting) -> _Key:
+def _key(name: str, at: Setting) -> Key:
     return name, at.batch, at.threads, at.streams
 
 
@@ -243,30 +384,27 @@ def _cell(
         threads=at.threads,
         device=devices[fact.path],
         streams=at.streams,
+        variant=fact.variant,
     )
 
 
-def _measure(
-    cells: list[Cell], limits: Limits, starts: int, seed: int, progress: Progress
-) -> tuple[_Found, Conditions]:
-    groups = in_groups(cells)
-    sessions = [
-        measure_starts(group, limits, starts=starts, seed=seed, progress=progress)
-        for group in groups
-    ]
-    before = 0
-    for session in sessions:
-        for cell in session.cells:
-            cell.first_round = before
-        before += session.rounds
-    found = {_key(m.cell.name, setting_of(m)): m for s in sessions for m in s.cells}
-    conditions = joined([(s.conditions, s.rounds) for s in sessions])
-    if len(groups) > 1:
-        conditions.notes.append(
-            "there is too little memory for all workers at once: settings were measured one after "
-            "the other, and what the machine did meanwhile is in the differences between them"
-        )
-    return found, conditions
+def _measure(plan: _Plan, progress: Progress) -> Grouped:
+    groups = in_groups(
+        plan.cells, shared={plan.baseline.name, plan.again}, most=plan.options.max_workers
+    )
+    # A provider that compiles when an engine is opened does it once, and not in every worker.
+    with tempfile.TemporaryDirectory(prefix="resnet-opt-bench.") as cache:
+        sessions = [
+            measure_starts(
+                [replace(cell, cache=Path(cache)) for cell in group],
+                plan.limits,
+                starts=plan.options.starts,
+                seed=plan.options.seed,
+                progress=progress,
+            )
+            for group in groups
+        ]
+    return put_together(sessions, plan.baseline.name)
 
 
 def _check_measured(found: Sequence[Measured]) -> None:

@@ -1,4 +1,4 @@
-"""The state of the machine, read between rounds and never inside them.
+"""The state of the machine, read between rounds; of GPUs also while engines compute.
 
 What a system does not tell is absent, never zero. Nothing here decides a verdict: a disturbed
 round is marked and kept, and the interval of the result is as wide as the disturbance made it.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from optimizer.nvml import Nvml
 from optimizer.results import Conditions
 
-__all__ = ["EnergyMeter", "Gpus", "Monitor", "Reading"]
+__all__ = ["EnergyMeter", "GpuSampler", "Gpus", "Monitor", "Reading"]
 
 OTHER_CPU_LIMIT = 0.10
 """Share of all cores that other processes may use in a round that counts as undisturbed."""
@@ -58,6 +60,7 @@ class Monitor:
         self._pids = [os.getpid(), *pids]
         self._sysfs = sysfs
         self._gpus = Gpus()
+        self._sampler = GpuSampler(self._gpus)
         self._readings: list[Reading] = []
         self._others = _cpu_of_each(self._pids)
         self._before = self._counters()
@@ -66,6 +69,19 @@ class Monitor:
         """Count from now on."""
         self._others = _cpu_of_each(self._pids)
         self._before = self._counters()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """While an engine computes: GPUs hold their clocks back then, and not between rounds."""
+        self._sampler.resume()
+        try:
+            yield
+        finally:
+            self._sampler.pause()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._sampler.close()
 
     def read(self) -> Reading:
         """Read the state and keep it as that of the round just over."""
@@ -77,7 +93,7 @@ class Monitor:
             quota_stops=None
             if now.stops is None or before.stops is None
             else now.stops - before.stops,
-            gpus=self._gpus.read(),
+            gpus=self._sampler.take() or self._gpus.read(),
         )
         self._readings.append(reading)
         self._before = self._counters()
@@ -219,6 +235,11 @@ class Gpus:
     def __init__(self) -> None:
         self._nvml = Nvml()
 
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+        return bool(self._nvml.handles)
+
     def read(self) -> list[dict[str, Any]]:
         """Clocks, temperature, power and what holds the clocks back, of every GPU."""
         return [{"gpu": index, **self._read(handle)} for index, handle in self._nvml.handles]
@@ -256,6 +277,81 @@ class Gpus:
             for _, handle in nvml.handles
         ]
         return None if not read or None in read else sum(read) / 1e3
+
+
+class GpuSampler:
+    """Reads GPUs ten times a second while they compute, in a thread of this process.
+
+    Engines compute in processes of their own, whose calls are the ones that are timed.
+
+    Args:
+        gpus: What to read.
+        every_s: Seconds between two readings.
+    """
+
+    def __init__(self, gpus: Gpus, every_s: float = 0.1) -> None:
+        self._gpus = gpus
+        self._every_s = every_s
+        self._samples: list[list[dict[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._computing = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def resume(self) -> None:
+        """Read from now on; the thread is started when it is first needed."""
+        if self._thread is None and self._gpus.present and not self._ended.is_set():
+            self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
+            self._thread.start()
+        self._computing.set()
+
+    def pause(self) -> None:
+        """Read no more."""
+        self._computing.clear()
+
+    def take(self) -> list[dict[str, Any]]:
+        """What was read since the last time, as one reading a GPU; empty if nothing was."""
+        with self._lock:
+            samples, self._samples = self._samples, []
+        of_each: dict[int, list[dict[str, Any]]] = {}
+        for sample in samples:
+            for gpu in sample:
+                of_each.setdefault(gpu["gpu"], []).append(gpu)
+        return [summed_up(readings) for readings in of_each.values()]
+
+    def close(self) -> None:
+        """End the thread; twice is harmless."""
+        self._ended.set()
+        self._computing.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._computing.clear()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._computing.wait()
+            if self._ended.is_set():
+                return
+            sample = self._gpus.read()
+            with self._lock:
+                self._samples.append(sample)
+
+
+def summed_up(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Readings of one GPU as one: medians, the lowest clock, and every reason to hold clocks back."""
+    found: dict[str, Any] = {"gpu": readings[0]["gpu"], "readings": len(readings)}
+    for name in ("sm_mhz", "memory_mhz", "temperature_c", "power_w"):
+        values = [reading[name] for reading in readings if name in reading]
+        if values:
+            found[name] = statistics.median(values)
+    clocks = [reading["sm_mhz"] for reading in readings if "sm_mhz" in reading]
+    if clocks:
+        found["lowest_sm_mhz"] = min(clocks)
+    reasons = [reading["held_back_by"] for reading in readings if "held_back_by" in reading]
+    if reasons:
+        found["held_back_by"] = list(dict.fromkeys(name for some in reasons for name in some))
+    return found
 
 
 def held_back_by(reasons: int) -> list[str]:

@@ -55,6 +55,8 @@ class Cell:
         threads: Threads to compute with, of all streams together.
         device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
         streams: Calls at the same time.
+        variant: Which of a backend's ways to compute; see `optimizer.engines.Opening`.
+        cache: Where a library that compiles when an engine is opened keeps what it made.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Cell:
     threads: int
     device: str | None = None
     streams: int = 1
+    variant: str | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,7 @@ def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progr
     """
     runners: list[_Runner] = []
     gpus, energy = Gpus(), EnergyMeter()
+    monitor: Monitor | None = None
     try:
         progress.start("load and warm up", total=len(cells))
         for cell in cells:
@@ -184,6 +189,8 @@ def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progr
         notes += [f"{r.found.cell.name}: {note}" for r in runners for note in r.found.notes]
         return Measurement([r.found for r in runners], monitor.summary(notes), rounds)
     finally:
+        if monitor is not None:
+            monitor.close()
         for runner in runners:
             runner.close()
 
@@ -210,7 +217,8 @@ def _rounds(
     for number in range(planned):
         for i in order.permutation(len(runners)):
             if runners[i].alive:
-                runners[i].block(number)
+                with monitor.computing():
+                    runners[i].block(number)
         monitor.read()
         done = number + 1
         progress.advance()
@@ -290,6 +298,8 @@ class _Runner:
                 threads=cell.threads,
                 device=cell.device,
                 streams=cell.streams,
+                variant=cell.variant,
+                cache=None if cell.cache is None else str(cell.cache),
             )
             found.load_s = loaded["load_s"]
             if len(loaded["runtimes"]) > 1:
@@ -303,6 +313,7 @@ class _Runner:
             )
             found.first_inference_ms = prepared["first_inference_ms"]
             found.image_size = prepared["image_size"]
+            found.notes += prepared["notes"]
             self._warm_up()
         except WorkerFailed as failure:
             if failure.usage:
@@ -375,7 +386,8 @@ class _Runner:
                 found.notes.append(f"its memory grew by {grown / 2**20:.0f} MiB during the rounds")
 
     def _fail(self, failure: WorkerFailed) -> None:
-        self.found.status = failure.status
+        # One that computed before is not missing what it needs: it has lost it.
+        self.found.status = "failed" if self.found.blocks else failure.status
         self.found.error = failure.message
         self.close()
 

@@ -247,6 +247,7 @@ def _warmed_up(worker: Worker, fact: EngineFacts, asked: _Asked, measured: _Meas
         seed=asked.seed,
     )
     measured.image_size = prepared["image_size"]
+    measured.notes += prepared["notes"]
     windows: Rounds = []
     while not settled(windows):
         if len(windows) >= _WINDOWS_AT_MOST:
@@ -265,14 +266,18 @@ def _rounds(
     measured.calls = min(_MOST_CALLS, affordable)
     monitor = Monitor([worker.pid])
     monitor.begin()
-    for _ in range(ROUNDS):
-        for what in order.permutation(["whole", "layers"]):
-            if what == "whole":
-                measured.whole.append(_whole(worker, asked, calls=affordable))
-            else:
-                measured.layers.append(_layers(worker, asked, calls=measured.calls))
-        monitor.read()
-        progress.advance()
+    try:
+        for _ in range(ROUNDS):
+            for what in order.permutation(["whole", "layers"]):
+                with monitor.computing():
+                    if what == "whole":
+                        measured.whole.append(_whole(worker, asked, calls=affordable))
+                    else:
+                        measured.layers.append(_layers(worker, asked, calls=measured.calls))
+            monitor.read()
+            progress.advance()
+    finally:
+        monitor.close()
     measured.conditions = monitor.summary(measured.notes)
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.engines import Bound, Session, TensorSpec, TimesLayers, open_streams
+from optimizer.engines import Bound, Opening, Session, TensorSpec, TimesLayers, open_streams
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
 from optimizer.processes import memory_bytes
 from optimizer.profiling.streams import Streams
@@ -152,10 +152,21 @@ class Engine:
         self._images: NDArray[Any] | None = None
         self._shape: tuple[int, ...] = ()
 
-    def load(self, path: str, threads: int | None, device: str | None, streams: int = 1) -> Message:
+    def load(
+        self,
+        path: str,
+        threads: int | None,
+        device: str | None,
+        streams: int = 1,
+        variant: str | None = None,
+        cache: str | None = None,
+    ) -> Message:
         """Load the engine: import its library, check its manifest, let the library work."""
+        opening = Opening(variant, None if cache is None else Path(cache))
         started = time.perf_counter()
-        sessions = open_streams(Path(path), streams, threads=threads, device=device)
+        sessions = open_streams(
+            Path(path), streams, threads=threads, device=device, opening=opening
+        )
         seconds = time.perf_counter() - started
         self._calls = Streams(sessions, time_calls) if streams > 1 else _OneStream(sessions[0])
         self._session = sessions[0]
@@ -182,7 +193,11 @@ class Engine:
         gc.collect()
         gc.freeze()
         height = images.shape[1] if self._input.dtype == "uint8" else images.shape[2]
-        return {"first_inference_ms": seconds * 1e3, "image_size": height}, {}
+        return {
+            "first_inference_ms": seconds * 1e3,
+            "image_size": height,
+            "notes": list(getattr(self._session, "notes", [])),
+        }, {}
 
     def time(self, *, longest_rest_s: float = 0.0, **limits: Any) -> Message:
         """Time calls; the outputs are checked and memory is read after the last one."""

@@ -25,6 +25,8 @@ class LayerInfo(Model):
     memory_bytes: int | None = None
     time_ms: float | None = None
     """Of one call; from `time_layers` alone."""
+    profile: int = 0
+    """The optimization profile in which it runs: TensorRT compiles every layer once for each."""
 
 
 class Audit(Model):

@@ -14,7 +14,7 @@ from overhead import in_turn, overhead, raw_call
 from optimizer.engines.tensorrt.session import TensorRtSession
 
 from ..engines.tensorrt import graphs
-from ..engines.tensorrt.hostgpu import HostCuda, HostEngine
+from ..engines.tensorrt.hostgpu import HostCuda, HostEngine, open_session
 
 
 def blocks(mean: float, *, count: int = 40, spread: float = 0.002, seed: int = 0) -> list[Any]:
@@ -79,10 +79,8 @@ def host(tmp_path: Path) -> tuple[HostCuda, HostEngine]:
 
 
 def session_of(host: tuple[HostCuda, HostEngine], cuda_graph: bool) -> TensorRtSession:
-    cuda, engine = host
-    return TensorRtSession(
-        engine.trt, engine, engine.create_execution_context(), api=cuda, cuda_graph=cuda_graph
-    )
+    _, engine = host
+    return open_session(engine, cuda_graph=cuda_graph)
 
 
 def runtime_of(cuda: HostCuda) -> Any:

@@ -288,8 +288,10 @@ def test_a_driver_that_is_too_old_for_the_package(
     assert str(caught.value.mend) == 'update the driver, or pip install "cuda-python<13"'
 
 
-def test_other_errors_of_cuda_keep_their_text(cuda_python: Any) -> None:
-    out_of_memory = cuda_python._runtime.cudaError_t(2)
+def failing_with(cuda_python: Any, code: int) -> list[str]:
+    """Let the package's allocation fail; the list gets the names of what is called after it."""
+    error = cuda_python._runtime.cudaError_t(code)
+    called: list[str] = []
 
     class Failing:
         """A runtime whose only function fails as an allocation does."""
@@ -298,14 +300,33 @@ def test_other_errors_of_cuda_keep_their_text(cuda_python: Any) -> None:
 
         @staticmethod
         def cudaMalloc(size: int) -> tuple[Any, None]:
-            return out_of_memory, None
+            return error, None
+
+        @staticmethod
+        def cudaGetLastError() -> tuple[Any]:
+            called.append("cudaGetLastError")
+            return (error,)
 
     cuda_python._runtime = Failing
+    return called
+
+
+def test_other_errors_of_cuda_keep_their_text(cuda_python: Any) -> None:
+    called = failing_with(cuda_python, 2)
     with pytest.raises(
         ResnetOptError, match=r"cudaMalloc: out of memory \(CUDA error 2\)"
     ) as caught:
         cuda_python.malloc(1 << 40)
     assert "smaller batch" in str(caught.value.mend)
+    assert called == ["cudaGetLastError"], "TensorRT would find the error after its next kernel"
+
+
+@pytest.mark.parametrize("code", [700, 719, 999])
+def test_errors_that_stay_say_so(cuda_python: Any, code: int) -> None:
+    failing_with(cuda_python, code)
+    with pytest.raises(ResnetOptError, match=rf"CUDA error {code}") as caught:
+        cuda_python.malloc(1)
+    assert "start again" in str(caught.value.mend)
 
 
 # --- a real GPU ----------------------------------------------------------------------------------

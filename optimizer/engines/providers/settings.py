@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optimizer.engines.protocol import BuildSettings
@@ -18,6 +19,7 @@ __all__ = [
     "own_options",
     "read_choice",
     "with_build_settings",
+    "with_cache",
 ]
 
 DEFAULT_PROFILE = (1, 8, 32)
@@ -127,6 +129,23 @@ def with_build_settings(
         }
     made |= own_options(provider, settings)
     return Choice(provider, {**made, **choice.options})
+
+
+def with_cache(choice: Choice, folder: Path) -> Choice:
+    """Let a provider that compiles keep what it made in a folder; what the user says of it wins.
+
+    Without that it compiles again in every process that opens the engine, for minutes.
+    """
+    options = choice.provider.options
+    made: dict[str, str] = {}
+    if "trt_engine_cache_path" in options:
+        made = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    elif "nv_runtime_cache_path" in options:
+        made = {"nv_runtime_cache_path": str(folder)}
+    if not made or set(made) & set(choice.options):
+        return choice
+    folder.mkdir(parents=True, exist_ok=True)
+    return Choice(choice.provider, {**choice.options, **made})
 
 
 def _profile(settings: BuildSettings) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from optimizer.engines.tensorrt.capability import (
     parse_targets,
     sm_name,
 )
+from optimizer.engines.tensorrt.lean import check_lean_runtime
 from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library, find, load
 from optimizer.engines.tensorrt.options import Options, check_version, read_options
 from optimizer.errors import GraphError, MissingDevice, UsageError
@@ -88,9 +89,13 @@ class TensorRt:
             UnsupportedPrecision: A target does not compute this precision.
             UsageError: An option or a target the library does not have.
             MissingDevice: An option needs a driver, and there is none.
+            MissingLibrary: An option needs a part of the library that is not installed.
         """
         options = read_options(self.library, settings)
-        check_version(self.library, options, find(self.library).version)
+        version = find(self.library).version
+        check_version(self.library, options, version)
+        if options.version_compatible:
+            check_lean_runtime(self.library, version)
         targets = self._targets(settings)
         check_precision(
             self.library, settings.precision, targets, storage_only=options.storage_only

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of
+from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of, with_profiles
 
 __all__ = ["layers_in_log"]
 
@@ -34,13 +34,14 @@ def layers_in_log(messages: Iterable[str]) -> list[RawLayer]:
         messages: The library's messages of all severities. If it printed its layers more than
             once (one subgraph after the other), all are returned.
     """
-    return [
+    found = [
         layer
         for message in messages
         if "LayerType: " in message
         for line in message.split("\n")  # splitlines() would also split at U+001E
         if (layer := _layer(line)) is not None
     ]
+    return with_profiles(found)
 
 
 def _layer(line: str) -> RawLayer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,11 @@ from optimizer.artifacts import write_atomically
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.build_log import layers_in_log
+from optimizer.engines.tensorrt.failures import Build, explain
 from optimizer.engines.tensorrt.graph_check import CheckedGraph
 from optimizer.engines.tensorrt.inspector import inspect_engine
 from optimizer.engines.tensorrt.layers import RawLayer, describe
+from optimizer.engines.tensorrt.lean import load_lean_runtime
 from optimizer.engines.tensorrt.library import Library
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.monitor import Watch, interruptible, make_monitor
@@ -23,14 +24,12 @@ from optimizer.engines.tensorrt.names import module_path
 from optimizer.engines.tensorrt.options import Options, Profile
 from optimizer.engines.tensorrt.parsing import create_network, parse_graph
 from optimizer.engines.tensorrt.timing_cache import cache_file, store_timing_cache, use_timing_cache
-from optimizer.errors import BuildError, UsageError
+from optimizer.errors import UsageError
 from optimizer.graphs.facts import layer_flops
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 
 __all__ = ["BuildPlan", "compile_engine"]
-
-_MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,15 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
     Raises:
         GraphError: The parser refuses the graph.
         UsageError: A limit (the workspace) is too small.
+        MissingLibrary, MissingDevice: The library lacks a part, or does not fit the GPU or driver.
         BuildError: The library failed.
         KeyboardInterrupt: Somebody pressed Ctrl-C; nothing was written.
     """
     notes = list(plan.notes)
     log = BuildLog(ignore_missing_driver=plan.library.portable)
     logger = make_logger(trt, log)
+    if plan.options.version_compatible:
+        load_lean_runtime(str(trt.__version__))
     builder = start(plan.library, trt.Builder, logger, log)
     network = create_network(trt, builder)
     parse_graph(plan.library, trt.OnnxParser(network, logger), network, plan.graph, log)
@@ -87,7 +89,14 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
     if watch.failure is not None:
         raise watch.failure
     if serialized is None:
-        raise _failure(plan, log)
+        raise explain(
+            Build(
+                title=plan.library.title,
+                graph=plan.graph.path.name,
+                workspace=plan.settings.workspace_bytes,
+            ),
+            log,
+        )
     with write_atomically(output) as temporary, temporary.open("wb") as stream:
         stream.write(serialized)
     if cache is not None:
@@ -180,23 +189,6 @@ def _timing_cache(trt: Any, config: Any, plan: BuildPlan, notes: list[str]) -> P
 # --- outcome -------------------------------------------------------------------------------------
 
 
-def _failure(plan: BuildPlan, log: BuildLog) -> BuildError | UsageError:
-    everything = " ".join(log.errors)
-    limit = plan.settings.workspace_bytes
-    needed = re.search(r"Requested size was (\d+) bytes", everything)
-    if limit is not None and (needed or "workspace limit" in everything):
-        enough = f"{-(-int(needed[1]) // _MEBIBYTE)}MiB" if needed else "4GiB"
-        return UsageError(
-            f"a workspace of {limit:,} bytes is too small: {log.reason('')}",
-            mend=f"--workspace {enough}, or leave it out",
-        )
-    return BuildError(
-        f"{plan.library.title} could not compile {plan.graph.path.name}: "
-        f"{log.reason('it does not say why')}",
-        mend="build another precision to find the culprit, and report this message",
-    )
-
-
 def _layers(
     trt: Any, plan: BuildPlan, logger: Any, log: BuildLog, serialized: Any
 ) -> list[RawLayer]:
@@ -212,8 +204,22 @@ def _layers(
         runtime = start(plan.library, trt.Runtime, logger, log)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is not None:
-            return inspect_engine(trt, engine)
+            return inspect_engine(trt, engine, _shaped_context(trt, engine, plan))
     return layers_in_log(log.of("VERBOSE", "INFO"))
+
+
+def _shaped_context(trt: Any, engine: Any, plan: BuildPlan) -> Any:
+    """An execution context with the input's shape set; ``None`` where the library refuses one.
+
+    It takes no memory of the GPU, since nothing is computed.
+    """
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        return None
+    shape = tuple(engine.get_tensor_profile_shape(plan.graph.input.name, 0)[1])
+    if not context.set_input_shape(plan.graph.input.name, shape) or context.infer_shapes():
+        return None
+    return context
 
 
 def _describe(raw: list[RawLayer], plan: BuildPlan) -> list[LayerInfo]:
@@ -223,7 +229,7 @@ def _describe(raw: list[RawLayer], plan: BuildPlan) -> list[LayerInfo]:
         nodes={path for name in graph.nodes if (path := module_path(name))},
         weighted={path for name in graph.weights if (path := module_path(name))},
         tf32=plan.options.tf32 and not plan.library.portable,
-        batch=graph.batch or 1,
+        batch=graph.batch or (plan.profiles[0][1] if plan.profiles else 1),
     )
     flops = {module_path(name) or name: count for name, count in layer_flops(graph.path).items()}
     sums = [sum(flops.get(name, 0) for name in layer.torch_names) for layer in layers]

@@ -2,7 +2,10 @@
 
 The schema changed in TensorRT 11: a tensor's ``Format/Datatype`` was split into ``Datatype`` and
 ``Format``, and the list of names ``Bindings`` became the list of objects ``I/O Tensors``.
-An engine built with less than DETAILED verbosity tells names only, as plain strings.
+An engine built with less than DETAILED verbosity lists names only, as plain strings.
+
+Without an execution context whose shapes are set, TensorRT up to 10 prints ``N/A due to dynamic
+shapes`` in the place of every tensor's type where the batch is dynamic.
 """
 
 from __future__ import annotations
@@ -11,15 +14,24 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of
+from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of, with_profiles
 from optimizer.errors import ArtifactError
 
 __all__ = ["inspect_engine", "layers_in_json"]
 
 
-def inspect_engine(trt: Any, engine: Any) -> list[RawLayer]:
-    """Ask an open engine for its layers."""
+def inspect_engine(trt: Any, engine: Any, context: Any = None) -> list[RawLayer]:
+    """The layers of an open engine.
+
+    Args:
+        trt: The library.
+        engine: The engine.
+        context: An execution context of it with every input shape set; ``None`` where none could be
+            made: the types of tensors may be unknown then.
+    """
     inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
     return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
@@ -31,7 +43,7 @@ def layers_in_json(text: str) -> list[RawLayer]:
     """
     try:
         document = json.loads(text)
-        return [_layer(entry) for entry in document["Layers"]]
+        return with_profiles([_layer(entry) for entry in document["Layers"]])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"the engine inspector's answer cannot be read: {error}",
@@ -60,8 +72,13 @@ def _tensors(entries: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     return [
         Tensor(
             str(entry.get("Name", "")),
-            tuple(int(d) for d in entry.get("Dimensions", ())),
+            _shape(entry.get("Dimensions", ())),
             precision_of(str(entry.get("Datatype") or entry.get("Format/Datatype") or "")),
         )
         for entry in entries
     ]
+
+
+def _shape(dimensions: object) -> tuple[int, ...]:
+    """The dimensions; none where the library prints a remark in their place."""
+    return tuple(int(d) for d in dimensions) if isinstance(dimensions, list | tuple) else ()

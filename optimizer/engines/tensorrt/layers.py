@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from optimizer.engines.tensorrt.names import modules_in
+from optimizer.engines.tensorrt.names import modules_in, split_profile
+from optimizer.engines.tensorrt.tactics import precision_in_tactic
 from optimizer.results import LayerInfo
 
-__all__ = ["RawLayer", "Tensor", "describe", "precision_of"]
+__all__ = ["RawLayer", "Tensor", "describe", "precision_of", "with_profiles"]
 
 _ITEM_BYTES = {
     "fp32": 4.0,
@@ -45,6 +46,8 @@ _TYPES = (
 _PRODUCT_TYPE = re.compile(r"conv|gemm|correlation|matrix|matmul|fullyconnected", re.IGNORECASE)
 _PRODUCT_IN_FUSION = re.compile(r"(?:Fc|Conv|Corr|Gemm|Bmm|MatMul)(?=[A-Z_]|$)")
 _STUB_TACTICS = {"", "__myelin_CASK_STUB"}
+_MYELIN_GRAPH = re.compile(r"_myl(\d+)_\d+$")
+"""``fc_myl11_2``: layer 2 of the compiled subgraph 11."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class RawLayer:
 
     Attributes:
         weights: The type of the weights where the library names it apart (TensorRT 10).
+        profile: The optimization profile in which it runs; see `with_profiles`.
     """
 
     name: str
@@ -83,6 +87,12 @@ class RawLayer:
     tactic: str = ""
     metadata: str = ""
     modules: list[str] = field(default_factory=list)
+    profile: int = 0
+
+    @property
+    def plain_name(self) -> str:
+        """The name without the mark of its profile."""
+        return split_profile(self.name)[0]
 
     @property
     def is_product(self) -> bool:
@@ -93,7 +103,12 @@ class RawLayer:
 
 
 def precision_of(text: str) -> str:
-    """``fp16`` for ``Half`` or ``Channel major FP16 format``; the text itself if it is unknown."""
+    """``fp16`` for ``Half`` or ``Channel major FP16 format``; a type it does not know as it is.
+
+    ``unknown`` for nothing, and for ``N/A due to dynamic shapes``.
+    """
+    if text.lower().startswith("n/a"):
+        return "unknown"
     for precision, pattern in _TYPES:
         if re.search(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z0-9])", text, re.IGNORECASE):
             return precision
@@ -124,12 +139,25 @@ def describe(
         images: Of how many images the ``bytes`` are.
     """
     layers = [_named(layer, nodes) for layer in raw if layer.inputs or layer.outputs]
+    described: dict[int, LayerInfo] = {}
+    for profile in {layer.profile for layer in layers}:
+        own = {index: layer for index, layer in enumerate(layers) if layer.profile == profile}
+        for index, modules, is_product in _shared_out(own, weighted):
+            precision = _precision(layers[index], is_product=is_product, tf32=tf32)
+            moved = _bytes(layers[index], batch, images)
+            described[index] = _info(layers[index], modules, precision, moved)
+    return [described[index] for index in sorted(described)]
+
+
+def _shared_out(
+    layers: dict[int, RawLayer], weighted: Collection[str] | None
+) -> Iterable[tuple[int, list[str], bool]]:
+    """Of each layer of one profile its number, the modules it stands for, and whether it is a product."""
     owners = _owners(layers, weighted)
-    products = {index for index, layer in enumerate(layers) if layer.is_product}
+    products = {index for index, layer in layers.items() if layer.is_product}
     products |= set(owners.values())
     in_products = {name for index in products for name in layers[index].modules}
-    described = []
-    for index, layer in enumerate(layers):
+    for index, layer in layers.items():
         is_product = index in products
         # A kernel that prepares the input of a convolution, or adds its bias, names it too.
         modules = [
@@ -138,25 +166,45 @@ def describe(
             if owners.get(name, -1) == index
             or (name not in owners and (is_product or name not in in_products))
         ]
-        precision = _precision(layer, is_product=is_product, tf32=tf32)
-        described.append(_info(layer, modules, precision, images / batch))
-    return described
+        yield index, modules, is_product
+
+
+def with_profiles(layers: Sequence[RawLayer]) -> list[RawLayer]:
+    """The layers with the optimization profile in which each runs.
+
+    Most layers of a further profile, or their tensors, are marked with it. Those in the middle of a
+    compiled subgraph are not: they run in the profile of the marked layers of the same subgraph.
+    """
+    marks = [_mark(layer) for layer in layers]
+    graphs = [match[1] if (match := _MYELIN_GRAPH.search(one.name)) else None for one in layers]
+    of_graph = {
+        graph: mark for graph, mark in zip(graphs, marks, strict=True) if graph and mark is not None
+    }
+    return [
+        replace(layer, profile=mark if mark is not None else of_graph.get(graph, 0))
+        for layer, mark, graph in zip(layers, marks, graphs, strict=True)
+    ]
+
+
+def _mark(layer: RawLayer) -> int | None:
+    names = [layer.name, *(tensor.name for tensor in (*layer.inputs, *layer.outputs))]
+    return next((mark for name in names if (mark := split_profile(name)[1]) is not None), None)
 
 
 def _named(layer: RawLayer, nodes: Collection[str] | None) -> RawLayer:
-    modules = modules_in(layer.name, layer.metadata)
+    modules = modules_in(layer.plain_name, layer.metadata)
     if nodes is not None:
         modules = [name for name in modules if name in nodes]
-    return RawLayer(**{**vars(layer), "modules": modules})
+    return replace(layer, modules=modules)
 
 
-def _owners(layers: Sequence[RawLayer], weighted: Collection[str] | None) -> dict[str, int]:
+def _owners(layers: dict[int, RawLayer], weighted: Collection[str] | None) -> dict[str, int]:
     """For each module with weights, the layer that multiplies by them.
 
     Counting its operations in a second layer that names it would audit that one as well.
     """
     owners: dict[str, int] = {}
-    for index, layer in enumerate(layers):
+    for index, layer in layers.items():
         if not layer.is_product:
             continue
         for name in layer.modules:
@@ -173,11 +221,11 @@ def _owners(layers: Sequence[RawLayer], weighted: Collection[str] | None) -> dic
     return owners
 
 
-def _holder(layers: Sequence[RawLayer], module: str) -> int | None:
+def _holder(layers: dict[int, RawLayer], module: str) -> int | None:
     """The layer that holds a module's weights, where no type or name tells the product."""
     naming = [
         (max((t.elements for t in layer.constants if t.is_matrix), default=0), index)
-        for index, layer in enumerate(layers)
+        for index, layer in layers.items()
         if module in layer.modules
     ]
     size, index = max(naming, default=(0, -1))
@@ -186,34 +234,53 @@ def _holder(layers: Sequence[RawLayer], module: str) -> int | None:
 
 def _is_called(layer: RawLayer, module: str) -> bool:
     return (
-        re.match(rf"{re.escape(module)}(?![\w.])|{re.escape(module)}_(?:myl|U)\d", layer.name)
+        re.match(rf"{re.escape(module)}(?![\w.])|{re.escape(module)}_(?:myl|U)\d", layer.plain_name)
         is not None
     )
 
 
-def _info(layer: RawLayer, modules: list[str], precision: str, times: float) -> LayerInfo:
-    moved = sum(_bytes(t) for t in (*layer.inputs, *layer.outputs)) * times
+def _info(layer: RawLayer, modules: list[str], precision: str, moved: int) -> LayerInfo:
     return LayerInfo(
         name=layer.name,
         torch_names=modules,
         type=layer.type,
         precision=precision,
-        bytes=round(moved + sum(_bytes(t) for t in layer.constants)),
+        bytes=moved,
         tactic=None if layer.tactic in _STUB_TACTICS else layer.tactic,
+        profile=layer.profile,
     )
 
 
-def _bytes(tensor: Tensor) -> float:
+def _bytes(layer: RawLayer, batch: int, images: int) -> int:
+    """Bytes that a layer reads and writes for a number of images.
+
+    A tensor's first dimension is -1 or the batch the shapes include: one engine has both.
+    """
+    moved = 0.0
+    for tensor in (*layer.inputs, *layer.outputs):
+        is_fixed = bool(tensor.shape) and tensor.shape[0] > 0
+        moved += _size(tensor) * images / (batch if is_fixed else 1)
+    return round(moved + sum(_size(tensor) for tensor in layer.constants))
+
+
+def _size(tensor: Tensor) -> float:
     return tensor.elements * _ITEM_BYTES.get(tensor.type, 0.0)
 
 
 def _precision(layer: RawLayer, *, is_product: bool, tf32: bool) -> str:
     if not is_product:
-        return _widest([tensor.type for tensor in (*layer.inputs, *layer.outputs)])
-    precision = _widest(_operands(layer))
-    if precision == "fp32" and (tf32 or "tf32" in layer.tactic.lower()):
-        return "tf32"
-    return precision
+        types = [tensor.type for tensor in (*layer.inputs, *layer.outputs)]
+        return _widest([type_ for type_ in types if type_ != "unknown"])
+    operands, in_tactic = _operands(layer), precision_in_tactic(layer.tactic)
+    if not operands or "unknown" in operands:
+        # TensorRT 8 to 10 list weights apart only where the kernel multiplies by them as they are.
+        return in_tactic or layer.weights or "unknown"
+    precision = _widest(operands)
+    if precision != "fp32":
+        return precision
+    if in_tactic in {"fp32", "tf32"}:
+        return in_tactic
+    return "tf32" if tf32 else "fp32"
 
 
 def _operands(layer: RawLayer) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["module_path", "modules_in"]
+__all__ = ["module_path", "modules_in", "split_profile"]
 
+_PROFILE = re.compile(r" \[profile (\d+)\]")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _SUFFIXES = (".quantize", ".dequantize", ".cast", ".weight", ".bias", ".scale", ".zero_point")
@@ -34,6 +35,19 @@ def _torchscript_path(node: str) -> str | None:
         else:
             parts.append(part)
     return ".".join(parts) or None
+
+
+def split_profile(name: str) -> tuple[str, int | None]:
+    """A layer's or tensor's name without its profile, and the profile.
+
+    TensorRT lists every layer once for each optimization profile and marks the further ones:
+    ``conv1 [profile 1]``, and inside a name of its newer compiler ``fc [profile 1]_myl11_2``.
+
+    Returns:
+        The plain name, and the profile's number; ``None`` where the name has no mark.
+    """
+    match = _PROFILE.search(name)
+    return (name, None) if match is None else (_PROFILE.sub("", name), int(match[1]))
 
 
 def modules_in(name: str, metadata: str = "") -> list[str]:

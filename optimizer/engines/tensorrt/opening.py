@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from optimizer.engines.tensorrt.capability import check_capability
 from optimizer.engines.tensorrt.fitting import changes
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
-from optimizer.engines.tensorrt.session import TensorRtSession
+from optimizer.engines.tensorrt.session import OpenEngine, TensorRtSession
 from optimizer.errors import ArtifactError, MissingDevice
 
 __all__ = ["carries_runtime", "deserialize", "open_sessions", "pick_device"]
@@ -54,48 +54,57 @@ def open_sessions(
     runtime = start(library, trt.Runtime, logger, log)
     runtime.engine_host_code_allowed = carries_runtime(manifest)
     engine = deserialize(library, runtime, path, log, manifest)
-    return [
-        _session(library, path, engine, runtime_options, gpu, (runtime, logger), log)
-        for _ in range(streams)
-    ]
+    opened = _opened(library, trt, engine, runtime_options, (runtime, logger), log, gpu)
+    sessions: list[TensorRtSession] = []
+    try:
+        for _ in range(streams):
+            sessions.append(TensorRtSession(opened))  # noqa: PERF401 - those before are closed
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
+    return sessions
 
 
-def _session(
+def _opened(
     library: Library,
-    path: Path,
+    trt: Any,
     engine: Any,
     options: rtx.RuntimeOptions,
-    gpu: CudaDevice,
     keep_alive: tuple[Any, ...],
     log: BuildLog,
-) -> TensorRtSession:
-    trt = load(library)
-    runtime_cache = None
-    if library.portable:
-        context, runtime_cache = rtx.create_context(trt, engine, options)
-    else:
-        context = engine.create_execution_context()
-    if context is None:
-        raise ArtifactError(
-            f"{path.name} cannot be run: {log.reason('no reason given')}",
-            mend="use a smaller profile or fewer streams, or free memory on the GPU",
+    gpu: CudaDevice,
+) -> OpenEngine:
+    common: dict[str, Any] = {
+        "trt": trt,
+        "engine": engine,
+        "api": cuda_api(),
+        "device": gpu.index,
+        "keep_alive": keep_alive,
+        "log": log,
+    }
+    if not library.portable:
+        return OpenEngine(
+            make_context=engine.create_execution_context, cuda_graph=options.cuda_graph, **common
         )
+    runtime_cache = rtx.open_runtime_cache(engine, options)
+
+    def maker(*, cuda_graph: bool) -> Callable[[], Any]:
+        runtime_config = rtx.new_runtime_config(
+            trt, engine, options, runtime_cache, cuda_graph=cuda_graph
+        )
+        return lambda: engine.create_execution_context(runtime_config)
 
     def finish() -> None:
         if runtime_cache is not None and options.runtime_cache is not None:
             rtx.save_runtime_cache(runtime_cache, options.runtime_cache)
 
-    return TensorRtSession(
-        trt,
-        engine,
-        context,
-        api=cuda_api(),
-        device=gpu.index,
-        # RTX captures by itself; what it captured may not be captured again.
-        cuda_graph=options.cuda_graph and not library.portable,
-        keep_alive=keep_alive,
+    # TensorRT-RTX captures by itself; what it captured may not be captured again, nor with a profiler.
+    return OpenEngine(
+        make_context=maker(cuda_graph=options.cuda_graph),
+        make_timing_context=maker(cuda_graph=False),
         on_close=finish,
-        log=log,
+        **common,
     )
 
 

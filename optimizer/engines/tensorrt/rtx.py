@@ -17,7 +17,13 @@ from optimizer.engines.tensorrt.library import Library
 from optimizer.engines.tensorrt.options import SPECIALIZATION, check_runtime_options
 from optimizer.errors import UsageError
 
-__all__ = ["RuntimeOptions", "create_context", "save_runtime_cache", "set_targets"]
+__all__ = [
+    "RuntimeOptions",
+    "new_runtime_config",
+    "open_runtime_cache",
+    "save_runtime_cache",
+    "set_targets",
+]
 
 
 def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
@@ -74,8 +80,30 @@ class RuntimeOptions:
         return options
 
 
-def create_context(trt: Any, engine: Any, options: RuntimeOptions) -> tuple[Any, Any]:
-    """An execution context, and the cache of compiled kernels it fills (``None`` without one)."""
+def open_runtime_cache(engine: Any, options: RuntimeOptions) -> Any:
+    """The cache of compiled kernels that contexts of an engine fill; ``None`` without one."""
+    if options.runtime_cache is None:
+        return None
+    runtime_config = engine.create_runtime_config()
+    runtime_cache = runtime_config.create_runtime_cache()
+    if options.runtime_cache.is_file():
+        # A cache of another version or GPU is refused by the library and written anew.
+        runtime_cache.deserialize(options.runtime_cache.read_bytes())
+    return runtime_cache
+
+
+def new_runtime_config(
+    trt: Any, engine: Any, options: RuntimeOptions, runtime_cache: Any, *, cuda_graph: bool
+) -> Any:
+    """How an execution context compiles and runs.
+
+    Args:
+        trt: The library.
+        engine: The engine.
+        options: When kernels are compiled for the shapes that run.
+        runtime_cache: From `open_runtime_cache`.
+        cuda_graph: Whether the runtime captures the network into a CUDA graph.
+    """
     runtime_config = engine.create_runtime_config()
     strategy = trt.DynamicShapesKernelSpecializationStrategy
     runtime_config.dynamic_shapes_kernel_specialization_strategy = {
@@ -83,16 +111,11 @@ def create_context(trt: Any, engine: Any, options: RuntimeOptions) -> tuple[Any,
         "lazy": strategy.LAZY,
         "none": strategy.NONE,
     }[options.specialization]
-    if options.cuda_graph:
+    if cuda_graph:
         runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    runtime_cache = None
-    if options.runtime_cache is not None:
-        runtime_cache = runtime_config.create_runtime_cache()
-        if options.runtime_cache.is_file():
-            # A cache of another version or GPU is refused by the library and written anew.
-            runtime_cache.deserialize(options.runtime_cache.read_bytes())
+    if runtime_cache is not None:
         runtime_config.set_runtime_cache(runtime_cache)
-    return engine.create_execution_context(runtime_config), runtime_cache
+    return runtime_config
 
 
 def save_runtime_cache(runtime_cache: Any, path: Path) -> None:

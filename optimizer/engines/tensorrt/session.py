@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from statistics import median
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from optimizer.engines.batching import check_batch
-from optimizer.engines.cuda import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
+from optimizer.engines.cuda import Event, Graph, Stream
 from optimizer.engines.cuda_bindings import CudaApi
 from optimizer.engines.protocol import Array, TensorSpec
+from optimizer.engines.tensorrt.binding import Binding
+from optimizer.engines.tensorrt.execution import Execution, silence
 from optimizer.engines.tensorrt.inspector import inspect_engine
+from optimizer.engines.tensorrt.layer_times import attach_profiler, with_times
 from optimizer.engines.tensorrt.layers import describe
 from optimizer.engines.tensorrt.log import BuildLog
 from optimizer.engines.tensorrt.profiles import ProfileRange, pick_profile
 from optimizer.errors import ResnetOptError, UsageError
 from optimizer.results import LayerInfo
 
-__all__ = ["TensorRtBound", "TensorRtSession"]
+__all__ = ["OpenEngine", "TensorRtBound", "TensorRtSession"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenEngine:
+    """What a session takes over.
+
+    Attributes:
+        trt: The library's module.
+        engine: The deserialized engine.
+        make_context: Makes an execution context of it; ``None`` where the library refuses.
+        make_timing_context: The same for layer times; ``None`` for ``make_context``.
+        api: CUDA.
+        device: Index of the GPU.
+        cuda_graph: Whether bound batches are recorded as CUDA graphs.
+        keep_alive: What must outlive the engine.
+        on_close: Called once when the session is closed.
+        log: What the library's logger writes into.
+    """
+
+    trt: Any
+    engine: Any
+    make_context: Callable[[], Any]
+    make_timing_context: Callable[[], Any] | None = None
+    api: CudaApi
+    device: int = 0
+    cuda_graph: bool = False
+    keep_alive: tuple[Any, ...] = ()
+    on_close: Callable[[], None] | None = None
+    log: BuildLog = field(default_factory=BuildLog)
 
 
 class TensorRtSession:
@@ -28,38 +61,37 @@ class TensorRtSession:
 
     The first thread that computes owns the session: an execution context is not safe to share, and
     the current GPU is a property of the thread.
+
+    Attributes:
+        notes: Remarks on what was done otherwise than asked (a CUDA graph that could not be recorded).
+
+    Raises:
+        ResnetOptError: The GPU has no memory for an execution context, or no stream.
     """
 
-    def __init__(
-        self,
-        trt: Any,
-        engine: Any,
-        context: Any,
-        *,
-        api: CudaApi,
-        device: int = 0,
-        cuda_graph: bool = False,
-        keep_alive: tuple[Any, ...] = (),
-        on_close: Callable[[], None] | None = None,
-        log: BuildLog | None = None,
-    ) -> None:
-        self._trt = trt
-        self._engine = engine
-        self._context = context
-        self._api = api
-        self._device = device
-        self._keep_alive = keep_alive
-        self._on_close = on_close
-        self._log = log or BuildLog()
+    def __init__(self, opened: OpenEngine) -> None:
+        self._opened: OpenEngine | None = opened
+        self._api = opened.api
+        self._device = opened.device
+        self._log = opened.log
         self._owner: int | None = None
-        self._active: _Binding | None = None
-        self._scratch: _Binding | None = None
+        self._scratch: Binding | None = None
         self._bound: list[TensorRtBound] = []
-        self.cuda_graph = cuda_graph
-        self.input, self.output = _tensors(trt, engine)
-        self.profiles = _profiles(engine, self.input.name)
-        api.set_device(device)
-        self.stream = Stream(api=api)
+        self._timing: tuple[Execution, Any] | None = None
+        self.notes: list[str] = []
+        self.cuda_graph = opened.cuda_graph
+        self.input, self.output = _tensors(opened.trt, opened.engine)
+        self.profiles = _profiles(opened.engine, self.input.name)
+        self._api.set_device(self._device)
+        self.stream = Stream(api=self._api)
+        try:
+            self._execution = self._new_execution(
+                opened.make_context, before_change=self._drop_graphs
+            )
+            silence(opened.trt, self._execution.context)
+        except BaseException:
+            _close_anyway(self.stream.close)
+            raise
 
     def run(self, batch: Array) -> Array:
         """See `Session.run`; a batch beyond the profiles is split, one below them is padded."""
@@ -73,7 +105,7 @@ class TensorRtSession:
             binding = self._reusable(profile, images)
             binding.fill(part)
             binding.upload()
-            self.execute(binding)
+            self._execution.start(binding)
             binding.download()
             self.stream.synchronize()
             outputs.append(binding.output(len(part)))
@@ -94,96 +126,127 @@ class TensorRtSession:
                 f"a batch of {len(batch)} is larger than the engine's maximum of {images}",
                 mend=f"--batch {images}, or build with --profile 1:{len(batch)}:{len(batch)}",
             )
-        binding = _Binding(self, profile, images)
+        binding = Binding(self.stream, self.input, self.output, profile, images)
         binding.fill(batch)
-        bound = TensorRtBound(self, binding, len(batch))
+        bound = TensorRtBound(self, self._execution, binding, len(batch))
         self._bound.append(bound)
         return bound
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers`."""
+        """See `Session.layers`; their bytes are those of one image."""
         self._claim()
-        return describe(inspect_engine(self._trt, self._engine), batch=self.input.shape[0] or 1)
+        return self._inspected(images=1)
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
         """See `TimesLayers.time_layers`: the GPU's own time, from the library's profiler.
 
-        The profiler makes the layers wait for each other, so their sum is more than a run takes.
+        The profiler makes the layers wait for each other, so their sum is more than a run takes. It
+        stays attached to an execution context of its own: the library refuses to detach one.
         """
+        if calls < 1:
+            raise UsageError(f"{calls} calls time no layer", mend="1 or more")
+        timing, profiler = self._timing_execution()
         bound = self.bind(batch)
-        profiler = _make_profiler(self._trt)
         try:
             bound.upload()
-            self.execute(bound.binding)  # the first run of a shape may still compile
-            self.stream.synchronize()
-            self.drop_graphs()  # recorded without a profiler
-            self._context.profiler = profiler
-            for _ in range(calls):
+            profiler.runs.clear()
+            for _ in range(1 + calls):
                 profiler.runs.append({})
-                self.execute(bound.binding)
+                timing.start(bound.binding)
                 self.stream.synchronize()
+            runs = profiler.runs[1:]  # the first run of a shape may still compile
+            profile = bound.binding.profile
         finally:
-            self._context.profiler = None
+            timing.forget(bound.binding)
             bound.close()
-        return self._timed(profiler.runs, len(batch))
-
-    def _timed(self, runs: list[dict[str, float]], images: int) -> list[LayerInfo]:
-        names = dict.fromkeys(name for run in runs for name in run)
-        times = {name: median(run.get(name, 0.0) for run in runs) for name in names}
-        raw = inspect_engine(self._trt, self._engine)
-        known = describe(raw, batch=self.input.shape[0] or 1, images=images)
-        timed = [
-            layer.model_copy(update={"time_ms": times.pop(layer.name)})
-            for layer in known
-            if layer.name in times
-        ]
-        return timed + [
-            LayerInfo(name=name, type="unknown", precision="unknown", time_ms=spent)
-            for name, spent in times.items()
-        ]
-
-    def execute(self, binding: _Binding) -> None:
-        """Put one computation into the stream."""
-        self._activate(binding)
-        if not self._context.execute_async_v3(self.stream.handle):
-            raise self._failed("start the computation")
+        return with_times(self._inspected(images=len(batch)), runs, profile=profile.index)
 
     def close(self) -> None:
-        """See `Session.close`."""
-        if self._engine is None:
-            return
-        self._api.set_device(self._device)
-        self.stream.synchronize()
-        if self._on_close is not None:
-            self._on_close()
-        for bound in list(self._bound):
-            bound.close()
-        if self._scratch is not None:
-            self._scratch.close()
-        self.stream.close()
-        # In this order: a context outlived by its engine, an engine by its runtime.
-        self._context = None
-        self._engine = None
-        self._keep_alive = ()
+        """See `Session.close`.
 
-    def drop_graphs(self) -> None:
+        Everything is given back, even by a device that fails: what failed was an earlier call's
+        error.
+        """
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return
+        with contextlib.ExitStack() as closing:
+            for held in (self.stream, self._scratch, *self._bound):
+                if held is not None:
+                    closing.callback(_close_anyway, held.close)
+            closing.callback(self._forget_contexts)
+            if opened.on_close is not None:
+                closing.callback(opened.on_close)
+            closing.callback(_close_anyway, self.stream.synchronize)
+            closing.callback(_close_anyway, lambda: self._api.set_device(self._device))
+        # The engine goes with ``opened``: after its contexts, and before its runtime.
+
+    def _forget_contexts(self) -> None:
+        self._execution.context = None
+        if self._timing is not None:
+            self._timing[0].context = None
+
+    def _inspected(self, images: int) -> list[LayerInfo]:
+        """All layers, read with every shape set to the best batch of the first profile."""
+        assert self._opened is not None
+        profile = self.profiles[0]
+        shape = (profile.best, *(d or -1 for d in self.input.shape[1:]))
+        self._execution.set_shape(profile, shape)
+        raw = inspect_engine(self._opened.trt, self._opened.engine, self._execution.context)
+        return describe(raw, batch=profile.best, images=images)
+
+    def _timing_execution(self) -> tuple[Execution, Any]:
+        """The execution whose layers are timed, and its profiler; made when it is first needed."""
+        self._claim()
+        assert self._opened is not None
+        if self._timing is None:
+            timing = self._new_execution(
+                self._opened.make_timing_context or self._opened.make_context
+            )
+            self._timing = timing, attach_profiler(self._opened.trt, timing.context)
+        return self._timing
+
+    def _new_execution(
+        self,
+        make_context: Callable[[], Any],
+        before_change: Callable[[], None] = lambda: None,
+    ) -> Execution:
+        position = self._log.position
+        context = make_context()
+        if context is None:
+            reason = self._log.reason_since(position, "the library does not say why")
+            raise ResnetOptError(
+                f"there is no execution context of the engine to be had: {reason}",
+                mend="use a smaller profile or fewer streams, or free memory on the GPU",
+            )
+        return Execution(
+            context,
+            stream=self.stream,
+            source=self.input,
+            target=self.output,
+            profiles=self.profiles,
+            log=self._log,
+            before_change=before_change,
+        )
+
+    def _drop_graphs(self) -> None:
         """Forget what was recorded; it is recorded anew when it is computed next."""
         for bound in self._bound:
-            bound.drop_graph()
+            bound._drop_graph()  # noqa: SLF001 - two halves of one thing
 
-    def forget(self, bound: TensorRtBound) -> None:
+    def _forget(self, bound: TensorRtBound) -> None:
         """Drop a bound batch that was closed."""
-        self._bound.remove(bound)
-        if self._active is bound.binding:
-            self._active = None
+        if bound in self._bound:
+            self._bound.remove(bound)
+        self._execution.forget(bound.binding)
 
-    def check_owner(self) -> None:
+    def _check_owner(self) -> None:
         """Refuse a closed session and any thread but the one that computed first.
 
         Raises:
             UsageError: As the message says.
         """
-        if self._engine is None:
+        if self._opened is None:
             raise UsageError("this session is closed", mend="open the engine again")
         me = threading.get_ident()
         if self._owner is None:
@@ -194,175 +257,127 @@ class TensorRtSession:
             )
 
     def _claim(self) -> None:
-        self.check_owner()
+        self._check_owner()
         self._api.set_device(self._device)
 
-    def _reusable(self, profile: ProfileRange, images: int) -> _Binding:
+    def _reusable(self, profile: ProfileRange, images: int) -> Binding:
         binding = self._scratch
-        if binding is None or (binding.profile, binding.images) != (profile, images):
-            if binding is not None:
-                binding.close()
-                self._active = None
-            binding = self._scratch = _Binding(self, profile, images)
-        return binding
-
-    def _activate(self, binding: _Binding) -> None:
-        """Make the context compute a binding; nothing is called if it does already."""
-        if binding is self._active:
-            return
-        # A recorded graph reads the context's addresses and shape as they were: NVIDIA's guide calls
-        # launching it after they were changed undefined.
-        self.drop_graphs()
-        context = self._context
-        if len(self.profiles) > 1 and context.active_optimization_profile != binding.profile.index:
-            if not context.set_optimization_profile_async(
-                binding.profile.index, self.stream.handle
-            ):
-                raise self._failed(f"switch to profile {binding.profile.index}")
-            self.stream.synchronize()
-        shape = (binding.images, *self.input.shape[1:])
-        if not context.set_input_shape(self.input.name, shape):
-            raise self._failed(f"take the shape {shape}")
-        if context.infer_shapes():
-            raise self._failed("infer its shapes")
-        context.set_tensor_address(self.input.name, binding.device_input.handle)
-        context.set_tensor_address(self.output.name, binding.device_output.handle)
-        self._active = binding
-
-    def _failed(self, what: str) -> ResnetOptError:
-        reason = self._log.reason("the library does not say why")
-        return ResnetOptError(f"the engine cannot {what}: {reason}")
+        if binding is not None and (binding.profile, binding.images) == (profile, images):
+            return binding
+        if binding is not None:
+            self._scratch = None
+            self._execution.forget(binding)
+            binding.close()
+        self._scratch = Binding(self.stream, self.input, self.output, profile, images)
+        return self._scratch
 
 
-class _Binding:
-    """Memory for one batch size, on the host and on the device."""
-
-    def __init__(self, session: TensorRtSession, profile: ProfileRange, images: int) -> None:
-        self.profile = profile
-        self.images = images
-        self._stream = session.stream
-        api = session.stream.api
-        self._in_shape = _sized(session.input, images)
-        self._out_shape = _sized(session.output, images)
-        self._in_dtype = np.dtype(session.input.dtype)
-        self._out_dtype = np.dtype(session.output.dtype)
-        self._in_bytes = int(np.prod(self._in_shape)) * self._in_dtype.itemsize
-        self._out_bytes = int(np.prod(self._out_shape)) * self._out_dtype.itemsize
-        self.device_input = DeviceBuffer(self._in_bytes, api=api)
-        self.device_output = DeviceBuffer(self._out_bytes, api=api)
-        self._host_input = PinnedBuffer(self._in_bytes, api=api)
-        self._host_output = PinnedBuffer(self._out_bytes, api=api)
-
-    def fill(self, batch: Array) -> None:
-        """Write a batch into the host buffer; what is missing is filled with its last image."""
-        view = self._host_input.view(self._in_shape, self._in_dtype)
-        view[: len(batch)] = batch
-        view[len(batch) :] = batch[-1:]
-
-    def upload(self) -> None:
-        """Start the copy to the device."""
-        self._stream.upload(self.device_input, self._host_input, self._in_bytes)
-
-    def download(self) -> None:
-        """Start the copy to the host."""
-        self._stream.download(self._host_output, self.device_output, self._out_bytes)
-
-    def output(self, count: int) -> Array:
-        """The first rows of the host buffer, a new float32 array."""
-        view = self._host_output.view(self._out_shape, self._out_dtype)
-        return np.array(view[:count], dtype=np.float32)
-
-    def close(self) -> None:
-        """Free the memory."""
-        for buffer in (self.device_input, self.device_output, self._host_input, self._host_output):
-            buffer.close()
+def _close_anyway(close: Callable[[], None]) -> None:
+    with contextlib.suppress(ResnetOptError):
+        close()
 
 
 class TensorRtBound:
     """See `optimizer.engines.protocol.Bound`."""
 
-    def __init__(self, session: TensorRtSession, binding: _Binding, count: int) -> None:
+    def __init__(
+        self, session: TensorRtSession, execution: Execution, binding: Binding, count: int
+    ) -> None:
         self._session = session
+        self._execution = execution
+        self._stream = session.stream
         self._count = count
         self._graph: Graph | None = None
+        self._is_open = True
         self.binding = binding
 
     def upload(self) -> None:
         """See `Bound.upload`."""
-        self._session.check_owner()
+        self._check_open()
         self.binding.upload()
-        self._session.stream.synchronize()
+        self._stream.synchronize()
 
     def enqueue(self) -> None:
         """See `Bound.enqueue`; with CUDA graphs, the first call records what later ones start."""
-        self._session.check_owner()
-        if not self._session.cuda_graph:
-            self._session.execute(self.binding)
-            return
-        if self._graph is None:
-            self._graph = self._record()
-        self._graph.launch(self._session.stream)
+        self._check_open()
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        elif self._session.cuda_graph:
+            self._record_and_start()
+        else:
+            self._execution.start(self.binding)
 
     def wait(self) -> None:
         """See `Bound.wait`."""
-        self._session.check_owner()
-        self._session.stream.synchronize()
+        self._check_open()
+        self._stream.synchronize()
 
     def download(self) -> None:
         """See `Bound.download`."""
-        self._session.check_owner()
+        self._check_open()
         self.binding.download()
-        self._session.stream.synchronize()
+        self._stream.synchronize()
 
     def output(self) -> Array:
         """See `Bound.output`."""
+        self._check_open()
         return self.binding.output(self._count)
 
     def gpu_ms(self) -> float:
         """Compute once and return the GPU's own time for it, milliseconds, copies not included."""
-        api = self._session.stream.api
+        self._check_open()
+        api = self._stream.api
         with Event(api=api) as start, Event(api=api) as stop:
-            start.record(self._session.stream)
+            start.record(self._stream)
             self.enqueue()
-            stop.record(self._session.stream)
+            stop.record(self._stream)
             stop.synchronize()
             return stop.elapsed_ms(start)
 
     def close(self) -> None:
         """Free the memory; calling it again does nothing."""
-        if self not in self._session._bound:  # noqa: SLF001 - two halves of one thing
+        if not self._is_open:
             return
-        self.drop_graph()
-        self.binding.close()
-        self._session.forget(self)
+        self._is_open = False
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._session._forget, self)  # noqa: SLF001 - two halves of one thing
+            closing.callback(_close_anyway, self.binding.close)
+            closing.callback(_close_anyway, self._drop_graph)
 
-    def drop_graph(self) -> None:
+    def _check_open(self) -> None:
+        self._session._check_owner()  # noqa: SLF001 - two halves of one thing
+        if not self._is_open:
+            raise UsageError("this bound batch is closed", mend="bind the batch again")
+
+    def _drop_graph(self) -> None:
         """Forget the recorded graph, if there is one."""
         if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+            graph, self._graph = self._graph, None
+            graph.close()
 
-    def _record(self) -> Graph:
-        session = self._session
+    def _record_and_start(self) -> None:
+        """Record the computation and start it; where it cannot be recorded, start it as it is.
+
+        Raises:
+            ResnetOptError: It cannot be computed either way.
+        """
         # Memory that the first run allocates, and kernels it loads, may not be part of a graph.
-        session.execute(self.binding)
-        session.stream.synchronize()
-        with session.stream.capture() as captured:
-            session.execute(self.binding)
-        return captured[0]
-
-
-def _make_profiler(trt: Any) -> Any:
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
-            self.runs: list[dict[str, float]] = []
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            run = self.runs[-1]
-            run[layer_name] = run.get(layer_name, 0.0) + ms
-
-    return Profiler()
+        self._execution.start(self.binding)
+        self._stream.synchronize()
+        try:
+            with self._stream.capture() as captured:
+                self._execution.start(self.binding)
+        except ResnetOptError as error:
+            # Raises if it was the device that failed and not the recording. What was computed just
+            # now is the computation that was asked for.
+            self._stream.synchronize()
+            self._session.cuda_graph = False
+            self._session.notes.append(
+                f"it cannot be recorded as a CUDA graph and was started call by call: {error.message}"
+            )
+            return
+        self._graph = captured[0]
+        self._graph.launch(self._stream)
 
 
 def _tensors(trt: Any, engine: Any) -> tuple[TensorSpec, TensorSpec]:
@@ -387,10 +402,3 @@ def _profiles(engine: Any, name: str) -> list[ProfileRange]:
         low, best, high = engine.get_tensor_profile_shape(name, index)
         found.append(ProfileRange(index, int(low[0]), int(best[0]), int(high[0])))
     return found
-
-
-def _sized(spec: TensorSpec, images: int) -> tuple[int, ...]:
-    rest = spec.shape[1:]
-    if any(d is None for d in rest):
-        raise UsageError(f"the engine's {spec.name} has a dynamic size beside its batch")
-    return (images, *(int(d) for d in rest if d is not None))

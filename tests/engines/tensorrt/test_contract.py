@@ -128,6 +128,10 @@ def test_the_collector_sees_what_is_used() -> None:
         Use("IExecutionContext", "execute_async_v3"),
         Use("IExecutionContext", "set_tensor_address"),
         Use("IExecutionContext", "set_optimization_profile_async"),
+        Use("IExecutionContext", "nvtx_verbosity"),
+        Use("EngineInspector", "execution_context"),
+        Use("ExecutionContextAllocationStrategy", "USER_MANAGED"),
+        Use("ProfilingVerbosity", "LAYER_NAMES_ONLY"),
         Use("Runtime", "engine_host_code_allowed"),
         Use("ICudaEngine", "refittable"),
         Use("Refitter", "refit_cuda_engine"),
@@ -205,12 +209,12 @@ sys.modules["tensorrt"] = tensorrt_bindings
 from optimizer.engines.tensorrt.library import TENSORRT, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.monitor import Watch, make_monitor
-from optimizer.engines.tensorrt.session import _make_profiler
+from optimizer.engines.tensorrt.layer_times import make_profiler
 from optimizer.errors import MissingDevice
 from optimizer.progress import Silent
 trt = load(TENSORRT)
 make_monitor(trt, Silent(), "label", Watch())
-_make_profiler(trt)
+make_profiler(trt)
 try:
     start(TENSORRT, trt.Builder, make_logger(trt, BuildLog()), BuildLog())
 except MissingDevice as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from optimizer.engines.tensorrt.session import TensorRtSession
 from optimizer.errors import UsageError
 
 from . import graphs
-from .hostgpu import HostContext, HostCuda, HostEngine, HostInspector
+from .hostgpu import KERNEL_MS, HostContext, HostCuda, HostEngine, HostInspector, open_session
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,8 @@ def open_on_host(
 ) -> tuple[TensorRtSession, HostContext, HostCuda]:
     cuda = HostCuda()
     engine = HostEngine(trt, cuda, graph, list(profiles))
-    context = engine.create_execution_context()
-    session = TensorRtSession(trt, engine, context, api=cuda, cuda_graph=cuda_graph)
-    return session, context, cuda
+    session = open_session(engine, cuda_graph=cuda_graph)
+    return session, engine.newest(), cuda
 
 
 def reference(graph: Path, batch: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def test_a_cuda_graph_is_recorded_anew_after_the_context_was_used_otherwise(
 def test_gpu_time_is_that_of_the_computation(trt: Any, graph: Path) -> None:
     session, _, cuda = open_on_host(trt, graph, (1, 2, 4))
     bound = session.bind(graphs.images(2))
-    assert bound.gpu_ms() == 2.0  # the host's clock counts pieces of work: start, computation
+    assert bound.gpu_ms() == KERNEL_MS
     assert not cuda.events
 
 
@@ -228,10 +228,7 @@ def test_closing_gives_everything_back(trt: Any, graph: Path) -> None:
     finished: list[int] = []
     cuda = HostCuda()
     engine = HostEngine(trt, cuda, graph, [(1, 2, 4)])
-    context = engine.create_execution_context()
-    session = TensorRtSession(
-        trt, engine, context, api=cuda, cuda_graph=True, on_close=lambda: finished.append(1)
-    )
+    session = open_session(engine, cuda_graph=True, on_close=lambda: finished.append(1))
     session.run(graphs.images(2))
     session.run(graphs.images(3))
     bound = session.bind(graphs.images(1))
@@ -246,33 +243,101 @@ def test_closing_gives_everything_back(trt: Any, graph: Path) -> None:
 
 
 def test_layers_come_with_times(trt: Any, graph: Path) -> None:
-    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
-    (layer,) = session.layers()
-    assert (layer.torch_names, layer.precision, layer.time_ms) == (["conv1"], "fp16", None)
-    (told,) = session.layers()
-    (layer,) = session.time_layers(graphs.images(2), 5)
-    assert layer.time_ms == 2.0
-    assert (told.bytes or 0) < (layer.bytes or 0) <= 2 * (told.bytes or 0)
-    session.run(graphs.images(1))  # the profiler is gone
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    layers = session.layers()
+    assert [(x.torch_names, x.precision, x.time_ms) for x in layers] == [
+        (["conv1"], "fp16", None),
+        (["fc"], "fp16", None),
+    ]
+    timed = session.time_layers(graphs.images(2), 5)
+    assert [layer.time_ms for layer in timed] == [1.5, 0.5]
+    assert [layer.bytes for layer in timed] == [2 * (layer.bytes or 0) for layer in layers]
+    conv1_bytes = 2 * (3 * 16 * 16 + 8 * 16 * 16)
+    assert layers[0].bytes == conv1_bytes
+    assert context.executed == [], "layers are timed in a context of their own"
+
+
+def test_whole_calls_have_no_profiler_after_layers_were_timed(trt: Any, graph: Path) -> None:
+    """A profiler cannot be detached: a context that had one keeps it, and cannot be recorded."""
+    session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
+    bound = session.bind(graphs.images(2))
+    for _ in range(2):
+        session.time_layers(graphs.images(2), 2)
+        bound.enqueue()
+        bound.wait()
+    assert context.profiler is None
+    assert session.notes == []
+    assert cuda.launches == 2
+    assert session.time_layers(graphs.images(2), 3)[0].time_ms == 1.5
+
+
+def test_every_context_that_is_timed_is_quiet(trt: Any, graph: Path) -> None:
+    session, context, _ = open_on_host(trt, graph, (1, 2, 4))
+    session.run(graphs.images(2))
+    assert set(context.started_with) == {trt.ProfilingVerbosity.NONE}
+    session.time_layers(graphs.images(2), 1)
+    timing = context.engine.newest()
+    assert timing is not context
+    assert set(timing.started_with) == {trt.ProfilingVerbosity.LAYER_NAMES_ONLY}
+
+
+def test_the_profile_that_runs_is_the_one_that_is_timed(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 1, 1), (4, 8, 8))
+    assert [(x.torch_names, x.profile) for x in session.layers()] == [
+        (["conv1"], 0),
+        (["fc"], 0),
+        (["conv1"], 1),
+        (["fc"], 1),
+    ]
+    small = session.time_layers(graphs.images(1), 2)
+    large = session.time_layers(graphs.images(8), 2)
+    assert [x.name for x in small] == ["conv1", "fc_myl5_1"]
+    assert [x.name for x in large] == ["conv1 [profile 1]", "fc [profile 1]_myl11_1"]
+    assert [x.time_ms for x in large] == [1.5, 0.5]
+    assert {x.precision for x in (*small, *large)} == {"fp16"}
 
 
 def test_layer_times_are_medians_and_lose_none(trt: Any, graph: Path) -> None:
     """What the inspector does not know (a synchronization, say) is a layer as the profiler names it."""
     session, context, _ = open_on_host(trt, graph, (1, 2, 4))
-    execute = context.execute_async_v3
-    spent = iter([9.0, 1.0, 1.5])
+    session.time_layers(graphs.images(2), 1)
+    timing = context.engine.newest()
+    execute = timing.execute_async_v3
+    spent = iter([7.0, 9.0, 1.0, 1.5])  # the first run of a shape is not counted
 
     def slower_at_first(stream: int) -> bool:
-        if context.profiler is not None:
-            once = next(spent)
-            context.profiler.report_layer_time("{reshape}", once)
-            context.profiler.report_layer_time("{reshape}", once)
+        once = next(spent)
+        timing.profiler.report_layer_time("{reshape}", once)
+        timing.profiler.report_layer_time("{reshape}", once)
         return bool(execute(stream))
 
-    context.execute_async_v3 = slower_at_first
-    conv1, extra = session.time_layers(graphs.images(2), 3)
-    assert (conv1.torch_names, conv1.time_ms) == (["conv1"], 2.0)
+    timing.execute_async_v3 = slower_at_first
+    conv1, _, extra = session.time_layers(graphs.images(2), 3)
+    assert (conv1.torch_names, conv1.time_ms) == (["conv1"], 1.5)
     assert (extra.name, extra.torch_names, extra.time_ms) == ("{reshape}", [], 3.0)
+
+
+def test_no_calls_time_no_layer(trt: Any, graph: Path) -> None:
+    session, _, _ = open_on_host(trt, graph, (1, 2, 4))
+    with pytest.raises(UsageError, match="0 calls time no layer"):
+        session.time_layers(graphs.images(2), 0)
+
+
+def test_a_capture_that_fails_is_a_remark(trt: Any, graph: Path) -> None:
+    session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
+    batch = graphs.images(2)
+    bound = session.bind(batch)
+    bound.upload()
+    context.profiler = SimpleNamespace(report_layer_time=lambda *_: None)  # ends every capture
+    for _ in range(3):
+        bound.enqueue()
+    bound.download()
+    np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
+    (note,) = session.notes
+    assert "cannot be recorded as a CUDA graph" in note
+    assert "not permitted when stream is capturing" in note
+    assert cuda.launches == 0
+    assert not cuda.graphs
 
 
 def test_the_host_does_not_invent_names(trt: Any) -> None:
@@ -290,6 +355,8 @@ def test_the_host_does_not_invent_names(trt: Any) -> None:
         "addresses",
         "executed",
         "shapes_set",
+        "layers",
+        "refuses",
     }
     for host, real in (
         (HostEngine, trt.ICudaEngine),
