@@ -22,6 +22,7 @@ from readme import machine
 
 from optimizer.artifacts import write_text_atomically
 from optimizer.environment import fingerprint
+from optimizer.profiling.request import Request
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
 from optimizer.progress import Silent
 from optimizer.results import SCENARIO_LABEL, ScenarioResult
@@ -98,13 +99,16 @@ def main() -> int:
         found = run_scenarios(
             made,
             scenarios,
-            duration_s=parse_duration(options.duration),
-            threads=cpu_features().physical_cores,
-            batch=1,
+            Request(
+                engine="",
+                scenario="offline",
+                folder="",
+                duration_s=parse_duration(options.duration),
+                threads=cpu_features().physical_cores,
+                batch=1,
+                max_latency_ms=15.0,
+            ),
             devices=dict.fromkeys(made.values()),
-            image_size=None,
-            max_latency_ms=15.0,
-            seed=0,
             progress=Silent(),
         )
     report = agreement(found)

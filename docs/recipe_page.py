@@ -15,6 +15,10 @@ from optimizer.options import AccuracyOptions, GraphOptions, OptionInfo, Options
 from optimizer.recipe import BuildSection, CalibrateSection, MeasureSection, Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
+BUILD = """One section, or a list of them: every precision of a section is built for every engine of it. An
+option that belongs to some engines is given to those of the section. `mixed` searches on the
+calibration data for the `max_drop` of `validate`. OpenVINO is compiled for each of `fixed_batch`, by
+default for the batches of `bench`."""
 SECTIONS: dict[str, tuple[type[Options], str]] = {
     "train": (
         TrainOptions,
@@ -23,15 +27,11 @@ SECTIONS: dict[str, tuple[type[Options], str]] = {
     "export": (GraphOptions, ""),
     "calibrate": (
         CalibrateSection,
-        "Without `calib`, a part of the validation data is set apart for calibration and never "
-        "validated on.",
+        "Without `calib`, a part of the validation data is set apart and never validated on.",
     ),
     "build": (
         BuildSection,
-        "One section, or a list of them: every precision of a section is built for every engine of "
-        "it. An option that belongs to some engines is given to those of the section. `mixed` "
-        "searches on the calibration data for the `max_drop` of `validate`. OpenVINO is compiled for "
-        "each of `fixed_batch`, by default for the batches of `bench`.",
+        BUILD,
     ),
     "validate": (AccuracyOptions, "Without this section nothing is validated."),
     "bench": (
@@ -43,7 +43,7 @@ HEAD = """# Recipes
 
 A recipe is one execution of the main job as a YAML file. `resnet-opt run --save-recipe recipe.yaml`
 writes what the flags on that command line would run; `resnet-opt run recipe.yaml` runs it, and flags
-beside it override the file. Relative paths in it are relative to the working folder. Every run keeps its recipe as
+beside it override the file. Relative paths start at the working folder. Every run keeps its recipe as
 `recipe.yaml` in its folder.
 
 Keys are the long flags of the command line in snake_case, one section per stage. Where a stage can be

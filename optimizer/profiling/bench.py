@@ -34,6 +34,7 @@ from optimizer.profiling.grouping import (
 )
 from optimizer.profiling.harness import Cell, Limits, Measured
 from optimizer.profiling.raw import save_raw
+from optimizer.profiling.request import Request
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
 from optimizer.profiling.starts import check_starts, measure_starts
 from optimizer.profiling.verdict import failures, verdict_of
@@ -323,13 +324,18 @@ def _scenarios(plan: _Plan, grouped: Grouped, progress: Progress) -> list[Scenar
     return run_scenarios(
         {f.name: f.path for f in alive},
         plan.scenarios,
-        duration_s=options.duration,
-        threads=first.threads,
-        batch=max(options.batch),
-        image_size=options.image_size,
+        Request(
+            engine="",
+            scenario="offline",
+            folder="",
+            duration_s=options.duration,
+            threads=first.threads,
+            batch=max(options.batch),
+            image_size=options.image_size,
+            seed=options.seed,
+            max_latency_ms=bound.max_latency_ms if bound else SERVER_BOUND_MS,
+        ),
         devices=plan.devices,
-        max_latency_ms=bound.max_latency_ms if bound else SERVER_BOUND_MS,
-        seed=options.seed,
         progress=progress,
     )
 

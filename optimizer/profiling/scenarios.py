@@ -68,14 +68,9 @@ def check_scenarios(names: Sequence[str]) -> list[ScenarioName]:
 def run_scenarios(
     engines: Mapping[str, Path],
     scenarios: Sequence[ScenarioName],
+    template: Request,
     *,
-    duration_s: float,
-    threads: int,
-    batch: int,
-    image_size: int | None,
     devices: Mapping[Path, str | None],
-    max_latency_ms: float,
-    seed: int,
     progress: Progress,
 ) -> list[ScenarioResult]:
     """Run every scenario on every engine; one that fails costs only itself.
@@ -83,14 +78,9 @@ def run_scenarios(
     Args:
         engines: Engine files by name.
         scenarios: Which, checked by `check_scenarios`.
-        duration_s: How long each test lasts at least.
-        threads: Threads an engine.
-        batch: Images computed together in server and offline.
-        image_size: ``None`` for the engine's own.
+        template: What all tests have in common; its limit of latency is that of the server.
         devices: The device to open each file on; see `optimizer.engines.placement.placed`.
-        max_latency_ms: Server: the bound on p99.
-        seed: Decides images and the order of queries.
-        progress: Told of the steps.
+        progress: Where steps are reported.
     """
     found: list[ScenarioResult] = []
     if not scenarios:
@@ -98,17 +88,12 @@ def run_scenarios(
     progress.start("LoadGen", total=len(engines) * len(scenarios))
     for name, path in engines.items():
         for scenario in scenarios:
-            request = Request(
+            request = replace(
+                template,
                 engine=str(path),
                 scenario=scenario,
-                folder="",
-                duration_s=duration_s,
-                threads=threads,
-                batch=batch,
-                image_size=image_size,
                 device=devices[path],
-                seed=seed,
-                max_latency_ms=max_latency_ms if scenario == "server" else None,
+                max_latency_ms=template.max_latency_ms if scenario == "server" else None,
             )
             found.append(run_scenario(name, scenario, request))
             progress.advance(note=f"{name} {scenario}")

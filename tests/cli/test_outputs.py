@@ -65,7 +65,7 @@ def test_a_full_disk_is_no_bug(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "m.onnx")
 
-    monkeypatch.setattr(verbs, "export", full)
+    monkeypatch.setattr("optimizer.verbs.export.export", full)
     said = resnet_opt("export", small_checkpoint, "-o", tmp_path / "m.onnx")
     assert said.code == 3
     assert "No space left on device: m.onnx" in said.err
