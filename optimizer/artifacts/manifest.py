@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optimizer._version import __version__
 from optimizer.artifacts.keys import content_key, digest
 from optimizer.errors import ArtifactError
+from optimizer.tables import facts_table
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -112,6 +113,15 @@ class Artifact:
     path: Path
     manifest: Manifest
     cached: bool = False
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the file, what it is, and what was found out on the way."""
+        own = {"path", "manifest"}
+        more = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in own]
+        simple = [(n, getattr(v, "verdict", v)) for n, v in more]
+        shown = [(n, v) for n, v in simple if isinstance(v, (str, int, float, bool))]
+        facts = [("file", self.path), ("settings", json.dumps(dict(self.manifest.settings)))]
+        return facts_table([*facts, *shown], self.manifest.kind).to_html()
 
     def as_input(self, role: str) -> Input:
         """Describe this artifact as the input of another one, without hashing it again."""

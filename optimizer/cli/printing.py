@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
     from optimizer.artifacts import Artifact
     from optimizer.environment import Environment
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         ProfileResult,
         RunResult,
         SearchResult,
-        TimedPart,
         ValidateResult,
     )
+    from optimizer.tables import Table
 
 __all__ = [
     "difference_words",
@@ -130,7 +130,7 @@ def print_validated(result: ValidateResult, output: Path, as_json: bool) -> None
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    from optimizer.cli.tables import validated_table
+    from optimizer.results.result_tables import validated_table
 
     _print(validated_table(result))
     if left_out := result.dataset.skipped:
@@ -145,14 +145,16 @@ def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    from optimizer.cli.tables import curve_table, measured_table, scenario_table
     from optimizer.profiling.curves import summaries
+    from optimizer.reporting.curves import marks_of
     from optimizer.results import SCENARIO_LABEL
+    from optimizer.results.result_tables import curve_table, measured_table, scenario_table
 
     _print(measured_table(result))
     for curve in result.curves:
         print(f"\n{curve.engine}: throughput by the clock, latency of a call with its copies")
-        _print(curve_table(curve))
+        marks = [", ".join(marks_of(curve, point)) for point in curve.points]
+        _print(curve_table(curve, marks))
         for sentence in summaries(curve):
             print(f"- {sentence}")
     if result.scenarios:
@@ -166,15 +168,36 @@ def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     print(f"{result.verdict}: {result.reason}; details in {output}")
 
 
-def _print(renderable: Any) -> None:
+def _print(table: Table) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    Console().print(_rich(table))
+
+
+def _rich(table: Table, *, left: int = 1, titled: bool = False) -> RichTable:
+    """A table for the terminal; ``left`` columns are aligned left."""
+    from rich.table import Table as RichTable
+
+    shown = RichTable(
+        title=table.caption if titled else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for number, column in enumerate(table.columns):
+        justify: Literal["left", "right"] = "left" if number < left else "right"
+        shown.add_column(column, justify=justify, no_wrap=titled and number > 0)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
     """Print layer times: a table per engine, and the ceilings."""
     from rich.console import Console
+
+    from optimizer.results.result_tables import profile_table
 
     console = Console()
     if not console.is_terminal:
@@ -183,35 +206,12 @@ def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
         if engine.status != "ok":
             print(f"{engine.name}: {engine.status}: {engine.error}")
             continue
-        console.print(_table(engine, engine.layers if every_layer else engine.blocks))
+        parts = engine.layers if every_layer else engine.blocks
+        console.print(_rich(profile_table(engine, parts), left=2, titled=True))
         for line in _below(engine):
             print(f"  {line}")
     for line in _ceilings(result):
         print(line)
-
-
-def _table(engine: EngineProfile, parts: list[TimedPart]) -> Table:
-    from rich.table import Table
-
-    title = f"{engine.name}, batch {engine.batch}, {engine.threads} threads"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(
-        ("", "computes in", "ms", "95 % interval", "share", "GFLOP/s", "of ceiling", "bound by")
-    ):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number > 0)
-    for part in parts:
-        low_high, rate, reached = part.time_ci95_ms, part.flops_per_s, part.ceiling_share
-        table.add_row(
-            part.name,
-            part.precision,
-            f"{part.time_ms:.3f}",
-            f"{low_high[0]:.3f} … {low_high[1]:.3f}" if low_high else "–",
-            f"{part.share:.1%}",
-            f"{rate / 1e9:.1f}" if rate else "–",
-            f"{reached:.0%} of {part.ceiling}" if reached is not None else "–",
-            part.bound or "–",
-        )
-    return table
 
 
 def _below(engine: EngineProfile) -> Iterator[str]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from optimizer.tables import Table, facts_table
+
 __all__ = ["SCHEMA_VERSION", "EngineStatus", "Interval", "Model", "VerdictName"]
 
 SCHEMA_VERSION = 1
@@ -16,6 +18,16 @@ EngineStatus = Literal["ok", "failed", "built-not-run", "unavailable"]
 
 class Model(BaseModel):
     """A result or a part of one; unknown fields are refused."""
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return self.as_table().to_html()
+
+    def as_table(self) -> Table:
+        """The result as a table: its plain fields, unless a subclass has a better one."""
+        plain = (str, int, float, bool)
+        facts = [(name, value) for name, value in self if isinstance(value, plain)]
+        return facts_table(facts, type(self).__name__)
 
     # "model_" is pydantic's own prefix; nothing here uses it.
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")

@@ -8,6 +8,7 @@ from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model
 from optimizer.results.curves import Curve
 from optimizer.results.latency import Latency
 from optimizer.results.scenarios import ScenarioResult
+from optimizer.tables import Table
 
 __all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench"]
 
@@ -105,3 +106,9 @@ class BenchResult(Model):
     settings: dict[str, Any] = {}
     verdict: VerdictName
     reason: str
+
+    def as_table(self) -> Table:
+        """One row per engine and batch size."""
+        from optimizer.results.result_tables import measured_table
+
+        return measured_table(self)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model
 from optimizer.results.bench import Conditions
+from optimizer.tables import Table
 
 __all__ = ["BoundBy", "Ceiling", "Ceilings", "EngineProfile", "ProfileResult", "TimedPart"]
 
@@ -127,3 +128,11 @@ class ProfileResult(Model):
     """Why some or all engines are held against no ceilings."""
     conditions: Conditions | None = None
     settings: dict[str, Any] = {}
+
+    def as_table(self) -> Table:
+        """One row per block of every engine."""
+        from optimizer.results.result_tables import profile_table
+
+        tables = [profile_table(engine, engine.blocks) for engine in self.engines]
+        rows = [(one.caption, *row) for one in tables for row in one.rows]
+        return Table(("engine", *tables[0].columns), rows) if tables else Table(())

@@ -10,6 +10,7 @@ from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Model, VerdictN
 from optimizer.results.bench import BenchResult
 from optimizer.results.engines import Audit
 from optimizer.results.validate import ValidateResult
+from optimizer.tables import Table
 
 __all__ = ["RunResult", "StageRecord"]
 
@@ -47,6 +48,11 @@ class RunResult(Model):
     findings: list[str]
     """The sentences at the head of the report."""
     seconds: float
+
+    def as_table(self) -> Table:
+        """The verdict and the findings."""
+        rows = [("verdict", self.verdict), *(("", finding) for finding in self.findings)]
+        return Table(("", ""), rows, self.title)
 
     model_config = ConfigDict(
         extra="forbid", populate_by_name=True, serialize_by_alias=True, ser_json_inf_nan="constants"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
 from optimizer.results.engines import Audit
+from optimizer.tables import Table
 
 __all__ = [
     "BatchConsistency",
@@ -134,3 +135,9 @@ class ValidateResult(Model):
     """Of that file: another validation may have written over it since."""
     timing: Timing | None = None
     verdict: VerdictName
+
+    def as_table(self) -> Table:
+        """One row per hop."""
+        from optimizer.results.result_tables import validated_table
+
+        return validated_table(self)

@@ -1,0 +1,41 @@
+"""A table as plain values: the terminal and notebooks show the same one."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Table", "facts_table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first column is aligned left, the others right.
+
+    Attributes:
+        columns: Headings; empty for a table without a head.
+        rows: Cells, as many in each row as there are columns.
+        caption: A sentence above the table; may be empty.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]] = field(default_factory=list)
+    caption: str = ""
+
+    def to_html(self) -> str:
+        """An HTML table without styles or scripts; every cell is escaped."""
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        head = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table>{caption}{head}<tbody>{rows}</tbody></table>"
+
+
+def facts_table(facts: Sequence[tuple[str, object]], caption: str = "") -> Table:
+    """Names and values, one pair per row; pairs without a value are left out."""
+    rows = [(name, str(value)) for name, value in facts if value is not None]
+    return Table(("", ""), rows, caption)
