@@ -7,7 +7,6 @@ Options are not written here: a parameter ``options`` stands for the flags of it
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -339,23 +338,15 @@ def validate(
 
     Example: resnet-opt validate model.blob --reference model.safetensors --data digits:test
     """
-    from optimizer.artifacts import check_output
     from optimizer.cli.printing import print_validated
     from optimizer.evaluation import raise_for_verdict
-    from optimizer.results import write_result
+    from optimizer.evaluation.shards import rank_and_world
     from optimizer.verbs.validate import validate as verb
 
-    check_output(output, [*engines, options.reference, options.data])
     with _bars() as progress:
-        result = verb(
-            engines,
-            options,
-            predictions=output.with_suffix(".predictions.npz"),
-            progress=progress,
-        )
-    if int(os.environ.get("RANK", "0")) != 0:  # torchrun: every process has the same result
+        result = verb(engines, options, output=output, progress=progress)
+    if rank_and_world()[0] != 0:  # torchrun: every process has the same result
         return
-    write_result(result, output)
     print_validated(result, output, as_json)
     raise_for_verdict(result)
 
@@ -378,18 +369,12 @@ def bench(
 
     Example: resnet-opt bench model.blob --batch 1,2,4,8,16,32 --streams 1,2 --max-latency 15ms
     """
-    from optimizer.artifacts import check_output
     from optimizer.cli.printing import print_measured
     from optimizer.errors import BuildError, Inconclusive, PerformanceRegression
-    from optimizer.results import write_result
     from optimizer.verbs.bench import bench as verb
 
-    check_output(output, [*engines, options.against])
     with _bars() as progress:
-        result = verb(
-            engines, options, raw_dir=output.parent / f"{output.stem}.raw", progress=progress
-        )
-    write_result(result, output)
+        result = verb(engines, options, output=output, progress=progress)
     print_measured(result, output, as_json)
     if result.verdict == "fail":
         # Whatever crashed (an engine, a setting of a sweep, a scenario, the control) is no regression.
@@ -411,16 +396,12 @@ def profile(
 
     Example: resnet-opt profile model.blob model.safetensors --batch 1 -o profile.json
     """
-    from optimizer.artifacts import check_output
     from optimizer.cli.printing import print_profile
     from optimizer.errors import BuildError
-    from optimizer.results import write_result
     from optimizer.verbs.profile import profile as verb
 
-    check_output(output, engines)
     with _bars() as progress:
-        result = verb(engines, options, progress=progress)
-    write_result(result, output)
+        result = verb(engines, options, output=output, progress=progress)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:

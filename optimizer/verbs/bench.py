@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from optimizer.artifacts import check_output
 from optimizer.options import BenchOptions, takes_options
 from optimizer.progress import Progress
-from optimizer.results import BenchResult
+from optimizer.results import BenchResult, write_result
 from optimizer.verbs.validate import as_list
 
 __all__ = ["bench"]
@@ -18,6 +19,7 @@ def bench(
     engines: Sequence[Path | str] | Path | str,
     options: BenchOptions,
     *,
+    output: Path | str | None = None,
     raw_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
@@ -26,7 +28,10 @@ def bench(
     Args:
         engines: Engines or checkpoints; one or several.
         options: See below.
-        raw_dir: Where the raw samples go, one NPZ file per engine and setting.
+        output: Where the result goes (``.json``), with the raw samples in a folder beside it;
+            ``None`` writes nothing.
+        raw_dir: Where the raw samples go, one NPZ file per engine and setting, if not beside
+            ``output``.
         progress: Where steps are reported.
 
     Returns:
@@ -38,9 +43,14 @@ def bench(
     """
     from optimizer.profiling import bench as measure
 
-    return measure(
-        [Path(engine) for engine in as_list(engines)],
-        options,
-        raw_dir=None if raw_dir is None else Path(raw_dir),
-        progress=progress,
+    paths = [Path(engine) for engine in as_list(engines)]
+    if output is not None:
+        output = Path(output)
+        check_output(output, [*paths, options.against])
+        raw_dir = raw_dir or output.parent / f"{output.stem}.raw"
+    result = measure(
+        paths, options, raw_dir=None if raw_dir is None else Path(raw_dir), progress=progress
     )
+    if output is not None:
+        write_result(result, output)
+    return result

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.artifacts import Cache
+from optimizer.artifacts import Cache, check_output
 from optimizer.errors import UsageError
 from optimizer.options import ProfileOptions, takes_options
 from optimizer.progress import Progress
-from optimizer.results import ProfileResult
+from optimizer.results import ProfileResult, write_result
 from optimizer.verbs.validate import as_list
 
 __all__ = ["profile"]
@@ -20,6 +20,7 @@ def profile(
     engines: Sequence[Path | str] | Path | str,
     options: ProfileOptions,
     *,
+    output: Path | str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> ProfileResult:
@@ -28,6 +29,7 @@ def profile(
     Args:
         engines: Engines or checkpoints; one or several.
         options: See below.
+        output: Where the result goes (``.json``); ``None`` writes nothing.
         cache: Where the ceilings are kept; ``None`` for the user's own cache.
         progress: Where steps are reported.
 
@@ -40,9 +42,15 @@ def profile(
 
     if options.remeasure and not options.ceilings:
         raise UsageError("--remeasure measures the ceilings that --no-ceilings leaves out")
-    return measure(
-        [Path(engine) for engine in as_list(engines)],
+    paths = [Path(engine) for engine in as_list(engines)]
+    if output is not None:
+        check_output(Path(output), paths)
+    result = measure(
+        paths,
         options,
         cache=cache or Cache.default(),
         progress=progress,
     )
+    if output is not None:
+        write_result(result, Path(output))
+    return result

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.artifacts import check_output
 from optimizer.errors import UsageError
 from optimizer.options import HopOptions, ValidateOptions, takes_options
 from optimizer.progress import Progress
-from optimizer.results import Gates, ValidateResult
+from optimizer.results import Gates, ValidateResult, write_result
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
@@ -22,6 +23,7 @@ def validate(
     engines: Sequence[Path | str] | Path | str,
     options: ValidateOptions,
     *,
+    output: Path | str | None = None,
     images: ImageDataset | None = None,
     predictions: Path | str | None = None,
     progress: Progress | None = None,
@@ -31,8 +33,10 @@ def validate(
     Args:
         engines: Engines, graphs or checkpoints; one or several.
         options: See below.
+        output: Where the result goes (``.json``), and with another suffix the predictions;
+            ``None`` writes nothing.
         images: Images that are open already, instead of ``data``; all of them are used.
-        predictions: Where the predictions of each image go (``.npz``).
+        predictions: Where the predictions of each image go (``.npz``), if not beside ``output``.
         progress: Where steps are reported.
 
     Returns:
@@ -48,10 +52,15 @@ def validate(
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as compare_hops
     from optimizer.evaluation.chain import exported_beside
+    from optimizer.evaluation.shards import rank_and_world
 
     paths = [Path(engine) for engine in as_list(engines)]
     if not paths:
         raise UsageError("no engine to validate", mend="resnet-opt validate ENGINE…")
+    if output is not None:
+        output = Path(output)
+        check_output(output, [*paths, options.reference, options.data])
+        predictions = predictions or output.with_suffix(".predictions.npz")
     check_device(paths, options.device)
     chains = [
         Chain.of(
@@ -70,7 +79,7 @@ def validate(
             skip_bad_images=options.skip_bad_images,
             workers=options.workers,
         )
-    return compare_hops(
+    result = compare_hops(
         chains,
         source,
         images,
@@ -79,6 +88,9 @@ def validate(
         predictions=None if predictions is None else Path(predictions),
         progress=progress,
     )
+    if output is not None and rank_and_world()[0] == 0:  # torchrun: all have the same result
+        write_result(result, output)
+    return result
 
 
 def _reference(options: ValidateOptions) -> Any:
