@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer import pipeline
+import optimizer
 from optimizer.artifacts import Cache, load_artifact, manifest_path
 from optimizer.engines import get_backend
 from optimizer.errors import DataError, EnvironmentFault, UsageError
@@ -46,7 +46,7 @@ def first(
 ) -> tuple[RunResult, Path, Cache]:
     base = tmp_path_factory.mktemp("run")
     cache = Cache(base / "cache")
-    return pipeline.run(recipe, base / "first", cache=cache), base / "first", cache
+    return optimizer.run(recipe, base / "first", cache=cache), base / "first", cache
 
 
 def test_the_folder_holds_everything(first: tuple[RunResult, Path, Cache]) -> None:
@@ -127,7 +127,7 @@ def test_what_cannot_be_is_recorded_with_the_reason(first: tuple[RunResult, Path
 
 def test_a_second_run_makes_nothing(first: tuple[RunResult, Path, Cache], recipe: Recipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in (first[1] / "engines").iterdir()}
-    again = pipeline.run(recipe, first[1], cache=first[2])
+    again = optimizer.run(recipe, first[1], cache=first[2])
     assert all(stage.cached for stage in again.stages if stage.file)
     assert {path: path.stat().st_mtime_ns for path in (first[1] / "engines").iterdir()} == before
     assert again.validate_ == first[0].validate_
@@ -146,7 +146,7 @@ def test_another_folder_takes_the_artifacts_from_the_cache(
     quick = quick.model_copy(
         update={"calibrate": recipe.calibrate.model_copy(update={"calib": "digits:train"})}
     )
-    result = pipeline.run(quick, tmp_path / "second", cache=first[2])
+    result = optimizer.run(quick, tmp_path / "second", cache=first[2])
     made = [stage for stage in result.stages if stage.file]
     assert made
     assert all(stage.cached for stage in made)
@@ -154,7 +154,7 @@ def test_another_folder_takes_the_artifacts_from_the_cache(
 
 def test_one_folder_for_both_is_split(first: tuple[RunResult, Path, Cache], tmp_path: Path) -> None:
     """Calibration and validation never see the same image."""
-    result = pipeline.run(
+    result = optimizer.run(
         parse_recipe(
             {
                 "model": str(first[1] / "model.safetensors"),
@@ -176,7 +176,7 @@ def test_mixed_precision_searches_on_images_that_do_not_judge(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:
     folder = tmp_path / "mixed"
-    result = pipeline.run(
+    result = optimizer.run(
         parse_recipe(
             {
                 "model": str(first[1] / "model.safetensors"),
@@ -214,7 +214,7 @@ def test_mixed_precision_without_images_to_judge_is_refused(
         }
     )
     with pytest.raises(UsageError, match="others to judge"):
-        pipeline.run(asked, tmp_path / "none")
+        optimizer.run(asked, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -229,7 +229,7 @@ def test_nothing_to_build_is_an_error_of_the_environment(
         }
     )
     with pytest.raises(EnvironmentFault, match="no engine could be built"):
-        pipeline.run(asked, tmp_path / "none")
+        optimizer.run(asked, tmp_path / "none")
 
 
 def test_a_provider_that_is_not_here_is_recorded(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_provider_that_is_not_here_is_recorded(small_checkpoint: Path, tmp_pat
             "bench": None,
         }
     )
-    result = pipeline.run(asked, tmp_path / "run")
+    result = optimizer.run(asked, tmp_path / "run")
     (missing,) = (stage for stage in result.stages if stage.label == "onnxruntime-cuda fp32")
     assert missing.status == "unavailable"
     assert "provider cuda cannot be used here" in str(missing.note)
@@ -267,7 +267,7 @@ def test_data_that_is_not_there_stops_before_the_work(
         }
     )
     with pytest.raises(DataError, match="nowhere"):
-        pipeline.run(asked, tmp_path / "none")
+        optimizer.run(asked, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

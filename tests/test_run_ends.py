@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from optimizer import pipeline
 from optimizer.errors import AccuracyGateFailed, BuildError, Inconclusive, PrecisionAuditFailed
 from optimizer.results import (
     Audit,
@@ -18,6 +17,7 @@ from optimizer.results import (
     RunResult,
     ValidateResult,
 )
+from optimizer.verbs.run import verdict_of
 
 
 def _ended(**parts: Any) -> RunResult:
@@ -73,7 +73,7 @@ def test_only_a_pass_exits_with_zero(
             for name, verdict in parts["audits"].items()
         }
         parts = parts | {"audits": audits}
-    error = pipeline.verdict_of(_ended(**parts))
+    error = verdict_of(_ended(**parts))
     if kind is None:
         assert error is None
     else:

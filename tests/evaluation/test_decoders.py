@@ -40,7 +40,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_differs_and_by_how_much(photographs: Path) -> None:
-    found = {d.pipeline: d for d in optimizer.compare_decoders(str(photographs))}
+    found = {d.pipeline: d for d in optimizer.preprocess(str(photographs))}
     assert list(found) == [DECODER, ANTIALIASED, ALIASED]
     assert {d.images for d in found.values()} == {12}
     # The resizers of Pillow and of tensors round differently by one level, here and there.
@@ -95,7 +95,7 @@ def test_with_a_model_changed_predictions_are_counted(
 
 def test_data_without_files_is_refused() -> None:
     with pytest.raises(UsageError, match="holds no image files"):
-        optimizer.compare_decoders("digits:test")
+        optimizer.preprocess("digits:test")
 
 
 def test_a_broken_image_is_named_or_left_out(photographs: Path, tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_a_broken_image_is_named_or_left_out(photographs: Path, tmp_path: Path) 
         Image.fromarray(pixels).save(folder / name / "good.png")
     (folder / "a" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.jpg"):
-        optimizer.compare_decoders(str(folder))
-    found = optimizer.compare_decoders(str(folder), skip_bad_images=True)
+        optimizer.preprocess(str(folder))
+    found = optimizer.preprocess(str(folder), skip_bad_images=True)
     assert found[0].images == 2

@@ -138,7 +138,7 @@ def test_it_compiles_for_cards_that_compute_it(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from optimizer.verbs import audit_engine
+    import optimizer
 
     engine = optimizer.build(
         small_graph,
@@ -148,7 +148,7 @@ def test_it_compiles_for_cards_that_compute_it(
         target=("sm89",),
         stats=small_statistics,
     )
-    audit = audit_engine(engine)
+    audit = optimizer.audit(engine)
     assert audit.verdict == "pass", audit.reason
     assert audit.share == 1.0
     assert "FP16" in audit.reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import optimizer
 from optimizer.data import ImageDataset
 from optimizer.errors import DataError, UsageError
 from optimizer.graphs.facts import graph_facts
-from optimizer.options import EncodingOptions
+from optimizer.options import EncodingOptions, QuantizeOptions
 from optimizer.precision.int8 import Encodings
 from optimizer.results import SearchResult, read_result
 from optimizer.search import divided, search_path, stages
@@ -44,7 +43,7 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
         calib=calib,
         calib_images=64,
         data=judge,
-        max_drop_pp=3.0,
+        max_drop="3pp",
         options=OPTIONS,
     )
     found = _result(output)
@@ -82,7 +81,7 @@ def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) ->
     output = tmp_path / "q.onnx"
     optimizer.quantize(
         graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
-        max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
+        max_drop="100pp", options=OPTIONS.model_copy(update={"equalize": True}),
     )  # fmt: skip
     found = _result(output)
     assert [point.kept for point in found.front] == [[]]
@@ -92,7 +91,7 @@ def test_a_graph_inside_the_budget_keeps_nothing(graph: Path, tmp_path: Path) ->
     assert graph_facts(output).precision == "int8"
     again = optimizer.quantize(
         graph, output, precision="mixed", target="tensorrt-cpu", calib=calib, data=judge,
-        max_drop_pp=100.0, options=replace(OPTIONS, equalize=True),
+        max_drop="100pp", options=OPTIONS.model_copy(update={"equalize": True}),
     )  # fmt: skip
     assert again.cached
     assert _result(output).front == found.front
@@ -104,7 +103,7 @@ def test_layers_that_are_kept_anyway_are_where_the_search_starts(
     calib, judge = data(tmp_path / "c.npz", 64, 1), data(tmp_path / "d.npz", 64, 2)
     output = tmp_path / "q.onnx"
     optimizer.quantize(
-        graph, output, precision="mixed", calib=calib, data=judge, max_drop_pp=100.0,
+        graph, output, precision="mixed", calib=calib, data=judge, max_drop="100pp",
         options=EncodingOptions(keep=("fc", "conv1")),
     )  # fmt: skip
     assert _result(output).front[0].kept == ["conv1", "fc"]
@@ -143,7 +142,8 @@ def test_the_images_that_are_used_are_those_that_were_checked(
     batch, _ = labelled(64, 1)
     np.savez(tmp_path / "c.npz", images=batch, labels=np.arange(64) % 2, classes=["d", "b"])
     judge = data(tmp_path / "d.npz", 16, 2)
-    dataset = stages.images_for(str(tmp_path / "c.npz"), judge, None, calib_images=16)
+    options = QuantizeOptions(calib=str(tmp_path / "c.npz"), data=str(judge), calib_images=16)
+    dataset = stages.images_for(options)
     used = []
 
     def seen(_graph: Path, calibration: ImageDataset, *_: object, **__: object) -> None:
@@ -153,9 +153,8 @@ def test_the_images_that_are_used_are_those_that_were_checked(
     monkeypatch.setattr(stages, "calibrate", seen)
     with pytest.raises(DataError, match="seen"):
         stages.mixed(
-            graph, tmp_path / "m.onnx", dataset, target="openvino", calib_images=16,
-            result=tmp_path / "m.search.json",
-        )  # fmt: skip
+            graph, tmp_path / "m.onnx", dataset, options, result=tmp_path / "m.search.json"
+        )
     checked, _ = divided(dataset, 16)
     assert used[0].positions.tolist() == checked.positions.tolist()
     assert set(used[0].labels) == {1, 3}
