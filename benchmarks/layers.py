@@ -50,6 +50,21 @@ def measure(duration_s: float) -> ProfileResult:
     return found
 
 
+def check(result: ProfileResult) -> None:
+    """Refuse to record ceilings that cannot be those of the machine.
+
+    Raises:
+        SystemExit: FP32 products outside of what a core computes, which would be a wrong unit, or INT8
+            products below half of them: a plain loop instead of a kernel.
+    """
+    assert result.ceilings is not None, "these engines run on the CPU"
+    products, threads = result.ceilings.compute, result.ceilings.threads
+    if not 1e9 < products["fp32"].rate / threads < 1e12:
+        raise SystemExit(f"FP32 products at {products['fp32'].rate:.3g} operations a second")
+    if products["int8"].rate < 0.5 * products["fp32"].median:
+        raise SystemExit(f"INT8 products at {products['int8'].rate:.3g} operations a second")
+
+
 def save_images(path: Path) -> None:
     """Seeded noise to calibrate on: ranges of random weights need no photographs."""
     images = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), np.uint8)
@@ -180,7 +195,9 @@ def main() -> None:
     file = asked.output / "layers.json"
     if not asked.write_only:
         asked.output.mkdir(parents=True, exist_ok=True)
-        write_result(measure(parse_duration(asked.duration)), file)
+        measured = measure(parse_duration(asked.duration))
+        check(measured)
+        write_result(measured, file)
     result = read_result(file)
     if not isinstance(result, ProfileResult):
         raise SystemExit(f"{file.name} holds no profile")

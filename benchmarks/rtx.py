@@ -43,6 +43,8 @@ BUILDS = [
     ("fp8", ("sm89", "sm120")),
     ("int8", ("sm75",)),  # refused by the audit
 ]  # fmt: skip
+LARGEST_BYTES = {"fp32": 104e6, "fp16": 52e6, "int8": 37e6, "fp8": 104e6}
+"""Of an engine of ResNet-50; its weights are stored once."""
 _MB, _MIB = 1e6, 2**20
 
 
@@ -57,6 +59,9 @@ def main() -> int:
             folder = options.keep or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             result = run(folder)
+        if wrong := broken(result):  # nothing is recorded that the page could not stand for
+            print("not recorded: " + "; ".join(wrong), file=sys.stderr)
+            return 1
         REPORTS.mkdir(parents=True, exist_ok=True)
         write_text_atomically(REPORTS / "rtx.json", json.dumps(result, indent=1) + "\n")
     result = json.loads((REPORTS / "rtx.json").read_text(encoding="utf-8"))
@@ -146,6 +151,29 @@ def one(folder: Path, graph: Path, precision: str, targets: tuple[str, ...]) -> 
         "own_s": seconds - details["build_s"],
         "peak_bytes": details["build_peak_bytes"],
     }
+
+
+def broken(result: dict[str, Any]) -> list[str]:
+    """Limits that a run does not hold, of what does not depend on how busy a machine is."""
+    found = []
+    for build in result["builds"]:
+        if "refused" in build:
+            continue
+        name = f"{build['precision']} for {' + '.join(build['targets'])}"
+        most = LARGEST_BYTES[build["precision"]]
+        if build["engine_bytes"] > most:
+            found.append(f"{name} has {build['engine_bytes']:,} bytes, more than {most:,.0f}")
+        expected = "fail" if build["targets"] == ["sm75"] else "pass"
+        if build["verdict"] != expected:
+            found.append(f"{name}: the audit says {build['verdict']}, not {expected}")
+    leak = result["leak"]
+    if leak["builds"] < 12:
+        found.append(f"only {leak['builds']} builds")
+    if leak["open_files"] > 0 or leak["children"] > 0 or leak["rss_bytes"] >= 50 * _MIB:
+        found.append(f"the process that starts builds leaks: {leak}")
+    if leak["left_behind"]:
+        found.append(f"left behind: {', '.join(leak['left_behind'])}")
+    return found
 
 
 def table(result: dict[str, Any]) -> str:

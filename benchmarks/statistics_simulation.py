@@ -1,6 +1,7 @@
 """How often is the accuracy gate wrong? Writes ``reports/statistics/simulation.json``.
 
-Run: ``python benchmarks/statistics_simulation.py`` (two minutes on one core; no data needed).
+Run: ``python benchmarks/statistics_simulation.py`` (two minutes on one core; no data needed). The
+table in docs/accuracy.md is written from it, ``--write-only`` writes that alone.
 
 Every cell is enumerated exactly and simulated with 2,000 random draws. Exit code 1 if a limit is
 broken by either: passes at a true drop equal to the margin at most 5 %, fails at a true drop of
@@ -10,6 +11,7 @@ than 2,000 independent draws would explain (p < 1e-6).
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from gate_simulation import Cell, enumerate_cell, grid, simulate_cell
+from readme import write_between_marks
 from scipy.stats import binomtest
 
 from optimizer.artifacts import write_text_atomically
@@ -28,6 +31,10 @@ DROPS = (0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02)
 MARGIN = 0.01
 DRAWS = 2000
 SEED = 20_250_101
+SHOWN_IMAGES = (500, 1000, 2000, 5000, 10_000)
+SHOWN_DISCORDANCES = (0.002, 0.01, 0.03, 0.05)
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "reports" / "statistics" / "simulation.json"
 
 
 def one_cell(cell: Cell, rng: np.random.Generator) -> dict[str, Any]:
@@ -48,8 +55,25 @@ def one_cell(cell: Cell, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Run the grid, write the report, say whether the limits hold."""
+def table(report: dict[str, Any]) -> str:
+    """What docs/accuracy.md shows: how often an engine that loses nothing passes, by images."""
+    passed = {
+        (c["images"], c["discordant"]): c["exact"]["passed"]
+        for c in report["cells"]
+        if c["drop"] == 0
+    }
+    lines = [
+        f"| images | {' | '.join(f'{100 * share:.4g} %' for share in SHOWN_DISCORDANCES)} |",
+        "|---" * (1 + len(SHOWN_DISCORDANCES)) + "|",
+    ]
+    for n in SHOWN_IMAGES:
+        cells = [f"{100 * passed[n, share]:.0f} %" for share in SHOWN_DISCORDANCES]
+        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured() -> dict[str, Any]:
+    """The whole grid, and whether the limits hold."""
     rng = np.random.default_rng(SEED)
     cells = [one_cell(cell, rng) for cell in grid(IMAGES, DISCORDANCES, DROPS)]
     at_margin = [c for c in cells if c["drop"] == MARGIN]
@@ -70,7 +94,7 @@ def main() -> int:
         and s["smallest_coverage"] >= 0.94
         for s in summary.values()
     )
-    report = {
+    return {
         "margin": MARGIN,
         "draws": DRAWS,
         "seed": SEED,
@@ -79,10 +103,18 @@ def main() -> int:
         "smallest_p_simulated_given_exact": surprise,
         "cells": cells,
     }
-    path = Path(__file__).resolve().parent.parent / "reports" / "statistics" / "simulation.json"
-    write_text_atomically(path, json.dumps(report, indent=1) + "\n")
+
+
+def main() -> int:
+    """Run the grid, write the report and the table, say whether the limits hold."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--write-only", action="store_true", help="only write the table again")
+    if not parser.parse_args().write_only:
+        write_text_atomically(REPORT, json.dumps(measured(), indent=1) + "\n")
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    write_between_marks(ROOT / "docs" / "accuracy.md", "images", f"\n{table(report)}\n")
     print(json.dumps({k: v for k, v in report.items() if k != "cells"}, indent=2))
-    return 0 if held else 1
+    return 0 if report["limits_held"] else 1
 
 
 if __name__ == "__main__":

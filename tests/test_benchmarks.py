@@ -43,17 +43,6 @@ def report(**changes: Any) -> dict[str, Any]:
     return found | changes
 
 
-def test_the_page_shows_the_recorded_false_alarms(false_alarms: Any) -> None:
-    text = (ROOT / "docs/measuring.md").read_text(encoding="utf-8")
-    shown = text.split("<!-- false-alarms -->")[1].split("<!-- /false-alarms -->")[0].strip()
-    recorded = ROOT / "reports/cpu/false_alarms.json"
-    if recorded.is_file():
-        assert shown == false_alarms.text(json.loads(recorded.read_text(encoding="utf-8"))).strip()
-    else:
-        assert shown.startswith("No report is recorded yet")
-        assert not any(character.isdigit() for character in shown)
-
-
 def test_limits_that_are_held(false_alarms: Any) -> None:
     held = false_alarms.limits(report())
     assert all(held.values()), "a loaded machine need not find the slowdown"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from optimizer.results import BenchResult, read_result
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -62,75 +66,68 @@ def test_every_verb_is_in_the_readme() -> None:
         assert re.search(rf"\b{name}\b", text), name
 
 
+def _recorded(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "reports" / name).read_text(encoding="utf-8"))
+    return found
+
+
+def _cpu() -> str:
+    import cpu
+
+    result = read_result(ROOT / "reports/cpu/bench.json")
+    assert isinstance(result, BenchResult)
+    return "\n".join(cpu.rows(result, [1]))
+
+
+def _quantizers() -> str:
+    import quantizers
+
+    return quantizers._short_table(_recorded("quantizers/quantizers.json"))
+
+
+def _rtx() -> str:
+    import rtx
+
+    return rtx.block(_recorded("tensorrt/rtx.json"))
+
+
+def _false_alarms() -> str:
+    import false_alarms
+
+    return false_alarms.text(_recorded("cpu/false_alarms.json"))
+
+
+def _images() -> str:
+    import statistics_simulation
+
+    return statistics_simulation.table(_recorded("statistics/simulation.json"))
+
+
+@pytest.mark.parametrize(
+    ("page", "mark", "written"),
+    [
+        ("README.md", "cpu", _cpu),
+        ("README.md", "quantizers", _quantizers),
+        ("docs/tensorrt.md", "rtx", _rtx),
+        ("docs/measuring.md", "false-alarms", _false_alarms),
+        ("docs/accuracy.md", "images", _images),
+    ],
+)
+def test_measured_text_is_what_its_command_writes(
+    page: str, mark: str, written: Callable[[], str]
+) -> None:
+    """Nobody has typed a figure; whether the figures hold is checked where they are recorded."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
+    assert shown.strip() == written().strip()
+
+
 def test_the_demo_in_the_readme_is_the_report() -> None:
     """The output shown is the one whose report lies in the repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
-    results = json.loads((ROOT / "reports/demo/results.json").read_text(encoding="utf-8"))
+    results = _recorded("demo/results.json")
     assert results["title"] in shown
     words = " ".join(shown.split())
     for finding in results["findings"]:
         assert " ".join(finding.split()) in words, finding
-
-
-def test_the_figures_at_224_px_are_those_of_the_report() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.split("<!-- cpu -->")[1].split("<!-- /cpu -->")[0]
-    engines = json.loads((ROOT / "reports/cpu/bench.json").read_text(encoding="utf-8"))["engines"]
-    measured = [engine for engine in engines if engine["batch"] == 1]
-    assert len(shown.strip().splitlines()) == len(measured) + 2
-    for engine in measured:
-        assert f"| {engine['images_per_s']:.1f} |" in shown, engine["name"]
-
-
-def test_the_quantizers_table_is_that_of_the_report() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.split("<!-- quantizers -->")[1].split("<!-- /quantizers -->")[0]
-    rows = json.loads((ROOT / "reports/quantizers/quantizers.json").read_text(encoding="utf-8"))
-    known = {row["name"]: row for row in rows["rows"] if row["status"] == "ok"}
-    lines = [line.split(" | ") for line in shown.strip().splitlines()[2:]]
-    assert len(lines) >= 12
-    for name, db, flips, _ in lines:
-        row = known[name.removeprefix("| ")]
-        assert (db, flips) == (f"{row['sqnr_db']:.1f}", str(row["flips"]))
-
-
-def test_builds_by_tensorrt_rtx_are_those_of_the_report() -> None:
-    """The table in docs/tensorrt.md, row by row, from what was measured."""
-    text = (ROOT / "docs/tensorrt.md").read_text(encoding="utf-8")
-    block = text.split("<!-- rtx -->")[1].split("<!-- /rtx -->")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in block.splitlines()
-        if line.startswith("| ")
-    ][1:]
-    builds = json.loads((ROOT / "reports/tensorrt/rtx.json").read_text(encoding="utf-8"))["builds"]
-    assert len(rows) == len(builds) > 12
-    for row, build in zip(rows, builds, strict=True):
-        assert row[:2] == [build["precision"].upper(), " + ".join(build["targets"])]
-        if "refused" in build:
-            assert row[2] == f"refused: {build['refused']}"
-            continue
-        assert row[2] == f"{build['engine_bytes'] / 1e6:.1f} MB"
-        assert row[3] == str(build["layers"])
-        main, share = max(build["computed"].items(), key=lambda item: item[1])
-        assert row[4].startswith(f"{main.upper()} {100 * share:.4g} %")
-        assert row[5] == build["verdict"]
-        assert row[6:8] == [f"{build['library_s']:.1f} s", f"{build['own_s']:.1f} s"]
-        assert row[8] == f"{build['peak_bytes'] / 2**20:.0f} MiB"
-
-
-def test_ahead_of_time_builds_are_small_and_leak_nothing() -> None:
-    """What does not depend on how busy a machine is."""
-    report = json.loads((ROOT / "reports/tensorrt/rtx.json").read_text(encoding="utf-8"))
-    largest = {"fp16": 52e6, "int8": 37e6}
-    for build in report["builds"]:
-        if "refused" not in build:
-            assert build["engine_bytes"] <= largest.get(build["precision"], 104e6)
-            assert build["verdict"] == ("fail" if build["targets"] == ["sm75"] else "pass")
-    leak = report["leak"]
-    assert leak["builds"] >= 12
-    assert leak["open_files"] <= 0
-    assert leak["children"] <= 0
-    assert leak["left_behind"] == []
-    assert leak["rss_bytes"] < 50 * 2**20

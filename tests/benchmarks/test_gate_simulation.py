@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 from gate_simulation import Cell, enumerate_cell, grid, simulate_cell
@@ -62,43 +57,3 @@ def test_the_textbook_interval_would_not_do() -> None:
 
 def test_cells_that_cannot_be_are_left_out() -> None:
     assert list(grid((500,), (0.002,), (0.0, 0.01))) == [Cell(500, 0.002, 0.0)]
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _report() -> dict[str, object]:
-    path = ROOT / "reports" / "statistics" / "simulation.json"
-    report: dict[str, object] = json.loads(path.read_text())
-    return report
-
-
-def test_the_report_covers_the_whole_promise_and_keeps_it() -> None:
-    report = _report()
-    cells = report["cells"]
-    assert isinstance(cells, list)
-    assert (report["margin"], report["draws"]) == (0.01, 2000)
-    found = {(c["images"], c["discordant"], c["drop"]) for c in cells}
-    images, discordances, drops = (sorted({key[i] for key in found}) for i in range(3))
-    assert (images[0], images[-1]) == (500, 50_000)
-    assert (discordances[0], discordances[-1]) == (0.002, 0.05)
-    assert (drops[0], drops[-1]) == (0.0, 0.02)
-    assert found == {k for k in itertools.product(images, discordances, drops) if k[2] <= k[1]}
-    for cell, kind in itertools.product(cells, ("exact", "simulated")):
-        assert cell[kind]["covered"] >= 0.94
-        if cell["drop"] == 0.01:
-            assert cell[kind]["passed"] <= 0.05
-        if cell["drop"] == 0:
-            assert cell[kind]["failed"] <= 0.05
-
-
-def test_the_page_says_what_the_report_says() -> None:
-    cells = _report()["cells"]
-    assert isinstance(cells, list)
-    passed = {(c["images"], c["discordant"]): c["exact"]["passed"] for c in cells if c["drop"] == 0}
-    page = (ROOT / "docs" / "accuracy.md").read_text()
-    rows = re.findall(r"^\| ([\d,]+) \| (.+ %) \|$", page, re.MULTILINE)
-    assert len(rows) == 5
-    for images, shares in rows:
-        for discordant, share in zip((0.002, 0.01, 0.03, 0.05), shares.split(" | "), strict=True):
-            assert share == f"{100 * passed[int(images.replace(',', '')), discordant]:.0f} %"

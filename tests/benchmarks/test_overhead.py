@@ -58,13 +58,21 @@ def test_blocks_are_taken_in_turn() -> None:
     assert all((block > 0).all() for block in (*ours, *raw))
 
 
-def test_a_slower_call_is_measured_as_slower() -> None:
-    def busy(times: int) -> None:
-        for _ in range(times):
-            sum(range(2000))
+def test_a_slower_call_is_measured_as_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = [0]
+    monkeypatch.setattr("overhead.time", SimpleNamespace(perf_counter_ns=lambda: passed[0]))
 
-    ours, raw = in_turn(lambda: busy(20), lambda: busy(10), blocks=20, calls=5, warm_up=2)
-    assert overhead(ours, raw).verdict == "fail"
+    def lasting(nanoseconds: int) -> None:
+        passed[0] += nanoseconds
+
+    ours, raw = in_turn(
+        lambda: lasting(2_100_000), lambda: lasting(2_000_000), blocks=20, calls=5, warm_up=2
+    )
+    assert {float(ms) for block in ours for ms in block} == {2.1}
+    assert {float(ms) for block in raw for ms in block} == {2.0}
+    found = overhead(ours, raw)
+    assert found.share == pytest.approx(0.05)
+    assert found.verdict == "fail"
 
 
 # --- the two calls, on a GPU made of host memory -----------------------------------------------------

@@ -22,11 +22,7 @@ from tests.profiling.conftest import MakeEngine
 
 @pytest.fixture
 def result(make_engine: MakeEngine, tmp_path: Path) -> BenchResult:
-    """Two engines whose calls last 0.4 ms and 0.2 ms by the clock.
-
-    So short that a scheduler which lets others in every few milliseconds does not reach the
-    median: what follows holds on a busy machine too.
-    """
+    """Two engines whose calls last 0.4 ms and 0.2 ms."""
     slow = make_engine("slow", busy_ms=0.4, upload_ms=0.1)
     fast = make_engine("fast", busy_ms=0.2)
     return bench([slow, fast], batch=[2], duration="0.3s", threads=1, raw_dir=tmp_path / "raw")
@@ -38,15 +34,15 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
     assert [e.status for e in result.engines] == ["ok", "ok"]
     assert slow.latency_ms is not None
     assert fast.latency_ms is not None
-    assert slow.latency_ms.p50 == pytest.approx(0.4, rel=0.05)
-    assert fast.latency_ms.p50 == pytest.approx(0.2, rel=0.05)
+    assert slow.latency_ms.p50 == pytest.approx(0.4)
+    assert fast.latency_ms.p50 == pytest.approx(0.2)
     (comparison,) = result.comparisons
     assert (comparison.a, comparison.b, comparison.batch) == ("slow.tiny", "fast.tiny", 2)
-    assert comparison.ratio == pytest.approx(2.0, rel=0.1)
-    assert comparison.ci95[0] <= comparison.ratio <= comparison.ci95[1]
-    assert comparison.verdict in {"faster", "inconclusive"}, "never slower, never equivalent"
+    assert comparison.ratio == pytest.approx(2.0)
+    assert comparison.ci95 == pytest.approx((2.0, 2.0)), "no call differs from another"
+    assert comparison.verdict == "faster"
     assert result.a_a_control is not None
-    assert result.a_a_control.ratio == pytest.approx(1.0, rel=0.1)
+    assert result.a_a_control.ratio == pytest.approx(1.0)
     assert result.a_a_control.b == "slow.tiny (again)"
 
     # Every figure follows from the raw samples, and the raw samples are all of them.
@@ -68,13 +64,12 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
             assert np.all(np.diff(np.sort(raw["start_ns"])) > 0)
     assert len(list((tmp_path / "raw").glob("*.npz"))) == 3, "the control's too"
 
-    assert slow.spans_ms["host_to_device"] == pytest.approx(0.1, rel=0.2)
-    assert slow.spans_ms["end_to_end"] == pytest.approx(0.5, rel=0.1)
-    assert fast.spans_ms["host_to_device"] < 0.05
+    assert slow.spans_ms["host_to_device"] == pytest.approx(0.1)
+    assert slow.spans_ms["end_to_end"] == pytest.approx(0.5)
+    assert fast.spans_ms["host_to_device"] == 0
     assert set(slow.spans_ms) == {"host_to_device", "compute", "device_to_host", "end_to_end"}
     assert slow.build_s == 0.25
-    assert slow.first_inference_ms is not None
-    assert slow.first_inference_ms > 0.5
+    assert slow.first_inference_ms == pytest.approx(0.5)
     assert slow.load_s is not None
     assert slow.start_s is not None
     assert slow.start_s > 0
@@ -94,10 +89,9 @@ def test_the_baseline_can_be_named_and_gates(make_engine: MakeEngine) -> None:
     old, new = make_engine("old", busy_ms=0.2), make_engine("new", busy_ms=0.4)
     found = bench([new], against=old, duration="0.2s", threads=1)
     assert [(c.a, c.b) for c in found.comparisons] == [("old.tiny", "new.tiny")]
-    assert found.comparisons[0].ratio == pytest.approx(0.5, rel=0.1)
-    assert found.verdict in {"fail", "inconclusive"}, "never a pass"
-    if found.verdict == "fail":
-        assert "new.tiny runs at 0." in found.reason
+    assert found.comparisons[0].ratio == pytest.approx(0.5)
+    assert found.verdict == "fail"
+    assert "new.tiny runs at 0.5" in found.reason
 
 
 def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -112,7 +106,7 @@ def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Pa
 
 
 def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
-    a, b = make_engine("a", busy_ms=0.5), make_engine("b", busy_ms=0.5)
+    a, b = (make_engine(name, busy_ms=0.5, wanders=0.1) for name in "ab")
     found = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
     assert [(e.name, e.batch) for e in found.engines] == [
         ("a.tiny", 1), ("b.tiny", 1), ("a.tiny", 3), ("b.tiny", 3),

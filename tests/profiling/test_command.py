@@ -111,6 +111,6 @@ def test_a_sweep_is_printed_with_its_knee_and_the_best_setting(
         engine, "--batch", "1,2,4", "--max-latency", "1s", "--latency-percentile", "p50",
         "--duration", "60ms", "--threads", "1", "-o", tmp_path / "b.json",
     )  # fmt: skip
-    assert code in {0, 6}, "a busy machine may be too unsteady for a verdict"
+    assert code == 0
     assert "throughput still rises by more than 5% at batch 4" in out
     assert "best with p50 within 1000 ms: batch 4, 1 thread, 1 stream" in out

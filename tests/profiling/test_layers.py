@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,8 +114,8 @@ def test_layers_are_held_against_the_whole_call(one: EngineProfile) -> None:
     assert one.whole_ms is not None
     assert one.layers_ms is not None
     assert one.outside_ms == pytest.approx(one.whole_ms - one.layers_ms)
-    # Wide, because the machine may be busy: a wrong unit or a sum over calls would be far outside.
-    assert 0.1 < one.layers_ms / one.whole_ms < 10
+    assert one.layers_ms > 0
+    assert one.whole_ms > 0
 
 
 @pytest.mark.slow
@@ -162,7 +163,7 @@ def test_known_times_come_out(make_engine: MakeEngine, small_graph: Path) -> Non
         ("stem", 0.5), ("layer1.0", 0.25), ("reorder", 0.125),
     ]  # fmt: skip
     assert found.layers_ms == pytest.approx(0.875)
-    assert found.whole_ms == pytest.approx(1.0, rel=0.2)
+    assert found.whole_ms == pytest.approx(1.0)
     assert [p.torch_names for p in found.layers] == [["conv1"], ["layer1.0.conv1"], []]
     assert {p.bytes for p in found.layers} == {4000}
     assert {p.bound for p in found.blocks} == {None}
@@ -240,8 +241,6 @@ def test_a_machine_that_runs_none_of_them_is_told(
 
 def test_openvino_counters_are_taken_apart() -> None:
     """Its means over all calls give back the calls, whatever they were."""
-    from types import SimpleNamespace
-
     from optimizer.engines.openvino_layers import LayerClock
 
     calls = [0.004, 0.001, 0.001, 0.003]
@@ -277,30 +276,40 @@ def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
             if "layer1.0.conv2" in i.node_name
         )
 
-    small = [conv(1) for _ in range(20)][-1]
+    for _ in range(20):
+        conv(1)
     large = [conv(64) for _ in range(3)][-1]
-    after = conv(1)
-    # A single call would fall back to the time of one image; a mean stays near what it was.
-    assert after > 0.5 * large > small
+    # A single call would fall back to the time of one image; a mean stays where it was.
+    assert conv(1) > 0.5 * large
 
 
-def test_pytorch_loses_no_time_between_modules(small_checkpoint: Path) -> None:
-    import time
-
+def test_pytorch_loses_no_time_between_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
-    from optimizer.engines.torch_layers import time_modules
+    from optimizer.engines import torch_layers
 
-    class Slow(torch.nn.Module):
-        def __init__(self) -> None:
+    passed = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: passed[0])
+    monkeypatch.setattr(torch_layers, "time", clock)
+
+    class Takes(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module, seconds: float) -> None:
             super().__init__()
-            self.inner = torch.nn.Conv2d(3, 4, 3, bias=False)
+            self.inner, self.seconds = module, seconds
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.02)
+            passed[0] += self.seconds
             return self.inner(x)
 
-    network = torch.nn.Sequential(Slow(), torch.nn.ReLU()).eval()
+    class Relu(torch.nn.ReLU):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            passed[0] += 0.004
+            return super().forward(x)
+
+    conv = torch.nn.Conv2d(3, 4, 3, bias=False)
+    network = torch.nn.Sequential(Takes(conv, 0.02), Relu()).eval()
 
     class Bound:
         def enqueue(self) -> None:
@@ -310,14 +319,67 @@ def test_pytorch_loses_no_time_between_modules(small_checkpoint: Path) -> None:
         def wait(self) -> None:
             pass
 
-    layers = {layer.name: layer for layer in time_modules(network, Bound(), 3)}  # type: ignore[arg-type]
+    timed = torch_layers.time_modules(network, Bound(), 3)  # type: ignore[arg-type]
+    layers = {layer.name: layer for layer in timed}
+    assert {name: layer.time_ms for name, layer in layers.items()} == pytest.approx(
+        {"0.inner": 0, "0": 20, "1": 4, "Sequential": 0}, abs=1e-9
+    )
     assert list(layers) == ["0.inner", "0", "1", "Sequential"]
-    assert 20 <= (layers["0"].time_ms or 0) < 200
-    assert (layers["0.inner"].time_ms or 0) < (layers["0"].time_ms or 0), "on a busy machine too"
     assert layers["0.inner"].flops == 2 * 4 * 3 * 9
     assert layers["0.inner"].bytes == 4 * (4 * 3 * 9 + 2 * 3 * 9 + 2 * 4)
     assert layers["0"].bytes is None
     assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.slow
+def test_openvino_layers_are_told_in_milliseconds(
+    profiled: ProfileResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimizer.engines import open_engine, openvino
+
+    class TwoMilliseconds(openvino.LayerClock):
+        def read(self, request: object) -> dict[str, float]:
+            return dict.fromkeys(super().read(request), 0.002)
+
+    monkeypatch.setattr(openvino, "LayerClock", TwoMilliseconds)
+    session = open_engine(Path(profiled.engines[1].file))
+    layers = session.time_layers(np.zeros((BATCH, 3, 32, 32), np.float32), 2)
+    assert len(layers) > 20
+    assert {layer.time_ms for layer in layers} == {2.0}
+
+
+def test_an_onnxruntime_profile_is_told_in_milliseconds(tmp_path: Path) -> None:
+    """The median over the calls that count, of all kernels of a node in a call."""
+    import onnx
+    from onnx import helper
+
+    from optimizer.engines.onnxruntime_layers import timed_by_profile
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        "g",
+        [value("x", 1, [2])],
+        [value("y", 1, [2])],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "e.onnx")
+    sizes = {"activation_size": "8", "output_size": "8", "parameter_size": "0"}
+
+    def run(start_us: int, kernels_us: list[int]) -> list[dict]:
+        kernel = {"cat": "Node", "name": "relu_kernel_time", "args": {"node_index": "0", **sizes}}
+        return [
+            {"cat": "Session", "name": "model_run", "ts": start_us, "dur": 9000, "args": {}},
+            *({**kernel, "ts": start_us + 1 + i, "dur": us} for i, us in enumerate(kernels_us)),
+        ]
+
+    events = [
+        *run(0, [8000]),
+        *run(10_000, [1500]),
+        *run(20_000, [1000, 1000]),
+        *run(30_000, [4000]),
+    ]
+    (layer,) = timed_by_profile(tmp_path / "e.onnx", events, 3)
+    assert (layer.name, layer.time_ms, layer.bytes) == ("relu", 2.0, 16)
 
 
 def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from optimizer.engines import TensorSpec
 from optimizer.errors import UsageError
 from optimizer.processes import Child, cpus_for, memory_bytes
+from optimizer.profiling import worker as worker_module
 from optimizer.profiling.process import Worker, WorkerFailed
 from optimizer.profiling.worker import come_to_rest, input_shape, random_batch, time_calls
 from tests.profiling.conftest import MakeEngine
@@ -28,8 +29,8 @@ def worker(make_engine: MakeEngine):
 
 
 def load(worker: Worker, path: Path, *, batch: int = 1, image_size: int | None = None):
-    loaded, _ = worker.ask("load", timeout_s=30, path=str(path), threads=1, device=None)
-    prepared, _ = worker.ask("prepare", timeout_s=30, batch=batch, image_size=image_size, seed=0)
+    loaded, _ = worker.ask("load", timeout_s=120, path=str(path), threads=1, device=None)
+    prepared, _ = worker.ask("prepare", timeout_s=120, batch=batch, image_size=image_size, seed=0)
     return loaded, prepared
 
 
@@ -37,18 +38,16 @@ def test_it_times_each_span_of_each_call(worker: Worker, make_engine: MakeEngine
     path = make_engine(busy_ms=2.0, upload_ms=0.5, download_ms=1.0)
     loaded, prepared = load(worker, path, batch=4)
     assert loaded["load_s"] > 0
-    assert prepared["first_inference_ms"] >= 3.5
+    assert prepared["first_inference_ms"] == pytest.approx(3.5)
     assert prepared["image_size"] == 8
     header, arrays = worker.ask(
-        "time", timeout_s=30, seconds=0.05, min_calls=3, lead_in_s=0.0, min_lead_in=2
+        "time", timeout_s=120, seconds=0.05, min_calls=3, lead_in_s=0.0, min_lead_in=2
     )
     calls = arrays["calls"]
     assert header["lead_in"] == 2
     assert len(calls) >= 5
-    assert np.all(np.diff(calls[:, 0]) >= calls[:-1, 1:].sum(axis=1)), "calls do not overlap"
-    spans = np.median(calls[:, 1:], axis=0) / 1e6
-    assert np.all(spans >= [0.5, 2.0, 1.0])
-    assert np.all(spans <= [1.0, 2.5, 1.5])
+    assert np.array_equal(np.diff(calls[:, 0]), calls[:-1, 1:].sum(axis=1)), "one after another"
+    assert np.array_equal(calls[:, 1:] / 1e6, [[0.5, 2.0, 1.0]] * len(calls))
     assert header["peak_rss_bytes"] >= header["rss_bytes"] > 0
 
 
@@ -56,7 +55,7 @@ def test_what_a_library_prints_does_not_end_up_between_the_messages(
     worker: Worker, make_engine: MakeEngine
 ) -> None:
     load(worker, make_engine(print='{"ok": true, "arrays": {}}'))
-    header, _ = worker.ask("time", timeout_s=30, seconds=0, min_calls=1)
+    header, _ = worker.ask("time", timeout_s=120, seconds=0, min_calls=1)
     assert header["ok"]
 
 
@@ -125,10 +124,10 @@ def test_it_does_not_outlive_the_harness_even_while_it_hangs(make_engine: MakeEn
     code = (
         "from optimizer.profiling.process import Worker\n"
         "worker = Worker(1)\n"
-        f"worker.ask('load', timeout_s=30, path={str(path)!r}, threads=1, device=None)\n"
-        "worker.ask('prepare', timeout_s=30, batch=1, image_size=None, seed=0)\n"
+        f"worker.ask('load', timeout_s=120, path={str(path)!r}, threads=1, device=None)\n"
+        "worker.ask('prepare', timeout_s=120, batch=1, image_size=None, seed=0)\n"
         "print(worker.pid, flush=True)\n"
-        "worker.ask('time', timeout_s=300, seconds=0, min_calls=1)\n"
+        "worker.ask('time', timeout_s=1200, seconds=0, min_calls=1)\n"
     )
     harness = subprocess.Popen(
         [
@@ -142,9 +141,9 @@ def test_it_does_not_outlive_the_harness_even_while_it_hangs(make_engine: MakeEn
     pid = int(harness.stdout.readline())
     assert Path(f"/proc/{pid}").exists()
     harness.kill()
-    harness.wait(10)
+    harness.wait(60)
     harness.stdout.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while _runs(pid) and time.monotonic() < end:
         time.sleep(0.02)
     assert not _runs(pid)
@@ -161,23 +160,51 @@ def _runs(pid: int) -> bool:
 # --- in this process -----------------------------------------------------------------------------
 
 
-class Counting:
-    """A bound batch that counts."""
+class Clock:
+    """The functions of `time` that are measured with; time passes where it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, spinning_s: float = 0.0) -> None:
+        self.ns = 5_000_000_000
+        self.readings = 0
+        self._spins_until = self.ns + int(1e9 * spinning_s)
+        self._began = self.ns
+
+    def perf_counter_ns(self) -> int:
+        self.readings += 1
+        return self.ns
+
+    def perf_counter(self) -> float:
+        return self.ns / 1e9
+
+    def process_time(self) -> float:
+        return (min(self.ns, self._spins_until) - self._began) / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self.ns += int(1e9 * seconds)
+
+
+class Counting:
+    """A bound batch that counts its calls and takes its time by a clock."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
         self.order: list[str] = []
+        self.clock = clock or Clock()
 
     def upload(self) -> None:
         self.order.append("upload")
+        self.clock.ns += 1_000
 
     def enqueue(self) -> None:
         self.order.append("enqueue")
+        self.clock.ns += 20_000
 
     def wait(self) -> None:
         self.order.append("wait")
+        self.clock.ns += 300_000
 
     def download(self) -> None:
         self.order.append("download")
+        self.clock.ns += 4_000
 
     def output(self) -> np.ndarray:
         return np.zeros((1, 10), np.float32)
@@ -193,37 +220,35 @@ def test_timing_makes_as_many_calls_as_it_must(lead: int, least: int) -> None:
     assert bound.order == ["upload", "enqueue", "wait", "download"] * (lead + least)
 
 
-def test_timing_goes_on_until_the_time_is_over() -> None:
-    started = time.perf_counter_ns()
-    calls, lead_in = time_calls(Counting(), seconds=0.02, min_calls=1, lead_in_s=0.01)
-    taken = time.perf_counter_ns() - started
-    assert taken >= 30e6
-    first = calls[lead_in, 0]
-    assert calls[-1, 0] + calls[-1, 1:].sum() - first >= 19e6
-    assert first - calls[0, 0] >= 9e6
+def test_timing_goes_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    calls, lead_in = time_calls(Counting(clock), seconds=0.02, min_calls=1, lead_in_s=0.01)
+    call_ns = 325_000
+    assert lead_in == math.ceil(10e6 / call_ns)
+    assert len(calls) - lead_in == math.ceil(20e6 / call_ns)
+    assert np.array_equal(calls[:, 0], 5_000_000_000 + call_ns * np.arange(len(calls)))
+    assert np.array_equal(calls[:, 1:], [[1_000, 320_000, 4_000]] * len(calls))
 
 
-def test_the_harness_itself_costs_little() -> None:
-    calls, _ = time_calls(Counting(), seconds=0.05, min_calls=100)
-    assert np.median(np.diff(calls[:, 0])) < 20_000, "nanoseconds a call"
-    assert np.median(calls[:, 2]) < 5_000, "of which so many are in the compute span"
+def test_of_the_harness_only_reading_the_clock_is_in_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What that costs is measured by ``benchmarks/false_alarms.py``."""
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    calls, _ = time_calls(Counting(clock), seconds=0, min_calls=100)
+    assert clock.readings == 1 + 4 * len(calls)
 
 
-def test_it_waits_for_threads_that_spin_after_a_call() -> None:
-    def spin(seconds: float) -> None:
-        end = time.thread_time() + seconds
-        while time.thread_time() < end:
-            pass
-
-    thread = threading.Thread(target=spin, args=[0.05])
-    thread.start()
-    waited, busy = come_to_rest(0.5)
-    assert waited >= 0.05
-    assert busy == 0.0
-    thread.join()
-    waited, busy = come_to_rest(0.5)
-    assert waited < 0.4
-    assert busy == 0.0
+@pytest.mark.parametrize(
+    ("spinning_s", "waited_s", "busy"), [(0.05, 0.06, 0.0), (0.0, 0.01, 0.0), (9.0, 0.5, 1.0)]
+)
+def test_it_waits_for_threads_that_spin_after_a_call(
+    monkeypatch: pytest.MonkeyPatch, spinning_s: float, waited_s: float, busy: float
+) -> None:
+    monkeypatch.setattr(worker_module, "time", Clock(spinning_s))
+    assert come_to_rest(0.5) == pytest.approx((waited_s, busy))
 
 
 FLOAT = TensorSpec("images", (None, 3, None, None), "float32")

@@ -1,8 +1,11 @@
 """A third party's backend, as small as one can be that really computes.
 
-Its engines are JSON files. ``multiply`` computes logits by a matrix product; ``busy_ms`` lets a
-call last that long by the clock, whatever else the machine does. The other keys make an engine
-misbehave in the ways that the harness has to survive.
+Its engines are JSON files. They compute logits by a matrix product; ``busy_ms`` is how long a call
+lasts. The other keys make an engine misbehave in the ways that the harness has to survive.
+
+The process that loads an engine gets a clock that only the engine moves (`EngineClock`), so what is
+measured does not depend on the machine. With ``wall_clock`` the clock is the system's and a call
+really takes its time.
 """
 
 from __future__ import annotations
@@ -22,6 +25,43 @@ import numpy as np
 from optimizer.engines import Availability, Built, TensorSpec
 from optimizer.errors import MissingDevice
 from optimizer.results import LayerInfo
+
+
+class EngineClock:
+    """Time that passes while an engine computes or somebody sleeps, and at no other moment.
+
+    Every thread has its own, so streams compute at the same time on any machine.
+    """
+
+    def __init__(self) -> None:
+        self._real = time.perf_counter_ns()
+        self._passed = threading.local()
+        self.spins = False
+        """Whether threads of the engine work while nobody calls it."""
+
+    def install(self) -> None:
+        """Replace the functions of `time` that this process measures with."""
+        assert "pytest" not in sys.modules, "the tests keep their own clock"
+        time.perf_counter_ns = self.now_ns
+        time.perf_counter = lambda: self.now_ns() / 1e9
+        time.process_time = lambda: self._ns("worked") / 1e9
+        time.sleep = lambda seconds: self.pass_ms(1e3 * seconds, works=self.spins)
+
+    def now_ns(self) -> int:
+        return self._real + self._ns("elapsed")
+
+    def pass_ms(self, milliseconds: float, *, works: bool = True) -> None:
+        """Let time pass, in which the processor works or does not."""
+        ns = int(milliseconds * 1e6)
+        self._passed.elapsed = self._ns("elapsed") + ns
+        self._passed.worked = self._ns("worked") + ns * works
+
+    def _ns(self, name: str) -> int:
+        return getattr(self._passed, name, 0)
+
+
+CLOCK = EngineClock()
+really_sleep = time.sleep
 
 
 class TinyEngines:
@@ -54,7 +94,19 @@ class TinyEngines:
         if "crash_at_load" in behaviour:
             print("the library's last words", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)
+        behaviour["start"] = _count_start(engine)
+        if not behaviour.get("wall_clock"):
+            CLOCK.spins = behaviour.get("spins", False)
+            CLOCK.install()
         return (LayeredSession if "layers" in behaviour else TinySession)(behaviour)
+
+
+def _count_start(engine: Path) -> int:
+    """How often the engine was loaded before."""
+    counter = engine.with_name(f"{engine.name}.starts")
+    before = int(counter.read_text()) if counter.exists() else 0
+    counter.write_text(str(before + 1))
+    return before
 
 
 class ConcurrentTinyEngines(TinyEngines):
@@ -119,21 +171,19 @@ class LayeredSession(TinySession):
 class TinyBound:
     def __init__(self, behaviour: dict[str, Any], batch: Any) -> None:
         self.behaviour = behaviour
-        # What a start of its own changes: memory that lies elsewhere, say.
-        self.luck = math.exp(behaviour.get("start_differs", 0.0) * np.random.default_rng().normal())
+        factors = behaviour.get("start_factors", [1.0])  # memory that lies elsewhere, say
+        self.factor = factors[behaviour["start"] % len(factors)]
         self.batch = batch.reshape(len(batch), -1).astype(np.float32)
         size = self.batch.shape[1]
         self.weights = np.random.default_rng(0).standard_normal((size, 10), np.float32)
         self.calls = 0
         self.started = 0
-        self.moods = np.random.default_rng()
+        self.moods = np.random.default_rng(behaviour["start"])
         self.logits: Any = None
         self.hoard: list[bytes] = []
-        if behaviour.get("spins"):
-            threading.Thread(target=self._busy, args=[1e6], daemon=True).start()
 
     def upload(self) -> None:
-        self._busy(self.behaviour.get("upload_ms", 0.0))
+        self._take(self.behaviour.get("upload_ms", 0.0))
 
     def enqueue(self) -> None:
         self.started = time.perf_counter_ns()
@@ -145,13 +195,14 @@ class TinyBound:
         slower = self.behaviour.get("cold_factor", 1.0) - 1
         warmth = math.exp(-self.calls / self.behaviour.get("cold_calls", 1))
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
-        busy = self.behaviour.get("busy_ms", 0.0) * (1 + slower * warmth) * mood * self.luck
-        self._busy(busy, since=self.started)
+        # Never nothing: by a clock that only the engine moves, a block would not end.
+        busy = self.behaviour.get("busy_ms", 0.05) * (1 + slower * warmth) * mood * self.factor
+        self._take(busy, since=self.started)
         if "sleep_ms" in self.behaviour:  # other threads go on; sleeping for no time takes time
             time.sleep(self.behaviour["sleep_ms"] / 1e3)
 
     def download(self) -> None:
-        self._busy(self.behaviour.get("download_ms", 0.0))
+        self._take(self.behaviour.get("download_ms", 0.0))
 
     def output(self) -> Any:
         return self.logits
@@ -162,7 +213,7 @@ class TinyBound:
         if self.calls <= after or (signal_file and not Path(signal_file).exists()):
             return
         if "hang" in self.behaviour:
-            time.sleep(3600)
+            really_sleep(3600)
         if "crash" in self.behaviour:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "exit" in self.behaviour:
@@ -174,8 +225,10 @@ class TinyBound:
         if "leak_bytes" in self.behaviour:
             self.hoard.append(b"x" * self.behaviour["leak_bytes"])
 
-    @staticmethod
-    def _busy(milliseconds: float, since: int | None = None) -> None:
+    def _take(self, milliseconds: float, since: int | None = None) -> None:
+        if not self.behaviour.get("wall_clock"):
+            CLOCK.pass_ms(milliseconds)
+            return
         end = (since or time.perf_counter_ns()) + int(milliseconds * 1e6)
         while time.perf_counter_ns() < end:
             pass
