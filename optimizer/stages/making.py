@@ -144,7 +144,6 @@ def take_statistics(
     state: Run, graph: Artifact, calibration: ImageDataset | None
 ) -> Artifact | None:
     """Calibrate on the images set apart for it; ``None`` if no engine needs it."""
-    from optimizer.engines.onnxruntime import tapped
     from optimizer.precision import calibrate
 
     if calibration is None:
@@ -155,7 +154,6 @@ def take_statistics(
                 graph.path,
                 calibration,
                 state.folder / "statistics.npz",
-                tapped,
                 cache=state.cache,
                 progress=state.progress,
             )

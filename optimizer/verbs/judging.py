@@ -213,14 +213,13 @@ def compare_halves(
     """Calibrate on two disjoint halves and compare; see `optimizer.precision.halves`."""
     from optimizer import precision
     from optimizer.data import open_dataset
-    from optimizer.engines.onnxruntime import tapped
 
     dataset = open_dataset(
         calib, limit=calib_images, seed=seed, skip_bad_images=skip_bad_images, workers=workers,
         labelled=False,
     )  # fmt: skip
     return precision.halves(
-        Path(graph), dataset, tapped, batch=batch,
+        Path(graph), dataset, batch=batch,
         preprocessing_from=preprocessing_from, progress=progress,
     )  # fmt: skip
 

@@ -124,7 +124,6 @@ def calibrate(
     """Take calibration statistics of an FP32 graph; see `optimizer.precision.calibrate`."""
     from optimizer import precision
     from optimizer.data import open_dataset
-    from optimizer.engines.onnxruntime import tapped
 
     check_output(Path(output), [graph, calib, preprocessing_from])
     dataset = open_dataset(
@@ -132,7 +131,7 @@ def calibrate(
         labelled=False,
     )  # fmt: skip
     return precision.calibrate(
-        Path(graph), dataset, Path(output), tapped, batch=batch,
+        Path(graph), dataset, Path(output), batch=batch,
         preprocessing_from=preprocessing_from, cache=cache, progress=progress,
     )  # fmt: skip
 
