@@ -147,7 +147,7 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     import onnx_ir as ir
 
     from optimizer.artifacts import digest
-    from optimizer.engines.onnxruntime import tapped
+    from optimizer.graphs.taps import tapped
     from optimizer.graphs.topology import analyse
     from optimizer.options import EncodingOptions
     from optimizer.precision.int8 import Collector, compute_encodings, lower

@@ -72,8 +72,7 @@ def small_graph(small_checkpoint: Path) -> Path:
 def small_statistics(small_graph: Path) -> Path:
     """Calibration statistics of `small_graph` on 64 real digits."""
     from optimizer.data import open_dataset
-    from optimizer.engines.onnxruntime import tapped
     from optimizer.precision import calibrate
 
     digits = open_dataset("digits:train", limit=64)
-    return calibrate(small_graph, digits, small_graph.with_name("small.stats.npz"), tapped).path
+    return calibrate(small_graph, digits, small_graph.with_name("small.stats.npz")).path

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.errors import UsageError
+from optimizer.graphs.taps import chunks
 
-__all__ = ["check_batch", "chunks", "compiled_profiles", "run_in_chunks"]
+__all__ = ["check_batch", "compiled_profiles", "run_in_chunks"]
 
 
 def check_batch(batch: Array, spec: TensorSpec) -> None:
@@ -54,16 +55,3 @@ def run_in_chunks(compute: Callable[[Array], Array], batch: Array, size: int) ->
     The surplus rows of the last chunk are dropped; see `chunks`.
     """
     return np.concatenate([compute(chunk)[:count] for chunk, count in chunks(batch, size)])
-
-
-def chunks(batch: Array, size: int) -> Iterator[tuple[Array, int]]:
-    """Chunks of exactly ``size`` images, each with how many of them count.
-
-    The last one is filled up by repeating its last image.
-    """
-    for start in range(0, len(batch), size):
-        chunk = batch[start : start + size]
-        count = len(chunk)
-        if count < size:
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], size - count, axis=0)])
-        yield np.ascontiguousarray(chunk), count

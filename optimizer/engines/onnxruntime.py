@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optimizer.artifacts import Manifest, library_versions
-from optimizer.engines.batching import check_batch, chunks, run_in_chunks
+from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
 from optimizer.engines.protocol import (
@@ -28,11 +28,12 @@ from optimizer.engines.providers.session import tensor_spec
 from optimizer.engines.providers.settings import own_options, with_cache
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
+from optimizer.graphs.taps import session_as_written, session_options
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["OnnxRuntime", "as_written", "tapped"]
+__all__ = ["OnnxRuntime", "as_written"]
 
 PROVIDERS = ["CPUExecutionProvider"]
 _SETTLING = 3
@@ -76,7 +77,7 @@ class OnnxRuntime:
         import onnxruntime as ort
 
         self.engine_settings(settings)
-        options = _options(settings.threads)
+        options = session_options(settings.threads)
         choice = read_choice(settings.options)
         if choice.provider.on_gpu:
             from optimizer.engines.providers.building import build_with_provider
@@ -178,11 +179,11 @@ class OnnxRuntime:
                 )
             if opening.cache is not None:
                 choice = with_cache(choice, opening.cache / engine.name)
-            return [load_with_provider(engine, settings, choice, _options(count), device)]
+            return [load_with_provider(engine, settings, choice, session_options(count), device)]
         pool = max(1, (count or cpu_features().physical_cores) - streams + 1)
 
         def opened(profile: Path | None = None) -> Any:
-            options = _options(pool)
+            options = session_options(pool)
             # The file is optimized already; doing it again would only cost start-up time.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if profile is not None:
@@ -236,17 +237,6 @@ def _not_computed(choice: Choice, precision: str) -> UnsupportedPrecision:
         "convolutions are FP32 and FP16 only",
         mend="--provider tensorrt or nv-tensorrt-rtx, or --storage-only for smaller files",
     )
-
-
-def _options(threads: int | None) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or cpu_features().physical_cores
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    return options
 
 
 class Session:
@@ -351,55 +341,4 @@ def as_written(graph: Path, *, threads: int | None = None) -> Session:
     This is the executor of every hop between PyTorch and an engine: an INT8 graph computes its
     Q/DQ nodes one by one in FP32, so what it loses is lost by quantization and not by an engine.
     """
-    import onnxruntime as ort
-
-    options = _options(threads)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Several graphs are open at once in a validation; spinning threads would wait for each other.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return Session(ort.InferenceSession(graph, options, providers=PROVIDERS))
-
-
-def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
-    """A function that runs a graph as written and returns the named tensors beside the outputs.
-
-    Args:
-        graph: The ONNX file.
-        names: Tensors to look at; a graph input is allowed.
-
-    Returns:
-        Maps a batch to ``{name: array}``.
-    """
-    import onnx
-    import onnxruntime as ort
-
-    proto = onnx.load(graph)
-    source = proto.graph.input[0].name
-    present = {v.name for v in proto.graph.output}
-    for name in names:
-        if name not in present and name != source:
-            proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = _options(None)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=PROVIDERS)
-    fetched = [name for name in names if name != source]
-    first = proto.graph.input[0].type.tensor_type.shape.dim[0]
-    fixed = int(first.dim_value) if first.HasField("dim_value") else None
-
-    def run(batch: Array) -> dict[str, Array]:
-        values = dict(zip(fetched, compute(batch), strict=True))
-        if source in names:
-            values[source] = batch
-        return values
-
-    def compute(batch: Array) -> list[Array]:
-        if fixed is None:
-            return list(session.run(fetched, {source: batch}))
-        parts = [
-            [value[:count] for value in session.run(fetched, {source: chunk})]
-            for chunk, count in chunks(batch, fixed)
-        ]
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
-
-    return run
+    return Session(session_as_written(graph, threads))

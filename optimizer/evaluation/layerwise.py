@@ -104,7 +104,7 @@ def block_outputs(tensors: list[str]) -> dict[str, str]:
 
 
 def _tap_graph(graph: Path) -> Tap:
-    from optimizer.engines.onnxruntime import tapped
+    from optimizer.graphs.taps import tapped
 
     proto = open_onnx(graph, weights=False).proto
     places = block_outputs([name for node in proto.graph.node for name in node.output])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,9 @@ from optimizer.progress import Progress, Silent
 if TYPE_CHECKING:
     from optimizer.data import Dataset, ImageDataset
     from optimizer.precision.int8.halves import Moved
-    from optimizer.precision.int8.statistics import Executor
+    from optimizer.precision.int8.statistics import Statistics
 
 __all__ = ["calibrate", "halves"]
-
-TapFactory = Callable[[Path, Sequence[str]], "Executor"]
-"""Opens an FP32 graph so that the named tensors can be looked at; handed in, engines come later."""
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
 _ADVISED_IMAGES = 64
@@ -33,7 +30,6 @@ def calibrate(
     graph: Path,
     dataset: Dataset,
     output: Path,
-    tap: TapFactory,
     *,
     batch: int = 32,
     preprocessing_from: str | None = None,
@@ -47,7 +43,6 @@ def calibrate(
             graph that it stands for is calibrated and left beside the output.
         dataset: Calibration images; their number and order do not matter beyond what they show.
         output: Where the statistics go (``.npz``).
-        tap: Opens the graph for looking into.
         batch: Images at a time.
         preprocessing_from: What knows the preprocessing of a graph that does not say it.
         cache: Where artifacts are kept by key.
@@ -80,7 +75,7 @@ def calibrate(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        statistics = _collect(graph, dataset, tap, batch, progress or Silent())
+        statistics = _collect(graph, dataset, batch, progress or Silent())
         statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
         statistics.save(path)
         notes = []
@@ -99,7 +94,6 @@ def calibrate(
 def halves(
     graph: Path,
     dataset: ImageDataset,
-    tap: TapFactory,
     *,
     batch: int = 32,
     preprocessing_from: str | None = None,
@@ -110,7 +104,6 @@ def halves(
     Args:
         graph: The FP32 graph, or a Q/DQ graph.
         dataset: The images; an odd one out is left out.
-        tap: Opens the graph for looking into.
         batch: Images at a time.
         preprocessing_from: What knows the preprocessing of a graph that does not say it.
         progress: Told of the steps.
@@ -138,15 +131,16 @@ def halves(
         graph = prepared(graph, Path(folder) / "halves", preprocessing_from=preprocessing_from)
         return compare_halves(
             *(
-                _collect(graph, dataset.select(part), tap, batch, progress or Silent())
+                _collect(graph, dataset.select(part), batch, progress or Silent())
                 for part in (chosen, rest)
             )
         )
 
 
-def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progress: Progress) -> Any:
+def _collect(graph: Path, dataset: Dataset, batch: int, progress: Progress) -> Statistics:
     from optimizer.data import Preprocessing
     from optimizer.graphs.importing import load_graph
+    from optimizer.graphs.taps import tapped
     from optimizer.graphs.topology import analyse
     from optimizer.precision.int8 import Collector
 
@@ -155,7 +149,7 @@ def _collect(graph: Path, dataset: Dataset, tap: TapFactory, batch: int, progres
     metadata = preprocessed_metadata(graph)
     assert metadata.preprocessing is not None
     preprocessing = Preprocessing.from_dict(metadata.preprocessing)
-    collector = Collector(observed, tap(graph, list(observed)))
+    collector = Collector(observed, tapped(graph, list(observed)))
     progress.start("calibrate", total=len(dataset))
     images = metadata.get("input") == "uint8-nhwc"
     for part in _batches(dataset, batch, preprocessing, as_uint8=images):

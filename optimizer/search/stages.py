@@ -15,7 +15,6 @@ from typing import Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.data import ImageDataset, Preprocessing, check_fits, open_dataset, shared_images
-from optimizer.engines.onnxruntime import tapped
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
@@ -184,7 +183,6 @@ def search(
         graph,
         calibration,
         result.with_name(f"{graph.stem}.stats.npz"),
-        tapped,
         cache=cache,
         progress=progress,
     )

@@ -43,7 +43,6 @@ def calibrate(
         GraphError: The graph cannot be quantized, or gives NaN.
     """
     from optimizer import precision
-    from optimizer.engines.onnxruntime import tapped
 
     graph, output = Path(graph), Path(output)
     check_output(output, [graph, options.calib, options.preprocessing_from])
@@ -53,7 +52,6 @@ def calibrate(
         graph,
         images,
         output,
-        tapped,
         preprocessing_from=options.preprocessing_from,
         cache=cache,
         progress=progress,
@@ -61,7 +59,7 @@ def calibrate(
     if not options.halves:
         return CalibrateResult.of(made)
     moved = precision.halves(
-        graph, images, tapped, preprocessing_from=options.preprocessing_from, progress=progress
+        graph, images, preprocessing_from=options.preprocessing_from, progress=progress
     )
     return CalibrateResult.of(made, halves=tuple(moved))
 

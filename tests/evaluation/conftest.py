@@ -16,7 +16,6 @@ from optimizer.artifacts import manifest_path
 from optimizer.data import ImageDataset, Preprocessing, open_dataset
 from optimizer.engines import BuildSettings
 from optimizer.engines.building import build_engine
-from optimizer.engines.onnxruntime import tapped
 from optimizer.exporting import export_onnx
 from optimizer.models import Model, build_module, load_model, save_checkpoint, weights_digest
 from optimizer.precision import calibrate, quantize
@@ -122,7 +121,7 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     export_onnx(model, onnx)
     statistics = folder / "statistics.npz"
     calibration = train.select(np.arange(128, dtype=np.int64))
-    calibrate(onnx, calibration, statistics, tapped)
+    calibrate(onnx, calibration, statistics)
     quantize(onnx, int8, precision="int8", target="openvino", stats=statistics)
     engine = folder / "int8.blob"
     build_engine(int8, engine, "openvino", BuildSettings(precision="int8"))

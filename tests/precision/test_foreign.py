@@ -14,7 +14,7 @@ import pytest
 import optimizer
 from optimizer.artifacts import load_artifact
 from optimizer.data import Preprocessing, open_dataset
-from optimizer.engines.onnxruntime import as_written, tapped
+from optimizer.engines.onnxruntime import as_written
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
 from optimizer.exporting import export_onnx
 from optimizer.graphs.facts import graph_facts
@@ -75,9 +75,7 @@ def test_what_the_source_lacks_comes_from_calibration(for_openvino: Path, tmp_pa
     with pytest.raises(DataError, match=r"t\.onnx: openvino quantizes .*, which the source leaves"):
         quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8")
     assert not (tmp_path / "o.onnx").exists()
-    seen = calibrate(
-        for_tensorrt, open_dataset("digits:train", limit=32), tmp_path / "t.stats.npz", tapped
-    )
+    seen = calibrate(for_tensorrt, open_dataset("digits:train", limit=32), tmp_path / "t.stats.npz")
     made = quantize(for_tensorrt, tmp_path / "o.onnx", precision="int8", stats=seen.path)
     encodings = load_artifact(tmp_path / "o.encodings.json")
     assert [i.role for i in encodings.manifest.inputs] == ["source", "model", "statistics"]
@@ -212,7 +210,7 @@ def test_a_graph_of_pixels(small_checkpoint: Path, tmp_path: Path) -> None:
         load_model(str(small_checkpoint)), tmp_path / "pixels.onnx", input="uint8-nhwc"
     ).path
     some = open_dataset("digits:train", limit=16)
-    seen = calibrate(pixels, some, tmp_path / "s.npz", tapped).path
+    seen = calibrate(pixels, some, tmp_path / "s.npz").path
     first = quantize(
         pixels, tmp_path / "t.onnx", precision="int8", target="tensorrt", stats=seen
     ).path

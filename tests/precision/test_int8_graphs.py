@@ -435,7 +435,7 @@ def test_pairs_per_block(
 
 
 def statistics_of_file(path: Path) -> Statistics:
-    from optimizer.engines.onnxruntime import tapped
+    from optimizer.graphs.taps import tapped
 
     topology = analyse(ir.load(path))
     observed = {t: topology.after_relu(t) for t in topology.observed()}

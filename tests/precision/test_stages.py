@@ -11,7 +11,6 @@ import pytest
 
 from optimizer.artifacts import load_artifact, manifest_path
 from optimizer.data import open_dataset
-from optimizer.engines.onnxruntime import tapped
 from optimizer.errors import ArtifactError, DataError, GraphError, UsageError
 from optimizer.options import EncodingOptions
 from optimizer.precision import calibrate, quantize
@@ -131,7 +130,7 @@ def test_what_cannot_be_asked(small_graph: Path, tmp_path: Path) -> None:
 def test_too_few_images(small_graph: Path, tmp_path: Path) -> None:
     few = open_dataset("digits:train", limit=10).select(np.arange(5))
     with pytest.raises(DataError, match="5 calibration images"):
-        calibrate(small_graph, few, tmp_path / "s.npz", tapped)
+        calibrate(small_graph, few, tmp_path / "s.npz")
 
 
 def test_a_graph_of_somebody_else_says_what_it_lacks(tmp_path: Path, small_graph: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optimizer.engines.onnxruntime import tapped
 from optimizer.errors import ArtifactError, DataError, GraphError
 from optimizer.precision.int8 import Collector, Statistics, TensorStatistics, compute_encodings
 from optimizer.precision.int8.ranges import (
@@ -92,7 +91,7 @@ def test_a_real_network_gives_the_same_statistics_for_any_batch(
     digits = open_dataset("digits:train", limit=33)
     kept = []
     for batch in (1, 7, 32):
-        made = calibrate(small_graph, digits, tmp_path / f"{batch}.npz", tapped, batch=batch)
+        made = calibrate(small_graph, digits, tmp_path / f"{batch}.npz", batch=batch)
         kept.append(Statistics.load(made.path))
     for other in kept[1:]:
         np.testing.assert_array_equal(other.sample, kept[0].sample)

@@ -1,0 +1,110 @@
+"""Graphs run node by node as their text says, and tensors inside of them looked at.
+
+A module of its own, since it needs ONNX Runtime, which opening and editing graphs does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.graphs.onnx_files import open_onnx
+from optimizer.targets.hardware import cpu_features
+
+__all__ = ["chunks", "session_as_written", "session_options", "tapped"]
+
+Array = NDArray[Any]
+
+
+def session_options(threads: int | None) -> Any:
+    """Options of ONNX Runtime for one inference at a time on the CPU.
+
+    Args:
+        threads: Threads of an operator; ``None`` for one a physical core.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cpu_features().physical_cores
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    return options
+
+
+def session_as_written(graph: Path | bytes, threads: int | None = None) -> Any:
+    """A session of ONNX Runtime that executes a graph node by node, with no optimization.
+
+    Args:
+        graph: The ONNX file, or its contents.
+        threads: As in `session_options`.
+    """
+    import onnxruntime as ort
+
+    options = session_options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Several graphs are open at once in a validation; spinning threads would wait for each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
+    """A function that runs a graph as written and returns the named tensors.
+
+    Args:
+        graph: The ONNX file.
+        names: Tensors to look at; the graph's input and outputs are allowed.
+
+    Returns:
+        Maps a batch of any size to ``{name: array}``.
+
+    Raises:
+        GraphError: The file cannot be read.
+    """
+    import onnx
+
+    proto = open_onnx(graph).proto
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    source = next(value for value in proto.graph.input if value.name not in constants)
+    fetched = [name for name in names if name != source.name]
+    present = {value.name for value in proto.graph.output}
+    for name in fetched:
+        if name not in present:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = session_as_written(proto.SerializeToString())
+    first = source.type.tensor_type.shape.dim[0]
+    fixed = int(first.dim_value) if first.HasField("dim_value") else None
+
+    def run(batch: Array) -> dict[str, Array]:
+        values = dict(zip(fetched, compute(batch), strict=True))
+        if source.name in names:
+            values[source.name] = batch
+        return values
+
+    def compute(batch: Array) -> list[Array]:
+        if fixed is None:
+            return list(session.run(fetched, {source.name: batch}))
+        parts = [
+            [value[:count] for value in session.run(fetched, {source.name: chunk})]
+            for chunk, count in chunks(batch, fixed)
+        ]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    return run
+
+
+def chunks(batch: Array, size: int) -> Iterator[tuple[Array, int]]:
+    """Chunks of exactly ``size`` images, each with how many of them count.
+
+    The last one is filled up by repeating its last image.
+    """
+    for start in range(0, len(batch), size):
+        chunk = batch[start : start + size]
+        count = len(chunk)
+        if count < size:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], size - count, axis=0)])
+        yield np.ascontiguousarray(chunk), count
