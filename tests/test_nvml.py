@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ import optimizer.engines.cuda as cuda
 from optimizer import environment
 from optimizer.cli.app import app
 from optimizer.nvml import Nvml
-from optimizer.profiling.conditions import EnergyMeter, Gpus
+from optimizer.profiling.conditions import EnergyMeter, Gpus, GpuSampler, summed_up
 
 
 @pytest.fixture
@@ -91,6 +93,64 @@ def test_a_measurement_lives_with_it() -> None:
     assert Gpus().memory_bytes(1) is None
     assert Gpus().joules() is None
     EnergyMeter().begin()
+
+
+@pytest.mark.usefixtures("driver")
+def test_gpus_are_read_while_engines_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that falls only under load is seen, and the time between blocks is not."""
+    load = {"is": False, "read_idle": 0}
+
+    def clock(of: str, kind: int) -> int:
+        load["read_idle"] += not load["is"]
+        return (1200 if load["is"] else 1980) if kind == pynvml.NVML_CLOCK_SM else 2600
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", clock)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda _: 0x40 if load["is"] else 0x1
+    )
+    sampler = GpuSampler(Gpus(), every_s=0.01)
+    for _ in range(3):
+        load["is"] = True
+        sampler.resume()
+        time.sleep(0.1)
+        sampler.pause()
+        time.sleep(0.05)  # a reading that began may still end
+        load["is"] = False
+        time.sleep(0.1)
+    assert load["read_idle"] == 0
+    first, last = sampler.take()
+    sampler.close()
+    assert (first["gpu"], last["gpu"]) == (0, 2)
+    assert (first["sm_mhz"], first["lowest_sm_mhz"], first["memory_mhz"]) == (1200, 1200, 2600)
+    assert first["held_back_by"] == ["thermal, hardware"]
+    assert first["readings"] > 3
+    assert sampler.take() == []
+    sampler.close()
+    assert not [t for t in threading.enumerate() if t.name == "gpu-sampler"]
+
+
+def test_without_a_gpu_there_is_no_thread() -> None:
+    sampler = GpuSampler(Gpus())
+    sampler.resume()
+    if not Gpus().present:
+        assert not [t for t in threading.enumerate() if t.name == "gpu-sampler"]
+    sampler.close()
+
+
+def test_readings_as_one() -> None:
+    readings = [
+        {"gpu": 0, "sm_mhz": 1980, "held_back_by": []},
+        {"gpu": 0, "sm_mhz": 1200, "held_back_by": ["power cap"]},
+        {"gpu": 0, "sm_mhz": 1900, "power_w": 300.0, "held_back_by": ["power cap"]},
+    ]
+    assert summed_up(readings) == {
+        "gpu": 0,
+        "readings": 3,
+        "sm_mhz": 1900,
+        "lowest_sm_mhz": 1200,
+        "power_w": 300.0,
+        "held_back_by": ["power cap"],
+    }
 
 
 @pytest.mark.usefixtures("driver")

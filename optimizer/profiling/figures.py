@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optimizer.engines.placement import runs_on
 from optimizer.profiling import intervals
 from optimizer.profiling.asked import EngineFacts
-from optimizer.profiling.harness import Measured
+from optimizer.profiling.harness import MIN_ROUNDS, Measured
 from optimizer.profiling.verdict import drift, largest_effect
 from optimizer.results import Comparison, EngineBench, Interval
 
@@ -111,7 +111,8 @@ def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | No
         gpu_memory_bytes=measured.gpu_memory_bytes,
         raw_file=raw_file,
     )
-    if measured.status != "ok":
+    # What was measured before an engine failed (a GPU that was lost, say) was measured all the same.
+    if measured.status != "ok" and len(measured.blocks) < MIN_ROUNDS:
         return bench
     rounds = _rounds(measured)
     rate = _across_starts(

@@ -10,7 +10,7 @@ import pytest
 from optimizer.engines.onnxruntime import OnnxRuntime
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.providers import PROVIDERS, lowering_target, read_choice
-from optimizer.engines.providers.settings import with_build_settings
+from optimizer.engines.providers.settings import with_build_settings, with_cache
 from optimizer.engines.providers.status import library_of
 from optimizer.errors import UnsupportedPrecision, UsageError
 from optimizer.targets.rules import rules_for
@@ -135,3 +135,26 @@ def test_an_option_of_another_backend_is_refused(provider: str, message: str) ->
     settings = BuildSettings(precision="fp32", options={"provider": provider, "tf32": True})
     with pytest.raises(UsageError, match=message):
         OnnxRuntime().engine_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        ("tensorrt", {"trt_engine_cache_enable": "1", "trt_engine_cache_path": "FOLDER"}),
+        ("nv-tensorrt-rtx", {"nv_runtime_cache_path": "FOLDER"}),
+        ("cuda", {}),
+        ("cpu", {}),
+    ],
+)
+def test_a_provider_that_compiles_keeps_what_it_made(
+    provider: str, expected: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / "m.onnx"
+    made = with_cache(read_choice(choose(provider)), folder)
+    assert made.options == {k: v.replace("FOLDER", str(folder)) for k, v in expected.items()}
+    assert folder.is_dir() == bool(expected)
+
+
+def test_a_cache_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
+    own = choose("tensorrt", trt_engine_cache_enable="0")
+    assert with_cache(read_choice(own), tmp_path / "x").options == {"trt_engine_cache_enable": "0"}
