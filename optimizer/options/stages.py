@@ -20,6 +20,7 @@ from optimizer.options.values import (
     Points,
     Precision,
     Share,
+    Source,
     split,
 )
 
@@ -182,8 +183,8 @@ class TrainOptions(ImageReading):
     panel: ClassVar[str] = "Training"
 
     arch: str = option("resnet50", "Architecture: resnet18, 34, 50, 101 or 152.")
-    data: str = option("digits:train", "Training images: digits:train, a folder or file.npz.")
-    held_out: str | None = option(
+    data: Source = option("digits:train", "Training images: digits:train, a folder or file.npz.")
+    held_out: Source | None = option(
         None, "Images to measure accuracy on afterwards; digits:train has digits:test."
     )
     image_size: int = option(32, "Side of the network's input in pixels.", ge=8)
@@ -200,7 +201,7 @@ class TrainOptions(ImageReading):
         0.05, "Share of the target that goes to all classes evenly.", ge=0, lt=1
     )
     seed: int = option(0, "Seed of the weights, the order and the augmentation.")
-    init: str | None = option(None, "Model to train further.")
+    init: Source | None = option(None, "Model to train further.")
 
 
 def _batch(value: Any) -> Any:
@@ -245,7 +246,7 @@ class CalibrationImages(ImageReading):
 
     panel: ClassVar[str] = "Calibration"
 
-    calib: str | None = option(
+    calib: Source | None = option(
         None, "Calibration images: digits:train, a folder (labels not needed) or file.npz."
     )
     calib_images: int = option(256, "Number of calibration images, stratified by class.", ge=8)
@@ -256,7 +257,7 @@ class PreprocessingSource(Options):
 
     panel: ClassVar[str] = "Calibration"
 
-    preprocessing_from: str | None = option(
+    preprocessing_from: Source | None = option(
         None,
         "Exported .onnx file or checkpoint whose preprocessing a graph without its own uses.",
     )
@@ -278,7 +279,7 @@ class Conversion(EncodingOptions, HighPrecision, CalibrationImages, Preprocessin
 
     stats: FilePath | None = option(None, "Statistics from resnet-opt calibrate.")
     encodings: FilePath | None = option(None, "Encodings to use as they are, edited or not.")
-    data: str | None = option(
+    data: Source | None = option(
         None, "For mixed: labelled images that judge the result; none of them in --calib."
     )
 
@@ -462,7 +463,7 @@ class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
 
     panel: ClassVar[str] = "Accuracy"
 
-    data: str = option(
+    data: Source = option(
         REQUIRED, "Labelled images: digits:test, an ImageFolder, val.txt or file.npz."
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
@@ -474,7 +475,7 @@ class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Devi
 
     panel: ClassVar[str] = "Accuracy"
 
-    reference: str = option(
+    reference: Source = option(
         REQUIRED, "Model to compare with: a checkpoint, a name, or your own FP32 ONNX file."
     )
     seed: int = option(0, "Seed of the subset.")
@@ -567,7 +568,7 @@ class ReportOptions(Options):
 class PreprocessOptions(Architecture, BadImages):
     """Options of ``preprocess``."""
 
-    model: str | None = option(
+    model: Source | None = option(
         None, "Use this model's preprocessing, and count predictions that change."
     )
     limit: int | None = option(200, "Use a stratified subset of this many images.", ge=1)

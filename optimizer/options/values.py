@@ -34,6 +34,7 @@ __all__ = [
     "Points",
     "Precision",
     "Share",
+    "Source",
     "Texts",
 ]
 
@@ -69,6 +70,10 @@ Bytes = Annotated[int, _reader(parse_bytes), _writer(format_bytes)]
 BatchProfile = Annotated[tuple[int, int, int], _reader(parse_profile), _writer(format_profile)]
 """Least, best and most images a call, given as ``1:8:32``."""
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+Source = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+]
+"""A file or folder, or the name of something that is not one (``digits:test``, ``resnet50``)."""
 FilePath = Annotated[Path, PlainSerializer(str, when_used="json")]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import UsageError
-from optimizer.profiling.bench import AGAIN, Extras, bench
+from optimizer.profiling.bench import AGAIN, bench
 from optimizer.profiling.grouping import check_max_workers, in_groups, key_of, put_together
 from optimizer.profiling.harness import MIN_ROUNDS, Block, Cell, Measured, Measurement
 from optimizer.progress import Silent
@@ -129,7 +129,7 @@ def test_a_baseline_that_failed_in_one_group_has_failed(engine: Path) -> None:
 def test_a_bench_in_groups(make_engine: MakeEngine) -> None:
     """Each engine is compared with the baseline beside it; all figures and the choice are told."""
     engines = [make_engine(name, sleep_ms=ms) for name, ms in (("a", 4.0), ("b", 1.0), ("c", 16.0))]
-    found = bench(engines, duration_s=0.4, threads=1, extras=Extras(max_workers=3))
+    found = bench(engines, duration="0.4s", threads=1, max_workers=3)
     assert found.settings["max_workers"] == 3
     assert [len(group) for group in found.settings["workers"]] == [3, 3]
     ratios = {one.b: one.ratio for one in found.comparisons}
@@ -166,7 +166,7 @@ def test_what_was_measured_before_a_failure_is_kept(
     lost, fine = make_engine("lost", **behaviour), make_engine("fine", sleep_ms=1.0)
     found = bench(
         [fine, lost],
-        duration_s=1.0,
+        duration="1.0s",
         threads=1,
         control=False,
         raw_dir=tmp_path,
