@@ -10,11 +10,10 @@ from typing import Any
 
 import pynvml
 import pytest
-from typer.testing import CliRunner
 
 import optimizer.engines.cuda as cuda
 from optimizer import environment
-from optimizer.cli.app import app
+from optimizer.cli.app import run_command_line
 from optimizer.nvml import Nvml
 from optimizer.profiling.conditions import EnergyMeter, Gpus, GpuSampler, summed_up
 
@@ -70,17 +69,19 @@ def test_what_is_refused_is_absent() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_doctor_and_fingerprint_live_with_it() -> None:
+def test_doctor_and_fingerprint_live_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = {gpu.index: gpu for gpu in environment.gpus()}
     assert (found[0].name, found[0].memory_bytes) == ("NVIDIA GB10", None)
     assert (found[2].compute_capability, found[2].memory_bytes) == ("9.0", 80 * 2**30)
     facts = environment.fingerprint()["gpus"]
     assert [gpu["memory_gib"] for gpu in facts] == [None, 80]
-    said = CliRunner().invoke(app, ["doctor"])
-    assert said.exit_code == 0
-    assert "NVIDIA GB10, sm121\n" in said.output
-    assert "NVIDIA H100, sm90, 80.0 GiB" in said.output
-    told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    capsys.readouterr()
+    assert run_command_line(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "NVIDIA GB10, sm121\n" in shown
+    assert "NVIDIA H100, sm90, 80.0 GiB" in shown
+    assert run_command_line(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert told["gpus"][0]["memory_bytes"] is None
 
 

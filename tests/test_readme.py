@@ -34,14 +34,12 @@ def _commands() -> list[str]:
 
 @pytest.mark.parametrize("command", _commands())
 def test_commands_parse(command: str) -> None:
-    import typer.main
+    from optimizer.cli.app import parse_command_line
 
-    from optimizer.cli.app import app
-
-    group = typer.main.get_command(app)
-    _, name, *arguments = shlex.split(command)
-    assert name in group.commands, command  # type: ignore[attr-defined]
-    group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+    _, *tokens = shlex.split(command)
+    if "--help" not in tokens and "--version" not in tokens:
+        name, _ = parse_command_line(tokens)
+        assert name == tokens[0]
 
 
 def test_there_are_commands() -> None:
@@ -57,12 +55,10 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    import typer.main
-
-    from optimizer.cli.app import app
+    from optimizer.cli.commands import PANELS
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+    for name in (command.__name__ for panel in PANELS.values() for command in panel):
         assert re.search(rf"\b{name}\b", text), name
 
 

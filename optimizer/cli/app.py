@@ -15,8 +15,9 @@ from optimizer.cli import commands
 from optimizer.cli.console import print_error, start_logging
 from optimizer.cli.flags import with_flags
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
+from optimizer.options import Options
 
-__all__ = ["app", "main", "run_command_line"]
+__all__ = ["app", "main", "parse_command_line", "run_command_line"]
 
 HELP = """Trained ResNets made fast, with evidence for every claim.
 
@@ -124,6 +125,24 @@ def run_command_line(tokens: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, reported as one
         return _report(error)
     return 0
+
+
+def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
+    """Check a command line without running it.
+
+    Returns:
+        The command's name, and its options if it has any.
+
+    Raises:
+        UsageError: It cannot be parsed, or an option has a wrong value.
+    """
+    try:
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise _usage_error(error) from None
+    parse = getattr(command, "parse", None)
+    options = None if parse is None else parse(*bound.args, **bound.kwargs)[1]
+    return command.__name__, options
 
 
 def _usage_error(error: CycloptsError) -> UsageError:

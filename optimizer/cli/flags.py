@@ -56,17 +56,21 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
             expanded.append(parameter.replace(annotation=hints[parameter.name]))
     expanded.sort(key=lambda parameter: parameter.kind)
 
-    @functools.wraps(command)
-    def run(*arguments: Any, **keywords: Any) -> None:
+    def parse(*arguments: Any, **keywords: Any) -> tuple[inspect.BoundArguments, Options]:
+        """The command's own arguments, and the options that the flags amount to."""
         given = {
             name: keywords.pop(name)
             for name in model.model_fields
             if name in keywords and name not in own.parameters
         }
-        options = model.of(None, given)
-        bound = own.bind_partial(*arguments, **keywords)
+        return own.bind_partial(*arguments, **keywords), model.of(None, given)
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **keywords: Any) -> None:
+        bound, options = parse(*arguments, **keywords)
         command(*bound.args, **bound.kwargs, options=options)
 
+    run.parse = parse  # type: ignore[attr-defined]
     run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in expanded}
     del run.__wrapped__

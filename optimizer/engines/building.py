@@ -21,14 +21,13 @@ from optimizer.artifacts import (
     write_text_atomically,
 )
 from optimizer.engines.build_process import build_apart
+from optimizer.engines.build_settings import check_taken
 from optimizer.engines.opening import GRAPH_SUFFIX
 from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.onnx_files import copy_as_one_file
-from optimizer.options import BuildOptions
-from optimizer.options.engine_options import check_names
 from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 
@@ -113,29 +112,11 @@ def check_buildable(backend: Backend, settings: BuildSettings) -> dict[str, Any]
         MissingLibrary: The backend cannot build here.
         UnsupportedPrecision, UsageError: It does not compute this, or lacks an option.
     """
-    _check_taken(backend.name, settings)
+    check_taken(backend.name, settings)
     found = backend.availability()
     if not found.can_build:
         raise MissingLibrary(f"cannot build for {backend.name}: {found.reason}", mend=found.mend)
     return backend.engine_settings(settings)
-
-
-_OPTION_OF = {"targets": "target", "workspace_bytes": "workspace", "profiles": "profile"}
-"""Names of settings that differ from the option's."""
-
-
-def _check_taken(engine: str, settings: BuildSettings) -> None:
-    """Refuse settings that belong to other engines."""
-    named = {
-        name: getattr(settings, name)
-        for name in ("profile", "targets", "workspace_bytes", "opt_level", "timing_cache")
-    }
-    given = {**named, **settings.options}
-    check_names(
-        BuildOptions,
-        [_OPTION_OF.get(k, k) for k, value in given.items() if value not in (None, False, ())],
-        [engine],
-    )
 
 
 @dataclass(frozen=True)

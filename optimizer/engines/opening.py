@@ -178,30 +178,12 @@ def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None
         manifest: Its manifest, with all that it was built with.
         target: Another compute capability than it was built for.
     """
-    settings = manifest.settings
+    from optimizer.engines.build_settings import flags_of
+
     graph = graph_of(path)
     source = graph.name if graph else next((i.file for i in manifest.inputs), "model.onnx")
-    words = ["--precision", settings.get("precision"), "--engine", settings.get("backend")]
-    targets = [target] if target else settings.get("targets") or []
-    if targets:
-        words += ["--target", ",".join(targets)]
-    options = dict(settings.get("options") or {})
-    for profile in [settings.get("profile"), *options.pop("profiles", [])]:
-        if profile:
-            words += ["--profile", ":".join(map(str, profile))]
-    if settings.get("workspace_bytes"):
-        words += ["--workspace", f"{settings['workspace_bytes']}B"]
-    for name in ("opt_level", "threads"):
-        options[name] = settings.get(name)
-    for key, value in (options.pop("provider_options", None) or {}).items():
-        words += ["--provider-option", f"{key}={value}"]
-    if "fixed_batch" in options:
-        sizes = options.pop("fixed_batch")
-        words += ["--fixed-batch", ",".join(map(str, sizes)) or "none"]
-    for name, value in options.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-    return f"resnet-opt build {source} {' '.join(map(str, words))} -o {path.name}"
+    settings = {**manifest.settings, **({"targets": [target]} if target else {})}
+    return f"resnet-opt build {source} {flags_of(settings)} -o {path.name}"
 
 
 def _words(value: object) -> str:

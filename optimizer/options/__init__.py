@@ -1,6 +1,6 @@
 """Options: each is defined once, as a field of a frozen pydantic model, one model per verb."""
 
-from optimizer.options.base import REQUIRED, OptionInfo, Options, flag, option
+from optimizer.options.base import REQUIRED, OptionInfo, Options, flag, option, to_flags
 from optimizer.options.engine_options import check_engine, options_of
 from optimizer.options.keywords import takes_options
 from optimizer.options.stages import (
@@ -71,4 +71,5 @@ __all__ = [
     "option",
     "options_of",
     "takes_options",
+    "to_flags",
 ]

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from optimizer.errors import UsageError
 
-__all__ = ["REQUIRED", "OptionInfo", "Options", "flag", "option"]
+__all__ = ["REQUIRED", "OptionInfo", "Options", "flag", "option", "to_flags"]
 
 REQUIRED: Any = ...
 """The default of an option that must be given."""
@@ -185,6 +185,27 @@ def value_type(field: FieldInfo) -> Any:
     if not field.metadata:
         return field.annotation
     return Annotated[(field.annotation, *field.metadata)]
+
+
+def to_flags(options: Options) -> list[str]:
+    """The options that differ from their defaults as words of a command line."""
+    words: list[str] = []
+    given = options.as_given()
+    for name, field, _ in type(options).declared():
+        value = given.get(field.alias or name)
+        flags = OptionInfo.of(field).flags
+        shown = flags[0] if flags else flag(name)
+        if value is True:
+            words.append(shown)
+        elif value is False:
+            words.append(f"--no-{shown.removeprefix('--')}")
+        elif isinstance(value, dict):
+            words += [word for key, item in value.items() for word in (shown, f"{key}={item}")]
+        elif isinstance(value, list):
+            words += [shown, ",".join(map(str, value))] if value else []
+        elif value is not None:
+            words += [shown, str(value)]
+    return words
 
 
 @functools.cache

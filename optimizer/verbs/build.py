@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Cache, check_output
 from optimizer.errors import UsageError
@@ -15,7 +15,6 @@ from optimizer.verbs.outcomes import BuildResult
 from optimizer.verbs.quantize import conversion_inputs, convert, judge_search, search_path
 
 if TYPE_CHECKING:
-    from optimizer.engines import BuildSettings
     from optimizer.graphs.facts import GraphFacts
 
 __all__ = ["build"]
@@ -52,6 +51,7 @@ def build(
         EnvironmentFault: The engine cannot be built here.
         BuildError: The library failed, crashed, or went beyond a limit.
     """
+    from optimizer.engines.build_settings import settings_of
     from optimizer.engines.building import Limits, build_engine, check_buildable
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.registry import get_backend
@@ -64,7 +64,7 @@ def build(
     engine, target = _engine_and_target(options)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     _check_preprocessing_source(options, facts)
-    settings = build_settings(options, facts)
+    settings = settings_of(options, facts)
     check_buildable(get_backend(engine), settings)
 
     if options.preprocessing_from is not None:
@@ -121,11 +121,12 @@ def check_options_buildable(options: BuildOptions) -> str:
     Raises:
         UsageError, MissingLibrary, UnsupportedPrecision: It cannot be built.
     """
+    from optimizer.engines.build_settings import settings_of
     from optimizer.engines.building import check_buildable
     from optimizer.engines.registry import get_backend
 
     engine, target = _engine_and_target(options)
-    check_buildable(get_backend(engine), build_settings(options, None))
+    check_buildable(get_backend(engine), settings_of(options, None))
     return target
 
 
@@ -135,40 +136,3 @@ def _check_preprocessing_source(options: BuildOptions, facts: GraphFacts | None)
             "--preprocessing-from is for FP32 graphs here",
             mend="resnet-opt quantize takes it for a graph that is INT8 already",
         )
-
-
-def build_settings(options: BuildOptions, facts: GraphFacts | None) -> BuildSettings:
-    """The options as backends take them.
-
-    Args:
-        options: Options that the engine takes.
-        facts: Of the graph; ``None`` for a checkpoint.
-    """
-    from optimizer.engines import BuildSettings
-
-    first, *further = options.profile or (None,)
-    own: dict[str, Any] = {
-        "profiles": [profile for profile in further if profile is not None],
-        **{
-            name: getattr(options, name)
-            for name in (
-                "storage_only", "provider", "provider_options", "tf32", "sparsity",
-                "hardware_compatibility", "version_compatible", "strip_weights", "refittable",
-                "cuda_graph", "specialization", "runtime_cache",
-            )
-        },
-    }  # fmt: skip
-    given = {name: value for name, value in own.items() if value not in (None, False, [], {})}
-    if options.fixed_batch is not None:
-        given["fixed_batch"] = options.fixed_batch
-    return BuildSettings(
-        precision=options.precision,
-        batch=facts.input_shape[0] if facts else None,
-        profile=first,
-        targets=options.target,
-        workspace_bytes=options.workspace,
-        opt_level=options.opt_level,
-        timing_cache=options.timing_cache,
-        threads=options.threads,
-        options=given,
-    )

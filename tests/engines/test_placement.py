@@ -116,7 +116,7 @@ def test_the_command_that_rebuilds_has_the_provider(tmp_path: Path) -> None:
         options={"provider": "cuda", "provider_options": {"use_tf32": "1", "prefer_nhwc": "1"}},
     )
     words = rebuild_command(made.path, made.manifest)
-    assert "--engine onnxruntime --provider-option " in words
+    assert "--engine onnxruntime --provider cuda --provider-option " in words
     assert "--provider-option use_tf32=1" in words
     assert "--provider-option prefer_nhwc=1" in words
     assert "--provider cuda" in words
