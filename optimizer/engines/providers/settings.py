@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.engines.protocol import BuildSettings
-from optimizer.engines.providers.facts import CPU, PROVIDERS, Provider
+from optimizer.engines.providers.table import CPU, PROVIDERS, Provider
 from optimizer.errors import UsageError
 
 __all__ = [

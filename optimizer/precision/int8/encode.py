@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from optimizer.errors import DataError, UsageError
 from optimizer.graphs.topology import PASS_ON, Topology
 from optimizer.precision.half import LARGEST
-from optimizer.precision.int8.correction import correct_biases
+from optimizer.precision.int8.correction import correct_biases, correct_by_statistics
 from optimizer.precision.int8.encodings import (
     Encodings,
     LayerEncoding,
@@ -36,7 +36,6 @@ from optimizer.precision.int8.encodings import (
     stored_scale,
 )
 from optimizer.precision.int8.equalization import ALPHA, equalization_factors
-from optimizer.precision.int8.expectation import correct_by_statistics
 from optimizer.precision.int8.ranges import METHODS, distribution, range_of
 from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
