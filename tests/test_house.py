@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -62,6 +63,19 @@ def test_a_room_imports_only_from_rooms_before_it(path: Path) -> None:
         return
     allowed = HALLWAY if own in HALLWAY else HALLWAY | set(ROOMS[: ROOMS.index(own) + 1])
     assert _imports(path) - {"__version__"} <= allowed
+
+
+def test_graphs_are_opened_and_written_in_one_place() -> None:
+    """`optimizer.graphs` alone calls the libraries for it, and spells the keys of the metadata."""
+    calls = re.compile(r"(onnx|ir|onnx_ir)\.(load|save|load_model|save_model|checker\.check_model)")
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] == "graphs":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert not calls.fullmatch(ast.unparse(node.func)), path
+            if isinstance(node, ast.Constant) and str(node.value).startswith("resnet_opt."):
+                assert node.value == "resnet_opt.engines", path
 
 
 def test_every_module_belongs_to_a_room_or_the_hallway() -> None:

@@ -159,6 +159,8 @@ def round_to_bf16(model: ir.Model) -> bool:
     """
     import onnx_ir as ir
 
+    from optimizer.graphs.editing import insert_after, make_cast
+
     graph, wide = model.graph, {}
     bf16, fp32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
     changed = False
@@ -167,44 +169,23 @@ def round_to_bf16(model: ir.Model) -> bool:
             if value is None or value.dtype != bf16:
                 continue
             if value not in wide:
-                wide[value] = _cast(value, fp32, f"{value.name}.fp32")
-                _insert_after_source(graph, value, wide[value].producer())
+                name = f"{value.name}.fp32"
+                cast = make_cast(value, fp32, name=f"{name}.cast", output=name)
+                insert_after(graph, value, cast)
+                wide[value] = cast.outputs[0]
             node.replace_input_with(index, wide[value])
             changed = True
         for value in node.outputs:
             if value.dtype != bf16:
                 continue
-            uses, name = list(value.uses()), value.name
+            uses, name = list(value.uses()), str(value.name)
             value.dtype, value.name = fp32, f"{name}.exact"
-            rounded = _cast(value, bf16, str(name))
-            graph.insert_after(node, _producer(rounded))
+            cast = make_cast(value, bf16, name=f"{name}.cast", output=name)
+            graph.insert_after(node, cast)
             for use in uses:
-                use.node.replace_input_with(use.idx, rounded)
+                use.node.replace_input_with(use.idx, cast.outputs[0])
             changed = True
     return changed
-
-
-def _cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
-    import onnx_ir as ir
-
-    node = ir.node("Cast", [value], attributes={"to": kind}, name=f"{name}.cast")
-    output = node.outputs[0]
-    output.name, output.dtype, output.shape = name, kind, value.shape
-    return output
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
-
-
-def _insert_after_source(graph: ir.Graph, value: ir.Value, cast: Any) -> None:
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], cast)
-    else:
-        graph.insert_after(producer, cast)
 
 
 def _onnxruntime() -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from optimizer.graphs.editing import add_constant
+
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
 
@@ -26,8 +28,10 @@ def take_images(model: ir.Model, preprocessing: Preprocessing) -> bool:
     batch, channels, height, width = images.shape
     std = np.asarray(preprocessing.std, np.float64)
     mean = np.asarray(preprocessing.mean, np.float64)
-    scale = _constant(graph, "normalize.scale", (1.0 / (255.0 * std)).reshape(1, 3, 1, 1))
-    shift = _constant(graph, "normalize.shift", (-mean / std).reshape(1, 3, 1, 1))
+    scale, shift = (
+        add_constant(graph, f"normalize.{name}", values.reshape(1, 3, 1, 1).astype(np.float32))
+        for name, values in (("scale", 1.0 / (255.0 * std)), ("shift", -mean / std))
+    )
 
     first = graph[0]
     # Cast before Transpose: TensorRT does not transpose 8-bit pixels.
@@ -58,15 +62,3 @@ def take_images(model: ir.Model, preprocessing: Preprocessing) -> bool:
     images.shape = ir.Shape([batch, height, width, channels])
     images.dtype = ir.DataType.UINT8
     return True
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    data = array.astype(np.float32)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(data.shape),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        const_value=ir.tensor(data, name=name),
-    )
-    graph.register_initializer(value)
-    return value

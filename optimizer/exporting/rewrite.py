@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from optimizer.graphs.editing import add_constant
+
 __all__ = [
     "add_missing_biases",
     "drop_exporter_metadata",
@@ -130,13 +132,7 @@ def add_missing_biases(model: ir.Model) -> bool:
         assert weight.const_value is not None
         data = weight.const_value.numpy()
         channels = data.shape[0] if node.op_type == "Conv" else _gemm_outputs(node, data.shape)
-        bias = ir.Value(
-            name=f"{node.name}.bias",
-            shape=ir.Shape([channels]),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(np.zeros(channels, np.float32), name=f"{node.name}.bias"),
-        )
-        model.graph.register_initializer(bias)
+        bias = add_constant(model.graph, f"{node.name}.bias", np.zeros(channels, np.float32))
         node.resize_inputs(3)
         node.replace_input_with(2, bias)
         changed = True

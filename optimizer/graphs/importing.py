@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from optimizer.errors import GraphError
+from optimizer.graphs.editing import add_constant, fresh_name
 from optimizer.graphs.onnx_files import open_onnx
 from optimizer.graphs.topology import WEIGHTED
 
@@ -71,11 +72,7 @@ def tidy(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         users = [use.node for use in value.uses() if use.idx == _BIAS]
         for node in [node for node in users if node.op_type in WEIGHTED][1:]:
-            name = f"{node.name}.own_bias"
-            while name in model.graph.initializers:
-                name += "_"
-            own = ir.Value(
-                name=name, shape=value.shape, type=value.type, const_value=value.const_value
-            )
-            model.graph.register_initializer(own)
+            assert value.const_value is not None
+            name = fresh_name(f"{node.name}.own_bias", model.graph.initializers, "_")
+            own = add_constant(model.graph, name, value.const_value.numpy())
             node.replace_input_with(_BIAS, own)

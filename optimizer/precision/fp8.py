@@ -23,7 +23,7 @@ from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import WEIGHTED, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.precision.writing import write_pair, write_weight
+from optimizer.precision.qdq import write_pair, write_weight
 
 __all__ = ["LARGEST", "quantized_layers", "to_fp8"]
 

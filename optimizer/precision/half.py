@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from optimizer.errors import GraphError
+from optimizer.graphs.editing import add_constant, insert_after, make_cast
 from optimizer.graphs.metadata import write_metadata
-from optimizer.precision.writing import add_constant, describe
 
 __all__ = ["LARGEST", "beyond", "overflowing", "to_half"]
 
@@ -161,15 +161,10 @@ def _cast_between(graph: ir.Graph, kind: ir.DataType, keep: Collection[str]) -> 
 
 def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
     short = "float" if to == ir.DataType.FLOAT else "half"
-    cast = ir.node("Cast", [value], attributes={"to": to}, name=f"{value.name}.to_{short}")
-    result = cast.outputs[0]
-    describe(result, f"{value.name}.{short}", value.shape, to)
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], cast)
-    else:
-        graph.insert_after(producer, cast)
-    return result
+    name = f"{value.name}.to_{short}"
+    cast = make_cast(value, to, name=name, output=f"{value.name}.{short}")
+    insert_after(graph, value, cast)
+    return cast.outputs[0]
 
 
 def _cast_outputs(graph: ir.Graph, kind: ir.DataType) -> None:
@@ -177,13 +172,8 @@ def _cast_outputs(graph: ir.Graph, kind: ir.DataType) -> None:
         producer = value.producer()
         if producer is None or value.dtype != kind:
             continue
-        cast = ir.node(
-            "Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"{value.name}.to_float"
-        )
-        name = value.name
+        name = str(value.name)
+        cast = make_cast(value, ir.DataType.FLOAT, name=f"{name}.to_float", output=name)
         value.name = f"{name}.half"
-        cast.outputs[0].name = name
-        cast.outputs[0].dtype = ir.DataType.FLOAT
-        cast.outputs[0].shape = value.shape
         graph.append(cast)
         graph.outputs[index] = cast.outputs[0]

@@ -9,7 +9,6 @@ from typing import Any
 
 from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.protocol import BuildSettings, Built
-from optimizer.engines.providers.facts import CPU, CUDA
 from optimizer.engines.providers.partition import (
     ASSIGNMENT_KEY,
     assigned,
@@ -19,6 +18,7 @@ from optimizer.engines.providers.partition import (
 from optimizer.engines.providers.session import ProviderSession, open_with_provider
 from optimizer.engines.providers.settings import DEFAULT_PROFILE, Choice, with_build_settings
 from optimizer.engines.providers.status import check_usable, provider_status
+from optimizer.engines.providers.table import CPU, CUDA
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.errors import BuildError
 from optimizer.graphs.facts import graph_facts

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.engines.providers.facts import CPU, PROVIDERS
 from optimizer.engines.providers.settings import Choice
+from optimizer.engines.providers.table import CPU, PROVIDERS
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.results import LayerInfo
 

@@ -18,10 +18,10 @@ import numpy as np
 from optimizer.engines.batching import check_batch
 from optimizer.engines.cuda_bindings import MEND_DEVICE
 from optimizer.engines.protocol import Array, TensorSpec
-from optimizer.engines.providers.facts import CUDA, PROVIDERS, Provider
 from optimizer.engines.providers.settings import Choice
 from optimizer.engines.providers.shared_objects import preload
 from optimizer.engines.providers.status import library_of, needs_of
+from optimizer.engines.providers.table import CUDA, PROVIDERS, Provider
 from optimizer.errors import (
     BuildError,
     MissingDevice,

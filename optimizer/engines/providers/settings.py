@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.engines.protocol import BuildSettings
-from optimizer.engines.providers.facts import CPU, PROVIDERS, Provider
+from optimizer.engines.providers.table import CPU, PROVIDERS, Provider
 from optimizer.errors import UsageError
 
 __all__ = [

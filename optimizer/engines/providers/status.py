@@ -8,13 +8,13 @@ from pathlib import Path
 
 from optimizer.engines.cuda import cuda_status, device_index
 from optimizer.engines.cuda_bindings import MEND_DEVICE
-from optimizer.engines.providers.facts import PROVIDERS, Provider
 from optimizer.engines.providers.shared_objects import (
     locate,
     needed,
     other_versions,
     version_of,
 )
+from optimizer.engines.providers.table import PROVIDERS, Provider
 from optimizer.engines.tensorrt.capability import check_capability, check_precision
 from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX
 from optimizer.errors import MissingDevice, MissingLibrary, ResnetOptError

@@ -15,6 +15,7 @@ from typing import Any
 from optimizer.engines.protocol import TensorSpec
 from optimizer.engines.tensorrt.names import module_path
 from optimizer.errors import GraphError
+from optimizer.graphs.onnx_files import checker_complaint, open_onnx
 
 __all__ = ["CheckedGraph", "check_graph", "place"]
 
@@ -113,19 +114,9 @@ def place(node: str, operator: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise GraphError(f"no such file: {path}", mend="check the path")
+    model = open_onnx(path, weights=False).proto
     if path.stat().st_size == 0:
         raise GraphError(f"{path.name} is an empty file", mend=_EXPORT)
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise GraphError(
-            f"{path.name} is no ONNX file, or it is truncated", mend=_EXPORT
-        ) from error
     if not model.graph.node:
         raise GraphError(f"{path.name} holds no graph", mend=_EXPORT)
     return model
@@ -165,13 +156,10 @@ def _check_external_data(model: Any, path: Path) -> None:
 
 
 def _check_standard(path: Path) -> None:
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        line = str(error).strip().splitlines()[0].rstrip(".")
-        raise GraphError(f"{path.name} is not valid ONNX: {line}", mend=_EXPORT) from error
+    complaint = checker_complaint(path, full=False)
+    if complaint is not None:
+        line = complaint.rstrip(".")
+        raise GraphError(f"{path.name} is not valid ONNX: {line}", mend=_EXPORT)
 
 
 # --- the types -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import GraphError
+from optimizer.graphs.onnx_files import open_onnx
 
 __all__ = ["check_same_network", "check_same_weights"]
 
@@ -25,9 +26,7 @@ def check_same_network(old: Path, new: Path) -> None:
     Raises:
         GraphError: They are different networks; the message names the first difference.
     """
-    import onnx
-
-    before, after = (onnx.load(path, load_external_data=False).graph for path in (old, new))
+    before, after = (open_onnx(path, weights=False).proto.graph for path in (old, new))
     found = _of_values(before, after) or _of_nodes(before, after) or _of_weights(before, after)
     if found is not None:
         raise GraphError(
@@ -58,7 +57,7 @@ def check_same_weights(old: Path, new: Path) -> None:
     before, after = (
         {t.name: onnx.numpy_helper.to_array(t, str(path.parent)) for t in graph.initializer}
         for path, graph in (
-            (path, onnx.load(path, load_external_data=False).graph) for path in (old, new)
+            (path, open_onnx(path, weights=False).proto.graph) for path in (old, new)
         )
     )
     for name, values in after.items():

@@ -1,13 +1,18 @@
-"""Bias correction on the quantized network, layer by layer, with a sample of the images.
+"""Bias correction: on the quantized network with a sample of the images, or from statistics alone.
 
-The exact and the quantized network are computed in lockstep. At each layer, in the order of the
-graph, the mean difference of its output over images and positions is taken from its bias; later
-layers then see an input that is right on average. Where a layer's output goes into an Add, and the
-other input is computed already, the difference of the *sum* is corrected, so that the last layer of
-a block makes up for what rounding has done to its shortcut.
+On the network, layer by layer: the exact and the quantized network are computed in lockstep. At each
+layer, in the order of the graph, the mean difference of its output over images and positions is
+taken from its bias; later layers then see an input that is right on average. Where a layer's output
+goes into an Add, and the other input is computed already, the difference of the *sum* is corrected,
+so that the last layer of a block makes up for what rounding has done to its shortcut.
+
+From statistics, each layer by itself: what rounding is expected to add. For graphs that cannot be
+simulated, or where no sample of the images is at hand; on the network is better, because there each
+layer sees what the layers before it have done.
 
 Source: Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction",
-appendix D (empirical bias correction); the target at an Add is this package's own.
+section 4.2 (from statistics) and appendix D (on the network); the target at an Add is this package's
+own.
 Not handled: errors that depend on the image or the position; the mean of what a ReLU lets through is
 not looked at, only the mean before it.
 """
@@ -19,10 +24,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.graphs.topology import WEIGHTED, Topology
-from optimizer.precision.int8.encodings import Encodings
+from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.int8.rounding import nearest
 from optimizer.precision.int8.simulation import (
     Parameters,
     Simulation,
@@ -32,12 +39,13 @@ from optimizer.precision.int8.simulation import (
     representing,
     stored_layer,
 )
+from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
 from optimizer.processes import give_back_memory
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Corrected", "correct_biases", "sqnr"]
+__all__ = ["Corrected", "correct_biases", "correct_by_statistics", "sqnr"]
 
 
 @dataclass(frozen=True)
@@ -182,3 +190,72 @@ class _Network:
         }
         quality = sqnr(reference, self._values[self._simulation.topology.output])
         return Corrected(self._encodings.model_copy(update={"layers": layers}), quality)
+
+
+# --- from statistics -----------------------------------------------------------------------------
+
+
+def correct_by_statistics(
+    topology: Topology,
+    node: ir.Node,
+    encodings: Encodings,
+    statistics: Statistics,
+    factors: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Take the expected mean error of a layer's output from its bias.
+
+    Args:
+        topology: The graph.
+        node: A layer with weights; one whose channels are in groups is left as it is.
+        encodings: Changed in place.
+        statistics: Of the graph.
+        factors: By which channels were divided, by tensor.
+    """
+    if topology.groups_of(node) != 1:
+        return
+    source = topology.data_inputs(node)[0]
+    layer = encodings.layers[str(node.name)]
+    error = _mean_error(
+        layer.equalized(topology.weight(node)),
+        layer,
+        statistics.tensors[source],
+        encodings.tensors[source],
+        factors.get(source),
+    )
+    layer.bias = (np.asarray(layer.bias) - error).astype(np.float32).tolist()
+
+
+def _mean_error(
+    exact: NDArray[np.float32],
+    layer: LayerEncoding,
+    seen: TensorStatistics,
+    encoding: TensorEncoding,
+    factor: NDArray[np.float32] | None,
+) -> NDArray[np.float64]:
+    """Mean of what rounding adds to each output: E[sum w' x' - sum w x], borders not counted.
+
+    Source: Nagel et al. 2019, section 4.2, with the means measured.
+    """
+    spatial = tuple(range(2, exact.ndim))
+    scale = np.asarray(layer.weight_scale, np.float32).reshape(-1, *([1] * (exact.ndim - 1)))
+    rounded = (nearest(exact / scale, layer.grid) * scale).astype(np.float64)
+    divide = np.ones(len(seen.exponent)) if factor is None else factor.astype(np.float64)
+    mean = seen.mean / divide
+    stored_mean = mean + _rounding_bias(seen, encoding, divide)
+    error = (
+        rounded.sum(axis=spatial) @ stored_mean - exact.sum(axis=spatial, dtype=np.float64) @ mean
+    )
+    return np.asarray(error, np.float64)
+
+
+def _rounding_bias(
+    seen: TensorStatistics, encoding: TensorEncoding, divide: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """E[x' - x] of each channel by its histogram."""
+    centers = (np.arange(BINS) - seen.origin + 0.5)[None, :] * np.ldexp(1.0, seen.exponent)[:, None]
+    centers = centers / divide[:, None]
+    stored = np.clip(np.rint(centers / encoding.scale), *encoding.levels) * encoding.scale
+    counts = seen.counts.astype(np.float64)
+    counts[:, seen.origin] -= seen.zeros
+    total = np.maximum(counts.sum(axis=1) + seen.zeros, 1.0)
+    return np.asarray(((stored - centers) * counts).sum(axis=1) / total, np.float64)

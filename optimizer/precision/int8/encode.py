@@ -28,7 +28,7 @@ from optimizer.errors import DataError
 from optimizer.graphs.topology import PASS_ON, Topology
 from optimizer.options import EncodingOptions, EncodingPasses
 from optimizer.precision.half import LARGEST
-from optimizer.precision.int8.correction import correct_biases
+from optimizer.precision.int8.correction import correct_biases, correct_by_statistics
 from optimizer.precision.int8.encodings import (
     Encodings,
     LayerEncoding,
@@ -36,7 +36,6 @@ from optimizer.precision.int8.encodings import (
     stored_scale,
 )
 from optimizer.precision.int8.equalization import equalization_factors
-from optimizer.precision.int8.expectation import correct_by_statistics
 from optimizer.precision.int8.ranges import distribution, range_of
 from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable

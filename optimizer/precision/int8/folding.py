@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
-from optimizer.precision.int8.undoing import bypass
+from optimizer.graphs.editing import bypass
 
 __all__ = ["Folded", "fold_batchnorm"]
 

@@ -15,12 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError, GraphError
+from optimizer.graphs.editing import add_constant, bypass
 from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
 from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
-from optimizer.precision.writing import add_constant, write_bias, write_pair, write_weight
+from optimizer.precision.qdq import write_bias, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["lower"]
@@ -64,7 +65,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     left_out = {str(r.outputs[0].name): str(r.inputs[0].name) for r in absorbed if r.inputs[0]}
     shifted = [name for name, encoding in encodings.tensors.items() if encoding.shifted]
     for relu in absorbed:
-        _bypass(model, relu)
+        bypass(model.graph, relu)
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
     whole = "mixed" if edges else rules.high_precision
@@ -215,10 +216,3 @@ def _write_pair(
         np.asarray(encoding.zero_point, _INTEGERS[encoding.dtype]),
         [(topology.nodes[place.node], place.index) for place in places],
     )
-
-
-def _bypass(model: ir.Model, relu: ir.Node) -> None:
-    source = relu.inputs[0]
-    assert source is not None
-    ir.convenience.replace_all_uses_with(relu.outputs[0], source)
-    model.graph.remove(relu, safe=True)

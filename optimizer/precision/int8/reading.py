@@ -28,12 +28,12 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.editing import add_constant, bypass, fresh_name
 from optimizer.graphs.facts import ON_INTEGERS, PAIR
 from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
 from optimizer.precision.int8.undoing import (
-    bypass,
     insert_relu,
     restore_relus,
     shifted_tensors,
@@ -323,17 +323,7 @@ class _Reader:
         self.graph.remove(node, safe=True)
 
     def _register(self, name: str, array: NDArray[np.float32]) -> ir.Value:
-        while name in self.graph.initializers:
-            name += ".float"
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, fresh_name(name, self.graph.initializers, ".float"), array)
 
 
 def _weight(layer: ir.Node, signed: NDArray[np.int64], grid: _Grid) -> ReadWeight:

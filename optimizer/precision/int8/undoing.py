@@ -16,11 +16,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+from optimizer.graphs.editing import bypass, describe, fresh_name, insert_after
 from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.topology import Topology
 from optimizer.precision.int8.shift import entry_of, partner_of
 
-__all__ = ["bypass", "insert_relu", "restore_relus", "shifted_tensors", "unshift", "widen"]
+__all__ = ["insert_relu", "restore_relus", "shifted_tensors", "unshift", "widen"]
 
 _HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _INTEGERS = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64})
@@ -80,35 +81,16 @@ def _is_whole(value: ir.Value) -> bool:
     return value.dtype in _INTEGERS
 
 
-def bypass(graph: ir.Graph, node: ir.Node) -> None:
-    """Take out a node of one input and one output; an output of the graph keeps its name."""
-    source, value = node.inputs[0], node.outputs[0]
-    assert source is not None
-    if value.is_graph_output():
-        index = next(i for i, output in enumerate(graph.outputs) if output is value)
-        name, shape, kind = value.name, value.shape, value.type
-        value.name = f"{name}.bypassed"
-        source.name, source.shape, source.type = name, source.shape or shape, kind
-        graph.outputs[index] = source
-    ir.convenience.replace_all_uses_with(value, source)
-    graph.remove(node, safe=True)
-
-
 # --- ReLUs -------------------------------------------------------------------------------------
 
 
 def insert_relu(graph: ir.Graph, source: ir.Value, name: str) -> ir.Value:
     """A ReLU after a tensor, read by nobody yet; ``name`` is its name and its output's."""
     taken = {str(n.name) for n in graph}
-    relu = ir.node("Relu", [source], name=name if name not in taken else f"{name}.restored")
-    value = relu.outputs[0]
-    value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, source.shape
-    producer = source.producer()
-    if producer is not None:
-        graph.insert_after(producer, relu)
-    else:
-        graph.insert_before(graph[0], relu)
-    return value
+    relu = ir.node("Relu", [source], name=fresh_name(name, taken, ".restored"))
+    describe(relu.outputs[0], name, source.shape, ir.DataType.FLOAT)
+    insert_after(graph, source, relu)
+    return relu.outputs[0]
 
 
 def restore_relus(model: ir.Model) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.engines.providers.facts import CUDA, TENSORRT
 from optimizer.engines.providers.shared_objects import (
     locate,
     needed,
@@ -18,6 +17,7 @@ from optimizer.engines.providers.shared_objects import (
     version_of,
 )
 from optimizer.engines.providers.status import library_of
+from optimizer.engines.providers.table import CUDA, TENSORRT
 
 
 @pytest.fixture(scope="module")

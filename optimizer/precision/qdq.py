@@ -1,37 +1,16 @@
-"""Edits of a graph that several passes make: constants, Q/DQ pairs, quantized weights."""
+"""Q/DQ written into a graph: pairs around tensors, stored weights and biases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["add_constant", "describe", "write_bias", "write_pair", "write_weight"]
+from optimizer.graphs.editing import add_constant, describe, insert_after
 
-
-def add_constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
-    """Add an initializer; its type is the array's."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def describe(
-    value: ir.Value,
-    name: str,
-    shape: ir.Shape | tuple[int, ...] | Mapping | None,
-    kind: ir.DataType,
-) -> None:
-    """Name a value and say its type and, if it is known, its shape."""
-    value.name = name
-    value.dtype = kind
-    if shape is not None:
-        value.shape = ir.Shape(shape)
+__all__ = ["write_bias", "write_pair", "write_weight"]
 
 
 def write_pair(
@@ -65,11 +44,7 @@ def write_pair(
     assert kind is not None
     describe(stored, f"{tensor}.quantized", source.shape, kind)
     describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
-    producer = source.producer()
-    if producer is not None:
-        graph.insert_after(producer, [quantize, dequantize])
-    else:
-        graph.insert_before(graph[0], [quantize, dequantize])
+    insert_after(graph, source, [quantize, dequantize])
     for node, number in places:
         node.replace_input_with(number, dequantize.outputs[0])
 
