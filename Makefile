@@ -7,11 +7,12 @@ STAMP  := $(VENV)/.installed
 # A process a core and a thread a process: two thread pools on the same cores only spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install demo test test-fast test-gpu lint format types clean
+.PHONY: help install demo test test-all test-fast test-gpu lint format types clean
 
 help:
 	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
-	@echo "make test       install into .venv, run linters, types and all tests that need no GPU"
+	@echo "make test       install into .venv, run linters, types and the tests (10 minutes on 2 cores)"
+	@echo "make test-all   what \`make test\` leaves out: whole networks, whole jobs, the benchmarks' scripts"
 	@echo "make test-fast  the tests of a working day (no training, no whole networks)"
 	@echo "make test-gpu   build, check and measure on an NVIDIA GPU, into reports/gpu/; says why it skips"
 	@echo "make clean      remove .venv and the tools' caches"
@@ -30,10 +31,13 @@ demo: install
 	$(BIN)/resnet-opt demo
 
 test: install lint types
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not long"
+
+test-all: install
+	$(PYTEST) -m "long and not gpu"
 
 test-fast: install
-	$(PYTEST) -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow and not long"
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

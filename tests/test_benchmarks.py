@@ -79,7 +79,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_false_alarms_runs_from_the_recording_to_the_table(tmp_path: Path) -> None:
     done = run("false_alarms.py", "--quick", "--output", tmp_path)
     assert done.returncode in {0, 1}, done.stderr  # 1: a limit is not held, on a tiny network
@@ -92,7 +92,7 @@ def test_false_alarms_runs_from_the_recording_to_the_table(tmp_path: Path) -> No
     assert done.stdout.strip() in (tmp_path / "false_alarms.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_peers_run_side_by_side(tmp_path: Path) -> None:
     done = run("cpu_peers.py", "--quick", "--output", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from optimizer.engines.onnxruntime import as_written
 from optimizer.engines.opening import graph_of
 from optimizer.errors import UnsupportedPrecision, UsageError
 from optimizer.precision import quantize
+from tests.conftest import Engines, Quantized
 
 CASES = [
     ("openvino", "fp32"),
@@ -42,56 +42,30 @@ CASES = [
 class Case:
     backend: Backend
     precision: str
-    source: Path
+    graph: Path
+    """What it computes, as written."""
     engine: Path
 
 
-@pytest.fixture(scope="module")
-def make(
-    small_checkpoint: Path,
-    small_graph: Path,
-    small_statistics: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, str], Case]:
-    folder = tmp_path_factory.mktemp("engines")
-    made: dict[tuple[str, str], Case] = {}
-
-    def build(name: str, precision: str) -> Case:
-        if (name, precision) not in made:
-            source = small_checkpoint if name == "torch" else small_graph
-            if precision == "int8":
-                source = quantize(
-                    small_graph,
-                    folder / f"{name}.onnx",
-                    precision="int8",
-                    target=name,
-                    stats=small_statistics,
-                ).path
-            backend = get_backend(name)
-            output = folder / f"{name}-{precision}{backend.suffix}"
-            engine = build_engine(source, output, name, BuildSettings(precision=precision))
-            made[name, precision] = Case(backend, precision, source, engine.path)
-        return made[name, precision]
-
-    return build
-
-
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
-def case(request: pytest.FixtureRequest, make: Callable[[str, str], Case]) -> Case:
-    return make(*request.param)
+def case(
+    request: pytest.FixtureRequest,
+    small_graph: Path,
+    small_quantized: Quantized,
+    small_engines: Engines,
+) -> Case:
+    name, precision = request.param
+    graph = small_quantized("int8", name) if precision == "int8" else small_graph
+    return Case(get_backend(name), precision, graph, small_engines(name, precision))
 
 
 def _images(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 3, 32, 32)).astype(np.float32)
 
 
-def _expected(case: Case, images: np.ndarray, small_graph: Path) -> np.ndarray:
-    return as_written(small_graph if case.backend.name == "torch" else case.source).run(images)
-
-
-def test_it_computes_what_the_graph_says(case: Case, small_graph: Path) -> None:
+def test_it_computes_what_the_graph_says(case: Case) -> None:
     images = _images(16)
-    expected = _expected(case, images, small_graph)
+    expected = as_written(case.graph).run(images)
     with closing(open_engine(case.engine, threads=1)) as session:
         outputs = session.run(images)
     assert outputs.shape == (16, 10)
@@ -211,8 +185,8 @@ def test_fp16_is_refused_by_name_and_allowed_as_storage(
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_a_worker_loads_only_its_own_library(name: str, make: Callable[[str, str], Case]) -> None:
-    engine = make(name, "fp32").engine
+def test_a_worker_loads_only_its_own_library(name: str, small_engines: Engines) -> None:
+    engine = small_engines(name, "fp32")
     code = (
         "import sys\nfrom pathlib import Path\nfrom optimizer.engines import open_engine\n"
         f"open_engine(Path({str(engine)!r}))\nprint(*(m for m in sys.modules if '.' not in m))"
@@ -242,13 +216,11 @@ def test_a_static_engine_takes_any_number_of_images(
             )
 
 
-def test_an_engine_without_its_manifest_is_refused(
-    make: Callable[[str, str], Case], tmp_path: Path
-) -> None:
+def test_an_engine_without_its_manifest_is_refused(small_engines: Engines, tmp_path: Path) -> None:
     from optimizer.errors import ArtifactError
 
     copy = tmp_path / "alone.blob"
-    copy.write_bytes(make("openvino", "fp32").engine.read_bytes())
+    copy.write_bytes(small_engines("openvino", "fp32").read_bytes())
     with pytest.raises(ArtifactError, match="has no manifest"):
         open_engine(copy)
     assert not manifest_path(copy).exists()

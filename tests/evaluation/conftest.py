@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from optimizer.artifacts import manifest_path
 from optimizer.data import ImageDataset, Preprocessing, open_dataset
 from optimizer.engines import BuildSettings
 from optimizer.engines.building import build_engine
 from optimizer.exporting import export_onnx
 from optimizer.models import Model, build_module, load_model, save_checkpoint, weights_digest
 from optimizer.precision import calibrate, quantize
-from optimizer.results import BlockNoise
+from tests.sharing import Shared
 
 PREPROCESSING = Preprocessing(resize=16, crop=16, mean=(0.25, 0.2, 0.15), std=(0.35, 0.3, 0.25))
 
@@ -92,14 +91,15 @@ def trained(data: ImageDataset, seed: int) -> Model:
     )
 
 
-def _checkpoint(config: pytest.Config, data: ImageDataset, seed: int) -> Path:
-    """Train, or take the checkpoint that an earlier session trained in the same way."""
-    assert config.cache is not None
+def _checkpoint(shared: Shared, data: ImageDataset, seed: int) -> Path:
+    """Train, or take the checkpoint that an earlier run trained in the same way."""
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    path = config.cache.mkdir(f"tinted-{code}") / f"seed{seed}.safetensors"
-    if not manifest_path(path).is_file():
-        save_checkpoint(trained(data, seed), path, details={})
-    return path
+    name = f"seed{seed}.safetensors"
+
+    def make(folder: Path) -> None:
+        save_checkpoint(trained(data, seed), folder / name, details={})
+
+    return shared(f"tinted-{code}-{seed}", make, keep=True) / name
 
 
 @pytest.fixture
@@ -112,18 +112,29 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
-    train, test = (tinted(f"digits:{p}", folder / f"{p}.npz") for p in ("train", "test"))
-    checkpoint = _checkpoint(request.config, train, seed=0)
-    model = load_model(str(checkpoint))
-    onnx, int8 = folder / "model.onnx", folder / "int8.onnx"
-    export_onnx(model, onnx)
-    statistics = folder / "statistics.npz"
-    calibration = train.select(np.arange(128, dtype=np.int64))
-    calibrate(onnx, calibration, statistics)
-    quantize(onnx, int8, precision="int8", target="openvino", stats=statistics)
-    engine = folder / "int8.blob"
-    build_engine(int8, engine, "openvino", BuildSettings(precision="int8"))
-    other = _checkpoint(request.config, train, seed=1)
-    return Workshop(folder, model, checkpoint, other, onnx, statistics, int8, engine, test)
+def workshop(shared: Shared) -> Workshop:
+    def make(folder: Path) -> None:
+        train = tinted("digits:train", folder / "train.npz")
+        tinted("digits:test", folder / "test.npz")
+        onnx, int8 = folder / "model.onnx", folder / "int8.onnx"
+        export_onnx(load_model(str(_checkpoint(shared, train, seed=0))), onnx)
+        statistics = folder / "statistics.npz"
+        calibration = train.select(np.arange(128, dtype=np.int64))
+        calibrate(onnx, calibration, statistics)
+        quantize(onnx, int8, precision="int8", target="openvino", stats=statistics)
+        build_engine(int8, folder / "int8.blob", "openvino", BuildSettings(precision="int8"))
+
+    folder = shared("workshop", make)
+    train = open_dataset(folder / "train.npz")
+    checkpoint, other = (_checkpoint(shared, train, seed) for seed in (0, 1))
+    return Workshop(
+        folder=folder,
+        model=load_model(str(checkpoint)),
+        checkpoint=checkpoint,
+        other_checkpoint=other,
+        onnx=folder / "model.onnx",
+        statistics=folder / "statistics.npz",
+        int8=folder / "int8.onnx",
+        engine=folder / "int8.blob",
+        data=open_dataset(folder / "test.npz"),
+    )

@@ -21,25 +21,23 @@ from optimizer.graphs.facts import graph_facts
 from optimizer.models import load_model, save_checkpoint
 from optimizer.precision import calibrate, is_quantized, quantize
 from optimizer.precision.int8 import Encodings
+from tests.conftest import Quantized
 from tests.precision.quantizers import by_onnxruntime
 from tests.precision.test_int8_graphs import noise_db
 
 
 @pytest.fixture(scope="module")
-def for_openvino(
-    small_graph: Path, small_statistics: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def for_openvino(small_quantized: Quantized) -> Path:
     """`small_graph` as this project lowers it for OpenVINO."""
-    path = tmp_path_factory.mktemp("openvino") / "int8.onnx"
-    return quantize(small_graph, path, precision="int8", stats=small_statistics).path
+    return small_quantized("int8", "openvino")
 
 
 @pytest.fixture(scope="module")
-def bare(for_openvino: Path) -> Path:
+def bare(for_openvino: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same graph without a word about itself, as a quantizer of somebody else leaves it."""
     proto = onnx.load(for_openvino)
     del proto.metadata_props[:]
-    path = for_openvino.with_name("bare.onnx")
+    path = tmp_path_factory.mktemp("bare") / "bare.onnx"
     onnx.save(proto, path)
     return path
 

@@ -393,7 +393,36 @@ def _pairs_by_block(model: ir.Model) -> dict[str, int]:
     return dict(count)
 
 
-@pytest.mark.slow
+def _check_pairs(model: ir.Model, seen: Statistics, depths: tuple[int, ...], target: str) -> None:
+    """TensorRT: each block quantizes its two inner tensors and its output, which is the next
+    block's input and residual; a downsample's output too. OpenVINO pools the last block's output
+    on integers as well, and ONNX Runtime also takes integers from conv3 into the Add."""
+    rules = TARGETS[target]
+    lower(model, compute_encodings(model, seen, rules, "0", PLAIN), rules)
+    counts = _pairs_by_block(model)
+    weights = sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
+    biases = int(rules.bias == "int32")
+    dequantized = sum(n.op_type == "DequantizeLinear" for n in model.graph)
+    assert dequantized == sum(counts.values()) + weights + biases
+    last = f"layer{len(depths)}.{depths[-1] - 1}"
+    for stage, depth in enumerate(depths, start=1):
+        for index in range(depth):
+            block = f"layer{stage}.{index}"
+            downsample = index == 0
+            expected = 3 + downsample + (target == "onnxruntime")
+            expected -= block == last and target.startswith("tensorrt")
+            assert counts[block] == expected, (target, block)
+    outside = 3 if target.startswith("tensorrt") else 4 + rules.flatten
+    assert counts["outside"] == outside
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_pairs_per_block(target: str) -> None:
+    model = network(0, blocks=3)
+    _check_pairs(model, statistics(network(0, blocks=3), [images(8)]), (3,), target)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arch", "depths", "targets"),
     [
@@ -401,12 +430,9 @@ def _pairs_by_block(model: ir.Model) -> dict[str, int]:
         ("resnet101", (3, 4, 23, 3), ("tensorrt", "onnxruntime")),
     ],
 )
-def test_pairs_per_block(
+def test_pairs_per_block_of_whole_networks(
     arch: str, depths: tuple[int, ...], targets: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """TensorRT: each block quantizes its two inner tensors and its output, which is the next
-    block's input and residual; a downsample's output too. OpenVINO pools the last block's output
-    on integers as well, and ONNX Runtime also takes integers from conv3 into the Add."""
     from optimizer.data import Preprocessing
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
@@ -414,24 +440,8 @@ def test_pairs_per_block(
     small = replace(load_model(f"{arch}:random:10"), preprocessing=Preprocessing.digits(32))
     path = export_onnx(small, tmp_path / "m.onnx").path
     seen = statistics_of_file(path)
-    last = f"layer4.{depths[-1] - 1}"
     for target in targets:
-        model, rules = ir.load(path), TARGETS[target]
-        lower(model, compute_encodings(ir.load(path), seen, rules, "0", PLAIN), rules)
-        counts = _pairs_by_block(model)
-        weights = sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
-        biases = int(rules.bias == "int32")
-        dequantized = sum(n.op_type == "DequantizeLinear" for n in model.graph)
-        assert dequantized == sum(counts.values()) + weights + biases
-        for stage, depth in enumerate(depths, start=1):
-            for index in range(depth):
-                block = f"layer{stage}.{index}"
-                downsample = index == 0
-                expected = 3 + downsample + (target == "onnxruntime")
-                expected -= block == last and target.startswith("tensorrt")
-                assert counts[block] == expected, (target, block)
-        outside = 3 if target.startswith("tensorrt") else 4 + rules.flatten
-        assert counts["outside"] == outside
+        _check_pairs(ir.load(path), seen, depths, target)
 
 
 def statistics_of_file(path: Path) -> Statistics:

@@ -12,10 +12,11 @@ import pytest
 
 from optimizer.artifacts import Cache, Plan, library_versions, produce
 from optimizer.profiling.ceilings import Effort
+from tests.conftest import LITTLE_EFFORT
 
 THIRD_PARTY = Path(__file__).parent / "thirdparty"
 MakeEngine = Callable[..., Path]
-QUICK = Effort(sizes=(128, 256), rounds=3, memory_bytes=8 << 20)
+QUICK = Effort(*LITTLE_EFFORT)
 """Ceilings that say little, measured in a moment."""
 
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import optimizer
 from optimizer.artifacts import Cache
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.graphs.facts import layer_flops, layer_work
@@ -21,6 +20,7 @@ from optimizer.results import (
     read_result,
     write_result,
 )
+from tests.conftest import Engines
 from tests.profiling.conftest import QUICK, MakeEngine
 
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
@@ -30,23 +30,15 @@ FEW_ROUNDS = 6  # the fewest with an interval
 
 @pytest.fixture(scope="module")
 def profiled(
-    small_checkpoint: Path,
-    small_graph: Path,
-    small_statistics: Path,
-    ceilings_cache: Cache,
-    tmp_path_factory: pytest.TempPathFactory,
+    small_checkpoint: Path, small_engines: Engines, ceilings_cache: Cache
 ) -> ProfileResult:
     """PyTorch and both CPU backends, against quickly measured ceilings."""
-    folder = tmp_path_factory.mktemp("profiled")
-    engines = [small_checkpoint]
-    for engine, precision, name in (
-        ("openvino", "int8", "int8.blob"),
-        ("onnxruntime", "fp32", "fp32.ort.onnx"),
-        ("onnxruntime", "int8", "int8.ort.onnx"),
-    ):
-        stats = {"stats": small_statistics} if precision == "int8" else {}
-        optimizer.build(small_graph, folder / name, precision=precision, engine=engine, **stats)
-        engines.append(folder / name)
+    engines = [
+        small_checkpoint,
+        small_engines("openvino", "int8"),
+        small_engines("onnxruntime", "fp32"),
+        small_engines("onnxruntime", "int8"),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optimizer.profiling.layers.ROUNDS", FEW_ROUNDS)
         return profile(
@@ -204,11 +196,13 @@ def test_the_graph_must_be_there_and_the_right_one(
     for name in (built.name, f"{built.name}.json"):
         shutil.copy(built.with_name(name), tmp_path)
     engine = tmp_path / built.name
-    with pytest.raises(ArtifactError, match=r"int8\.blob\.graph\.onnx.* is not beside") as missing:
+    with pytest.raises(
+        ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx.* is not beside"
+    ) as missing:
         profile([engine], ceilings=False)
     assert "resnet-opt build" in str(missing.value.mend)
     shutil.copy(small_graph, f"{engine}.graph.onnx")  # the FP32 graph it was quantized from
-    with pytest.raises(ArtifactError, match=r"is not the graph int8\.blob was built from"):
+    with pytest.raises(ArtifactError, match=r"is not the graph openvino-int8\.blob was built from"):
         profile([engine], ceilings=False)
 
 

@@ -7,22 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import optimizer
 from optimizer.profiling import bench, compare_bench
 from optimizer.profiling.process import Worker
+from tests.conftest import Engines
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("engines")
-    graph = folder / "model.onnx"
-    optimizer.export("resnet18:random", graph, image_size=32)
-    return {
-        name: optimizer.build(graph, folder / file, precision="fp32", engine=name).path
-        for name, file in (("openvino", "model.blob"), ("onnxruntime", "model.ort.onnx"))
-    }
+def engines(small_engines: Engines) -> dict[str, Path]:
+    return {name: small_engines(name, "fp32") for name in ("openvino", "onnxruntime")}
 
 
 def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> None:
@@ -38,7 +32,7 @@ def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> Non
 
 def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> None:
     asked = list(engines.values())
-    found = bench(asked, batch=[1, 2], duration="0.5s", raw_dir=tmp_path / "raw")
+    found = bench(asked, batch=[1, 2], duration="0.1s", raw_dir=tmp_path / "raw")
     assert [(e.backend, e.batch, e.status) for e in found.engines] == [
         ("openvino", 1, "ok"), ("onnxruntime", 1, "ok"),
         ("openvino", 2, "ok"), ("onnxruntime", 2, "ok"),
@@ -56,6 +50,6 @@ def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> 
     assert not any("its process loaded" in note for note in found.conditions.notes)
     assert not any("do not stop working" in note for note in found.conditions.notes)
     assert [(c.b, c.batch) for c in found.comparisons] == [
-        ("model.ort.onnx", 1), ("model.ort.onnx", 2),
+        ("onnxruntime-fp32.ort.onnx", 1), ("onnxruntime-fp32.ort.onnx", 2),
     ]  # fmt: skip
     assert compare_bench(found, found).verdict in {"pass", "inconclusive"}

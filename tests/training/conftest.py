@@ -10,7 +10,7 @@ import torch
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Small trainings gain nothing from threads and wait for them on a busy machine."""
     threads = torch.get_num_threads()
-    if "slow" not in request.keywords:
+    if not {"slow", "long"} & set(request.keywords):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

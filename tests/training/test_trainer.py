@@ -247,7 +247,7 @@ def test_held_out_images_must_fit(few: ImageDataset) -> None:
         train(few, arch="resnet18", held_out=other, **SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet50_learns_the_digits(digits_checkpoint: Path) -> None:
     model: Model = load_model(digits_checkpoint)
     assert model.arch == "resnet50"

@@ -19,6 +19,7 @@ from optimizer.engines.providers.partition import (
 from optimizer.errors import BuildError, GraphError
 from optimizer.evaluation import audit
 from optimizer.precision import quantize
+from tests.conftest import Quantized
 
 CPU_NAME = "CPUExecutionProvider"
 
@@ -35,21 +36,9 @@ def on_cpu(graph: Path) -> ort.InferenceSession:
 
 
 @pytest.fixture(scope="module")
-def graphs(
-    small_graph: Path, small_statistics: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("partition")
-    made = {"fp32": small_graph}
-    for precision in ("fp16", "bf16", "int8"):
-        statistics = small_statistics if precision == "int8" else None
-        made[precision] = quantize(
-            small_graph,
-            folder / f"{precision}.onnx",
-            precision=precision,
-            target="tensorrt",
-            stats=statistics,
-        ).path
-    return made
+def graphs(small_graph: Path, small_quantized: Quantized) -> dict[str, Path]:
+    made = {p: small_quantized(p, "tensorrt") for p in ("fp16", "bf16", "int8")}
+    return {"fp32": small_graph, **made}
 
 
 def test_a_session_tells_who_took_every_node(small_graph: Path) -> None:
