@@ -34,7 +34,8 @@ ROOMS = [
     "pytest_plugin",
 ]
 HALLWAY = {
-    "_version", "errors", "nvml", "progress", "processes", "units", "artifacts", "results", "recipe",
+    "_version", "errors", "gpu_software", "nvml", "progress", "processes", "units", "artifacts",
+    "results", "recipe",
 }  # fmt: skip
 HEAVY = {
     "torch",
