@@ -216,17 +216,17 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     outcome = subprocess.run(
-        [*command, "--only-binary=:all:", "--report", str(report), *requirements(*extras)],
+        [*command, "--prefer-binary", "--report", str(report), *requirements(*extras)],
         capture_output=True,
         text=True,
         check=False,
         timeout=540,
     )
     if outcome.returncode != 0:
-        lines = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")]
+        lines = [x for x in outcome.stderr.splitlines() if x.startswith(("ERROR", "error", "╰─>"))]
         conflict = any("conflicting" in line or "ResolutionImpossible" in line for line in lines)
         assert not conflict, outcome.stderr[-2000:]
-        pytest.skip(f"pip cannot resolve it here: {(lines or ['no reason given'])[0]}")
+        pytest.skip(f"pip cannot resolve it here: {' '.join(lines) or 'no reason given'}")
     installed = json.loads(report.read_text())["install"]
     return {
         one["metadata"]["name"].lower().replace("_", "-"): one["metadata"]["version"]

@@ -78,7 +78,7 @@ def test_a_gpu_whose_memory_is_full_is_no_fault_of_the_engine(tmp_path: Path) ->
         log.add("ERROR", "Error Code 2: OutOfMemory (Requested size was 67108864 bytes.)")
 
     runtime = SimpleNamespace(deserialize_cuda_engine=refuse)
-    with pytest.raises(ResnetOptError, match="too little free memory to open m.plan") as caught:
+    with pytest.raises(ResnetOptError, match=r"too little free memory to open m\.plan") as caught:
         opening.deserialize(TENSORRT_RTX, runtime, path, log)
     assert not isinstance(caught.value, ArtifactError)
     assert "nvidia-smi" in str(caught.value.mend)
