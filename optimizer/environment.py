@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from optimizer.artifacts import content_key
+from optimizer.gpu_software import GpuSoftware, gpu_software
 from optimizer.nvml import Nvml
 from optimizer.targets.hardware import cpu_features
 
@@ -98,6 +99,8 @@ class Environment(_Model):
     backends: dict[str, BackendStatus]
     providers: dict[str, ProviderReport] = {}
     """Execution providers of ONNX Runtime, by the names that ``build --provider`` takes."""
+    gpu_software: GpuSoftware | None = None
+    """Whether the driver serves the installed GPU libraries, and the command if it does not."""
     fingerprint: str
     """The ``sha256`` of `fingerprint`."""
 
@@ -141,6 +144,7 @@ def describe() -> Environment:
             )
             for found in statuses()
         },
+        gpu_software=gpu_software(),
         fingerprint=fingerprint()["sha256"],
     )
 

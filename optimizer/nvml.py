@@ -63,6 +63,11 @@ class Nvml:
         found = self.get(self.library.nvmlDeviceGetMemoryInfo, handle)
         return None if found is None else int(found.free)
 
+    def is_divided(self, handle: Any) -> bool:
+        """Whether the GPU is divided into MIG slices."""
+        modes = self.get(self.library.nvmlDeviceGetMigMode, handle)
+        return bool(modes and modes[0])
+
     def driver(self) -> str | None:
         """The driver's version, ``580.65.06``; ``None`` without one."""
         found = self.get(self.library.nvmlSystemGetDriverVersion) if self.present else None

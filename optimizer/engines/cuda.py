@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,10 +118,22 @@ def cuda_status() -> CudaStatus:
             return CudaStatus((), api.name, None, "no NVIDIA driver", MEND_DEVICE)
         found = tuple(api.devices())
     except ResnetOptError as error:
+        if driver is not None and _all_hidden():
+            return CudaStatus((), api.name, driver, _HIDDEN, _MEND_HIDDEN)
         return CudaStatus((), api.name, driver, error.message, error.mend or MEND_DEVICE)
     if not found:
-        return CudaStatus((), api.name, driver, "the driver shows no GPU", MEND_DEVICE)
+        fault, mend = (_HIDDEN, _MEND_HIDDEN) if _all_hidden() else (_NONE, MEND_DEVICE)
+        return CudaStatus((), api.name, driver, fault, mend)
     return CudaStatus(found, api.name, driver, None, None)
+
+
+_NONE = "the driver shows no GPU"
+_HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
+_MEND_HIDDEN = "unset CUDA_VISIBLE_DEVICES"
+
+
+def _all_hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in {"", "-1"}
 
 
 def cuda_devices() -> list[CudaDevice]:

@@ -140,9 +140,9 @@ class Topology:
         return value.const_value.numpy()
 
     def pads(self, node: ir.Node) -> bool:
-        """Whether a convolution adds zeros around its input."""
+        """Whether a convolution or pooling puts a border around its input."""
         automatic = node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}
-        return node.op_type == "Conv" and (
+        return node.op_type in {"Conv", "MaxPool", "AveragePool"} and (
             automatic or any(node.attributes.get_ints("pads", ()) or ())
         )
 

@@ -52,6 +52,25 @@ def test_a_machine_without_a_driver() -> None:
     assert status.driver is None
 
 
+@pytest.mark.parametrize("value", ["", "-1"])
+@pytest.mark.parametrize("raises", [False, True])
+def test_every_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch, value: str, raises: bool) -> None:
+    """As CUDA tells it: no device, or an error of the call that counts them."""
+
+    class Hidden(HostCuda):
+        def devices(self) -> list[bindings.CudaDevice]:
+            if raises:
+                raise MissingDevice("no CUDA-capable device is detected (CUDA error 100)")
+            return []
+
+    monkeypatch.setattr(cuda, "cuda_api", Hidden)
+    assert "CUDA_VISIBLE_DEVICES" not in str(cuda_status().fault)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    status = cuda_status()
+    assert status.fault == "CUDA_VISIBLE_DEVICES hides every GPU"
+    assert status.mend == "unset CUDA_VISIBLE_DEVICES"
+
+
 def test_without_any_package_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> Any:
         raise MissingLibrary("neither is installed", mend="pip install it")

@@ -18,6 +18,7 @@ from optimizer.engines.building import build_engine
 from optimizer.exporting import export_onnx
 from optimizer.models import Model, build_module, load_model, save_checkpoint, weights_digest
 from optimizer.precision import calibrate, quantize
+from optimizer.results import BlockNoise
 from tests.sharing import Shared
 
 PREPROCESSING = Preprocessing(resize=16, crop=16, mean=(0.25, 0.2, 0.15), std=(0.35, 0.3, 0.25))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from optimizer.engines.tensorrt.fitting import changes
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.session import OpenEngine, TensorRtSession
-from optimizer.errors import ArtifactError, MissingDevice
+from optimizer.errors import ArtifactError, MissingDevice, ResnetOptError
 
 __all__ = ["carries_runtime", "deserialize", "open_sessions", "pick_device"]
 
+_MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|OutOfMemory")
 _REBUILD = "build it again with this version on this machine"
 
 
@@ -141,12 +143,20 @@ def deserialize(
 
     Raises:
         ArtifactError: The library refuses it.
+        ResnetOptError: The GPU has too little memory for it.
     """
+    position = log.position
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
+        reason = log.reason_since(position, "it does not say why")
+        if _MEMORY.search(reason):
+            raise ResnetOptError(
+                f"the GPU has too little free memory to open {path.name}: {reason}",
+                mend="free memory on the GPU (nvidia-smi names who uses it), or another --device",
+            )
         differing = changes(manifest, driver_version(), cuda_status().driver)
         raise ArtifactError(
-            f"{library.title} refuses {path.name}: {log.reason('it does not say why')}"
+            f"{library.title} refuses {path.name}: {reason}"
             + (f" ({'; '.join(differing)})" if differing else ""),
             # Removed first: to the build it is the very file that was asked for.
             mend=f"rm {path.name}; {rebuild_command(path, manifest)}"

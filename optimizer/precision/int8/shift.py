@@ -6,9 +6,14 @@ saturation at -128 *is* the ReLU, the producers' biases give 128 * scale away, a
 adds 128 * scale * sum(w) to its bias. Exact, except where a consumer pads: a border of zeros
 would have to be a border of -128.
 
-Rules: a tensor is shifted if a ReLU makes it (with max pooling between at most), that ReLU's input
-is one bare layer or the Add of a bare layer and a residual, all with one consumer each, and every
-consumer of the tensor is quantized and a layer that does not pad, or an Add.
+That holds for max pooling that pads, too (a ResNet's stem). ONNX pads it with minus infinity, and after
+a ReLU zeros do as well; but shifted values lie around zero, where a kernel that pads with zeros
+replaces every negative maximum at the border. Nothing says which kernels do, and the fusion of
+convolution, ReLU and pooling that TensorRT has needs the ReLU. So the stem is not shifted.
+
+Rules: a tensor is shifted if a ReLU makes it (with max pooling without padding between at most), that
+ReLU's input is one bare layer or the Add of a bare layer and a residual, all with one consumer each,
+and every consumer of the tensor is quantized and a layer that does not pad, or an Add.
 Not handled: networks whose residual stream feeds padded convolutions (ResNet-18/34); their stream
 keeps 128 levels.
 """
@@ -43,7 +48,7 @@ class Entry:
 def entry_of(topology: Topology, tensor: str) -> Entry | None:
     """Follow a tensor back to the layer that makes it; ``None`` if the rules do not hold."""
     node = topology.producer(tensor)
-    while node is not None and node.op_type == "MaxPool":
+    while node is not None and node.op_type == "MaxPool" and not topology.pads(node):
         tensor = topology.data_inputs(node)[0]
         if len(topology.consumers(tensor)) != 1:
             return None

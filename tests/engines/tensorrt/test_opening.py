@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from optimizer.engines.tensorrt import TensorRtRtx
 from optimizer.engines.tensorrt.library import TENSORRT_RTX, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger
 from optimizer.engines.tensorrt.refit import refit_engine
-from optimizer.errors import ArtifactError, GraphError, MissingDevice, UsageError
+from optimizer.errors import ArtifactError, GraphError, MissingDevice, ResnetOptError, UsageError
 from optimizer.progress import Silent
 
 from . import graphs
@@ -66,6 +67,21 @@ def test_the_library_refuses_what_it_cannot_read(rtx: TensorRtRtx, engine: Path)
     with pytest.raises(ArtifactError, match=r"TensorRT-RTX refuses model\.rtx: .*driver") as caught:
         opening.deserialize(TENSORRT_RTX, runtime, engine, log)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_whose_memory_is_full_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "m.plan"
+    path.write_bytes(b"engine")
+    log = BuildLog()
+
+    def refuse(_: bytes) -> None:
+        log.add("ERROR", "Error Code 2: OutOfMemory (Requested size was 67108864 bytes.)")
+
+    runtime = SimpleNamespace(deserialize_cuda_engine=refuse)
+    with pytest.raises(ResnetOptError, match=r"too little free memory to open m\.plan") as caught:
+        opening.deserialize(TENSORRT_RTX, runtime, path, log)
+    assert not isinstance(caught.value, ArtifactError)
+    assert "nvidia-smi" in str(caught.value.mend)
 
 
 def test_devices_are_named(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,257 @@
+"""One answer a machine: drivers of several CUDA versions, and the places where there is half of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+import optimizer.gpu_software as software
+from optimizer.gpu_software import Installed, Machine, installed_libraries, judge, read_machine
+
+ROOT = Path(__file__).parent.parent
+CUDA13 = [
+    Installed(name="torch", version="2.14.1", cuda=13),
+    Installed(name="onnxruntime-gpu", version="1.31.1", cuda=13),
+    Installed(name="cuda-python", version="13.4.4", cuda=13),
+    Installed(name="tensorrt", version="11.4.0.106", cuda=13),
+]
+CUDA12 = [one.model_copy(update={"cuda": 12}) for one in CUDA13]
+
+
+def with_driver(driver: str, cuda: int, **changes: Any) -> Machine:
+    return Machine(**{"driver": driver, "cuda": cuda, "gpus": 1, "loads": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "served"),
+    [("535.183.01", 12020, "12.2"), ("550.54.15", 12040, "12.4"), ("570.86.15", 12080, "12.8")],
+)
+def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
+    driver: str, cuda: int, served: str
+) -> None:
+    found = judge(with_driver(driver, cuda), CUDA13)
+    assert found.fitting == []
+    assert [one.name for one in found.too_new] == [one.name for one in CUDA13]
+    assert found.answer.startswith(f"driver {driver} serves CUDA {served}; installed for CUDA 13:")
+    assert found.mend == (
+        "update the driver to 580.65.06 or later, "
+        'or pip install "resnet-opt[cuda12,tensorrt-cuda12]"'
+    )
+    assert judge(with_driver(driver, cuda), CUDA12).mend is None
+
+
+def test_a_driver_of_cuda_13_serves_both() -> None:
+    for installed in (CUDA13, CUDA12):
+        found = judge(with_driver("580.65.06", 13000), installed)
+        assert found.mend is None
+        assert found.fitting == installed
+        assert "driver 580.65.06 serves CUDA 13.0, and so all that is installed" in found.answer
+
+
+def test_half_of_the_set_fits() -> None:
+    mixed = [CUDA12[0], CUDA13[2]]
+    found = judge(with_driver("550.54.15", 12040), mixed)
+    assert [one.name for one in found.fitting] == ["torch"]
+    assert [one.name for one in found.too_new] == ["cuda-python"]
+    assert str(found.mend).endswith('pip install "resnet-opt[cuda12]"')
+
+
+def test_a_driver_that_is_too_old_for_everything() -> None:
+    found = judge(with_driver("470.256.02", 11040), CUDA13)
+    assert found.mend == "update the driver to 580.65.06 or later"
+    found = judge(with_driver("470.256.02", 11040), CUDA12)
+    assert found.mend == "update the driver to 525.60.13 or later"
+
+
+def test_nothing_is_installed_for_the_gpu() -> None:
+    assert judge(with_driver("580.65.06", 13000), []).mend == 'pip install "resnet-opt[cuda]"'
+    assert judge(with_driver("550.54.15", 12040), []).mend == 'pip install "resnet-opt[cuda12]"'
+
+
+def test_no_driver() -> None:
+    found = judge(Machine(), CUDA13)
+    assert (found.driver, found.cuda, found.kind) == (None, None, "desktop or server")
+    assert found.answer == "no NVIDIA driver"
+    assert found.lines()[1].startswith("-> run it on a machine")
+
+
+def test_wsl() -> None:
+    kernel = "5.15.153.1-microsoft-standard-WSL2"
+    none = judge(Machine(kernel=kernel), CUDA13)
+    assert none.kind == "WSL"
+    assert "in Windows" in str(none.mend)
+    old = judge(with_driver("552.44", 12040, kernel=kernel), CUDA13)
+    assert "update the driver to 580.65.06 or later in Windows" in str(old.mend)
+    assert any("clocks and energy are not told" in note for note in old.notes)
+
+
+def test_jetson() -> None:
+    orin = judge(
+        with_driver("540.4.0", 12060, tegra=True, architecture="aarch64", loads=True), CUDA13
+    )
+    assert orin.kind == "Jetson"
+    assert "TensorRT 10.3, which is too old" in orin.answer
+    assert "JetPack 7" in str(orin.mend)
+    unknown = judge(Machine(tegra=True, loads=True), CUDA13)
+    assert "of an unknown version" in unknown.answer
+    thor = judge(with_driver("580.00", 13000, tegra=True, architecture="aarch64"), CUDA13)
+    assert thor.mend is None
+
+
+def test_mig() -> None:
+    found = judge(with_driver("580.65.06", 13000, divided=(0, 2)), CUDA13)
+    assert found.mend is None
+    (note,) = found.notes
+    assert note.startswith("GPU 0, 2 is divided into MIG slices")
+    assert "CUDA_VISIBLE_DEVICES=MIG-" in note
+
+
+def test_a_container_without_the_driver() -> None:
+    found = judge(Machine(container=True, devices=True), CUDA13)
+    assert "sees the device files" in found.answer
+    assert "docker run --gpus all" in str(found.mend)
+
+
+def test_a_container_without_libcuda() -> None:
+    found = judge(with_driver("580.65.06", 13000, container=True, loads=False), CUDA13)
+    assert "not its libcuda" in found.answer
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in str(found.mend)
+    bare = judge(with_driver("580.65.06", 13000, loads=False), CUDA13)
+    assert "libcuda.so.1 cannot be loaded" in bare.answer
+
+
+@pytest.mark.parametrize("value", ["", "-1", " "])
+def test_every_gpu_is_hidden(value: str) -> None:
+    found = judge(with_driver("580.65.06", 13000, visible=value), CUDA13)
+    assert "hides every GPU" in found.answer
+    assert found.mend == "unset CUDA_VISIBLE_DEVICES"
+    assert judge(with_driver("580.65.06", 13000, visible="1"), CUDA13).mend is None
+
+
+# --- reading it ------------------------------------------------------------------------------------
+
+
+def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def mig(handle: str) -> tuple[int, int]:
+        if handle == "handle 0":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return (1, 1)
+
+    tells = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "550.54.15",
+        "nvmlSystemGetCudaDriverVersion": lambda: 12040,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+        "nvmlDeviceGetMigMode": mig,
+    }
+    for name, function in tells.items():
+        monkeypatch.setattr(pynvml, name, function)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    (tmp_path / ".dockerenv").touch()
+    monkeypatch.setattr(software, "_libcuda_loads", lambda: True)
+    found = read_machine(tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
+    assert (found.driver, found.cuda, found.gpus) == ("550.54.15", 12040, 2)
+    assert found.divided == (1,)
+    assert found.devices
+    assert found.container
+    assert found.visible == ""
+    assert not found.tegra
+    assert read_machine(tmp_path, {}).visible is None
+
+
+def test_what_is_installed_here_is_told_with_its_cuda() -> None:
+    """The default set is that of CUDA 13; a torch for CPUs alone has no CUDA."""
+    found = {one.name: one for one in installed_libraries()}
+    assert found["cuda-python"].cuda == int(metadata.version("cuda-python").partition(".")[0])
+    for name in ("onnxruntime-gpu", "torch"):
+        if name in found:
+            assert found[name].version == metadata.version(name)
+            assert found[name].cuda in {12, 13}
+
+
+@pytest.mark.parametrize(
+    ("requires", "cuda"),
+    [
+        (['nvidia-cuda-runtime-cu12==12.8.90; platform_system == "Linux"'], 12),
+        (["cuda-toolkit[cublas,cudart]==13.0.3", "nvidia-cudnn-cu13==9.24.0.43"], 13),
+        (['nvidia-cuda-runtime~=13.0; extra == "cuda"'], 13),
+        (["numpy"], None),
+        ([], None),
+    ],
+)
+def test_the_cuda_of_a_library_by_its_requirements(requires: list[str], cuda: int | None) -> None:
+    class Told:
+        """A distribution."""
+
+        version = "1.0"
+
+    Told.requires = requires  # type: ignore[attr-defined]
+    assert software._by_its_requirements(Told()) == cuda  # type: ignore[arg-type]
+
+
+# --- the extras resolve ----------------------------------------------------------------------------
+
+
+def requirements(*extras: str) -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [
+        *project["dependencies"],
+        *(r for e in extras for r in project["optional-dependencies"][e]),
+    ]
+
+
+def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
+    """What pip would install into an empty environment, by name."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    outcome = subprocess.run(
+        [*command, "--prefer-binary", "--report", str(report), *requirements(*extras)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=540,
+    )
+    if outcome.returncode != 0:
+        lines = [x for x in outcome.stderr.splitlines() if x.startswith(("ERROR", "error", "╰─>"))]
+        conflict = any("conflicting" in line or "ResolutionImpossible" in line for line in lines)
+        assert not conflict, outcome.stderr[-2000:]
+        pytest.skip(f"pip cannot resolve it here: {' '.join(lines) or 'no reason given'}")
+    installed = json.loads(report.read_text())["install"]
+    return {
+        one["metadata"]["name"].lower().replace("_", "-"): one["metadata"]["version"]
+        for one in installed
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extras", "cuda"),
+    [
+        ("cuda", 13),
+        ("cuda,tensorrt-rtx", 13),
+        ("cuda12", 12),
+        ("cuda12,tensorrt-rtx-cuda12", 12),
+        # NVIDIA's own index has the wheels of these two; without it pip says so, and this skips.
+        ("cuda,tensorrt", 13),
+        ("cuda12,tensorrt-cuda12", 12),
+        ("cuda12,tensorrt10-cuda12", 12),
+    ],
+)
+def test_a_set_of_extras_resolves_to_one_cuda(tmp_path: Path, extras: str, cuda: int) -> None:
+    found = resolve(tmp_path, *extras.split(","))
+    assert found["cuda-python"].startswith(f"{cuda}.")
+    assert found["cuda-bindings"].startswith(f"{cuda}.")
+    other = f"-cu{25 - cuda}"
+    assert not [name for name in found if name.endswith(other)], "two CUDA versions in one set"
+    assert f"nvidia-cudnn-cu{cuda}" in found
