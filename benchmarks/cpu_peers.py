@@ -87,7 +87,7 @@ else:
         with torch.inference_mode():
             module(images)
 for _ in range(5): call()
-from optimizer.profiling.worker import come_to_rest
+from optimizer.profiling.bench_worker import come_to_rest
 print("ready", flush=True)
 for line in sys.stdin:
     samples = []

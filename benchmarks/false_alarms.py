@@ -43,10 +43,10 @@ from verdict_experiments import Outcome, record, repeat
 import optimizer
 from optimizer.artifacts import manifest_path, write_text_atomically
 from optimizer.environment import fingerprint
+from optimizer.profiling.bench_worker import time_calls
 from optimizer.profiling.harness import Cell, Limits, measure
 from optimizer.profiling.intervals import ratio_of_medians
 from optimizer.profiling.process import Worker
-from optimizer.profiling.worker import time_calls
 from optimizer.progress import Silent
 from optimizer.targets.hardware import cpu_features
 

@@ -40,7 +40,7 @@ from optimizer.options import (
     option,
     options_of,
 )
-from optimizer.options.base import value_type
+from optimizer.options.declaration import value_type
 from optimizer.options.values import Names, Numbers, Precision, split
 
 __all__ = [

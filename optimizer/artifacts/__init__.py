@@ -6,9 +6,9 @@ library versions, and for which device. The manifest's ``key`` is the sha256 of 
 the outcome; a stage whose key is known is not run again.
 """
 
+from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
 from optimizer.artifacts.cache import Anew, Cache
 from optimizer.artifacts.external_data import external_data_files
-from optimizer.artifacts.files import write_atomically, write_text_atomically
 from optimizer.artifacts.keys import content_key, digest, library_versions
 from optimizer.artifacts.manifest import (
     Artifact,

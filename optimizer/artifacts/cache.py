@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from optimizer.artifacts.files import write_atomically, write_text_atomically
+from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
 from optimizer.artifacts.keys import digest
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError

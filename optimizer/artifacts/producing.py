@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimizer._version import __version__
+from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
 from optimizer.artifacts.cache import Cache
-from optimizer.artifacts.files import write_atomically, write_text_atomically
 from optimizer.artifacts.keys import canonical, digest
 from optimizer.artifacts.manifest import Artifact, Manifest, Plan, load_artifact, manifest_path
 from optimizer.errors import ArtifactError

@@ -146,7 +146,7 @@ def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
         print(result.model_dump_json(indent=2))
         return
     from optimizer.profiling.curves import summaries
-    from optimizer.reporting.curves import marks_of
+    from optimizer.reporting.curve_charts import marks_of
     from optimizer.results import SCENARIO_LABEL
     from optimizer.results.result_tables import curve_table, measured_table, scenario_table
 

@@ -170,7 +170,7 @@ class _Worker:
             "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
         }
         try:
-            self._child = Child("optimizer.data.worker:serve", [settings], threads=1)
+            self._child = Child("optimizer.data.decode_worker:serve", [settings], threads=1)
         except EnvironmentFault as error:
             why = error.message.removeprefix("cannot start a process: ")
             raise EnvironmentFault(

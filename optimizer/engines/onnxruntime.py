@@ -80,7 +80,7 @@ class OnnxRuntime:
         options = session_options(settings.threads)
         choice = read_choice(settings.options)
         if choice.provider.on_gpu:
-            from optimizer.engines.providers.building import build_with_provider
+            from optimizer.engines.providers.provider_build import build_with_provider
 
             return build_with_provider(graph, output, settings, choice, options, progress)
         progress.start(f"onnxruntime {settings.precision}", total=2)
@@ -170,7 +170,7 @@ class OnnxRuntime:
         count = threads or settings.get("threads")
         choice = read_choice(settings.get("options") or {})
         if choice.provider.on_gpu:
-            from optimizer.engines.providers.building import load_with_provider
+            from optimizer.engines.providers.provider_build import load_with_provider
 
             if streams > 1:
                 raise UsageError(

@@ -1,11 +1,10 @@
 """Accuracy evidence: who lost it, how much, and whether it is real."""
 
-from optimizer.evaluation.audit import audit, audit_manifest
+from optimizer.evaluation.accuracy_comparison import AccuracyComparison, compare
 from optimizer.evaluation.chain import Chain
-from optimizer.evaluation.compare import AccuracyComparison, compare
 from optimizer.evaluation.consistency import batch_consistency
 from optimizer.evaluation.layerwise import layerwise
-from optimizer.evaluation.statistics import (
+from optimizer.evaluation.paired_statistics import (
     Paired,
     drop_interval,
     gate,
@@ -14,6 +13,7 @@ from optimizer.evaluation.statistics import (
     sqnr_db,
     wilson_interval,
 )
+from optimizer.evaluation.precision_audit import audit, audit_manifest
 from optimizer.evaluation.validation import raise_for_verdict, validate
 
 __all__ = [

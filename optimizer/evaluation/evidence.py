@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optimizer.evaluation.chain import Step
-from optimizer.evaluation.parity import Outcome
-from optimizer.evaluation.statistics import (
+from optimizer.evaluation.paired_statistics import (
     Paired,
     gate,
     images_needed,
     wilson_interval,
     worst_verdict,
 )
+from optimizer.evaluation.parity import Outcome
 from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
 
 __all__ = ["Evidence", "judge_hop"]

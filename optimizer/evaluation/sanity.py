@@ -7,7 +7,7 @@ wrong resize or normalization, labels in another order, images of another data s
 from __future__ import annotations
 
 from optimizer.errors import AccuracyGateFailed
-from optimizer.evaluation.statistics import wilson_interval
+from optimizer.evaluation.paired_statistics import wilson_interval
 
 __all__ = ["check_early", "check_reference"]
 

@@ -19,18 +19,18 @@ from optimizer.errors import (
     PrecisionAuditFailed,
     UsageError,
 )
-from optimizer.evaluation.audit import audit_manifest
+from optimizer.evaluation.accuracy_finding import LABELS_TELL_NOTHING, finding
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence, judge_hop
-from optimizer.evaluation.findings import LABELS_TELL_NOTHING, finding
 from optimizer.evaluation.layerwise import layerwise
+from optimizer.evaluation.paired_statistics import wilson_interval
 from optimizer.evaluation.parity import Outcome, Parity, measure
+from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.sanity import check_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
-from optimizer.evaluation.statistics import wilson_interval
 from optimizer.models import Model
 from optimizer.options import HopOptions, takes_options
 from optimizer.progress import Progress, Silent

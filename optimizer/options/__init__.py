@@ -1,9 +1,9 @@
 """Options: each is defined once, as a field of a frozen pydantic model, one model per verb."""
 
-from optimizer.options.base import REQUIRED, OptionInfo, Options, flag, option, to_flags
+from optimizer.options.declaration import REQUIRED, OptionInfo, Options, flag, option, to_flags
 from optimizer.options.engine_options import check_engine, options_of
 from optimizer.options.keywords import takes_options
-from optimizer.options.stages import (
+from optimizer.options.verb_options import (
     AccuracyOptions,
     BenchOptions,
     BuildLimits,

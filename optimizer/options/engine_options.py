@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from optimizer.errors import UsageError
-from optimizer.options.base import OptionInfo, Options, flag
+from optimizer.options.declaration import OptionInfo, Options, flag
 
 __all__ = ["check_engine", "check_names", "options_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from optimizer.errors import UsageError
-from optimizer.options.base import Options
+from optimizer.options.declaration import Options
 
 __all__ = ["takes_options"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer
 
 from optimizer.errors import UsageError
-from optimizer.options.base import ReadableError
+from optimizer.options.declaration import ReadableError
 from optimizer.units import (
     format_bytes,
     format_duration,

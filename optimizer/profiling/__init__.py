@@ -1,7 +1,7 @@
 """Speed, measured so that it holds when someone else measures it; see ``docs/measuring.md``."""
 
-from optimizer.profiling.bench import bench
-from optimizer.profiling.compare import BenchComparison, compare_bench
-from optimizer.profiling.layers import profile
+from optimizer.profiling.benchmark import bench
+from optimizer.profiling.layer_profile import profile
+from optimizer.profiling.speed_comparison import BenchComparison, compare_bench
 
 __all__ = ["BenchComparison", "bench", "compare_bench", "profile"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optimizer.engines.placement import runs_on
 from optimizer.profiling import intervals
-from optimizer.profiling.asked import EngineFacts
+from optimizer.profiling.engine_facts import EngineFacts
 from optimizer.profiling.harness import MIN_ROUNDS, Measured
 from optimizer.profiling.verdict import drift, largest_effect
 from optimizer.results import Comparison, EngineBench, Interval

@@ -25,8 +25,8 @@ import numpy as np
 from optimizer.engines import Session, open_engine
 from optimizer.errors import ResnetOptError
 from optimizer.processes import give_up
+from optimizer.profiling.bench_worker import input_shape, random_batch
 from optimizer.profiling.request import SEEN, Request
-from optimizer.profiling.worker import input_shape, random_batch
 
 __all__ = ["POOL", "run"]
 

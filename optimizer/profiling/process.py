@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         self._child = Child(
-            "optimizer.profiling.worker:serve", threads=threads, cpus=cpus_for(threads)
+            "optimizer.profiling.bench_worker:serve", threads=threads, cpus=cpus_for(threads)
         )
         try:
             header, _ = self._answer(None, _START_TIMEOUT_S)

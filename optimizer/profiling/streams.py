@@ -2,7 +2,7 @@
 
 A session belongs to the thread that uses it, so binding, calling and reading the outputs of a
 stream all happen in that stream's thread. All streams begin together and each calls again and
-again until the time is over, as `optimizer.profiling.worker.time_calls` does for one.
+again until the time is over, as `optimizer.profiling.bench_worker.time_calls` does for one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Streams:
         """Call all streams until the time is over.
 
         Args:
-            **limits: As for `optimizer.profiling.worker.time_calls`, for each stream.
+            **limits: As for `optimizer.profiling.bench_worker.time_calls`, for each stream.
 
         Returns:
             Calls x 4 as from ``time_calls``, the lead-ins of all streams first; how many calls are

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, file_in_run
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.numbers import DASH, fixed, interval, percent, significant
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.speed import computed, flips_cell, share_text, sqnr_cell
 from optimizer.results import Audit, Hop, LayerInfo, RunResult, ValidateResult
 

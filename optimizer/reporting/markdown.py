@@ -6,14 +6,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.reporting import accuracy, curves, open_ends, provenance, scenarios, speed
+from optimizer.reporting import (
+    accuracy,
+    curve_charts,
+    open_ends,
+    provenance,
+    scenario_section,
+    speed,
+)
 from optimizer.reporting.join import engine_rows
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell, Row, Table
 from optimizer.reporting.numbers import fixed, interval
 from optimizer.reporting.page import VERDICT_MEANING, VERDICT_WORDS, recipe_yaml
 from optimizer.reporting.provenance import Fact
-from optimizer.reporting.roofline import profile_views, roof_facts
+from optimizer.reporting.report_model import Cell, Row, Table
+from optimizer.reporting.roofline_section import profile_views, roof_facts
 from optimizer.results import ProfileResult, RunResult
 
 __all__ = ["render_markdown"]
@@ -51,9 +58,9 @@ def render_markdown(
         "",
         *_table(speed.main_table(run, rows, links)),
         *_table(speed.comparison_table(run)),
-        *_table(curves.curve_table(run, links)),
-        *_bullets("Knees and bounds", curves.curve_sentences(run)),
-        *(_table(scenarios.scenario_table(bench)) if bench else []),
+        *_table(curve_charts.curve_table(run, links)),
+        *_bullets("Knees and bounds", curve_charts.curve_sentences(run)),
+        *(_table(scenario_section.scenario_table(bench)) if bench else []),
         "## Accuracy hop by hop",
         "",
     ]

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 from optimizer.reporting import (
     accuracy,
     charts,
-    curves,
+    curve_charts,
     open_ends,
     provenance,
-    scenarios,
+    scenario_section,
     speed,
-    timing,
+    time_section,
 )
 from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.numbers import decimals, fixed, interval, moment, significant
-from optimizer.reporting.roofline import ROOF_HEIGHT, ROOF_WIDTH, profile_views, roof_facts
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table, verdict_cell
+from optimizer.reporting.roofline_section import ROOF_HEIGHT, ROOF_WIDTH, profile_views, roof_facts
 from optimizer.results import ProfileResult, RunResult
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def render_html(
             verdict_meaning=VERDICT_MEANING,
             panel=(charts.PANEL_WIDTH, charts.PANEL_HEIGHT),
             roof=(ROOF_WIDTH, ROOF_HEIGHT),
-            curve_frame=curves.FRAME,
+            curve_frame=curve_charts.FRAME,
             samples_needed=speed.SAMPLES_NEEDED,
         )
     )
@@ -125,11 +125,11 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "engines": speed.main_table(run, rows, links),
         "throughput": charts.throughput_chart(rows),
         "comparisons": speed.comparison_table(run),
-        "curves": curves.curve_table(run, links),
-        "curve_charts": curves.curve_charts(run),
-        "curve_sentences": curves.curve_sentences(run),
-        "latency": timing.latency_table(run, links),
-        "cost": timing.cost_table(run, links),
+        "curves": curve_charts.curve_table(run, links),
+        "curve_charts": curve_charts.curve_charts(run),
+        "curve_sentences": curve_charts.curve_sentences(run),
+        "latency": time_section.latency_table(run, links),
+        "cost": time_section.cost_table(run, links),
         "rounds": charts.round_panels(run),
         "drops": charts.drop_chart(validate) if validate else None,
         "hops": accuracy.hop_table(run, validate, links) if validate else None,
@@ -141,7 +141,7 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "roofs": roof_facts(profile) if profile else None,
         "builds": provenance.build_table(rows, links),
         "conditions": provenance.condition_facts(bench.conditions) if bench else None,
-        "scenarios": scenarios.scenario_table(bench) if bench else None,
+        "scenarios": scenario_section.scenario_table(bench) if bench else None,
         "stages": provenance.stage_table(run, links),
         "digests": provenance.digest_table(run, links),
         "libraries": provenance.library_table(run),

@@ -8,7 +8,6 @@ from typing import Any
 
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, manifest_part
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import (
     DASH,
     fixed,
@@ -17,6 +16,7 @@ from optimizer.reporting.numbers import (
     seconds,
     short_digest,
 )
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
 from optimizer.results import BenchResult, Conditions, RunResult
 
 __all__ = [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, baseline_label, baseline_name
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import SAME, Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.numbers import (
     DASH,
     decimals,
@@ -16,6 +15,7 @@ from optimizer.reporting.numbers import (
     percent,
     significant,
 )
+from optimizer.reporting.report_model import SAME, Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.results import Audit, Comparison, EngineBench, RunResult
 
 __all__ = [

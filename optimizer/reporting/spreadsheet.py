@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from optimizer.reporting.curves import marks_of
+from optimizer.reporting.curve_charts import marks_of
 from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.results import Curve, CurvePoint, EngineBench, Interval, Latency, RunResult
 

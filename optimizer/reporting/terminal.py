@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from optimizer.reporting import open_ends, speed
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, engine_rows
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell
 from optimizer.reporting.page import VERDICT_WORDS
+from optimizer.reporting.report_model import Cell
 from optimizer.results import RunResult
 
 if TYPE_CHECKING:

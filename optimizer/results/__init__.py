@@ -8,20 +8,18 @@ many samples", never zero.
 
 from __future__ import annotations
 
-from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, VerdictName
-from optimizer.results.bench import (
+from optimizer.results.bench_result import (
     BenchResult,
     Comparison,
     ComparisonVerdict,
     Conditions,
     EngineBench,
 )
-from optimizer.results.curves import Curve, CurvePoint, Knee, LatencyBound, Setting
+from optimizer.results.curve_result import Curve, CurvePoint, Knee, LatencyBound, Setting
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
-from optimizer.results.files import Result, read_result, write_result
 from optimizer.results.latency import Latency
-from optimizer.results.predictions import Prediction
-from optimizer.results.profile import (
+from optimizer.results.prediction_result import Prediction
+from optimizer.results.profile_result import (
     BoundBy,
     Ceiling,
     Ceilings,
@@ -29,10 +27,17 @@ from optimizer.results.profile import (
     ProfileResult,
     TimedPart,
 )
-from optimizer.results.run import RunResult, StageRecord
-from optimizer.results.scenarios import SCENARIO_LABEL, ScenarioName, ScenarioResult, ServerProbe
+from optimizer.results.result_files import Result, read_result, write_result
+from optimizer.results.result_model import SCHEMA_VERSION, EngineStatus, Interval, VerdictName
+from optimizer.results.run_result import RunResult, StageRecord
+from optimizer.results.scenario_result import (
+    SCENARIO_LABEL,
+    ScenarioName,
+    ScenarioResult,
+    ServerProbe,
+)
 from optimizer.results.search import FrontPoint, LayerSensitivity, SearchResult
-from optimizer.results.validate import (
+from optimizer.results.validate_result import (
     BatchConsistency,
     BlockNoise,
     DatasetInfo,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.results.base import Model, VerdictName
+from optimizer.results.result_model import Model, VerdictName
 
 __all__ = ["Audit", "LayerDifference", "LayerInfo", "LayerSide"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.results.base import Model
+from optimizer.results.result_model import Model
 
 __all__ = ["Latency"]
 

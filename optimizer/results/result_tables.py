@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from optimizer.results.bench import BenchResult
-from optimizer.results.curves import Curve
-from optimizer.results.profile import EngineProfile, TimedPart
-from optimizer.results.validate import ValidateResult
+from optimizer.results.bench_result import BenchResult
+from optimizer.results.curve_result import Curve
+from optimizer.results.profile_result import EngineProfile, TimedPart
+from optimizer.results.validate_result import ValidateResult
 from optimizer.tables import Table
 
 __all__ = ["curve_table", "measured_table", "profile_table", "scenario_table", "validated_table"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from optimizer.results.base import SCHEMA_VERSION, Model
-from optimizer.results.validate import ValidateResult
+from optimizer.results.result_model import SCHEMA_VERSION, Model
+from optimizer.results.validate_result import ValidateResult
 
 __all__ = ["FrontPoint", "LayerSensitivity", "SearchResult"]
 

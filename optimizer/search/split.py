@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from optimizer.data import ImageDataset, stratified_subset
 from optimizer.errors import DataError
-from optimizer.evaluation.statistics import drop_interval, drop_intervals
+from optimizer.evaluation.paired_statistics import drop_interval, drop_intervals
 from optimizer.evaluation.tally import Tally
 from optimizer.precision.int8 import Encodings
 from optimizer.precision.int8.encode import LEAST_IMAGES

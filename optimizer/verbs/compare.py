@@ -25,8 +25,8 @@ from optimizer.results import (
 )
 
 if TYPE_CHECKING:
-    from optimizer.evaluation.compare import AccuracyComparison
-    from optimizer.profiling.compare import BenchComparison
+    from optimizer.evaluation.accuracy_comparison import AccuracyComparison
+    from optimizer.profiling.speed_comparison import BenchComparison
 
 __all__ = ["ComparisonResult", "compare"]
 
@@ -118,14 +118,14 @@ def compare(old: Path | str, new: Path | str, options: CompareOptions) -> Compar
     if _has_accuracy(before) and not _has_accuracy(after):
         outcome.missing.append("the validation")
     if speeds[0] is not None and speeds[1] is not None:
-        from optimizer.profiling.compare import compare_bench
+        from optimizer.profiling.speed_comparison import compare_bench
 
         outcome.speed = compare_bench(
             speeds[0], speeds[1], max_slowdown=options.max_slowdown, anyway=options.anyway
         )
     if _has_accuracy(before) and _has_accuracy(after):
-        from optimizer.evaluation.compare import compare as compare_accuracy
-        from optimizer.evaluation.compare import missing
+        from optimizer.evaluation.accuracy_comparison import compare as compare_accuracy
+        from optimizer.evaluation.accuracy_comparison import missing
 
         outcome.accuracy = compare_accuracy(old, new, max_drop_pp=options.max_drop)
         outcome.missing += missing(old, new)

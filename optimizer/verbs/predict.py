@@ -30,7 +30,7 @@ def predict(
         DataError: An image cannot be decoded.
         ArtifactError, CheckpointError: The engine cannot be opened.
     """
-    from optimizer.evaluation.prediction import predict as classify
+    from optimizer.evaluation.classify import predict as classify
 
     paths = [Path(image) for image in as_list(images)]
     return classify(Path(engine), paths, top=options.top, device=options.device)

@@ -50,7 +50,7 @@ def refit(
     """
     from optimizer.engines.building import keep_graph
     from optimizer.engines.opening import graph_of
-    from optimizer.engines.tensorrt.refit import check_refittable, refit_engine
+    from optimizer.engines.tensorrt.weight_refit import check_refittable, refit_engine
     from optimizer.graphs.facts import graph_facts
 
     engine, model, output = Path(engine), str(model), Path(output)
@@ -90,8 +90,8 @@ def refit(
 
 def _plan(old: Artifact, built_from: Path, graph: Path, source: Input) -> Plan:
     """What the new engine is, after a look at whether the weights may be put in."""
-    from optimizer.engines.tensorrt.refit import stays_refittable
     from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
+    from optimizer.engines.tensorrt.weight_refit import stays_refittable
     from optimizer.graphs.facts import graph_facts
 
     card = graph_facts(graph)

@@ -516,7 +516,7 @@ def test_a_gpu_is_refused_for_engines_of_the_cpu(
 def test_the_layers_of_an_engine(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimizer.profiling.layers.ROUNDS", 6)
+    monkeypatch.setattr("optimizer.profiling.layer_profile.ROUNDS", 6)
     engine, result = tmp_path / "m.ort.onnx", tmp_path / "profile.json"
     assert resnet_opt("build", small_graph, "--engine", "onnxruntime", "-o", engine).code == 0
     asked = ("profile", engine, "--no-ceilings", "--threads", 1, "--duration", "50ms", "-o", result)

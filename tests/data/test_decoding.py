@@ -42,7 +42,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "optimizer.data.worker:serve" in p.cmdline()]
+    return [
+        p
+        for p in psutil.Process().children()
+        if "optimizer.data.decode_worker:serve" in p.cmdline()
+    ]
 
 
 def _pixels(data: ImageDataset, batch: int = 16) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from optimizer.engines import Opening, open_streams
 from optimizer.engines.torch import EAGER, VARIANTS, TorchEager, _layout
 from optimizer.errors import UsageError
-from optimizer.profiling.asked import EngineFacts, pytorch_baseline
+from optimizer.profiling.engine_facts import EngineFacts, pytorch_baseline
 
 
 @pytest.fixture(scope="module")

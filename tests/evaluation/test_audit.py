@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.artifacts import Manifest
-from optimizer.evaluation.audit import audit, audit_manifest
+from optimizer.evaluation.precision_audit import audit, audit_manifest
 from optimizer.results import LayerInfo
 
 PRECISIONS = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "unknown"]

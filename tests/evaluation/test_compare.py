@@ -9,9 +9,9 @@ import pytest
 
 from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
-from optimizer.evaluation.compare import compare, missing
+from optimizer.evaluation.accuracy_comparison import compare, missing
+from optimizer.evaluation.paired_statistics import drop_interval, mcnemar_p
 from optimizer.evaluation.predictions import Predictions
-from optimizer.evaluation.statistics import drop_interval, mcnemar_p
 from optimizer.results import DatasetInfo, Gates, Hop, ValidateResult, read_result, write_result
 
 N = 600

@@ -160,7 +160,7 @@ def test_a_shared_constant_is_there_in_both_types() -> None:
 
 def test_the_graph_and_its_engine_say_what_was_kept(tmp_path: Path) -> None:
     """Through the stage, with statistics from a file; a CPU engine stores half and says so."""
-    from optimizer.evaluation.audit import audit_manifest
+    from optimizer.evaluation.precision_audit import audit_manifest
     from optimizer.graphs.facts import graph_facts
     from tests.search.networks import data, graph_file
 

@@ -13,7 +13,7 @@ from optimizer.artifacts import Plan, produce
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.profiling import bench, grouping
-from optimizer.profiling.asked import describe_engines
+from optimizer.profiling.engine_facts import describe_engines
 from optimizer.profiling.grouping import in_groups
 from optimizer.profiling.harness import MIN_ROUNDS, Cell
 from optimizer.results import BenchResult, read_result, write_result

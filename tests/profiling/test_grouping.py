@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import UsageError
-from optimizer.profiling.bench import AGAIN, bench
+from optimizer.profiling.benchmark import AGAIN, bench
 from optimizer.profiling.grouping import check_max_workers, in_groups, key_of, put_together
 from optimizer.profiling.harness import MIN_ROUNDS, Block, Cell, Measured, Measurement
 from optimizer.progress import Silent

@@ -12,7 +12,7 @@ import pytest
 from optimizer.artifacts import Cache
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.graphs.facts import layer_flops, layer_work
-from optimizer.profiling.layers import profile
+from optimizer.profiling.layer_profile import profile
 from optimizer.results import (
     EngineProfile,
     ProfileResult,
@@ -40,7 +40,7 @@ def profiled(
         small_engines("onnxruntime", "int8"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimizer.profiling.layers.ROUNDS", FEW_ROUNDS)
+        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", FEW_ROUNDS)
         return profile(
             engines,
             batch=BATCH,
@@ -407,8 +407,8 @@ def test_pytorch_layers_on_a_gpu(small_checkpoint: Path) -> None:
 
 
 def test_layers_of_gpus_are_held_against_no_ceilings() -> None:
-    from optimizer.profiling.asked import EngineFacts
-    from optimizer.profiling.layers import _ceilings_note, _on_cpu
+    from optimizer.profiling.engine_facts import EngineFacts
+    from optimizer.profiling.layer_profile import _ceilings_note, _on_cpu
 
     eager = EngineFacts(path=Path("m"), name="m", backend="torch", precision="fp32")
     assert [_on_cpu(eager, device) for device in (None, "cpu", "cuda:0")] == [True, True, False]

@@ -218,7 +218,7 @@ def test_the_process_of_a_test_is_not_imported_by_the_package() -> None:
     code = (
         "import sys, optimizer.profiling, optimizer.profiling.scenarios\n"
         "print('optimizer.profiling.loadgen' in sys.modules, "
-        "'optimizer.profiling.worker' in sys.modules)"
+        "'optimizer.profiling.bench_worker' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]

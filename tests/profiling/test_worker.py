@@ -15,9 +15,9 @@ import pytest
 from optimizer.engines import TensorSpec
 from optimizer.errors import UsageError
 from optimizer.processes import Child, cpus_for, memory_bytes
-from optimizer.profiling import worker as worker_module
+from optimizer.profiling import bench_worker as worker_module
+from optimizer.profiling.bench_worker import come_to_rest, input_shape, random_batch, time_calls
 from optimizer.profiling.process import Worker, WorkerFailed
-from optimizer.profiling.worker import come_to_rest, input_shape, random_batch, time_calls
 from tests.profiling.conftest import MakeEngine
 
 
@@ -109,7 +109,7 @@ def test_a_hanging_engine_is_ended(worker: Worker, make_engine: MakeEngine) -> N
 
 
 def test_it_ends_when_nobody_asks_any_more() -> None:
-    child = Child("optimizer.profiling.worker:serve")
+    child = Child("optimizer.profiling.bench_worker:serve")
     child.patience.until = time.monotonic() + 60
     child.answers.readline()
     child.requests.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.reporting import render_csv, render_html, render_markdown
-from optimizer.reporting.curves import curve_chart, curve_charts, curve_sentences, curve_table
+from optimizer.reporting.curve_charts import curve_chart, curve_charts, curve_sentences, curve_table
 from optimizer.reporting.links import Links
 from optimizer.results import RunResult
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from optimizer.reporting.model import SAME, Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import DASH
+from optimizer.reporting.report_model import SAME, Cell, Column, Notes, Row, Table
 
 
 def test_marks_are_letters_in_order_and_equal_notes_share_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.reporting import render_html, render_markdown, write_report
-from optimizer.reporting.roofline import profile_views, roof_facts
+from optimizer.reporting.roofline_section import profile_views, roof_facts
 from optimizer.results import (
     Ceiling,
     Ceilings,

@@ -145,8 +145,8 @@ class TensorRt:
 
     def check_machine(self, path: Path, manifest: Manifest, device: str | None) -> None:
         """See `ChecksMachine.check_machine`."""
+        from optimizer.engines.tensorrt.engine_opening import pick_device
         from optimizer.engines.tensorrt.fitting import check_has_weights, check_machine
-        from optimizer.engines.tensorrt.opening import pick_device
 
         check_machine(
             self.library, path, manifest, pick_device(self.library, device), cuda_status()
@@ -174,7 +174,7 @@ class TensorRt:
             MissingLibrary, MissingDevice: Nothing here can run it.
             ArtifactError: The library refuses the file.
         """
-        from optimizer.engines.tensorrt.opening import open_sessions
+        from optimizer.engines.tensorrt.engine_opening import open_sessions
 
         return open_sessions(self.library, engine, device=device, options=options or {})[0]
 
@@ -187,7 +187,7 @@ class TensorRt:
         device: str | None = None,
     ) -> list[TensorRtSession]:
         """See `ConcurrentBackend.load_streams`; each has a CUDA stream of its own."""
-        from optimizer.engines.tensorrt.opening import open_sessions
+        from optimizer.engines.tensorrt.engine_opening import open_sessions
 
         return open_sessions(self.library, engine, device=device, options={}, streams=streams)
 

@@ -9,13 +9,13 @@ import pytest
 
 from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.providers import Choice, read_choice
-from optimizer.engines.providers.building import opened_layers
 from optimizer.engines.providers.partition import (
     ASSIGNMENT_KEY,
     assigned,
     describe_partition,
     graph_layers,
 )
+from optimizer.engines.providers.provider_build import opened_layers
 from optimizer.errors import BuildError, GraphError
 from optimizer.evaluation import audit
 from optimizer.precision import quantize

@@ -19,7 +19,7 @@ from optimizer.engines.tensorrt.inspector import layers_in_json
 from optimizer.engines.tensorrt.layer_times import with_times
 from optimizer.engines.tensorrt.layers import RawLayer, describe
 from optimizer.engines.tensorrt.tactics import precision_in_tactic
-from optimizer.evaluation.audit import audit
+from optimizer.evaluation.precision_audit import audit
 from optimizer.results import LayerInfo
 
 HERE = Path(__file__).parent

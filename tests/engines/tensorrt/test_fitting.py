@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import optimizer.engines.tensorrt.backend as backend
-import optimizer.engines.tensorrt.opening as opening
+import optimizer.engines.tensorrt.engine_opening as opening
 from optimizer.artifacts import Manifest, Plan, produce
 from optimizer.engines.cuda import CudaDevice, CudaStatus
 from optimizer.engines.opening import check_opens, rebuild_command

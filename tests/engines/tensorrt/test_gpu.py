@@ -17,7 +17,7 @@ import pytest
 from optimizer.engines.cuda import cuda_status
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRt, TensorRtRtx
-from optimizer.engines.tensorrt.refit import refit_engine
+from optimizer.engines.tensorrt.weight_refit import refit_engine
 from optimizer.errors import UsageError
 from optimizer.progress import Silent
 

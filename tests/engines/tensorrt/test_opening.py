@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import optimizer.engines.tensorrt.opening as opening
+import optimizer.engines.tensorrt.engine_opening as opening
 import optimizer.engines.tensorrt.rtx as rtx_module
 from optimizer.artifacts import Plan, produce, read_manifest
 from optimizer.engines.cuda import CudaDevice, CudaStatus, cuda_devices
@@ -17,7 +17,7 @@ from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRtRtx
 from optimizer.engines.tensorrt.library import TENSORRT_RTX, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger
-from optimizer.engines.tensorrt.refit import refit_engine
+from optimizer.engines.tensorrt.weight_refit import refit_engine
 from optimizer.errors import ArtifactError, GraphError, MissingDevice, ResnetOptError, UsageError
 from optimizer.progress import Silent
 

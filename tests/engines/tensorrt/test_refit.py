@@ -16,7 +16,7 @@ from optimizer.engines.cuda import cuda_devices
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRtRtx
 from optimizer.engines.tensorrt.library import TENSORRT_RTX
-from optimizer.engines.tensorrt.refit import stays_refittable
+from optimizer.engines.tensorrt.weight_refit import stays_refittable
 from optimizer.errors import ArtifactError, CheckpointError, GraphError, MissingDevice, UsageError
 from optimizer.models import load_model, save_checkpoint
 from optimizer.options import EncodingOptions

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Model, VerdictName
-from optimizer.results.bench import BenchResult
+from optimizer.results.bench_result import BenchResult
 from optimizer.results.engines import Audit
-from optimizer.results.validate import ValidateResult
+from optimizer.results.result_model import SCHEMA_VERSION, EngineStatus, Model, VerdictName
+from optimizer.results.validate_result import ValidateResult
 from optimizer.tables import Table
 
 __all__ = ["RunResult", "StageRecord"]

@@ -14,7 +14,8 @@ from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.options import BenchOptions, SpeedOptions, takes_options
-from optimizer.profiling.asked import (
+from optimizer.profiling.curves import curve
+from optimizer.profiling.engine_facts import (
     EngineFacts,
     check_options,
     describe_engines,
@@ -23,7 +24,6 @@ from optimizer.profiling.asked import (
     pytorch_variant,
     with_baseline,
 )
-from optimizer.profiling.curves import curve
 from optimizer.profiling.figures import compared, figures
 from optimizer.profiling.grouping import (
     Grouped,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import significant
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
 from optimizer.results import SCENARIO_LABEL, BenchResult, ScenarioResult
 
 __all__ = ["scenario_table"]

@@ -1,6 +1,6 @@
 """Layer by layer: where the time of an engine goes, engines in, ``profile.json`` out.
 
-Each engine is profiled in a worker process of its own (`optimizer.profiling.worker`), one after the
+Each engine is profiled in a worker process of its own (`optimizer.profiling.bench_worker`), one after the
 other: to compare engines is what `bench` is for. In every round the whole call is timed without
 profiling and the layers with it, in an order drawn anew; a layer's time is its median over the
 calls of a round, then over rounds, with an interval by bootstrap over rounds. What the layers leave
@@ -25,10 +25,10 @@ from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.options import ProfileOptions, takes_options
 from optimizer.profiling import intervals, roofline
-from optimizer.profiling.asked import EngineFacts, check_options, describe_engines
 from optimizer.profiling.blocks import over_rounds, summed, timed_blocks, timed_layers
 from optimizer.profiling.ceilings import Effort, ceilings
 from optimizer.profiling.conditions import Monitor, joined
+from optimizer.profiling.engine_facts import EngineFacts, check_options, describe_engines
 from optimizer.profiling.harness import settled
 from optimizer.profiling.process import Worker, WorkerFailed
 from optimizer.progress import Progress, Silent

@@ -21,9 +21,9 @@ from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.importing import load_graph
 from optimizer.options import Conversion, EncodingOptions, QuantizeOptions
 from optimizer.precision import calibrate, quantize
+from optimizer.precision.conversion import rules_with
 from optimizer.precision.int8 import Statistics
 from optimizer.precision.int8.encode import REVISION
-from optimizer.precision.stages import rules_with
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     FrontPoint,
@@ -35,9 +35,9 @@ from optimizer.results import (
     write_result,
 )
 from optimizer.search.cost import Costs
+from optimizer.search.layer_timing import costs_of, timed_wholes
 from optimizer.search.sensitivity import Sensitivity, rank
 from optimizer.search.split import Budget, Split, divided
-from optimizer.search.timing import costs_of, timed_wholes
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from optimizer.results.base import EngineStatus, Model
+from optimizer.results.result_model import EngineStatus, Model
 
 __all__ = ["SCENARIO_LABEL", "ScenarioName", "ScenarioResult", "ServerProbe"]
 

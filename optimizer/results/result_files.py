@@ -9,12 +9,12 @@ from pydantic import BaseModel, ValidationError
 
 from optimizer.artifacts import write_text_atomically
 from optimizer.errors import ArtifactError
-from optimizer.results.base import SCHEMA_VERSION
-from optimizer.results.bench import BenchResult
-from optimizer.results.profile import ProfileResult
-from optimizer.results.run import RunResult
+from optimizer.results.bench_result import BenchResult
+from optimizer.results.profile_result import ProfileResult
+from optimizer.results.result_model import SCHEMA_VERSION
+from optimizer.results.run_result import RunResult
 from optimizer.results.search import SearchResult
-from optimizer.results.validate import ValidateResult
+from optimizer.results.validate_result import ValidateResult
 
 __all__ = ["Result", "read_result", "write_result"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from optimizer.profiling.curves import summaries, words
 from optimizer.reporting.charts import Axis
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import SAME, Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import decimals, interval, significant
+from optimizer.reporting.report_model import SAME, Cell, Column, Notes, Row, Table
 from optimizer.reporting.speed import SAMPLES_NEEDED
 from optimizer.results import Curve, CurvePoint, RunResult
 

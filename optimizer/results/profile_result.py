@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model
-from optimizer.results.bench import Conditions
+from optimizer.results.bench_result import Conditions
+from optimizer.results.result_model import SCHEMA_VERSION, EngineStatus, Interval, Model
 from optimizer.tables import Table
 
 __all__ = ["BoundBy", "Ceiling", "Ceilings", "EngineProfile", "ProfileResult", "TimedPart"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from optimizer.reporting.charts import PRECISIONS, Axis, Mark
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import decimals, fixed, interval, percent, significant
 from optimizer.reporting.provenance import Fact
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
 from optimizer.results import Ceiling, Ceilings, EngineProfile, ProfileResult, TimedPart
 
 __all__ = ["ROOF_HEIGHT", "ROOF_WIDTH", "ProfileView", "profile_views", "roof_facts"]

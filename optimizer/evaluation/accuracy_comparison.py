@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.evaluation.paired_statistics import Paired, gate, images_needed, wilson_interval
 from optimizer.evaluation.predictions import Predictions, read_predictions
-from optimizer.evaluation.statistics import Paired, gate, images_needed, wilson_interval
 from optimizer.results import Interval, RunResult, ValidateResult, VerdictName, read_result
 
 __all__ = ["AccuracyComparison", "compare", "missing"]

@@ -11,11 +11,11 @@ from pathlib import Path
 from optimizer.artifacts import Manifest, library_versions, write_atomically
 from optimizer.engines.cuda import cuda_api
 from optimizer.engines.opening import rebuild_command
+from optimizer.engines.tensorrt.engine_opening import carries_runtime, deserialize, pick_device
 from optimizer.engines.tensorrt.fitting import library_misfits
 from optimizer.engines.tensorrt.graph_check import check_graph
 from optimizer.engines.tensorrt.library import Library, load
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
-from optimizer.engines.tensorrt.opening import carries_runtime, deserialize, pick_device
 from optimizer.errors import ArtifactError, GraphError
 
 __all__ = ["check_refittable", "refit_engine", "stays_refittable"]

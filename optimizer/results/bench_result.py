@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
-from optimizer.results.curves import Curve
+from optimizer.results.curve_result import Curve
 from optimizer.results.latency import Latency
-from optimizer.results.scenarios import ScenarioResult
+from optimizer.results.result_model import (
+    SCHEMA_VERSION,
+    EngineStatus,
+    Interval,
+    Model,
+    VerdictName,
+)
+from optimizer.results.scenario_result import ScenarioResult
 from optimizer.tables import Table
 
 __all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench"]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from optimizer.results.base import SCHEMA_VERSION, EngineStatus, Interval, Model, VerdictName
 from optimizer.results.engines import Audit
+from optimizer.results.result_model import (
+    SCHEMA_VERSION,
+    EngineStatus,
+    Interval,
+    Model,
+    VerdictName,
+)
 from optimizer.tables import Table
 
 __all__ = [

@@ -22,8 +22,8 @@ from optimizer.errors import ArtifactError, UsageError
 from optimizer.graphs.facts import is_quantized
 from optimizer.graphs.metadata import forget_precision, preprocessed_metadata, write_metadata
 from optimizer.options import EncodingOptions, QuantizeOptions, takes_options
-from optimizer.precision.asked import check_options
 from optimizer.precision.foreign import carry_over, float_graph, prepared
+from optimizer.precision.option_checks import check_options
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules, rules_for
 

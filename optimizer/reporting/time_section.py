@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optimizer.reporting.links import Links
-from optimizer.reporting.model import Cell, Column, Notes, Row, Table
 from optimizer.reporting.numbers import decimals, fixed, interval, mebibytes, significant
+from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
 from optimizer.reporting.speed import latency_cell
 from optimizer.results import EngineBench, RunResult
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from optimizer.options.base import REQUIRED, Options, ReadableError, option
+from optimizer.options.declaration import REQUIRED, Options, ReadableError, option
 from optimizer.options.values import (
     BatchProfile,
     Bytes,

@@ -17,7 +17,7 @@ from optimizer.graphs.facts import graph_facts
 from optimizer.options import EncodingOptions, QuantizeOptions
 from optimizer.precision.int8 import Encodings
 from optimizer.results import SearchResult, read_result
-from optimizer.search import divided, search_path, stages
+from optimizer.search import divided, mixed_search, search_path
 from tests.search.networks import HOSTILE, OPTIONS, data, graph_file, labelled
 
 
@@ -143,16 +143,16 @@ def test_the_images_that_are_used_are_those_that_were_checked(
     np.savez(tmp_path / "c.npz", images=batch, labels=np.arange(64) % 2, classes=["d", "b"])
     judge = data(tmp_path / "d.npz", 16, 2)
     options = QuantizeOptions(calib=str(tmp_path / "c.npz"), data=str(judge), calib_images=16)
-    dataset = stages.images_for(options)
+    dataset = mixed_search.images_for(options)
     used = []
 
     def seen(_graph: Path, calibration: ImageDataset, *_: object, **__: object) -> None:
         used.append(calibration)
         raise DataError("seen")
 
-    monkeypatch.setattr(stages, "calibrate", seen)
+    monkeypatch.setattr(mixed_search, "calibrate", seen)
     with pytest.raises(DataError, match="seen"):
-        stages.mixed(
+        mixed_search.mixed(
             graph, tmp_path / "m.onnx", dataset, options, result=tmp_path / "m.search.json"
         )
     checked, _ = divided(dataset, 16)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from optimizer.results.base import EngineStatus, Interval, Model
 from optimizer.results.latency import Latency
+from optimizer.results.result_model import EngineStatus, Interval, Model
 
 __all__ = ["Curve", "CurvePoint", "Knee", "LatencyBound", "Setting"]
 
