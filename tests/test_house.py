@@ -17,7 +17,7 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
-    "data", "models", "graphs", "exporting", "targets", "precision", "training", "engines",
+    "data", "models", "targets", "graphs", "exporting", "precision", "training", "engines",
     "environment", "evaluation", "profiling", "search", "reporting", "verbs", "cli",
     "pytest_plugin",
 ]  # fmt: skip

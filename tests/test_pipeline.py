@@ -75,7 +75,7 @@ def test_openvino_is_compiled_for_the_batches_that_are_measured(
 ) -> None:
     assert recipe.bench is not None
     engine = load_artifact(first[1] / "engines" / "openvino-int8.blob")
-    assert engine.manifest.settings["fixed_batches"] == recipe.bench.batch
+    assert engine.manifest.settings["fixed_batches"] == list(recipe.bench.batch)
 
 
 def test_accuracy_is_kept_and_said(first: tuple[RunResult, Path, Cache]) -> None:
@@ -141,7 +141,7 @@ def test_another_folder_takes_the_artifacts_from_the_cache(
     assert recipe.bench is not None  # whose batches OpenVINO is compiled for
     fixed = {"fixed_batch": recipe.bench.batch}
     quick = quick.model_copy(
-        update={"build": [section.model_copy(update=fixed) for section in recipe.build]}
+        update={"build": tuple(section.model_copy(update=fixed) for section in recipe.build)}
     )
     quick = quick.model_copy(
         update={"calibrate": recipe.calibrate.model_copy(update={"calib": "digits:train"})}
@@ -273,11 +273,10 @@ def test_data_that_is_not_there_stops_before_the_work(
 
 def test_an_engine_without_weights_is_built_and_not_run() -> None:
     """Whatever the machine has: there is nothing in it to run until it is refitted."""
-    from optimizer.stages.building import _why_not_run
-
-    from optimizer.recipe import BuildSection
+    from optimizer.options import BuildOptions
+    from optimizer.verbs.job import _why_not_run
 
     runs = get_backend("openvino")
-    stripped = BuildSection(engine=["tensorrt"], strip_weights=True)
-    assert "refit" in (_why_not_run(runs, stripped, "tensorrt") or "")
-    assert _why_not_run(runs, BuildSection(engine=["openvino"]), "openvino") is None
+    stripped = BuildOptions(engine="tensorrt", strip_weights=True)
+    assert "refit" in (_why_not_run(runs, stripped) or "")
+    assert _why_not_run(runs, BuildOptions(engine="openvino")) is None

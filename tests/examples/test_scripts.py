@@ -14,7 +14,7 @@ import optimizer
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAINED = {"model": 0, "monday": 0, "tuesday": 1}
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="session")
