@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,32 @@ def test_commands_parse(command: str) -> None:
 
 def test_there_are_commands() -> None:
     assert len(_commands()) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["as a file", "as standard input"])
+def test_the_example_in_python_runs(given: str, tmp_path: Path, small_checkpoint: Path) -> None:
+    """As it is printed, beside a checkpoint, without a guard."""
+    from optimizer.models import load_model, save_checkpoint
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import .*?)```", text, re.DOTALL)
+    model = load_model(str(small_checkpoint))
+    save_checkpoint(model, tmp_path / "model.safetensors", details={})
+    script = tmp_path / "example.py"
+    script.write_text(example + "print(logits.shape)\n")
+    as_file = given == "as a file"
+    with script.open() as opened:
+        done = subprocess.run(
+            [sys.executable, "example.py" if as_file else "-"],
+            stdin=subprocess.DEVNULL if as_file else opened,
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    verdict, *_, shape = done.stdout.splitlines()
+    assert verdict.split()[0] in {"pass", "inconclusive", "fail"}
+    assert shape == "(1, 10)"
 
 
 @pytest.mark.parametrize("page", PAGES)
