@@ -157,6 +157,61 @@ def test_a_file_name_says_what_is_in_it_once() -> None:
     assert {name for name, count in counts.items() if count > 1} <= SAME_THING
 
 
+STARTS_PROCESSES = {
+    "asyncio.subprocess", "concurrent.futures.process", "concurrent.futures.ProcessPoolExecutor",
+    "multiprocessing", "pexpect", "pty", "runpy", "subprocess", "torch.multiprocessing",
+}  # fmt: skip
+OS_STARTS = re.compile(
+    r"os\.(fork|forkpty|popen|posix_spawnp?|startfile|system|(exec|spawn)[lv]\w*)$"
+    r"|asyncio\.create_subprocess_\w+$"
+)
+
+
+def _ways_to_start(path: Path) -> list[str]:
+    ways: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        ways += [
+            name
+            for name in names
+            if OS_STARTS.match(name)
+            or any(name == way or name.startswith(f"{way}.") for way in STARTS_PROCESSES)
+        ]
+    return ways
+
+
+def test_one_room_starts_processes() -> None:
+    """Tools of the system too (`optimizer.processes.output_of`), so there are no exceptions."""
+    found = {str(p.relative_to(PACKAGE)): _ways_to_start(p) for p in PACKAGE.rglob("*.py")}
+    starting = {path for path, ways in found.items() if ways}
+    assert starting == {"processes/child.py", "processes/tools.py"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import subprocess",
+        "from multiprocessing import get_context",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "import torch.multiprocessing as mp",
+        "import os\nos.execv('a', [])",
+        "import os\nos.posix_spawn('a', [], {})",
+        "import asyncio\nasyncio.create_subprocess_exec('a')",
+        "import concurrent.futures\nconcurrent.futures.ProcessPoolExecutor()",
+    ],
+)
+def test_ways_to_start_a_process_are_seen(code: str, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(code)
+    assert _ways_to_start(tmp_path / "m.py")
+
+
 def test_all_lists_what_there_is() -> None:
     for found in pkgutil.walk_packages([str(PACKAGE)], "optimizer."):
         if found.name == "optimizer.__main__":

@@ -1,0 +1,80 @@
+"""A folder of traps, children that find the functions of these tests, and waiting for ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.profiling.conftest import make_engine  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+
+
+class Trap:
+    """A folder whose files carry the names of libraries, and remember that they were run."""
+
+    def __init__(self, root: Path, names: Iterable[str] | None = None) -> None:
+        self.folder = root / "trap"
+        self._marker = root / "executed"
+        self.folder.mkdir()
+        if names is None:
+            names = {*sys.stdlib_module_names, *metadata.packages_distributions()}
+            names |= {"sitecustomize", "usercustomize", "optimizer"}
+        for name in names:
+            if name.isidentifier():
+                self.set(name)
+
+    def set(self, name: str) -> None:
+        """Lay one trap."""
+        code = (
+            f"with open({str(self._marker)!r}, 'a') as file: file.write({name!r} + ' ')\n"
+            f"raise ImportError('executed in the current folder: {name}')\n"
+        )
+        (self.folder / f"{name}.py").write_text(code)
+
+    @property
+    def executed(self) -> str:
+        """What was run of it."""
+        return self._marker.read_text() if self._marker.exists() else ""
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trap:
+    """The current folder is full of traps."""
+    trap = Trap(tmp_path)
+    monkeypatch.chdir(trap.folder)
+    return trap
+
+
+def assert_gone(processes: Iterable[psutil.Process]) -> None:
+    """Wait until none of them runs any more."""
+    left = list(processes)
+    assert left
+    end = time.monotonic() + 60
+    while left:
+        assert time.monotonic() < end, f"go on running: {left}"
+        left = [one for one in left if runs(one)]
+        time.sleep(0.02)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it does; what nobody has waited for yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for_text(path: Path) -> str:
+    """What another process writes into a file."""
+    end = time.monotonic() + 120
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"nothing is written to {path}"
+        time.sleep(0.02)
+    return path.read_text()
