@@ -255,8 +255,9 @@ def test_resnet50_learns_the_digits(digits_checkpoint: Path) -> None:
     assert accuracy >= 0.97
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet18_learns_the_digits_in_two_epochs() -> None:
+    """The main job's own test trains it too, and asks for less."""
     data, held_out = open_training_data("digits")
     trained = train(data, arch="resnet18", held_out=held_out, epochs=2, lr=0.03, progress=Silent())
     assert trained.top1 is not None
