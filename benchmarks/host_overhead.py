@@ -198,8 +198,8 @@ def page(found: dict[str, dict[str, float]]) -> str:
         "# What our Python costs a call at batch 1",
         "",
         (
-            "`python benchmarks/host_overhead.py --write`: the session and its layer over `cuda.bindings`, on a "
-            "GPU whose work takes no time. CUDA's and TensorRT's own calls come on top. Microseconds, the "
+            "`python benchmarks/host_overhead.py --write`: the session and its layer over `cuda.bindings`, "
+            "on a GPU whose work takes no time. CUDA's and TensorRT's own calls come on top. Microseconds, the "
             f"quickest of {_BLOCKS} blocks; {machine['cpu']}, Python {sys.version.split()[0]}."
         ),
         "",

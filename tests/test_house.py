@@ -28,6 +28,7 @@ ROOMS = [
     "search",
     "reporting",
     "verbs",
+    "gpu_record",
     "stages",
     "pipeline",
     "cli",
