@@ -199,8 +199,8 @@ def page(found: dict[str, dict[str, float]]) -> str:
         "",
         (
             "`python benchmarks/host_overhead.py --write`: the session and its layer over `cuda.bindings`, "
-            "on a GPU whose work takes no time. CUDA's and TensorRT's own calls come on top. Microseconds, the "
-            f"quickest of {_BLOCKS} blocks; {machine['cpu']}, Python {sys.version.split()[0]}."
+            "on a GPU whose work takes no time. CUDA's and TensorRT's own calls come on top. Microseconds, "
+            f"the quickest of {_BLOCKS} blocks; {machine['cpu']}, Python {sys.version.split()[0]}."
         ),
         "",
     ]

@@ -28,24 +28,29 @@ class Player:
         self.at = 0
         self.memory: list[Any] = []
         self.profilers: list[Any] = []
+        self.differences: list[str] = []
 
     def answer(self, owner: str, what: str, name: str, arguments: tuple[Any, ...] = ()) -> Any:
         """The answer to the next call, which must be this one."""
         self.tell()
         if self.at >= len(self.entries):
-            raise Different(f"{owner}.{name} comes after the end of the record")
+            raise self._differs(f"{owner}.{name} comes after the end of the record")
         entry = self.entries[self.at]
         self.at += 1
         if entry[:3] != [owner, what, name]:
-            raise Different(f"{owner} {what} {name}; recorded: {' '.join(entry[:3])}")
+            raise self._differs(f"{owner} {what} {name}; recorded: {' '.join(entry[:3])}")
         texts = [a for a in arguments if isinstance(a, str)]
         if (
             texts
             != [a for a in entry[3] if isinstance(a, str) and not a.startswith("<")][: len(texts)]
         ):
-            raise Different(f"{owner}.{name}{arguments}; recorded: {entry[3]}")
+            raise self._differs(f"{owner}.{name}{arguments}; recorded: {entry[3]}")
         self.tell()
         return self._value(entry, name, arguments) if len(entry) > 4 else None
+
+    def _differs(self, message: str) -> Different:
+        self.differences.append(message)
+        return Different(message)
 
     def tell(self) -> None:
         """Tell the newest profiler what comes next, if the library told it something then."""
