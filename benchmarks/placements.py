@@ -118,6 +118,53 @@ def scales_of_tensors(model: onnx.ModelProto) -> None:
         node.attribute.extend(attributes)
 
 
+def factors_apart(model: onnx.ModelProto) -> None:
+    """One scale for a layer's weights, and what differs by channel as a Mul after the convolution.
+
+    The integers stay those of scales by channel, and so does what is computed.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        weights = makers.get(node.input[1]) if node.op_type == "Conv" else None
+        if weights is None or weights.op_type != "DequantizeLinear":
+            continue
+        scales = numpy_helper.to_array(held[weights.input[1]])
+        largest = scales.max()
+        stem, output = node.name, node.output[0]
+        shape = (1, -1, 1, 1)
+        parts = {f"{stem}.factor": (scales / largest).astype(scales.dtype).reshape(shape)}
+        node.output[0] = f"{output}.product"
+        steps = [helper.make_node("Mul", [node.output[0], f"{stem}.factor"], [f"{output}.scaled"])]
+        if len(node.input) > 2:
+            parts[f"{stem}.bias.apart"] = numpy_helper.to_array(held[node.input[2]]).reshape(shape)
+            del node.input[2]
+            steps.append(
+                helper.make_node("Add", [f"{output}.scaled", f"{stem}.bias.apart"], [output])
+            )
+        steps[-1].output[0] = output
+        for step in steps:
+            step.name = f"{stem}.{step.op_type.lower()}"
+        nodes += steps
+        for name, values in parts.items():
+            model.graph.initializer.append(numpy_helper.from_array(values, name))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    scales_of_tensors(model)
+
+
+def several(*edits: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto], None]:
+    """One edit after the other."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for one in edits:
+            one(model)
+
+    return edit
+
+
 def biases_apart(model: onnx.ModelProto) -> None:
     """The bias of a convolution as an Add after it."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -181,6 +228,19 @@ PLACEMENTS = (
     Placement("no shift, both inputs of an Add", options=STILL, rules=replace(RULES, add_inputs="both")),
     Placement("no shift, Q on the output of each convolution", options=STILL, edit=quantize_outputs),
     Placement("no shift, one scale for a layer's weights", options=STILL, edit=scales_of_tensors),
+    Placement("the same, shifted", options=SHIFT, edit=scales_of_tensors),
+    Placement("the same, FP32 around", options=STILL, edit=scales_of_tensors,
+              rules=replace(RULES, high_precision="fp32")),
+    Placement("the same, Q on the output of each convolution", options=STILL,
+              edit=several(scales_of_tensors, quantize_outputs)),
+    Placement("the same, both inputs of an Add", options=STILL, edit=scales_of_tensors,
+              rules=replace(RULES, add_inputs="both")),
+    Placement("the same, ReLU left to the saturation", options=STILL, edit=scales_of_tensors,
+              rules=replace(RULES, absorb_relu=True)),
+    Placement("the same, ReLU left to the saturation, no bias", options=STILL,
+              edit=several(scales_of_tensors, no_biases), rules=replace(RULES, absorb_relu=True)),
+    Placement("no shift, one scale for a layer's weights and a factor by channel after it", options=STILL,
+              edit=factors_apart),
     Placement("no shift, bias as an Add after the convolution", options=STILL, edit=biases_apart),
     Placement("no shift, no bias", options=STILL, edit=no_biases),
     Placement("no shift, weights as floats with Q", options=STILL, edit=weights_unfolded),
@@ -287,14 +347,16 @@ def _size(tensor: Any) -> float:
     return float(tensor.elements * widths.get(tensor.type, 0))
 
 
-def run(arch: str, image_size: int, folder: Path, target: str) -> dict[str, Any]:
-    """All placements of one network."""
+def run(arch: str, image_size: int, folder: Path, target: str, only: str) -> dict[str, Any]:
+    """All placements of one network, or those with a text in their name."""
     source = verbs.export(f"{arch}:random", folder / "fp32.onnx", image_size=image_size).path
     statistics = verbs.calibrate(
         source, folder / "fp32.stats.npz", calib="digits:train", calib_images=10, batch=5
     ).path
     rows = []
     for number, placement in enumerate(PLACEMENTS):
+        if only not in placement.name:
+            continue
         row: dict[str, Any] = {"placement": placement.name}
         graph = make_graph(placement, source, statistics, folder / f"{number}.onnx")
         command = [sys.executable, __file__, "--compile", str(graph), "--target", target]
@@ -356,6 +418,7 @@ def main() -> int:
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--target", default=TARGET)
+    parser.add_argument("--only", default="", help="placements with this in their name")
     parser.add_argument("--keep", type=Path, help="keep graphs in this folder")
     parser.add_argument("--output", type=Path, default=REPORTS, help="where the report goes")
     parser.add_argument("--write-only", action="store_true", help="only write the page again")
@@ -369,7 +432,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="placements.") as temporary:
             folder = options.keep or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            result = run(options.arch, options.image_size, folder, options.target)
+            result = run(options.arch, options.image_size, folder, options.target, options.only)
         options.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + "\n"
         write_text_atomically(options.output / "placements.json", text)
