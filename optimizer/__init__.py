@@ -23,6 +23,7 @@ from optimizer._version import __version__
 
 if TYPE_CHECKING:
     from optimizer.evaluation.validation import raise_for_verdict
+    from optimizer.gpu_record.recording import record
     from optimizer.options import (
         BenchOptions,
         BuildOptions,
@@ -68,6 +69,7 @@ _HOMES = {
     },
     **dict.fromkeys(("clean", "doctor", "load"), "optimizer.verbs.machine"),
     "demo": "optimizer.verbs.run",
+    "record": "optimizer.gpu_record.recording",
     "raise_for_verdict": "optimizer.evaluation.validation",
     **dict.fromkeys(("Recipe", "load_recipe"), "optimizer.recipe"),
     **{
@@ -113,6 +115,7 @@ __all__ = [
     "profile",
     "quantize",
     "raise_for_verdict",
+    "record",
     "refit",
     "report",
     "run",

@@ -18,7 +18,7 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
     "data", "models", "targets", "graphs", "exporting", "precision", "training", "engines",
-    "environment", "evaluation", "profiling", "search", "reporting", "verbs", "cli",
+    "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
     "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {

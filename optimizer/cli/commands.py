@@ -528,10 +528,24 @@ def preprocess(
         print(f"  {row.pipeline}\n    {difference_words(row)}")
 
 
-def doctor(*, as_json: Json = False) -> None:
+def doctor(
+    *,
+    record: Annotated[
+        Path | None,
+        Parameter(
+            name="--record",
+            help="Also write what the GPU libraries here do, for a bug report: gpu.zip (minutes; no "
+            "weights, images, user names or paths of yours).",
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show what this machine can build and run, and the command that would enable the rest.
 
     Example: resnet-opt doctor
+
+    Example: resnet-opt doctor --record gpu.zip
     """
     from optimizer.cli.printing import print_environment
     from optimizer.verbs.machine import doctor as verb
@@ -541,6 +555,14 @@ def doctor(*, as_json: Json = False) -> None:
         print(environment.model_dump_json(indent=2))
     else:
         print_environment(environment)
+    if record is not None:
+        from optimizer.artifacts import check_output
+        from optimizer.gpu_record import record as write_record
+
+        check_output(record)
+        with _bars() as progress:
+            write_record(record, progress=progress)
+        print(record, file=sys.stderr if as_json else sys.stdout)
 
 
 def clean() -> None:

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
-from optimizer.precision.topology import analyse
 
+from optimizer.graphs.topology import analyse
 from optimizer.precision.int8 import EncodingOptions
 from optimizer.precision.int8.shift import shiftable
 from optimizer.targets.rules import TARGETS

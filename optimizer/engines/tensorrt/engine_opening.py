@@ -24,7 +24,7 @@ from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.engines.tensorrt.session import OpenEngine, TensorRtSession
 from optimizer.errors import ArtifactError, MissingDevice, ResnetOptError
 
-__all__ = ["carries_runtime", "deserialize", "open_sessions", "pick_device"]
+__all__ = ["carries_runtime", "deserialize", "open_parts", "open_sessions", "pick_device"]
 
 _MEMORY = re.compile(r"out of memory|cudaErrorMemoryAllocation|OutOfMemory")
 _REBUILD = "build it again with this version on this machine"
@@ -44,6 +44,27 @@ def open_sessions(
         MissingLibrary, MissingDevice: Nothing here can run it.
         ArtifactError: The file is damaged, or of another version or compute capability.
         UsageError: No such device or option.
+        ResnetOptError: The GPU has too little memory for it.
+    """
+    opened = open_parts(library, path, device=device, options=options)
+    sessions: list[TensorRtSession] = []
+    try:
+        for _ in range(streams):
+            sessions.append(TensorRtSession(opened))  # noqa: PERF401 - those before are closed
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
+    return sessions
+
+
+def open_parts(
+    library: Library, path: Path, *, device: str | None, options: Mapping[str, Any]
+) -> OpenEngine:
+    """Open an engine on a GPU, as what a session takes over.
+
+    Raises:
+        ResnetOptError: As `open_sessions`.
     """
     manifest = _manifest(path)
     runtime_options = rtx.RuntimeOptions.read(library, {**_recorded(path, manifest), **options})
@@ -56,16 +77,7 @@ def open_sessions(
     runtime = start(library, trt.Runtime, logger, log)
     runtime.engine_host_code_allowed = carries_runtime(manifest)
     engine = deserialize(library, runtime, path, log, manifest)
-    opened = _opened(library, trt, engine, runtime_options, (runtime, logger), log, gpu)
-    sessions: list[TensorRtSession] = []
-    try:
-        for _ in range(streams):
-            sessions.append(TensorRtSession(opened))  # noqa: PERF401 - those before are closed
-    except BaseException:
-        for session in sessions:
-            session.close()
-        raise
-    return sessions
+    return _opened(library, trt, engine, runtime_options, (runtime, logger), log, gpu)
 
 
 def _opened(

@@ -17,7 +17,7 @@ from typing import Any
 from optimizer.engines.tensorrt.layers import RawLayer, Tensor, precision_of, with_profiles
 from optimizer.errors import ArtifactError
 
-__all__ = ["inspect_engine", "layers_in_json"]
+__all__ = ["inspect_engine", "inspector_text", "layers_in_json"]
 
 
 def inspect_engine(trt: Any, engine: Any, context: Any = None) -> list[RawLayer]:
@@ -29,10 +29,15 @@ def inspect_engine(trt: Any, engine: Any, context: Any = None) -> list[RawLayer]
         context: An execution context of it with every input shape set; ``None`` where none could be
             made: the types of tensors may be unknown then.
     """
+    return layers_in_json(inspector_text(trt, engine, context))
+
+
+def inspector_text(trt: Any, engine: Any, context: Any = None) -> str:
+    """What the library lists, as it writes it; see `inspect_engine`."""
     inspector = engine.create_engine_inspector()
     if context is not None:
         inspector.execution_context = context
-    return layers_in_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def layers_in_json(text: str) -> list[RawLayer]:

@@ -125,6 +125,14 @@ class BuildLog:
         own = [message for message in found if message.thread == threading.get_ident()]
         return next((one_line(message.text) for message in own or found), otherwise)
 
+    def texts_since(self, position: int) -> list[list[str]]:
+        """Severity and text of every message since a call began, VERBOSE ones left out."""
+        return [
+            [message.severity, message.text]
+            for message in self._journal.since(position)
+            if message.severity != "VERBOSE"
+        ]
+
     def _since(self, position: int, severities: tuple[str, ...]) -> list[Message]:
         return [
             message

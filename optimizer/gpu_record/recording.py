@@ -1,0 +1,212 @@
+"""Making a record: steps from cheap to dear, each written as soon as it is done."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer._version import __version__
+from optimizer.artifacts import Artifact, library_versions
+from optimizer.engines import get_backend
+from optimizer.engines.cuda import cuda_api, cuda_status
+from optimizer.engines.onnxruntime import as_written
+from optimizer.engines.opening import closing, graph_of, open_engine
+from optimizer.engines.tensorrt.engine_opening import open_parts
+from optimizer.engines.tensorrt.inspector import inspector_text
+from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
+from optimizer.environment import describe
+from optimizer.errors import ResnetOptError
+from optimizer.gpu_record.calls import Calls
+from optimizer.gpu_record.cuda_checks import check_cuda
+from optimizer.gpu_record.recorded_session import drive, recorded
+from optimizer.gpu_record.storage import Cleaner, RecordFile
+from optimizer.profiling.conditions import Gpus
+from optimizer.progress import Progress, Silent
+from optimizer.verbs.audit import audit
+from optimizer.verbs.build import build
+from optimizer.verbs.calibrate import calibrate
+from optimizer.verbs.export import export
+
+__all__ = ["PROFILES", "record"]
+
+ARCH, IMAGE = "resnet18:random:10", 64
+PROFILES = ((1, 1, 1), (2, 4, 8))
+PRECISIONS = ("fp32", "fp16", "int8")
+_PROVIDERS = ("cuda", "tensorrt", "nv-tensorrt-rtx")
+_LIBRARIES = (
+    "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "onnxruntime-gpu", "cuda-bindings",
+    "cuda-python", "pycuda", "torch", "nvidia-ml-py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Materials:
+    """What the engines are built from."""
+
+    folder: Path
+    graph: Path
+    statistics: Path
+
+
+def record(path: Path | str, *, progress: Progress | None = None) -> Path:
+    """Record what the GPU libraries here do.
+
+    What is missing is a step that says so: on a machine without a GPU the record tells that, and ends.
+
+    Args:
+        path: The ZIP file to write.
+        progress: Told of the steps.
+
+    Returns:
+        The file.
+    """
+    progress = progress or Silent()
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="resnet-opt-record.") as temporary:
+        folder = Path(temporary)
+        file = RecordFile(path, Cleaner({folder: "<record>"}))
+        with _step(file, "machine", progress) as found:
+            found["version"] = __version__
+            found["environment"] = describe().model_dump(mode="json")
+            found["libraries"] = library_versions(*_LIBRARIES)
+            found["clocks"] = Gpus().read()
+        if cuda_status().fault is not None:
+            return path
+        with _step(file, "cuda", progress) as found:
+            found["checks"] = check_cuda(cuda_api())
+        materials = None
+        with _step(file, "materials", progress) as found:
+            materials = _materials(folder)
+            found["network"] = f"{ARCH}, {IMAGE} px"
+        if materials is not None:
+            _engines(file, materials, progress)
+    return path
+
+
+@contextmanager
+def _step(file: RecordFile, name: str, progress: Progress) -> Iterator[dict[str, Any]]:
+    """One step: whatever happens in it is in the record, and the next one is made."""
+    progress.start(f"record {name}")
+    found: dict[str, Any] = {"status": "ok"}
+    started = time.perf_counter()
+    try:
+        yield found
+    except ResnetOptError as error:
+        found |= {"status": "failed", "error": type(error).__name__, "message": str(error)}
+    except Exception as error:  # noqa: BLE001 - what was not foreseen is what a record is for
+        found |= {"status": "crashed", "error": type(error).__name__, "message": str(error)}
+    finally:
+        found["seconds"] = round(time.perf_counter() - started, 2)
+        file.add(name.replace(" ", "-"), found)
+        progress.finish(str(found["status"]))
+
+
+def _materials(folder: Path) -> _Materials:
+    graph = export(ARCH, folder / "model.onnx", image_size=IMAGE).path
+    statistics = calibrate(
+        graph, folder / "model.stats.npz", calib="digits:train", calib_images=32
+    ).path
+    return _Materials(folder, graph, statistics)
+
+
+def _engines(file: RecordFile, materials: _Materials, progress: Progress) -> None:
+    """Every library in every precision; FP16 first, which is the quickest to build."""
+    for precision in sorted(PRECISIONS, key=lambda name: name != "fp16"):
+        for library in (TENSORRT, TENSORRT_RTX):
+            with _step(file, f"{library.name} {precision}", progress) as found:
+                _record_tensorrt(library, precision, materials, found)
+        for provider in _PROVIDERS:
+            with _step(file, f"onnxruntime {provider} {precision}", progress) as found:
+                _record_provider(provider, precision, materials, found)
+
+
+def _record_tensorrt(
+    library: Library, precision: str, materials: _Materials, found: dict[str, Any]
+) -> None:
+    available = get_backend(library.name).availability()
+    found["availability"] = available.reason
+    if not available.can_run:
+        found["status"] = "skipped"
+        return
+    path = materials.folder / f"{precision}{get_backend(library.name).suffix}"
+    made = build(
+        materials.graph, path, precision=precision, engine=library.name, profile=list(PROFILES),
+        stats=materials.statistics,
+        target=(cuda_status().devices[0].sm,) if library.portable else None,
+    )  # fmt: skip
+    _record_build(made, found)
+    opened = open_parts(library, path, device=None, options={})
+    found["inspector without a context"] = inspector_text(opened.trt, opened.engine)
+    calls = Calls()
+    before = opened.log.position
+    batches = [_images(best) for _, best, _ in PROFILES]
+    try:
+        found["session"] = drive(recorded(opened, calls), batches)
+    finally:
+        found["calls"] = calls.entries
+        found["log"] = opened.log.texts_since(before)
+        found["clocks"] = Gpus().read()
+    found["relative error"] = _relative_error(path)
+
+
+def _record_provider(
+    provider: str, precision: str, materials: _Materials, found: dict[str, Any]
+) -> None:
+    path = materials.folder / f"{provider}-{precision}.onnx"
+    made = build(
+        materials.graph, path, precision=precision, engine="onnxruntime", provider=provider,
+        stats=materials.statistics,
+    )  # fmt: skip
+    _record_build(made, found)
+    found["relative error"] = _relative_error(path)
+    with closing(open_engine(path)) as session:
+        bound = session.bind(_images(4))
+        bound.upload()
+
+        def compute() -> None:
+            bound.enqueue()
+            bound.wait()
+
+        found["compute_ms"] = _milliseconds(compute)
+
+
+def _record_build(made: Artifact, found: dict[str, Any]) -> None:
+    details = made.manifest.details
+    found |= {
+        "build_s": details.get("build_s"),
+        "notes": details.get("notes", []),
+        "engine_bytes": made.path.stat().st_size,
+        "layers": details.get("layers", []),
+        "audit": audit(made).model_dump(mode="json", exclude={"differing"}),
+    }
+
+
+def _relative_error(path: Path) -> float:
+    """Largest difference from the graph as written, in units of the largest logit."""
+    graph = graph_of(path)
+    assert graph is not None, "a build leaves its graph beside the engine"
+    batch = _images(8)
+    expected = as_written(graph).run(batch)
+    with closing(open_engine(path)) as session:
+        actual = session.run(batch)
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def _images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, IMAGE, IMAGE), np.float32)
+
+
+def _milliseconds(call: Callable[[], object], calls: int = 20) -> Sequence[float]:
+    spent = []
+    for _ in range(calls):
+        started = time.perf_counter_ns()
+        call()
+        spent.append((time.perf_counter_ns() - started) / 1e6)
+    return spent

@@ -1,0 +1,237 @@
+"""A record of a GPU: what is in it, what is not, and that it can be played back.
+
+There is no GPU here, so the sessions that are recorded run on the fake one. A record of a real machine is
+replayed where there is one: in ``tests/gpu_record/records/``, or named by ``RESNET_OPT_GPU_RECORD``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimizer.gpu_record.recording as recording
+from optimizer.engines.cuda import cuda_devices
+from optimizer.engines.tensorrt.library import TENSORRT_RTX, find
+from optimizer.errors import ArtifactError, ResnetOptError
+from optimizer.gpu_record import read_record, record
+from optimizer.gpu_record.calls import Calls
+from optimizer.gpu_record.cuda_checks import check_cuda
+from optimizer.gpu_record.recorded_session import drive, recorded
+from optimizer.gpu_record.storage import Cleaner, RecordFile
+from tests.engines.tensorrt import graphs
+from tests.engines.tensorrt.hostgpu import HostCuda, HostEngine, opened
+
+from .replay import Different, replayed
+
+PROFILES = [(1, 1, 1), (2, 4, 8)]
+RECORDS = [
+    *sorted((Path(__file__).parent / "records").glob("*.zip")),
+    *([Path(os.environ["RESNET_OPT_GPU_RECORD"])] if "RESNET_OPT_GPU_RECORD" in os.environ else []),
+]
+
+
+@pytest.fixture(scope="module")
+def trt() -> Any:
+    found = find(TENSORRT_RTX)
+    if found.module is None:
+        pytest.skip(str(found.fault))
+    return found.module
+
+
+@pytest.fixture
+def engine(trt: Any, tmp_path: Path) -> HostEngine:
+    graph = graphs.save_resnet(tmp_path / "model.onnx", width=8)
+    return HostEngine(trt, HostCuda(), graph, PROFILES)
+
+
+def batches() -> list[Any]:
+    return [graphs.images(best) for _, best, _ in PROFILES]
+
+
+def record_session(engine: HostEngine) -> tuple[dict[str, Any], list[Any]]:
+    calls = Calls()
+    found = drive(recorded(opened(engine), calls), batches())
+    # As it comes back from the file.
+    return json.loads(json.dumps(found)), json.loads(json.dumps(calls.entries))
+
+
+def test_a_session_is_recorded_and_plays_back_the_same(trt: Any, engine: HostEngine) -> None:
+    found, entries = record_session(engine)
+    assert engine.cuda.held == 0
+    assert found["run 1"] == [4, graphs.CLASSES]
+    assert [x["time_ms"] for x in found["layer times 1"]] == [1.5, 0.5]
+    assert {x["profile"] for x in found["layer times 1"]} == {1}
+    assert found["gpu_ms 0"] == [2.0, 2.0, 2.0]
+    assert found["notes"] == []
+    again, player = replayed(entries, trt)
+    assert json.loads(json.dumps(drive(again, batches()))) == found
+    assert player.at == len(entries), "everything that was recorded happened again"
+
+
+def test_what_failed_is_recorded_and_fails_again(trt: Any, engine: HostEngine) -> None:
+    """An allocation that is refused, a profile that cannot be switched to, a capture that ends."""
+    clean = HostEngine(trt, HostCuda(), Path(engine.session._model_path), PROFILES)
+    record_session(clean)
+    steps = clean.cuda.calls
+    for call in ("malloc", "set_optimization_profile_async", "capture_end", "execute_async_v3"):
+        one = HostEngine(trt, HostCuda(), Path(engine.session._model_path), PROFILES)
+        one.cuda.fail_at[steps.index(call)] = "refused"
+        found, entries = record_session(one)
+        text = json.dumps(found)
+        assert '"error"' in text or "cannot be recorded as a CUDA graph" in text, call
+        again, _ = replayed(entries, trt)
+        replay = json.loads(json.dumps(drive(again, batches())))
+        assert _without_reasons(replay) == _without_reasons(found), call
+        assert one.cuda.held == 0
+
+
+def _without_reasons(found: dict[str, Any]) -> dict[str, Any]:
+    """Reasons come from the library's log, which is recorded by itself."""
+    return {
+        name: {"error": value["error"]} if isinstance(value, dict) and "error" in value else value
+        for name, value in found.items()
+        if name != "notes"
+    }
+
+
+def test_a_session_that_does_something_else_is_told(trt: Any, engine: HostEngine) -> None:
+    _, entries = record_session(engine)
+    at = next(i for i, entry in enumerate(entries) if entry[2] == "infer_shapes")
+    again, player = replayed(entries[:at] + entries[at + 1 :], trt)
+    with pytest.raises(Different):
+        drive(again, batches())
+    # Closing the session differs as well.
+    assert player.differences[0].startswith("context 0 call infer_shapes; recorded:")
+
+
+def test_the_cuda_layer_by_itself() -> None:
+    api = HostCuda()
+    api.allocations_left = None
+    real = api.malloc
+
+    def malloc(size: int) -> int:
+        if size > 1 << 40:
+            raise ResnetOptError("malloc: out of memory (CUDA error 2)")
+        return real(size)
+
+    api.malloc = malloc  # type: ignore[method-assign]
+    found = check_cuda(api)
+    assert found["round trip"]["same"]
+    assert found["round trip"]["ms"] == 1.0
+    assert found["capture of a copy"]["same"] == [True, True]
+    assert found["out of memory"] == {
+        "refused": "malloc: out of memory (CUDA error 2)",
+        "goes on": True,
+    }
+    assert api.held == 0
+    lost = HostCuda()
+    lost.fail_at[3] = "device lost"
+    assert all(
+        "error" in part or part["same"] != [True, True] for part in check_cuda(lost).values()
+    )
+    assert lost.held == 0
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_user_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import getpass
+    import platform
+
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr(platform, "node", lambda: "secret-machine")
+    monkeypatch.setattr(getpass, "getuser", lambda: "somebody")
+    cleaner = Cleaner({tmp_path: "<record>"})
+    dirty = {
+        "path": f"{tmp_path}/model.onnx cannot be read",
+        "nested": ["/home/somebody/nets/a.onnx", {"who": "somebody on secret-machine"}],
+        "kept": ["layer1.0.conv1", 3, None, True],
+    }
+    cleaned = cleaner.clean(dirty)
+    text = json.dumps(cleaned)
+    for secret in (str(tmp_path), "somebody", "secret-machine", str(Path.cwd())):
+        assert secret not in text
+    assert cleaned["path"] == "<record>/model.onnx cannot be read"
+    assert cleaned["nested"][0] == "<home>/nets/a.onnx"
+    assert cleaned["kept"] == dirty["kept"]
+
+
+def test_it_is_complete_after_every_step(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.zip"
+    file = RecordFile(path, Cleaner())
+    assert read_record(path) == []
+    for number in range(3):
+        file.add("machine", {"number": number})
+        assert [one["number"] for one in read_record(path)] == list(range(number + 1))
+        assert zipfile.ZipFile(path).testzip() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_what_is_no_record(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "gpu.zip"
+    if content is None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("record.json", '{"schema": 99}')
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"gpu\.zip"):
+        read_record(path)
+    with pytest.raises(ArtifactError):
+        read_record(tmp_path / "none.zip")
+
+
+def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
+    from optimizer.progress import Silent
+
+    path = tmp_path / "gpu.zip"
+    file = RecordFile(path, Cleaner())
+    with recording._step(file, "first one", Silent()) as found:
+        found["before"] = 1
+        raise ResnetOptError("it went wrong", mend="nothing")
+    with recording._step(file, "second", Silent()):
+        raise ZeroDivisionError("not foreseen")
+    first, second = read_record(path)
+    assert (first["step"], first["status"], first["before"]) == ("first-one", "failed", 1)
+    assert (second["status"], second["error"]) == ("crashed", "ZeroDivisionError")
+
+
+@pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
+    (machine,) = read_record(record(tmp_path / "gpu.zip"))
+    assert machine["status"] == "ok"
+    assert machine["environment"]["gpus"] == []
+    assert machine["environment"]["gpu_software"]["answer"]
+    assert str(Path.home()) not in json.dumps(machine) or str(Path.home()) == "/"
+
+
+# --- real ones -------------------------------------------------------------------------------------
+
+
+def test_records_of_real_machines_play_back(trt: Any) -> None:
+    if not RECORDS:
+        pytest.skip("no record of a real GPU is at hand: resnet-opt doctor --record makes one")
+    for path in RECORDS:
+        for step in read_record(path):
+            if "calls" not in step:
+                continue
+            again, player = replayed(step["calls"], trt)
+            images = [recording._images(best) for _, best, _ in recording.PROFILES]
+            replay = json.loads(json.dumps(drive(again, images)))
+            assert _without_reasons(replay) == _without_reasons(step["session"]), step["step"]
+            assert player.at == len(step["calls"])
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_a_record_is_made_on_a_gpu(tmp_path: Path) -> None:
+    if not cuda_devices():
+        pytest.skip("there is no GPU")
+    steps = read_record(record(tmp_path / "gpu.zip"))
+    assert [step["step"] for step in steps][:3] == ["machine", "cuda", "materials"]
+    assert not [step for step in steps if step["status"] == "crashed"]
