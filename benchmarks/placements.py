@@ -218,8 +218,8 @@ def weights_unfolded(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-SHIFT = replace(PLAIN, shift=True)
-STILL = replace(PLAIN, shift=False)
+SHIFT = PLAIN.model_copy(update={"shift": True})
+STILL = PLAIN.model_copy(update={"shift": False})
 PLACEMENTS = (
     Placement("FP16, nothing quantized", precision="fp16"),
     Placement("FP32, nothing quantized", precision="fp32"),
@@ -264,7 +264,7 @@ def make_graph(placement: Placement, source: Path, statistics: Path, output: Pat
     model = ir.load(source)
     options = placement.options
     if placement.keep == "before adds":
-        options = replace(options, keep=before_adds(model))
+        options = options.model_copy(update={"keep": tuple(before_adds(model))})
     encodings = compute_encodings(
         ir.load(source), Statistics.load(statistics), placement.rules, "0", options
     )

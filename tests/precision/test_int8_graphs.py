@@ -142,7 +142,7 @@ def test_the_shift_is_u8_in_disguise(seed: int) -> None:
     def make() -> ir.Model:
         return network(seed, bottleneck=True)
 
-    options = replace(PLAIN, shift=True)
+    options = PLAIN.model_copy(update={"shift": True})
     shifted, encodings = lowered(make, TENSORRT, options)
     assert any(tensor.shifted for tensor in encodings.tensors.values())
     plain = make()
@@ -210,7 +210,7 @@ def test_the_shift_is_exact(seed: int) -> None:
         return network(seed, bottleneck=True)
 
     seen = statistics(make(), [images(32, 1)])
-    options = replace(PLAIN, shift=True)
+    options = PLAIN.model_copy(update={"shift": True})
     encodings = _binary_fractions(make(), compute_encodings(make(), seen, TENSORRT, "0", options))
     shifted, plain = make(), make()
     lower(shifted, encodings, TENSORRT)
