@@ -71,7 +71,7 @@ class BackendStatus(_Model):
     can_build: bool
     can_run: bool
     reason: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 class ProviderReport(_Model):
@@ -82,7 +82,7 @@ class ProviderReport(_Model):
     needs: list[str] = []
     """Libraries that this build of it links or opens, with their major versions."""
     missing: list[str] = []
-    mend: str | None = None
+    hint: str | None = None
 
 
 class Environment(_Model):
@@ -116,7 +116,7 @@ def describe() -> Environment:
     for name, backend in backends().items():
         found = backend.availability()
         status[name] = BackendStatus(
-            can_build=found.can_build, can_run=found.can_run, reason=found.reason, mend=found.mend
+            can_build=found.can_build, can_run=found.can_run, reason=found.reason, hint=found.hint
         )
     features = cpu_features()
     return Environment(
@@ -140,7 +140,7 @@ def describe() -> Environment:
                 reason=found.reason,
                 needs=found.needs,
                 missing=found.missing,
-                mend=found.mend,
+                hint=found.hint,
             )
             for found in statuses()
         },

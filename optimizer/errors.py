@@ -19,7 +19,7 @@ The tree (exit code in brackets)::
       - Inconclusive               [6]
       - PrecisionAuditFailed       [7]
 
-A message is one line that says what is wrong; ``mend`` is one line that says what to do about it.
+A message is one line that says what is wrong; ``hint`` is one line that says what to do about it.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ class ResnetOptError(Exception):
 
     Args:
         message: What is wrong, in one line.
-        mend: What the reader can do about it, in one line; a command where there is one.
+        hint: What the reader can do about it, in one line; a command where there is one.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, mend: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.mend})" if self.mend else self.message
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (builds run in subprocesses) and must keep their mend.
-        return (_rebuild, (type(self), self.message, self.mend))
+        # Errors cross process borders (builds run in subprocesses) and must keep their hint.
+        return (_rebuild, (type(self), self.message, self.hint))
 
 
-def _rebuild(kind: type[ResnetOptError], message: str, mend: str | None) -> ResnetOptError:
-    return kind(message, mend=mend)
+def _rebuild(kind: type[ResnetOptError], message: str, hint: str | None) -> ResnetOptError:
+    return kind(message, hint=hint)
 
 
 class UsageError(ResnetOptError):

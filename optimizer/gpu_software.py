@@ -66,14 +66,14 @@ class GpuSoftware(BaseModel):
     fitting: list[Installed] = []
     too_new: list[Installed] = []
     answer: str
-    mend: str | None = None
+    hint: str | None = None
     notes: list[str] = []
 
     def lines(self) -> list[str]:
         """For the terminal."""
         found = [self.answer]
-        if self.mend is not None:
-            found.append(f"-> {self.mend}")
+        if self.hint is not None:
+            found.append(f"-> {self.hint}")
         return found + self.notes
 
 
@@ -143,7 +143,7 @@ def judge(machine: Machine, installed: list[Installed]) -> GpuSoftware:
         too_new=[one for one in installed if known and one.cuda > major],
         served=served,
     )
-    answer, mend = next(found for rule in _RULES if (found := rule(state)) is not None)
+    answer, hint = next(found for rule in _RULES if (found := rule(state)) is not None)
     return GpuSoftware(
         driver=machine.driver,
         cuda=served,
@@ -151,7 +151,7 @@ def judge(machine: Machine, installed: list[Installed]) -> GpuSoftware:
         fitting=state.fitting,
         too_new=state.too_new,
         answer=answer,
-        mend=mend,
+        hint=hint,
         notes=_notes(machine),
     )
 

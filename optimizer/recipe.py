@@ -247,7 +247,7 @@ def _set_builds(recipe: dict[str, Any], given: dict[str, Any]) -> None:
     takers = [section for section in builds if _takes_target(section)]
     if not takers:
         raise UsageError(
-            "--target is for TensorRT-RTX, which is not built", mend="--engine tensorrt-rtx"
+            "--target is for TensorRT-RTX, which is not built", hint="--engine tensorrt-rtx"
         )
     for section in takers:
         section.update(given)
@@ -276,7 +276,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: No such file, no YAML, or no mapping.
     """
     if not path.is_file():
-        raise UsageError(f"no such recipe: {path}", mend="resnet-opt run --help shows the forms")
+        raise UsageError(f"no such recipe: {path}", hint="resnet-opt run --help shows the forms")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

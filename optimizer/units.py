@@ -52,10 +52,10 @@ _BYTES = {
 def _split(text: str, accepted: str) -> tuple[float, str]:
     match = _FORM.fullmatch(text)
     if match is None:
-        raise UsageError(f"cannot read {text!r}", mend=accepted)
+        raise UsageError(f"cannot read {text!r}", hint=accepted)
     number = float(match[1])
     if not math.isfinite(number) or number < 0:
-        raise UsageError(f"{text!r} is out of range", mend=accepted)
+        raise UsageError(f"{text!r} is out of range", hint=accepted)
     return number, match[2]
 
 
@@ -68,9 +68,9 @@ def parse_pp(text: str) -> float:
     accepted = "percentage points such as 1pp or 0.5pp"
     number, unit = _split(text, accepted)
     if unit.lower() != "pp":
-        raise UsageError(f"{text!r} has no unit pp", mend=accepted)
+        raise UsageError(f"{text!r} has no unit pp", hint=accepted)
     if number > 100:
-        raise UsageError(f"{text!r} is more than 100 percentage points", mend=accepted)
+        raise UsageError(f"{text!r} is more than 100 percentage points", hint=accepted)
     return number
 
 
@@ -83,12 +83,12 @@ def parse_share(text: str) -> float:
     accepted = "a share such as 1% or 0.01"
     number, unit = _split(text, accepted)
     if unit not in {"", "%"}:
-        raise UsageError(f"{text!r} is no share", mend=accepted)
+        raise UsageError(f"{text!r} is no share", hint=accepted)
     if unit == "" and number >= 1:
-        raise UsageError(f"{text!r} could be {number:g} % or {number:g} times one", mend=accepted)
+        raise UsageError(f"{text!r} could be {number:g} % or {number:g} times one", hint=accepted)
     share = number / 100 if unit == "%" else number
     if share > 1:
-        raise UsageError(f"{text!r} is more than 100 %", mend=accepted)
+        raise UsageError(f"{text!r} is more than 100 %", hint=accepted)
     return share
 
 
@@ -101,9 +101,9 @@ def parse_duration(text: str) -> float:
     accepted = "a duration such as 10s, 200ms or 2min"
     number, unit = _split(text, accepted)
     if unit not in _SECONDS:
-        raise UsageError(f"{text!r} has no unit of time", mend=accepted)
+        raise UsageError(f"{text!r} has no unit of time", hint=accepted)
     if number == 0:
-        raise UsageError(f"{text!r} is no time at all", mend=accepted)
+        raise UsageError(f"{text!r} is no time at all", hint=accepted)
     return number * _SECONDS[unit]
 
 
@@ -116,10 +116,10 @@ def parse_bytes(text: str) -> int:
     accepted = "a size such as 4GiB, 512MiB or 1GB"
     number, unit = _split(text, accepted)
     if unit not in _BYTES:
-        raise UsageError(f"{text!r} has no unit of bytes", mend=accepted)
+        raise UsageError(f"{text!r} has no unit of bytes", hint=accepted)
     size = number * _BYTES[unit]
     if size < 1 or size != int(size):
-        raise UsageError(f"{text!r} is no whole number of bytes", mend=accepted)
+        raise UsageError(f"{text!r} is no whole number of bytes", hint=accepted)
     return int(size)
 
 
@@ -132,10 +132,10 @@ def parse_profile(text: str) -> tuple[int, int, int]:
     accepted = "min:opt:max images such as 1:8:32"
     parts = text.split(":")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"cannot read the profile {text!r}", mend=accepted)
+        raise UsageError(f"cannot read the profile {text!r}", hint=accepted)
     least, best, most = (int(part) for part in parts)
     if not 1 <= least <= best <= most:
-        raise UsageError(f"the profile {text!r} is not ordered, or begins below 1", mend=accepted)
+        raise UsageError(f"the profile {text!r} is not ordered, or begins below 1", hint=accepted)
     return least, best, most
 
 

@@ -30,7 +30,7 @@ def test_it_tells_what_is_here() -> None:
         assert found.backends[name].can_run == availability.can_run
         assert found.backends[name].reason == availability.reason
         if not found.backends[name].can_run:
-            assert found.backends[name].mend, f"{name} does not say what to do about it"
+            assert found.backends[name].hint, f"{name} does not say what to do about it"
     assert found.fingerprint == fingerprint()["sha256"]
 
 
@@ -39,7 +39,7 @@ def test_it_tells_every_provider_of_onnxruntime() -> None:
     assert list(found) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
     assert found["cpu"].usable
     for name, provider in found.items():
-        assert provider.usable == (provider.mend is None), name
+        assert provider.usable == (provider.hint is None), name
         assert set(provider.missing) <= set(provider.needs)
 
 

@@ -40,8 +40,8 @@ def test_the_docstring_draws_every_error(name: str) -> None:
 
 
 def test_an_error_keeps_its_mend_across_processes() -> None:
-    error = errors.GraphError("broken", mend="export it again")
+    error = errors.GraphError("broken", hint="export it again")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is errors.GraphError
-    assert (copy.message, copy.mend) == ("broken", "export it again")
+    assert (copy.message, copy.hint) == ("broken", "export it again")
     assert str(copy) == "broken (export it again)"

@@ -41,17 +41,17 @@ def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
     assert found.fitting == []
     assert [one.name for one in found.too_new] == [one.name for one in CUDA13]
     assert found.answer.startswith(f"driver {driver} serves CUDA {served}; installed for CUDA 13:")
-    assert found.mend == (
+    assert found.hint == (
         "update the driver to 580.65.06 or later, "
         'or pip install "resnet-opt[cuda12,tensorrt-cuda12]"'
     )
-    assert judge(with_driver(driver, cuda), CUDA12).mend is None
+    assert judge(with_driver(driver, cuda), CUDA12).hint is None
 
 
 def test_a_driver_of_cuda_13_serves_both() -> None:
     for installed in (CUDA13, CUDA12):
         found = judge(with_driver("580.65.06", 13000), installed)
-        assert found.mend is None
+        assert found.hint is None
         assert found.fitting == installed
         assert "driver 580.65.06 serves CUDA 13.0, and so all that is installed" in found.answer
 
@@ -61,19 +61,19 @@ def test_half_of_the_set_fits() -> None:
     found = judge(with_driver("550.54.15", 12040), mixed)
     assert [one.name for one in found.fitting] == ["torch"]
     assert [one.name for one in found.too_new] == ["cuda-python"]
-    assert str(found.mend).endswith('pip install "resnet-opt[cuda12]"')
+    assert str(found.hint).endswith('pip install "resnet-opt[cuda12]"')
 
 
 def test_a_driver_that_is_too_old_for_everything() -> None:
     found = judge(with_driver("470.256.02", 11040), CUDA13)
-    assert found.mend == "update the driver to 580.65.06 or later"
+    assert found.hint == "update the driver to 580.65.06 or later"
     found = judge(with_driver("470.256.02", 11040), CUDA12)
-    assert found.mend == "update the driver to 525.60.13 or later"
+    assert found.hint == "update the driver to 525.60.13 or later"
 
 
 def test_nothing_is_installed_for_the_gpu() -> None:
-    assert judge(with_driver("580.65.06", 13000), []).mend == 'pip install "resnet-opt[cuda]"'
-    assert judge(with_driver("550.54.15", 12040), []).mend == 'pip install "resnet-opt[cuda12]"'
+    assert judge(with_driver("580.65.06", 13000), []).hint == 'pip install "resnet-opt[cuda]"'
+    assert judge(with_driver("550.54.15", 12040), []).hint == 'pip install "resnet-opt[cuda12]"'
 
 
 def test_no_driver() -> None:
@@ -87,9 +87,9 @@ def test_wsl() -> None:
     kernel = "5.15.153.1-microsoft-standard-WSL2"
     none = judge(Machine(kernel=kernel), CUDA13)
     assert none.kind == "WSL"
-    assert "in Windows" in str(none.mend)
+    assert "in Windows" in str(none.hint)
     old = judge(with_driver("552.44", 12040, kernel=kernel), CUDA13)
-    assert "update the driver to 580.65.06 or later in Windows" in str(old.mend)
+    assert "update the driver to 580.65.06 or later in Windows" in str(old.hint)
     assert any("clocks and energy are not told" in note for note in old.notes)
 
 
@@ -99,16 +99,16 @@ def test_jetson() -> None:
     )
     assert orin.kind == "Jetson"
     assert "TensorRT 10.3, which is too old" in orin.answer
-    assert "JetPack 7" in str(orin.mend)
+    assert "JetPack 7" in str(orin.hint)
     unknown = judge(Machine(tegra=True, loads=True), CUDA13)
     assert "of an unknown version" in unknown.answer
     thor = judge(with_driver("580.00", 13000, tegra=True, architecture="aarch64"), CUDA13)
-    assert thor.mend is None
+    assert thor.hint is None
 
 
 def test_mig() -> None:
     found = judge(with_driver("580.65.06", 13000, divided=(0, 2)), CUDA13)
-    assert found.mend is None
+    assert found.hint is None
     (note,) = found.notes
     assert note.startswith("GPU 0, 2 is divided into MIG slices")
     assert "CUDA_VISIBLE_DEVICES=MIG-" in note
@@ -117,13 +117,13 @@ def test_mig() -> None:
 def test_a_container_without_the_driver() -> None:
     found = judge(Machine(container=True, devices=True), CUDA13)
     assert "sees the device files" in found.answer
-    assert "docker run --gpus all" in str(found.mend)
+    assert "docker run --gpus all" in str(found.hint)
 
 
 def test_a_container_without_libcuda() -> None:
     found = judge(with_driver("580.65.06", 13000, container=True, loads=False), CUDA13)
     assert "not its libcuda" in found.answer
-    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in str(found.mend)
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in str(found.hint)
     bare = judge(with_driver("580.65.06", 13000, loads=False), CUDA13)
     assert "libcuda.so.1 cannot be loaded" in bare.answer
 
@@ -132,8 +132,8 @@ def test_a_container_without_libcuda() -> None:
 def test_every_gpu_is_hidden(value: str) -> None:
     found = judge(with_driver("580.65.06", 13000, visible=value), CUDA13)
     assert "hides every GPU" in found.answer
-    assert found.mend == "unset CUDA_VISIBLE_DEVICES"
-    assert judge(with_driver("580.65.06", 13000, visible="1"), CUDA13).mend is None
+    assert found.hint == "unset CUDA_VISIBLE_DEVICES"
+    assert judge(with_driver("580.65.06", 13000, visible="1"), CUDA13).hint is None
 
 
 # --- reading it ------------------------------------------------------------------------------------

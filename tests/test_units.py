@@ -24,7 +24,7 @@ def test_percentage_points(text: str, points: float) -> None:
 def test_percentage_points_refused_with_the_accepted_form(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_pp(text)
-    assert caught.value.mend == "percentage points such as 1pp or 0.5pp"
+    assert caught.value.hint == "percentage points such as 1pp or 0.5pp"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_share(text: str, share: float) -> None:
 def test_share_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_share(text)
-    assert caught.value.mend == "a share such as 1% or 0.01"
+    assert caught.value.hint == "a share such as 1% or 0.01"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_duration(text: str, seconds: float) -> None:
 def test_duration_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_duration(text)
-    assert caught.value.mend == "a duration such as 10s, 200ms or 2min"
+    assert caught.value.hint == "a duration such as 10s, 200ms or 2min"
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_bytes(text: str, size: int) -> None:
 def test_bytes_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)
-    assert caught.value.mend == "a size such as 4GiB, 512MiB or 1GB"
+    assert caught.value.hint == "a size such as 4GiB, 512MiB or 1GB"
 
 
 @given(st.text(max_size=12))
-def test_any_text_is_read_or_refused_with_a_mend(text: str) -> None:
+def test_any_text_is_read_or_refused_with_a_hint(text: str) -> None:
     for parse in (parse_pp, parse_share, parse_duration, parse_bytes):
-        mend = ""
+        hint = ""
         try:
             value: float | None = parse(text)
         except UsageError as error:
-            value, mend = None, error.mend or ""
-        assert (value is not None and value >= 0) or mend
+            value, hint = None, error.hint or ""
+        assert (value is not None and value >= 0) or hint

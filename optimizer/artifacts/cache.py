@@ -114,7 +114,7 @@ class Cache:
             if not known and not (child / "manifest.json").is_file():
                 raise UsageError(
                     f"{self.root} holds {child.name}, which is not part of the cache",
-                    mend="remove it by hand, or set RESNET_OPT_CACHE to another folder",
+                    hint="remove it by hand, or set RESNET_OPT_CACHE to another folder",
                 )
         size = sum(f.stat().st_size for f in self.root.rglob("*") if f.is_file())
         for child in self.root.iterdir():

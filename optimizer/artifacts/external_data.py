@@ -55,12 +55,12 @@ def external_data_files(path: Path) -> list[Path]:
         if not data_file.is_relative_to(folder):
             raise ArtifactError(
                 f"{path.name} refers to weights outside its own folder: {name}",
-                mend="save the model as one file, or keep its data file beside it",
+                hint="save the model as one file, or keep its data file beside it",
             )
         if not data_file.is_file():
             raise ArtifactError(
                 f"{path.name} needs the weights file {name}, which is not beside it",
-                mend="copy the data file into the same folder",
+                hint="copy the data file into the same folder",
             )
         files.append(data_file)
     return files

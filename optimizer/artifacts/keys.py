@@ -50,7 +50,7 @@ def digest(path: Path) -> str:
     them outside, and hands out the wrong engine.
     """
     if not path.is_file():
-        raise ArtifactError(f"no such file: {path}", mend="check the path")
+        raise ArtifactError(f"no such file: {path}", hint="check the path")
     hasher = hashlib.sha256()
     _sha256_into(hasher, path)
     for data in external_data_files(path):

@@ -148,12 +148,12 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: No file, no manifest, or a manifest that is damaged or of another schema.
     """
     if not path.is_file():
-        raise ArtifactError(f"no such file: {path}", mend="check the path")
+        raise ArtifactError(f"no such file: {path}", hint="check the path")
     sidecar = find_manifest(path)
     if sidecar is None:
         raise ArtifactError(
             f"{path.name} has no manifest ({manifest_path(path).name}) beside it",
-            mend="copy both files, or make the artifact again with resnet-opt",
+            hint="copy both files, or make the artifact again with resnet-opt",
         )
     try:
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -161,13 +161,13 @@ def read_manifest(path: Path) -> Manifest:
         if version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{sidecar.name} has schema version {version}, this is version {SCHEMA_VERSION}",
-                mend="make the artifact again with this version of resnet-opt",
+                hint="make the artifact again with this version of resnet-opt",
             )
         return Manifest.model_validate(raw)
     except (ValueError, ValidationError) as error:
         raise ArtifactError(
             f"{sidecar.name} is damaged: {str(error).splitlines()[0]}",
-            mend="make the artifact again",
+            hint="make the artifact again",
         ) from error
 
 
@@ -183,6 +183,6 @@ def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
     if digest(path) != manifest.sha256:
         raise ArtifactError(
             f"{path.name} was changed since its manifest was written (sha256 differs)",
-            mend="make the artifact again",
+            hint="make the artifact again",
         )
     return Artifact(path, manifest)

@@ -23,11 +23,11 @@ def check_output(output: Path, inputs: Iterable[Path | str | None] = ()) -> None
         EnvironmentFault: Nothing can be written there.
     """
     if output.is_dir():
-        raise UsageError(f"{output} is a folder", mend="-o with the name of a file")
+        raise UsageError(f"{output} is a folder", hint="-o with the name of a file")
     for path in [Path(given) for given in inputs if given]:
         if output.exists() and path.is_file() and output.samefile(path):
             raise UsageError(
-                f"{path.name} would be overwritten by itself", mend="-o with another name"
+                f"{path.name} would be overwritten by itself", hint="-o with another name"
             )
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     try:
@@ -35,5 +35,5 @@ def check_output(output: Path, inputs: Iterable[Path | str | None] = ()) -> None
             pass
     except OSError as error:
         raise EnvironmentFault(
-            f"{output} cannot be written: {error.strerror or error}", mend="-o with another folder"
+            f"{output} cannot be written: {error.strerror or error}", hint="-o with another folder"
         ) from error

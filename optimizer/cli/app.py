@@ -121,7 +121,7 @@ def run_command_line(tokens: list[str]) -> int:
         if error.errno not in _OF_THE_DISK:
             return _report(error)
         message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        return _failed(EnvironmentFault(message, mend="another folder, or room on the disk"))
+        return _failed(EnvironmentFault(message, hint="another folder, or room on the disk"))
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, reported as one
         return _report(error)
     return 0
@@ -153,12 +153,12 @@ def _usage_error(error: CycloptsError) -> UsageError:
             name = error.argument.name.lstrip("-").replace("-", "_")
             return UsageError(
                 f"{name}: {error.token.value!r} is not a choice",
-                mend=f"one of {', '.join(choices)}",
+                hint=f"one of {', '.join(choices)}",
             )
     text = " ".join(str(error).split()).replace('"', "")
     problem, _, guess = text.partition(" Did you mean ")
     hint = f"did you mean {guess.partition('?')[0]}?" if guess else "--help lists what there is"
-    return UsageError(problem.rstrip("."), mend=hint)
+    return UsageError(problem.rstrip("."), hint=hint)
 
 
 def _failed(error: ResnetOptError) -> int:

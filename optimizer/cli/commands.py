@@ -277,7 +277,7 @@ def build(
     from optimizer.verbs.build import build as verb
 
     if fp16 and int8:
-        raise UsageError("--fp16 and --int8 together", mend="build one engine for each")
+        raise UsageError("--fp16 and --int8 together", hint="build one engine for each")
     if fp16 or int8:
         options = options.model_copy(update={"precision": "fp16" if fp16 else "int8"})
     with _bars() as progress:
@@ -293,7 +293,7 @@ def build(
     _raise_for_search(made.search)
     if made.audit.verdict == "fail":
         raise PrecisionAuditFailed(
-            f"{made.path.name}: {made.audit.reason}", mend="resnet-opt inspect lists every layer"
+            f"{made.path.name}: {made.audit.reason}", hint="resnet-opt inspect lists every layer"
         )
 
 

@@ -71,7 +71,7 @@ def start_logging(verbose: int, log_file: Path | None) -> None:
             handlers.append((logging.FileHandler(log_file, encoding="utf-8"), logging.DEBUG))
         except OSError as error:
             raise UsageError(
-                f"the log {log_file} cannot be written: {error.strerror}", mend="--log-file FILE"
+                f"the log {log_file} cannot be written: {error.strerror}", hint="--log-file FILE"
             ) from error
     form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     for handler, least in handlers:
@@ -84,8 +84,8 @@ def print_error(error: ResnetOptError, on: Console | None = None) -> None:
     """Print an error as one line, and what to do about it as another."""
     shown = on or console()
     _print_line(shown, "error", error.message, "bold red")
-    if error.mend:
-        _print_line(shown, "mend", error.mend, "bold")
+    if error.hint:
+        _print_line(shown, "hint", error.hint, "bold")
 
 
 def print_note(text: str, on: Console | None = None) -> None:

@@ -272,13 +272,13 @@ def print_environment(found: Environment) -> None:
     for name, status in found.backends.items():
         verdict = "ready" if status.can_run else "builds only" if status.can_build else "missing"
         print(f"  {name:<14} {verdict:<12} {status.reason}")
-        if status.mend and not status.can_run:
-            print(f"  {'':<14} {'':<12} -> {status.mend}")
+        if status.hint and not status.can_run:
+            print(f"  {'':<14} {'':<12} -> {status.hint}")
     print("\nproviders of onnxruntime (build --engine onnxruntime --provider NAME)")
     for name, provider in found.providers.items():
         verdict = "ready" if provider.usable else "missing"
         print(f"  {name:<15} {verdict:<11} {provider.reason}")
         if provider.needs:
             print(f"  {'':<27} it needs {' '.join(provider.needs)}")
-        if provider.mend:
-            print(f"  {'':<27} -> {provider.mend}")
+        if provider.hint:
+            print(f"  {'':<27} -> {provider.hint}")

@@ -199,7 +199,7 @@ class ImageDataset:
         with contextlib.closing(self._read(range(len(self)), None, ahead=0)) as images:
             good.extend(index for index, _ in images)
         if not good:
-            raise DataError(f"no image of {self.name} can be read", mend="check the files")
+            raise DataError(f"no image of {self.name} can be read", hint="check the files")
         return self if len(good) == len(self) else self.select(np.array(good, dtype=np.int64))
 
     def batches(
@@ -242,7 +242,7 @@ class ImageDataset:
         if kept:
             yield self._batch(images, kept, preprocessing, as_uint8)
         elif not seen and len(indices):
-            raise DataError(f"no image of {self.name} can be read", mend="check the files")
+            raise DataError(f"no image of {self.name} can be read", hint="check the files")
 
     def _batch(
         self, images: list[Pixels], kept: list[int], preprocessing: Preprocessing, as_uint8: bool
@@ -256,7 +256,7 @@ class ImageDataset:
         elif pixels.dtype != np.uint8 and as_uint8:
             raise DataError(
                 f"{self.name} holds preprocessed float32 images, a uint8 input needs pixels",
-                mend="store the images as N x H x W x 3 uint8",
+                hint="store the images as N x H x W x 3 uint8",
             )
         return Batch(pixels, self.labels[indices], indices)
 

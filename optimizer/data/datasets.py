@@ -54,7 +54,7 @@ def open_dataset(
         DataError: Nothing by this name, or data that cannot be used.
     """
     if workers is not None and workers < 0:
-        raise DataError(f"{workers} worker processes", mend="0 and more")
+        raise DataError(f"{workers} worker processes", hint="0 and more")
     text = str(name)
     if text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)
@@ -75,9 +75,9 @@ def _open_path(text: str, skip_bad_images: bool, labelled: bool) -> ImageDataset
             return open_unlabelled(path, skip_bad_images=skip_bad_images)
         return open_folder(path, skip_bad_images=skip_bad_images)
     if not path.exists():
-        raise DataError(f"no data at {text!r}", mend=DATA_FORMS)
+        raise DataError(f"no data at {text!r}", hint=DATA_FORMS)
     if path.suffix.lower() == ".txt":
         return open_list(path, skip_bad_images=skip_bad_images)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"{text} is neither a folder nor an NPZ file", mend=DATA_FORMS)
+        raise DataError(f"{text} is neither a folder nor an NPZ file", hint=DATA_FORMS)
     return open_npz(path, labelled=labelled)

@@ -32,7 +32,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
             (``None`` only decodes, to see whether it can be done), and Pillow's ``max_pixels`` and
             ``load_truncated`` as the other process has them.
         requests: One JSON string a line, the path of an image.
-        answers: One JSON list a line: CPU seconds, message and mend (or ``null``) of an error.
+        answers: One JSON list a line: CPU seconds, message and hint (or ``null``) of an error.
     """
     from PIL import Image, ImageFile
 
@@ -48,15 +48,15 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
     place = settings["first"]
     before = time.process_time()
     for line in requests:
-        message = mend = None
+        message = hint = None
         try:
             image = open_image(Path(json.loads(line)))
             if preprocessing is not None:
                 places[place] = preprocessing.apply_uint8(image)
         except DataError as error:
-            message, mend = error.message, error.mend
+            message, hint = error.message, error.hint
         place = (place + settings["step"]) % len(places)
         now = time.process_time()
-        answers.write(json.dumps([now - before, message, mend]).encode() + b"\n")
+        answers.write(json.dumps([now - before, message, hint]).encode() + b"\n")
         answers.flush()
         before = now

@@ -107,8 +107,8 @@ def decode_ahead(
             worker = team[done % workers]
             if not worker.busy:
                 return
-            cpu_s, message, mend = worker.answer()
-            error = None if message is None else DataError(message, mend=mend)
+            cpu_s, message, hint = worker.answer()
+            error = None if message is None else DataError(message, hint=hint)
             wanted = error is None and preprocessing is not None
             yield Decoded(np.array(places[done % len(places)]) if wanted else None, error, cpu_s)
             done += 1
@@ -136,7 +136,7 @@ def _shared(
     except OSError as error:
         raise EnvironmentFault(
             f"no room for the pixels of {count} images in {tempfile.gettempdir()}: {error.strerror}",
-            mend="set TMPDIR to a folder with room, or --workers 0",
+            hint="set TMPDIR to a folder with room, or --workers 0",
         ) from error
     return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, side, side, 3))
 
@@ -174,7 +174,7 @@ class _Worker:
         except EnvironmentFault as error:
             why = error.message.removeprefix("cannot start a process: ")
             raise EnvironmentFault(
-                f"cannot start a process that decodes images: {why}", mend="--workers 0"
+                f"cannot start a process that decodes images: {why}", hint="--workers 0"
             ) from error
         stack.callback(self._child.end)  # it keeps nothing that could be lost
         self._waiting: deque[tuple[Path, int]] = deque()
@@ -208,11 +208,11 @@ class _Worker:
 
     def _obituary(self, file: Path) -> EnvironmentFault:
         failure = self._child.failure()
-        mend = (
+        hint = (
             "use fewer --workers, or --workers 0"
             if failure.reason == "killed"
             else "--workers 0 reads the images in this process; or that image ends its decoder"
         )
         return EnvironmentFault(
-            f"a worker that decodes images {failure.message} before it had read {file}", mend=mend
+            f"a worker that decodes images {failure.message} before it had read {file}", hint=hint
         )

@@ -33,7 +33,7 @@ def open_digits(name: str = "digits") -> ImageDataset:
 
     if name not in DIGITS_SPLITS:
         raise DataError(
-            f"unknown part of digits: {name!r}", mend=f"one of {', '.join(DIGITS_SPLITS)}"
+            f"unknown part of digits: {name!r}", hint=f"one of {', '.join(DIGITS_SPLITS)}"
         )
     bundle = load_digits()
     labels = bundle.target.astype(np.int64)

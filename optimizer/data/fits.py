@@ -41,14 +41,14 @@ def check_fits(
     if names is not None and len(names) > num_classes:
         raise DataError(
             f"{dataset.name} has {len(names)} classes, the model has {num_classes}",
-            mend="use the data that the model was trained for",
+            hint="use the data that the model was trained for",
         )
     highest = int(dataset.labels.max(initial=0))
     if highest >= num_classes:
         raise DataError(
             f"{dataset.name} has label {highest}, the model's {num_classes} classes end at "
             f"{num_classes - 1}",
-            mend="use the data that the model was trained for",
+            hint="use the data that the model was trained for",
         )
     if names is None or (classes is not None and tuple(classes) == names):
         return dataset
@@ -70,7 +70,7 @@ def _fits_by_count(dataset: ImageDataset, names: Sequence[str], num_classes: int
     raise DataError(
         f"{dataset.name} has {len(names)} of the model's {num_classes} classes and their names "
         f"({names[0]}, …) do not say which",
-        mend="keep all class folders, or use an NPZ file with the model's labels",
+        hint="keep all class folders, or use an NPZ file with the model's labels",
     )
 
 
@@ -87,7 +87,7 @@ def _fits_by_name(
         raise DataError(
             f"{dataset.name} has the class {unknown[0]!r}, which the model does not know "
             f"(it knows {_some(known)})",
-            mend="name the class folders as the model's classes",
+            hint="name the class folders as the model's classes",
         )
     twice = [name for name in names if known.count(name) > 1]
     if twice:
@@ -96,7 +96,7 @@ def _fits_by_name(
         raise DataError(
             f"{dataset.name} has the model's classes in another order: "
             f"{_some(names)}; the model: {_some(known)}",
-            mend="name the folders so that they sort in the model's order",
+            hint="name the folders so that they sort in the model's order",
         )
     mapping = np.array([index[name] for name in names], dtype=np.int64)
     return dataset.relabel(mapping[dataset.labels], classes or known)

@@ -82,7 +82,7 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     if not classes:
         loose = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in root.iterdir())
         what = "images but no class folders" if loose else "no class folders"
-        raise DataError(f"{root} has {what}", mend=_LAYOUT)
+        raise DataError(f"{root} has {what}", hint=_LAYOUT)
     files: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
@@ -96,14 +96,14 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
             sizes.append(path.stat().st_size)
             labels.append(label)
     if not files:
-        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})", mend=_LAYOUT)
+        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})", hint=_LAYOUT)
     if len(classes) == 1:
-        raise DataError(f"{root} has only one class, {classes[0]}", mend=_LAYOUT)
+        raise DataError(f"{root} has only one class, {classes[0]}", hint=_LAYOUT)
     if empty:
         raise DataError(
             f"{root}: {len(empty)} of {len(classes)} class folders hold no images, "
             f"the first is {empty[0]}",
-            mend="add its images, or remove the folder if the class is not meant to exist",
+            hint="add its images, or remove the folder if the class is not meant to exist",
         )
     return ImageDataset(
         name=str(root),

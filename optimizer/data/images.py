@@ -50,7 +50,7 @@ def open_image(path: Path) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS or 0
     too_large = DataError(
         f"{path} has too many pixels to be decoded safely (a decompression bomb?)",
-        mend=f"shrink it below {limit / 1e6:.0f} megapixels, or remove it",
+        hint=f"shrink it below {limit / 1e6:.0f} megapixels, or remove it",
     )
     try:
         with Image.open(path) as image:
@@ -63,13 +63,13 @@ def open_image(path: Path) -> Image.Image:
         if error is too_large:
             raise
         raise DataError(
-            f"cannot read the image {path}: {error.message}", mend=error.mend
+            f"cannot read the image {path}: {error.message}", hint=error.hint
         ) from error
     except _DAMAGED as error:
         reason = " ".join(str(error).split()).replace(str(path), path.name)
         raise DataError(
             f"cannot read the image {path}: {reason or type(error).__name__}",
-            mend="remove or replace it (in a dataset, --skip-bad-images leaves it out)",
+            hint="remove or replace it (in a dataset, --skip-bad-images leaves it out)",
         ) from error
 
 
@@ -86,12 +86,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F":
         raise DataError(
-            "floating-point pixels have no known range", mend="save it with 8 or 16 bits"
+            "floating-point pixels have no known range", hint="save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):  # 16 bits: convert() would clip everything above 255 to white
         values = np.asarray(image).astype(np.int64)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
-            raise DataError("pixels of more than 16 bits", mend="save it with 8 or 16 bits")
+            raise DataError("pixels of more than 16 bits", hint="save it with 8 or 16 bits")
         eight_bits = ((values + 128) // 257).astype(np.uint8)
         return Image.fromarray(eight_bits).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -41,7 +41,7 @@ def open_list(path: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         raise DataError(
             f"{path} names {len(missing)} of {len(files)} images that are not there, "
             f"the first is {missing[0]}",
-            mend=f"put them into {root}, or the list beside them",
+            hint=f"put them into {root}, or the list beside them",
         )
     labels, classes = _labels(path, words)
     return ImageDataset(
@@ -59,7 +59,7 @@ def _lines(path: Path) -> tuple[list[str], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", mend=_FORM) from error
+        raise DataError(f"cannot read {path}: {error}", hint=_FORM) from error
     files: list[str] = []
     words: list[str] = []
     seen: set[str] = set()
@@ -69,14 +69,14 @@ def _lines(path: Path) -> tuple[list[str], list[str]]:
         name, _, label = line.strip().rpartition(" ")
         name = name.strip()
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise DataError(f"{path}, line {number}: {line.strip()!r}", mend=_FORM)
+            raise DataError(f"{path}, line {number}: {line.strip()!r}", hint=_FORM)
         if name in seen:
-            raise DataError(f"{path}, line {number}: {name} is named twice", mend="remove a line")
+            raise DataError(f"{path}, line {number}: {name} is named twice", hint="remove a line")
         seen.add(name)
         files.append(name)
         words.append(label)
     if not files:
-        raise DataError(f"{path} names no image", mend=_FORM)
+        raise DataError(f"{path} names no image", hint=_FORM)
     return files, words
 
 
@@ -88,7 +88,7 @@ def _labels(path: Path, words: Sequence[str]) -> tuple[np.ndarray, tuple[str, ..
         raise DataError(
             f"{path} has labels that are numbers and labels that are names ({words[0]}, "
             f"{words[numbers.index(not numbers[0])]})",
-            mend="give every image one kind of label",
+            hint="give every image one kind of label",
         )
     classes = sorted(set(words))
     index = {name: label for label, name in enumerate(classes)}

@@ -42,16 +42,16 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     for key in ("images", "labels"):
         if key not in arrays:
             found = ", ".join(sorted(arrays)) or "nothing"
-            raise DataError(f"{path.name} has no array {key!r} (it has {found})", mend=_FORM)
+            raise DataError(f"{path.name} has no array {key!r} (it has {found})", hint=_FORM)
     images, labels = arrays["images"], arrays["labels"]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path.name}: labels must be N integers, not {labels.dtype} of shape {labels.shape}",
-            mend=_FORM,
+            hint=_FORM,
         )
     source = _source(path, images)
     if len(images) != len(labels):
-        raise DataError(f"{path.name}: {len(images)} images but {len(labels)} labels", mend=_FORM)
+        raise DataError(f"{path.name}: {len(images)} images but {len(labels)} labels", hint=_FORM)
     if len(labels) == 0:
         raise DataError(f"{path.name} holds no images")
     classes = _classes(path, arrays.get("classes"))
@@ -62,7 +62,7 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
         allowed = "0" if classes is None else f"0 to {len(classes) - 1}"
         raise DataError(
             f"{path.name}: label {wrong} of image {position} is out of range",
-            mend=f"labels start at {allowed}" if classes is None else f"labels are {allowed}",
+            hint=f"labels start at {allowed}" if classes is None else f"labels are {allowed}",
         )
     return ImageDataset(
         name=str(path),
@@ -78,12 +78,12 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if isinstance(file, np.ndarray):
-                raise DataError(f"{path.name} is a single array, not an NPZ file", mend=_FORM)
+                raise DataError(f"{path.name} is a single array, not an NPZ file", hint=_FORM)
             with file:
                 return {key: file[key] for key in _KEYS if key in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {reason}", mend=_FORM) from error
+        raise DataError(f"cannot read {path}: {reason}", hint=_FORM) from error
 
 
 def _source(path: Path, images: NDArray[Any]) -> Source:
@@ -93,7 +93,7 @@ def _source(path: Path, images: NDArray[Any]) -> Source:
             return PixelSource(images, path.name)
         if images.dtype == np.float32 and shape[1] == 3:
             return TensorSource(images, path.name)
-    raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", mend=_FORM)
+    raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", hint=_FORM)
 
 
 def _classes(path: Path, names: NDArray[Any] | None) -> tuple[str, ...] | None:

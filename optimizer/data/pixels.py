@@ -74,7 +74,7 @@ class TensorSource:
             raise DataError(
                 f"{self._name} holds preprocessed images of {image.shape[1]} x {image.shape[2]} "
                 f"pixels, the network takes {size} x {size}",
-                mend="preprocess them for this size, or store them as N x H x W x 3 uint8",
+                hint="preprocess them for this size, or store them as N x H x W x 3 uint8",
             )
         return image
 

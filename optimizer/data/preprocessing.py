@@ -68,7 +68,7 @@ class Preprocessing:
         if max(map(abs, self.mean)) > 1 or max(self.std) > 1:
             raise DataError(
                 f"preprocessing: mean {self.mean} and std {self.std} are fractions of white, 0 to 1",
-                mend="divide those of pixels from 0 to 255 by 255",
+                hint="divide those of pixels from 0 to 255 by 255",
             )
         if min(self.std) <= 0:
             raise DataError(f"preprocessing: std must be positive, not {self.std}")
@@ -80,12 +80,12 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
                 f"preprocessing: unknown interpolation {self.interpolation!r}",
-                mend=f"one of {', '.join(INTERPOLATIONS)}",
+                hint=f"one of {', '.join(INTERPOLATIONS)}",
             )
         if self.color not in COLORS:
             raise DataError(
                 f"preprocessing: unknown colour order {self.color!r}",
-                mend=f"one of {', '.join(COLORS)}",
+                hint=f"one of {', '.join(COLORS)}",
             )
         if not self.antialias and self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise DataError(f"preprocessing: {self.interpolation} always antialiases")
@@ -188,7 +188,7 @@ class Preprocessing:
         if expected is not None and expected != made.sha256:
             raise DataError(
                 "preprocessing: its values were changed since it was written (sha256 differs)",
-                mend="remove the sha256 if the change is meant",
+                hint="remove the sha256 if the change is meant",
             )
         return made
 

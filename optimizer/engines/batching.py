@@ -29,7 +29,7 @@ def check_batch(batch: Array, spec: TensorSpec) -> None:
         raise UsageError(
             f"the engine takes {wanted} {spec.dtype}, not "
             f"{' x '.join(map(str, batch.shape))} {batch.dtype}",
-            mend="build the engine for this image size and input kind",
+            hint="build the engine for this image size and input kind",
         )
 
 

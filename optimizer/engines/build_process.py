@@ -59,7 +59,7 @@ def build_apart(
             )
         except ChildFailed as failure:
             raise BuildError(
-                f"{backend.name}'s build {failure.message}", mend=_HINTS.get(failure.reason)
+                f"{backend.name}'s build {failure.message}", hint=_HINTS.get(failure.reason)
             ) from failure
         if inside.is_file():
             inside.replace(output)
@@ -84,7 +84,7 @@ def _folders_of(backend: Backend) -> list[str]:
         raise UsageError(
             f"the backend {backend.name} is defined in the script that is run, "
             "and builds run in processes that do not import it",
-            mend="put the backend into a module of its own",
+            hint="put the backend into a module of its own",
         )
     module = sys.modules[top]
     place = next(iter(getattr(module, "__path__", ())), None) or module.__file__

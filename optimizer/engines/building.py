@@ -115,7 +115,7 @@ def check_buildable(backend: Backend, settings: BuildSettings) -> dict[str, Any]
     check_taken(backend.name, settings)
     found = backend.availability()
     if not found.can_build:
-        raise MissingLibrary(f"cannot build for {backend.name}: {found.reason}", mend=found.mend)
+        raise MissingLibrary(f"cannot build for {backend.name}: {found.reason}", hint=found.hint)
     return backend.engine_settings(settings)
 
 
@@ -153,7 +153,7 @@ def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: P
     if carried != settings.precision:
         raise UsageError(
             f"{graph.name} is an {carried.upper()} graph, not {settings.precision.upper()}",
-            mend=f"resnet-opt quantize {graph.name} --precision {settings.precision} first",
+            hint=f"resnet-opt quantize {graph.name} --precision {settings.precision} first",
         )
 
 

@@ -44,5 +44,5 @@ def choose_engine(precision: str) -> str:
     if ahead.can_build:
         return "tensorrt-rtx"
     raise MissingDevice(
-        f"nothing on this machine computes {precision.upper()}: {ahead.reason}", mend=ahead.mend
+        f"nothing on this machine computes {precision.upper()}: {ahead.reason}", hint=ahead.hint
     )

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.engines.cuda_bindings import (
-    MEND_DEVICE,
-    MEND_LIBRARY,
+    HINT_DEVICE,
+    HINT_LIBRARY,
     CudaApi,
     CudaDevice,
     CudaPython,
@@ -72,10 +72,10 @@ def open_api() -> CudaApi:
         return PyCuda(f"pycuda {package_version('pycuda')}")
     except ModuleNotFoundError as error:
         raise MissingLibrary(
-            "neither cuda-python nor pycuda is installed", mend=MEND_LIBRARY
+            "neither cuda-python nor pycuda is installed", hint=HINT_LIBRARY
         ) from error
     except ImportError as error:  # pycuda links libcuda, which comes with the driver
-        raise MissingDevice(f"pycuda cannot be used: {error}", mend=MEND_DEVICE) from error
+        raise MissingDevice(f"pycuda cannot be used: {error}", hint=HINT_DEVICE) from error
 
 
 # --- what is here --------------------------------------------------------------------------------
@@ -90,14 +90,14 @@ class CudaStatus:
         package: ``cuda-python`` or ``pycuda`` with its version; ``None`` if neither is installed.
         driver: The newest CUDA version the driver supports, ``13.0``; ``None`` without a driver.
         fault: Why nothing can run; ``None`` if something can.
-        mend: What would change that.
+        hint: What would change that.
     """
 
     devices: tuple[CudaDevice, ...]
     package: str | None
     driver: str | None
     fault: str | None
-    mend: str | None
+    hint: str | None
 
 
 def cuda_status() -> CudaStatus:
@@ -107,29 +107,29 @@ def cuda_status() -> CudaStatus:
     except MissingLibrary as error:
         devices, driver = _seen_by_the_driver()
         if driver is None:
-            return CudaStatus((), None, None, "no NVIDIA driver", MEND_DEVICE)
-        return CudaStatus(devices, None, driver, error.message, error.mend)
+            return CudaStatus((), None, None, "no NVIDIA driver", HINT_DEVICE)
+        return CudaStatus(devices, None, driver, error.message, error.hint)
     except MissingDevice as error:
-        return CudaStatus((), "pycuda", None, error.message, error.mend)
+        return CudaStatus((), "pycuda", None, error.message, error.hint)
     driver = None
     try:
         driver = api.driver_version()
         if driver is None:
-            return CudaStatus((), api.name, None, "no NVIDIA driver", MEND_DEVICE)
+            return CudaStatus((), api.name, None, "no NVIDIA driver", HINT_DEVICE)
         found = tuple(api.devices())
     except ResnetOptError as error:
         if driver is not None and _all_hidden():
-            return CudaStatus((), api.name, driver, _HIDDEN, _MEND_HIDDEN)
-        return CudaStatus((), api.name, driver, error.message, error.mend or MEND_DEVICE)
+            return CudaStatus((), api.name, driver, _HIDDEN, _HINT_HIDDEN)
+        return CudaStatus((), api.name, driver, error.message, error.hint or HINT_DEVICE)
     if not found:
-        fault, mend = (_HIDDEN, _MEND_HIDDEN) if _all_hidden() else (_NONE, MEND_DEVICE)
-        return CudaStatus((), api.name, driver, fault, mend)
+        fault, hint = (_HIDDEN, _HINT_HIDDEN) if _all_hidden() else (_NONE, HINT_DEVICE)
+        return CudaStatus((), api.name, driver, fault, hint)
     return CudaStatus(found, api.name, driver, None, None)
 
 
 _NONE = "the driver shows no GPU"
 _HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
-_MEND_HIDDEN = "unset CUDA_VISIBLE_DEVICES"
+_HINT_HIDDEN = "unset CUDA_VISIBLE_DEVICES"
 
 
 def _all_hidden() -> bool:
@@ -166,7 +166,7 @@ def device_index(name: str | None) -> int:
     """
     match = re.fullmatch(r"cuda(?::(\d+))?|(\d+)", name or "cuda")
     if match is None:
-        raise UsageError(f"unknown device {name!r}", mend="cuda:0, cuda:1 and so on")
+        raise UsageError(f"unknown device {name!r}", hint="cuda:0, cuda:1 and so on")
     return int(match[1] or match[2] or 0)
 
 

@@ -14,9 +14,9 @@ from optimizer.nvml import Nvml
 
 __all__ = ["CudaApi", "CudaDevice", "CudaPython", "cuda_version", "package_version"]
 
-MEND_DEVICE = "run it on a machine with an NVIDIA GPU and its driver"
-MEND_MEMORY = "use a smaller batch, or free memory on the GPU"
-MEND_LIBRARY = 'pip install "resnet-opt[cuda]"'
+HINT_DEVICE = "run it on a machine with an NVIDIA GPU and its driver"
+HINT_MEMORY = "use a smaller batch, or free memory on the GPU"
+HINT_LIBRARY = 'pip install "resnet-opt[cuda]"'
 # Codes of cudaError_t that mean "there is no usable GPU": StubLibrary, InsufficientDriver,
 # NoDevice, InvalidDevice, SystemNotReady, SystemDriverMismatch.
 _NO_DEVICE = {34, 35, 100, 101, 802, 803}
@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = 2
 # Codes after which every further call of the process fails: ECCUncorrectable, IllegalAddress,
 # LaunchTimeout, Assert, and the other faults of a kernel up to LaunchFailure, Unknown.
 _STAYS = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999}
-MEND_FAULT = "start again: this process has lost the GPU; sudo dmesg | grep -i xid says why"
+HINT_FAULT = "start again: this process has lost the GPU; sudo dmesg | grep -i xid says why"
 _DRIVER_TOO_OLD = 35
 """Of the runtime in the package; also what it says where there is no driver at all."""
 
@@ -133,13 +133,13 @@ class CudaPython:
         if code == _DRIVER_TOO_OLD and (driver := self._driver_by_nvml()):
             raise MissingDevice(
                 f"{self.name} needs a newer driver than the one here, which is for CUDA {driver}",
-                mend=f'update the driver, or pip install "cuda-python<{_after(driver)}"',
+                hint=f'update the driver, or pip install "cuda-python<{_after(driver)}"',
             )
         if code in _NO_DEVICE:
-            raise MissingDevice(text, mend=MEND_DEVICE)
+            raise MissingDevice(text, hint=HINT_DEVICE)
         if code in _STAYS:
-            raise ResnetOptError(text, mend=MEND_FAULT)
-        raise ResnetOptError(text, mend=MEND_MEMORY if code == _OUT_OF_MEMORY else None)
+            raise ResnetOptError(text, hint=HINT_FAULT)
+        raise ResnetOptError(text, hint=HINT_MEMORY if code == _OUT_OF_MEMORY else None)
 
     @staticmethod
     def _driver_by_nvml() -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.engines.cuda_bindings import MEND_LIBRARY, MEND_MEMORY, CudaDevice, cuda_version
+from optimizer.engines.cuda_bindings import HINT_LIBRARY, HINT_MEMORY, CudaDevice, cuda_version
 from optimizer.errors import MissingLibrary, ResnetOptError
 
 __all__ = ["PyCuda"]
@@ -39,7 +39,7 @@ class PyCuda:
         try:
             return function(*arguments)
         except self._driver.MemoryError as error:
-            raise ResnetOptError(f"{what}: {error}", mend=MEND_MEMORY) from error
+            raise ResnetOptError(f"{what}: {error}", hint=HINT_MEMORY) from error
         except self._driver.Error as error:
             raise ResnetOptError(f"{what}: {error}") from error
 
@@ -130,7 +130,7 @@ class PyCuda:
 
     def capture_begin(self, *_args: Any, **_options: Any) -> Any:
         """PyCUDA has no CUDA graphs."""
-        raise MissingLibrary("pycuda has no CUDA graphs", mend=MEND_LIBRARY)
+        raise MissingLibrary("pycuda has no CUDA graphs", hint=HINT_LIBRARY)
 
     capture_end = graph_launch = graph_destroy = capture_begin
 

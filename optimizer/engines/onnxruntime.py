@@ -175,7 +175,7 @@ class OnnxRuntime:
             if streams > 1:
                 raise UsageError(
                     f"provider {choice.provider.name} computes one batch at a time, not {streams}",
-                    mend="--streams 1",
+                    hint="--streams 1",
                 )
             if opening.cache is not None:
                 choice = with_cache(choice, opening.cache / engine.name)
@@ -230,12 +230,12 @@ def _not_computed(choice: Choice, precision: str) -> UnsupportedPrecision:
     if not choice.provider.on_gpu:
         return UnsupportedPrecision(
             f"ONNX Runtime does not compute {precision.upper()} on a CPU: it would compute in FP32",
-            mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+            hint="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
         )
     return UnsupportedPrecision(
         f"ONNX Runtime's provider {choice.provider.name} does not compute {precision.upper()}: its "
         "convolutions are FP32 and FP16 only",
-        mend="--provider tensorrt or nv-tensorrt-rtx, or --storage-only for smaller files",
+        hint="--provider tensorrt or nv-tensorrt-rtx, or --storage-only for smaller files",
     )
 
 
@@ -287,7 +287,7 @@ class Session:
         if self._engine is None or self._reopen is None:
             raise UsageError(
                 "a graph that is executed as written is not timed by layer",
-                mend="build an engine from it: resnet-opt build --engine onnxruntime",
+                hint="build an engine from it: resnet-opt build --engine onnxruntime",
             )
         check_batch(batch, self.input)
         with tempfile.TemporaryDirectory() as folder:

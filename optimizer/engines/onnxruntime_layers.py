@@ -90,7 +90,7 @@ def timed_by_profile(engine: Path, events: Sequence[Event], calls: int) -> list[
     if len(runs) < calls:
         raise EnvironmentFault(
             f"ONNX Runtime's profile holds {len(runs)} of {calls} runs: it ended too early",
-            mend="profile for a shorter --duration",
+            hint="profile for a shorter --duration",
         )
     starts = [int(run["ts"]) for run in runs]
     times: dict[int, dict[int, float]] = {}

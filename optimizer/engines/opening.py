@@ -82,13 +82,13 @@ def open_streams(
     if opening is not None and opening.variant is not None:
         raise UsageError(
             f"{path.name} cannot be run as {opening.variant}, which is a way to run a checkpoint",
-            mend="give the checkpoint too",
+            hint="give the checkpoint too",
         )
     if streams == 1:
         return [backend.load(path, threads=threads, device=device)]
     if not isinstance(backend, ConcurrentBackend):
         raise UsageError(
-            f"{backend.name} computes one batch at a time, not {streams}", mend="--streams 1"
+            f"{backend.name} computes one batch at a time, not {streams}", hint="--streams 1"
         )
     return backend.load_streams(path, streams=streams, threads=threads, device=device)
 
@@ -101,7 +101,7 @@ def _checked_backend(path: Path, device: str | None) -> Backend:
     if artifact.manifest.kind != "engine":
         raise ArtifactError(
             f"{path.name} is a {artifact.manifest.kind}, not an engine",
-            mend=f"resnet-opt build {path.name} --engine auto",
+            hint=f"resnet-opt build {path.name} --engine auto",
         )
     backend = get_backend(str(artifact.manifest.settings.get("backend")))
     check_opens(backend, path, artifact.manifest, device=device)
@@ -130,7 +130,7 @@ def check_opens(
     found = backend.availability()
     if not found.can_run:
         kind = MissingDevice if found.can_build else MissingLibrary
-        raise kind(f"{path.name} cannot run here: {found.reason}", mend=found.mend)
+        raise kind(f"{path.name} cannot run here: {found.reason}", hint=found.hint)
     if isinstance(backend, ChecksMachine):
         backend.check_machine(path, manifest, device)
         return
@@ -150,7 +150,7 @@ def check_versions(backend: Backend, path: Path, manifest: Manifest) -> None:
         if built is not None and now is not None and built != now:
             raise ArtifactError(
                 f"{path.name} was built by {name} {built}, here is {now}",
-                mend=rebuild_command(path, manifest),
+                hint=rebuild_command(path, manifest),
             )
 
 
@@ -166,7 +166,7 @@ def check_same_device(backend: Backend, path: Path, manifest: Manifest) -> None:
         if now is not None and now != built:
             raise ArtifactError(
                 f"{path.name} was built for {field} {_words(built)}, here is {_words(now)}",
-                mend=rebuild_command(path, manifest),
+                hint=rebuild_command(path, manifest),
             )
 
 

@@ -150,12 +150,12 @@ class OpenVino:
             if asked:
                 raise UsageError(
                     f"the graph has a fixed batch of {settings.batch} and takes no other",
-                    mend="leave out --fixed-batch, or export with --batch dynamic",
+                    hint="leave out --fixed-batch, or export with --batch dynamic",
                 )
             return []
         sizes = sorted({int(size) for size in (asked if asked is not None else FIXED_BATCHES)})
         if sizes and sizes[0] < 1:
-            raise UsageError(f"a batch of {sizes[0]}", mend="--fixed-batch 1,8, or none")
+            raise UsageError(f"a batch of {sizes[0]}", hint="--fixed-batch 1,8, or none")
         return sizes
 
     def _hint(self, settings: BuildSettings) -> str:
@@ -165,12 +165,12 @@ class OpenVino:
         if precision not in _HINTS:
             raise UnsupportedPrecision(
                 f"OpenVINO does not compute {precision.upper()} on a CPU: it would compute in FP32",
-                mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+                hint="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
             )
         if precision == "bf16" and not cpu_features().bf16:
             raise UnsupportedPrecision(
                 "this CPU has no BF16 instructions (AVX-512 BF16 or AMX): OpenVINO would compute in FP32",
-                mend="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
+                hint="--engine tensorrt or tensorrt-rtx, or --storage-only for smaller files",
             )
         return _HINTS[precision]
 
@@ -293,5 +293,5 @@ def _check_same_precisions(
                 raise BuildError(
                     f"OpenVINO computes {name} in {layer.precision} for batch {size} and in "
                     f"{audited[name]} for others",
-                    mend="--fixed-batch none",
+                    hint="--fixed-batch none",
                 )

@@ -95,7 +95,7 @@ class Compiled:
         del size, properties
         raise UsageError(
             "a graph compiled on the way is not timed by layer",
-            mend="build an engine from it: resnet-opt build --engine openvino",
+            hint="build an engine from it: resnet-opt build --engine openvino",
         )
 
 
@@ -121,7 +121,7 @@ def _split(blob: bytes) -> tuple[bytes, dict[int, dict[str, Any]]]:
         return blob[:at], {int(size): difference for size, difference in told.items()}
     except ValueError as error:
         raise ArtifactError(
-            "the engine's models for fixed batches cannot be read", mend="build it again"
+            "the engine's models for fixed batches cannot be read", hint="build it again"
         ) from error
 
 

@@ -110,5 +110,5 @@ def check_device(paths: Sequence[Path], device: str | None) -> None:
     device_index(device)
     if all(device_of(path, device) is None for path in paths):
         raise UsageError(
-            f"--device {device} is a GPU, and nothing here runs on one", mend="leave it out"
+            f"--device {device} is a GPU, and nothing here runs on one", hint="leave it out"
         )

@@ -36,13 +36,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can build and run here, and if not, why and what would mend it."""
+    """Whether a backend can build and run here, and if not, why and what would fix it."""
 
     can_build: bool
     can_run: bool
     reason: str
     """One line: the versions found, or what is missing."""
-    mend: str | None = None
+    hint: str | None = None
     """The command that would enable it."""
 
 

@@ -51,7 +51,7 @@ def get_backend(name: str) -> Backend:
         return _create(_BUILT_IN[name])
     found = backends()
     if name not in found:
-        raise UsageError(f"unknown engine {name!r}", mend=f"one of auto, {', '.join(found)}")
+        raise UsageError(f"unknown engine {name!r}", hint=f"one of auto, {', '.join(found)}")
     return found[name]
 
 

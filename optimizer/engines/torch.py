@@ -85,7 +85,7 @@ class TorchEager:
         if settings.precision != "fp32":
             raise UnsupportedPrecision(
                 f"the torch engine is the FP32 reference, not {settings.precision.upper()}",
-                mend="--engine auto for an engine that computes it",
+                hint="--engine auto for an engine that computes it",
             )
         return {"memory_format": "channels_last"}
 
@@ -97,7 +97,7 @@ class TorchEager:
         if graph.suffix != ".safetensors":
             raise GraphError(
                 f"the torch engine runs a checkpoint, not {graph.name}",
-                mend="resnet-opt build model.safetensors --engine torch",
+                hint="resnet-opt build model.safetensors --engine torch",
             )
         progress.start("torch fp32", total=1)
         started = time.perf_counter()
@@ -141,7 +141,7 @@ class TorchEager:
         from optimizer.models import load_model
 
         if opening.variant is not None and opening.variant not in VARIANTS:
-            raise UsageError(f"there is no {opening.variant}", mend=f"one of {', '.join(VARIANTS)}")
+            raise UsageError(f"there is no {opening.variant}", hint=f"one of {', '.join(VARIANTS)}")
         variant = VARIANTS[opening.variant] if opening.variant else EAGER
         torch.set_num_threads(max(1, (threads or cpu_features().physical_cores) // streams))
         model = load_model(str(engine))

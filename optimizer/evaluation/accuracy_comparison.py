@@ -66,20 +66,20 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
         raise UsageError(
             f"{old} is about {before.dataset.name} ({before.dataset.n} images), {new} about "
             f"{after.dataset.name} ({after.dataset.n} images): other images cannot be compared",
-            mend="validate both on the same data, with the same --limit and --seed",
+            hint="validate both on the same data, with the same --limit and --seed",
         )
     same_labels = np.array_equal(before_predictions.labels, after_predictions.labels)
     if before_predictions.image_ids != after_predictions.image_ids or not same_labels:
         raise UsageError(
             "the two predictions files hold other images or labels, though the data is the same",
-            mend="run resnet-opt validate again for both",
+            hint="run resnet-opt validate again for both",
         )
     pairs, _ = _pairs(before, after)
     if not pairs:
         ends = [", ".join(_ends(one)) or "none" for one in (before, after)]
         raise UsageError(
             f"no engine is in both: {ends[0]} and {ends[1]}",
-            mend="give the engines the same file names",
+            hint="give the engines the same file names",
         )
     return [
         _compare(before_predictions, one, after_predictions, other, max_drop_pp)
@@ -97,7 +97,7 @@ def _validated(path: Path) -> ValidateResult:
     if isinstance(result, RunResult) and result.validate_ is not None:
         result = result.validate_
     if not isinstance(result, ValidateResult):
-        raise UsageError(f"{path} holds no accuracy", mend="give results of validate or run")
+        raise UsageError(f"{path} holds no accuracy", hint="give results of validate or run")
     return result
 
 
@@ -106,7 +106,7 @@ def _load(path: Path) -> tuple[ValidateResult, Predictions]:
     if result.predictions_file is None:
         raise ArtifactError(
             f"{path} was written without predictions, so images cannot be paired",
-            mend="run resnet-opt validate again and keep its predictions",
+            hint="run resnet-opt validate again and keep its predictions",
         )
     file = path.parent / result.predictions_file
     predictions = read_predictions(file)
@@ -121,7 +121,7 @@ def _load(path: Path) -> tuple[ValidateResult, Predictions]:
     if fault is not None:
         raise ArtifactError(
             f"{file.name} does not belong to {path}: {fault}",
-            mend="keep the two files of one validation together under their own names "
+            hint="keep the two files of one validation together under their own names "
             "(validate -o old.json keeps old.predictions.npz), or run it again",
         )
     return result, predictions

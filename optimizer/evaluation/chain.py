@@ -1,7 +1,7 @@
 """Chains of files from the reference to an engine, and the hops they are made of.
 
 ``reference -> FP32 ONNX -> precision graph -> engine``: each arrow may lose accuracy, and the first
-one that does is the one to mend. Chains share the hops whose files have the same contents.
+one that does is the one to fix. Chains share the hops whose files have the same contents.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def plan_steps(chains: Sequence[Chain], reference: Reference) -> dict[str, list[
     """
     labels = [chain.label for chain in chains]
     if not chains:
-        raise UsageError("nothing to validate", mend="name an engine or a graph")
+        raise UsageError("nothing to validate", hint="name an engine or a graph")
     if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise UsageError(f"two engines are called {twice}", mend="rename one of the files")
+        raise UsageError(f"two engines are called {twice}", hint="rename one of the files")
     known: dict[str, Step] = {}
     read: dict[str, GraphFacts] = {}
     return {chain.label: _steps_of(chain, reference, known, read) for chain in chains}
@@ -244,7 +244,7 @@ def _mismatch(
                     raise UsageError(
                         f"{name} expects images with {field} {_words(found)}, and {reference.name} does "
                         f"not say what it expects ({field} {_words(value)} was assumed)",
-                        mend="take the checkpoint that the graph was exported from as --reference, or "
+                        hint="take the checkpoint that the graph was exported from as --reference, or "
                         f"write {reference.name}.card.json with its preprocessing",
                     )
                 return (

@@ -42,7 +42,7 @@ def predict(
 
     images = [file for path in images for file in _files(path)]
     if not images:
-        raise DataError("no image to classify", mend="name image files, or a folder of them")
+        raise DataError("no image to classify", hint="name image files, or a folder of them")
     check_device([engine], device)
     preprocessing, classes = _card(engine)
     ends_in_softmax = _ends_in_softmax(engine)
@@ -74,7 +74,7 @@ def _files(path: Path) -> list[Path]:
         found = open_dataset(path, labelled=False)
         return [path / found.image_id(index) for index in range(len(found))]
     if not path.exists():
-        raise DataError(f"no such file: {path}", mend="check the path")
+        raise DataError(f"no such file: {path}", hint="check the path")
     return [path]
 
 
@@ -104,6 +104,6 @@ def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     if raw is None:
         raise ArtifactError(
             f"{engine.name} does not say which preprocessing it expects",
-            mend="build it from a graph that resnet-opt export wrote",
+            hint="build it from a graph that resnet-opt export wrote",
         )
     return Preprocessing.from_dict(json.loads(json.dumps(raw))), manifest.classes

@@ -118,7 +118,7 @@ def _files(data: ImageDataset) -> list[tuple[str, Path]]:
     if not isinstance(source, FileSource):
         raise UsageError(
             f"{data.name} holds no image files, so there is nothing to decode",
-            mend="name a folder with one folder a class",
+            hint="name a folder with one folder a class",
         )
     return [(data.image_id(i), source.file(int(p))) for i, p in enumerate(data.positions)]
 

@@ -111,7 +111,7 @@ def _tap_graph(graph: Path) -> Tap:
     if not any(_BLOCK.match(f"{module}.") for module in places):
         raise GraphError(
             f"{graph.name} has no residual blocks named layer1.0, layer1.1, …",
-            mend="export it with resnet-opt export, which names nodes by PyTorch module",
+            hint="export it with resnet-opt export, which names nodes by PyTorch module",
         )
     output = proto.graph.output[0].name
     run = tapped(graph, [*places.values(), output])

@@ -13,7 +13,7 @@ Interval of the drop
 Tango's score interval is right with zero discordant images, where the textbook (Wald) interval is
 [0, 0]. Its lower bound is too high when nearly all discordant images are losses: computed exactly,
 its coverage falls to 92.9 % (n = 540, drop = discordance = 0.75 %). The same score with a
-correction for skewness mends that side and errs on the other (92.8 % at n = 1000, drop =
+correction for skewness fixes that side and errs on the other (92.8 % at n = 1000, drop =
 discordance = 0.5 %). Each bound here is the wider of the two: over n = 500 to 50,000, discordance
 0.2 % to 5 % and drops of 0 to 2 pp its exact coverage is at least 94.6 %
 (``benchmarks/statistics_simulation.py``). For a candidate that loses more than it gains the upper

@@ -169,7 +169,7 @@ def _one_batch(
     if not np.isfinite(expected).all():
         raise DataError(
             f"the reference {reference.name} gives NaN or infinite logits",
-            mend="check the checkpoint; nothing can be compared with it",
+            hint="check the checkpoint; nothing can be compared with it",
         )
     logits: dict[str, Array] = {REFERENCE: expected}
     parity.recorder.start_batch(indices)

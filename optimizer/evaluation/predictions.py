@@ -76,7 +76,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     if not path.is_file():
         raise ArtifactError(
-            f"no predictions at {path}", mend="run resnet-opt validate again to store them"
+            f"no predictions at {path}", hint="run resnet-opt validate again to store them"
         )
     try:
         # NumPy leaves a damaged file open that it opened itself.
@@ -86,7 +86,7 @@ def read_predictions(path: Path) -> Predictions:
                 raise ArtifactError(
                     f"{path.name} has schema version {head['schema_version']}, "
                     f"this is version {SCHEMA_VERSION}",
-                    mend="run resnet-opt validate again",
+                    hint="run resnet-opt validate again",
                 )
             return Predictions(
                 dataset_sha256=head["dataset_sha256"],
@@ -97,7 +97,7 @@ def read_predictions(path: Path) -> Predictions:
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ArtifactError(
-            f"{path.name} is no file of predictions: {error}", mend="run resnet-opt validate again"
+            f"{path.name} is no file of predictions: {error}", hint="run resnet-opt validate again"
         ) from error
 
 

@@ -98,12 +98,12 @@ def _from_graph(path: Path) -> Reference:
     if facts.precision != "fp32":
         raise GraphError(
             f"{path.name} is {facts.precision.upper()}, a reference is FP32",
-            mend="give the FP32 graph or the checkpoint it was made from",
+            hint="give the FP32 graph or the checkpoint it was made from",
         )
     if facts.preprocessing is None:
         raise GraphError(
             f"{path.name} does not say what preprocessing its images need",
-            mend="export it with resnet-opt export, which writes it into the file",
+            hint="export it with resnet-opt export, which writes it into the file",
         )
     session: Session = as_written(path)
     classes = facts.classes

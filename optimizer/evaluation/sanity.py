@@ -38,7 +38,7 @@ def check_reference(
         f"the FP32 reference itself has {100 * correct / n:.2f} % top-1 on {n} images of {dataset} "
         f"({100 * confidence:g} % interval {100 * low:.2f} to {100 * high:.2f}), "
         f"it is known for {100 * expected:.2f} %: the data or the preprocessing is wrong",
-        mend="check labels, class order, resize, colour order, mean and std; "
+        hint="check labels, class order, resize, colour order, mean and std; "
         "resnet-opt preprocess --diff DATA",
     )
 

@@ -86,7 +86,7 @@ def validate(
     batch = options.batch
     if predictions is not None and predictions.suffix != ".npz":
         raise UsageError(
-            f"predictions are an .npz file, not {predictions.name}", mend=f"{predictions.stem}.npz"
+            f"predictions are an .npz file, not {predictions.name}", hint=f"{predictions.stem}.npz"
         )
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
@@ -154,17 +154,17 @@ def raise_for_verdict(result: ValidateResult) -> None:
     """
     lost = any(hop.verdict == "fail" for hop in result.hops)
     if lost or any(found.verdict == "fail" for found in result.batch_consistency):
-        raise AccuracyGateFailed(result.finding, mend="resnet-opt validate --layers shows where")
+        raise AccuracyGateFailed(result.finding, hint="resnet-opt validate --layers shows where")
     if any(found.verdict == "fail" for found in result.audits.values()):
-        raise PrecisionAuditFailed(result.finding, mend="resnet-opt inspect lists the layers")
+        raise PrecisionAuditFailed(result.finding, hint="resnet-opt inspect lists the layers")
     if result.verdict == "inconclusive":
         needed = result.images_needed
-        mend = f"validate on about {needed:,} images" if needed else "a larger limit, or a GPU"
+        hint = f"validate on about {needed:,} images" if needed else "a larger limit, or a GPU"
         if result.finding.startswith(LABELS_TELL_NOTHING):
-            mend = (
+            hint = (
                 "look at the classes, their order and the preprocessing: more images tell no more"
             )
-        raise Inconclusive(result.finding, mend=mend)
+        raise Inconclusive(result.finding, hint=hint)
 
 
 # --- hops --------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def export_onnx(
     progress = progress or Silent()
     batch, input_kind, opset = options.batch, options.input, options.opset
     if output.suffix != ".onnx":
-        raise UsageError(f"{output.name} does not end in .onnx", mend=f"-o {output.stem}.onnx")
+        raise UsageError(f"{output.name} does not end in .onnx", hint=f"-o {output.stem}.onnx")
 
     plan = Plan(
         kind="graph",

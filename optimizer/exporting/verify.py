@@ -44,7 +44,7 @@ def verify_file(path: Path, model: Model, *, batch: int | None, input_kind: str)
         raise GraphError(
             f"the exported file computes something else than PyTorch: outputs differ by {worst:.1e} "
             f"of the largest logit (allowed {TOLERANCE:.0e})",
-            mend="try another --opset; if it stays, report the model",
+            hint="try another --opset; if it stays, report the model",
         )
     return {
         "max_relative_difference": worst,
@@ -81,6 +81,6 @@ def _difference(path: Path, model: Model, n: int, input_kind: str) -> float:
     if not np.isfinite(reference).all():
         raise GraphError(
             "the model itself gives NaN or infinite logits",
-            mend="check the checkpoint; nothing can be exported from it",
+            hint="check the checkpoint; nothing can be exported from it",
         )
     return float(np.abs(outputs - reference).max() / max(np.abs(reference).max(), 1e-30))

@@ -110,6 +110,6 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     if schema != SCHEMA:
         raise ArtifactError(
             f"{path.name} is a record of schema {schema}, this version reads {SCHEMA}",
-            mend="update resnet-opt",
+            hint="update resnet-opt",
         )
     return list(documents.values())

@@ -104,7 +104,7 @@ def graph_facts(path: Path) -> GraphFacts:
         raise GraphError(
             f"{path.name} maps {_words(in_shape)} to {_words(out_shape)}; "
             "an image classifier maps N x 3 x H x W to N x classes",
-            mend="export it with resnet-opt export",
+            hint="export it with resnet-opt export",
         )
     metadata = Metadata.of_proto(proto)
     images = source.type.tensor_type.elem_type == 2  # TensorProto.UINT8

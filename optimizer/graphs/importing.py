@@ -55,7 +55,7 @@ def _raised(path: Path) -> ir.Model:
         raise GraphError(
             f"{path.name} has operator set {opset}, INT8 by channel needs {_PER_CHANNEL}, "
             f"and it cannot be raised: {error}",
-            mend="export it again, with --opset 20",
+            hint="export it again, with --opset 20",
         ) from error
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     return model

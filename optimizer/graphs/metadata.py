@@ -130,7 +130,7 @@ def preprocessed_metadata(graph: Path) -> Metadata:
     if "preprocessing" not in metadata:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
-            mend="export it with resnet-opt export, or --preprocessing-from what knows it",
+            hint="export it with resnet-opt export, or --preprocessing-from what knows it",
         )
     return metadata
 

@@ -74,7 +74,7 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
-        raise GraphError(f"no such file: {path}", mend="check the path")
+        raise GraphError(f"no such file: {path}", hint="check the path")
     try:
         # Engines know the binary format alone, and artifacts are hashed by it.
         proto = onnx.load(path, format="protobuf", load_external_data=weights)
@@ -82,10 +82,10 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
         # The file itself is there: what is missing, or refused, is its external data.
         raise GraphError(
             f"the weights of {path.name} cannot be read: {str(error).splitlines()[0]}",
-            mend="keep its data file beside it, or save the model as one file",
+            hint="keep its data file beside it, or save the model as one file",
         ) from error
     except (DecodeError, ValueError, OSError) as error:
-        raise GraphError(f"{path.name} is no ONNX file or is truncated", mend=_EXPORT) from error
+        raise GraphError(f"{path.name} is no ONNX file or is truncated", hint=_EXPORT) from error
     return OnnxFile(path, proto)
 
 
@@ -102,17 +102,17 @@ def open_checked(path: Path) -> OnnxFile:
 
     opened = open_onnx(path)
     if not opened.proto.graph.node:
-        raise GraphError(f"{path.name} holds no graph", mend=_EXPORT)
+        raise GraphError(f"{path.name} holds no graph", hint=_EXPORT)
     newest = onnx.defs.onnx_opset_version()
     for entry in opened.proto.opset_import:
         if entry.domain in {"", "ai.onnx"} and entry.version > newest:
             raise GraphError(
                 f"{path.name} asks for opset {entry.version}; the newest known here is {newest}",
-                mend="export it with --opset 20, or update onnx",
+                hint="export it with --opset 20, or update onnx",
             )
     complaint = checker_complaint(opened.proto, full=False)
     if complaint is not None:
-        raise GraphError(f"{path.name} is refused by onnx.checker: {complaint}", mend=_EXPORT)
+        raise GraphError(f"{path.name} is refused by onnx.checker: {complaint}", hint=_EXPORT)
     return opened
 
 

@@ -109,12 +109,12 @@ class Topology:
             if weight not in self._constants:
                 raise GraphError(
                     f"the weight of {node.name} is computed in the graph",
-                    mend="export with resnet-opt export, or fold constants first",
+                    hint="export with resnet-opt export, or fold constants first",
                 )
             if weight in owners:
                 raise GraphError(
                     f"{node.name} and {owners[weight]} share the weight {weight}",
-                    mend="give each layer a copy: one scale and one bias cannot serve both",
+                    hint="give each layer a copy: one scale and one bias cannot serve both",
                 )
             owners[weight] = str(node.name)
             yield node
@@ -263,7 +263,7 @@ class Topology:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise UsageError(
                     f"the graph has no layer {name!r} with weights",
-                    mend=f"did you mean {near[0]}?" if near else None,
+                    hint=f"did you mean {near[0]}?" if near else None,
                 )
         return tuple(name for name in known if name in names)
 
@@ -339,11 +339,11 @@ def analyse(model: ir.Model) -> Topology:
         if node.op_type == "BatchNormalization":
             raise GraphError(
                 f"{node.name or 'a node'} is a BatchNorm that is not folded",
-                mend="export with resnet-opt export",
+                hint="export with resnet-opt export",
             )
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             raise GraphError(
-                "the graph is quantized already", mend="give the FP32 graph it was made from"
+                "the graph is quantized already", hint="give the FP32 graph it was made from"
             )
         if node.op_type == "Gemm" and not _plain(node):
             raise GraphError(f"{node.name} is a Gemm with alpha, beta or transA")
@@ -352,7 +352,7 @@ def analyse(model: ir.Model) -> Topology:
         if len(names) != 1:
             raise GraphError(
                 f"the graph has {len(names)} {kind} ({', '.join(map(str, names))}), a classifier one",
-                mend="export the logits alone",
+                hint="export the logits alone",
             )
     topology = Topology(model)
     list(topology.layers())

@@ -39,7 +39,7 @@ def check_arch(arch: str) -> str:
     """
     if arch not in ARCHITECTURES:
         raise CheckpointError(
-            f"unknown architecture {arch!r}", mend=f"one of {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {arch!r}", hint=f"one of {', '.join(ARCHITECTURES)}"
         )
     return arch
 

@@ -73,7 +73,7 @@ def save_checkpoint(model: Model, path: Path, *, details: Mapping[str, Any]) -> 
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"a checkpoint is written as .safetensors, not as {path.name}",
-            mend=f"name it {path.stem}.safetensors",
+            hint=f"name it {path.stem}.safetensors",
         )
     plan = Plan(
         kind=KIND,
@@ -129,7 +129,7 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
     card = _read_card(path)
     if arch is not None and card.arch is not None and arch != card.arch:
         raise CheckpointError(
-            f"{path} is a {card.arch}, not a {arch}", mend=f"leave out --arch or pass {card.arch}"
+            f"{path} is a {card.arch}, not a {arch}", hint=f"leave out --arch or pass {card.arch}"
         )
     state, part = read_weights(path)
     module, arch = fit_weights(state, arch or card.arch, str(path), head=card.head)
@@ -137,7 +137,7 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
     if card.classes is not None and len(card.classes) != num_classes:
         raise CheckpointError(
             f"{path} names {len(card.classes)} classes, its weights have {num_classes}",
-            mend="make the checkpoint or its card again",
+            hint="make the checkpoint or its card again",
         )
     source = card.source or path.name
     return Model(
@@ -160,7 +160,7 @@ def _read_card(path: Path) -> _Card:
     if find_manifest(path) is not None:
         raise CheckpointError(
             f"{path} has a manifest and a card file, {written.name}",
-            mend="remove the one that is not meant",
+            hint="remove the one that is not meant",
         )
     return _with_card_of_person(_own_card(path), written)
 
@@ -189,7 +189,7 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
     if "arch" not in manifest.settings or manifest.preprocessing is None:
         raise ArtifactError(
             f"the manifest of {path.name} has no architecture or preprocessing",
-            mend="make the checkpoint again",
+            hint="make the checkpoint again",
         )
     return _Card(
         arch=str(manifest.settings["arch"]),
@@ -235,7 +235,7 @@ def _with_card_of_person(card: _Card, written: Path) -> _Card:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise CheckpointError(f"cannot use {written}: {reason}", mend=_CARD) from error
+        raise CheckpointError(f"cannot use {written}: {reason}", hint=_CARD) from error
     weights = card.source or written.name.removesuffix(CARD_SUFFIX)
     return replace(
         card,
@@ -267,7 +267,7 @@ def _header(path: Path) -> str | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file: {error}", mend="copy it again"
+            f"{path} is damaged or no safetensors file: {error}", hint="copy it again"
         ) from error
     text: str | None = metadata.get("resnet-opt")
     return text

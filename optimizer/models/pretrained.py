@@ -102,7 +102,7 @@ def load_torchvision(arch: str, weights: str) -> Model:
     if name not in available:
         raise CheckpointError(
             f"torchvision has no weights {weights!r} for {arch}",
-            mend=f"one of {', '.join(f'{arch}:{known}' for known in available)}, {arch}:random",
+            hint=f"one of {', '.join(f'{arch}:{known}' for known in available)}, {arch}:random",
         )
     published = available[name]
     state, _ = read_weights(_download(published))
@@ -133,7 +133,7 @@ def _download(published: Published) -> Path:
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
         raise EnvironmentFault(
             f"cannot download the weights {published.name}: {error}",
-            mend=f"fetch {published.url} elsewhere and pass the file {published.file} instead",
+            hint=f"fetch {published.url} elsewhere and pass the file {published.file} instead",
         ) from error
     return path
 
@@ -161,10 +161,10 @@ def load_timm(name: str, image_size: int | None = None) -> Model:
         import timm
     except ImportError as error:
         raise MissingLibrary(
-            "timm is not installed", mend="pip install 'resnet-opt[timm]'"
+            "timm is not installed", hint="pip install 'resnet-opt[timm]'"
         ) from error
     if not timm.is_model(name.partition(".")[0]):
-        raise CheckpointError(f"timm has no model {name!r}", mend="see timm.list_pretrained()")
+        raise CheckpointError(f"timm has no model {name!r}", hint="see timm.list_pretrained()")
     try:
         theirs: nn.Module = timm.create_model(name, pretrained=True).eval()
     except RuntimeError as error:  # an unknown tag, or an architecture without weights
@@ -174,7 +174,7 @@ def load_timm(name: str, image_size: int | None = None) -> Model:
             raise
         raise EnvironmentFault(
             f"cannot download the weights timm:{name}: {str(error).splitlines()[0]}",
-            mend="fetch its model.safetensors elsewhere and pass the file with --arch",
+            hint="fetch its model.safetensors elsewhere and pass the file with --arch",
         ) from error
     return from_timm_module(theirs, name, image_size)
 
@@ -194,7 +194,7 @@ def from_timm_module(theirs: Any, name: str, image_size: int | None) -> Model:
         module, arch = fit_weights(dict(theirs.state_dict()), None, source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source} is no network that torchvision has too", mend=f"supported: {ARCHITECTURES}"
+            f"{source} is no network that torchvision has too", hint=f"supported: {ARCHITECTURES}"
         ) from error
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 64, generator=generator)

@@ -58,7 +58,7 @@ def _read_safetensors(path: Path) -> State:
         state: State = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file: {error}", mend="copy it again"
+            f"{path} is damaged or no safetensors file: {error}", hint="copy it again"
         ) from error
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
@@ -69,7 +69,7 @@ def _read_torch(path: Path) -> Any:
     import torch
 
     if _is_torchscript(path):
-        raise CheckpointError(f"{path} is a TorchScript program, not weights", mend=_SAVE_STATE)
+        raise CheckpointError(f"{path} is a TorchScript program, not weights", hint=_SAVE_STATE)
     try:
         with warnings.catch_warnings():
             # Whether the reader can read another pickle protocol is seen by trying.
@@ -80,15 +80,15 @@ def _read_torch(path: Path) -> Any:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors; they could run code and are not read",
-                mend=_SAVE_STATE,
+                hint=_SAVE_STATE,
             ) from error
         raise CheckpointError(
-            f"{path} is damaged or no PyTorch file", mend="copy it again"
+            f"{path} is damaged or no PyTorch file", hint="copy it again"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged or no PyTorch file: {reason}", mend="copy it again"
+            f"{path} is damaged or no PyTorch file: {reason}", hint="copy it again"
         ) from error
 
 
@@ -109,8 +109,8 @@ def _find_state(path: Path, content: Any) -> tuple[State, str]:
             if isinstance(inner, Mapping) and _is_state(inner):
                 return dict(inner), f"averaged weights, {key}" if key in _EMA_KEYS else ""
         keys = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-        raise CheckpointError(f"{path} holds no weights (it holds {keys})", mend=_SAVE_STATE)
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights", mend=_SAVE_STATE)
+        raise CheckpointError(f"{path} holds no weights (it holds {keys})", hint=_SAVE_STATE)
+    raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights", hint=_SAVE_STATE)
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
@@ -163,7 +163,7 @@ def fit_weights(
         first = next(iter(state))
         raise CheckpointError(
             f"cannot tell the architecture of {source} (its first tensor is {first})",
-            mend="pass --arch to see what does not fit it",
+            hint="pass --arch to see what does not fit it",
         )
     _check_names_and_shapes(state, arch, inferred, source)
     _check_values(state, source)
@@ -187,13 +187,13 @@ def _with_plain_head(state: State, head: str | None, source: str) -> State:
         raise CheckpointError(
             f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
             "a ResNet's is one linear layer",
-            mend="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
+            hint="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
         )
     if head != heads[0]:
         raise CheckpointError(
             f"the head of {source} is {heads[0]} in a Sequential, and weights do not show what else "
             "is in there" + (f" (its card says {head})" if head else ""),
-            mend=f'if it is Dropout alone, say so in {source}.card.json: {{"head": "{heads[0]}"}}; '
+            hint=f'if it is Dropout alone, say so in {source}.card.json: {{"head": "{heads[0]}"}}; '
             "if not, export it with torch.onnx.export",
         )
     return {name.replace(f"{head}.", "fc.", 1): tensor for name, tensor in state.items()}
@@ -223,16 +223,16 @@ def _check_names_and_shapes(state: State, arch: str, inferred: str | None, sourc
         found.append(f"{len(other_shape)} of another shape, {other_shape[0]}")
     if not found:
         return
-    mend = "pass the architecture they were trained for as --arch"
+    hint = "pass the architecture they were trained for as --arch"
     stem = state.get("conv1.weight")
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 1:
-        mend = (
+        hint = (
             "networks of one channel are not supported: repeat conv1.weight / 3 over three channels, and "
             'say "color": "grayscale" in a card'
         )
     if inferred is not None:
-        mend = f"they are weights of {inferred}: pass --arch {inferred}"
-    raise CheckpointError(f"{source} does not fit {arch}: {'; '.join(found)}", mend=mend)
+        hint = f"they are weights of {inferred}: pass --arch {inferred}"
+    raise CheckpointError(f"{source} does not fit {arch}: {'; '.join(found)}", hint=hint)
 
 
 def _same_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
@@ -252,7 +252,7 @@ def _check_values(state: State, source: str) -> None:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{source}: {name} holds NaN or infinite values",
-                mend="take a checkpoint from before the training diverged",
+                hint="take a checkpoint from before the training diverged",
             )
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise CheckpointError(f"{source}: {name} holds negative variances")

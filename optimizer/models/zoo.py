@@ -43,7 +43,7 @@ def load_model(
         check_arch(arch)
     model = _load(str(name), arch, image_size)
     if arch is not None and model.arch != arch:
-        raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", mend="leave out --arch")
+        raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", hint="leave out --arch")
     if image_size is not None and image_size != model.image_size:
         model = replace(model, preprocessing=model.preprocessing.with_image_size(image_size))
     return model
@@ -59,15 +59,15 @@ def _load(text: str, arch: str | None, image_size: int | None) -> Model:
     if head in ARCHITECTURES:
         return _load_named(head, tail) if colon else _refuse_bare(head)
     if text and path.is_dir():
-        raise CheckpointError(f"{text} is a folder", mend=MODEL_FORMS)
+        raise CheckpointError(f"{text} is a folder", hint=MODEL_FORMS)
     if path.suffix in WEIGHT_SUFFIXES or "/" in text:
-        raise CheckpointError(f"no such file: {text}", mend=MODEL_FORMS)
-    raise CheckpointError(f"unknown model {text!r}", mend=MODEL_FORMS)
+        raise CheckpointError(f"no such file: {text}", hint=MODEL_FORMS)
+    raise CheckpointError(f"unknown model {text!r}", hint=MODEL_FORMS)
 
 
 def _load_file(path: Path, arch: str | None) -> Model:
     if path.suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"{path} is no checkpoint", mend=MODEL_FORMS)
+        raise CheckpointError(f"{path} is no checkpoint", hint=MODEL_FORMS)
     return load_checkpoint(path, arch=arch)
 
 
@@ -79,12 +79,12 @@ def _load_named(arch: str, weights: str) -> Model:
         return random_model(arch)
     if not count.isdecimal() or not 2 <= int(count) <= 100_000:
         raise CheckpointError(
-            f"{count!r} is no number of classes", mend=f"{arch}:random:10, from 2 to 100000"
+            f"{count!r} is no number of classes", hint=f"{arch}:random:10, from 2 to 100000"
         )
     return random_model(arch, int(count))
 
 
 def _refuse_bare(arch: str) -> Model:
     raise CheckpointError(
-        f"{arch} does not say which weights", mend=f"{arch}:DEFAULT, {arch}:random, or a checkpoint"
+        f"{arch} does not say which weights", hint=f"{arch}:DEFAULT, {arch}:random, or a checkpoint"
     )

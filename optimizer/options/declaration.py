@@ -129,7 +129,7 @@ class Options(BaseModel):
         if not isinstance(options, cls):
             raise UsageError(
                 f"options must be {cls.__name__}, not {type(options).__name__}",
-                mend="pass the options as keywords",
+                hint="pass the options as keywords",
             )
         if not given:
             return options
@@ -228,7 +228,7 @@ def usage_error(error: ValidationError, model: type[BaseModel], where: str = "")
     name = ".".join(path)
     problem, hint = _problem(first, model, path)
     head = ", ".join(part for part in (where, name) if part)
-    return UsageError(f"{head}: {problem}" if head else problem, mend=hint)
+    return UsageError(f"{head}: {problem}" if head else problem, hint=hint)
 
 
 def _problem(

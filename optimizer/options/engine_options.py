@@ -51,13 +51,13 @@ def check_names(model: type[Options], given: Iterable[str], engines: Collection[
         return
     for name in given:
         if name not in model.model_fields:
-            raise UsageError(f"{_listed(engines)} has no option {name!r}", mend="leave it out")
+            raise UsageError(f"{_listed(engines)} has no option {name!r}", hint="leave it out")
         info = _info(model, name)
         if info.engines and not set(engines) & set(info.engines):
             shown = info.flags[0] if info.flags else flag(name)
             raise UsageError(
                 f"{shown} is for {_listed(info.engines)}, not for {_listed(engines)}",
-                mend=f"leave it out, or --engine {info.engines[0]}",
+                hint=f"leave it out, or --engine {info.engines[0]}",
             )
 
 

@@ -50,7 +50,7 @@ def _reader(parse: Callable[[str], Any]) -> BeforeValidator:
         try:
             return parse(str(value))
         except UsageError as error:
-            raise ReadableError(error.message, error.mend) from error
+            raise ReadableError(error.message, error.hint) from error
 
     return BeforeValidator(read)
 

@@ -57,7 +57,7 @@ def calibrate(
     if len(dataset) < LEAST_IMAGES:
         raise DataError(
             f"{len(dataset)} calibration images say nothing about ranges",
-            mend=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
+            hint=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
         )
     graph = prepared(
         graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
@@ -123,7 +123,7 @@ def halves(
     if size < LEAST_IMAGES:
         raise DataError(
             f"{len(dataset)} calibration images cannot be halved",
-            mend=f"at least {2 * LEAST_IMAGES}: --calib-images",
+            hint=f"at least {2 * LEAST_IMAGES}: --calib-images",
         )
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]

@@ -136,7 +136,7 @@ def quantize(
     if options.precision not in PRECISIONS:
         raise UsageError(
             f"precision {options.precision!r} needs a search",
-            mend=f"one of {', '.join(PRECISIONS)}",
+            hint=f"one of {', '.join(PRECISIONS)}",
         )
     check_options(graph, options.precision, options)
     adopting: dict[str, Any] = {
@@ -231,7 +231,7 @@ def _half(job: _Job) -> _Conversion:
 def _fp8(job: _Job) -> _Conversion:
     statistics = job.options.stats
     if statistics is None:
-        raise UsageError("FP8 needs calibration data", mend="--calib DATA, or --stats FILE")
+        raise UsageError("FP8 needs calibration data", hint="--calib DATA, or --stats FILE")
     _check_statistics(statistics, job.sha256)
     high_precision = rules_with("tensorrt", job.options.high_precision).high_precision
 
@@ -292,7 +292,7 @@ def _encodings(job: _Job, rules: TargetRules) -> Path:
     if statistics is None:
         raise UsageError(
             "INT8 needs calibration data",
-            mend="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
+            hint="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
         )
     return encode(job.graph, statistics, output, rules, options=job.options, **making).path
 
@@ -325,7 +325,7 @@ def rules_with(target: str, high_precision: str | None) -> TargetRules:
     if high_precision is None:
         return rules
     if high_precision not in {"fp16", "fp32"}:
-        raise UsageError(f"unknown high precision {high_precision!r}", mend="fp16 or fp32")
+        raise UsageError(f"unknown high precision {high_precision!r}", hint="fp16 or fp32")
     return replace(rules, high_precision=cast("Any", high_precision))
 
 
@@ -333,12 +333,12 @@ def _check_statistics(statistics: Path, graph_sha256: str) -> None:
     """Refuse stale statistics before anything is computed with them."""
     if find_manifest(statistics) is None:
         raise ArtifactError(
-            f"{statistics.name} has no manifest beside it", mend="resnet-opt calibrate makes both"
+            f"{statistics.name} has no manifest beside it", hint="resnet-opt calibrate makes both"
         )
     manifest = load_artifact(statistics, kind="statistics").manifest
     taken_from = next((i.sha256 for i in manifest.inputs if i.role == "graph"), None)
     if taken_from != graph_sha256:
         raise ArtifactError(
             f"{statistics.name} was taken from another graph (its sha256 differs)",
-            mend="calibrate this graph: weights, opset or preprocessing have changed",
+            hint="calibrate this graph: weights, opset or preprocessing have changed",
         )

@@ -67,7 +67,7 @@ def prepared(
     if beside == output:
         raise UsageError(
             f"{output.name} is the name of the float graph that is read out of {graph.name}",
-            mend="give the output another name",
+            hint="give the output another name",
         )
     check_output(beside, [graph, preprocessing_from])
     made = float_graph(
@@ -139,7 +139,7 @@ def _adopted(graph: Path, preprocessing_from: str | None) -> Metadata:
         if own.preprocessing not in (None, told):
             raise GraphError(
                 f"{graph.name} says which preprocessing it expects, and {preprocessing_from} says another",
-                mend="leave out --preprocessing-from",
+                hint="leave out --preprocessing-from",
             )
         own = Metadata(
             {name: other[name] for name in _ADOPTED if other.get(name, "[]") != "[]"} | own
@@ -147,7 +147,7 @@ def _adopted(graph: Path, preprocessing_from: str | None) -> Metadata:
     if "preprocessing" not in own:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
-            mend="--preprocessing-from the FP32 graph (resnet-opt export) or checkpoint it is from",
+            hint="--preprocessing-from the FP32 graph (resnet-opt export) or checkpoint it is from",
         )
     kept = {name: own[name] for name in (*_ADOPTED, "checkpoint_sha256") if name in own}
     source, _ = input_and_output(open_onnx(graph, weights=False).proto, graph.name)
@@ -171,7 +171,7 @@ def _told_by(source: str) -> Metadata:
         if "preprocessing" not in found:
             raise GraphError(
                 f"{Path(source).name} does not say which preprocessing it expects either",
-                mend="give a graph from resnet-opt export, or a checkpoint",
+                hint="give a graph from resnet-opt export, or a checkpoint",
             )
         return found
     from optimizer.models import load_model
@@ -198,14 +198,14 @@ def _check_fits(model: ir.Model, metadata: Metadata) -> None:
         raise GraphError(
             f"the graph takes images of {sides[0]} x {sides[1]}, "
             f"the preprocessing makes {size} x {size}",
-            mend="--preprocessing-from what this graph was made from",
+            hint="--preprocessing-from what this graph was made from",
         )
     classes = metadata.classes
     out = model.graph.outputs[0].shape
     if classes and out is not None and isinstance(out[-1], int) and out[-1] != len(classes):
         raise GraphError(
             f"the graph has {out[-1]} outputs, and there are {len(classes)} class names",
-            mend="--preprocessing-from what this graph was made from",
+            hint="--preprocessing-from what this graph was made from",
         )
 
 
@@ -258,7 +258,7 @@ def carry_over(
                 graph_sha256=inputs[1].sha256, method=method,
             )  # fmt: skip
         except ResnetOptError as error:
-            raise type(error)(f"{source.name}: {error.message}", mend=error.mend) from error
+            raise type(error)(f"{source.name}: {error.message}", hint=error.hint) from error
         carried.save(path)
         progress_.advance()
         progress_.finish("; ".join(carried.notes) or "everything is kept as it was")

@@ -50,7 +50,7 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
     opset = model.graph.opset_imports.get("", 0)
     if opset < _OPSET:
         raise GraphError(
-            f"operator set {opset} knows no FP8", mend=f"export it with --opset {_OPSET} or later"
+            f"operator set {opset} knows no FP8", hint=f"export it with --opset {_OPSET} or later"
         )
     topology = analyse(model)
     kind = np.float16 if high_precision == "fp16" else np.float32
@@ -61,7 +61,7 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
         seen = statistics.tensors.get(tensor)
         if seen is None:
             raise DataError(
-                f"the statistics know nothing of {tensor}", mend="calibrate this graph again"
+                f"the statistics know nothing of {tensor}", hint="calibrate this graph again"
             )
         scale = scales_for(seen.absolute_maximum.max(keepdims=True), kind)
         users = [(node, 0) for node in layers if topology.data_inputs(node)[0] == tensor]

@@ -102,7 +102,7 @@ def to_half(model: ir.Model, kind: ir.DataType, keep: Collection[str] = ()) -> b
         if any(use.node.name not in keep for use in graph.initializers[name].uses()):
             raise GraphError(
                 f"{name} has values that {_NAMES[kind].upper()} cannot hold",
-                mend="--precision bf16, which has the range of FP32"
+                hint="--precision bf16, which has the range of FP32"
                 if kind == ir.DataType.FLOAT16
                 else None,
             )

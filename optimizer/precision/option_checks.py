@@ -32,18 +32,18 @@ def check_options(graph: Path, precision: str, options: Conversion) -> None:
     if precision not in {"int8", "mixed"}:
         raise UsageError(
             f"{flags}: this is for INT8 layers, and {precision.upper()} has none",
-            mend=f"leave out {flags}, or --precision int8",
+            hint=f"leave out {flags}, or --precision int8",
         )
     if options.encodings is not None:
         raise UsageError(
             f"{flags}: {options.encodings.name} is used as it is",
-            mend=f"leave out {flags}, or edit the file",
+            hint=f"leave out {flags}, or edit the file",
         )
     if list(given) != ["method"] and is_quantized(graph):
         flags = ", ".join(text for name, text in given.items() if name != "method")
         raise UsageError(
             f"{flags}: {graph.name} is quantized and brings integers of its own",
-            mend=f"leave out {flags}, or quantize its float graph (resnet-opt quantize "
+            hint=f"leave out {flags}, or quantize its float graph (resnet-opt quantize "
             f"{graph.name} --precision fp32)",
         )
     if options.keep:

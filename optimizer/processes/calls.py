@@ -228,7 +228,7 @@ def _describe(error: BaseException) -> _Message:
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301 - just dumped
         except Exception:  # noqa: BLE001 - whatever a subclass does in its constructor
-            return "error", ResnetOptError(error.message, mend=error.mend)
+            return "error", ResnetOptError(error.message, hint=error.hint)
         return "error", error
     text = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
     return "raised", (f"raised {text}", "".join(traceback.format_exception(error)))

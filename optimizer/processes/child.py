@@ -33,7 +33,7 @@ class ChildFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
 
     Args:
         message: What became of it, in one line: ``crashed: its process was ended by SIGSEGV``.
-        mend: What the reader can do about it.
+        hint: What the reader can do about it.
         reason: ``crashed``; ``killed`` (by SIGKILL from outside, which is what Linux does when
             memory runs out); ``ended`` (by this process, before it was asked); ``closed`` (its
             pipe, and went on running); ``garbled`` (what it sent is no answer); ``deadline`` and
@@ -45,11 +45,11 @@ class ChildFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
         self,
         message: str,
         *,
-        mend: str | None = None,
+        hint: str | None = None,
         reason: Reason = "crashed",
         last_lines: Sequence[str] = (),
     ) -> None:
-        super().__init__(message, mend=mend)
+        super().__init__(message, hint=hint)
         self.reason: Reason = reason
         self.last_lines = tuple(last_lines)
 

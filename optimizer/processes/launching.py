@@ -48,7 +48,7 @@ def command(function: str, settings: Mapping[str, Any]) -> list[str]:
     if not sys.executable:
         raise EnvironmentFault(
             "cannot start a process: Python does not know its own program (sys.executable is empty)",
-            mend="start Python by its full path, or set sys.executable",
+            hint="start Python by its full path, or set sys.executable",
         )
     return [sys.executable, *_isolation(), "-c", _START, _ROOT, function, json.dumps(settings)]
 

@@ -137,7 +137,7 @@ def input_shape(spec: TensorSpec, batch: int, image_size: int | None) -> tuple[i
             raise UsageError(f"the engine has the fixed {what} {fixed}, not {asked}")
         value = fixed if fixed is not None else asked
         if value is None:
-            raise UsageError("the engine leaves the image size open", mend="give --image-size")
+            raise UsageError("the engine leaves the image size open", hint="give --image-size")
         shape.append(value)
     return tuple(shape)
 

@@ -419,7 +419,7 @@ def _check_measured(found: Sequence[Measured]) -> None:
         words = " and ".join(f"{name} {size} px" for size, name in sizes.items())
         raise UsageError(
             f"engines for different image sizes cannot be compared: {words}",
-            mend="build them for one size, or measure them apart",
+            hint="build them for one size, or measure them apart",
         )
     absent = [m for m in found if m.status in {"unavailable", "built-not-run"}]
     if len(absent) == len(found):

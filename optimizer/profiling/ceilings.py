@@ -105,7 +105,7 @@ def ceilings(
     except ChildFailed as failure:
         raise BuildError(
             f"measuring the machine's ceilings {failure.message}",
-            mend="try again, or --no-ceilings",
+            hint="try again, or --no-ceilings",
         ) from failure
     progress.finish(", ".join(f"{kind} {one.rate / 1e9:.0f} G/s" for kind, one in compute.items()))
     measured = Ceilings(

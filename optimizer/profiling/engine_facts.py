@@ -69,7 +69,7 @@ def pytorch_baseline(facts: Sequence[EngineFacts], variant: str) -> EngineFacts:
     if checkpoint is None:
         raise UsageError(
             f"{variant} is a way to run a checkpoint, and none is among the engines",
-            mend="give the checkpoint too: resnet-opt bench model.safetensors ENGINE…",
+            hint="give the checkpoint too: resnet-opt bench model.safetensors ENGINE…",
         )
     return replace(
         checkpoint,
@@ -89,10 +89,10 @@ def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:
     if against is not None and against not in paths:
         paths.insert(0, against)
     if not paths:
-        raise UsageError("no engine to measure", mend="resnet-opt bench ENGINE…")
+        raise UsageError("no engine to measure", hint="resnet-opt bench ENGINE…")
     if len(set(paths)) < len(paths):
         raise UsageError(
-            "an engine is named twice", mend="the control measures the baseline twice by itself"
+            "an engine is named twice", hint="the control measures the baseline twice by itself"
         )
     return paths
 
@@ -118,7 +118,7 @@ def check_options(
     if max(threads) > cores:
         raise UsageError(
             f"{max(threads)} threads on {cores} cores would measure the scheduler",
-            mend=f"--threads 1 to {cores}",
+            hint=f"--threads 1 to {cores}",
         )
     for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):
         if not 0.0 < seconds <= _LONGEST_S:  # false for NaN too
@@ -145,7 +145,7 @@ def grid(
     if on_cpu and max(streams) > max(threads):
         raise UsageError(
             f"{max(streams)} streams need as many threads, and there are {max(threads)}",
-            mend=f"--streams 1 to {max(threads)}",
+            hint=f"--streams 1 to {max(threads)}",
         )
     return [
         Setting(batch=b, threads=t, streams=s)
@@ -181,7 +181,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _describe(path: Path, name: str) -> EngineFacts:
     manifest: Manifest | None = None
     if not path.is_file():
-        raise UsageError(f"no such file: {path}", mend="check the path")
+        raise UsageError(f"no such file: {path}", hint="check the path")
     if path.suffix not in CHECKPOINTS or find_manifest(path) is not None:
         manifest = read_manifest(path)
     if manifest is None or (manifest.kind != "engine" and path.suffix in CHECKPOINTS):
@@ -190,7 +190,7 @@ def _describe(path: Path, name: str) -> EngineFacts:
     if manifest.kind != "engine":
         raise UsageError(
             f"{path.name} is a {manifest.kind}, not an engine",
-            mend=f"resnet-opt build {path.name} --engine auto",
+            hint=f"resnet-opt build {path.name} --engine auto",
         )
     settings, details = manifest.settings, manifest.details
     precision = str(settings.get("precision"))
@@ -216,5 +216,5 @@ def _check_batches(fact: EngineFacts, batches: Sequence[int]) -> None:
             )
             raise UsageError(
                 f"{fact.name} was built for {built}, not {batch}",
-                mend="leave that batch out, or build with a dynamic batch or another --profile",
+                hint="leave that batch out, or build with a dynamic batch or another --profile",
             )

@@ -44,7 +44,7 @@ def check_max_workers(most: int | None, cells: Sequence[Cell], shared: Collectio
     if most < least:
         raise UsageError(
             f"{most} workers at a time are too few: what is compared is measured side by side",
-            mend=f"--max-workers {least} or more",
+            hint=f"--max-workers {least} or more",
         )
 
 

@@ -236,7 +236,7 @@ def settled(windows: Sequence[NDArray[np.float64]]) -> bool:
 
     They agree if their medians lie within 2 % of each other, or if each median lies between the
     quartiles of every other window: on a noisy machine medians differ by more, and no warm-up
-    would mend that.
+    would fix that.
 
     Args:
         windows: Latencies of each window, in order.

@@ -88,7 +88,7 @@ def profile(
     """
     progress = progress or Silent()
     if not engines:
-        raise UsageError("no engine to profile", mend="resnet-opt profile ENGINE…")
+        raise UsageError("no engine to profile", hint="resnet-opt profile ENGINE…")
     batch, threads = options.batch, options.threads or cpu_features().physical_cores
     check_options(
         batches=[batch],
@@ -170,12 +170,12 @@ def _graph_beside(fact: EngineFacts) -> Path | None:
         raise ArtifactError(
             f"{fact.name}.graph.onnx, the graph it was built from, is not beside {fact.name}: "
             "without it nobody knows which modules its layers are and what they compute",
-            mend=f"copy it there, or {rebuild_command(fact.path, manifest)}",
+            hint=f"copy it there, or {rebuild_command(fact.path, manifest)}",
         )
     if built_from is not None and digest(graph) != built_from:
         raise ArtifactError(
             f"{graph.name} is not the graph {fact.name} was built from (sha256 differs)",
-            mend=rebuild_command(fact.path, manifest),
+            hint=rebuild_command(fact.path, manifest),
         )
     return graph
 

@@ -59,9 +59,9 @@ def check_scenarios(names: Sequence[str]) -> list[ScenarioName]:
     unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) < len(names):
         said = f"unknown scenario {unknown[0]!r}" if unknown else "a scenario is named twice"
-        raise UsageError(said, mend=f"one or several of {', '.join(known)}")
+        raise UsageError(said, hint=f"one or several of {', '.join(known)}")
     if names and util.find_spec("mlperf_loadgen") is None:
-        raise MissingLibrary("LoadGen is not installed", mend="pip install 'resnet-opt[loadgen]'")
+        raise MissingLibrary("LoadGen is not installed", hint="pip install 'resnet-opt[loadgen]'")
     return [name for name in known if name in names]
 
 

@@ -147,7 +147,7 @@ def _differences(old: BenchResult, new: BenchResult, *, anyway: bool) -> list[st
     if not anyway:
         raise UsageError(
             f"the results come from different machines ({what})",
-            mend="measure both on one machine, or compare them with --anyway",
+            hint="measure both on one machine, or compare them with --anyway",
         )
     return [f"different machines: {what}"]
 
@@ -162,7 +162,7 @@ def _check_settings(old: EngineBench, new: EngineBench, *, anyway: bool) -> list
         return []
     what = f"{old.name} was measured with different settings: {', '.join(differing)}"
     if not anyway:
-        raise UsageError(what, mend="measure both alike, or compare them with --anyway")
+        raise UsageError(what, hint="measure both alike, or compare them with --anyway")
     return [what]
 
 
@@ -254,7 +254,7 @@ def _usable(values: Sequence[float], label: str) -> NDArray[np.float64]:
     if len(found) < MIN_ROUNDS_FOR_INTERVAL or not np.all(np.isfinite(found) & (found > 0)):
         raise UsageError(
             f"{label} has no {MIN_ROUNDS_FOR_INTERVAL} usable medians of rounds",
-            mend="run resnet-opt bench again",
+            hint="run resnet-opt bench again",
         )
     return found
 

@@ -32,7 +32,7 @@ def check_starts(starts: int) -> None:
     if starts != 1 and starts < LEAST_STARTS:
         raise UsageError(
             f"{starts} starts tell nothing of how starts differ",
-            mend=f"--starts 1, or {LEAST_STARTS} and more; 5 is usual",
+            hint=f"--starts 1, or {LEAST_STARTS} and more; 5 is usual",
         )
 
 

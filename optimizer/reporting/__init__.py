@@ -41,21 +41,21 @@ def load_run(folder: Path) -> RunResult:
     if folder.is_file():
         raise ArtifactError(
             f"{folder} is a file, a report is made of the folder of a run",
-            mend="name the folder that resnet-opt run or demo wrote",
+            hint="name the folder that resnet-opt run or demo wrote",
         )
     if not folder.is_dir():
-        raise ArtifactError(f"no such folder: {folder}", mend="name the folder that a run wrote")
+        raise ArtifactError(f"no such folder: {folder}", hint="name the folder that a run wrote")
     path = folder / "results.json"
     if not path.is_file():
         raise ArtifactError(
             f"{folder} has no results.json",
-            mend="name the folder that resnet-opt run or demo wrote; an interrupted run has none",
+            hint="name the folder that resnet-opt run or demo wrote; an interrupted run has none",
         )
     result = read_result(path)
     if not isinstance(result, RunResult):
         raise ArtifactError(
             f"{path} holds the result of {result.kind}, not of a run",
-            mend="name the folder that resnet-opt run or demo wrote",
+            hint="name the folder that resnet-opt run or demo wrote",
         )
     return result
 
@@ -70,7 +70,7 @@ def load_profile(path: Path) -> ProfileResult:
     if not isinstance(result, ProfileResult):
         raise ArtifactError(
             f"{path} holds the result of {result.kind}, not of profile",
-            mend="name what resnet-opt profile wrote",
+            hint="name what resnet-opt profile wrote",
         )
     return result
 
@@ -91,17 +91,17 @@ def write_report(run_dirs: Sequence[Path], output: Path, *, profile: Path | None
         ArtifactError: As `load_run` and `load_profile`.
     """
     if not run_dirs:
-        raise UsageError("no run folder to report on", mend="name at least one run folder")
+        raise UsageError("no run folder to report on", hint="name at least one run folder")
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(
             f"a report cannot be written as {output.name}",
-            mend=f"end its name in {', '.join(SUFFIXES)}",
+            hint=f"end its name in {', '.join(SUFFIXES)}",
         )
     if profile is not None and len(run_dirs) > 1:
         raise UsageError(
             "one profile belongs to one run, not to several",
-            mend="put it into its run folder as profile.json",
+            hint="put it into its run folder as profile.json",
         )
     runs = [(load_run(folder), _seen_from(output, folder)) for folder in run_dirs]
     profiles = [_profile_of(folder, profile) for folder in run_dirs]

@@ -58,12 +58,12 @@ def read_result(path: Path) -> Result:
     import json
 
     if not path.is_file():
-        raise ArtifactError(f"no such file: {path}", mend="check the path")
+        raise ArtifactError(f"no such file: {path}", hint="check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactError(
-            f"{path.name} is not JSON: {error}", mend="run the command again"
+            f"{path.name} is not JSON: {error}", hint="run the command again"
         ) from error
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -74,13 +74,13 @@ def read_result(path: Path) -> Result:
         raise ArtifactError(
             f"{path.name} has schema version {raw.get('schema_version')}, "
             f"this is version {SCHEMA_VERSION}",
-            mend="run the command again with this version of resnet-opt",
+            hint="run the command again with this version of resnet-opt",
         )
     written = raw.pop(_DIGEST, None)  # files of earlier versions have none
     if written is not None and written != _digest(raw):
         raise ArtifactError(
             f"{path.name} was edited since it was written: its digest does not fit",
-            mend="run the command again; figures are changed by measuring anew",
+            hint="run the command again; figures are changed by measuring anew",
         )
     try:
         result = _KINDS[kind].model_validate(raw)
@@ -89,7 +89,7 @@ def read_result(path: Path) -> Result:
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
             f"{path.name} does not fit its schema at {where}: {first['msg']}",
-            mend="run the command again",
+            hint="run the command again",
         ) from error
     assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult, ProfileResult))
     return result

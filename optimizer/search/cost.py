@@ -141,7 +141,7 @@ def timed(graphs: Sequence[Path], image_size: int) -> list[TimedGraph]:
             "optimizer.engines.openvino_layers:time_layers", [graphs, image_size]
         )
     except ChildFailed as failure:
-        raise BuildError(f"timing openvino {failure.message}", mend="try again") from failure
+        raise BuildError(f"timing openvino {failure.message}", hint="try again") from failure
     return found
 
 

@@ -62,14 +62,14 @@ def images_for(options: Conversion) -> ImageDataset:
     if ready is not None:
         raise UsageError(
             f"a search calibrates on a part of --calib and walks on the rest, not on {ready}",
-            mend="leave it out; --precision int8 takes statistics and encodings, kept layers too",
+            hint="leave it out; --precision int8 takes statistics and encodings, kept layers too",
         )
     if calib is None:
-        raise UsageError("a search needs images", mend="--calib digits:train, a folder or file.npz")
+        raise UsageError("a search needs images", hint="--calib digits:train, a folder or file.npz")
     if data is None:
         raise UsageError(
             "a search needs other images to judge what it finds",
-            mend="--data digits:test, a folder or file.npz",
+            hint="--data digits:test, a folder or file.npz",
         )
     skip = options.skip_bad_images
     dataset = open_dataset(calib, skip_bad_images=skip, workers=options.workers)
@@ -142,7 +142,7 @@ def check_data(calib: ImageDataset, data: ImageDataset) -> None:
     if shared:
         raise UsageError(
             f"{shared} of the {len(data)} images of {data.name} are in {calib.name} too",
-            mend="leave out --calib, then a part of the data calibrates and the rest judges; or give "
+            hint="leave out --calib, then a part of the data calibrates and the rest judges; or give "
             "--data images that neither calibration nor the search has seen",
         )
 
@@ -326,7 +326,7 @@ def _preprocessing(graph: Path, facts: GraphFacts) -> Preprocessing:
     if facts.preprocessing is None:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
-            mend="export it with resnet-opt export",
+            hint="export it with resnet-opt export",
         )
     return Preprocessing.from_dict(facts.preprocessing)
 

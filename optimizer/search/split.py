@@ -1,6 +1,6 @@
 """The images that the search looks at: none that calibrated, and none that will judge.
 
-A layer kept because it mends the calibration images themselves would be kept for nothing, and a
+A layer kept because it fixes the calibration images themselves would be kept for nothing, and a
 front that was chosen on the judge's images would flatter the graph it was chosen for.
 """
 
@@ -50,7 +50,7 @@ def divided(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]
     if count < LEAST_IMAGES:
         raise DataError(
             f"{len(dataset)} images are too few to calibrate and to search on",
-            mend=f"at least {2 * LEAST_IMAGES}, better 1,000: --calib",
+            hint=f"at least {2 * LEAST_IMAGES}, better 1,000: --calib",
         )
     chosen = stratified_subset(dataset.labels, count)
     rest = dataset.select(np.setdiff1d(np.arange(len(dataset)), chosen))

@@ -54,12 +54,12 @@ class Variants:
         if options.bias_correction != "network":
             raise UsageError(
                 f"a search corrects biases on the network, not by {options.bias_correction!r}",
-                mend="--bias-correction network",
+                hint="--bias-correction network",
             )
         if not Simulation.simulates(self.topology):
             raise GraphError("the graph has operations that cannot be simulated")
         if not len(statistics.sample):
-            raise DataError("the statistics carry no sample of images", mend="calibrate again")
+            raise DataError("the statistics carry no sample of images", hint="calibrate again")
         self.rules = rules
         self.base = compute_encodings(model, statistics, rules, graph_sha256, options)
         self.start: Kept = frozenset(self.base.keep)

@@ -144,7 +144,7 @@ def rules_for(target: str, cpu: CpuFeatures | None = None) -> TargetRules:
     name = _ALIASES.get(target, target)
     if name not in TARGETS:
         known = ", ".join(sorted({*TARGETS, *_ALIASES}))
-        raise UsageError(f"unknown target {target!r}", mend=f"one of {known}")
+        raise UsageError(f"unknown target {target!r}", hint=f"one of {known}")
     rules = TARGETS[name]
     layout = _PAIRS.get(name)
     if layout is not None and not (cpu or cpu_features()).vnni:

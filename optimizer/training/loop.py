@@ -85,7 +85,7 @@ def _finite(loss: float, epoch: int, settings: TrainOptions) -> float:
     if not math.isfinite(loss):
         raise UsageError(
             f"training diverged: the loss became {loss} in epoch {epoch}",
-            mend=f"lower the learning rate, --lr {settings.lr / 10:g}",
+            hint=f"lower the learning rate, --lr {settings.lr / 10:g}",
         )
     return loss
 

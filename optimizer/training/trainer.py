@@ -218,7 +218,7 @@ def _start(
         return build_module(arch, num_classes, zero_init_residual=True)
     if init.arch != arch:
         raise UsageError(
-            f"{init.source} is a {init.arch}, not a {arch}", mend=f"--arch {init.arch}"
+            f"{init.source} is a {init.arch}, not a {arch}", hint=f"--arch {init.arch}"
         )
     module = copy.deepcopy(init.module)
     renamed = init.classes is not None and classes is not None and init.classes != classes

@@ -107,7 +107,7 @@ def _engine_and_target(options: BuildOptions) -> tuple[str, str]:
     if engine == "auto":
         engine = "onnxruntime" if options.provider else choose_engine(options.precision)
     if options.provider_options and options.provider is None:
-        raise UsageError("--provider-option without a provider", mend="--provider NAME")
+        raise UsageError("--provider-option without a provider", hint="--provider NAME")
     check_engine(options, [engine])
     return engine, lowering_target(engine, options.provider)
 
@@ -134,5 +134,5 @@ def _check_preprocessing_source(options: BuildOptions, facts: GraphFacts | None)
     if options.preprocessing_from is not None and (facts is None or facts.precision != "fp32"):
         raise UsageError(
             "--preprocessing-from is for FP32 graphs here",
-            mend="resnet-opt quantize takes it for a graph that is INT8 already",
+            hint="resnet-opt quantize takes it for a graph that is INT8 already",
         )

@@ -69,7 +69,7 @@ def _open(options: CalibrateOptions) -> ImageDataset:
 
     if options.calib is None:
         raise UsageError(
-            "calibration needs images", mend="--calib digits:train, a folder or file.npz"
+            "calibration needs images", hint="--calib digits:train, a folder or file.npz"
         )
     return open_dataset(
         options.calib,

@@ -132,7 +132,7 @@ def compare(old: Path | str, new: Path | str, options: CompareOptions) -> Compar
     if outcome.speed is None and not outcome.accuracy:
         raise UsageError(
             f"{old.name} holds {before.kind}, {new.name} holds {after.kind}: nothing to compare",
-            mend="give two results of the same kind",
+            hint="give two results of the same kind",
         )
     return outcome
 

@@ -168,7 +168,7 @@ class Job:
         if mixed and (pool is None or held_out is None):
             raise UsageError(
                 "mixed precision needs images to search on and others to judge what it finds",
-                mend="--data with labelled images; --calib for those of the search",
+                hint="--data with labelled images; --calib for those of the search",
             )
         if pool is not None and mixed and pool.skip_bad_images:
             pool = pool.verify()  # a search reads its images several times

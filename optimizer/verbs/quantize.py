@@ -60,7 +60,7 @@ def quantize(
     graph, output = Path(graph), Path(output)
     check_output(output, [graph, *conversion_inputs(options)])
     if options.precision not in {"int8", "mixed"} and options.encodings is not None:
-        raise UsageError("encodings are for INT8", mend="--precision int8, or no --encodings")
+        raise UsageError("encodings are for INT8", hint="--precision int8, or no --encodings")
     check_options(graph, options.precision, options)
     made, search = convert(graph, output, options, images=images, cache=cache, progress=progress)
     if search is not None and options.data is not None:

@@ -63,7 +63,7 @@ def refit(
     if built_from is None:
         raise ArtifactError(
             f"the graph that {engine.name} was built from does not lie beside it",
-            mend=f"copy {engine.name}.graph.onnx into the same folder",
+            hint=f"copy {engine.name}.graph.onnx into the same folder",
         )
     facts = graph_facts(built_from)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,14 +122,14 @@ def _backend(engine: Artifact) -> TensorRt:
     if engine.manifest.kind != "engine":
         raise ArtifactError(
             f"{engine.path.name} is a {engine.manifest.kind}, not an engine",
-            mend="resnet-opt build makes engines",
+            hint="resnet-opt build makes engines",
         )
     name = str(engine.manifest.settings.get("backend"))
     backend = get_backend(name)
     if not isinstance(backend, TensorRt):
         raise UsageError(
             f"{engine.path.name} is an engine of {name}, only TensorRT's can be refitted",
-            mend="export the new checkpoint and build an engine of it",
+            hint="export the new checkpoint and build an engine of it",
         )
     return backend
 
@@ -140,7 +140,7 @@ def _check_carries_over(facts: GraphFacts, engine: Path, old: Artifact, model: s
         raise UsageError(
             f"{engine.name} is {precision.upper()}: its scales belong to the weights it was "
             f"calibrated with, those of {model} need others",
-            mend=f"resnet-opt export {model} -o new.onnx, then resnet-opt build new.onnx "
+            hint=f"resnet-opt export {model} -o new.onnx, then resnet-opt build new.onnx "
             f"--precision {precision} --engine {old.manifest.settings['backend']} --calib DATA",
         )
 
@@ -161,7 +161,7 @@ def _exported(
     if facts.arch and loaded.arch != facts.arch:
         raise UsageError(
             f"{model} is a {loaded.arch}, the engine a {facts.arch}",
-            mend="a refit takes other weights of the same architecture; build an engine of it",
+            hint="a refit takes other weights of the same architecture; build an engine of it",
         )
     graph = export_onnx(
         loaded,

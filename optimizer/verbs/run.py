@@ -173,7 +173,7 @@ def _execute(
     from optimizer.reporting.findings import findings
 
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", mend="-o with the name of a folder")
+        raise UsageError(f"{folder} is a file", hint="-o with the name of a folder")
     check_output(folder / "results.json")
     started = time.perf_counter()
     job = Job(recipe, folder.resolve(), cache, progress or Silent())
@@ -187,7 +187,7 @@ def _execute(
         job.build_section(section, checkpoint, graph, statistics, images)
     if not job.engines:
         reasons = "; ".join(f"{s.label}: {s.note}" for s in job.stages if s.status != "ok")
-        raise EnvironmentFault(f"no engine could be built: {reasons}", mend="resnet-opt doctor")
+        raise EnvironmentFault(f"no engine could be built: {reasons}", hint="resnet-opt doctor")
     validated = job.validate(checkpoint, graph, images)
     measured = job.bench(checkpoint)
     result = RunResult(

@@ -56,7 +56,7 @@ def validate(
 
     paths = [Path(engine) for engine in as_list(engines)]
     if not paths:
-        raise UsageError("no engine to validate", mend="resnet-opt validate ENGINE…")
+        raise UsageError("no engine to validate", hint="resnet-opt validate ENGINE…")
     if output is not None:
         output = Path(output)
         check_output(output, [*paths, options.reference, options.data])

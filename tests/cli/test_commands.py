@@ -159,7 +159,7 @@ def test_passes_can_be_switched_off(
 
 @pytest.mark.parametrize("flag", ["--no-shift", "--no-equalize", "--keep layer1.0.conv1"])
 @pytest.mark.parametrize(
-    ("flags", "mend"),
+    ("flags", "hint"),
     [
         (["--precision", "fp16"], "--precision int8"),
         (["--encodings", "ENCODINGS"], "leave out"),
@@ -171,7 +171,7 @@ def test_options_of_int8_where_nothing_is_encoded(
     small_statistics: Path,
     tmp_path: Path,
     flags: list[str],
-    mend: str,
+    hint: str,
     flag: str,
 ) -> None:
     plain = tmp_path / "plain.onnx"
@@ -181,7 +181,7 @@ def test_options_of_int8_where_nothing_is_encoded(
     said = resnet_opt("quantize", small_graph, *given, *flag.split(), "-o", output)
     assert said.code == 2
     assert flag.split(maxsplit=1)[0] in said.err
-    assert mend in said.err
+    assert hint in said.err
     assert not output.exists()
     # A Q/DQ graph brings its own integers.
     for verb in (["quantize"], ["build", "--int8", "--engine", "openvino"]):
@@ -446,7 +446,7 @@ def test_a_provider_that_is_not_here_stops_the_build(
     assert said.code == 3
     (line,) = said.errors
     assert f"ONNX Runtime's provider {provider} cannot be used here: " in line
-    assert "mend: " in said.err
+    assert "hint: " in said.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,11 +30,11 @@ def terminal() -> tuple[Console, io.StringIO]:
 def test_an_error_is_one_line_and_its_mend_another() -> None:
     shown, stream = plain()
     error = UsageError(
-        "no such file: " + "a/very/long/path/" * 8 + "x.onnx", mend="check\nthe path"
+        "no such file: " + "a/very/long/path/" * 8 + "x.onnx", hint="check\nthe path"
     )
     print_error(error, shown)
     lines = stream.getvalue().splitlines()
-    assert lines == ["error: " + error.message, "mend: check the path"]
+    assert lines == ["error: " + error.message, "hint: check the path"]
 
 
 def test_an_error_without_a_mend_is_one_line() -> None:

@@ -180,8 +180,8 @@ def test_a_killed_worker_is_an_error_and_no_hang(photos: Path) -> None:
         with pytest.raises(EnvironmentFault, match=r"by SIGKILL before it had read .*\.jpg") as got:
             for _ in images:
                 pass
-    assert got.value.mend is not None
-    assert "fewer --workers" in got.value.mend
+    assert got.value.hint is not None
+    assert "fewer --workers" in got.value.hint
     assert not other.is_running()
 
 

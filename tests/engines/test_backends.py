@@ -244,5 +244,5 @@ def test_what_only_tensorrt_has_is_refused_elsewhere(
     backend = get_backend(name)
     with pytest.raises(UsageError, match=wrong) as caught:
         backend.engine_settings(BuildSettings(precision="fp32", **setting))
-    assert "--engine tensorrt" in str(caught.value.mend)
+    assert "--engine tensorrt" in str(caught.value.hint)
     backend.engine_settings(BuildSettings(precision="fp32"))

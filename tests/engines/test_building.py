@@ -194,8 +194,8 @@ def test_an_engine_of_elsewhere_is_refused_with_the_command(
     manifest_path(made.path).write_text(json.dumps(raw))
     with pytest.raises(ArtifactError, match=message) as caught:
         open_engine(made.path)
-    assert caught.value.mend is not None
-    assert caught.value.mend.startswith("resnet-opt build e.blob.graph.onnx --precision fp32")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("resnet-opt build e.blob.graph.onnx --precision fp32")
 
 
 @pytest.mark.parametrize(("can_build", "error"), [(True, MissingDevice), (False, MissingLibrary)])

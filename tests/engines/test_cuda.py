@@ -48,7 +48,7 @@ def test_a_machine_without_a_driver() -> None:
     assert cuda_devices() == []
     status = cuda_status()
     assert status.fault is not None
-    assert status.mend is not None
+    assert status.hint is not None
     assert status.driver is None
 
 
@@ -68,19 +68,19 @@ def test_every_gpu_is_hidden(monkeypatch: pytest.MonkeyPatch, value: str, raises
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     status = cuda_status()
     assert status.fault == "CUDA_VISIBLE_DEVICES hides every GPU"
-    assert status.mend == "unset CUDA_VISIBLE_DEVICES"
+    assert status.hint == "unset CUDA_VISIBLE_DEVICES"
 
 
 def test_without_any_package_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> Any:
-        raise MissingLibrary("neither is installed", mend="pip install it")
+        raise MissingLibrary("neither is installed", hint="pip install it")
 
     monkeypatch.setattr(cuda, "cuda_api", nothing)
     gpu = bindings.CudaDevice(0, "NVIDIA Test", (8, 6), 1 << 33)
     monkeypatch.setattr(cuda, "_seen_by_the_driver", lambda: ((gpu,), "13.0"))
     status = cuda_status()
     assert status.devices == (gpu,)
-    assert (status.fault, status.mend) == ("neither is installed", "pip install it")
+    assert (status.fault, status.hint) == ("neither is installed", "pip install it")
     assert gpu.sm == "sm86"
     monkeypatch.setattr(cuda, "_seen_by_the_driver", lambda: ((), None))
     assert cuda_status().fault == "no NVIDIA driver"
@@ -96,7 +96,7 @@ def test_neither_package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingLibrary, match="neither cuda-python nor pycuda") as caught:
         cuda.open_api()
-    assert caught.value.mend == 'pip install "resnet-opt[cuda]"'
+    assert caught.value.hint == 'pip install "resnet-opt[cuda]"'
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_driver_that_is_too_old_for_the_package(
     monkeypatch.setattr(cuda_python, "_driver_by_nvml", lambda: "12.4")
     with pytest.raises(MissingDevice, match=r"needs a newer driver .* for CUDA 12\.4") as caught:
         cuda_python.devices()
-    assert str(caught.value.mend) == 'update the driver, or pip install "cuda-python<13"'
+    assert str(caught.value.hint) == 'update the driver, or pip install "cuda-python<13"'
 
 
 def failing_with(cuda_python: Any, code: int) -> list[str]:
@@ -336,7 +336,7 @@ def test_other_errors_of_cuda_keep_their_text(cuda_python: Any) -> None:
         ResnetOptError, match=r"cudaMalloc: out of memory \(CUDA error 2\)"
     ) as caught:
         cuda_python.malloc(1 << 40)
-    assert "smaller batch" in str(caught.value.mend)
+    assert "smaller batch" in str(caught.value.hint)
     assert called == ["cudaGetLastError"], "TensorRT would find the error after its next kernel"
 
 
@@ -345,7 +345,7 @@ def test_errors_that_stay_say_so(cuda_python: Any, code: int) -> None:
     failing_with(cuda_python, code)
     with pytest.raises(ResnetOptError, match=rf"CUDA error {code}") as caught:
         cuda_python.malloc(1)
-    assert "start again" in str(caught.value.mend)
+    assert "start again" in str(caught.value.hint)
 
 
 # --- a real GPU ----------------------------------------------------------------------------------

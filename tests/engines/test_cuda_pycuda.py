@@ -122,5 +122,5 @@ def test_its_errors_are_ours(driver: Driver) -> None:
     api.set_device(0)
     with pytest.raises(ResnetOptError, match="mem_alloc: cuMemAlloc failed") as caught:
         api.malloc(1 << 40)
-    assert "smaller batch" in str(caught.value.mend)
+    assert "smaller batch" in str(caught.value.hint)
     api._leave()

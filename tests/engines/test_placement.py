@@ -105,7 +105,7 @@ def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> No
     check_opens(backend, *manifest("gpu.onnx", provider="cuda"))
     with pytest.raises(ArtifactError, match="was built for model another CPU") as caught:
         check_opens(backend, *manifest("cpu.onnx"))
-    assert "--engine onnxruntime" in str(caught.value.mend)
+    assert "--engine onnxruntime" in str(caught.value.hint)
 
 
 def test_the_command_that_rebuilds_has_the_provider(tmp_path: Path) -> None:

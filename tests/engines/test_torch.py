@@ -59,7 +59,7 @@ def test_a_compiled_network_has_no_layers_to_time(checkpoint: Path) -> None:
 def test_an_unknown_variant(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="there is no torch-int8") as caught:
         open_streams(checkpoint, 1, opening=Opening("torch-int8"))
-    assert caught.value.mend == "one of torch-fp16, torch-compile"
+    assert caught.value.hint == "one of torch-fp16, torch-compile"
 
 
 def test_the_layout_that_is_fast() -> None:
@@ -93,7 +93,7 @@ def test_a_further_baseline_needs_a_checkpoint() -> None:
     engine = EngineFacts(path=Path("m.plan"), name="m.plan", backend="tensorrt", precision="fp16")
     with pytest.raises(UsageError, match="none is among the engines") as caught:
         pytorch_baseline([engine], "torch-fp16")
-    assert "model.safetensors" in str(caught.value.mend)
+    assert "model.safetensors" in str(caught.value.hint)
     torch = EngineFacts(path=Path("m.pt"), name="m.pt", backend="torch", precision="fp32")
     found = pytorch_baseline([engine, torch], "torch-fp16")
     assert found.name == "m.pt (PyTorch eager, FP16)"

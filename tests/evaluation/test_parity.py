@@ -123,10 +123,10 @@ def test_too_few_images_are_inconclusive_and_say_how_many_would_do(
     assert f"about {result.images_needed:,} would" in result.finding
     with pytest.raises(Inconclusive) as caught:
         raise_for_verdict(result)
-    assert str(result.images_needed) in str(caught.value.mend).replace(",", "")
+    assert str(result.images_needed) in str(caught.value.hint).replace(",", "")
 
 
-def test_where_labels_are_chance_more_images_are_no_mend(
+def test_where_labels_are_chance_more_images_are_no_hint(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     """Classes in another order: the reference is wrong about nearly all, and so is any engine."""
@@ -137,7 +137,7 @@ def test_where_labels_are_chance_more_images_are_no_mend(
     assert result.finding.startswith("the labels tell nothing about graph int8")
     with pytest.raises(Inconclusive) as caught:
         raise_for_verdict(result)
-    assert "more images tell no more" in str(caught.value.mend)
+    assert "more images tell no more" in str(caught.value.hint)
 
 
 def test_flips_have_their_own_limit(tmp_path: Path, reference: Path, data: ImageDataset) -> None:

@@ -14,7 +14,7 @@ def test_far_below_the_known_accuracy_is_the_data_s_fault() -> None:
     assert caught.value.exit_code == 4
     assert "70.00 % top-1 on 1000 images of val" in caught.value.message
     assert "known for 80.00 %: the data or the preprocessing is wrong" in caught.value.message
-    assert caught.value.mend is not None
+    assert caught.value.hint is not None
 
 
 def test_chance_and_better_accuracy_pass() -> None:

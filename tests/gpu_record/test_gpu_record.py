@@ -193,7 +193,7 @@ def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
     file = RecordFile(path, Cleaner())
     with recording._step(file, "first one", Silent()) as found:
         found["before"] = 1
-        raise ResnetOptError("it went wrong", mend="nothing")
+        raise ResnetOptError("it went wrong", hint="nothing")
     with recording._step(file, "second", Silent()):
         raise ZeroDivisionError("not foreseen")
     first, second = read_record(path)

@@ -122,7 +122,7 @@ def test_objects_in_a_file_are_never_run(dump: Callable[..., None], tmp_path: Pa
     assert not trace.exists()
 
 
-def test_a_whole_module_is_refused_with_the_mend(resnet18: Model, tmp_path: Path) -> None:
+def test_a_whole_module_is_refused_with_the_hint(resnet18: Model, tmp_path: Path) -> None:
     torch.save(resnet18.module, tmp_path / "module.pth")
     with pytest.raises(CheckpointError, match=r"could run code.*state_dict\(\)"):
         load_model(tmp_path / "module.pth")

@@ -149,7 +149,7 @@ def test_options_of_one_engine_are_refused_for_others() -> None:
     check_engine(BuildOptions.parse({"tf32": False}), ["openvino"])  # the default is no request
     with pytest.raises(UsageError, match=r"--workspace is for tensorrt, .* not for openvino") as e:
         check_engine(options, ["openvino"])
-    assert e.value.mend == "leave it out, or --engine tensorrt"
+    assert e.value.hint == "leave it out, or --engine tensorrt"
 
 
 def test_every_restricted_option_goes_to_its_engines_alone() -> None:
@@ -223,7 +223,7 @@ def test_a_mistake_gives_one_sentence_everywhere(
     assert said.code == 2
     if name in kinds[section].model_fields:
         assert said.errors == [f"error: {in_python.value.message}"]
-        assert in_python.value.mend is None or in_python.value.mend in said.err
+        assert in_python.value.hint is None or in_python.value.hint in said.err
     else:
         assert name.replace("_", "-") in said.errors[0]
 
@@ -231,7 +231,7 @@ def test_a_mistake_gives_one_sentence_everywhere(
 def test_a_name_that_is_nearly_right_is_suggested(resnet_opt: Command) -> None:
     with pytest.raises(UsageError) as error:
         BuildOptions.of(None, {"presicion": "int8"})
-    assert error.value.mend == "did you mean precision?"
+    assert error.value.hint == "did you mean precision?"
     said = resnet_opt("build", "m.onnx", "-o", "m", "--presicion", "int8")
     assert "did you mean --precision?" in said.err
     assert "did you mean build?" in resnet_opt("biuld").err

@@ -272,7 +272,7 @@ def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
     object.__setattr__(state, "recipe", recipe)
     with pytest.raises(UsageError, match="256 of the 540 images of digits:test are in") as caught:
         open_images(state)
-    assert "leave out --calib" in str(caught.value.mend)
+    assert "leave out --calib" in str(caught.value.hint)
 
 
 def test_lowering_needs_no_observed_tensor_that_calibration_lacks() -> None:

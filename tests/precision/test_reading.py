@@ -196,7 +196,7 @@ def test_asymmetric_weights_are_refused() -> None:
         read_quantized(source)
 
 
-def test_operators_on_integers_are_refused_with_the_mend() -> None:
+def test_operators_on_integers_are_refused_with_the_hint() -> None:
     source = by_onnxruntime(network(1), operators=True)
     with pytest.raises(GraphError, match=r"computes on integers .*QLinearConv") as error:
         read_quantized(source)

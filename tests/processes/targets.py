@@ -47,7 +47,7 @@ class OddError(ResnetOptError):
     """Cannot be pickled: its constructor wants something else."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"number {number}", mend="another number")
+        super().__init__(f"number {number}", hint="another number")
 
     def __reduce__(self) -> Any:
         return OddError, ("no", "such", "arguments")
@@ -55,9 +55,9 @@ class OddError(ResnetOptError):
 
 def fail(how: str) -> None:
     if how == "gate":
-        raise AccuracyGateFailed("lost too much", mend="quantize less")
+        raise AccuracyGateFailed("lost too much", hint="quantize less")
     if how == "device":
-        raise MissingDevice("no such GPU", mend="plug it in")
+        raise MissingDevice("no such GPU", hint="plug it in")
     if how == "odd":
         raise OddError(7)
     if how == "interrupt":

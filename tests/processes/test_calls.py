@@ -98,7 +98,7 @@ def test_it_may_be_asked_in_threads_and_in_an_event_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "kind", "code", "mend"),
+    ("how", "kind", "code", "hint"),
     [
         ("gate", AccuracyGateFailed, 4, "quantize less"),
         ("device", MissingDevice, 3, "plug it in"),
@@ -107,12 +107,12 @@ def test_it_may_be_asked_in_threads_and_in_an_event_loop() -> None:
 )
 @pytest.mark.parametrize("function", ["fail", "give_up_in_a_thread"])
 def test_our_exceptions_cross_as_themselves(
-    function: str, how: str, kind: type[ResnetOptError], code: int, mend: str
+    function: str, how: str, kind: type[ResnetOptError], code: int, hint: str
 ) -> None:
     with pytest.raises(kind) as caught:
         ask(function, how)
     assert type(caught.value) is kind
-    assert (caught.value.exit_code, caught.value.mend) == (code, mend)
+    assert (caught.value.exit_code, caught.value.hint) == (code, hint)
     assert caught.value.message in {"lost too much", "no such GPU", "number 7"}
 
 
@@ -214,7 +214,7 @@ def test_a_python_that_does_not_know_itself(
     with pytest.raises(EnvironmentFault, match=r"sys\.executable is empty") as caught:
         ask("add", 1, 1)
     assert caught.value.exit_code == 3
-    assert caught.value.mend is not None
+    assert caught.value.hint is not None
 
 
 def test_a_python_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_too_few_workers_to_compare_anything(engine: Path) -> None:
     check_max_workers(3, asked, SHARED)
     with pytest.raises(UsageError, match="2 workers at a time are too few") as caught:
         check_max_workers(2, asked, SHARED)
-    assert caught.value.mend == "--max-workers 3 or more"
+    assert caught.value.hint == "--max-workers 3 or more"
     check_max_workers(1, cells(engine, BASE), SHARED)
     with pytest.raises(UsageError):
         check_max_workers(0, cells(engine, BASE), SHARED)

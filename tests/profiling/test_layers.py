@@ -200,7 +200,7 @@ def test_the_graph_must_be_there_and_the_right_one(
         ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx.* is not beside"
     ) as missing:
         profile([engine], ceilings=False)
-    assert "resnet-opt build" in str(missing.value.mend)
+    assert "resnet-opt build" in str(missing.value.hint)
     shutil.copy(small_graph, f"{engine}.graph.onnx")  # the FP32 graph it was quantized from
     with pytest.raises(ArtifactError, match=r"is not the graph openvino-int8\.blob was built from"):
         profile([engine], ceilings=False)

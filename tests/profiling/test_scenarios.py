@@ -227,7 +227,7 @@ def test_the_process_of_a_test_is_not_imported_by_the_package() -> None:
 def test_wrong_names_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown scenario 'singlestream'") as error:
         check_scenarios(["singlestream"])
-    assert "single-stream, multi-stream, server, offline" in str(error.value.mend)
+    assert "single-stream, multi-stream, server, offline" in str(error.value.hint)
     with pytest.raises(UsageError, match="named twice"):
         check_scenarios(["offline", "offline"])
 
@@ -238,7 +238,7 @@ def test_without_loadgen_nothing_is_measured_and_the_command_is_said(
     monkeypatch.setattr(scenarios.util, "find_spec", lambda name: None)
     with pytest.raises(MissingLibrary, match="LoadGen is not installed") as error:
         bench([make_engine()], scenario=["offline"])
-    assert error.value.mend == "pip install 'resnet-opt[loadgen]'"
+    assert error.value.hint == "pip install 'resnet-opt[loadgen]'"
     assert check_scenarios([]) == []
 
 

@@ -41,7 +41,7 @@ def test_an_interval_never_becomes_narrower() -> None:
 def test_a_number_of_starts_that_says_nothing_is_refused(starts: int) -> None:
     with pytest.raises(UsageError, match=f"{starts} starts tell nothing") as caught:
         check_starts(starts)
-    assert "--starts 1, or 3 and more" in str(caught.value.mend)
+    assert "--starts 1, or 3 and more" in str(caught.value.hint)
 
 
 def test_two_copies_whose_starts_differ_are_not_told_apart(make_engine: MakeEngine) -> None:

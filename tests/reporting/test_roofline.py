@@ -188,4 +188,4 @@ def test_a_profile_that_is_none_or_of_several_runs_is_refused(
         write_report(folders[:1], tmp_path / "r.md", profile=tmp_path / "bench.json")
     with pytest.raises(UsageError, match="one profile belongs to one run") as error:
         write_report(folders, tmp_path / "r.md", profile=tmp_path / "bench.json")
-    assert "profile.json" in str(error.value.mend)
+    assert "profile.json" in str(error.value.hint)

@@ -28,7 +28,7 @@ def test_a_run_is_read_as_it_was_written(folder: Path, full_run: RunResult) -> N
 def test_a_folder_that_is_no_run_says_what_to_name(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no results\.json") as error:
         load_run(tmp_path)
-    assert error.value.mend
+    assert error.value.hint
     with pytest.raises(ArtifactError, match="no such folder"):
         load_run(tmp_path / "missing")
 
@@ -53,7 +53,7 @@ def test_the_suffix_decides(folder: Path, tmp_path: Path, suffix: str) -> None:
 def test_other_suffixes_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as error:
         write_report([folder], tmp_path / name)
-    assert ".html, .md, .csv" in str(error.value.mend)
+    assert ".html, .md, .csv" in str(error.value.hint)
     assert not (tmp_path / name).exists()
 
 

@@ -19,7 +19,7 @@ HOSTILE = "layer1.0.conv2"
 _SEED, _CHANNEL = 1, 1
 """A network and a channel that is alive in it."""
 OPTIONS = EncodingOptions(method="minmax", equalize=False)
-"""Equalization would mend the network that `hostile` makes."""
+"""Equalization would fix the network that `hostile` makes."""
 
 
 def _scale(model: ir.Model, name: str, channel: tuple[int | slice, ...], factor: float) -> None:

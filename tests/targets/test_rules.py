@@ -48,7 +48,7 @@ def test_constants_are_as_narrow_as_what_holds_them() -> None:
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="unknown target 'tflite'") as caught:
         rules_for("tflite")
-    assert "tensorrt-rtx" in str(caught.value.mend)
+    assert "tensorrt-rtx" in str(caught.value.hint)
 
 
 def test_this_machine_is_described() -> None:

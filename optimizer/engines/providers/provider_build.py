@@ -76,7 +76,7 @@ def opened_layers(session: Any, graph: Path, choice: Choice) -> list[LayerInfo]:
         raise BuildError(
             f"provider {choice.provider.name} does not take {', '.join(left[:3])}{more}: "
             "the CPU would compute it",
-            mend="another --precision or provider; resnet-opt doctor tells which are usable",
+            hint="another --precision or provider; resnet-opt doctor tells which are usable",
         )
     return layers
 

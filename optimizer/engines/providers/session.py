@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.engines.batching import check_batch
-from optimizer.engines.cuda_bindings import MEND_DEVICE
+from optimizer.engines.cuda_bindings import HINT_DEVICE
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.engines.providers.settings import Choice
 from optimizer.engines.providers.shared_objects import preload
@@ -102,7 +102,7 @@ def _add_plugin(options: Any, choice: Choice, device: int) -> None:
     if device >= len(devices):
         raise MissingDevice(
             f"provider {choice.provider.name} shows {len(devices)} GPU(s), not cuda:{device}",
-            mend=MEND_DEVICE,
+            hint=HINT_DEVICE,
         )
     options.add_provider_for_devices([devices[device]], dict(choice.options))
 
@@ -128,7 +128,7 @@ def _failure(provider: Provider, lines: Sequence[str], *, started: bool = True) 
     reason = found[1] if found is not None else _first_words(text)
     return MissingLibrary(
         f"ONNX Runtime could not start its provider {provider.name}: {reason}",
-        mend="resnet-opt doctor names what each provider needs",
+        hint="resnet-opt doctor names what each provider needs",
     )
 
 
@@ -232,7 +232,7 @@ class ProviderSession:
         if len(batch) < low or (high is not None and len(batch) > high):
             raise UsageError(
                 f"the engine is compiled for batches of {low} to {high}, not {len(batch)}",
-                mend="build it with another --profile",
+                hint="build it with another --profile",
             )
         return self._bound(batch)
 

@@ -42,7 +42,7 @@ def find_provider(name: str) -> Provider:
     """
     if name not in PROVIDERS:
         raise UsageError(
-            f"ONNX Runtime has no provider {name!r} here", mend=f"one of {', '.join(PROVIDERS)}"
+            f"ONNX Runtime has no provider {name!r} here", hint=f"one of {', '.join(PROVIDERS)}"
         )
     return PROVIDERS[name]
 
@@ -58,7 +58,7 @@ def lowering_target(engine: str, provider: str | None) -> str:
     if engine != "onnxruntime":
         raise UsageError(
             f"--provider {provider} is a setting of ONNX Runtime, not of {engine}",
-            mend="--engine onnxruntime",
+            hint="--engine onnxruntime",
         )
     return find_provider(provider).target
 
@@ -83,13 +83,13 @@ def _check_option(provider: Provider, name: str) -> None:
     if name in reasons:
         raise UsageError(
             f"option {name} of provider {provider.name} is not taken: {reasons[name]}",
-            mend="leave it out",
+            hint="leave it out",
         )
     close = difflib.get_close_matches(name, sorted(provider.options), n=3)
     known = ", ".join(close or sorted(provider.options))
     raise UsageError(
         f"provider {provider.name} has no option {name!r}",
-        mend=f"one of {known}" if known else "leave it out",
+        hint=f"one of {known}" if known else "leave it out",
     )
 
 
@@ -121,7 +121,7 @@ def with_build_settings(
         if "?" in rest:
             raise UsageError(
                 f"provider {provider.name} needs a fixed image size, {input_name} has a dynamic one",
-                mend="export it with --image-size",
+                hint="export it with --image-size",
             )
         made |= {
             f"{provider.profile_options}_{which}_shapes": f"{input_name}:{batch}x{rest}"
@@ -153,7 +153,7 @@ def _profile(settings: BuildSettings) -> tuple[int, int, int]:
     if not 1 <= low <= best <= high:
         raise UsageError(
             f"profile {low}:{best}:{high} is not in order",
-            mend="--profile min:opt:max, as in 1:8:32",
+            hint="--profile min:opt:max, as in 1:8:32",
         )
     return low, best, high
 
@@ -168,7 +168,7 @@ def own_options(provider: Provider, settings: BuildSettings) -> dict[str, str]:
     if settings.timing_cache is not None:
         raise UsageError(
             f"--timing-cache would be used once: provider {provider.name} compiles at every start",
-            mend="--provider-option trt_timing_cache_enable=1 and trt_timing_cache_path=FOLDER"
+            hint="--provider-option trt_timing_cache_enable=1 and trt_timing_cache_path=FOLDER"
             if "trt_timing_cache_path" in provider.options
             else "leave it out",
         )
@@ -188,6 +188,6 @@ def own_options(provider: Provider, settings: BuildSettings) -> dict[str, str]:
             continue
         mine = [name for name in names if name in provider.options]
         if not mine:
-            raise UsageError(f"provider {provider.name} has no {flag}", mend="leave it out")
+            raise UsageError(f"provider {provider.name} has no {flag}", hint="leave it out")
         found[mine[0]] = str(value)
     return found

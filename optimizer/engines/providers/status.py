@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimizer.engines.cuda import cuda_status, device_index
-from optimizer.engines.cuda_bindings import MEND_DEVICE
+from optimizer.engines.cuda_bindings import HINT_DEVICE
 from optimizer.engines.providers.shared_objects import (
     locate,
     needed,
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _DRIVER = {"libcuda", "libnvidia-ml"}
-_MENDS = {
+_HINTS = {
     # A wheel of CUDA 13 names its major version in the library, not in the package.
     "libcudart": "pip install nvidia-cuda-runtime",
     "libcublas": "pip install nvidia-cublas",
@@ -54,7 +54,7 @@ class ProviderStatus:
         reason: One line: what is here, or what is missing.
         needs: The libraries its shared object links, with their major versions.
         missing: Those of them that are not found.
-        mend: What would make it usable.
+        hint: What would make it usable.
         no_device: Only the driver or a GPU is missing.
     """
 
@@ -63,7 +63,7 @@ class ProviderStatus:
     reason: str
     needs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    mend: str | None = None
+    hint: str | None = None
     no_device: bool = False
 
 
@@ -93,14 +93,14 @@ def provider_status(provider: Provider) -> ProviderStatus:
     """Look for a provider, what it links, and a GPU."""
     if importlib.util.find_spec("onnxruntime") is None:
         reason = "onnxruntime is not installed"
-        return ProviderStatus(provider.name, False, reason, mend=provider.mend)
+        return ProviderStatus(provider.name, False, reason, hint=provider.hint)
     if not provider.on_gpu:
         return ProviderStatus(provider.name, True, "in every build of ONNX Runtime")
     path = library_of(provider)
     if path is None:
         what = provider.plugin or "this build of onnxruntime"
         missing = "is not installed" if provider.plugin else f"has no {provider.title} provider"
-        return ProviderStatus(provider.name, False, f"{what} {missing}", mend=provider.mend)
+        return ProviderStatus(provider.name, False, f"{what} {missing}", hint=provider.hint)
     needs = needs_of(provider, path)
     beside = path.parent if provider.plugin else None
     missing_names = [name for name in needs if locate(name, beside) is None]
@@ -109,13 +109,13 @@ def provider_status(provider: Provider) -> ProviderStatus:
         stems = {version_of(name)[0] for name in missing_names}
         return ProviderStatus(
             provider.name, False, reason, needs, missing_names,
-            mend=_mend(missing_names, needs), no_device=stems <= _DRIVER,
+            hint=_hint(missing_names, needs), no_device=stems <= _DRIVER,
         )  # fmt: skip
     status = cuda_status()
     if not status.devices:
         reason = f"all its libraries are here, but {status.fault}"
         return ProviderStatus(
-            provider.name, False, reason, needs, mend=status.mend or MEND_DEVICE, no_device=True
+            provider.name, False, reason, needs, hint=status.hint or HINT_DEVICE, no_device=True
         )
     gpu = status.devices[0]
     return ProviderStatus(provider.name, True, f"on {gpu.name} ({gpu.sm})", needs)
@@ -143,12 +143,12 @@ def check_usable(provider: Provider, device: str | None) -> int:
         kind: type[ResnetOptError] = MissingDevice if found.no_device else MissingLibrary
         raise kind(
             f"ONNX Runtime's provider {provider.name} cannot be used here: {found.reason}",
-            mend=found.mend,
+            hint=found.hint,
         )
     devices = cuda_status().devices
     if index >= len(devices):
         raise MissingDevice(
-            f"there is no cuda:{index}, only {len(devices)} GPU(s)", mend="--device cuda:0"
+            f"there is no cuda:{index}, only {len(devices)} GPU(s)", hint="--device cuda:0"
         )
     return index
 
@@ -174,19 +174,19 @@ def check_computes(
     check_precision(library, precision, [number], storage_only=storage_only)
 
 
-def _mend(missing: list[str], needs: list[str]) -> str:
+def _hint(missing: list[str], needs: list[str]) -> str:
     """The commands that install what is missing; the driver only if nothing else is."""
     versions = dict(version_of(name) for name in needs)
     cuda = versions.get("libcudart", "13")
     commands = []
     for name in missing:
         stem, version = version_of(name)
-        template = _MENDS.get(stem)
+        template = _HINTS.get(stem)
         if template is not None:
             following = int(version) + 1 if version.isdecimal() else version
             commands.append(template.format(cuda=cuda, version=version, next=following))
     if any(version_of(name)[0] in _DRIVER for name in missing):
-        commands.append(MEND_DEVICE)
-    unknown = [name for name in missing if version_of(name)[0] not in {*_MENDS, *_DRIVER}]
+        commands.append(HINT_DEVICE)
+    unknown = [name for name in missing if version_of(name)[0] not in {*_HINTS, *_DRIVER}]
     commands += [f"install what provides {name}" for name in unknown]
     return "; ".join(dict.fromkeys(commands))

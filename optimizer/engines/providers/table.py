@@ -46,7 +46,7 @@ class Provider:
         plugin: The module that brings the library, where ONNX Runtime does not.
         opens: Libraries that it opens while it runs instead of linking them.
         beneath: The provider that takes the nodes that this one does not.
-        mend: The command that installs what is missing.
+        hint: The command that installs what is missing.
         target: Whose rules an INT8 graph follows (see `optimizer.targets`).
         computed: Precisions in which it computes; others are refused.
         options: Names of the options that make sense in a command, from the names in the shared
@@ -65,7 +65,7 @@ class Provider:
     plugin: str | None = None
     opens: tuple[str, ...] = ()
     beneath: str | None = None
-    mend: str = "pip install onnxruntime-gpu"
+    hint: str = "pip install onnxruntime-gpu"
     target: str = "tensorrt"
     computed: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
@@ -85,7 +85,7 @@ CPU = Provider(
     title="CPU",
     registered="CPUExecutionProvider",
     target="onnxruntime",
-    mend="pip install onnxruntime",
+    hint="pip install onnxruntime",
     computed=frozenset({"fp32", "int8", "mixed"}),
 )
 CUDA = Provider(
@@ -134,7 +134,7 @@ NV_TENSORRT_RTX = Provider(
     registered="NvTensorRTRTXExecutionProvider",
     shared_object="libonnxruntime_providers_nv_tensorrt_rtx.so",
     plugin="onnxruntime_ep_nv_tensorrt_rtx",
-    mend="pip install onnxruntime-ep-nv-tensorrt-rtx",
+    hint="pip install onnxruntime-ep-nv-tensorrt-rtx",
     computed=frozenset({"fp32", "fp16", "bf16", "int8", "fp8", "mixed"}),
     options=frozenset(_RTX_OPTIONS.split()),
     refused=(

@@ -42,15 +42,15 @@ class TensorRt:
         """See `Backend.availability`."""
         found = find(self.library)
         if found.module is None:
-            return Availability(False, False, str(found.fault), found.mend)
+            return Availability(False, False, str(found.fault), found.hint)
         title = f"{self.library.title} {found.version}"
         status = cuda_status()
         builds_anywhere = self.library.portable
         if status.fault is not None:
-            return Availability(builds_anywhere, False, f"{title}; {status.fault}", status.mend)
+            return Availability(builds_anywhere, False, f"{title}; {status.fault}", status.hint)
         gpus, refused = self._usable(status.devices)
         if not gpus:
-            return Availability(builds_anywhere, False, f"{title}; {refused.message}", refused.mend)
+            return Availability(builds_anywhere, False, f"{title}; {refused.message}", refused.hint)
         # TensorRT builds on the first GPU, whichever runs the engine in the end.
         builds = builds_anywhere or gpus[0].index == 0
         where = f"{gpus[0].name} ({gpus[0].sm})"
@@ -203,7 +203,7 @@ class TensorRt:
             raise UsageError(
                 f"TensorRT compiles for the GPU at hand, {sm_name(here[0])}, not for "
                 f"{', '.join(map(sm_name, asked))}",
-                mend="build on that GPU, or --engine tensorrt-rtx",
+                hint="build on that GPU, or --engine tensorrt-rtx",
             )
         return here or asked
 
@@ -215,7 +215,7 @@ class TensorRt:
             needs_gpu = True
             reason = f"{self.library.title} needs the driver for refittable or stripped engines"
         if needs_gpu and status.fault is not None:
-            raise MissingDevice(f"{reason}: {status.fault}", mend=status.mend)
+            raise MissingDevice(f"{reason}: {status.fault}", hint=status.hint)
         return status.devices[0] if status.devices else None
 
     def _note_defaults(
@@ -272,5 +272,5 @@ def check_carried(graph: CheckedGraph, precision: str) -> None:
     words = ", ".join(sorted(carried)) or "no weights"
     raise GraphError(
         f"{graph.path.name} carries {words}, not {precision}: TensorRT computes what it says",
-        mend=f"resnet-opt quantize {graph.path.name} --precision {precision} --target tensorrt",
+        hint=f"resnet-opt quantize {graph.path.name} --precision {precision} --target tensorrt",
     )

@@ -48,7 +48,7 @@ def parse_targets(library: Library, targets: Sequence[str]) -> tuple[int, ...]:
     for target in targets:
         match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", target.strip().lower())
         if match is None:
-            raise UsageError(f"{target!r} is no compute capability", mend="sm86, sm89, sm120")
+            raise UsageError(f"{target!r} is no compute capability", hint="sm86, sm89, sm120")
         numbers.append(int(match[1]) * 10 + int(match[2]))
     for number in numbers:
         _check_known(library, number)
@@ -62,7 +62,7 @@ def _check_known(library: Library, number: int) -> None:
     hopper = " (Hopper)" if number == 90 else ""
     raise UsageError(
         f"{library.title} does not compile for {sm_name(number)}{hopper}, only for {known}",
-        mend="--engine tensorrt on a machine with that GPU" if number >= 90 else f"one of {known}",
+        hint="--engine tensorrt on a machine with that GPU" if number >= 90 else f"one of {known}",
     )
 
 
@@ -78,7 +78,7 @@ def check_capability(library: Library, capability: tuple[int, int]) -> None:
     hopper = " (Hopper)" if number == 90 else ""
     raise MissingDevice(
         f"{library.title} does not run on {sm_name(number)}{hopper}",
-        mend='--engine tensorrt: pip install "resnet-opt[tensorrt]"',
+        hint='--engine tensorrt: pip install "resnet-opt[tensorrt]"',
     )
 
 
@@ -102,7 +102,7 @@ def check_precision(
     targets = tuple(targets)
     if precision not in PRECISIONS:
         raise UnsupportedPrecision(
-            f"{library.title} does not compute {precision}", mend=f"one of {', '.join(PRECISIONS)}"
+            f"{library.title} does not compute {precision}", hint=f"one of {', '.join(PRECISIONS)}"
         )
     needed = _NEEDS.get(precision, 0)
     lacking = [sm_name(target) for target in targets if target < needed]
@@ -110,7 +110,7 @@ def check_precision(
         raise UnsupportedPrecision(
             f"{precision.upper()} needs {sm_name(needed)} or later, "
             f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} among the targets",
-            mend=f"--target {sm_name(needed)}, or another precision",
+            hint=f"--target {sm_name(needed)}, or another precision",
         )
     if not library.portable or _TURING not in targets:
         return []
@@ -119,7 +119,7 @@ def check_precision(
     if precision in {"int8", "mixed"}:
         if not storage_only:
             raise UnsupportedPrecision(
-                _HALF_INT8, mend="leave sm75 out, or --storage-only to build it all the same"
+                _HALF_INT8, hint="leave sm75 out, or --storage-only to build it all the same"
             )
         return [f"INT8 storage, FP16 compute: {_HALF_INT8}"]
     return []
@@ -138,5 +138,5 @@ def check_high_precision(library: Library, high: set[str], targets: Iterable[int
 def _no_fp32_on_turing(library: Library) -> UnsupportedPrecision:
     return UnsupportedPrecision(
         f"{library.title} has no FP32 matrix product on sm75",
-        mend="leave sm75 out, or --precision fp16 (around INT8: --high-precision fp16)",
+        hint="leave sm75 out, or --precision fp16 (around INT8: --high-precision fp16)",
     )

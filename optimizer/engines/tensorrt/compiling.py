@@ -171,7 +171,7 @@ def _add_profiles(builder: Any, config: Any, plan: BuildPlan, log: BuildLog) -> 
             raise UsageError(
                 f"{plan.library.title} refuses profile {':'.join(map(str, batches))}: "
                 f"{log.reason('no reason given')}",
-                mend="--profile min:opt:max, as in 1:8:32",
+                hint="--profile min:opt:max, as in 1:8:32",
             )
 
 

@@ -132,10 +132,10 @@ def pick_device(library: Library, name: str | None) -> CudaDevice:
     index = device_index(name)
     status = cuda_status()
     if status.fault is not None:
-        raise MissingDevice(f"{library.title} needs a GPU to run: {status.fault}", mend=status.mend)
+        raise MissingDevice(f"{library.title} needs a GPU to run: {status.fault}", hint=status.hint)
     if index >= len(status.devices):
         raise MissingDevice(
-            f"there is no cuda:{index}, only {len(status.devices)} GPU(s)", mend="--device cuda:0"
+            f"there is no cuda:{index}, only {len(status.devices)} GPU(s)", hint="--device cuda:0"
         )
     check_capability(library, status.devices[index].capability)
     return status.devices[index]
@@ -164,14 +164,14 @@ def deserialize(
         if _MEMORY.search(reason):
             raise ResnetOptError(
                 f"the GPU has too little free memory to open {path.name}: {reason}",
-                mend="free memory on the GPU (nvidia-smi names who uses it), or another --device",
+                hint="free memory on the GPU (nvidia-smi names who uses it), or another --device",
             )
         differing = changes(manifest, driver_version(), cuda_status().driver)
         raise ArtifactError(
             f"{library.title} refuses {path.name}: {reason}"
             + (f" ({'; '.join(differing)})" if differing else ""),
             # Removed first: to the build it is the very file that was asked for.
-            mend=f"rm {path.name}; {rebuild_command(path, manifest)}"
+            hint=f"rm {path.name}; {rebuild_command(path, manifest)}"
             if manifest is not None
             else _REBUILD,
         )

@@ -66,7 +66,7 @@ def explain(build: Build, log: BuildLog) -> ResnetOptError:
             return known.error(build, match)
     return BuildError(
         f"{build.title} could not compile {build.graph}: {log.reason('it does not say why')}",
-        mend="build another precision to find the culprit, and report this message",
+        hint="build another precision to find the culprit, and report this message",
     )
 
 
@@ -79,7 +79,7 @@ def _gpu_is_full(build: Build, match: re.Match[str]) -> ResnetOptError:
     if sizes.get("request"):
         detail = f"a kernel asks for {sizes['request']} MiB, {sizes['free']} MiB are free"
     return BuildError(
-        f"the GPU has too little free memory to build {build.graph}: {detail}", mend=_FREE
+        f"the GPU has too little free memory to build {build.graph}: {detail}", hint=_FREE
     )
 
 
@@ -95,7 +95,7 @@ def _workspace(build: Build, match: re.Match[str]) -> ResnetOptError:
         needed, words = f"{mebibytes}MiB", f"a kernel asks for {mebibytes:,} MiB"
     return UsageError(
         f"a workspace of {build.workspace:,} bytes is too small: {words}",
-        mend=f"--workspace {needed}, or leave it out",
+        hint=f"--workspace {needed}, or leave it out",
     )
 
 
@@ -107,18 +107,18 @@ def _no_kernel(build: Build, match: re.Match[str]) -> ResnetOptError:
         return UsageError(
             f"{build.title} has no kernel for {what} that fits into a workspace of "
             f"{build.workspace:,} bytes",
-            mend="--workspace 4GiB, or leave it out",
+            hint="--workspace 4GiB, or leave it out",
         )
     return BuildError(
         f"{build.title} has no kernel for {what} of {build.graph}",
-        mend="build another precision, or another version of the library",
+        hint="build another precision, or another version of the library",
     )
 
 
 def _no_profile(build: Build, match: re.Match[str]) -> ResnetOptError:  # noqa: ARG001
     return UsageError(
         f"{build.graph} has a dynamic batch, and no optimization profile covers it",
-        mend="--profile min:opt:max, as in 1:8:32",
+        hint="--profile min:opt:max, as in 1:8:32",
     )
 
 
@@ -127,7 +127,7 @@ def _operator(build: Build, match: re.Match[str]) -> ResnetOptError:
     what = f"the operator {names[0]}" if names else "an operator"
     return GraphError(
         f"{build.title} does not support {what} of {build.graph}",
-        mend="replace it by operators that the library has",
+        hint="replace it by operators that the library has",
     )
 
 
@@ -135,30 +135,30 @@ def _types(build: Build, match: re.Match[str]) -> ResnetOptError:
     return UnsupportedPrecision(
         f"a target does not compute the type {match['type']} of {build.graph}: "
         f"{one_line(match[0])}",
-        mend="another --precision, or other targets",
+        hint="another --precision, or other targets",
     )
 
 
 def _wrong_device(build: Build, match: re.Match[str]) -> ResnetOptError:
     return MissingDevice(
         f"this GPU is not one that {build.title} compiles for: {one_line(match[0])}",
-        mend="a version of the library that supports it, or --engine onnxruntime --provider cuda",
+        hint="a version of the library that supports it, or --engine onnxruntime --provider cuda",
     )
 
 
 def _driver(build: Build, match: re.Match[str]) -> ResnetOptError:
     return MissingDevice(
         f"{build.title} could not use the GPU: {one_line(match[0])}",
-        mend="resnet-opt doctor says whether the driver fits the library",
+        hint="resnet-opt doctor says whether the driver fits the library",
     )
 
 
 def _library(build: Build, match: re.Match[str]) -> ResnetOptError:
     name = match["library"]
-    mend = "install the library again, with the same version of all of its wheels"
+    hint = "install the library again, with the same version of all of its wheels"
     if "lean" in name:
-        mend = "pip install tensorrt-lean of the same version"
-    return MissingLibrary(f"{build.title} cannot load {name}, which it needs to build", mend=mend)
+        hint = "pip install tensorrt-lean of the same version"
+    return MissingLibrary(f"{build.title} cannot load {name}, which it needs to build", hint=hint)
 
 
 def _text(pattern: str) -> re.Pattern[str]:

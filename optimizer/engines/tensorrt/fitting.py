@@ -38,7 +38,7 @@ def check_machine(
     """Compare what an engine was built for with a GPU and the libraries here.
 
     Raises:
-        ArtifactError: They differ; the message says in what, and ``mend`` is the command that
+        ArtifactError: They differ; the message says in what, and ``hint`` is the command that
             builds the engine for this machine.
     """
     here = library_versions(*library.distributions)
@@ -52,7 +52,7 @@ def check_machine(
         if gpu.index and not library.portable:  # TensorRT builds on the first GPU that it sees
             command = f"CUDA_VISIBLE_DEVICES={gpu.index} {command}"
         raise ArtifactError(
-            f"{path.name} does not fit this machine: {'; '.join(found)}", mend=command
+            f"{path.name} does not fit this machine: {'; '.join(found)}", hint=command
         )
 
 
@@ -65,7 +65,7 @@ def check_has_weights(path: Path, manifest: Manifest) -> None:
     if _options(manifest).get("strip_weights"):
         raise ArtifactError(
             f"{path.name} holds no weights: it was built with --strip-weights",
-            mend=f"resnet-opt refit {path.name} MODEL -o {path.stem}-full{path.suffix}",
+            hint=f"resnet-opt refit {path.name} MODEL -o {path.stem}-full{path.suffix}",
         )
 
 

@@ -86,7 +86,7 @@ def check_graph(path: Path) -> CheckedGraph:
         raise GraphError(
             f"{path.name} has {len(inputs)} inputs and {len(graph.output)} outputs, "
             "an image classifier has one of each",
-            mend=_EXPORT,
+            hint=_EXPORT,
         )
     source, target = _spec(inputs[0]), _spec(graph.output[0])
     _check_input(source, path)
@@ -116,9 +116,9 @@ def place(node: str, operator: str) -> str:
 def _read(path: Path) -> Any:
     model = open_onnx(path, weights=False).proto
     if path.stat().st_size == 0:
-        raise GraphError(f"{path.name} is an empty file", mend=_EXPORT)
+        raise GraphError(f"{path.name} is an empty file", hint=_EXPORT)
     if not model.graph.node:
-        raise GraphError(f"{path.name} holds no graph", mend=_EXPORT)
+        raise GraphError(f"{path.name} holds no graph", hint=_EXPORT)
     return model
 
 
@@ -130,7 +130,7 @@ def _check_opset(model: Any, path: Path) -> None:
         if entry.domain in {"", "ai.onnx"} and entry.version > newest:
             raise GraphError(
                 f"{path.name} uses opset {entry.version}, the newest known here is {newest}",
-                mend="export it with --opset 20, or update the onnx package",
+                hint="export it with --opset 20, or update the onnx package",
             )
 
 
@@ -146,12 +146,12 @@ def _check_external_data(model: Any, path: Path) -> None:
         if not data.is_relative_to(folder):
             raise GraphError(
                 f"{path.name} keeps {tensor.name} outside its own folder, in {name}",
-                mend="save the model as one file, or keep its data file beside it",
+                hint="save the model as one file, or keep its data file beside it",
             )
         if not data.is_file():
             raise GraphError(
                 f"{path.name} keeps {tensor.name} in {name}, which is not beside it",
-                mend="copy the data file into the same folder",
+                hint="copy the data file into the same folder",
             )
 
 
@@ -159,7 +159,7 @@ def _check_standard(path: Path) -> None:
     complaint = checker_complaint(path, full=False)
     if complaint is not None:
         line = complaint.rstrip(".")
-        raise GraphError(f"{path.name} is not valid ONNX: {line}", mend=_EXPORT)
+        raise GraphError(f"{path.name} is not valid ONNX: {line}", hint=_EXPORT)
 
 
 # --- the types -----------------------------------------------------------------------------------
@@ -182,13 +182,13 @@ def _check_input(source: TensorSpec, path: Path) -> None:
         raise GraphError(
             f"{path.name} takes {source.dtype.upper()}, the input of a TensorRT engine here is "
             "FLOAT, FLOAT16 or UINT8",
-            mend=_EXPORT,
+            hint=_EXPORT,
         )
     if len(source.shape) != 4 or any(d is None for d in source.shape[1:]):
         shape = " x ".join("?" if d is None else str(d) for d in source.shape)
         raise GraphError(
             f"{path.name} takes {shape}, an engine needs a fixed image size (N x 3 x H x W)",
-            mend="export it with --image-size",
+            hint="export it with --image-size",
         )
 
 
@@ -197,7 +197,7 @@ def _check_types(initializers: dict[str, Any], path: Path) -> None:
         if _type_name(tensor.data_type) == "DOUBLE":
             raise GraphError(
                 f"{path.name} holds {name} as DOUBLE, which TensorRT computes as FLOAT",
-                mend=_EXPORT,
+                hint=_EXPORT,
             )
 
 
@@ -223,19 +223,19 @@ def _check_quantization(graph: Any, constants: dict[str, Any]) -> None:
         if stored is not None and _type_name(stored.data_type) == _INT32:
             raise GraphError(
                 f"{where} dequantizes an INT32 bias, TensorRT takes biases in floating point",
-                mend=f"{_LOWER} (ONNX Runtime's quantizer: QuantizeBias=False)",
+                hint=f"{_LOWER} (ONNX Runtime's quantizer: QuantizeBias=False)",
             )
         zero = constants.get(node.input[2]) if len(node.input) > 2 else None
         kind = _UINT8 if zero is None else _type_name(zero.data_type)
         if kind == _UINT8:
             raise GraphError(
                 f"{where} is quantized to UINT8, TensorRT takes signed INT8 with zero point 0",
-                mend=_LOWER,
+                hint=_LOWER,
             )
         if zero is not None and kind == _INT8 and _any_nonzero(zero):
             raise GraphError(
                 f"{where} has a zero point other than 0, TensorRT takes symmetric ones only",
-                mend=_LOWER,
+                hint=_LOWER,
             )
 
 

@@ -52,7 +52,7 @@ def layers_in_json(text: str) -> list[RawLayer]:
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"the engine inspector's answer cannot be read: {error}",
-            mend="report it with the version of TensorRT",
+            hint="report it with the version of TensorRT",
         ) from error
 
 

@@ -34,7 +34,7 @@ def check_lean_runtime(library: Library, version: str | None) -> None:
     there = f"the one here is {' and '.join(others)}" if others else "it is not installed"
     raise MissingLibrary(
         f"a version-compatible engine needs the lean runtime of {library.title} {version}: {there}",
-        mend=f'pip install "tensorrt-lean{_flavour(library)}=={version}"',
+        hint=f'pip install "tensorrt-lean{_flavour(library)}=={version}"',
     )
 
 

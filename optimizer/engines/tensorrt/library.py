@@ -50,7 +50,7 @@ class Library:
     default_capabilities: tuple[int, ...] = ()
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """The command that installs it."""
         return f'pip install "resnet-opt[{self.extra}]"'
 
@@ -86,17 +86,17 @@ class Found:
     module: Any | None
     version: str | None
     fault: str | None
-    mend: str | None
+    hint: str | None
 
 
 def find(library: Library) -> Found:
     """Look for a library, and import it if its version is supported."""
     spec = importlib.util.find_spec(library.module)
     if spec is None or spec.origin is None:  # a folder of that name is no library
-        return Found(None, None, f"{library.module} is not installed", library.mend)
+        return Found(None, None, f"{library.module} is not installed", library.hint)
     version = _installed_version(library)
     if version is not None and version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.mend)
+        return Found(None, version, _too_old(library, version), library.hint)
     try:
         with warnings.catch_warnings():
             # pybind11 warns about its own use of Python's C API, at import only.
@@ -105,10 +105,10 @@ def find(library: Library) -> Found:
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fault = f"{library.module} is installed but cannot be imported: {line}"
-        return Found(None, version, fault, f"{library.mend} --force-reinstall")
+        return Found(None, version, fault, f"{library.hint} --force-reinstall")
     version = str(trt.__version__)
     if version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.mend)
+        return Found(None, version, _too_old(library, version), library.hint)
     return Found(trt, version, None, None)
 
 
@@ -120,7 +120,7 @@ def load(library: Library) -> Any:
     """
     found = find(library)
     if found.module is None:
-        raise MissingLibrary(str(found.fault), mend=found.mend)
+        raise MissingLibrary(str(found.fault), hint=found.hint)
     return found.module
 
 

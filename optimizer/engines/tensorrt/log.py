@@ -189,5 +189,5 @@ def start(library: Library, kind: Any, logger: Any, log: BuildLog) -> Any:
     except TypeError as error:
         raise MissingDevice(
             f"{library.title} could not start: {log.reason('it does not say why')}",
-            mend="look at nvidia-smi: the driver must be there and new enough for the library",
+            hint="look at nvidia-smi: the driver must be there and new enough for the library",
         ) from error

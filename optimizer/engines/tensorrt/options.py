@@ -73,19 +73,19 @@ def read_options(library: Library, settings: BuildSettings) -> Options:
     for name in settings.options:
         if name not in known:
             raise UsageError(
-                f"{library.name} has no option {name!r}", mend=f"one of {', '.join(known)}"
+                f"{library.name} has no option {name!r}", hint=f"one of {', '.join(known)}"
             )
     options = Options(**_checked(settings.options))
     if settings.opt_level is not None and not 0 <= settings.opt_level <= 5:
-        raise UsageError(f"optimization level {settings.opt_level}", mend="--opt-level 0 to 5")
+        raise UsageError(f"optimization level {settings.opt_level}", hint="--opt-level 0 to 5")
     if settings.workspace_bytes is not None and settings.workspace_bytes < 1:
         raise UsageError(
-            f"a workspace of {settings.workspace_bytes} bytes", mend="--workspace 4GiB"
+            f"a workspace of {settings.workspace_bytes} bytes", hint="--workspace 4GiB"
         )
     if library.portable and options.version_compatible:
         raise UsageError(
             f"{library.title} has no version-compatible engines",
-            mend="build again after an update, or --engine tensorrt",
+            hint="build again after an update, or --engine tensorrt",
         )
     check_runtime_options(library, options.specialization, options.runtime_cache)
     return options
@@ -103,7 +103,7 @@ def check_version(library: Library, options: Options, version: str | None) -> No
     if options.refittable and not library.portable and known == _DROPS_A_BIAS:
         raise UsageError(
             f"{library.title} {version} may drop the classifier's bias in refittable engines",
-            mend=f"another version: pip install --upgrade {library.name}, or leave --refittable out",
+            hint=f"another version: pip install --upgrade {library.name}, or leave --refittable out",
         )
 
 
@@ -118,7 +118,7 @@ def check_runtime_options(library: Library, specialization: object, runtime_cach
     if lacking is not None and not library.portable:
         raise UsageError(
             f"{library.title} compiles all kernels when it builds: it has no {lacking}",
-            mend="leave it out, or --engine tensorrt-rtx",
+            hint="leave it out, or --engine tensorrt-rtx",
         )
 
 
@@ -130,7 +130,7 @@ def _value(name: str, value: Any) -> Any:
     words = name.replace("_", " ")
     if name in _CHOICES:
         if value not in _CHOICES[name]:
-            raise UsageError(f"{words} {value!r}", mend=f"one of {', '.join(_CHOICES[name])}")
+            raise UsageError(f"{words} {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
         return value
     if name == "profiles":
         return tuple(_profile(item) for item in value)
@@ -139,16 +139,16 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, str) or Path(value).name != value or value in {".", ".."}:
             raise UsageError(
                 f"runtime cache {value!r} is no file name",
-                mend="a name without a folder: the file lies beside the engine",
+                hint="a name without a folder: the file lies beside the engine",
             )
         return value
     if isinstance(value, bool):
         return value
-    raise UsageError(f"option {name} is {value!r}", mend="true or false")
+    raise UsageError(f"option {name} is {value!r}", hint="true or false")
 
 
 def _profile(item: Sequence[int]) -> Profile:
     if len(item) != 3 or not all(isinstance(n, int) for n in item):
-        raise UsageError(f"profile {item!r}", mend="three batch sizes, 1:8:32")
+        raise UsageError(f"profile {item!r}", hint="three batch sizes, 1:8:32")
     low, best, high = item
     return low, best, high

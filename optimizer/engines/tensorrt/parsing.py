@@ -1,4 +1,4 @@
-"""From an ONNX file to the library's network, with errors that name the place and the mend."""
+"""From an ONNX file to the library's network, with errors that name the place and the hint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimizer.errors import GraphError
 __all__ = ["create_network", "parse_graph"]
 
 _EXPORT = "export it again with resnet-opt export"
-_MENDS = (
+_HINTS = (
     ("zero point", "lower it for TensorRT: resnet-opt quantize --precision int8 --target tensorrt"),
     ("type UInt8", "cast the images to a floating-point type before anything else"),
     ("type Int32", "leave biases in floating point: resnet-opt quantize --target tensorrt does"),
@@ -48,26 +48,26 @@ def parse_graph(
         raise GraphError(
             f"{library.title} read {network.num_layers} layers from {graph.path.name}, "
             f"which has {len(graph.weights)} with weights",
-            mend=_EXPORT,
+            hint=_EXPORT,
         )
     if found != [graph.input.name] or outputs != [graph.output.name]:
         raise GraphError(
             f"{library.title} read inputs {found} and outputs {outputs} from {graph.path.name}, "
             f"not {graph.input.name} and {graph.output.name}",
-            mend=_EXPORT,
+            hint=_EXPORT,
         )
 
 
 def _refusal(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) -> GraphError:
     if not parser.num_errors:
         reason = log.reason("it does not say why")
-        return GraphError(f"{library.title} cannot read {graph.path.name}: {reason}", mend=_EXPORT)
+        return GraphError(f"{library.title} cannot read {graph.path.name}: {reason}", hint=_EXPORT)
     error = parser.get_error(0)
     name, operator = error.node_name(), error.node_operator()
     text = one_line(error.desc()).removeprefix("Assertion failed: ")
     if not operator:
         return GraphError(
-            f"{library.title} cannot read {graph.path.name}: {text}", mend=_mend(text, log)
+            f"{library.title} cannot read {graph.path.name}: {text}", hint=_hint(text, log)
         )
     where = place(name, operator)
     # The checks of the parser are C++ expressions; "false" alone says nothing to anybody.
@@ -75,11 +75,11 @@ def _refusal(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) 
     if unknown:
         return GraphError(
             f"{library.title} does not support {where}",
-            mend=f"replace {operator} by operators that TensorRT has",
+            hint=f"replace {operator} by operators that TensorRT has",
         )
-    return GraphError(f"{library.title} refuses {where}: {text}", mend=_mend(text, log))
+    return GraphError(f"{library.title} refuses {where}: {text}", hint=_hint(text, log))
 
 
-def _mend(text: str, log: BuildLog) -> str:
+def _hint(text: str, log: BuildLog) -> str:
     everything = " ".join([text, *log.errors])
-    return next((mend for mark, mend in _MENDS if mark in everything), _EXPORT)
+    return next((hint for mark, hint in _HINTS if mark in everything), _EXPORT)

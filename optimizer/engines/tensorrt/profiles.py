@@ -28,12 +28,12 @@ def batch_profiles(graph: CheckedGraph, settings: BuildSettings, options: Option
         return []
     if settings.batch is not None:
         if settings.batch < 1:
-            raise UsageError(f"a batch of {settings.batch}", mend="--batch 1 or more")
+            raise UsageError(f"a batch of {settings.batch}", hint="--batch 1 or more")
         fixed = (settings.batch,) * 3
         if any(profile != fixed for profile in asked):
             raise UsageError(
                 f"a fixed batch of {settings.batch} and profile {_words(asked[0])} contradict",
-                mend="give one of them",
+                hint="give one of them",
             )
         return [fixed]
     return asked or [DEFAULT_PROFILE]
@@ -43,11 +43,11 @@ def _check(profile: Profile) -> None:
     low, best, high = profile
     if low < 1:
         raise UsageError(
-            f"profile {_words(profile)} begins with a batch of {low}", mend="begin with 1 or more"
+            f"profile {_words(profile)} begins with a batch of {low}", hint="begin with 1 or more"
         )
     if not low <= best <= high:
         raise UsageError(
-            f"profile {_words(profile)} is not in order", mend="--profile min:opt:max, as in 1:8:32"
+            f"profile {_words(profile)} is not in order", hint="--profile min:opt:max, as in 1:8:32"
         )
 
 
@@ -57,12 +57,12 @@ def _check_fixed(graph: CheckedGraph, settings: BuildSettings, asked: list[Profi
     if wrong is not None:
         raise UsageError(
             f"{graph.path.name} has a fixed batch of {fixed}, profile is {_words(wrong)}",
-            mend="export it with --batch dynamic, or leave the profile out",
+            hint="export it with --batch dynamic, or leave the profile out",
         )
     if settings.batch is not None and settings.batch != fixed:
         raise UsageError(
             f"{graph.path.name} has a fixed batch of {fixed}, not {settings.batch}",
-            mend=f"export it with --batch {settings.batch} or --batch dynamic",
+            hint=f"export it with --batch {settings.batch} or --batch dynamic",
         )
 
 

@@ -68,14 +68,14 @@ class RuntimeOptions:
         unknown = next((name for name in raw if name not in known), None)
         if unknown is not None:
             raise UsageError(
-                f"no option {unknown!r} to load an engine", mend=f"one of {', '.join(known)}"
+                f"no option {unknown!r} to load an engine", hint=f"one of {', '.join(known)}"
             )
         check_runtime_options(library, raw.get("specialization"), raw.get("runtime_cache"))
         options = cls(**raw)
         if options.specialization not in SPECIALIZATION:
             raise UsageError(
                 f"specialization {options.specialization!r}",
-                mend=f"one of {', '.join(SPECIALIZATION)}",
+                hint=f"one of {', '.join(SPECIALIZATION)}",
             )
         return options
 

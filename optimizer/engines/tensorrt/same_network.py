@@ -31,14 +31,14 @@ def check_same_network(old: Path, new: Path) -> None:
     if found is not None:
         raise GraphError(
             f"{new.name} is another network than {old.name}: {found}",
-            mend="give the same architecture, classes, image size and precision, or build an engine",
+            hint="give the same architecture, classes, image size and precision, or build an engine",
         )
     # Scales and zero points are small enough never to be kept outside of the file.
     scale = _of_scales(before, after)
     if scale is not None:
         raise GraphError(
             f"{new.name} has another {scale} than {old.name}, which a refit cannot replace",
-            mend="build an engine of it: resnet-opt build",
+            hint="build an engine of it: resnet-opt build",
         )
 
 
@@ -65,7 +65,7 @@ def check_same_weights(old: Path, new: Path) -> None:
             raise GraphError(
                 f"{new.name} has another {name} than {old.name}, and an engine built with "
                 "--strip-weights alone takes only the very weights it was compiled with",
-                mend="build it with --strip-weights --refittable to give it others",
+                hint="build it with --strip-weights --refittable to give it others",
             )
 
 

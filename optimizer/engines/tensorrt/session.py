@@ -124,7 +124,7 @@ class TensorRtSession:
         if images < len(batch):
             raise UsageError(
                 f"a batch of {len(batch)} is larger than the engine's maximum of {images}",
-                mend=f"--batch {images}, or build with --profile 1:{len(batch)}:{len(batch)}",
+                hint=f"--batch {images}, or build with --profile 1:{len(batch)}:{len(batch)}",
             )
         binding = Binding(self.stream, self.input, self.output, profile, images)
         binding.fill(batch)
@@ -144,7 +144,7 @@ class TensorRtSession:
         stays attached to an execution context of its own: the library refuses to detach one.
         """
         if calls < 1:
-            raise UsageError(f"{calls} calls time no layer", mend="1 or more")
+            raise UsageError(f"{calls} calls time no layer", hint="1 or more")
         timing, profiler = self._timing_execution()
         bound = self.bind(batch)
         try:
@@ -217,7 +217,7 @@ class TensorRtSession:
             reason = self._log.reason_since(position, "the library does not say why")
             raise ResnetOptError(
                 f"there is no execution context of the engine to be had: {reason}",
-                mend="use a smaller profile or fewer streams, or free memory on the GPU",
+                hint="use a smaller profile or fewer streams, or free memory on the GPU",
             )
         return Execution(
             context,
@@ -247,13 +247,13 @@ class TensorRtSession:
             UsageError: As the message says.
         """
         if self._opened is None:
-            raise UsageError("this session is closed", mend="open the engine again")
+            raise UsageError("this session is closed", hint="open the engine again")
         me = threading.get_ident()
         if self._owner is None:
             self._owner = me
         if self._owner != me:
             raise UsageError(
-                "this session belongs to another thread", mend="open one session per thread"
+                "this session belongs to another thread", hint="open one session per thread"
             )
 
     def _claim(self) -> None:
@@ -347,7 +347,7 @@ class TensorRtBound:
     def _check_open(self) -> None:
         self._session._check_owner()  # noqa: SLF001 - two halves of one thing
         if not self._is_open:
-            raise UsageError("this bound batch is closed", mend="bind the batch again")
+            raise UsageError("this bound batch is closed", hint="bind the batch again")
 
     def _drop_graph(self) -> None:
         """Forget the recorded graph, if there is one."""

@@ -34,7 +34,7 @@ def check_refittable(library: Library, engine_file: Path, manifest: Manifest) ->
     if not (options.get("refittable") or options.get("strip_weights")):
         command = rebuild_command(engine_file, manifest)
         raise ArtifactError(
-            f"{engine_file.name} was not built to be refitted", mend=f"{command} --refittable"
+            f"{engine_file.name} was not built to be refitted", hint=f"{command} --refittable"
         )
     load(library)
     # Of a version-compatible engine of another version only its own lean runtime could take
@@ -48,7 +48,7 @@ def check_refittable(library: Library, engine_file: Path, manifest: Manifest) ->
     if found:
         raise ArtifactError(
             f"{engine_file.name} does not fit this machine: {'; '.join(found)}",
-            mend=rebuild_command(engine_file, manifest),
+            hint=rebuild_command(engine_file, manifest),
         )
 
 
@@ -98,7 +98,7 @@ def refit_engine(
     if not engine.refittable:
         raise ArtifactError(
             f"{engine_file.name} was not built to be refitted",
-            mend="build it with the option refittable or strip_weights",
+            hint="build it with the option refittable or strip_weights",
         )
     refitter = trt.Refitter(engine, logger)
     parser_refitter = trt.OnnxParserRefitter(refitter, logger)
@@ -108,7 +108,7 @@ def refit_engine(
         reason = f"weights missing: {missing}" if missing else log.reason("no reason given")
         raise GraphError(
             f"{graph.name} does not fit {engine_file.name}: {reason}",
-            mend="give the graph of the same network, in the same precision",
+            hint="give the graph of the same network, in the same precision",
         )
     serialization_config = engine.create_serialization_config()
     serialization_config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)

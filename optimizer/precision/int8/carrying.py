@@ -142,18 +142,18 @@ class _Carrier:
         return {name: found[name] for name in wanted}
 
     def _refuse(self, missing: list[str], held: list[str]) -> None:
-        mend = "--calib DATA or --stats FILE: their ranges are measured on the float graph"
+        hint = "--calib DATA or --stats FILE: their ranges are measured on the float graph"
         if missing:
             raise DataError(
                 f"{self.rules.name} quantizes {_named(missing)}, which the source leaves in float",
-                mend=mend,
+                hint=hint,
             )
         if held:
             zero = self.known[held[0]].zero_point
             raise DataError(
                 f"{self.rules.name} cannot hold the zero points of {_named(held)} "
                 f"({zero} for the first)",
-                mend=mend,
+                hint=hint,
             )
 
     def _unsigned(self, name: str) -> bool:
@@ -189,7 +189,7 @@ class _Carrier:
         if self.statistics is None:
             return None
         if name not in self.statistics.tensors:
-            raise DataError(f"the statistics know nothing of {name}", mend="calibrate this graph")
+            raise DataError(f"the statistics know nothing of {name}", hint="calibrate this graph")
         levels = 255 if self._unsigned(name) or name in self.shifted else 127
         seen = distribution(self.statistics.tensors[name])
         methods = ("minmax", "mse") if self.method == "auto" else (self.method,)

@@ -89,7 +89,7 @@ def compute_encodings(
     if statistics.images < LEAST_IMAGES:
         raise DataError(
             f"calibration saw {statistics.images} images, which say nothing about ranges",
-            mend=f"at least {LEAST_IMAGES} images, better 256 and more",
+            hint=f"at least {LEAST_IMAGES} images, better 256 and more",
         )
     topology = Topology(model)
     options = options.model_copy(update={"keep": topology.check_layers(options.keep)})
@@ -98,7 +98,7 @@ def compute_encodings(
     if missing:
         raise DataError(
             f"the statistics know nothing of {min(missing)}",
-            mend="calibrate this graph again",
+            hint="calibrate this graph again",
         )
     give_back_memory()  # of the calibration before
     return _Encoder(topology, statistics, rules, graph_sha256, options).encodings()

@@ -37,7 +37,7 @@ def stored_scale(scale: float, rules: TargetRules) -> float:
     if not np.isfinite(stored):
         raise GraphError(
             f"a scale of {scale:g} is beyond {np.dtype(kind).name}, which the target holds it in",
-            mend="the weights or activations are out of proportion: check the checkpoint",
+            hint="the weights or activations are out of proportion: check the checkpoint",
         )
     if stored < np.finfo(kind).smallest_normal and float(stored) < scale:
         # A whole part of it is rounded away down there: rather a coarser grid than a clipped one.
@@ -102,7 +102,7 @@ class LayerEncoding(_Model):
             raise ArtifactError(
                 "the weights have integers that an earlier version learned (rounding); this version "
                 "does not read them",
-                mend="compute the encodings again from the statistics: --stats FILE",
+                hint="compute the encodings again from the statistics: --stats FILE",
             )
         return {name: value for name, value in raw.items() if name != "rounding"}
 
@@ -187,7 +187,7 @@ class Encodings(_Model):
             ArtifactError: Not such a file; the message names the entry that does not fit.
         """
         if not path.is_file():
-            raise ArtifactError(f"no such file: {path}", mend="check the path")
+            raise ArtifactError(f"no such file: {path}", hint="check the path")
         try:
             encodings = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
@@ -197,7 +197,7 @@ class Encodings(_Model):
                 f"{path.name} does not fit its schema at {where}: {first['msg']}"
             ) from error
         except ArtifactError as error:
-            raise ArtifactError(f"{path.name}: {error.message}", mend=error.mend) from error
+            raise ArtifactError(f"{path.name}: {error.message}", hint=error.hint) from error
         if encodings.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path.name} has schema version {encodings.schema_version}, this is version {SCHEMA_VERSION}"
@@ -213,17 +213,17 @@ class Encodings(_Model):
         if self.graph_sha256 != graph_sha256:
             raise ArtifactError(
                 "the encodings were computed for another graph (its sha256 differs)",
-                mend="calibrate and quantize this graph",
+                hint="calibrate and quantize this graph",
             )
         if self.target != rules.name:
             raise ArtifactError(
                 f"the encodings are for {self.target}, not for {rules.name}",
-                mend=f"--target {self.target}, or compute them again from the statistics",
+                hint=f"--target {self.target}, or compute them again from the statistics",
             )
         if (self.weight_max, self.pairs) != (rules.weight_max, rules.pairs):
             raise ArtifactError(
                 "the encodings are for another CPU: "
                 f"weights up to {self.weight_max} with {self.pairs} pairs, "
                 f"here up to {rules.weight_max} with {rules.pairs} pairs",
-                mend=f"--target {self.target}, or compute them again from the statistics",
+                hint=f"--target {self.target}, or compute them again from the statistics",
             )

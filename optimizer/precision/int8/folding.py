@@ -60,7 +60,7 @@ def fold_batchnorm(graph: ir.Graph, quantized: Collection[str]) -> dict[str, Fol
         if before.name in quantized:
             raise GraphError(
                 f"{before.name} is quantized between {layer.name} and its BatchNorm",
-                mend="quantize after the BatchNorm, or fold it before quantizing",
+                hint="quantize after the BatchNorm, or fold it before quantizing",
             )
         gamma, beta, mean, variance = (_constant(node, index) for index in range(1, 5))
         epsilon = node.attributes.get_float("epsilon", 1e-5)

@@ -87,7 +87,7 @@ def _in_half(name: str, bias: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(half).all():
         raise GraphError(
             f"a bias of {name} is {np.abs(bias).max():,.0f}, beyond the FP16 that TensorRT's is held in",
-            mend="--high-precision fp32",
+            hint="--high-precision fp32",
         )
     return half
 
@@ -98,7 +98,7 @@ def _check_shifted(topology: Topology, encodings: Encodings, rules: TargetRules)
         if tensor.shifted and name not in allowed:
             raise ArtifactError(
                 f"{name} is shifted, but not every layer that reads it is quantized",
-                mend='say "shifted": false there and double its scale, '
+                hint='say "shifted": false there and double its scale, '
                 "or compute the encodings with --keep",
             )
 

@@ -119,7 +119,7 @@ def range_of(dist: Distribution, levels: int, method: str) -> float:
         return _least_squared_error(dist, levels)
     if method == "entropy":
         return _least_divergence(dist, levels)
-    raise UsageError(f"unknown range method {method!r}", mend=f"one of {', '.join(METHODS)}")
+    raise UsageError(f"unknown range method {method!r}", hint=f"one of {', '.join(METHODS)}")
 
 
 def _least_squared_error(dist: Distribution, levels: int) -> float:

@@ -164,7 +164,7 @@ def _refuse_operators(graph: ir.Graph) -> None:
         raise GraphError(
             f"the graph computes on integers ({', '.join(on_integers)}), "
             "so that the float operations it stands for are gone",
-            mend="quantize with Q/DQ (onnxruntime: quant_format=QuantFormat.QDQ)",
+            hint="quantize with Q/DQ (onnxruntime: quant_format=QuantFormat.QDQ)",
         )
     foreign = [n for n in graph if n.op_type in PAIR and n.domain not in _DOMAINS]
     if foreign:
@@ -206,7 +206,7 @@ class _Reader:
             by = readers[0].name if readers else "nobody"
             raise GraphError(
                 f"the integers of {_tensor(node)} are read by {by}, not by a DequantizeLinear",
-                mend="give the graph as the quantizer wrote it, before an engine fused it",
+                hint="give the graph as the quantizer wrote it, before an engine fused it",
             )
 
     def _dequantize(self, node: ir.Node) -> None:
@@ -223,7 +223,7 @@ class _Reader:
             by = "outside" if quantize is None else quantize.name
             raise GraphError(
                 f"{node.name} reads integers that come from {by}, not from a QuantizeLinear",
-                mend="give the graph as the quantizer wrote it, before an engine fused it",
+                hint="give the graph as the quantizer wrote it, before an engine fused it",
             )
         else:
             self._pair(quantize, node)
@@ -270,7 +270,7 @@ class _Reader:
         if grid.scale.size != 1:
             raise GraphError(
                 f"{_tensor(quantize)} has {grid.scale.size} scales, one a channel",
-                mend="quantize activations per tensor; only weights may have scales per channel",
+                hint="quantize activations per tensor; only weights may have scales per channel",
             )
         kind: Literal["s8", "u8"] = "s8" if grid.dtype == ir.DataType.INT8 else "u8"
         tensor = ReadTensor(float(grid.scale.item()), int(grid.zero_point.item()), kind)
@@ -293,7 +293,7 @@ class _Reader:
             raise GraphError(
                 f"{name} has two encodings: scale {known.scale:g} with zero point "
                 f"{known.zero_point}, and scale {tensor.scale:g} with {tensor.zero_point}",
-                mend="quantize it once for all its readers",
+                hint="quantize it once for all its readers",
             )
 
     def _rectified(self, value: ir.Value) -> ir.Value:
@@ -332,7 +332,7 @@ def _weight(layer: ir.Node, signed: NDArray[np.int64], grid: _Grid) -> ReadWeigh
     if signed.min(initial=0) < -128 or signed.max(initial=0) > 127:
         raise GraphError(
             f"the weight of {layer.name} has a zero point that leaves no signed 8 bits",
-            mend="quantize weights symmetrically (onnxruntime: weight_type=QInt8)",
+            hint="quantize weights symmetrically (onnxruntime: weight_type=QInt8)",
         )
     last = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
     outputs = signed.shape[1 if last else 0]
@@ -361,13 +361,13 @@ def _grid(node: ir.Node) -> _Grid:
         raise GraphError(f"the scale of {_tensor(node)} is computed in the graph")
     if scale.ndim > 1 or node.attributes.get_int("block_size", 0) != 0:
         raise GraphError(
-            f"{_tensor(node)} has scales of blocks", mend="quantize per tensor or per channel"
+            f"{_tensor(node)} has scales of blocks", hint="quantize per tensor or per channel"
         )
     usable = np.isfinite(scale) & (scale > 0)
     if not usable.all():
         raise GraphError(
             f"the scale of {_tensor(node)} is {scale[~usable].item(0):g}, which holds no values",
-            mend="calibrate the source again: a scale is positive",
+            hint="calibrate the source again: a scale is positive",
         )
     zero = _read(node, 2)
     kind = _type_of(node)
@@ -400,7 +400,7 @@ def _read(node: ir.Node, index: int) -> NDArray | None:
 def _wrong_type(node: ir.Node, kind: ir.DataType | None) -> GraphError:
     return GraphError(
         f"{_tensor(node)} is quantized to {kind}, not to 8-bit integers",
-        mend="quantize to INT8; other types are not read",
+        hint="quantize to INT8; other types are not read",
     )
 
 

@@ -245,7 +245,7 @@ class Statistics:
                     raise ArtifactError(
                         f"{path.name} has schema version {header['schema_version']}, "
                         f"this is version {SCHEMA_VERSION}",
-                        mend="calibrate again",
+                        hint="calibrate again",
                     )
                 tensors = {}
                 for number, (name, facts) in enumerate(header["tensors"].items()):
@@ -257,7 +257,7 @@ class Statistics:
                 sample = arrays["sample"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
-                f"{path.name} does not hold calibration statistics", mend="resnet-opt calibrate …"
+                f"{path.name} does not hold calibration statistics", hint="resnet-opt calibrate …"
             ) from error
         return cls(tensors, header["key"], sample)
 
@@ -355,5 +355,5 @@ class Collector:
         except ValueError as error:
             raise GraphError(
                 f"{name} has {error} on the calibration images",
-                mend="check the checkpoint and the preprocessing",
+                hint="check the checkpoint and the preprocessing",
             ) from error

@@ -42,7 +42,7 @@ def widen(model: ir.Model) -> bool:
         if value.dtype in _HALF:
             raise GraphError(
                 f"{value.name} is {value.dtype}, a graph here takes and gives float32",
-                mend="convert it with float32 inputs and outputs (keep_io_types)",
+                hint="convert it with float32 inputs and outputs (keep_io_types)",
             )
     changed = False
     for name, value in graph.initializers.items():
@@ -125,7 +125,7 @@ def shifted_tensors(model: ir.Model) -> list[str]:
         raise GraphError(
             "the graph was lowered for TensorRT by a version that did not write down which "
             "tensors it shifted, so the constants in its biases cannot be told from the biases",
-            mend="resnet-opt quantize the FP32 graph it was made from",
+            hint="resnet-opt quantize the FP32 graph it was made from",
         )
     return metadata.shifted or []
 
@@ -174,5 +174,5 @@ def _changed(tensor: str) -> GraphError:
     return GraphError(
         f"{tensor} is shifted (zero point 0, its middle in the biases), and the graph around it "
         "was changed since resnet-opt wrote it",
-        mend="resnet-opt quantize the FP32 graph it was made from",
+        hint="resnet-opt quantize the FP32 graph it was made from",
     )

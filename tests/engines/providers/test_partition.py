@@ -111,7 +111,7 @@ def test_int8_that_was_lowered_for_the_cpu_is_refused(
     ).path  # fmt: skip
     with pytest.raises(GraphError, match="UINT8") as caught:
         graph_layers(lowered, choice("tensorrt"), {})
-    assert "--target tensorrt" in str(caught.value.mend)
+    assert "--target tensorrt" in str(caught.value.hint)
 
 
 def test_a_layer_on_the_cpu_stops_the_build(small_graph: Path) -> None:

@@ -39,7 +39,7 @@ def test_the_default_is_the_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message", "mend"),
+    ("options", "message", "hint"),
     [
         (choose("rocm"), "no provider 'rocm'", "one of cpu, cuda, tensorrt, nv-tensorrt-rtx"),
         (choose("cuda", use_tf3="1"), "no option 'use_tf3'", "one of use_tf32"),
@@ -50,11 +50,11 @@ def test_the_default_is_the_cpu() -> None:
     ],
 )
 def test_what_a_provider_does_not_take_is_refused(
-    options: dict[str, object], message: str, mend: str
+    options: dict[str, object], message: str, hint: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         read_choice(options)
-    assert str(caught.value.mend).startswith(mend)
+    assert str(caught.value.hint).startswith(hint)
 
 
 def test_the_provider_decides_how_a_graph_is_lowered() -> None:
@@ -124,7 +124,7 @@ def test_a_precision_that_a_provider_does_not_compute_is_refused() -> None:
     settings = BuildSettings(precision="int8", options={"provider": "cuda"})
     with pytest.raises(UnsupportedPrecision, match="FP32 and FP16 only") as caught:
         OnnxRuntime().engine_settings(settings)
-    assert "--provider tensorrt" in str(caught.value.mend)
+    assert "--provider tensorrt" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from optimizer.engines.cuda import cuda_status
 from optimizer.engines.providers import PROVIDERS
 from optimizer.engines.providers.status import (
-    _mend,
+    _hint,
     check_computes,
     check_usable,
     library_of,
@@ -28,13 +28,13 @@ def test_every_provider_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_what_is_missing_is_named_and_mended(name: str) -> None:
+def test_what_is_missing_is_named_and_fixed(name: str) -> None:
     found = provider_status(PROVIDERS[name])
     if found.usable:
         assert not found.missing
-        assert found.mend is None
+        assert found.hint is None
         return
-    assert found.mend
+    assert found.hint
     for library in found.missing:
         assert library in found.reason
         assert library in found.needs
@@ -49,7 +49,7 @@ def test_a_missing_driver_is_a_missing_device() -> None:
     if "libcuda.so.1" not in found.missing:
         pytest.skip("this machine has an NVIDIA driver")
     assert found.no_device == (found.missing == ["libcuda.so.1"])
-    assert "NVIDIA GPU and its driver" in str(found.mend)
+    assert "NVIDIA GPU and its driver" in str(found.hint)
 
 
 def test_the_tensorrt_provider_tells_its_major_version() -> None:
@@ -97,8 +97,8 @@ def test_a_gpu_that_computes_it_is_not_refused() -> None:
 
 def test_commands_that_mend_fit_the_versions() -> None:
     needs = ["libnvinfer.so.10", "libcudnn.so.9", "libcudart.so.13", "libcuda.so.1", "libx.so.2"]
-    assert _mend(["libnvinfer.so.10"], needs) == 'pip install "tensorrt-cu13>=10,<11"'
-    assert _mend(["libcudnn.so.9", "libcuda.so.1"], needs).startswith(
+    assert _hint(["libnvinfer.so.10"], needs) == 'pip install "tensorrt-cu13>=10,<11"'
+    assert _hint(["libcudnn.so.9", "libcuda.so.1"], needs).startswith(
         "pip install nvidia-cudnn-cu13; run it on"
     )
-    assert _mend(["libx.so.2"], needs) == "install what provides libx.so.2"
+    assert _hint(["libx.so.2"], needs) == "install what provides libx.so.2"

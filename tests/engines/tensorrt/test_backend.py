@@ -60,7 +60,7 @@ def test_availability(
     found = kind().availability()
     assert (found.can_build, found.can_run) == (builds, runs)
     assert reason in found.reason
-    assert (found.mend is None) == runs
+    assert (found.hint is None) == runs
 
 
 def test_the_first_gpu_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,14 +81,14 @@ def test_availability_here(rtx: TensorRtRtx) -> None:
     assert found.can_build
     assert not found.can_run
     assert "no NVIDIA driver" in found.reason
-    assert found.mend
+    assert found.hint
 
 
 def test_tensorrt_without_its_library_says_how_to_get_it(tmp_path: Path) -> None:
     found = TensorRt().availability()
     if found.can_build or "not installed" not in found.reason:
         pytest.skip(f"TensorRT is installed: {found.reason}")
-    assert found.mend == 'pip install "resnet-opt[tensorrt]"'
+    assert found.hint == 'pip install "resnet-opt[tensorrt]"'
     from . import graphs
 
     graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16")

@@ -109,13 +109,13 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("messages", "limited", "kind", "message", "mend"), CASES)
+@pytest.mark.parametrize(("messages", "limited", "kind", "message", "hint"), CASES)
 def test_the_reason_of_a_failed_build(
     messages: list[tuple[str, str]],
     limited: bool,
     kind: type[ResnetOptError],
     message: str,
-    mend: str,
+    hint: str,
 ) -> None:
     log = BuildLog()
     for severity, text in messages:
@@ -124,6 +124,6 @@ def test_the_reason_of_a_failed_build(
     error = explain(build, log)
     assert type(error) is kind
     assert message in error.message
-    assert mend in str(error.mend)
+    assert hint in str(error.hint)
     assert "\n" not in error.message
     assert "_src" not in error.message

@@ -27,7 +27,7 @@ def test_what_is_no_target(target: str) -> None:
 def test_rtx_has_no_hopper() -> None:
     with pytest.raises(UsageError, match=r"does not compile for sm90 \(Hopper\)") as caught:
         parse_targets(TENSORRT_RTX, ["sm86", "sm90"])
-    assert "--engine tensorrt" in str(caught.value.mend)
+    assert "--engine tensorrt" in str(caught.value.hint)
     with pytest.raises(MissingDevice, match=r"does not run on sm90 \(Hopper\)"):
         check_capability(TENSORRT_RTX, (9, 0))
     assert parse_targets(TENSORRT, ["sm90"]) == (90,)
@@ -69,7 +69,7 @@ def test_fp32_on_turing_with_rtx() -> None:
 def test_int8_on_turing_computes_in_half_with_rtx() -> None:
     with pytest.raises(UnsupportedPrecision, match="compute in half precision on sm75") as caught:
         check_precision(TENSORRT_RTX, "int8", [75, 89])
-    assert "--storage-only" in str(caught.value.mend)
+    assert "--storage-only" in str(caught.value.hint)
     (note,) = check_precision(TENSORRT_RTX, "int8", [75, 89], storage_only=True)
     assert note.startswith("INT8 storage, FP16 compute")
 

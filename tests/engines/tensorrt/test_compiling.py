@@ -137,7 +137,7 @@ def refused(rtx: TensorRtRtx, graph: Path, asked: BuildSettings, kind: type[Exce
         rtx.build(graph, output, asked, Silent())
     assert not output.exists()
     assert "\n" not in str(caught.value)
-    assert caught.value.mend  # type: ignore[attr-defined]
+    assert caught.value.hint  # type: ignore[attr-defined]
     return caught.value
 
 
@@ -161,7 +161,7 @@ def test_an_operator_that_tensorrt_has_not(
     assert error.message == (
         f"TensorRT-RTX does not support node layer9.0.odd ({operator}, PyTorch layer layer9.0.odd)"
     )
-    assert operator in error.mend
+    assert operator in error.hint
 
 
 def test_types_that_do_not_meet(rtx: TensorRtRtx, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_images_are_cast_first(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = taking_images(tmp_path / "other.onnx", "Transpose")
     error = refused(rtx, graph, settings("fp32"), GraphError)
     assert "node images.Transpose (Transpose" in error.message
-    assert error.mend.startswith("cast the images")
+    assert error.hint.startswith("cast the images")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_precision_that_the_graph_does_not_carry(
     graph = graphs.save_resnet(tmp_path / "model.onnx", carried)
     error = refused(rtx, graph, settings(asked, "sm89"), GraphError)
     assert f"carries {carried}" in error.message
-    assert f"--precision {asked}" in error.mend
+    assert f"--precision {asked}" in error.hint
 
 
 def test_mixed_is_whatever_the_graph_says(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
@@ -246,13 +246,13 @@ def test_fp32_around_int8_on_turing(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = graphs.save_resnet(tmp_path / "model.onnx", "int8", high="fp32")
     asked = settings("int8", "sm75", options={"storage_only": True})
     error = refused(rtx, graph, asked, UnsupportedPrecision)
-    assert "--high-precision fp16" in error.mend
+    assert "--high-precision fp16" in error.hint
 
 
 def test_a_workspace_that_is_too_small(rtx: TensorRtRtx, model: Path) -> None:
     error = refused(rtx, model, settings(workspace_bytes=1024), UsageError)
     assert error.message.startswith("a workspace of 1,024 bytes is too small: ")
-    assert "--workspace" in error.mend
+    assert "--workspace" in error.hint
 
 
 @pytest.mark.parametrize("profile", [(8, 4, 32), (0, 8, 32), (4, 8, 2)])

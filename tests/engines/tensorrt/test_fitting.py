@@ -137,7 +137,7 @@ def test_an_engine_without_weights_is_not_run() -> None:
     check_has_weights(Path("m.plan"), manifest())
     with pytest.raises(ArtifactError, match="holds no weights") as caught:
         check_has_weights(Path("m.plan"), manifest({"strip_weights": True}))
-    assert str(caught.value.mend).startswith("resnet-opt refit m.plan MODEL -o")
+    assert str(caught.value.hint).startswith("resnet-opt refit m.plan MODEL -o")
 
 
 def test_both_backends_judge_for_themselves() -> None:
@@ -167,7 +167,7 @@ def test_what_differs_is_said_with_the_command(
         "m.rtx does not fit this machine: TensorRT-RTX 1.6.0.1 at build, "
     )
     assert caught.value.message.endswith("; compiled for sm86, this GPU is sm89")
-    assert caught.value.mend == (
+    assert caught.value.hint == (
         "resnet-opt build model.onnx --precision fp16 --engine tensorrt-rtx --target sm89 "
         "--profile 1:1:1,2:8:32 --workspace 1KiB --opt-level 0 --cuda-graph "
         "--specialization lazy -o m.rtx"

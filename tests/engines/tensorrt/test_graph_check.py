@@ -1,4 +1,4 @@
-"""Bad graphs, each refused in one line that names the place and the mend."""
+"""Bad graphs, each refused in one line that names the place and the hint."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _cycle(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "wrong", "mend"),
+    ("write", "wrong", "hint"),
     [
         (lambda p: p.write_bytes(b""), "is an empty file", "export"),
         (lambda p: p.write_text("import torch\nprint('hello')\n"), "no ONNX file|holds no graph", "export"),
@@ -125,13 +125,13 @@ def _cycle(path: Path) -> None:
     ids=["empty", "text", "truncated", "flipped", "no-nodes", "opset-99", "missing-data",
          "data-elsewhere", "double", "double-weights", "two-outputs", "any-size", "cycle", "no-file"],
 )  # fmt: skip
-def test_a_bad_file_is_refused(tmp_path: Path, write: Write, wrong: str, mend: str) -> None:
+def test_a_bad_file_is_refused(tmp_path: Path, write: Write, wrong: str, hint: str) -> None:
     path = tmp_path / "model.onnx"
     write(path)
     with pytest.raises(GraphError, match=wrong) as caught:
         check_graph(path)
     assert "\n" not in str(caught.value)
-    assert mend in str(caught.value.mend)
+    assert hint in str(caught.value.hint)
 
 
 def _zero_point(path: Path, value: np.generic, name: str = "conv1.input") -> None:
@@ -203,7 +203,7 @@ def test_quantization_that_tensorrt_has_not(
         check_graph(path)
     assert f"node {node} (" in caught.value.message
     assert f"PyTorch layer {layer})" in caught.value.message
-    assert "resnet-opt quantize" in str(caught.value.mend)
+    assert "resnet-opt quantize" in str(caught.value.hint)
     assert "\n" not in str(caught.value)
 
 

@@ -47,16 +47,16 @@ def only(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "mend"), [("-cu13", "tensorrt-lean-cu13"), ("", "tensorrt-lean")]
+    ("flavour", "hint"), [("-cu13", "tensorrt-lean-cu13"), ("", "tensorrt-lean")]
 )
 def test_it_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flavour: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flavour: str, hint: str
 ) -> None:
     only(monkeypatch, install(tmp_path, f"tensorrt{flavour}", VERSION))
     with pytest.raises(MissingLibrary, match="it is not installed") as caught:
         check_lean_runtime(TENSORRT, VERSION)
     assert "lean runtime of TensorRT 11.4.0.106" in caught.value.message
-    assert caught.value.mend == f'pip install "{mend}==11.4.0.106"'
+    assert caught.value.hint == f'pip install "{hint}==11.4.0.106"'
 
 
 def test_one_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

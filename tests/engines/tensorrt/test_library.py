@@ -41,8 +41,8 @@ def test_a_missing_library_names_its_extra() -> None:
     assert found.module is None
     with pytest.raises(MissingLibrary, match="is not installed") as caught:
         load(nowhere)
-    assert caught.value.mend == 'pip install "resnet-opt[tensorrt]"'
-    assert TENSORRT_RTX.mend == 'pip install "resnet-opt[tensorrt-rtx]"'
+    assert caught.value.hint == 'pip install "resnet-opt[tensorrt]"'
+    assert TENSORRT_RTX.hint == 'pip install "resnet-opt[tensorrt-rtx]"'
 
 
 def test_a_folder_of_that_name_is_no_library(
@@ -76,7 +76,7 @@ def test_a_library_whose_shared_objects_are_missing(
     library(tmp_path, code, monkeypatch, "11.4.0.106")
     found = find(TENSORRT)
     assert "cannot be imported: libnvinfer.so.11" in str(found.fault)
-    assert "--force-reinstall" in str(found.mend)
+    assert "--force-reinstall" in str(found.hint)
 
 
 def test_a_supported_one_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,4 +74,4 @@ def test_a_library_that_cannot_start() -> None:
         MissingDevice, match=r"^TensorRT could not start: .*driver version"
     ) as caught:
         start(TENSORRT, constructor, None, log)
-    assert "nvidia-smi" in str(caught.value.mend)
+    assert "nvidia-smi" in str(caught.value.hint)

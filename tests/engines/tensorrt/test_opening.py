@@ -55,7 +55,7 @@ def test_without_a_gpu(rtx: TensorRtRtx, engine: Path) -> None:
     ) as e:
         rtx.load(engine)
     assert e.value.exit_code == 3
-    assert e.value.mend
+    assert e.value.hint
 
 
 @without_gpu
@@ -81,7 +81,7 @@ def test_a_gpu_whose_memory_is_full_is_no_fault_of_the_engine(tmp_path: Path) ->
     with pytest.raises(ResnetOptError, match=r"too little free memory to open m\.plan") as caught:
         opening.deserialize(TENSORRT_RTX, runtime, path, log)
     assert not isinstance(caught.value, ArtifactError)
-    assert "nvidia-smi" in str(caught.value.mend)
+    assert "nvidia-smi" in str(caught.value.hint)
 
 
 def test_devices_are_named(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_options_are_checked(
 ) -> None:
     with pytest.raises(UsageError, match=wrong) as caught:
         rtx.load(engine, options=options)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_an_engine_is_run_as_was_said_when_it_was_built(tmp_path: Path) -> None:

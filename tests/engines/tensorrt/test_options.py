@@ -17,7 +17,7 @@ def test_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wrong", "mend"),
+    ("given", "wrong", "hint"),
     [
         ({"fp16": True}, "no option 'fp16'", "tf32"),
         ({"tf32": "yes"}, "'yes'", "true or false"),
@@ -30,10 +30,10 @@ def test_nothing_is_asked_for() -> None:
         ({"cuda_graph": 1}, "option cuda_graph is 1", "true or false"),
     ],
 )
-def test_a_wrong_option_is_refused(given: dict[str, Any], wrong: str, mend: str) -> None:
+def test_a_wrong_option_is_refused(given: dict[str, Any], wrong: str, hint: str) -> None:
     with pytest.raises(UsageError, match=wrong) as caught:
         read_options(TENSORRT, BuildSettings(precision="fp32", options=given))
-    assert mend in str(caught.value.mend)
+    assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("given", [{"opt_level": 6}, {"opt_level": -1}, {"workspace_bytes": 0}])
@@ -58,7 +58,7 @@ def test_only_rtx_compiles_again_at_run_time(given: dict[str, Any]) -> None:
         UsageError, match="compiles all kernels when it builds: it has no"
     ) as caught:
         read_options(TENSORRT, settings)
-    assert "--engine tensorrt-rtx" in str(caught.value.mend)
+    assert "--engine tensorrt-rtx" in str(caught.value.hint)
 
 
 def test_a_version_that_drops_a_bias_makes_no_refittable_engines() -> None:

@@ -63,7 +63,7 @@ def test_a_profile_that_contradicts_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=wrong) as caught:
         profiles(batch, given_batch=given_batch, profile=profile)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 ranges = st.lists(

@@ -104,7 +104,7 @@ def test_an_int8_engine_takes_a_graph_and_no_checkpoint(
     engine = copy(built["int8"], tmp_path)
     with pytest.raises(UsageError, match="its scales belong to the weights") as caught:
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
-    assert "--precision int8 --engine tensorrt-rtx --calib" in str(caught.value.mend)
+    assert "--precision int8 --engine tensorrt-rtx --calib" in str(caught.value.hint)
     with pytest.raises(MissingDevice):
         refit(engine, f"{engine}.graph.onnx", tmp_path / "new.rtx")
 
@@ -119,7 +119,7 @@ def test_a_stripped_engine_takes_its_own_weights_and_no_others(
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
     with pytest.raises(GraphError, match="the very weights it was compiled with") as caught:
         refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
-    assert "--strip-weights --refittable" in str(caught.value.mend)
+    assert "--strip-weights --refittable" in str(caught.value.hint)
     say(engine, settings={"options": {"strip_weights": True, "refittable": True}})
     with pytest.raises(MissingDevice):
         refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
@@ -161,16 +161,16 @@ def test_what_is_no_refittable_engine(
     def refused(path: Path, kind: type[Exception], found: str) -> str:
         with pytest.raises(kind, match=found) as caught:
             refit(path, str(small_checkpoint), tmp_path / "new.rtx")
-        return str(caught.value.mend)  # type: ignore[attr-defined]
+        return str(caught.value.hint)  # type: ignore[attr-defined]
 
     refused(small_graph, ArtifactError, "is a graph, not an engine")
     refused(tmp_path / "none.rtx", ArtifactError, "no such file")
     with pytest.raises(UsageError, match="overwritten by itself"):
         refit(engine, str(small_checkpoint), engine)
     say(engine, settings={"options": {}})
-    mend = refused(engine, ArtifactError, "was not built to be refitted")
-    assert mend.startswith(f"resnet-opt build {engine.name}.graph.onnx")
-    assert mend.endswith("--refittable")
+    hint = refused(engine, ArtifactError, "was not built to be refitted")
+    assert hint.startswith(f"resnet-opt build {engine.name}.graph.onnx")
+    assert hint.endswith("--refittable")
     say(engine, settings={"options": {"refittable": True}}, libraries={"tensorrt-rtx": "1.6.0"})
     refused(engine, ArtifactError, r"does not fit this machine: TensorRT-RTX 1\.6\.0 at build")
     say(engine, settings={"backend": "openvino"})
@@ -181,7 +181,7 @@ def test_an_engine_without_its_graph(engine: Path, small_checkpoint: Path, tmp_p
     Path(f"{engine}.graph.onnx").unlink()
     with pytest.raises(ArtifactError, match="does not lie beside it") as caught:
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
-    assert f"{engine.name}.graph.onnx" in str(caught.value.mend)
+    assert f"{engine.name}.graph.onnx" in str(caught.value.hint)
 
 
 def test_a_damaged_engine_is_told_first(

@@ -169,7 +169,7 @@ def test_a_batch_beyond_the_profile_cannot_be_bound(trt: Any, graph: Path) -> No
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     with pytest.raises(UsageError, match="larger than the engine's maximum of 4") as caught:
         session.bind(graphs.images(5))
-    assert "--batch 4" in str(caught.value.mend)
+    assert "--batch 4" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

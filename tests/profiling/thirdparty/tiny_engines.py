@@ -85,7 +85,7 @@ class TinyEngines:
     def load(self, engine: Path, *, threads: int | None = None, device: str | None = None) -> Any:
         behaviour = json.loads(engine.read_text())
         if behaviour.get("needs_device"):
-            raise MissingDevice("no such accelerator here", mend="buy one")
+            raise MissingDevice("no such accelerator here", hint="buy one")
         if "print" in behaviour:
             print(behaviour["print"], flush=True)
             os.write(1, b"printed by native code\n")
