@@ -6,7 +6,7 @@ import errno
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import Annotated, Any, Literal, Never
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
 
@@ -36,6 +36,7 @@ _OF_THE_DISK = {
 }  # fmt: skip
 """What an operating system reports of a folder or a disk, which is no bug."""
 
+_OTHER = Group("Other", sort_key=8)
 app = App(
     name="resnet-opt",
     help=HELP,
@@ -49,7 +50,7 @@ app = App(
     print_error=False,
     exit_on_error=False,
     result_action="return_value",
-    group_commands=Group("Other", sort_key=8),
+    group_commands=_OTHER,
 )
 app.register_install_completion_command()
 for number, (panel, group) in enumerate(commands.PANELS.items()):
@@ -81,10 +82,19 @@ def _launch(
             help="Append the log to a file, with every detail.",
         ),
     ] = None,
+    show_completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        Parameter(
+            name="--show-completion", group=_OTHER, help="Print the completion script of a shell."
+        ),
+    ] = None,
 ) -> Any:
     global _verbose  # noqa: PLW0603 - read by main() after the commands are done
     _verbose = verbose
     start_logging(verbose, log_file)
+    if show_completion is not None:
+        print(app.generate_completion(shell=show_completion))
+        return None
     return app(tokens)
 
 
