@@ -14,6 +14,7 @@ from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.build_log import layers_in_log
 from optimizer.engines.tensorrt.failures import Build, explain
+from optimizer.engines.tensorrt.fusion import fusion_note
 from optimizer.engines.tensorrt.graph_check import CheckedGraph
 from optimizer.engines.tensorrt.inspector import inspect_engine
 from optimizer.engines.tensorrt.layers import RawLayer, describe
@@ -105,6 +106,8 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
     raw = _layers(trt, plan, logger, log, serialized)
     if not raw:
         notes.append(f"{plan.library.title} did not tell the engine's layers")
+    if (note := fusion_note(raw, plan.library.title)) is not None:
+        notes.append(note)
     return Built(layers=_describe(raw, plan), seconds=seconds, notes=notes)
 
 
