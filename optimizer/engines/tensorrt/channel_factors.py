@@ -21,15 +21,18 @@ __all__ = ["write_with_factors"]
 
 _LARGEST = 30_000.0
 """Of a convolution's output in FP16, which ends at 65,504."""
-_LEAST_FACTOR = 2.0**-14
-"""Below this, FP16 has fewer digits."""
+_LEAST = 2.0**-14
+"""The smallest number of which FP16 has all digits."""
+_ROUNDING = 2.0**-14
+"""How much rounding a factor to FP16 may change a channel's outputs, in units of the largest output of all
+channels: a hundredth of a step of the Q that follows, which has one scale for all of them."""
 
 
 def write_with_factors(graph: Path, output: Path) -> int:
     """Write a graph with the factors of its INT8 convolutions behind them.
 
     A convolution is left as it is where its scales are not FP16, where it has one scale already, or
-    where a factor would lose digits.
+    where factors that matter would lose digits.
 
     Args:
         graph: The explicit graph.
@@ -83,12 +86,17 @@ def _parts(
     largest = float(sums.max() * float(step))
     if largest <= 0.0 or float(step) <= 0.0:
         return None
-    common = 2.0 ** math.floor(math.log2(_LARGEST / largest))
-    factors = scales.astype(np.float64) / common
-    used = factors[sums > 0]
-    if not 2.0**-14 <= common <= 2.0**14 or used.min() < _LEAST_FACTOR or used.max() > _LARGEST:
+    exact = scales.astype(np.float64)
+    # Factors of at most one, unless a sum would overflow; and a number of which FP16 has all digits.
+    fits = 2.0 ** math.floor(math.log2(_LARGEST / largest))
+    common = min(fits, max(_LEAST, 2.0 ** math.ceil(math.log2(exact[sums > 0].max()))))
+    if common < _LEAST or exact.max() > _LARGEST * common:
         return None
-    return common, factors.astype(np.float16)
+    factors = (exact / common).astype(np.float16)
+    changed = np.abs(factors.astype(np.float64) * common - exact) * sums
+    if changed.max() > _ROUNDING * (exact * sums).max():
+        return None  # factors so small that FP16 has few digits for them
+    return common, factors
 
 
 def _split(
