@@ -197,7 +197,7 @@ def bench(
         ]
     alive = [f for f in facts if found[_key(f.name, settings[0])].status == "ok"]
     loaded = run_scenarios(
-        {f.name: f.path for f in alive},
+        {f.name: f.path for f in alive if f.variant is None},
         asked_scenarios,
         duration_s=duration_s,
         threads=settings[0].threads,
