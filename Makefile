@@ -7,6 +7,9 @@ STAMP  := $(VENV)/.installed
 # A process a core and a thread a process: two thread pools on the same cores only spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+# Cheapest first, so that an aborted run still tells much.
+GPU_TESTS := tests/engines/test_cuda.py tests/gpu_record tests/engines/tensorrt tests/profiling tests/gpu
+
 .PHONY: help install demo test test-all test-fast test-gpu lint format types clean
 
 help:
@@ -40,7 +43,7 @@ test-fast: install
 	$(PYTEST) -m "not gpu and not slow and not long"
 
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu $(GPU_TESTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -223,7 +223,7 @@ STILL = PLAIN.model_copy(update={"shift": False})
 PLACEMENTS = (
     Placement("FP16, nothing quantized", precision="fp16"),
     Placement("FP32, nothing quantized", precision="fp32"),
-    Placement("as shipped: inputs and residual, shifted, FP16 around", options=SHIFT),
+    Placement("as quantize writes it: inputs and residual, shifted, FP16 around", options=SHIFT),
     Placement("no shift: a ReLU before each Q", options=STILL),
     Placement("no shift, FP32 around", options=STILL, rules=replace(RULES, high_precision="fp32")),
     Placement("no shift, both inputs of an Add", options=STILL, rules=replace(RULES, add_inputs="both")),

@@ -200,6 +200,19 @@ def test_the_cuda_of_a_library_by_its_requirements(requires: list[str], cuda: in
     assert software._by_its_requirements(Told()) == cuda  # type: ignore[arg-type]
 
 
+def test_every_test_of_a_gpu_is_in_the_suite() -> None:
+    """``make test-gpu`` names its files, to run the cheapest first."""
+    makefile = (ROOT / "Makefile").read_text()
+    named = next(x for x in makefile.splitlines() if x.startswith("GPU_TESTS")).split()[2:]
+    marked = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text() and path != Path(__file__)
+    ]
+    assert marked
+    assert [path for path in marked if not path.startswith(tuple(named))] == []
+
+
 # --- the extras resolve ----------------------------------------------------------------------------
 
 

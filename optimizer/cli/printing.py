@@ -265,6 +265,9 @@ def print_environment(found: Environment) -> None:
         print(f"GPU {gpu.index}    {', '.join(facts)}")
     if not found.gpus:
         print("GPU      none")
+    if found.gpu_software is not None:
+        for line in found.gpu_software.lines():
+            print(f"         {line}")
     print("\nlibraries")
     for name, version in found.libraries.items():
         print(f"  {name:<18} {version or '-'}")

@@ -51,20 +51,21 @@ class EngineFacts:
 
 def pytorch_variant(against: Path | None) -> str | None:
     """The way to run PyTorch that a baseline names, ``torch-fp16``; ``None`` for a file."""
-    from optimizer.engines.torch import VARIANTS
-
-    name = None if against is None or against.exists() else str(against)
-    return name if name in VARIANTS else None
+    if against is None or against.exists() or not str(against).startswith("torch-"):
+        return None
+    return str(against)
 
 
 def pytorch_baseline(facts: Sequence[EngineFacts], variant: str) -> EngineFacts:
     """A further way to run the checkpoint among the engines.
 
     Raises:
-        UsageError: None of the engines is a checkpoint.
+        UsageError: There is no such way, or none of the engines is a checkpoint.
     """
     from optimizer.engines.torch import VARIANTS
 
+    if variant not in VARIANTS:
+        raise UsageError(f"there is no {variant}", hint=f"one of {', '.join(VARIANTS)}")
     checkpoint = next((fact for fact in facts if fact.backend == "torch"), None)
     if checkpoint is None:
         raise UsageError(

@@ -123,7 +123,6 @@ def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | No
         measured,
         lambda part: float(np.median(np.concatenate(rounds[part]))),
     )
-    spans = np.concatenate([block.spans_ms for block in measured.blocks])
     return bench.model_copy(
         update={
             "latency_ms": intervals.latency(np.concatenate(rounds)),
@@ -131,14 +130,20 @@ def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | No
             "images_per_s": rate.value * cell.batch,
             "images_per_s_ci95": _times(rate.ci95, cell.batch),
             "batches_per_s": rate.value,
-            "spans_ms": {
-                **dict(zip(_SPANS, np.median(spans, axis=0).tolist(), strict=True)),
-                "end_to_end": float(np.median(spans.sum(axis=1))),
-            },
+            "spans_ms": _spans(measured),
             "energy_j": _joules_an_image(measured),
             "round_medians_ms": [float(np.median(r)) for r in rounds],
         }
     )
+
+
+def _spans(measured: Measured) -> dict[str, float]:
+    """Medians of the parts of a call and of the whole, milliseconds."""
+    spans = np.concatenate([block.spans_ms for block in measured.blocks])
+    return {
+        **dict(zip(_SPANS, np.median(spans, axis=0).tolist(), strict=True)),
+        "end_to_end": float(np.median(spans.sum(axis=1))),
+    }
 
 
 def _rate(measured: Measured, part: slice, seed: int) -> intervals.Estimate:

@@ -100,3 +100,26 @@ def test_a_further_baseline_needs_a_checkpoint() -> None:
     assert (found.precision, found.variant) == ("fp16", "torch-fp16")
     with pytest.raises(UsageError, match="there is no torch-int8"):
         pytorch_baseline([torch], "torch-int8")
+
+
+@pytest.mark.slow
+def test_half_precision_as_the_baseline_of_a_bench(checkpoint: Path, tmp_path: Path) -> None:
+    """It is measured beside the checkpoint as it is, and the report names which is which."""
+    from optimizer.profiling.benchmark import bench
+
+    found = bench(
+        [checkpoint],
+        duration="0.3s",
+        threads=1,
+        raw_dir=tmp_path,
+        against="torch-fp16",
+    )
+    by_name = {one.name: one for one in found.engines}
+    half = by_name["model.safetensors (PyTorch eager, FP16)"]
+    assert (half.status, half.precision) == ("ok", "fp16")
+    assert by_name["model.safetensors"].precision == "fp32"
+    assert found.settings["baseline"] == half.name
+    assert found.settings["gate"]
+    (ratio,) = found.comparisons
+    assert (ratio.a, ratio.b) == (half.name, "model.safetensors")
+    assert len(list(tmp_path.glob("*.npz"))) >= 2

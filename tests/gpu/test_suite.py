@@ -1,10 +1,13 @@
 """The GPU suite: ``make test-gpu``. Each case skips with the reason of whoever refuses it.
 
-What ran is written to ``reports/gpu/<device>/``, with what was skipped and why.
+What ran is written to ``reports/gpu/<device>/`` after every step, with what was skipped and why. After
+ten minutes the rest is skipped; ``GPU_SUITE_SECONDS=7200 make test-gpu`` runs all of it.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from optimizer.engines.cuda import cuda_status
 
 pytestmark = pytest.mark.gpu
 
+STARTED = time.monotonic()
+SECONDS = float(os.environ.get("GPU_SUITE_SECONDS", "600"))
 REPORTS = Path(__file__).parent.parent.parent / "reports" / "gpu"
 CASES = gpu.cases()
 PLANS = [case for case in CASES if case.provider is None]
@@ -24,16 +29,7 @@ PLANS = [case for case in CASES if case.provider is None]
 
 
 @pytest.fixture(scope="module")
-def digits(request: pytest.FixtureRequest) -> Path | None:
-    """The trained checkpoint, if a case will run that needs it: training takes minutes."""
-    if all(gpu.reason_to_skip(case) for case in CASES if case.model == "digits"):
-        return None
-    path: Path = request.getfixturevalue("digits_checkpoint")
-    return path
-
-
-@pytest.fixture(scope="module")
-def suite(digits: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu.Suite]:
+def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gpu.Suite:
     folder = tmp_path_factory.mktemp("gpu")
     made: dict[str, Material] = {}
 
@@ -44,15 +40,21 @@ def suite(digits: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iter
             own.mkdir()
             if name == "random":
                 made[name] = random_resnet50(own)
-            else:
-                assert digits is not None, "a case of the digits runs only where one can"
-                made[name] = digits_resnet50(digits, own)
+            else:  # trained when it is needed: that takes minutes
+                made[name] = digits_resnet50(request.getfixturevalue("digits_checkpoint"), own)
         return made[name]
 
-    found = gpu.Suite(folder, material)
-    yield found
-    if any(outcome["status"] != "skipped" for outcome in found.outcomes.values()):
-        print(f"\nwritten to {gpu_report.write(found.results(), REPORTS)}")
+    return gpu.Suite(folder, material)
+
+
+@pytest.fixture(autouse=True)
+def step(suite: gpu.Suite) -> Iterator[None]:
+    """One step: skipped when the time is over, and in the report as soon as it has ended."""
+    if time.monotonic() - STARTED > SECONDS:
+        pytest.skip(f"the {SECONDS:.0f} s of the suite are over (GPU_SUITE_SECONDS)")
+    yield
+    if any(outcome["status"] != "skipped" for outcome in suite.outcomes.values()):
+        print(f"\nwritten to {gpu_report.write(suite.results(), REPORTS)}")
 
 
 @pytest.mark.timeout(1800)
@@ -73,7 +75,7 @@ def test_it_is_built_audited_and_validated(suite: gpu.Suite, case: gpu.Case) -> 
 def test_speed_side_by_side(suite: gpu.Suite, model: str) -> None:
     if not suite.built(model):
         pytest.skip("no engine was built on this machine, see the reasons above")
-    suite.bench(model)
+    suite.bench(model, seconds=2.0)
     failed = [e for e in suite.benches[-1]["engines"] if e["status"] != "ok"]
     assert not failed
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from optimizer.artifacts import write_atomically
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.build_log import layers_in_log
+from optimizer.engines.tensorrt.channel_factors import write_with_factors
 from optimizer.engines.tensorrt.failures import Build, explain
+from optimizer.engines.tensorrt.fusion import fusion_note
 from optimizer.engines.tensorrt.graph_check import CheckedGraph
 from optimizer.engines.tensorrt.inspector import inspect_engine
 from optimizer.engines.tensorrt.layers import RawLayer, describe
@@ -30,6 +34,9 @@ from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 
 __all__ = ["BuildPlan", "compile_engine"]
+
+_COMPUTES_INT8 = 80
+"""The first compute capability for which TensorRT-RTX has INT8 convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,8 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
         load_lean_runtime(str(trt.__version__))
     builder = start(plan.library, trt.Builder, logger, log)
     network = create_network(trt, builder)
-    parse_graph(plan.library, trt.OnnxParser(network, logger), network, plan.graph, log)
+    with _for_the_compiler(plan, notes) as graph:
+        parse_graph(plan.library, trt.OnnxParser(network, logger), network, graph, log)
     config = builder.create_builder_config()
     notes += _configure(trt, config, plan)
     _add_profiles(builder, config, plan, log)
@@ -105,6 +113,8 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
     raw = _layers(trt, plan, logger, log, serialized)
     if not raw:
         notes.append(f"{plan.library.title} did not tell the engine's layers")
+    if (note := fusion_note(raw, plan.library.title)) is not None:
+        notes.append(note)
     return Built(layers=_describe(raw, plan), seconds=seconds, notes=notes)
 
 
@@ -158,6 +168,31 @@ def _inert(plan: BuildPlan) -> list[str]:
         for option, given in asked.items()
         if given
     ]
+
+
+@contextlib.contextmanager
+def _for_the_compiler(plan: BuildPlan, notes: list[str]) -> Iterator[CheckedGraph]:
+    """The graph as the library makes most of it; see `channel_factors`."""
+    options = plan.options
+    rewritten = (
+        plan.library.portable
+        and plan.settings.precision in {"int8", "mixed"}
+        # Their weights are found again by the names in the graph.
+        and not (options.refittable or options.strip_weights)
+        # Dequantizes weights before the convolution, which factors would not survive in FP16.
+        and min(plan.targets, default=_COMPUTES_INT8) >= _COMPUTES_INT8
+    )
+    with tempfile.TemporaryDirectory(prefix="resnet-opt-graph.") as folder:
+        path = Path(folder) / plan.graph.path.name
+        changed = write_with_factors(plan.graph.path, path) if rewritten else 0
+        if not changed:
+            yield plan.graph
+            return
+        notes.append(
+            f"{changed} INT8 convolutions are compiled with one scale for their weights and a factor by "
+            "channel after them, which lets them write FP16"
+        )
+        yield replace(plan.graph, path=path)
 
 
 def _add_profiles(builder: Any, config: Any, plan: BuildPlan, log: BuildLog) -> None:

@@ -1,0 +1,38 @@
+"""Whether INT8 convolutions take in what is around them, or leave it to kernels of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optimizer.engines.tensorrt.layers import RawLayer
+
+__all__ = ["fusion_note"]
+
+_NARROW = {"int8", "fp8"}
+
+
+def fusion_note(layers: Sequence[RawLayer], title: str) -> str | None:
+    """A remark where most quantized products write wide numbers; ``None`` where they do not.
+
+    A product that takes in bias, ReLU, the residual and the next Q writes INT8. One that writes FP32 or
+    FP16 moves two or four times the bytes, and a kernel of its own reads them again: FP16, where all of
+    that is inside the product, may then be faster.
+
+    Args:
+        layers: Of the engine, as the library lists them.
+        title: The library's name.
+    """
+    products = [
+        layer
+        for layer in layers
+        if layer.profile == 0 and layer.is_product and layer.inputs and layer.outputs
+        and layer.inputs[0].type in _NARROW
+    ]  # fmt: skip
+    wide = [layer for layer in products if layer.outputs[0].type not in _NARROW | {"unknown"}]
+    if not products or len(wide) <= len(products) / 2:
+        return None
+    kind = products[0].inputs[0].type.upper()
+    return (
+        f"{len(wide)} of {len(products)} {kind} kernels write wider numbers, which {title} quantizes again "
+        "in kernels of their own: FP16 may be faster. Build it too, and resnet-opt bench tells"
+    )
