@@ -172,7 +172,7 @@ def test_a_deadline_is_kept() -> None:
 
 def test_a_deadline_is_kept_while_it_does_not_even_read() -> None:
     """More than a pipe holds, to a child that is stopped."""
-    child = Child("time:sleep", [600])
+    child = echo()
     try:
         os.kill(child.pid, signal.SIGSTOP)
         child.patience.until = 0.0

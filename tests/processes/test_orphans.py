@@ -184,16 +184,19 @@ def test_a_build_of_the_command_line(
     assert not output.exists()
 
 
-FORKED = """
+FORKED = f"""
 import os, time
 from pathlib import Path
 from optimizer.processes import Child
-child = Child("time:sleep", [600])
+child = Child("{TARGETS}:echo_lines", [""], import_from=[{str(ROOT)!r}])
 if os.fork() == 0:
-    del child
+    child.end()
     Path("copy").write_text(str(os.getpid()))
     time.sleep(600)
-Path("parent").write_text(str(child.pid))
+while not Path("copy").exists():
+    time.sleep(0.02)
+child.requests.write(b"still there?\\n")
+Path("answer").write_bytes(str(child.pid).encode() + b" " + child.answers.readline())
 child.answers.readline()
 """
 
@@ -205,10 +208,11 @@ def test_a_copy_of_this_process_neither_ends_a_child_nor_keeps_it(
     monkeypatch.chdir(tmp_path)
     parent = parent_that_runs(FORKED, started, tmp_path)
     copy = psutil.Process(int(wait_for_text(tmp_path / "copy")))
-    child = psutil.Process(int(wait_for_text(tmp_path / "parent")))
     try:
-        assert runs(child)
-        parent.kill()
+        pid, answer = wait_for_text(tmp_path / "answer").split(maxsplit=1)
+        assert answer == "still there?\n"
+        child = psutil.Process(int(pid))
+        end(parent, signal.SIGKILL)
         assert_gone([child])
         assert runs(copy)
     finally:
