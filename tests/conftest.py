@@ -24,6 +24,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any-machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is long by nature does not hang after ten minutes of a busy machine."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 LITTLE_EFFORT = ((128, 256), 3, 8 << 20)
 """Sizes, rounds and bytes of `optimizer.profiling.ceilings.Effort`."""
 
