@@ -109,8 +109,8 @@ def decode_ahead(
                 return
             cpu_s, message, hint = worker.response()
             error = None if message is None else DataError(message, hint=hint)
-            wanted = error is None and preprocessing is not None
-            yield Decoded(np.array(slots[done % len(slots)]) if wanted else None, error, cpu_s)
+            has_pixels = error is None and preprocessing is not None
+            yield Decoded(np.array(slots[done % len(slots)]) if has_pixels else None, error, cpu_s)
             done += 1
             if done == workers:
                 _unlink(slots)

@@ -108,7 +108,7 @@ def _cycle(path: Path) -> None:
     ("write", "wrong", "hint"),
     [
         (lambda p: p.write_bytes(b""), "is an empty file", "export"),
-        (lambda p: p.write_text("import torch\nprint('hello')\n"), "no ONNX file|holds no graph", "export"),
+        (lambda p: p.write_text("import torch\nprint('hello')\n"), "not an ONNX file|holds no graph", "export"),
         (_truncated, "truncated", "export"),
         (_flipped, "truncated|not valid ONNX|holds no graph", "export"),
         (_no_nodes, "holds no graph", "export"),
