@@ -103,7 +103,7 @@ class Metadata(dict[str, str]):
 
     @property
     def shifted(self) -> list[str] | None:
-        """Tensors quantized with a shifted (asymmetric) range; ``None`` if unknown."""
+        """Tensors quantized around their midpoint; ``None`` if unknown."""
         shifted: list[str] | None = self._json("shifted", None)
         return shifted
 
