@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """Images with their labels and their positions in the dataset.
 
     Attributes:
-        images: N x 3 x H x W float32, or N x H x W x 3 uint8 where that was asked for.
+        images: N x 3 x H x W float32, or N x H x W x 3 uint8 if requested.
         labels: N int64.
         indices: N int64, positions in the dataset.
     """
@@ -40,26 +40,25 @@ class Batch(NamedTuple):
 
 @dataclass
 class TimeSpent:
-    """What reading has cost so far.
+    """Time spent on reading so far.
 
     Attributes:
-        cpu_s: CPU seconds of decoding, resizing and cropping, in whatever process, and of
-            normalizing.
+        cpu_s: CPU seconds of decoding, resizing, cropping and normalizing, in all processes.
     """
 
     cpu_s: float = 0.0
 
 
 class Dataset(Protocol):
-    """What the other rooms know of a dataset."""
+    """A dataset as other packages see it."""
 
     @property
     def name(self) -> str:
-        """The name it was opened by."""
+        """The name the dataset was opened with."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of the labels; ``None`` if the data does not say."""
+        """Class names in the order of the labels; ``None`` if the data has none."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -67,7 +66,7 @@ class Dataset(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of what is in it; see `ImageDataset.sha256`."""
+        """Digest of the contents; see `ImageDataset.sha256`."""
 
     @property
     def skipped(self) -> list[str]:
@@ -76,7 +75,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def image_id(self, index: int) -> str:
-        """A name for one image by which a person finds it."""
+        """A readable name that identifies one image."""
 
     def batches(
         self,
@@ -90,31 +89,31 @@ class Dataset(Protocol):
 
 
 class Source(Protocol):
-    """Where the pixels come from: an array or files."""
+    """The source of the pixels: an array or files."""
 
     preprocessed: bool
-    """Whether images come as float32 that nobody here preprocessed."""
+    """Whether the images are float32 that was preprocessed elsewhere."""
 
     def file(self, position: int) -> Path | None:
-        """The file that an image is decoded from; ``None`` for all images if they lie in memory."""
+        """The file an image is decoded from; ``None`` for every image of an in-memory source."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
-        """One image: H x W x 3 uint8, or 3 x H x W float32 if it is preprocessed already."""
+        """One image: H x W x 3 uint8, or 3 x H x W float32 if it is already preprocessed."""
 
     def check(self, position: int) -> None:
         """Raise DataError if the image cannot be read."""
 
     def image_id(self, position: int) -> str:
-        """A name for one image."""
+        """A readable name that identifies one image."""
 
     def fingerprint(self, position: int) -> Iterable[bytes]:
-        """The bytes that stand for one image in the dataset's digest."""
+        """The bytes of one image that go into the dataset's digest."""
 
     def content(self, position: int) -> Iterable[bytes]:
-        """The same for the image alone, whatever it is called."""
+        """Like `fingerprint`, but independent of the image's name."""
 
     def size(self, position: int) -> int:
-        """Bytes of the image as it is stored: equal images have equal sizes."""
+        """Size of the image as stored, bytes; equal images have equal sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +121,16 @@ class ImageDataset:
     """A dataset over a source; subsets share the source.
 
     Attributes:
-        name: The name it was opened by.
+        name: The name the dataset was opened with.
         classes: Class names in the order of the labels, or ``None``.
         labels: Label of each image, shape (N,), int64.
-        source: Where the pixels come from.
+        source: The source of the pixels.
         positions: Position of each image in the source, shape (N,), int64.
         skip_bad_images: Leave out images that cannot be read instead of failing.
-        workers: Processes that decode files; 0 decodes in this one, ``None`` is one a core.
+        workers: Processes that decode files; 0 decodes in this process, ``None`` means one per
+            core.
         skipped: The images that were left out; filled while reading and by `verify`.
-        spent: What reading has cost; shared by subsets.
+        spent: Time spent on reading; shared by subsets.
     """
 
     name: str
@@ -147,20 +147,20 @@ class ImageDataset:
         return len(self.labels)
 
     def image_id(self, index: int) -> str:
-        """A name for one image by which a person finds it."""
+        """A readable name that identifies one image."""
         return self.source.image_id(int(self.positions[index]))
 
     @property
     def preprocessed(self) -> bool:
-        """Whether the images were preprocessed elsewhere, nobody here knows how."""
+        """Whether the images were preprocessed elsewhere, in an unknown way."""
         return self.source.preprocessed
 
     @cached_property
     def sha256(self) -> str:
         """Digest over images and labels in order.
 
-        For digits and NPZ files it covers every pixel, for folders the relative paths and the contents
-        of the files: the images are read once (nothing is decoded) when it is asked for first.
+        For digits and NPZ files it covers every pixel; for folders it covers the relative paths and
+        the contents of the files. Files are read once, on first use, and are not decoded.
         """
         hasher = hashlib.sha256()
         for position, label in zip(self.positions, self.labels, strict=True):
@@ -170,7 +170,7 @@ class ImageDataset:
         return hasher.hexdigest()
 
     def select(self, indices: NDArray[np.int64]) -> ImageDataset:
-        """The dataset of some of the images, in the order given."""
+        """A subset of the images, in the given order."""
         return replace(
             self,
             labels=self.labels[indices],
@@ -180,20 +180,20 @@ class ImageDataset:
 
     def relabel(self, labels: NDArray[np.int64], classes: Sequence[str] | None) -> ImageDataset:
         """The same images with other labels."""
-        named = None if classes is None else tuple(classes)
+        names = None if classes is None else tuple(classes)
         return replace(
-            self, labels=labels.astype(np.int64), classes=named, skipped=list(self.skipped)
+            self, labels=labels.astype(np.int64), classes=names, skipped=list(self.skipped)
         )
 
     def verify(self) -> ImageDataset:
-        """Decode every image once, so that all that follows sees the same images.
+        """Decode every image once, so that every later reader gets the same images.
 
         Returns:
-            This dataset, or the one without the images that cannot be read (`skip_bad_images`);
-            its ``skipped`` names them.
+            This dataset, or with `skip_bad_images` a subset without the unreadable images, which
+            its ``skipped`` lists.
 
         Raises:
-            DataError: An image cannot be read and `skip_bad_images` is not set; or none can.
+            DataError: An image cannot be read and `skip_bad_images` is not set, or no image can.
         """
         good: list[int] = []
         with contextlib.closing(self._read(range(len(self)), None, ahead=0)) as images:
@@ -210,20 +210,20 @@ class ImageDataset:
         as_uint8: bool = False,
         order: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> Generator[Batch, None, None]:
-        """Read the images, batch by batch; no more than a few batches are in memory.
+        """Read the images batch by batch; at most a few batches are in memory.
 
-        Files are decoded by worker processes, up to a batch ahead; see `optimizer.data.decoding`.
-        Close the iterator (or read it to its end) to end them.
+        Files are decoded by worker processes, up to one batch ahead; see `optimizer.data.decoding`.
+        Close or exhaust the iterator to stop them.
 
         Args:
-            batch_size: Images a batch; the last batch may be smaller.
-            preprocessing: What the images go through.
-            as_uint8: Leave out the normalization and give N x H x W x 3 uint8.
-            order: Indices of the images to read, in this order; by default all in order.
+            batch_size: Images per batch; the last batch may be smaller.
+            preprocessing: Preprocessing applied to the images.
+            as_uint8: Skip the normalization and yield N x H x W x 3 uint8.
+            order: Indices of the images to read, in this order; by default all of them.
 
         Raises:
-            DataError: An image cannot be read (and `skip_bad_images` is not set), or images that
-                are preprocessed already have another size or were asked for as uint8.
+            DataError: An image cannot be read and `skip_bad_images` is not set, or images that are
+                already preprocessed have the wrong size or were requested as uint8.
             EnvironmentFault: A worker process died.
         """
         if batch_size < 1:
@@ -231,17 +231,17 @@ class ImageDataset:
         indices = range(len(self)) if order is None else [int(index) for index in order]
         images: list[Pixels] = []
         kept: list[int] = []
-        seen = False
-        with contextlib.closing(self._read(indices, preprocessing, ahead=batch_size)) as found:
-            for index, pixels in found:
+        yielded = False
+        with contextlib.closing(self._read(indices, preprocessing, ahead=batch_size)) as results:
+            for index, pixels in results:
                 images.append(pixels)
                 kept.append(index)
                 if len(kept) == batch_size:
                     yield self._batch(images, kept, preprocessing, as_uint8)
-                    images, kept, seen = [], [], True
+                    images, kept, yielded = [], [], True
         if kept:
             yield self._batch(images, kept, preprocessing, as_uint8)
-        elif not seen and len(indices):
+        elif not yielded and len(indices):
             raise DataError(f"no image of {self.name} can be read", hint="check the files")
 
     def _batch(
@@ -255,7 +255,7 @@ class ImageDataset:
             self.spent.cpu_s += time.thread_time() - started
         elif pixels.dtype != np.uint8 and as_uint8:
             raise DataError(
-                f"{self.name} holds preprocessed float32 images, a uint8 input needs pixels",
+                f"{self.name} holds preprocessed float32 images, but the input is uint8 pixels",
                 hint="store the images as N x H x W x 3 uint8",
             )
         return Batch(pixels, self.labels[indices], indices)
@@ -263,9 +263,9 @@ class ImageDataset:
     def _read(
         self, indices: Sequence[int], preprocessing: Preprocessing | None, *, ahead: int
     ) -> Generator[tuple[int, Pixels], None, None]:
-        """Read images in order; leave out bad ones where that is allowed.
+        """Read images in order; skip bad ones if `skip_bad_images` is set.
 
-        Without ``preprocessing`` they are only checked and come without pixels.
+        Without ``preprocessing`` images are only checked and no pixels are returned.
         """
         workers = workers_for(self.workers, len(indices))
         if workers and self.source.file(0) is not None:
@@ -286,8 +286,8 @@ class ImageDataset:
     def _decoded(
         self, indices: Sequence[int], preprocessing: Preprocessing | None, workers: int, ahead: int
     ) -> Generator[Pixels | DataError, None, None]:
-        found = (self.source.file(int(self.positions[index])) for index in indices)
-        files = (path for path in found if path is not None)
+        paths = (self.source.file(int(self.positions[index])) for index in indices)
+        files = (path for path in paths if path is not None)
         images = decode_ahead(files, preprocessing, workers=workers, ahead=ahead)
         with contextlib.closing(images):
             for image in images:

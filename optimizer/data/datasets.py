@@ -1,4 +1,4 @@
-"""Opening data by the one string that names it everywhere."""
+"""Opens a dataset by name: bundled digits, a folder, an image list or an NPZ file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from optimizer.errors import DataError
 __all__ = ["DATA_FORMS", "open_dataset"]
 
 DATA_FORMS = (
-    "accepted: digits, digits:train, digits:test (bundled), a folder with one folder a class, "
-    "a folder with val.txt or such a file itself, or file.npz"
+    "accepted: digits, digits:train, digits:test (bundled), a folder with one subfolder per class, "
+    "a folder with val.txt or that file itself, or file.npz"
 )
 
 
@@ -40,21 +40,21 @@ def open_dataset(
     Args:
         name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, a
             folder of images with a ``val.txt`` (or that file), or an NPZ file.
-        limit: Take a stratified subset of this many images; more than there are takes all.
+        limit: Size of a stratified subset; all images if there are fewer.
         seed: Seed of the subset.
-        skip_bad_images: Leave out images that cannot be read and name them in ``skipped``,
-            instead of failing at the first. Call ``verify()`` first where several readers must
-            see the same images.
-        workers: Processes that decode image files; 0 decodes in this one, by default one for each
+        skip_bad_images: Leave out images that cannot be read and list them in ``skipped``, instead
+            of failing at the first. Call ``verify()`` first if several readers must get the same
+            images.
+        workers: Processes that decode image files; 0 decodes in this process. Default: one per
             core. Images in memory need none.
-        labelled: Whether labels are needed. If they are not, any folder of images will do, and an NPZ
-            file without labels: to calibrate with, say. All labels are then 0.
+        labelled: Whether labels are required. If not (for calibration, say), any folder of images
+            or an NPZ file without labels is accepted, and all labels are 0.
 
     Raises:
-        DataError: Nothing by this name, or data that cannot be used.
+        DataError: There is no such dataset, or it cannot be used.
     """
     if workers is not None and workers < 0:
-        raise DataError(f"{workers} worker processes", hint="0 and more")
+        raise DataError(f"{workers} worker processes", hint="use 0 or more")
     text = str(name)
     if text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)

@@ -1,6 +1,6 @@
-"""The bundled data: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn.
+"""The bundled data: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels.
 
-They are real data (UCI "Optical Recognition of Handwritten Digits", test part) and need no
+They are real data (the test set of UCI's "Optical Recognition of Handwritten Digits") and need no
 download, so the demo and the tests run anywhere.
 """
 
@@ -21,19 +21,19 @@ _SPLIT_SEED = 0
 
 
 def open_digits(name: str = "digits") -> ImageDataset:
-    """Open the digits, all of them or one part of the fixed, stratified split (1,257 and 540).
+    """Open all digits or one part of the fixed, stratified split (1,257 train and 540 test images).
 
-    The gray values 0 to 16 become 0 to 255 in three equal channels; everything after that goes
-    the way of photos.
+    Gray values 0 to 16 are scaled to 0 to 255 in three equal channels; from there on digits are
+    handled like photos.
 
     Raises:
-        DataError: Another name than those in `DIGITS_SPLITS`.
+        DataError: The name is not one of `DIGITS_SPLITS`.
     """
     from sklearn.datasets import load_digits
 
     if name not in DIGITS_SPLITS:
         raise DataError(
-            f"unknown part of digits: {name!r}", hint=f"one of {', '.join(DIGITS_SPLITS)}"
+            f"unknown split of digits: {name!r}", hint=f"use one of {', '.join(DIGITS_SPLITS)}"
         )
     bundle = load_digits()
     labels = bundle.target.astype(np.int64)

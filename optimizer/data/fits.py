@@ -1,4 +1,4 @@
-"""Whether a dataset's labels mean what the model's outputs mean."""
+"""Checks that a dataset's labels match the model's outputs."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ _SYNSET = re.compile(r"n\d{8}")
 def check_fits(
     dataset: ImageDataset, num_classes: int, classes: Sequence[str] | None
 ) -> ImageDataset:
-    """Give the dataset with labels that are indices of the model's outputs, or refuse it.
+    """Map the labels to indices of the model's outputs.
 
-    - No names on one of the sides: every label must be below ``num_classes``, and named classes
-      must be as many as the model's outputs, since nothing else says which is which.
-    - Equal names in equal order fit.
-    - As many synset folders (``n01440764`` …) as the model has outputs fit outputs named by words:
-      sorted synsets are in the order of the outputs.
-    - Fewer of ImageNet's synsets are mapped to 1,000 outputs named by words or not at all.
-    - Fewer classes whose names are all among the model's are mapped by name.
+    - If either side has no class names, every label must be below ``num_classes``, and named
+      classes must be as many as the outputs, since they can only be matched by position.
+    - Equal names in equal order match.
+    - If there are as many synset folders (``n01440764`` …) as outputs, they match outputs with
+      other names: sorted synsets are in the order of the outputs.
+    - A subset of ImageNet's synsets is mapped to 1,000 outputs with other names or none.
+    - A subset of the model's class names is mapped by name.
 
     Args:
         dataset: The dataset.
-        num_classes: Outputs of the model.
+        num_classes: Number of the model's outputs.
         classes: Names of the outputs in order, or ``None``.
 
+    Returns:
+        The dataset, with mapped labels where needed.
+
     Raises:
-        DataError: None of the above.
+        DataError: The labels match in none of these ways.
     """
     names = dataset.classes
     if names is not None and len(names) > num_classes:
         raise DataError(
-            f"{dataset.name} has {len(names)} classes, the model has {num_classes}",
+            f"{dataset.name} has {len(names)} classes, but the model has {num_classes}",
             hint="use the data that the model was trained for",
         )
     highest = int(dataset.labels.max(initial=0))
     if highest >= num_classes:
         raise DataError(
-            f"{dataset.name} has label {highest}, the model's {num_classes} classes end at "
+            f"{dataset.name} has label {highest}, but the model's {num_classes} classes end at "
             f"{num_classes - 1}",
             hint="use the data that the model was trained for",
         )
@@ -69,7 +72,7 @@ def _fits_by_count(dataset: ImageDataset, names: Sequence[str], num_classes: int
         return dataset
     raise DataError(
         f"{dataset.name} has {len(names)} of the model's {num_classes} classes and their names "
-        f"({names[0]}, …) do not say which",
+        f"({names[0]}, …) do not identify them",
         hint="keep all class folders, or use an NPZ file with the model's labels",
     )
 
@@ -77,30 +80,30 @@ def _fits_by_count(dataset: ImageDataset, names: Sequence[str], num_classes: int
 def _fits_by_name(
     dataset: ImageDataset,
     names: Sequence[str],
-    known: Sequence[str],
+    output_names: Sequence[str],
     classes: Sequence[str] | None,
 ) -> ImageDataset:
-    """Map labels by the names that are ``known`` in the order of the outputs."""
-    index = {name: position for position, name in enumerate(known)}
+    """Map labels by name; ``output_names`` are in the order of the outputs."""
+    index = {name: position for position, name in enumerate(output_names)}
     unknown = [name for name in names if name not in index]
     if unknown:
         raise DataError(
-            f"{dataset.name} has the class {unknown[0]!r}, which the model does not know "
-            f"(it knows {_some(known)})",
-            hint="name the class folders as the model's classes",
+            f"{dataset.name} has the class {unknown[0]!r}, which the model does not have "
+            f"(it has {_first_few(output_names)})",
+            hint="give the class folders the names of the model's classes",
         )
-    twice = [name for name in names if known.count(name) > 1]
-    if twice:
-        raise DataError(f"the model has two classes named {twice[0]!r}: which one is meant?")
-    if len(names) == len(known):
+    ambiguous = [name for name in names if output_names.count(name) > 1]
+    if ambiguous:
+        raise DataError(f"the model has two classes named {ambiguous[0]!r}, which is ambiguous")
+    if len(names) == len(output_names):
         raise DataError(
             f"{dataset.name} has the model's classes in another order: "
-            f"{_some(names)}; the model: {_some(known)}",
-            hint="name the folders so that they sort in the model's order",
+            f"{_first_few(names)}; the model: {_first_few(output_names)}",
+            hint="rename the folders so that they sort in the model's order",
         )
     mapping = np.array([index[name] for name in names], dtype=np.int64)
-    return dataset.relabel(mapping[dataset.labels], classes or known)
+    return dataset.relabel(mapping[dataset.labels], classes or output_names)
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

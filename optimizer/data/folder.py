@@ -1,4 +1,4 @@
-"""Image folders in torchvision's ImageFolder layout: one folder a class."""
+"""Image folders in torchvision's ImageFolder layout: one folder per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optimizer.errors import DataError
 
 __all__ = ["FileSource", "has_class_folders", "open_folder", "open_unlabelled"]
 
-_LAYOUT = "the layout is FOLDER/<class>/<image>.jpg, one folder a class"
+_LAYOUT = "use the layout FOLDER/<class>/<image>.jpg, one folder per class"
 
 
 class FileSource:
@@ -51,11 +51,11 @@ class FileSource:
         return (self._files[position].encode(), b"\0", *self.content(position))
 
     def content(self, position: int) -> Iterable[bytes]:
-        """See `Source.content`: a digest of the file, taken once."""
+        """See `Source.content`: a digest of the file, computed once."""
         if position not in self._digests:
             try:
                 data = self.file(position).read_bytes()
-            except OSError as error:  # what cannot be read is told, or left out, when it is decoded
+            except OSError as error:  # decoding reports unreadable files, or leaves them out
                 data = f"unreadable: {error.errno}".encode()
             self._digests[position] = hashlib.sha256(data).digest()
         return (self._digests[position],)
@@ -68,42 +68,42 @@ class FileSource:
 def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     """Open an image folder.
 
-    Classes are the sorted folder names (those that start with a dot are ignored), images the
-    files below them with one of `IMAGE_SUFFIXES`, in torchvision's order.
+    Classes are the sorted folder names (except those that start with a dot). Images are the files
+    below them with one of `IMAGE_SUFFIXES`, in torchvision's order.
 
     Args:
-        root: The folder that holds the class folders.
+        root: The folder that contains the class folders.
         skip_bad_images: Leave out images that cannot be read instead of failing.
 
     Raises:
-        DataError: No class folders, only one, or one without images.
+        DataError: There are no class folders, only one, or one without images.
     """
     classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
     if not classes:
         loose = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in root.iterdir())
-        what = "images but no class folders" if loose else "no class folders"
-        raise DataError(f"{root} has {what}", hint=_LAYOUT)
+        contents = "images but no class folders" if loose else "no class folders"
+        raise DataError(f"{root} has {contents}", hint=_LAYOUT)
     files: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
-        found = _images_below(root / name)
-        if not found:
+        images = _images_below(root / name)
+        if not images:
             empty.append(name)
-        for path in found:
+        for path in images:
             files.append(path.relative_to(root).as_posix())
             sizes.append(path.stat().st_size)
             labels.append(label)
     if not files:
-        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})", hint=_LAYOUT)
+        raise DataError(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})", hint=_LAYOUT)
     if len(classes) == 1:
         raise DataError(f"{root} has only one class, {classes[0]}", hint=_LAYOUT)
     if empty:
         raise DataError(
-            f"{root}: {len(empty)} of {len(classes)} class folders hold no images, "
+            f"{root}: {len(empty)} of {len(classes)} class folders contain no images; "
             f"the first is {empty[0]}",
-            hint="add its images, or remove the folder if the class is not meant to exist",
+            hint="add images to it, or remove the folder",
         )
     return ImageDataset(
         name=str(root),
@@ -116,45 +116,45 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
 
 
 def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
-    """Open all images below a folder, whatever its layout; every label is 0.
+    """Open all images below a folder, regardless of its layout; every label is 0.
 
-    What lies in folders whose names begin with a dot is left out.
+    Folders whose names begin with a dot are left out.
 
     Args:
         root: The folder.
         skip_bad_images: Leave out images that cannot be read instead of failing.
 
     Raises:
-        DataError: There is no image.
+        DataError: There are no images.
     """
-    found = [
+    images = [
         path
         for path in _images_below(root)
         if not any(part.startswith(".") for part in path.relative_to(root).parts)  # thumbnails
     ]
-    if not found:
-        raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    if not images:
+        raise DataError(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return ImageDataset(
         name=str(root),
         classes=None,
-        labels=np.zeros(len(found), dtype=np.int64),
+        labels=np.zeros(len(images), dtype=np.int64),
         source=FileSource(
             root,
-            [path.relative_to(root).as_posix() for path in found],
-            [path.stat().st_size for path in found],
+            [path.relative_to(root).as_posix() for path in images],
+            [path.stat().st_size for path in images],
         ),
-        positions=np.arange(len(found), dtype=np.int64),
+        positions=np.arange(len(images), dtype=np.int64),
         skip_bad_images=skip_bad_images,
     )
 
 
 def has_class_folders(root: Path) -> bool:
-    """Whether a folder is laid out one folder a class."""
+    """Whether a folder contains class folders."""
     return any(_is_class(entry) for entry in root.iterdir())
 
 
 def is_sorted_by_class(root: Path) -> bool:
-    """Whether every image of a folder lies in one of several class folders, none of them empty."""
+    """Whether every image is in one of at least two class folders, none of which is empty."""
     classes = [entry for entry in root.iterdir() if _is_class(entry)]
     loose = any(_is_image(entry.name) for entry in root.iterdir() if not entry.is_dir())
     return len(classes) > 1 and not loose and all(_images_below(folder) for folder in classes)

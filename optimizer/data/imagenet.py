@@ -1,7 +1,7 @@
 """The 1,000 WordNet synsets of ImageNet-1k (ILSVRC 2012) in the order of a network's outputs.
 
-Folders of ImageNet and of its subsets (Imagenette, say) are named by synset; with this list a
-subset's labels are mapped to the outputs of a network trained on all 1,000 classes.
+Folders of ImageNet and of its subsets (Imagenette, say) are named by synset. This list maps a
+subset's labels to the outputs of a network trained on all 1,000 classes.
 """
 
 __all__ = ["IMAGENET_SYNSETS"]

@@ -1,4 +1,4 @@
-"""Reading image files: any mode becomes RGB, and what cannot be read is named."""
+"""Reads image files of any mode as RGB; errors name the file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ __all__ = ["IMAGE_SUFFIXES", "open_image", "to_rgb"]
 # torchvision's IMG_EXTENSIONS
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-
-# What Pillow's plugins raise for damaged files; UnidentifiedImageError is an OSError.
+# Exceptions that Pillow's plugins raise for damaged files; UnidentifiedImageError is an OSError.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -40,17 +39,17 @@ def open_image(path: Path) -> Image.Image:
     """Decode an image file to RGB.
 
     Grayscale, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Like
-    torchvision, this does not turn images by their EXIF orientation.
+    torchvision, this ignores the EXIF orientation.
 
     Raises:
-        DataError: The file is no image, is truncated, or has more pixels than Pillow deems safe.
+        DataError: The file is not an image, is truncated, or exceeds Pillow's pixel limit.
     """
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS or 0
     too_large = DataError(
         f"{path} has too many pixels to be decoded safely (a decompression bomb?)",
-        hint=f"shrink it below {limit / 1e6:.0f} megapixels, or remove it",
+        hint=f"reduce it to less than {limit / 1e6:.0f} megapixels, or remove it",
     )
     try:
         with Image.open(path) as image:
@@ -69,29 +68,32 @@ def open_image(path: Path) -> Image.Image:
         reason = " ".join(str(error).split()).replace(str(path), path.name)
         raise DataError(
             f"cannot read the image {path}: {reason or type(error).__name__}",
-            hint="remove or replace it (in a dataset, --skip-bad-images leaves it out)",
+            hint="remove or replace it (in a dataset: --skip-bad-images)",
         ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to RGB, 8 bits a channel.
+    """Convert a Pillow image of any mode to RGB, 8 bits per channel.
 
     Raises:
-        DataError: Floating-point pixels, whose range the file does not say.
+        DataError: The pixels are floating-point (their range is unknown) or exceed 16 bits.
     """
     from PIL import Image
 
     if image.mode == "RGB":
-        image.load()  # it needs its file no more
+        image.load()  # the file is closed after this
         return image
     if image.mode == "F":
         raise DataError(
-            "floating-point pixels have no known range", hint="save it with 8 or 16 bits"
+            "floating-point pixels have no known range",
+            hint="save it with 8 or 16 bits per channel",
         )
     if image.mode.startswith("I"):  # 16 bits: convert() would clip everything above 255 to white
         values = np.asarray(image).astype(np.int64)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
-            raise DataError("pixels of more than 16 bits", hint="save it with 8 or 16 bits")
+            raise DataError(
+                "pixels of more than 16 bits", hint="save it with 8 or 16 bits per channel"
+            )
         eight_bits = ((values + 128) // 257).astype(np.uint8)
         return Image.fromarray(eight_bits).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Datasets in one NumPy file: ``images``, ``labels`` and, if wanted, ``classes``."""
+"""Datasets in one NPZ file: ``images``, ``labels`` and, optionally, ``classes``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optimizer.errors import DataError
 __all__ = ["open_npz"]
 
 _KEYS = ("images", "labels", "classes")
-_FORM = (
+_FORMAT = (
     "images: N x H x W x 3 uint8, or N x 3 x H x W float32 already preprocessed; labels: N integers"
 )
 
@@ -26,13 +26,13 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     """Open an NPZ file.
 
     Args:
-        path: File with ``images`` (N x H x W x 3 uint8, or N x 3 x H x W float32 that are
-            preprocessed already), ``labels`` (N integers from 0) and, optionally, ``classes``
-            (names in the order of the labels). Object arrays are refused, never unpickled.
-        labelled: Whether ``labels`` have to be there; without them every label is 0.
+        path: File with ``images`` (N x H x W x 3 uint8, or already preprocessed N x 3 x H x W
+            float32), ``labels`` (N integers from 0) and, optionally, ``classes`` (names in the
+            order of the labels). Object arrays are rejected, never unpickled.
+        labelled: Whether ``labels`` are required; if missing, every label is 0.
 
     Raises:
-        DataError: The file is damaged, an array is missing or has another shape or type, or a
+        DataError: The file is damaged, an array is missing or has the wrong shape or type, or a
             label is negative or has no class.
     """
     arrays = _load(path)
@@ -41,19 +41,19 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
         arrays = {"images": arrays["images"], "labels": np.zeros(count, np.int64)}
     for key in ("images", "labels"):
         if key not in arrays:
-            found = ", ".join(sorted(arrays)) or "nothing"
-            raise DataError(f"{path.name} has no array {key!r} (it has {found})", hint=_FORM)
+            present = ", ".join(sorted(arrays)) or "nothing"
+            raise DataError(f"{path.name} has no array {key!r} (it has {present})", hint=_FORMAT)
     images, labels = arrays["images"], arrays["labels"]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path.name}: labels must be N integers, not {labels.dtype} of shape {labels.shape}",
-            hint=_FORM,
+            hint=_FORMAT,
         )
     source = _source(path, images)
     if len(images) != len(labels):
-        raise DataError(f"{path.name}: {len(images)} images but {len(labels)} labels", hint=_FORM)
+        raise DataError(f"{path.name}: {len(images)} images but {len(labels)} labels", hint=_FORMAT)
     if len(labels) == 0:
-        raise DataError(f"{path.name} holds no images")
+        raise DataError(f"{path.name} contains no images")
     classes = _classes(path, arrays.get("classes"))
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= len(classes)):
@@ -62,7 +62,7 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
         allowed = "0" if classes is None else f"0 to {len(classes) - 1}"
         raise DataError(
             f"{path.name}: label {wrong} of image {position} is out of range",
-            hint=f"labels start at {allowed}" if classes is None else f"labels are {allowed}",
+            hint=f"labels start at {allowed}" if classes is None else f"labels must be {allowed}",
         )
     return ImageDataset(
         name=str(path),
@@ -78,12 +78,12 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if isinstance(file, np.ndarray):
-                raise DataError(f"{path.name} is a single array, not an NPZ file", hint=_FORM)
+                raise DataError(f"{path.name} is a single array, not an NPZ file", hint=_FORMAT)
             with file:
                 return {key: file[key] for key in _KEYS if key in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {path}: {reason}", hint=_FORM) from error
+        raise DataError(f"cannot read {path}: {reason}", hint=_FORMAT) from error
 
 
 def _source(path: Path, images: NDArray[Any]) -> Source:
@@ -93,7 +93,7 @@ def _source(path: Path, images: NDArray[Any]) -> Source:
             return PixelSource(images, path.name)
         if images.dtype == np.float32 and shape[1] == 3:
             return TensorSource(images, path.name)
-    raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", hint=_FORM)
+    raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", hint=_FORMAT)
 
 
 def _classes(path: Path, names: NDArray[Any] | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Images that lie in memory: the sources behind digits and NPZ files."""
+"""In-memory image sources: used for digits and NPZ files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PixelSource", "TensorSource"]
 
 
 class PixelSource:
-    """Images as pixels, N x H x W x 3 uint8; they are resized and cropped like photos."""
+    """Pixels, N x H x W x 3 uint8; resized and cropped like photos."""
 
     preprocessed = False
 
@@ -54,7 +54,7 @@ class PixelSource:
 
 
 class TensorSource:
-    """Images that are preprocessed already, N x 3 x H x W float32."""
+    """Images that are already preprocessed, N x 3 x H x W float32."""
 
     preprocessed = True
 
@@ -66,22 +66,22 @@ class TensorSource:
         """See `Source.file`."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
-        """See `Source.read`; ``preprocessing`` only says which size is expected."""
+        """See `Source.read`; of ``preprocessing`` only the image size is used, as a check."""
         self.check(position)
         image: NDArray[np.float32] = self._images[position]
         size = preprocessing.image_size
         if image.shape[1:] != (size, size):
             raise DataError(
                 f"{self._name} holds preprocessed images of {image.shape[1]} x {image.shape[2]} "
-                f"pixels, the network takes {size} x {size}",
-                hint="preprocess them for this size, or store them as N x H x W x 3 uint8",
+                f"pixels, but the network takes {size} x {size}",
+                hint="preprocess them to this size, or store them as N x H x W x 3 uint8",
             )
         return image
 
     def check(self, position: int) -> None:
-        """See `Source.check`: no value may be infinite or not a number."""
+        """See `Source.check`: values must not be infinite or NaN."""
         if not np.isfinite(self._images[position]).all():
-            raise DataError(f"{self.image_id(position)} holds NaN or infinite values")
+            raise DataError(f"{self.image_id(position)} contains NaN or infinite values")
 
     def image_id(self, position: int) -> str:
         """See `Source.image_id`."""

@@ -1,9 +1,9 @@
-"""How an image becomes the network's input: one frozen, hashed object.
+"""Preprocessing of images into the network's input, as one frozen, hashed object.
 
-The object travels in the checkpoint's card, the graph's metadata and every manifest, so that the
-accuracy of an engine is measured on the pixels its network was trained for. Images are resized by
-Pillow: for equal settings the result equals torchvision's ``ImageClassification`` preset bit for
-bit (a test holds the two against each other).
+The object is stored in the checkpoint's card, the graph's metadata and every manifest, so that an
+engine is always validated with the preprocessing its network was trained with. Images are resized
+by Pillow: with equal settings the result is bit-identical to torchvision's ``ImageClassification``
+preset (a test compares the two).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 COLORS = ("RGB", "BGR", "grayscale")
 
-# Mean and standard deviation of the pixels of scikit-learn's digits, as fractions of white.
+# Mean and standard deviation of the pixels of scikit-learn's digits, as fractions of 255.
 _DIGITS_MEAN = 0.3053
 _DIGITS_STD = 0.3760
 _MAX_SIZE = 8192
@@ -40,14 +40,14 @@ class Preprocessing:
     """Resize the shorter side, crop the centre, scale to [0, 1], subtract mean, divide by std.
 
     Attributes:
-        resize: Length of the shorter side after resizing, pixels; ``None`` leaves the size alone.
+        resize: Length of the shorter side after resizing, pixels; ``None`` does not resize.
         crop: Side of the centre crop, pixels; smaller images are padded with black, as
             torchvision does.
         interpolation: One of `INTERPOLATIONS`.
-        antialias: Whether the filter widens when it shrinks an image (Pillow's way, and
-            torchvision's). ``False`` samples without it, as OpenCV's ``INTER_LINEAR`` does.
-        color: Order of the channels: ``RGB``, ``BGR``, or ``grayscale`` (luminance three times).
-        mean: Mean of each channel, in that order, as a fraction of white.
+        antialias: Whether downscaling widens the filter, as Pillow and torchvision do. ``False``
+            samples without antialiasing, like OpenCV's ``INTER_LINEAR``.
+        color: Order of the channels: ``RGB``, ``BGR``, or ``grayscale`` (luminance in all three).
+        mean: Mean of each channel, in that order, as a fraction of 255.
         std: Standard deviation of each channel, likewise.
     """
 
@@ -67,8 +67,8 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if max(map(abs, self.mean)) > 1 or max(self.std) > 1:
             raise DataError(
-                f"preprocessing: mean {self.mean} and std {self.std} are fractions of white, 0 to 1",
-                hint="divide those of pixels from 0 to 255 by 255",
+                f"preprocessing: mean {self.mean} and std {self.std} must be from 0 to 1",
+                hint="divide values for pixels from 0 to 255 by 255",
             )
         if min(self.std) <= 0:
             raise DataError(f"preprocessing: std must be positive, not {self.std}")
@@ -80,26 +80,26 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
                 f"preprocessing: unknown interpolation {self.interpolation!r}",
-                hint=f"one of {', '.join(INTERPOLATIONS)}",
+                hint=f"use one of {', '.join(INTERPOLATIONS)}",
             )
         if self.color not in COLORS:
             raise DataError(
                 f"preprocessing: unknown colour order {self.color!r}",
-                hint=f"one of {', '.join(COLORS)}",
+                hint=f"use one of {', '.join(COLORS)}",
             )
         if not self.antialias and self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise DataError(f"preprocessing: {self.interpolation} always antialiases")
 
-    # --- where it comes from ---------------------------------------------------------------
+    # --- constructors ----------------------------------------------------------------------
 
     @classmethod
     def imagenet(cls, image_size: int = 224) -> Preprocessing:
-        """The classic ImageNet evaluation: shorter side 256, crop 224, bilinear, scaled to size."""
+        """Standard ImageNet evaluation, scaled to size: shorter side 256, crop 224, bilinear."""
         return cls(resize=256, crop=224).with_image_size(image_size)
 
     @classmethod
     def digits(cls, image_size: int = 32) -> Preprocessing:
-        """For the bundled digits: the whole image resized, their own mean and deviation."""
+        """For the bundled digits: the whole image resized, normalized with the digits' statistics."""
         return cls(
             resize=image_size, crop=image_size, mean=(_DIGITS_MEAN,) * 3, std=(_DIGITS_STD,) * 3
         )
@@ -111,7 +111,7 @@ class Preprocessing:
             resize=int(transforms.resize_size[0]),
             crop=int(transforms.crop_size[0]),
             interpolation=str(transforms.interpolation.value),
-            # On Pillow images, which is what evaluation reads, torchvision always antialiases.
+            # torchvision always antialiases Pillow images, which evaluation uses.
             antialias=True,
             mean=tuple(transforms.mean),
             std=tuple(transforms.std),
@@ -122,12 +122,12 @@ class Preprocessing:
         """From a timm data config (``timm.data.resolve_data_config``, or a ``pretrained_cfg``).
 
         Raises:
-            DataError: A crop mode other than ``center``, or an input that is no square RGB image.
+            DataError: A crop mode other than ``center``, or an input that is not a square RGB image.
         """
         channels, height, width = config["input_size"]
         if channels != 3 or height != width:
             raise DataError(
-                f"timm data config: input {config['input_size']} is no square RGB image"
+                f"timm data config: input {config['input_size']} is not a square RGB image"
             )
         mode = config.get("crop_mode") or "center"
         if mode != "center":
@@ -141,7 +141,7 @@ class Preprocessing:
         )
 
     def with_image_size(self, image_size: int) -> Preprocessing:
-        """The same for another crop; the shorter side is scaled by the same factor."""
+        """A copy with another crop; the shorter side is scaled by the same factor."""
         if image_size == self.crop:
             return self
         resize = (
@@ -149,7 +149,7 @@ class Preprocessing:
         )
         return replace(self, resize=resize, crop=image_size)
 
-    # --- as data ---------------------------------------------------------------------------
+    # --- serialization ---------------------------------------------------------------------
 
     @property
     def image_size(self) -> int:
@@ -166,15 +166,15 @@ class Preprocessing:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able mapping of all fields and ``sha256``."""
+        """A JSON-serializable mapping of all fields and ``sha256``."""
         return {**self._fields(), "sha256": self.sha256}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`; a missing ``sha256`` is not held against it.
+        """The inverse of `to_dict`; ``sha256`` is optional.
 
         Raises:
-            DataError: Unknown or missing fields, or a ``sha256`` that belongs to other values.
+            DataError: Unknown or missing fields, or a ``sha256`` that does not match the values.
         """
         given = dict(values)
         expected = given.pop("sha256", None)
@@ -182,15 +182,15 @@ class Preprocessing:
         if unknown:
             raise DataError(f"preprocessing: unknown field {unknown[0]!r}")
         try:
-            made = cls(**given)
+            result = cls(**given)
         except (TypeError, ValueError) as error:
             raise DataError(f"preprocessing: {error}") from error
-        if expected is not None and expected != made.sha256:
+        if expected is not None and expected != result.sha256:
             raise DataError(
-                "preprocessing: its values were changed since it was written (sha256 differs)",
-                hint="remove the sha256 if the change is meant",
+                "preprocessing: the values were changed after writing (sha256 differs)",
+                hint="remove the sha256 if the change is intended",
             )
-        return made
+        return result
 
     def __str__(self) -> str:
         resize = (
@@ -198,7 +198,7 @@ class Preprocessing:
         )
         return f"{resize}crop {self.crop}, {self.color}"
 
-    # --- the work --------------------------------------------------------------------------
+    # --- image operations ------------------------------------------------------------------
 
     def apply_uint8(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop an image.
@@ -225,14 +225,14 @@ class Preprocessing:
         return normalized
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scale images of the right size to the network's input.
+        """Normalize resized and cropped images.
 
         Args:
             images: N x H x W x 3 uint8, channels in the order of `color`.
 
         Returns:
-            N x 3 x H x W float32, contiguous: ``(x / 255 - mean) / std`` in single precision and
-            in this order of operations, which is torchvision's.
+            N x 3 x H x W float32, contiguous: ``(x / 255 - mean) / std`` in single precision, with
+            torchvision's order of operations.
         """
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise DataError(
@@ -241,7 +241,7 @@ class Preprocessing:
         count, height, width, _ = images.shape
         mean, std = (np.array(v, dtype=np.float32).reshape(3, 1, 1) for v in (self.mean, self.std))
         result = np.empty((count, 3, height, width), dtype=np.float32)
-        for index in range(count):  # one at a time, which stays in the processor's cache
+        for index in range(count):  # one image at a time stays in the CPU cache
             values = result[index]
             values[...] = images[index].transpose(2, 0, 1)
             values /= np.float32(255)
@@ -261,7 +261,7 @@ class Preprocessing:
             return image
         if self.antialias:
             return image.resize(size, Image.Resampling[self.interpolation.upper()])
-        # transform() samples at the pixel centres and never widens its filter.
+        # transform() samples at the pixel centres without antialiasing.
         return image.transform(
             size,
             Image.Transform.EXTENT,
@@ -278,6 +278,6 @@ class Preprocessing:
             border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
             image = ImageOps.expand(image, border=border, fill=0)
             width, height = image.size
-        # Python's round, half to even, as in torchvision: it decides which pixel of two is lost.
+        # Rounds half to even like torchvision: this decides which side loses the odd pixel.
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         return image.crop((left, top, left + self.crop, top + self.crop))

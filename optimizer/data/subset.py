@@ -1,4 +1,4 @@
-"""Deterministic, stratified subsets, and what two datasets have in common."""
+"""Deterministic, stratified subsets, and the overlap of two datasets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stratified_subset(labels: NDArray[np.int64], count: int, seed: int = 0) -> N
 
     The share of each class is rounded by the method of largest remainders (ties go to the smaller
     label). Within a class the choice is random but fixed by ``seed``; `numpy.random.RandomState`
-    is used because its streams never change between NumPy versions.
+    is used because its streams are frozen across NumPy versions.
 
     Args:
         labels: Label of each image, shape (N,).
@@ -51,18 +51,18 @@ def stratified_subset(labels: NDArray[np.int64], count: int, seed: int = 0) -> N
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def shared_images(one: ImageDataset, other: ImageDataset) -> int:
-    """How many images of ``other`` are in ``one`` too, by their contents, whatever they are called.
+def shared_images(reference: ImageDataset, dataset: ImageDataset) -> int:
+    """Number of images of ``dataset`` that also occur in ``reference``, compared by content.
 
-    Only files of the same size are read.
+    Names are ignored. Only files of equal size are read.
     """
-    sizes = [{d.source.size(int(p)) for p in d.positions} for d in (one, other)]
-    both = sizes[0] & sizes[1]
+    sizes = [{d.source.size(int(p)) for p in d.positions} for d in (reference, dataset)]
+    shared_sizes = sizes[0] & sizes[1]
 
     def digests(dataset: ImageDataset) -> Iterator[bytes]:
         for position in map(int, dataset.positions):
-            if dataset.source.size(position) in both:
+            if dataset.source.size(position) in shared_sizes:
                 yield hashlib.sha256(b"".join(dataset.source.content(position))).digest()
 
-    known = set(digests(one))
-    return sum(digest in known for digest in digests(other))
+    reference_digests = set(digests(reference))
+    return sum(digest in reference_digests for digest in digests(dataset))

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX, checked: the graph that leaves this room computes what the model computes."""
+"""Exports PyTorch models to ONNX and verifies the graph against the model."""
 
 from optimizer.exporting.exporter import export_onnx
 

@@ -1,4 +1,4 @@
-"""`export_onnx`: one PyTorch model in, one checked ONNX file out."""
+"""`export_onnx`: exports a PyTorch model to a verified ONNX file."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ def export_onnx(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Export a model to one ONNX file that is proven to compute the same.
+    """Export a model to one ONNX file and verify it against PyTorch.
 
-    The graph has BatchNorm folded into the convolutions, nodes and initializers named by their
-    PyTorch module, the preprocessing and class names in ``metadata_props``, one input ``images``
-    and one output ``logits`` (N x classes float32). The saved file is checked by `onnx.checker`
-    and run in ONNX Runtime against PyTorch; a file that fails is not left behind.
+    BatchNorm is folded into the convolutions, nodes and initializers are named after their PyTorch
+    module, and preprocessing and class names are stored in ``metadata_props``. There is one input
+    ``images`` and one output ``logits`` (N x classes float32). The saved file is checked by
+    `onnx.checker` and its outputs in ONNX Runtime are compared with PyTorch's. A file that fails is
+    not kept.
 
     Args:
-        model: The model; its preprocessing gives the image size.
-        output: Where the ``.onnx`` file goes.
-        options: Batch, input (``float32-nchw``: N x 3 x H x W, normalized; ``uint8-nhwc``: N x H x W
-            x 3 pixels, of which normalization and layout are part of the graph, before any padding)
-            and operator set.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        model: The model; its preprocessing determines the image size.
+        output: Path of the ``.onnx`` file.
+        options: Batch, opset and input: ``float32-nchw`` (N x 3 x H x W, normalized) or
+            ``uint8-nhwc`` (N x H x W x 3 pixels; the graph transposes and normalizes them, before
+            any padding).
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: An option out of range.
-        GraphError: The exported file is not what was asked for.
+        UsageError: An option is out of range.
+        GraphError: The exported file fails verification.
     """
     progress = progress or Silent()
     batch, input_kind, opset = options.batch, options.input, options.opset
     if output.suffix != ".onnx":
-        raise UsageError(f"{output.name} does not end in .onnx", hint=f"-o {output.stem}.onnx")
+        raise UsageError(f"{output.name} does not end in .onnx", hint=f"use -o {output.stem}.onnx")
 
     plan = Plan(
         kind="graph",
@@ -97,7 +98,7 @@ def _trace(model: Model, *, batch: int | None, opset: int) -> ir.Model:
     import torch
 
     size = model.preprocessing.image_size
-    # torch.export turns an example dimension of 0 or 1 into a constant without a word.
+    # torch.export silently turns an example dimension of 0 or 1 into a constant.
     example = torch.zeros(batch if batch is not None else 2, 3, size, size)
     shapes = None if batch is not None else ({0: torch.export.Dim("batch")},)
     with _quiet():
@@ -118,7 +119,7 @@ def _trace(model: Model, *, batch: int | None, opset: int) -> ir.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter (deprecations, tracing notes) off the user's terminal."""
+    """Suppress the exporter's warnings and prints (deprecations, tracing notes)."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -131,16 +132,16 @@ def _quiet() -> Iterator[None]:
 
 def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: str) -> None:
     from optimizer.exporting import rewrite
-    from optimizer.exporting.image_input import take_images
+    from optimizer.exporting.image_input import use_uint8_input
 
-    rewrite.pool_in_one_operation(graph)
+    rewrite.use_global_average_pool(graph)
     rewrite.drop_unused_constants(graph)
     rewrite.name_by_module(graph)
     rewrite.add_missing_biases(graph)
     rewrite.name_biases(graph)
     rewrite.drop_exporter_metadata(graph)
     if input_kind == "uint8-nhwc":
-        take_images(graph, model.preprocessing)
+        use_uint8_input(graph, model.preprocessing)
     graph.producer_name, graph.producer_version = "resnet-opt", None
     graph.graph.name = model.arch
     write_metadata(

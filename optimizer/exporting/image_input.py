@@ -1,4 +1,4 @@
-"""A graph that takes pixels: normalization and layout as its first operations."""
+"""uint8 image input: transposes and normalizes pixels inside the graph."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from optimizer.graphs.editing import add_constant
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
 
-__all__ = ["take_images"]
+__all__ = ["use_uint8_input"]
 
 
-def take_images(model: ir.Model, preprocessing: Preprocessing) -> bool:
-    """Replace the input N x 3 x H x W float32 by N x H x W x 3 uint8 and normalize in the graph.
+def use_uint8_input(model: ir.Model, preprocessing: Preprocessing) -> bool:
+    """Replace the N x 3 x H x W float32 input by N x H x W x 3 uint8 and normalize in the graph.
 
     ``(x / 255 - mean) / std`` becomes ``x * (1 / (255 std)) + (-mean / std)`` on the whole image,
-    *before* the first convolution pads it: folding mean and std into that convolution's weights
-    instead is not exact at the borders, where the padding is zero in normalized units.
+    *before* the first convolution pads it. Folding mean and std into that convolution's weights
+    would be wrong at the borders, where the padding is zero in normalized units.
     """
     graph = model.graph
     images = graph.inputs[0]

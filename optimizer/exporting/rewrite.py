@@ -1,6 +1,6 @@
-"""Passes over a freshly exported graph: PyTorch's names, one form for each operation.
+"""Passes over a newly exported graph: PyTorch's names and one canonical form per operation.
 
-Each pass takes an `onnx_ir.Model`, changes it in place and returns whether it changed anything.
+Each pass modifies an `onnx_ir.Model` in place and returns whether it changed anything.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = [
     "drop_unused_constants",
     "name_biases",
     "name_by_module",
-    "pool_in_one_operation",
+    "use_global_average_pool",
 ]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def pool_in_one_operation(model: ir.Model) -> bool:
-    """Write global average pooling as ``GlobalAveragePool`` + ``Flatten``.
+def use_global_average_pool(model: ir.Model) -> bool:
+    """Replace ``ReduceMean`` + ``Reshape`` by ``GlobalAveragePool`` + ``Flatten``.
 
-    Fires on ``ReduceMean`` over the last two axes of a 4-D tensor followed by the ``Reshape`` that
-    drops them (how torch exports ``AdaptiveAvgPool2d(1)`` + ``flatten``). Quantizers and engines
-    know the pooling operation; the reshape's computed shape only hides the batch dimension.
-    Not handled: pooling over other axes, or a mean with a second consumer.
+    Matches ``ReduceMean`` over the last two axes of a 4-D tensor followed by the ``Reshape`` that
+    drops them (torch's export of ``AdaptiveAvgPool2d(1)`` + ``flatten``). Quantizers and engines
+    recognize the pooling operator, and the reshape's computed shape hides the batch dimension.
+    Other axes, and a mean with a second consumer, are left unchanged.
     """
     changed = False
     graph = model.graph
@@ -40,9 +40,9 @@ def pool_in_one_operation(model: ir.Model) -> bool:
         if source is None or source.shape is None or axes is None or axes.const_value is None:
             continue
         rank = len(source.shape)
-        wanted = sorted(int(a) % rank for a in np.atleast_1d(axes.const_value.numpy()))
+        reduced = sorted(int(a) % rank for a in np.atleast_1d(axes.const_value.numpy()))
         users = [user.node for user in mean.outputs[0].uses()]
-        if rank != 4 or wanted != [2, 3] or len(users) != 1 or users[0].op_type != "Reshape":
+        if rank != 4 or reduced != [2, 3] or len(users) != 1 or users[0].op_type != "Reshape":
             continue
         reshape = users[0]
         pool = ir.node("GlobalAveragePool", [source])
@@ -61,13 +61,13 @@ def pool_in_one_operation(model: ir.Model) -> bool:
 
 
 def name_by_module(model: ir.Model) -> bool:
-    """Name nodes, tensors and initializers by the PyTorch module that they come from.
+    """Name nodes, tensors and initializers after the PyTorch module they come from.
 
-    Rules: a node with a weight is named by the weight (``layer1.0.conv2``); any other by the
-    deepest module in the exporter's metadata, and by the operation where it is written inline
-    (``layer1.0.add``); a module called several times gets ``_1``, ``_2`` …. A node's output has
-    the node's name, so that a tapped tensor, a layer of an engine and a module read alike.
-    Graph inputs and outputs keep their names.
+    A node with a weight is named after the weight (``layer1.0.conv2``); any other node after the
+    deepest module in the exporter's metadata, plus the operation if it is written inline
+    (``layer1.0.add``). A module called several times gets ``_1``, ``_2`` …. A node's output has the
+    node's name, so that tensors, engine layers and modules have the same names. Graph inputs and
+    outputs keep their names.
     """
     taken: set[str] = set()
     outputs = set(model.graph.outputs)
@@ -119,9 +119,9 @@ def _scopes(node: ir.Node) -> list[Any]:
 
 
 def add_missing_biases(model: ir.Model) -> bool:
-    """Give every convolution and fully-connected layer a bias, zeros where it has none.
+    """Add a zero bias to every convolution and fully connected layer without one.
 
-    Later passes correct biases; one that appears only sometimes would make each of them ask.
+    Later passes correct biases and can rely on them being present.
     """
     changed = False
     for node in model.graph:
@@ -145,7 +145,7 @@ def _gemm_outputs(node: ir.Node, shape: tuple[int, ...]) -> int:
 
 
 def name_biases(model: ir.Model) -> bool:
-    """Name every bias by its layer (the exporter's BatchNorm folding names them by the BatchNorm)."""
+    """Name every bias after its layer (the exporter names folded ones after the BatchNorm)."""
     changed = False
     for node in model.graph:
         if node.op_type in {"Conv", "Gemm"} and len(node.inputs) > 2:
@@ -157,7 +157,7 @@ def name_biases(model: ir.Model) -> bool:
 
 
 def drop_unused_constants(model: ir.Model) -> bool:
-    """Remove initializers that no node reads (axes and shapes of operations that were replaced)."""
+    """Remove initializers that no node reads (axes and shapes of replaced operations)."""
     unused = [name for name, value in model.graph.initializers.items() if not value.uses()]
     for name in unused:
         model.graph.initializers.pop(name)
@@ -165,7 +165,7 @@ def drop_unused_constants(model: ir.Model) -> bool:
 
 
 def drop_exporter_metadata(model: ir.Model) -> bool:
-    """Remove the exporter's notes: stack traces hold the paths of the machine that exported."""
+    """Remove the exporter's metadata, whose stack traces contain local paths."""
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None

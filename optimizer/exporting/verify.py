@@ -1,4 +1,4 @@
-"""Proof that a saved ONNX file computes what the PyTorch model computes."""
+"""Verifies that a saved ONNX file has the same outputs as the PyTorch model."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 __all__ = ["TOLERANCE", "verify_file"]
 
 TOLERANCE = 1e-4
-"""Largest difference allowed, as a share of the largest absolute reference logit."""
+"""Largest difference allowed, relative to the largest absolute reference logit."""
 
 
 def verify_file(path: Path, model: Model, *, batch: int | None, input_kind: str) -> dict[str, Any]:
-    """Check the file by `onnx.checker`, by its dimensions, and against PyTorch's outputs.
+    """Check the file with `onnx.checker`, its dimensions, and its outputs against PyTorch's.
 
-    A dynamic batch is run at 1 and 5 images, a static one at its size; the images are seeded
-    noise, once as pixels, so that the same data goes through the in-graph normalization.
+    A dynamic batch is run with 1 and 5 images, a static one with its size. The images are seeded
+    random pixels, so that in-graph normalization receives the same data as PyTorch.
 
     Returns:
-        What was found, for the manifest.
+        The results, for the manifest.
 
     Raises:
-        GraphError: Any check fails; the message says which.
+        GraphError: A check fails; the message says which.
     """
     proto = open_onnx(path).proto
     complaint = checker_complaint(proto)
     if complaint is not None:
-        raise GraphError(f"onnx.checker refuses the exported file: {complaint}")
+        raise GraphError(f"onnx.checker rejects the exported file: {complaint}")
     _check_batch_dimension(proto, batch)
-    if left := [n.name for n in proto.graph.node if n.op_type == "BatchNormalization"]:
-        raise GraphError(f"BatchNorm was not folded: {', '.join(left[:3])}")
+    if unfolded := [n.name for n in proto.graph.node if n.op_type == "BatchNormalization"]:
+        raise GraphError(f"BatchNorm was not folded: {', '.join(unfolded[:3])}")
 
     worst = max(_difference(path, model, n, input_kind) for n in ([batch] if batch else [1, 5]))
     if not worst <= TOLERANCE:
         raise GraphError(
-            f"the exported file computes something else than PyTorch: outputs differ by {worst:.1e} "
-            f"of the largest logit (allowed {TOLERANCE:.0e})",
-            hint="try another --opset; if it stays, report the model",
+            f"the exported file differs from PyTorch: outputs differ by {worst:.1e} of the largest "
+            f"logit (allowed: {TOLERANCE:.0e})",
+            hint="try another --opset; if that does not help, report the model",
         )
     return {
         "max_relative_difference": worst,
@@ -59,9 +59,9 @@ def _check_batch_dimension(proto: Any, batch: int | None) -> None:
         dimension = value.type.tensor_type.shape.dim[0]
         symbolic = bool(dimension.dim_param) or not dimension.HasField("dim_value")
         if batch is None and not symbolic:
-            raise GraphError(f"the batch of {value.name} was frozen at {dimension.dim_value}")
+            raise GraphError(f"the batch size of {value.name} was frozen at {dimension.dim_value}")
         if batch is not None and dimension.dim_value != batch:
-            raise GraphError(f"the batch of {value.name} is not {batch}")
+            raise GraphError(f"the batch size of {value.name} is not {batch}")
 
 
 def _difference(path: Path, model: Model, n: int, input_kind: str) -> float:
@@ -80,7 +80,7 @@ def _difference(path: Path, model: Model, n: int, input_kind: str) -> float:
     (outputs,) = session.run(None, {"images": feed})
     if not np.isfinite(reference).all():
         raise GraphError(
-            "the model itself gives NaN or infinite logits",
-            hint="check the checkpoint; nothing can be exported from it",
+            "the model itself outputs NaN or infinite logits",
+            hint="use another checkpoint: this one cannot be exported",
         )
     return float(np.abs(outputs - reference).max() / max(np.abs(reference).max(), 1e-30))

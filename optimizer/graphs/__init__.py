@@ -1,1 +1,1 @@
-"""ONNX graphs: read, described, edited, written and run; precision and engines build on this."""
+"""ONNX graphs: reading, inspecting, editing, writing and running them."""

@@ -1,4 +1,4 @@
-"""Edits of a graph that several passes make: constants, names, nodes put in and taken out."""
+"""Graph edits shared by several passes: add constants, name values, insert and remove nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["add_constant", "bypass", "describe", "fresh_name", "insert_after", "
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
-    """Add an initializer; its type is the array's."""
+    """Add an initializer with the array's dtype."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
@@ -21,7 +21,7 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
 
 
 def fresh_name(name: str, taken: Container[str], suffix: str) -> str:
-    """The name itself, or with as many suffixes as it takes to be new."""
+    """The name, with the suffix repeated until it is unique."""
     while name in taken:
         name += suffix
     return name
@@ -33,7 +33,7 @@ def describe(
     shape: ir.Shape | tuple[int, ...] | Mapping | None,
     kind: ir.DataType,
 ) -> None:
-    """Give a value its name, its type and, if it is known, its shape."""
+    """Set a value's name, dtype and, if known, shape."""
     value.name = name
     value.dtype = kind
     if shape is not None:
@@ -41,11 +41,11 @@ def describe(
 
 
 def make_cast(value: ir.Value, kind: ir.DataType, *, name: str, output: str) -> ir.Node:
-    """A Cast of a tensor to another type, not yet in the graph.
+    """Create a Cast of a tensor without adding it to the graph.
 
     Args:
         value: The tensor.
-        kind: The type.
+        kind: The target dtype.
         name: Name of the node.
         output: Name of its output.
     """
@@ -55,7 +55,7 @@ def make_cast(value: ir.Value, kind: ir.DataType, *, name: str, output: str) -> 
 
 
 def insert_after(graph: ir.Graph, value: ir.Value, nodes: ir.Node | Sequence[ir.Node]) -> None:
-    """Put nodes right after the one that computes a tensor; first, if it is an input."""
+    """Insert nodes right after the producer of a tensor, or at the start for a graph input."""
     producer = value.producer()
     if producer is not None:
         graph.insert_after(producer, nodes)
@@ -64,7 +64,7 @@ def insert_after(graph: ir.Graph, value: ir.Value, nodes: ir.Node | Sequence[ir.
 
 
 def bypass(graph: ir.Graph, node: ir.Node) -> None:
-    """Take out a node of one input and one output; an output of the graph keeps its name."""
+    """Remove a node with one input and one output; graph outputs keep their names."""
     source, value = node.inputs[0], node.outputs[0]
     assert source is not None
     if value.is_graph_output():

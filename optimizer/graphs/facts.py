@@ -1,4 +1,4 @@
-"""What a graph says of itself without being run: operations, bytes, inputs, metadata."""
+"""Facts about a graph, read without running it: inputs, outputs, metadata, work per layer."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ ON_INTEGERS = frozenset(
         "DynamicQuantizeLinear",
     }
 )
-"""Operations that compute on integers, so that no Q/DQ says what they stand for."""
+"""Operators that compute on integers directly, without Q/DQ around them."""
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """Facts of one ONNX file.
+    """Facts about one ONNX file.
 
     Attributes:
-        input_name, output_name: The one input and the one output.
+        input_name, output_name: Names of the input and the output.
         input_shape, output_shape: Dimensions; ``None`` where dynamic.
         input_dtype: ``float32`` or ``uint8``.
-        image_size: Height of the images, ``None`` where dynamic.
-        precision: What the exporter or a precision pass wrote (``fp32`` if nothing); ``int8`` too
-            for a graph that somebody else has quantized since.
-        opset: Version of ONNX's own operator set.
-        metadata: What it says of itself.
+        image_size: Height of the images, pixels; ``None`` if dynamic.
+        precision: The precision in the metadata (``fp32`` if missing); also ``int8`` for a graph
+            that another tool has quantized.
+        opset: Version of the default ONNX operator set.
+        metadata: The graph's own metadata.
     """
 
     input_name: str
@@ -92,17 +92,17 @@ class GraphFacts:
 
 
 def graph_facts(path: Path) -> GraphFacts:
-    """Read and check an ONNX file that should be an image classifier.
+    """Read and check the ONNX file of an image classifier.
 
     Raises:
-        GraphError: No ONNX file, damaged, an operator set of the future, or no classifier.
+        GraphError: As in `open_checked`; or the graph is not an image classifier.
     """
     proto = open_checked(path).proto
     source, target = input_and_output(proto, path.name)
     in_shape, out_shape = _shape(source), _shape(target)
     if len(in_shape) != 4 or len(out_shape) != 2:
         raise GraphError(
-            f"{path.name} maps {_words(in_shape)} to {_words(out_shape)}; "
+            f"{path.name} maps {_format_shape(in_shape)} to {_format_shape(out_shape)}, but "
             "an image classifier maps N x 3 x H x W to N x classes",
             hint="export it with resnet-opt export",
         )
@@ -124,39 +124,39 @@ def graph_facts(path: Path) -> GraphFacts:
 
 
 def input_and_output(proto: Any, name: str) -> tuple[Any, Any]:
-    """The one input and the one output of a classifier, as `onnx.ValueInfoProto`.
+    """The input and the output of a classifier, as `onnx.ValueInfoProto`.
 
     Args:
-        proto: An `onnx.ModelProto`; initializers among its inputs do not count.
-        name: What an error calls it.
+        proto: An `onnx.ModelProto`; initializers listed as inputs are ignored.
+        name: Name of the graph for error messages.
 
     Raises:
-        GraphError: There are several, or none.
+        GraphError: There is not exactly one input and one output.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
     outputs = list(proto.graph.output)
     if len(inputs) != 1 or len(outputs) != 1:
         raise GraphError(
-            f"{name} has {len(inputs)} inputs and {len(outputs)} outputs, a classifier has one of each"
+            f"{name} has {len(inputs)} inputs and {len(outputs)} outputs; a classifier has one of each"
         )
     return inputs[0], outputs[0]
 
 
 def is_quantized(graph: Path) -> bool:
-    """Whether an ONNX file computes on integers or carries Q/DQ.
+    """Whether an ONNX file contains Q/DQ or integer operators.
 
     Raises:
-        GraphError: No such file, or no ONNX file.
+        GraphError: As in `open_onnx`.
     """
     proto = open_onnx(graph, weights=False).proto
     return any(node.op_type in PAIR | ON_INTEGERS for node in proto.graph.node)
 
 
-def _precision(proto: Any, written: str) -> str:
-    """Quantizers keep an exporter's metadata, or there is none: 8-bit zero points tell."""
-    if written != "fp32":
-        return written
+def _precision(proto: Any, declared: str) -> str:
+    """Detect INT8 by 8-bit zero points, since quantizers keep the exporter's metadata or have none."""
+    if declared != "fp32":
+        return declared
     constants = [(t.name, t) for t in proto.graph.initializer]
     constants += [
         (node.output[0], attribute.t)
@@ -167,8 +167,8 @@ def _precision(proto: Any, written: str) -> str:
     ]
     eight_bits = {name for name, tensor in constants if tensor.data_type in {2, 3}}  # UINT8, INT8
     for node in proto.graph.node:
-        known = len(node.input) < 3 or node.input[2] in eight_bits
-        if node.op_type == "QuantizeLinear" and known:
+        is_eight_bits = len(node.input) < 3 or node.input[2] in eight_bits
+        if node.op_type == "QuantizeLinear" and is_eight_bits:
             return "int8"
     return "fp32"
 
@@ -179,17 +179,17 @@ def _shape(value: Any) -> tuple[int | None, ...]:
     )
 
 
-def _words(shape: tuple[int | None, ...]) -> str:
+def _format_shape(shape: tuple[int | None, ...]) -> str:
     return " x ".join("?" if d is None else str(d) for d in shape) or "a scalar"
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """What one layer does for one image.
+    """Work of one layer per image.
 
     Attributes:
-        flops: 2 x multiply-accumulates.
-        weights, inputs, outputs: Numbers of values that are read and written.
+        flops: Floating-point operations, 2 per multiply-accumulate.
+        weights, inputs, outputs: Number of values read and written.
     """
 
     flops: int
@@ -199,9 +199,9 @@ class LayerWork:
 
 
 def layer_work(path: Path) -> dict[str, LayerWork]:
-    """Work of one image by layer name, of Conv, Gemm and MatMul in graph order.
+    """Work per image of each Conv, Gemm and MatMul, by layer name in graph order.
 
-    Batch and unknown spatial dimensions count as 1.
+    The batch and unknown spatial dimensions count as 1.
     """
     import onnx
 
@@ -215,22 +215,22 @@ def layer_work(path: Path) -> dict[str, LayerWork]:
     for node in proto.graph.node:
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
-        weights = _values(shapes.get(node.input[1], ()))
+        weights = _size(shapes.get(node.input[1], ()))
         output = shapes.get(node.output[0], ())
-        positions = _values(output[2:]) if node.op_type == "Conv" else 1
+        positions = _size(output[2:]) if node.op_type == "Conv" else 1
         work[node.name] = LayerWork(
             flops=2 * weights * positions,
             weights=weights,
-            inputs=_values(shapes.get(node.input[0], ())[1:]),
-            outputs=_values(output[1:]),
+            inputs=_size(shapes.get(node.input[0], ())[1:]),
+            outputs=_size(output[1:]),
         )
     return work
 
 
-def _values(shape: tuple[int | None, ...]) -> int:
+def _size(shape: tuple[int | None, ...]) -> int:
     return math.prod(dimension or 1 for dimension in shape)
 
 
 def layer_flops(path: Path) -> dict[str, int]:
-    """Operations of one image by layer name; see `layer_work`."""
+    """Floating-point operations per image, by layer name; see `layer_work`."""
     return {name: work.flops for name, work in layer_work(path).items()}

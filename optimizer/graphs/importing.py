@@ -1,8 +1,8 @@
-"""Graphs as the passes want them: constants are initializers, no inputs, used, biases not shared.
+"""Loads graphs in a normal form: constants are used initializers, not inputs; biases are not shared.
 
-Other exporters list initializers among the inputs (IR version 3), keep constants as nodes, and
-simplifiers join equal biases; none of that changes what a graph computes. Older operator sets than 13
-have no scale per channel and are raised by ONNX's own converter.
+Other exporters list initializers as inputs (IR version 3) or keep constants as nodes, and
+simplifiers merge equal biases; normalizing this does not change the results. Operator sets below 13
+have no per-channel scales and are upgraded by ONNX's own converter.
 """
 
 from __future__ import annotations
@@ -21,48 +21,52 @@ from optimizer.graphs.topology import WEIGHTED
 __all__ = ["load_graph", "tidy"]
 
 _BIAS = 2
-_PER_CHANNEL = 13
+_PER_CHANNEL_OPSET = 13
 _IR_VERSION = 8
-"""The least that goes with operator set 13 is 7; 8 is what exporters have written since 2021."""
+"""Operator set 13 needs at least IR version 7; exporters have written 8 since 2021."""
 
 
 def load_graph(path: Path) -> ir.Model:
     """Load a graph and tidy it; see `tidy`.
 
     Raises:
-        GraphError: As in `open_onnx`; or its operator set is older than 13 and cannot be raised.
+        GraphError: As in `open_onnx`; or its operator set is below 13 and cannot be upgraded.
     """
     model = open_onnx(path, weights=False).to_ir()
-    known = [model.graph.opset_imports.get(domain, _PER_CHANNEL) for domain in ("", "ai.onnx")]
-    if min(known) < _PER_CHANNEL:
-        model = _raised(path)
+    opsets = [
+        model.graph.opset_imports.get(domain, _PER_CHANNEL_OPSET) for domain in ("", "ai.onnx")
+    ]
+    if min(opsets) < _PER_CHANNEL_OPSET:
+        model = _upgrade_opset(path)
     tidy(model)
     return model
 
 
-def _raised(path: Path) -> ir.Model:
+def _upgrade_opset(path: Path) -> ir.Model:
     from onnx import version_converter
 
     proto = open_onnx(path).proto
     versions = [entry for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
     opset = max(entry.version for entry in versions)
-    for entry in versions:  # two names of one domain
+    for entry in versions:  # "" and "ai.onnx" name the same domain
         proto.opset_import.remove(entry)
     proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     try:
-        model: ir.Model = ir.from_proto(version_converter.convert_version(proto, _PER_CHANNEL))
+        model: ir.Model = ir.from_proto(
+            version_converter.convert_version(proto, _PER_CHANNEL_OPSET)
+        )
     except (RuntimeError, version_converter.ConvertError) as error:
         raise GraphError(
-            f"{path.name} has operator set {opset}, INT8 by channel needs {_PER_CHANNEL}, "
-            f"and it cannot be raised: {error}",
-            hint="export it again, with --opset 20",
+            f"{path.name} has opset {opset}, but per-channel INT8 needs {_PER_CHANNEL_OPSET}, and "
+            f"upgrading it failed: {error}",
+            hint="export it again with --opset 20",
         ) from error
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     return model
 
 
 def tidy(model: ir.Model) -> None:
-    """Change how constants are held, and nothing of what is computed."""
+    """Normalize how constants are stored, without changing the results."""
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)
     outputs = {id(value) for value in model.graph.outputs}
@@ -74,5 +78,5 @@ def tidy(model: ir.Model) -> None:
         for node in [node for node in users if node.op_type in WEIGHTED][1:]:
             assert value.const_value is not None
             name = fresh_name(f"{node.name}.own_bias", model.graph.initializers, "_")
-            own = add_constant(model.graph, name, value.const_value.numpy())
-            node.replace_input_with(_BIAS, own)
+            copy = add_constant(model.graph, name, value.const_value.numpy())
+            node.replace_input_with(_BIAS, copy)

@@ -1,6 +1,6 @@
-"""What a graph says of itself: the ``resnet_opt.`` entries of an ONNX file's metadata.
+"""The ``resnet_opt.`` entries of an ONNX file's metadata.
 
-The names are those of the properties of `Metadata` and nowhere else. Lists and mappings are JSON.
+The keys are defined only here, as properties of `Metadata`. Lists and mappings are stored as JSON.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _PREFIX = "resnet_opt."
-_OF_A_PRECISION = ("target", "keep", "notes", "absorbed", "shifted")
+_PRECISION_KEYS = ("target", "keep", "notes", "absorbed", "shifted")
 
 
 class Metadata(dict[str, str]):
-    """The entries of one graph as texts, by their names without the prefix.
+    """The entries of one graph as strings, by key without the prefix.
 
-    Beside the properties there are ``input`` (``float32-nchw`` or ``uint8-nhwc``), ``batch``
+    Besides the properties there are ``input`` (``float32-nchw`` or ``uint8-nhwc``), ``batch``
     (``dynamic`` or a number) and ``checkpoint_sha256``.
     """
 
@@ -56,54 +56,54 @@ class Metadata(dict[str, str]):
 
     @property
     def arch(self) -> str:
-        """The architecture that it was exported from; empty if it does not say."""
+        """The architecture that the graph was exported from; empty if unknown."""
         return self.get("arch", "")
 
     @property
     def precision(self) -> str:
-        """What the exporter or a precision pass wrote; ``fp32`` if nothing."""
+        """Precision written by the exporter or a precision pass; ``fp32`` if missing."""
         return self.get("precision", "fp32")
 
     @property
     def target(self) -> str:
-        """Whose rules an INT8 or FP8 graph follows; empty for other graphs."""
+        """The target whose rules an INT8 or FP8 graph follows; empty for other graphs."""
         return self.get("target", "")
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """The preprocessing that it expects, if it says so."""
+        """The preprocessing that the graph expects; ``None`` if unknown."""
         preprocessing: dict[str, Any] | None = self._json("preprocessing", None)
         return preprocessing
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names in the order of the outputs, if there are any."""
+        """Class names in the order of the outputs; ``None`` if there are none."""
         return self._json("classes", None) or None
 
     @property
     def keep(self) -> list[str]:
-        """Nodes that stay out of the graph's precision on purpose.
+        """Nodes deliberately kept in high precision.
 
-        Weighted layers of an INT8 or FP8 graph; whatever a half type cannot compute.
+        For INT8 and FP8 these are weighted layers, for half precision any unsupported node.
         """
         keep: list[str] = self._json("keep", [])
         return keep
 
     @property
     def notes(self) -> list[str]:
-        """What the pass that wrote the graph reports of it."""
+        """Notes of the pass that wrote the graph."""
         notes: list[str] = self._json("notes", [])
         return notes
 
     @property
     def absorbed(self) -> dict[str, str]:
-        """The output of each ReLU that lowering left out, with its input."""
+        """Maps the output of each ReLU that lowering removed to its input."""
         absorbed: dict[str, str] = self._json("absorbed", {})
         return absorbed
 
     @property
     def shifted(self) -> list[str] | None:
-        """Tensors that are stored around their middle; ``None`` if the graph does not say."""
+        """Tensors quantized around their midpoint; ``None`` if unknown."""
         shifted: list[str] | None = self._json("shifted", None)
         return shifted
 
@@ -115,28 +115,28 @@ def metadata_of(graph: Path) -> Metadata:
     """The entries of an ONNX file.
 
     Raises:
-        GraphError: No such file, or no ONNX file.
+        GraphError: As in `open_onnx`.
     """
     return Metadata.of_proto(open_onnx(graph, weights=False).proto)
 
 
 def preprocessed_metadata(graph: Path) -> Metadata:
-    """The entries of an ONNX file, preprocessing among them.
+    """The entries of an ONNX file, which must include the preprocessing.
 
     Raises:
-        GraphError: It does not say which preprocessing it expects; or as in `metadata_of`.
+        GraphError: The preprocessing is missing; or as in `metadata_of`.
     """
     metadata = metadata_of(graph)
     if "preprocessing" not in metadata:
         raise GraphError(
             f"{graph.name} does not say which preprocessing it expects",
-            hint="export it with resnet-opt export, or --preprocessing-from what knows it",
+            hint="export it with resnet-opt export, or pass --preprocessing-from",
         )
     return metadata
 
 
 def encoded(entries: Mapping[str, str | Sequence[Any] | Mapping[str, Any]]) -> Metadata:
-    """Values as the texts that a file holds: strings as they are, anything else as JSON."""
+    """Encode values for storage: strings unchanged, everything else as JSON."""
     return Metadata(
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in entries.items()
@@ -146,12 +146,12 @@ def encoded(entries: Mapping[str, str | Sequence[Any] | Mapping[str, Any]]) -> M
 def write_metadata(
     model: ir.Model, **entries: str | Sequence[Any] | Mapping[str, Any] | None
 ) -> None:
-    """Set entries of a model, in place; those that are ``None`` are left as they are."""
+    """Set entries of a model in place; ``None`` values are ignored."""
     given = {name: value for name, value in entries.items() if value is not None}
     model.metadata_props.update({_PREFIX + name: text for name, text in encoded(given).items()})
 
 
 def forget_precision(model: ir.Model) -> None:
-    """Take out what a precision pass wrote of the graph as it was before, in place."""
-    for name in _OF_A_PRECISION:
+    """Remove the entries written by an earlier precision pass, in place."""
+    for name in _PRECISION_KEYS:
         model.metadata_props.pop(_PREFIX + name, None)

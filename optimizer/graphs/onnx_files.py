@@ -1,7 +1,6 @@
-"""ONNX files: the one place that opens, checks and writes them.
+"""Opens, checks and writes ONNX files.
 
-Engine libraries read a file by its path with readers of their own; everything else of this package
-works on what `open_onnx` gives.
+Engine libraries read files by path themselves; everything else in this package uses `open_onnx`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class OnnxFile:
 
     Attributes:
         path: The file.
-        proto: The `onnx.ModelProto`; without the tensors of other files unless they were asked for.
+        proto: The `onnx.ModelProto`; external tensors only if they were requested.
     """
 
     path: Path
@@ -44,15 +43,15 @@ class OnnxFile:
 
     @property
     def files(self) -> list[Path]:
-        """All that the model is made of: the file itself, and the files that hold its weights.
+        """The ONNX file and its external data files.
 
         Raises:
-            ArtifactError: One is missing, or outside the model's own folder.
+            ArtifactError: A data file is missing or outside the model's folder.
         """
         return [self.path, *external_data_files(self.path)]
 
     def to_ir(self) -> ir.Model:
-        """The model as `onnx_ir` holds it; tensors of other files are read when they are used."""
+        """The model as `onnx_ir.Model`; external tensors are read on first use."""
         import onnx_ir as ir
 
         model: ir.Model = ir.from_proto(self.proto)
@@ -64,11 +63,12 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
     """Read an ONNX file.
 
     Args:
-        path: The file, binary whatever its suffix.
-        weights: Read tensors that are kept in other files, too.
+        path: The file, in binary format regardless of its suffix.
+        weights: Whether to read external tensors.
 
     Raises:
-        GraphError: No such file, no ONNX file, a truncated one, or weights that cannot be read.
+        GraphError: The file does not exist, is not an ONNX file, is truncated, or its weights cannot
+            be read.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -76,27 +76,29 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
     if not path.is_file():
         raise GraphError(f"no such file: {path}", hint="check the path")
     try:
-        # Engines know the binary format alone, and artifacts are hashed by it.
+        # Engines read only the binary format, and artifacts are hashed in it.
         proto = onnx.load(path, format="protobuf", load_external_data=weights)
     except (FileNotFoundError, onnx.checker.ValidationError) as error:
-        # The file itself is there: what is missing, or refused, is its external data.
+        # The file itself exists, so the external data is missing or rejected.
         raise GraphError(
             f"the weights of {path.name} cannot be read: {str(error).splitlines()[0]}",
-            hint="keep its data file beside it, or save the model as one file",
+            hint="put its data file next to it, or save the model as one file",
         ) from error
     except (DecodeError, ValueError, OSError) as error:
-        raise GraphError(f"{path.name} is no ONNX file or is truncated", hint=_EXPORT) from error
+        raise GraphError(
+            f"{path.name} is not an ONNX file or is truncated", hint=_EXPORT
+        ) from error
     return OnnxFile(path, proto)
 
 
 def open_checked(path: Path) -> OnnxFile:
-    """Read an ONNX file with its weights and refuse what `onnx.checker` refuses.
+    """Read an ONNX file with its weights and check it with `onnx.checker`.
 
-    TensorRT's parser accepts an empty file and a text file as a network of no layers, and an
-    operator set that does not exist yet; so every graph passes here before an engine is built.
+    Every graph is checked here before an engine is built, because TensorRT's parser accepts empty
+    files and text files as networks without layers, and operator sets that do not exist yet.
 
     Raises:
-        GraphError: As in `open_onnx`; or no graph in it, an operator set of the future, not valid.
+        GraphError: As in `open_onnx`; or the file is empty, invalid, or its opset is too new.
     """
     import onnx
 
@@ -107,21 +109,21 @@ def open_checked(path: Path) -> OnnxFile:
     for entry in opened.proto.opset_import:
         if entry.domain in {"", "ai.onnx"} and entry.version > newest:
             raise GraphError(
-                f"{path.name} asks for opset {entry.version}; the newest known here is {newest}",
+                f"{path.name} has opset {entry.version}, but the installed onnx supports up to {newest}",
                 hint="export it with --opset 20, or update onnx",
             )
     complaint = checker_complaint(opened.proto, full=False)
     if complaint is not None:
-        raise GraphError(f"{path.name} is refused by onnx.checker: {complaint}", hint=_EXPORT)
+        raise GraphError(f"{path.name} is rejected by onnx.checker: {complaint}", hint=_EXPORT)
     return opened
 
 
 def checker_complaint(model: Any, *, full: bool = True) -> str | None:
-    """What `onnx.checker` has against a model, in one line; ``None`` if nothing.
+    """The first line of `onnx.checker`'s error for a model; ``None`` if it is valid.
 
     Args:
         model: An `onnx.ModelProto`, or the path of a file.
-        full: Infer all shapes, too.
+        full: Whether to check inferred shapes as well.
     """
     import onnx
 
@@ -133,17 +135,17 @@ def checker_complaint(model: Any, *, full: bool = True) -> str | None:
 
 
 def write_graph(model: ir.Model, path: Path) -> None:
-    """Write a model as one file, with the weights that it was read with from others."""
+    """Write a model as one file, including external weights."""
     import onnx_ir as ir
 
     ir.save(ir.external_data.load_to_model(model), path, format="protobuf")
 
 
 def write_checked(model: ir.Model, path: Path) -> None:
-    """Write a model as one file, and check what was written.
+    """Write a model as one file and check the result.
 
     Raises:
-        GraphError: `onnx.checker` refuses it.
+        GraphError: `onnx.checker` rejects it.
     """
     write_graph(model, path)
     complaint = checker_complaint(path)
@@ -152,16 +154,16 @@ def write_checked(model: ir.Model, path: Path) -> None:
 
 
 def copy_as_one_file(source: Path, target: Path) -> None:
-    """Copy an ONNX file; weights that it keeps in other files become part of it.
+    """Copy an ONNX file, embedding external weights.
 
     Raises:
-        ArtifactError: Such a file is missing, or outside the model's own folder.
-        GraphError: It cannot be read.
+        ArtifactError: A data file is missing or outside the model's folder.
+        GraphError: The file cannot be read.
     """
     import onnx
 
     if external_data_files(source):
         onnx.save_model(open_onnx(source).proto, target, format="protobuf")
     else:
-        # No hard link: who saves the graph again in place would change this one with it.
+        # Not a hard link: saving the source again in place would change the copy.
         shutil.copyfile(source, target)

@@ -1,6 +1,6 @@
-"""Graphs run node by node as their text says, and tensors inside of them looked at.
+"""Runs graphs unoptimized, node by node, and returns intermediate tensors.
 
-A module of its own, since it needs ONNX Runtime, which opening and editing graphs does not.
+A separate module because it needs ONNX Runtime, unlike the rest of the package.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Array = NDArray[Any]
 
 
 def session_options(threads: int | None) -> Any:
-    """Options of ONNX Runtime for one inference at a time on the CPU.
+    """ONNX Runtime options for one inference at a time on the CPU.
 
     Args:
-        threads: Threads of an operator; ``None`` for one a physical core.
+        threads: Threads per operator; ``None`` for one per physical core.
     """
     import onnxruntime as ort
 
@@ -37,7 +37,7 @@ def session_options(threads: int | None) -> Any:
 
 
 def session_as_written(graph: Path | bytes, threads: int | None = None) -> Any:
-    """A session of ONNX Runtime that executes a graph node by node, with no optimization.
+    """An ONNX Runtime session that executes a graph node by node, without optimization.
 
     Args:
         graph: The ONNX file, or its contents.
@@ -47,17 +47,17 @@ def session_as_written(graph: Path | bytes, threads: int | None = None) -> Any:
 
     options = session_options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Several graphs are open at once in a validation; spinning threads would wait for each other.
+    # A validation has several sessions open at once; spinning threads would take each other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
-    """A function that runs a graph as written and returns the named tensors.
+    """A function that runs a graph unoptimized and returns the named tensors.
 
     Args:
         graph: The ONNX file.
-        names: Tensors to look at; the graph's input and outputs are allowed.
+        names: Tensors to return; the graph's input and outputs are allowed.
 
     Returns:
         Maps a batch of any size to ``{name: array}``.
@@ -98,9 +98,9 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
 
 
 def chunks(batch: Array, size: int) -> Iterator[tuple[Array, int]]:
-    """Chunks of exactly ``size`` images, each with how many of them count.
+    """Chunks of exactly ``size`` images, each with its number of real images.
 
-    The last one is filled up by repeating its last image.
+    The last chunk is padded by repeating its last image.
     """
     for start in range(0, len(batch), size):
         chunk = batch[start : start + size]

@@ -1,8 +1,8 @@
-"""The shape of a residual network as quantizers see it: layers, streams, places to quantize.
+"""Structure of a residual network for quantization: layers, channel groups, quantized edges.
 
-Works on the exported form: ``Conv``, ``Gemm``, ``Relu``, ``Add``, ``MaxPool``,
-``GlobalAveragePool`` and ``Flatten``, BatchNorm folded, constant weights. Anything else is left in
-high precision and ends what can be reasoned about around it.
+Works on exported graphs: ``Conv``, ``Gemm``, ``Relu``, ``Add``, ``MaxPool``, ``GlobalAveragePool``
+and ``Flatten``, with folded BatchNorm and constant weights. Other operators stay in high precision
+and are treated as opaque.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["PASS_ON", "ChannelGroup", "Edge", "Topology", "analyse"]
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 HOMOGENEOUS = frozenset({"Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten"})
-"""Operations that commute with a positive factor per channel (see `Topology.commutes`)."""
+"""Operators that commute with a positive factor per channel (see `Topology.commutes`)."""
 PASS_ON = frozenset({"MaxPool", "Flatten"})
-"""Operations that give some of the integers that went in, so that a scale holds on both sides."""
+"""Operators whose outputs are a selection of their inputs, so input and output share a scale."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A tensor as the input number ``index`` of a node."""
+    """A tensor as input ``index`` of a node."""
 
     tensor: str
     node: str
@@ -38,17 +38,17 @@ class Edge:
 
 @dataclass
 class ChannelGroup:
-    """Tensors that share one channel axis, with the layers that write and read it.
+    """Tensors that share one channel axis, with the layers that write and read them.
 
-    A group is what may be scaled by one positive factor per channel: the residual stream of a
-    stage is one group, the tensor between two convolutions of a block another.
+    All tensors of a group can be scaled by one positive factor per channel. The residual stream of
+    a stage is one group; the tensor between two convolutions of a block is another.
     """
 
     tensors: list[str]
     producers: list[str] = field(default_factory=list)
     consumers: list[str] = field(default_factory=list)
     closed: bool = True
-    """False if anything but weighted layers writes to it or reads it (the graph's input, say)."""
+    """False if the group is written or read by anything but weighted layers (the graph's input, say)."""
 
 
 class Topology:
@@ -58,25 +58,25 @@ class Topology:
         self.model = model
         self.nodes: dict[str, ir.Node] = {str(n.name): n for n in model.graph}
         if len(self.nodes) != len(model.graph):
-            raise GraphError("nodes without a name, or with the same name twice")
+            raise GraphError("the graph has nodes without a name or with duplicate names")
         self._constants = set(model.graph.initializers)
         self.input = next(str(v.name) for v in model.graph.inputs if v.name not in self._constants)
         self.output = str(model.graph.outputs[0].name)
         self._producer = {str(v.name): n for n in model.graph for v in n.outputs}
         self._depth = self._depths()
 
-    # --- looking up ------------------------------------------------------------------------------
+    # --- lookups ---------------------------------------------------------------------------------
 
     def producer(self, tensor: str) -> ir.Node | None:
         """The node that computes a tensor; ``None`` for the graph's input."""
         return self._producer.get(tensor)
 
     def has(self, tensor: str) -> bool:
-        """Whether a tensor of this name is computed, or is the input."""
+        """Whether a computed tensor or the input has this name."""
         return tensor in self._producer or tensor == self.input
 
     def consumers(self, tensor: str) -> list[Edge]:
-        """Where a tensor goes."""
+        """The edges that read a tensor."""
         producer = self._producer.get(tensor)
         value = (
             next(v for v in producer.outputs if v.name == tensor)
@@ -86,20 +86,20 @@ class Topology:
         return [Edge(tensor, str(use.node.name), use.idx) for use in value.uses()]
 
     def data_inputs(self, node: ir.Node) -> list[str]:
-        """Inputs that are computed, not constant."""
+        """Inputs that are not constants."""
         count = 1 if node.op_type in WEIGHTED else len(node.inputs)
         names = [str(v.name) for v in node.inputs[:count] if v is not None]
         return [name for name in names if name not in self._constants]
 
     def is_add(self, node: ir.Node) -> bool:
-        """Whether this is an Add of two computed tensors (and not of a constant)."""
+        """Whether this is an Add of two computed tensors (not of a constant)."""
         return node.op_type == "Add" and len(self.data_inputs(node)) == 2
 
     def layers(self) -> Iterator[ir.Node]:
         """Weighted layers in graph order.
 
         Raises:
-            GraphError: A weight is no constant, or two layers share one.
+            GraphError: A weight is not a constant, or two layers share one.
         """
         owners: dict[str, str] = {}
         for node in self.nodes.values():
@@ -109,12 +109,12 @@ class Topology:
             if weight not in self._constants:
                 raise GraphError(
                     f"the weight of {node.name} is computed in the graph",
-                    hint="export with resnet-opt export, or fold constants first",
+                    hint="export it with resnet-opt export, or fold constants first",
                 )
             if weight in owners:
                 raise GraphError(
                     f"{node.name} and {owners[weight]} share the weight {weight}",
-                    hint="give each layer a copy: one scale and one bias cannot serve both",
+                    hint="give each layer its own copy, because scales and biases differ",
                 )
             owners[weight] = str(node.name)
             yield node
@@ -127,7 +127,7 @@ class Topology:
         return array.astype(np.float32)
 
     def bias(self, node: ir.Node) -> NDArray[np.float32]:
-        """Bias per output channel, zeros where there is none."""
+        """Bias per output channel; zeros if there is none."""
         if len(node.inputs) < 3 or node.inputs[2] is None:
             return np.zeros(len(self.weight(node)), np.float32)
         return self._constant(node, 2).astype(np.float32).reshape(-1)
@@ -136,11 +136,11 @@ class Topology:
         value = node.inputs[index]
         assert value is not None
         if value.const_value is None:
-            raise GraphError(f"{value.name} of {node.name} is no constant")
+            raise GraphError(f"{value.name} of {node.name} is not a constant")
         return value.const_value.numpy()
 
     def pads(self, node: ir.Node) -> bool:
-        """Whether a convolution or pooling puts a border around its input."""
+        """Whether a convolution or pooling pads its input."""
         automatic = node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}
         return node.op_type in {"Conv", "MaxPool", "AveragePool"} and (
             automatic or any(node.attributes.get_ints("pads", ()) or ())
@@ -159,13 +159,13 @@ class Topology:
         return depth
 
     def depth(self, tensor: str) -> int:
-        """Number of nodes on the longest path from the input."""
+        """Number of nodes on the longest path from the graph's input."""
         return self._depth[tensor]
 
-    # --- what can be quantized ------------------------------------------------------------------------
+    # --- quantization --------------------------------------------------------------------------------
 
     def after_relu(self, tensor: str) -> bool:
-        """Whether a tensor is known to be non-negative: a ReLU made it, maybe pooled since."""
+        """Whether a tensor is the output of a ReLU, directly or through pooling: non-negative."""
         producer = self.producer(tensor)
         while producer is not None and producer.op_type in {
             "MaxPool",
@@ -177,29 +177,30 @@ class Topology:
         return producer is not None and producer.op_type == "Relu"
 
     def observed(self) -> list[str]:
-        """Tensors whose statistics any target may need, in graph order."""
-        needed = {e.tensor for rules in TARGETS.values() for e in self.quantized_edges(rules)}
-        wanted: list[str] = []
+        """Tensors whose statistics some target may need, in graph order."""
+        quantized = {e.tensor for rules in TARGETS.values() for e in self.quantized_edges(rules)}
+        observed: list[str] = []
         for name in [self.input, *self._producer]:
             uses = self.consumers(name)
             only_relu = bool(uses) and all(self.nodes[e.node].op_type == "Relu" for e in uses)
             producer = self.producer(name)
-            known = producer is None or producer.op_type in WEIGHTED | HOMOGENEOUS
+            supported = producer is None or producer.op_type in WEIGHTED | HOMOGENEOUS
             if producer is None and self.model.graph.inputs[0].dtype != ir.DataType.FLOAT:
-                continue  # pixels; what is quantized is the normalized image
+                continue  # raw pixels: the normalized image is quantized instead
             weighted = any(self.nodes[e.node].op_type in WEIGHTED for e in uses)
-            if name in needed or (name != self.output and not only_relu and (known or weighted)):
-                wanted.append(name)
-        return wanted
+            inner = name != self.output and not only_relu
+            if name in quantized or (inner and (supported or weighted)):
+                observed.append(name)
+        return observed
 
     def quantized_edges(self, rules: TargetRules, keep: Collection[str] = ()) -> list[Edge]:
-        """Where a target wants a Q/DQ pair, in graph order.
+        """The edges where a target needs a Q/DQ pair, in graph order.
 
         Args:
             rules: The target's rules.
-            keep: Weighted layers that stay in high precision. No pair stands before one of them,
-                nor before the pooling that feeds it. An Add goes with the layer that it fuses with
-                (the last one of its block): kept with it, quantized with it.
+            keep: Weighted layers that stay in high precision. They get no pair, and neither does
+                pooling that feeds them. An Add is kept or quantized together with the layer it
+                fuses with (the last one of its block).
         """
         edges: list[Edge] = []
         for node in self.nodes.values():
@@ -217,23 +218,23 @@ class Topology:
         flattens = rules.flatten and node.op_type == "Flatten"
         return (pools or flattens) and not self._feeds_kept(node, keep)
 
-    def _feeds_kept(self, passing: ir.Node, keep: Collection[str]) -> bool:
-        """Whether a kept layer reads what a pooling computes, directly or through more of it."""
-        for edge in self.consumers(str(passing.outputs[0].name)):
+    def _feeds_kept(self, pooling: ir.Node, keep: Collection[str]) -> bool:
+        """Whether a kept layer reads the output of a pooling, directly or through similar nodes."""
+        for edge in self.consumers(str(pooling.outputs[0].name)):
             if edge.node in keep:
                 return True
             reader = self.nodes[edge.node]
-            passes = reader.op_type in HOMOGENEOUS and reader.op_type != "Add"
-            if passes and self._feeds_kept(reader, keep):
+            transparent = reader.op_type in HOMOGENEOUS and reader.op_type != "Add"
+            if transparent and self._feeds_kept(reader, keep):
                 return True
         return False
 
     def _add_edges(self, node: ir.Node, rules: TargetRules, keep: Collection[str]) -> list[Edge]:
         inputs = self.data_inputs(node)
-        bare = [self._is_layer_output(tensor) for tensor in inputs]
-        if bare == [True, False]:
+        from_layer = [self._is_layer_output(tensor) for tensor in inputs]
+        if from_layer == [True, False]:
             residual = 1
-        elif bare == [False, True]:
+        elif from_layer == [False, True]:
             residual = 0
         else:  # both branches end in a convolution: the shorter one is the shortcut
             residual = 1 if self._depth[inputs[1]] <= self._depth[inputs[0]] else 0
@@ -244,7 +245,7 @@ class Topology:
         return [Edge(inputs[index], str(node.name), index) for index in quantized]
 
     def _last_layer(self, tensor: str) -> ir.Node | None:
-        """The weighted layer that a tensor comes from, with no other one in between."""
+        """The nearest weighted layer upstream of a tensor."""
         node = self.producer(tensor)
         while node is not None and node.op_type not in WEIGHTED:
             sources = self.data_inputs(node)
@@ -252,20 +253,20 @@ class Topology:
         return node
 
     def check_layers(self, names: Collection[str]) -> tuple[str, ...]:
-        """The names of weighted layers in graph order, each once.
+        """Check names of weighted layers; returns them without duplicates in graph order.
 
         Raises:
-            UsageError: A name that is no weighted layer; the message says which one is nearest.
+            UsageError: A name is not a weighted layer; the hint suggests the closest one.
         """
-        known = [str(node.name) for node in self.layers()]
+        layers = [str(node.name) for node in self.layers()]
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            if name not in layers:
+                matches = difflib.get_close_matches(name, layers, n=1, cutoff=0.0)
                 raise UsageError(
                     f"the graph has no layer {name!r} with weights",
-                    hint=f"did you mean {near[0]}?" if near else None,
+                    hint=f"did you mean {matches[0]}?" if matches else None,
                 )
-        return tuple(name for name in known if name in names)
+        return tuple(name for name in layers if name in names)
 
     def _is_layer_output(self, tensor: str) -> bool:
         producer = self.producer(tensor)
@@ -274,7 +275,7 @@ class Topology:
     # --- channel groups ---------------------------------------------------------------------------
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """Partition of the tensors into groups that share a channel axis."""
+        """Partition the tensors into groups that share a channel axis (by union-find)."""
         parent: dict[str, str] = {name: name for name in [self.input, *self._producer]}
 
         def find(name: str) -> str:
@@ -297,10 +298,10 @@ class Topology:
         return list(groups.values())
 
     def commutes(self, node: ir.Node) -> bool:
-        """Whether a node's outputs have the channels of its inputs, and their factors."""
+        """Whether a factor per channel of the inputs passes unchanged to the outputs."""
         if node.op_type == "Add":
             return self.is_add(node)
-        if node.op_type == "Flatten":  # of a larger map it makes channels of positions
+        if node.op_type == "Flatten":  # flattening larger feature maps mixes positions and channels
             return self._is_one_position(self.data_inputs(node)[0])
         return node.op_type in HOMOGENEOUS
 
@@ -329,37 +330,37 @@ class Topology:
 
 
 def analyse(model: ir.Model) -> Topology:
-    """View a graph as a residual network.
+    """Analyse a graph as a residual network.
 
     Raises:
-        GraphError: BatchNorm that is not folded, weights that are computed or shared, nameless nodes,
-            several inputs or outputs.
+        GraphError: BatchNorm is not folded, the graph is already quantized, weights are computed or
+            shared, nodes have no names, or there is not exactly one input and one output.
     """
     for node in model.graph:
         if node.op_type == "BatchNormalization":
             raise GraphError(
                 f"{node.name or 'a node'} is a BatchNorm that is not folded",
-                hint="export with resnet-opt export",
+                hint="export it with resnet-opt export",
             )
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             raise GraphError(
-                "the graph is quantized already", hint="give the FP32 graph it was made from"
+                "the graph is already quantized", hint="pass the FP32 graph it was made from"
             )
-        if node.op_type == "Gemm" and not _plain(node):
-            raise GraphError(f"{node.name} is a Gemm with alpha, beta or transA")
+        if node.op_type == "Gemm" and not _is_plain_gemm(node):
+            raise GraphError(f"{node.name} is a Gemm with alpha, beta or transA (not supported)")
     inputs = [v.name for v in model.graph.inputs if v.name not in model.graph.initializers]
     for kind, names in (("inputs", inputs), ("outputs", [v.name for v in model.graph.outputs])):
         if len(names) != 1:
             raise GraphError(
-                f"the graph has {len(names)} {kind} ({', '.join(map(str, names))}), a classifier one",
-                hint="export the logits alone",
+                f"the graph has {len(names)} {kind} ({', '.join(map(str, names))}); a classifier has one",
+                hint="export only the logits",
             )
     topology = Topology(model)
     list(topology.layers())
     return topology
 
 
-def _plain(gemm: ir.Node) -> bool:
+def _is_plain_gemm(gemm: ir.Node) -> bool:
     attributes = gemm.attributes
     factors = (attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0))
     return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)

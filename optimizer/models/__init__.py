@@ -1,4 +1,4 @@
-"""ResNets with their weights, classes and preprocessing: in from anywhere, out as checkpoints."""
+"""ResNets with weights, classes and preprocessing: loading from many sources, saving checkpoints."""
 
 from optimizer.models.architectures import ARCHITECTURES, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights

@@ -1,4 +1,4 @@
-"""The ResNets of torchvision, and telling from weights which of them they belong to."""
+"""torchvision's ResNets, and inferring the architecture from weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def check_arch(arch: str) -> str:
     """Return ``arch`` if it is one of `ARCHITECTURES`.
 
     Raises:
-        CheckpointError: It is not.
+        CheckpointError: Unknown architecture.
     """
     if arch not in ARCHITECTURES:
         raise CheckpointError(
-            f"unknown architecture {arch!r}", hint=f"one of {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {arch!r}", hint=f"use one of {', '.join(ARCHITECTURES)}"
         )
     return arch
 
@@ -49,9 +49,9 @@ def build_module(arch: str, num_classes: int, *, zero_init_residual: bool = Fals
 
     Args:
         arch: One of `ARCHITECTURES`.
-        num_classes: Outputs of the last layer.
-        zero_init_residual: Start every residual branch at zero (Goyal et al. 2017, 5.1), with
-            which deep networks train in few epochs.
+        num_classes: Number of outputs of the last layer.
+        zero_init_residual: Start every residual branch at zero (Goyal et al. 2017, 5.1), so that
+            deep networks train in few epochs.
     """
     from torchvision.models import get_model
 
@@ -66,7 +66,7 @@ def build_module(arch: str, num_classes: int, *, zero_init_residual: bool = Fals
 
 @lru_cache(maxsize=len(ARCHITECTURES))
 def expected_shapes(arch: str) -> Shapes:
-    """Shape of every tensor of an architecture with one class; nothing is allocated."""
+    """Shape of every tensor of an architecture with one class, without allocating any."""
     import torch
 
     with torch.device("meta"):
@@ -75,13 +75,13 @@ def expected_shapes(arch: str) -> Shapes:
 
 
 def infer_arch(state: Mapping[str, torch.Tensor]) -> str | None:
-    """Tell the architecture from the names and shapes of the weights; ``None`` if none fits.
+    """Infer the architecture from the names and shapes of the weights; ``None`` if none matches.
 
-    The last layer is left out of the comparison, its size is the number of classes.
+    The last layer is not compared because its size is the number of classes.
     """
-    found = _body({name: tuple(tensor.shape) for name, tensor in state.items()})
+    shapes = _body({name: tuple(tensor.shape) for name, tensor in state.items()})
     for arch in ARCHITECTURES:
-        if _body(expected_shapes(arch)) == found:
+        if _body(expected_shapes(arch)) == shapes:
             return arch
     return None
 

@@ -1,12 +1,12 @@
-"""Checkpoints: weights with a card that says architecture, classes and preprocessing.
+"""Checkpoints: weights with a card that states architecture, classes and preprocessing.
 
-The card is the manifest beside the file; a copy lies in the header of the ``.safetensors`` file,
-so a file that lost its manifest still knows what it is. Weights of others have neither: there a
-person may write a card, ``weights.pth.card.json``::
+The card is the manifest next to the file. A copy is in the header of the ``.safetensors`` file, in
+case the manifest is lost. Third-party weights have neither; for them users can write a card file,
+``weights.pth.card.json``::
 
     {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
 
-Its keys are ``arch``, ``classes``, ``preprocessing`` and, for weights whose last layer stands in a
+Its keys are ``arch``, ``classes``, ``preprocessing`` and, for weights whose last layer is in a
 Sequential, ``head`` (``fc.1``).
 """
 
@@ -40,10 +40,10 @@ __all__ = ["CARD_SUFFIX", "load_checkpoint", "save_checkpoint", "write_weights"]
 
 KIND = "checkpoint"
 CARD_SUFFIX = ".card.json"
-"""After the name of a weights file: what a person says of weights that say nothing themselves."""
-_CARD = (
-    'a card is {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}; preprocessing has '
-    "resize, crop, interpolation, antialias, color, mean and std"
+"""Appended to the name of a weights file: a card written by the user."""
+_CARD_FORMAT = (
+    'example: {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}; preprocessing '
+    "takes resize, crop, interpolation, antialias, color, mean and std"
 )
 
 
@@ -55,7 +55,7 @@ def write_weights(model: Model, path: Path) -> None:
     if not model.preprocessing_assumed:
         card["preprocessing"] = model.preprocessing.to_dict()
     tensors = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    # One entry only: safetensors writes several in random order, and equal models would differ.
+    # One entry only: safetensors writes several in random order, so equal models would differ.
     save_file(tensors, path, metadata={"resnet-opt": json.dumps(card)})
 
 
@@ -65,14 +65,14 @@ def save_checkpoint(model: Model, path: Path, *, details: Mapping[str, Any]) -> 
     Args:
         model: The model.
         path: A ``.safetensors`` file.
-        details: What the reader should know of its making (accuracy, epochs …), JSON-like.
+        details: Facts about the training (accuracy, epochs …), JSON-serializable.
 
     Raises:
-        CheckpointError: Another suffix than ``.safetensors``.
+        CheckpointError: The suffix is not ``.safetensors``.
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"a checkpoint is written as .safetensors, not as {path.name}",
+            f"checkpoints are written as .safetensors, not as {path.name}",
             hint=f"name it {path.stem}.safetensors",
         )
     plan = Plan(
@@ -98,7 +98,7 @@ def save_checkpoint(model: Model, path: Path, *, details: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Card:
-    """What a file says about its weights."""
+    """What is known about the weights in a file."""
 
     arch: str | None = None
     classes: tuple[str, ...] | None = None
@@ -110,34 +110,34 @@ class _Card:
 
 
 def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
-    """Read a checkpoint, our own or a third party's.
+    """Read a checkpoint written by this package or by others.
 
-    The card is taken from the manifest, else from the file's header; weights of torchvision are
-    recognized by their digest. Weights with none of these have their architecture told from
-    their tensors and get ImageNet's classic preprocessing (``preprocessing_assumed``). A card file
-    beside weights without a manifest goes over that, field by field.
+    The card comes from the manifest, else from the file's header; torchvision's weights are
+    recognized by their digest. Otherwise the architecture is inferred from the tensors and
+    ImageNet's standard preprocessing is assumed (``preprocessing_assumed``). A card file next to
+    weights without a manifest overrides these, field by field.
 
     Args:
         path: ``.safetensors``, ``.pth`` or ``.pt``.
-        arch: The architecture, if the file does not say.
+        arch: The architecture, if the file does not state it.
 
     Raises:
-        CheckpointError: See `read_weights` and `fit_weights`; or the card is damaged or says
+        CheckpointError: See `read_weights` and `fit_weights`; or the card is damaged or states
             another architecture than ``arch``.
-        ArtifactError: The file was changed since its manifest was written, or is no checkpoint.
+        ArtifactError: The file was changed after its manifest was written, or is not a checkpoint.
     """
     card = _read_card(path)
     if arch is not None and card.arch is not None and arch != card.arch:
         raise CheckpointError(
-            f"{path} is a {card.arch}, not a {arch}", hint=f"leave out --arch or pass {card.arch}"
+            f"{path} is a {card.arch}, not a {arch}", hint=f"omit --arch or pass {card.arch}"
         )
     state, part = read_weights(path)
     module, arch = fit_weights(state, arch or card.arch, str(path), head=card.head)
     num_classes = int(module.get_parameter("fc.bias").shape[0])
     if card.classes is not None and len(card.classes) != num_classes:
         raise CheckpointError(
-            f"{path} names {len(card.classes)} classes, its weights have {num_classes}",
-            hint="make the checkpoint or its card again",
+            f"{path} names {len(card.classes)} classes, but its weights have {num_classes}",
+            hint="write the checkpoint or its card again",
         )
     source = card.source or path.name
     return Model(
@@ -154,18 +154,18 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
 
 
 def _read_card(path: Path) -> _Card:
-    written = path.with_name(path.name + CARD_SUFFIX)
-    if not written.is_file():
-        return _own_card(path)
+    card_file = path.with_name(path.name + CARD_SUFFIX)
+    if not card_file.is_file():
+        return _embedded_card(path)
     if find_manifest(path) is not None:
         raise CheckpointError(
-            f"{path} has a manifest and a card file, {written.name}",
-            hint="remove the one that is not meant",
+            f"{path} has both a manifest and a card file, {card_file.name}",
+            hint="remove one of them",
         )
-    return _with_card_of_person(_own_card(path), written)
+    return _override(_embedded_card(path), card_file)
 
 
-def _own_card(path: Path) -> _Card:
+def _embedded_card(path: Path) -> _Card:
     if find_manifest(path) is not None:
         artifact = load_artifact(path)
         if artifact.manifest.kind not in {KIND, "engine"}:  # PyTorch's engine is a checkpoint too
@@ -173,15 +173,15 @@ def _own_card(path: Path) -> _Card:
         return _card_of_manifest(path, artifact.manifest)
     if path.suffix == ".safetensors" and (text := _header(path)) is not None:
         return _card_of_header(path, text)
-    known = identify(path)
-    if known is None:
+    published = identify(path)
+    if published is None:
         return _Card()
     return _Card(
-        arch=known.arch,
-        classes=known.classes,
-        preprocessing=known.preprocessing,
-        source=f"{path.name}, which is {known.name}",
-        expected_top1=known.top1,
+        arch=published.arch,
+        classes=published.classes,
+        preprocessing=published.preprocessing,
+        source=f"{path.name}, which is {published.name}",
+        expected_top1=published.top1,
     )
 
 
@@ -189,7 +189,7 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
     if "arch" not in manifest.settings or manifest.preprocessing is None:
         raise ArtifactError(
             f"the manifest of {path.name} has no architecture or preprocessing",
-            hint="make the checkpoint again",
+            hint="write the checkpoint again",
         )
     return _Card(
         arch=str(manifest.settings["arch"]),
@@ -200,7 +200,7 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
     )
 
 
-class _WrittenPreprocessing(BaseModel):
+class _CardFilePreprocessing(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     resize: int | None = None
     crop: int | None = None
@@ -211,23 +211,23 @@ class _WrittenPreprocessing(BaseModel):
     std: list[float] | None = None
 
 
-class _Written(BaseModel):
-    """A card that a person wrote; it goes over what the file itself says, field by field."""
+class _CardFile(BaseModel):
+    """A card written by the user; it overrides the embedded card, field by field."""
 
     model_config = ConfigDict(extra="forbid")
     arch: str | None = None
     classes: tuple[str, ...] | None = None
     head: str | None = None
-    preprocessing: _WrittenPreprocessing | None = None
+    preprocessing: _CardFilePreprocessing | None = None
 
 
-def _with_card_of_person(card: _Card, written: Path) -> _Card:
+def _override(card: _Card, card_file: Path) -> _Card:
     try:
-        found = _Written.model_validate_json(written.read_bytes())
-        if found.preprocessing is not None:
+        overrides = _CardFile.model_validate_json(card_file.read_bytes())
+        if overrides.preprocessing is not None:
             card = replace(
                 card,
-                preprocessing=_changed(card.preprocessing, found.preprocessing),
+                preprocessing=_override_preprocessing(card.preprocessing, overrides.preprocessing),
                 preprocessing_assumed=False,
             )
     except (OSError, ValidationError, DataError) as error:
@@ -235,28 +235,30 @@ def _with_card_of_person(card: _Card, written: Path) -> _Card:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise CheckpointError(f"cannot use {written}: {reason}", hint=_CARD) from error
-    weights = card.source or written.name.removesuffix(CARD_SUFFIX)
+        raise CheckpointError(f"cannot use {card_file}: {reason}", hint=_CARD_FORMAT) from error
+    weights = card.source or card_file.name.removesuffix(CARD_SUFFIX)
     return replace(
         card,
-        arch=found.arch or card.arch,
-        classes=card.classes if found.classes is None else found.classes,
-        head=found.head,
-        source=f"{weights} with {written.name}",
+        arch=overrides.arch or card.arch,
+        classes=card.classes if overrides.classes is None else overrides.classes,
+        head=overrides.head,
+        source=f"{weights} with {card_file.name}",
     )
 
 
-def _changed(known: Preprocessing | None, written: _WrittenPreprocessing) -> Preprocessing:
-    given = written.model_dump(exclude_none=True)
-    if "resize" in written.model_fields_set:  # null is a value: no resizing
-        given["resize"] = written.resize
+def _override_preprocessing(
+    base: Preprocessing | None, overrides: _CardFilePreprocessing
+) -> Preprocessing:
+    given = overrides.model_dump(exclude_none=True)
+    if "resize" in overrides.model_fields_set:  # null is a value: no resizing
+        given["resize"] = overrides.resize
     colors = {color.lower(): color for color in COLORS}
     if "color" in given:
         given["color"] = colors.get(given["color"].lower(), given["color"])
-    known = known or Preprocessing.imagenet()
+    base = base or Preprocessing.imagenet()
     if "crop" in given and "resize" not in given:
-        known = known.with_image_size(given["crop"])
-    return replace(known, **given)
+        base = base.with_image_size(given["crop"])
+    return replace(base, **given)
 
 
 def _header(path: Path) -> str | None:
@@ -267,7 +269,7 @@ def _header(path: Path) -> str | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file: {error}", hint="copy it again"
+            f"{path} is damaged or not a safetensors file: {error}", hint="copy it again"
         ) from error
     text: str | None = metadata.get("resnet-opt")
     return text

@@ -1,4 +1,4 @@
-"""A trained network together with what must be known to use it."""
+"""A trained network with its classes, preprocessing and origin."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ __all__ = ["Model", "weights_digest"]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The reference of everything that follows.
+    """A trained network, the reference for all exported graphs and engines.
 
     Attributes:
         module: The network, FP32 on the CPU, in evaluation mode.
         arch: Its architecture, a torchvision name.
-        classes: Class names in the order of the outputs; ``None`` if nobody said.
-        num_classes: Outputs of the last layer.
-        preprocessing: What images go through before the network sees them.
-        source: Where the weights come from, in words.
+        classes: Class names in the order of the outputs; ``None`` if unknown.
+        num_classes: Number of outputs of the last layer.
+        preprocessing: Preprocessing that the network expects.
+        source: Readable description of where the weights come from.
         sha256: Digest of the weights; see `weights_digest`.
-        preprocessing_assumed: The weights came without preprocessing and ImageNet's classic one
-            (256, 224, bilinear) was taken. Say so to the reader: a wrong one costs accuracy.
-        expected_top1: Accuracy these weights are published with on the images they are published
-            for, a fraction of one; ``None`` if nobody published any.
+        preprocessing_assumed: Whether the weights came without preprocessing and ImageNet's
+            standard one (256, 224, bilinear) was assumed. Users must be warned, because the wrong
+            one costs accuracy.
+        expected_top1: Published accuracy of these weights, a fraction of one; ``None`` if there is
+            none.
     """
 
     module: nn.Module
@@ -51,10 +52,10 @@ class Model:
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Sha256 over names, types, shapes and bytes of a state dict.
+    """SHA-256 over the names, dtypes, shapes and bytes of a state dict.
 
-    Equal weights have equal digests whatever file they came from. ``num_batches_tracked`` counts
-    training steps and decides nothing; some files lack it, so it is left out.
+    Equal weights have equal digests, whichever file they came from. ``num_batches_tracked`` only
+    counts training steps and is missing from some files, so it is left out.
     """
     hasher = hashlib.sha256()
     for name in sorted(state):

@@ -23,15 +23,15 @@ __all__ = ["Published", "identify", "load_timm", "load_torchvision", "torchvisio
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Weights that torchvision publishes, and what is known of them.
+    """Weights that torchvision publishes, with their metadata.
 
     Attributes:
         name: ``resnet50:IMAGENET1K_V2``.
         arch: The architecture.
-        url: Where the file lies.
-        digest_prefix: First eight digits of the file's sha256, part of its name.
+        url: URL of the file.
+        digest_prefix: First eight digits of the file's SHA-256, part of its name.
         classes: Names of the outputs in order.
-        preprocessing: The transforms they were evaluated with.
+        preprocessing: The transforms used for the published evaluation.
         top1: Published accuracy on ImageNet's validation images, a fraction of one.
     """
 
@@ -45,17 +45,17 @@ class Published:
 
     @property
     def file(self) -> str:
-        """Name of the file."""
+        """The file's name."""
         return Path(urlparse(self.url).path).name
 
 
 def torchvision_weights(arch: str) -> dict[str, Published]:
-    """All weights that torchvision publishes for an architecture, by their name after the colon."""
+    """All weights that torchvision publishes for an architecture, by name (``IMAGENET1K_V2``)."""
     from torchvision.models import get_model_weights
 
-    found = {}
+    published = {}
     for weights in get_model_weights(check_arch(arch)):
-        found[weights.name] = Published(
+        published[weights.name] = Published(
             name=f"{arch}:{weights.name}",
             arch=arch,
             url=weights.url,
@@ -64,19 +64,19 @@ def torchvision_weights(arch: str) -> dict[str, Published]:
             preprocessing=Preprocessing.from_torchvision(weights.transforms()),
             top1=_published_top1(weights.meta),
         )
-    return found
+    return published
 
 
 def _published_top1(meta: Mapping[str, Any]) -> float | None:
-    found = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    return None if found is None else float(found) / 100
+    percent = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return None if percent is None else float(percent) / 100
 
 
 def identify(path: Path) -> Published | None:
-    """Recognize a file of torchvision's weights by its digest, whatever it is called.
+    """Recognize a file of torchvision's weights by its digest, whatever its name.
 
-    Which preprocessing belongs to a file decides half a percent of accuracy (232 or 256 pixels),
-    and a file that was carried to a machine without a network has nothing else to tell it.
+    The right preprocessing (resize to 232 or 256 pixels) is worth half a percent of accuracy, and
+    for a file copied to an offline machine the digest is the only way to determine it.
     """
     sha256 = digest(path)
     for arch in ARCHITECTURES:
@@ -94,15 +94,15 @@ def load_torchvision(arch: str, weights: str) -> Model:
         weights: ``IMAGENET1K_V1``, ``IMAGENET1K_V2`` or ``DEFAULT``.
 
     Raises:
-        CheckpointError: No weights of this name, or the downloaded file is damaged.
-        EnvironmentFault: They are not here and cannot be downloaded.
+        CheckpointError: There are no weights of this name, or the downloaded file is damaged.
+        EnvironmentFault: The weights are not cached and cannot be downloaded.
     """
     available = torchvision_weights(arch)
     name = list(available)[-1] if weights == "DEFAULT" else weights
     if name not in available:
         raise CheckpointError(
             f"torchvision has no weights {weights!r} for {arch}",
-            hint=f"one of {', '.join(f'{arch}:{known}' for known in available)}, {arch}:random",
+            hint=f"use one of {', '.join(f'{arch}:{key}' for key in available)}, {arch}:random",
         )
     published = available[name]
     state, _ = read_weights(_download(published))
@@ -133,7 +133,7 @@ def _download(published: Published) -> Path:
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong hash a RuntimeError
         raise EnvironmentFault(
             f"cannot download the weights {published.name}: {error}",
-            hint=f"fetch {published.url} elsewhere and pass the file {published.file} instead",
+            hint=f"download {published.url} elsewhere and pass the file {published.file} instead",
         ) from error
     return path
 
@@ -144,18 +144,17 @@ def _download(published: Published) -> Path:
 def load_timm(name: str, image_size: int | None = None) -> Model:
     """Load timm weights into torchvision's module of the same network.
 
-    timm's plain ResNets have the same tensors as torchvision's. Both networks compute one batch
-    and must agree, so a variant that differs in an activation or a pooling is refused, not
-    silently computed wrongly.
+    timm's plain ResNets have the same tensors as torchvision's. The outputs of both networks are
+    compared on one batch, so variants with another activation or pooling are rejected.
 
     Args:
-        name: The name after ``timm:``, ``resnet50.a1_in1k``.
-        image_size: The size it will be used at: timm states another crop for its test size.
+        name: The name after ``timm:``, such as ``resnet50.a1_in1k``.
+        image_size: Input size to be used; timm has a different crop for its test size.
 
     Raises:
         MissingLibrary: timm is not installed.
         CheckpointError: timm has no such weights, or they belong to another network.
-        EnvironmentFault: They cannot be downloaded.
+        EnvironmentFault: The weights cannot be downloaded.
     """
     try:
         import timm
@@ -166,7 +165,7 @@ def load_timm(name: str, image_size: int | None = None) -> Model:
     if not timm.is_model(name.partition(".")[0]):
         raise CheckpointError(f"timm has no model {name!r}", hint="see timm.list_pretrained()")
     try:
-        theirs: nn.Module = timm.create_model(name, pretrained=True).eval()
+        timm_module: nn.Module = timm.create_model(name, pretrained=True).eval()
     except RuntimeError as error:  # an unknown tag, or an architecture without weights
         raise CheckpointError(f"timm cannot load {name!r}: {error}") from error
     except Exception as error:
@@ -174,9 +173,9 @@ def load_timm(name: str, image_size: int | None = None) -> Model:
             raise
         raise EnvironmentFault(
             f"cannot download the weights timm:{name}: {str(error).splitlines()[0]}",
-            hint="fetch its model.safetensors elsewhere and pass the file with --arch",
+            hint="download its model.safetensors elsewhere and pass the file with --arch",
         ) from error
-    return from_timm_module(theirs, name, image_size)
+    return from_timm_module(timm_module, name, image_size)
 
 
 def _is_network_error(error: Exception) -> bool:
@@ -184,25 +183,25 @@ def _is_network_error(error: Exception) -> bool:
     return isinstance(error, OSError) or module in ("huggingface_hub", "httpx", "requests")
 
 
-def from_timm_module(theirs: Any, name: str, image_size: int | None) -> Model:
-    """Move a timm network into torchvision's module; see `load_timm`."""
+def from_timm_module(timm_module: Any, name: str, image_size: int | None) -> Model:
+    """Convert a timm network to torchvision's module; see `load_timm`."""
     import timm
     import torch
 
     source = f"timm:{name}"
     try:
-        module, arch = fit_weights(dict(theirs.state_dict()), None, source)
+        module, arch = fit_weights(dict(timm_module.state_dict()), None, source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source} is no network that torchvision has too", hint=f"supported: {ARCHITECTURES}"
+            f"{source} is not a network that torchvision has", hint=f"supported: {ARCHITECTURES}"
         ) from error
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 64, generator=generator)
     with torch.inference_mode():
-        expected, found = theirs(images), module(images)
-    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        raise CheckpointError(f"{source} has the tensors of {arch} but computes something else")
-    config = theirs.pretrained_cfg
+        expected, actual = timm_module(images), module(images)
+    if not torch.allclose(expected, actual, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise CheckpointError(f"{source} has the tensors of {arch} but different outputs")
+    config = timm_module.pretrained_cfg
     test_size = (config.get("test_input_size") or (0, 0, 0))[1]
     data = timm.data.resolve_data_config(
         pretrained_cfg=config, use_test_size=image_size is not None and image_size == test_size

@@ -25,14 +25,14 @@ _LOGIT_STD = 2.0
 
 
 def random_model(arch: str, num_classes: int = 1000) -> Model:
-    """Build a network whose weights depend on ``arch`` and ``num_classes`` alone.
+    """Build a network whose weights depend only on ``arch`` and ``num_classes``.
 
-    Weights are torchvision's initialization from a fixed seed. With BatchNorm's initial
-    statistics (mean 0, variance 1) activations of a deep ResNet grow by orders of magnitude, which
-    no trained network does; so the statistics are those of one batch of bundled images. The last
-    layer is scaled and centred on the same batch, so that different images get different classes.
-    The pass runs in one thread, so that the weights do not depend on how many there are; another
-    kind of processor may round them differently. The caller's random state is untouched.
+    Weights are torchvision's initialization with a fixed seed. With BatchNorm's initial statistics
+    (mean 0, variance 1) the activations of a deep ResNet grow by orders of magnitude, unlike in a
+    trained network, so the statistics are taken from one batch of bundled images. The last layer is
+    scaled and centred on the same batch, so that different images get different classes. The
+    forward pass runs in one thread, so that the weights do not depend on the thread count; other
+    CPU types may round differently. The caller's random state is unchanged.
     """
     import torch
 
@@ -57,7 +57,7 @@ def random_model(arch: str, num_classes: int = 1000) -> Model:
 
 
 def _sample_images(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Eight digits and eight pieces of scikit-learn's two photos, N x 3 x size x size float32."""
+    """Eight digits and eight crops of scikit-learn's two photos, N x 3 x size x size float32."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
@@ -83,7 +83,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _set_batchnorm_statistics(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Give BatchNorm the statistics of one batch; return the batch's inputs of the last layer."""
+    """Set BatchNorm's statistics from one batch; return the inputs of the last layer."""
     from torch import nn
 
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]

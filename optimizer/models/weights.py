@@ -1,4 +1,4 @@
-"""Reading weights from files without running anything in them, and fitting them to a network."""
+"""Reads weights from files without executing their content, and loads them into a network."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINTS", "WEIGHT_SUFFIXES", "fit_weights", "read_weights"]
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
-"""Suffixes of files that are a model wherever an engine may stand."""
+"""Suffixes of files that are treated as a model where an engine is also accepted."""
 WEIGHT_SUFFIXES = (*CHECKPOINTS, ".bin", ".tar")
 
 State = dict[str, "torch.Tensor"]
-# Averaged weights are what a trainer meant to be used, so they come first (timm does the same).
+# Averaged weights are meant for inference, so they take precedence (as in timm).
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-_SAVE_STATE = "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_SAVE_STATE = "save only the weights: torch.save(model.state_dict(), 'weights.pth')"
 
 
 def read_weights(path: Path) -> tuple[State, str]:
-    """Read the state dict in a weights file.
+    """Read the state dict from a weights file.
 
-    ``.safetensors`` files hold tensors only. Others are read by ``torch.load`` with
-    ``weights_only=True``, which refuses every Python object but tensors and plain containers:
+    ``.safetensors`` files contain only tensors. Others are read by ``torch.load`` with
+    ``weights_only=True``, which rejects every Python object except tensors and plain containers, so
     nothing in the file is executed. Wrappers (``{"state_dict": …}``, ``{"model": …}``, averaged
-    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are taken off.
+    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are removed.
 
     Returns:
-        The tensors by name, and a remark for the reader (which part of the file they were).
+        The tensors by name, and a note on which part of the file they come from (may be empty).
 
     Raises:
-        CheckpointError: The file is damaged, holds something else, or holds no tensors.
+        CheckpointError: The file is damaged, contains something else, or contains no tensors.
     """
     if path.suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path)), ""
@@ -58,10 +58,10 @@ def _read_safetensors(path: Path) -> State:
         state: State = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file: {error}", hint="copy it again"
+            f"{path} is damaged or not a safetensors file: {error}", hint="copy it again"
         ) from error
     if not state:
-        raise CheckpointError(f"{path} holds no tensors")
+        raise CheckpointError(f"{path} contains no tensors")
     return state
 
 
@@ -72,23 +72,23 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path} is a TorchScript program, not weights", hint=_SAVE_STATE)
     try:
         with warnings.catch_warnings():
-            # Whether the reader can read another pickle protocol is seen by trying.
+            # If the pickle protocol is not supported, loading fails anyway.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # weights_only's own message is long and advises to switch the protection off.
+        # torch's own message is long and advises disabling weights_only.
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
-                f"{path} holds Python objects beside tensors; they could run code and are not read",
+                f"{path} contains Python objects besides tensors; they could run code and are not read",
                 hint=_SAVE_STATE,
             ) from error
         raise CheckpointError(
-            f"{path} is damaged or no PyTorch file", hint="copy it again"
+            f"{path} is damaged or not a PyTorch file", hint="copy it again"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged or no PyTorch file: {reason}", hint="copy it again"
+            f"{path} is damaged or not a PyTorch file: {reason}", hint="copy it again"
         ) from error
 
 
@@ -108,9 +108,12 @@ def _find_state(path: Path, content: Any) -> tuple[State, str]:
             inner = content.get(key)
             if isinstance(inner, Mapping) and _is_state(inner):
                 return dict(inner), f"averaged weights, {key}" if key in _EMA_KEYS else ""
-        keys = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-        raise CheckpointError(f"{path} holds no weights (it holds {keys})", hint=_SAVE_STATE)
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, no weights", hint=_SAVE_STATE)
+        keys = ", ".join(str(key) for key in list(content)[:5])
+        contents = f"only {keys}" if keys else "it is empty"
+        raise CheckpointError(f"{path} contains no weights ({contents})", hint=_SAVE_STATE)
+    raise CheckpointError(
+        f"{path} contains a {type(content).__name__}, not weights", hint=_SAVE_STATE
+    )
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
@@ -123,17 +126,17 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def _without_prefix(state: State) -> State:
-    found = True
-    while found:
-        found = False
+    changed = True
+    while changed:
+        changed = False
         for prefix in _PREFIXES:
             if all(name.startswith(prefix) for name in state):
                 state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                found = True
+                changed = True
     return state
 
 
-# --- into a network ----------------------------------------------------------------------------
+# --- loading into a network --------------------------------------------------------------------
 
 
 def fit_weights(
@@ -143,16 +146,16 @@ def fit_weights(
 
     Args:
         state: Tensors by name.
-        arch: The architecture; ``None`` tells it from the weights.
-        source: Where the weights come from, for messages.
-        head: The last layer, where it stands in a Sequential (``fc.1``): somebody has said that
-            nothing around it computes anything, which weights cannot show.
+        arch: The architecture; ``None`` infers it from the weights.
+        source: Origin of the weights, for messages.
+        head: The last layer if it is in a Sequential (``fc.1``). The card confirms that the other
+            modules of the Sequential compute nothing, which the weights cannot show.
 
     Returns:
         The network (FP32, evaluation mode) and its architecture.
 
     Raises:
-        CheckpointError: The weights belong to another architecture, or hold NaN or infinity.
+        CheckpointError: The weights belong to another architecture, or contain NaN or infinity.
     """
     import torch
 
@@ -162,8 +165,8 @@ def fit_weights(
     if arch is None:
         first = next(iter(state))
         raise CheckpointError(
-            f"cannot tell the architecture of {source} (its first tensor is {first})",
-            hint="pass --arch to see what does not fit it",
+            f"cannot infer the architecture of {source} (its first tensor is {first})",
+            hint="pass --arch to see what does not match",
         )
     _check_names_and_shapes(state, arch, inferred, source)
     _check_values(state, source)
@@ -178,7 +181,7 @@ def fit_weights(
 
 
 def _with_plain_head(state: State, head: str | None, source: str) -> State:
-    """The weights with ``fc`` as their last layer."""
+    """The weights with the last layer renamed to ``fc``."""
     names = (name.rpartition(".")[0] for name in state if name.startswith("fc."))
     heads = list(dict.fromkeys(names))
     if heads == ["fc"] or not heads:
@@ -186,15 +189,15 @@ def _with_plain_head(state: State, head: str | None, source: str) -> State:
     if len(heads) > 1:
         raise CheckpointError(
             f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
-            "a ResNet's is one linear layer",
-            hint="export it with torch.onnx.export: quantize, build and validate take the .onnx file",
+            "but a ResNet's is one linear layer",
+            hint="export it with torch.onnx.export: quantize, build and validate accept the .onnx file",
         )
     if head != heads[0]:
         raise CheckpointError(
-            f"the head of {source} is {heads[0]} in a Sequential, and weights do not show what else "
-            "is in there" + (f" (its card says {head})" if head else ""),
-            hint=f'if it is Dropout alone, say so in {source}.card.json: {{"head": "{heads[0]}"}}; '
-            "if not, export it with torch.onnx.export",
+            f"the head of {source} is {heads[0]} in a Sequential, and the weights do not show what "
+            "else it contains" + (f" (its card says {head})" if head else ""),
+            hint=f'if that is only Dropout, write {{"head": "{heads[0]}"}} into {source}.card.json; '
+            "otherwise export it with torch.onnx.export",
         )
     return {name.replace(f"{head}.", "fc.", 1): tensor for name, tensor in state.items()}
 
@@ -214,31 +217,31 @@ def _check_names_and_shapes(state: State, arch: str, inferred: str | None, sourc
         for name, shape in expected.items()
         if name in state and not _same_shape(name, tuple(state[name].shape), shape)
     ]
-    found = []
+    problems = []
     if missing:
-        found.append(f"{len(missing)} tensors missing, the first is {missing[0]}")
+        problems.append(f"{len(missing)} tensors missing, the first is {missing[0]}")
     if unexpected:
-        found.append(f"{len(unexpected)} tensors unexpected, the first is {unexpected[0]}")
+        problems.append(f"{len(unexpected)} tensors unexpected, the first is {unexpected[0]}")
     if other_shape:
-        found.append(f"{len(other_shape)} of another shape, {other_shape[0]}")
-    if not found:
+        problems.append(f"{len(other_shape)} of another shape, {other_shape[0]}")
+    if not problems:
         return
     hint = "pass the architecture they were trained for as --arch"
     stem = state.get("conv1.weight")
     if stem is not None and stem.ndim == 4 and stem.shape[1] == 1:
         hint = (
-            "networks of one channel are not supported: repeat conv1.weight / 3 over three channels, and "
-            'say "color": "grayscale" in a card'
+            "networks with one input channel are not supported: repeat conv1.weight / 3 over three "
+            'channels and set "color": "grayscale" in a card'
         )
     if inferred is not None:
-        hint = f"they are weights of {inferred}: pass --arch {inferred}"
-    raise CheckpointError(f"{source} does not fit {arch}: {'; '.join(found)}", hint=hint)
+        hint = f"these are weights of {inferred}: pass --arch {inferred}"
+    raise CheckpointError(f"{source} does not match {arch}: {'; '.join(problems)}", hint=hint)
 
 
-def _same_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    if name.startswith("fc."):  # the number of classes is free
-        return len(found) == len(expected) and found[1:] == expected[1:] and found[0] > 0
-    return found == expected
+def _same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    if name.startswith("fc."):  # any number of classes
+        return len(shape) == len(expected) and shape[1:] == expected[1:] and shape[0] > 0
+    return shape == expected
 
 
 def _check_values(state: State, source: str) -> None:
@@ -251,8 +254,8 @@ def _check_values(state: State, source: str) -> None:
             continue
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{source}: {name} holds NaN or infinite values",
-                hint="take a checkpoint from before the training diverged",
+                f"{source}: {name} contains NaN or infinite values",
+                hint="use a checkpoint from before the training diverged",
             )
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(f"{source}: {name} holds negative variances")
+            raise CheckpointError(f"{source}: {name} contains negative variances")

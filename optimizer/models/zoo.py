@@ -1,4 +1,4 @@
-"""Loading a model by the one string that names it everywhere."""
+"""Loads a model by name: a checkpoint, published weights or random weights."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def load_model(
 
     Args:
         name: A checkpoint file; torchvision weights, ``resnet50:IMAGENET1K_V2``; timm weights,
-            ``timm:resnet50.a1_in1k``; or seeded random weights, ``resnet50:random`` with, if
-            wanted, the number of classes, ``resnet50:random:10``.
-        arch: The architecture of a checkpoint that does not say.
-        image_size: Input size in pixels other than the preprocessing's own; its resize is scaled
-            by the same factor.
+            ``timm:resnet50.a1_in1k``; or seeded random weights, ``resnet50:random``, optionally
+            with the number of classes, ``resnet50:random:10``.
+        arch: The architecture of a checkpoint that does not state it.
+        image_size: Input size, pixels, if it differs from the preprocessing's; the resize is
+            scaled by the same factor.
 
     Raises:
-        CheckpointError: Nothing by this name, or weights that cannot be used.
-        ArtifactError: A checkpoint that was changed since its manifest was written.
-        EnvironmentFault: Weights that cannot be downloaded, or a missing library.
+        CheckpointError: There is no such model, or its weights cannot be used.
+        ArtifactError: The checkpoint was changed after its manifest was written.
+        EnvironmentFault: The weights cannot be downloaded, or a library is missing.
     """
     if arch is not None:
         check_arch(arch)
     model = _load(str(name), arch, image_size)
     if arch is not None and model.arch != arch:
-        raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", hint="leave out --arch")
+        raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", hint="omit --arch")
     if image_size is not None and image_size != model.image_size:
         model = replace(model, preprocessing=model.preprocessing.with_image_size(image_size))
     return model
@@ -57,7 +57,7 @@ def _load(text: str, arch: str | None, image_size: int | None) -> Model:
         return load_timm(text.removeprefix("timm:"), image_size)
     head, colon, tail = text.partition(":")
     if head in ARCHITECTURES:
-        return _load_named(head, tail) if colon else _refuse_bare(head)
+        return _load_named(head, tail) if colon else _reject_bare_arch(head)
     if text and path.is_dir():
         raise CheckpointError(f"{text} is a folder", hint=MODEL_FORMS)
     if path.suffix in WEIGHT_SUFFIXES or "/" in text:
@@ -67,7 +67,7 @@ def _load(text: str, arch: str | None, image_size: int | None) -> Model:
 
 def _load_file(path: Path, arch: str | None) -> Model:
     if path.suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"{path} is no checkpoint", hint=MODEL_FORMS)
+        raise CheckpointError(f"{path} is not a checkpoint", hint=MODEL_FORMS)
     return load_checkpoint(path, arch=arch)
 
 
@@ -79,12 +79,14 @@ def _load_named(arch: str, weights: str) -> Model:
         return random_model(arch)
     if not count.isdecimal() or not 2 <= int(count) <= 100_000:
         raise CheckpointError(
-            f"{count!r} is no number of classes", hint=f"{arch}:random:10, from 2 to 100000"
+            f"{count!r} is not a valid number of classes",
+            hint=f"use 2 to 100000, as in {arch}:random:10",
         )
     return random_model(arch, int(count))
 
 
-def _refuse_bare(arch: str) -> Model:
+def _reject_bare_arch(arch: str) -> Model:
     raise CheckpointError(
-        f"{arch} does not say which weights", hint=f"{arch}:DEFAULT, {arch}:random, or a checkpoint"
+        f"{arch} does not say which weights",
+        hint=f"use {arch}:DEFAULT, {arch}:random, or a checkpoint",
     )

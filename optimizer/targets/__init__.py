@@ -1,1 +1,1 @@
-"""What each engine and device wants and can compute, as data."""
+"""Quantization rules of each target and features of the CPU."""

@@ -1,4 +1,4 @@
-"""What this machine's CPU can compute: the facts that decide target rules and engines."""
+"""Features of this machine's CPU, which determine target rules and engines."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["CpuFeatures", "cpu_features"]
 
 @dataclass(frozen=True)
 class CpuFeatures:
-    """Instruction sets that matter for ResNets.
+    """CPU model, cores and the instruction sets relevant for ResNets.
 
     Attributes:
-        model: The CPU's name as the system tells it.
-        physical_cores: Cores this process may use, hyper-threads not counted.
-        avx2, avx512: Vector width for FP32.
+        model: The CPU's name as reported by the system.
+        physical_cores: Cores available to this process, without hyper-threads.
+        avx2, avx512: Vector extensions for FP32.
         vnni: INT8 dot products with 32-bit accumulation (AVX-512 VNNI, AVX-VNNI, or AMX). Without
             it, x86 INT8 kernels add pairs of products in 16 bits, which saturate when weights use
             all 8 bits.
-        amx_int8, amx_bf16: Matrix tiles.
+        amx_int8, amx_bf16: Matrix (tile) instructions.
         bf16: BF16 dot products (AVX-512 BF16 or AMX).
     """
 
@@ -37,7 +37,7 @@ class CpuFeatures:
 
     @property
     def flags(self) -> list[str]:
-        """The instruction sets that are there, for people."""
+        """Readable names of the available instruction sets."""
         names = {
             "AVX2": self.avx2,
             "AVX-512": self.avx512,
@@ -51,10 +51,10 @@ class CpuFeatures:
 
 @functools.cache
 def cpu_features() -> CpuFeatures:
-    """Read the features of the CPU this process runs on.
+    """Detect the features of the CPU this process runs on.
 
-    On Linux from ``/proc/cpuinfo``; elsewhere every x86 feature counts as absent and Arm cores
-    (whose INT8 dot products accumulate in 32 bits) count as having ``vnni``.
+    On Linux they are read from ``/proc/cpuinfo``; elsewhere every x86 feature is assumed absent. Arm
+    cores, whose INT8 dot products accumulate in 32 bits, are reported as having ``vnni``.
     """
     model, flags = _cpuinfo()
     arm = platform.machine().lower() in {"aarch64", "arm64"}

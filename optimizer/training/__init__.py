@@ -1,10 +1,10 @@
 """Training and fine-tuning ResNets."""
 
 from optimizer.training.sources import open_training_data, preprocessing_for
-from optimizer.training.trainer import Trained, top1, train, train_checkpoint
+from optimizer.training.trainer import TrainingResult, top1, train, train_checkpoint
 
 __all__ = [
-    "Trained",
+    "TrainingResult",
     "open_training_data",
     "preprocessing_for",
     "top1",

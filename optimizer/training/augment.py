@@ -1,4 +1,4 @@
-"""Augmentation on batches: small shifts, and mirror images where they keep their meaning."""
+"""Batch augmentation: small shifts and horizontal flips."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Augmentation"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes to preprocessed images.
+    """Random augmentation of preprocessed images.
 
     Attributes:
-        shift: Largest shift in each direction, pixels; the border is repeated.
-        flip: Whether half of the images are mirrored.
+        shift: Largest shift in each direction, pixels; edge pixels are repeated.
+        flip: Whether to flip half of the images horizontally.
     """
 
     shift: int
@@ -25,11 +25,11 @@ class Augmentation:
     def apply(
         self, images: NDArray[np.float32], random: np.random.RandomState
     ) -> NDArray[np.float32]:
-        """Change each image of a batch by itself.
+        """Augment each image of a batch independently.
 
         Args:
             images: N x 3 x H x W float32.
-            random: Source of randomness; two draws of N, or three with ``flip``.
+            random: Random generator; two draws of N numbers, or three with ``flip``.
 
         Returns:
             A new array of the same shape.
@@ -38,10 +38,10 @@ class Augmentation:
         border = ((0, 0), (0, 0), (self.shift, self.shift), (self.shift, self.shift))
         padded = np.pad(images, border, mode="edge")
         tops, lefts = random.randint(0, 2 * self.shift + 1, size=(2, count))
-        changed = np.empty_like(images)
+        augmented = np.empty_like(images)
         for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-            changed[i] = padded[i, :, top : top + height, left : left + width]
+            augmented[i] = padded[i, :, top : top + height, left : left + width]
         if self.flip:
-            mirrored = random.rand(count) < 0.5
-            changed[mirrored] = changed[mirrored][..., ::-1]
-        return changed
+            flipped = random.rand(count) < 0.5
+            augmented[flipped] = augmented[flipped][..., ::-1]
+        return augmented

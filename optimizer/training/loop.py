@@ -1,9 +1,9 @@
-"""The training loop, small enough to read and good enough for small datasets.
+"""A simple training loop for small datasets.
 
-SGD with Nesterov momentum and one cosine cycle of the learning rate (Smith and Topin 2018),
-residual branches that start at zero and no weight decay on BatchNorm and biases (Goyal et al.
-2017; He et al. 2019, "Bag of Tricks"), a little label smoothing. For ImageNet from scratch use the
-recipes of torchvision or timm on several GPUs and bring the checkpoint.
+SGD with Nesterov momentum and a one-cycle cosine learning rate (Smith and Topin 2018),
+zero-initialized residual branches and no weight decay on BatchNorm and biases (Goyal et al. 2017;
+He et al. 2019, "Bag of Tricks"), and label smoothing. To train on ImageNet from scratch, use the
+recipes of torchvision or timm on several GPUs and load the checkpoint here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-# Preprocessed datasets up to this size stay in memory after they were read once.
-_KEEP_BYTES = 512 << 20
+# Preprocessed datasets up to this size are kept in memory after the first read.
+_MAX_IN_MEMORY_BYTES = 512 << 20
 
 
 def fit(
@@ -39,7 +39,7 @@ def fit(
     settings: TrainOptions,
     progress: Progress,
 ) -> tuple[float, ...]:
-    """Train ``module`` in place, on the device it lies on.
+    """Train ``module`` in place, on its device.
 
     Returns:
         Mean loss of each epoch.
@@ -51,7 +51,7 @@ def fit(
     import torch
     from torch.nn.functional import cross_entropy
 
-    images = _Images(data, preprocessing, settings)
+    images = _TrainingImages(data, preprocessing, settings)
     steps = settings.epochs * images.steps_per_epoch
     optimizer = _optimizer(module, settings)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -85,7 +85,7 @@ def _finite(loss: float, epoch: int, settings: TrainOptions) -> float:
     if not math.isfinite(loss):
         raise UsageError(
             f"training diverged: the loss became {loss} in epoch {epoch}",
-            hint=f"lower the learning rate, --lr {settings.lr / 10:g}",
+            hint=f"lower the learning rate: --lr {settings.lr / 10:g}",
         )
     return loss
 
@@ -94,24 +94,24 @@ def _optimizer(module: nn.Module, settings: TrainOptions) -> torch.optim.Optimiz
     import torch
 
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for parameter in module.parameters():
-        # Convolution kernels and the last layer's matrix; BatchNorm and biases are vectors.
-        (decayed if parameter.ndim > 1 else plain).append(parameter)
+        # Only kernels and the last layer's matrix decay; BatchNorm parameters and biases are 1-D.
+        (decayed if parameter.ndim > 1 else undecayed).append(parameter)
     return torch.optim.SGD(
         [
             {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": undecayed, "weight_decay": 0.0},
         ],
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=True,
-        fused=True,  # one pass over the weights; a tenth of a step at 32 px is this
+        fused=True,  # one pass over the weights; the update is a tenth of a step at 32 px
     )
 
 
-class _Images:
-    """The training images, shuffled and augmented anew each epoch."""
+class _TrainingImages:
+    """The training images, reshuffled and augmented in each epoch."""
 
     def __init__(
         self, data: ImageDataset, preprocessing: Preprocessing, settings: TrainOptions
@@ -119,34 +119,35 @@ class _Images:
         self._data = data
         self._preprocessing = preprocessing
         self._batch_size = min(settings.batch_size, len(data))
-        # The rest of an epoch is left out: a batch of one image has no BatchNorm statistics at
-        # 1 x 1, and the next epoch is shuffled anew.
+        # The last, smaller batch is dropped: BatchNorm at 1 x 1 needs more than one image, and the
+        # next epoch is shuffled again.
         self.steps_per_epoch = len(data) // self._batch_size
         self._random = np.random.RandomState(settings.seed)
         size = preprocessing.image_size
-        # A mirrored digit is another sign or none; one pixel is an eighth of a digit's own pixels.
+        # Digits are not symmetric, so they are not flipped; their original images are only 8 pixels
+        # wide, so they are shifted less.
         self._augmentation = (
             Augmentation(shift=max(1, size // 32), flip=False)
             if is_digits(data.name)
             else Augmentation(shift=max(1, size // 8), flip=True)
         )
         bytes_needed = len(data) * 3 * size * size * np.dtype(np.float32).itemsize
-        self._kept = self._keep() if bytes_needed <= _KEEP_BYTES else None
+        self._in_memory = self._read_all() if bytes_needed <= _MAX_IN_MEMORY_BYTES else None
 
-    def _keep(self) -> NDArray[np.float32]:
+    def _read_all(self) -> NDArray[np.float32]:
         batches = self._data.batches(256, self._preprocessing)
         return np.concatenate([batch.images for batch in batches])
 
     def epoch(self) -> Iterator[Batch]:
-        """Give every image once, in batches of equal size."""
+        """Yield every image once, in batches of equal size (the rest is dropped)."""
         count = self.steps_per_epoch * self._batch_size
         order = self._random.permutation(len(self._data))[:count].astype(np.int64)
         for batch in self._read(order):
             yield batch._replace(images=self._augmentation.apply(batch.images, self._random))
 
     def _read(self, order: NDArray[np.int64]) -> Iterator[Batch]:
-        if self._kept is None:
+        if self._in_memory is None:
             yield from self._data.batches(self._batch_size, self._preprocessing, order=order)
             return
         for indices in order.reshape(-1, self._batch_size):
-            yield Batch(self._kept[indices], self._data.labels[indices], indices)
+            yield Batch(self._in_memory[indices], self._data.labels[indices], indices)

@@ -1,4 +1,4 @@
-"""Which images to train on, which to hold out, and what both go through."""
+"""Training images, held-out images and their preprocessing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ _VALIDATION_FOLDERS = ("val", "test", "validation")
 def open_training_data(
     name: str, *, limit: int | None = None, seed: int = 0, skip_bad_images: bool = False
 ) -> tuple[ImageDataset, ImageDataset]:
-    """Open a dataset as a part to train on and a part to measure the accuracy on.
+    """Open a dataset, split into training images and held-out images.
 
     ``digits`` has a fixed split. A folder with ``train`` and one of ``val``, ``test`` or
-    ``validation`` is already split. Of anything else a stratified fifth is held out.
+    ``validation`` is already split. Otherwise a stratified fifth is held out.
 
     Args:
-        name: As for `optimizer.data.open_dataset`.
+        name: See `optimizer.data.open_dataset`.
         limit: Train on a stratified subset of this many images.
-        seed: Seed of the subset and of the split.
-        skip_bad_images: Leave out images that cannot be read; they are looked for first.
+        seed: Seed of the subset and the split.
+        skip_bad_images: Leave out images that cannot be read; all images are checked first.
 
     Returns:
         The training images and the held-out images.
 
     Raises:
-        DataError: See `open_dataset`; or two parts with different classes, or too few images.
+        DataError: See `open_dataset`; or the two parts have different classes, or there are too few
+            images.
     """
     if name == "digits":
         train, held_out = open_dataset("digits:train"), open_dataset("digits:test")
@@ -47,7 +48,7 @@ def open_training_data(
         whole = _open(name, skip_bad_images=skip_bad_images)
         count = round(len(whole) * _HELD_OUT_SHARE)
         if count < 1:
-            raise DataError(f"{name} has {len(whole)} images, too few to hold some out")
+            raise DataError(f"{name} has {len(whole)} images, which is too few to hold out a fifth")
         chosen = stratified_subset(whole.labels, count, seed)
         held_out = replace(whole.select(chosen), name=f"{name} (held out)")
         train = whole.select(np.setdiff1d(np.arange(len(whole)), chosen))
@@ -69,15 +70,15 @@ def _split_folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def is_digits(name: str) -> bool:
-    """Whether a dataset's name is one of the bundled digits."""
+    """Whether a dataset is the bundled digits or a split of them."""
     return name.partition(":")[0] == "digits"
 
 
 def preprocessing_for(name: str, image_size: int, init: Model | None = None) -> Preprocessing:
-    """What images of a dataset go through when a network is trained on them.
+    """Preprocessing for training on a dataset.
 
-    A network that is trained further keeps its own (at the new size); digits have their own; all
-    else takes ImageNet's.
+    A fine-tuned model keeps its own preprocessing (at the new size), digits have their own, and
+    everything else uses ImageNet's.
     """
     if init is not None:
         return init.preprocessing.with_image_size(image_size)

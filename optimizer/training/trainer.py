@@ -1,4 +1,4 @@
-"""Training a ResNet, from scratch or further, into a model or a checkpoint."""
+"""Trains or fine-tunes a ResNet into a model or a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from optimizer.training.sources import preprocessing_for
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Trained", "top1", "train", "train_checkpoint"]
+__all__ = ["TrainingResult", "top1", "train", "train_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a training made.
+class TrainingResult:
+    """Result of a training.
 
     Attributes:
         model: The network, with the preprocessing it was trained with.
-        top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
+        top1: Accuracy on the held-out images, a fraction; ``None`` if there are none.
         held_out: Name of the held-out images, or ``None``.
-        n_held_out: How many they are.
+        n_held_out: Number of held-out images.
         losses: Mean training loss of each epoch.
     """
 
@@ -42,7 +42,7 @@ class Trained:
     losses: tuple[float, ...]
 
     def details(self) -> dict[str, Any]:
-        """What goes into the checkpoint's manifest."""
+        """Details for the checkpoint's manifest."""
         return {
             "top1": self.top1,
             "held_out": self.held_out,
@@ -59,32 +59,32 @@ def train(
     init: Model | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a network.
 
-    On the same machine with the same number of threads, equal arguments give equal weights. The
-    caller's random state is untouched.
+    Equal arguments give equal weights on the same machine with the same number of threads. The
+    caller's random state is unchanged.
 
     Args:
         images: The training images.
-        options: The architecture and how it is trained.
-        held_out: Images to measure the accuracy on afterwards.
-        init: A model to train further; its last layer is replaced if the classes differ.
-        device: ``cpu``, ``cuda`` …; ``None`` takes CUDA where there is one.
-        progress: Where to report each batch.
+        options: Architecture and hyperparameters.
+        held_out: Images to measure the accuracy on after training.
+        init: A model to fine-tune; its last layer is replaced if the classes differ.
+        device: ``cpu``, ``cuda`` …; ``None`` uses CUDA if available.
+        progress: Receives progress updates, one per batch.
 
     Raises:
-        UsageError: A setting out of range, or the loss became NaN or infinite.
-        DataError: Images that cannot be used, or too few.
+        UsageError: An option is out of range, or the loss became NaN or infinite.
+        DataError: Images cannot be used, or there are too few.
     """
     return _train(options, images, held_out=held_out, init=init, device=device, progress=progress)
 
 
-_DECIDING = {
+_RESULT_OPTIONS = {
     "arch", "image_size", "epochs", "batch_size", "lr", "seed", "momentum", "weight_decay",
     "label_smoothing",
 }  # fmt: skip
-"""Options that decide what comes out of a training, beside its data."""
+"""Options that affect the resulting weights."""
 
 
 def train_checkpoint(
@@ -98,9 +98,9 @@ def train_checkpoint(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Train a network into a checkpoint, unless the same training is there or in the cache.
+    """Train a network into a checkpoint, unless the result already exists or is cached.
 
-    An interrupt leaves nothing half-written. See `train` for the arguments and errors.
+    An interrupt leaves no partial file. See `train` for the arguments and errors.
     """
     data = _without_bad_images(data)
     preprocessing = preprocessing_for(data.name, settings.image_size, init)
@@ -112,7 +112,7 @@ def train_checkpoint(
     plan = Plan(
         kind="checkpoint",
         settings={
-            **settings.model_dump(include=_DECIDING),
+            **settings.model_dump(include=_RESULT_OPTIONS),
             "num_classes": _count_classes(data),
             "preprocessing_assumed": data.preprocessed,
         },
@@ -133,25 +133,22 @@ def train_checkpoint(
 
 
 def _count_classes(data: ImageDataset) -> int:
-    """Classes of a dataset: the named ones, else up to its highest label."""
+    """Number of class names, or the highest label plus one if there are no names."""
     return len(data.classes) if data.classes is not None else int(data.labels.max(initial=0)) + 1
 
 
 def top1(module: nn.Module, data: ImageDataset, preprocessing: Preprocessing) -> float:
-    """Share of images whose largest logit is that of their label."""
+    """Top-1 accuracy: the fraction of images whose largest logit is that of their label."""
     import torch
 
     device = next(module.parameters()).device
-    right = total = 0
+    correct = total = 0
     with torch.inference_mode():
         for batch in data.batches(64, preprocessing):
             logits = module(torch.from_numpy(batch.images).to(device))
-            right += int((logits.argmax(dim=1).cpu().numpy() == batch.labels).sum())
+            correct += int((logits.argmax(dim=1).cpu().numpy() == batch.labels).sum())
             total += len(batch.labels)
-    return right / total
-
-
-# --- the work ----------------------------------------------------------------------------------
+    return correct / total
 
 
 def _train(
@@ -162,7 +159,7 @@ def _train(
     init: Model | None,
     device: str | None,
     progress: Progress | None,
-) -> Trained:
+) -> TrainingResult:
     import torch
 
     progress = progress or Silent()
@@ -173,11 +170,11 @@ def _train(
     if held_out is not None:
         held_out = check_fits(_without_bad_images(held_out), num_classes, data.classes)
     preprocessing = preprocessing_for(data.name, settings.image_size, init)
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        module = _start(settings.arch, num_classes, data.classes, init)
-        module = module.to(on, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = _initial_module(settings.arch, num_classes, data.classes, init)
+        module = module.to(torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         losses = fit(module, data, preprocessing, settings, progress)
     module.eval()
     accuracy = None
@@ -195,7 +192,7 @@ def _train(
         sha256=weights_digest(module.state_dict()),
         preprocessing_assumed=data.preprocessed,
     )
-    return Trained(
+    return TrainingResult(
         model=model,
         top1=accuracy,
         held_out=None if held_out is None else held_out.name,
@@ -208,17 +205,17 @@ def _without_bad_images(data: ImageDataset) -> ImageDataset:
     return data.verify() if data.skip_bad_images else data
 
 
-def _start(
+def _initial_module(
     arch: str, num_classes: int, classes: tuple[str, ...] | None, init: Model | None
 ) -> nn.Module:
-    """Build the network that training begins with."""
+    """Build the network that training starts from."""
     from torch import nn
 
     if init is None:
         return build_module(arch, num_classes, zero_init_residual=True)
     if init.arch != arch:
         raise UsageError(
-            f"{init.source} is a {init.arch}, not a {arch}", hint=f"--arch {init.arch}"
+            f"{init.source} is a {init.arch}, not a {arch}", hint=f"pass --arch {init.arch}"
         )
     module = copy.deepcopy(init.module)
     renamed = init.classes is not None and classes is not None and init.classes != classes

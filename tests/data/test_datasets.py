@@ -51,8 +51,10 @@ def test_batch_sizes_do_not_change_the_images() -> None:
 
 
 @pytest.mark.parametrize("layout", ["loose", "one folder", "nested"])
-def test_images_without_labels_calibrate_and_do_not_judge(layout: str, tmp_path: Path) -> None:
-    """A folder of pictures from the camera: `--calib` needs no classes."""
+def test_unlabelled_images_are_accepted_only_if_labels_are_not_required(
+    layout: str, tmp_path: Path
+) -> None:
+    """A folder of camera pictures: `--calib` needs no classes."""
     for number in range(6):
         folder = {"loose": ".", "one folder": "shots", "nested": f"shots/{number % 2}"}[layout]
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,8 @@ def test_images_without_labels_calibrate_and_do_not_judge(layout: str, tmp_path:
         open_dataset(tmp_path)
 
 
-def test_no_image_is_left_out_for_the_sake_of_a_layout(tmp_path: Path) -> None:
-    """Loose pictures beside folders, an empty folder, a folder of thumbnails."""
+def test_no_image_is_left_out_because_of_the_layout(tmp_path: Path) -> None:
+    """Images next to folders, an empty folder, a folder of thumbnails."""
     for folder, count in ((".", 4), ("a", 1), ("b", 1), (".thumbnails", 6)):
         (tmp_path / folder).mkdir(exist_ok=True)
         for number in range(count):
@@ -80,7 +82,7 @@ def test_no_image_is_left_out_for_the_sake_of_a_layout(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, labelled=False).classes is None
 
 
-def test_where_there_are_labels_they_are_taken(tmp_path: Path) -> None:
+def test_existing_labels_are_used(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
@@ -93,11 +95,11 @@ def test_where_there_are_labels_they_are_taken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="of shape"):
         open_dataset(tmp_path / "odd.npz", labelled=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="contains no images"):
         open_dataset(tmp_path / "empty", labelled=False)
 
 
-def test_what_is_not_there_is_answered_with_the_accepted_forms(tmp_path: Path) -> None:
+def test_unknown_data_is_rejected_with_the_accepted_forms(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no data at 'digit'.*digits:train.*file\.npz"):
         open_dataset("digit")
     (tmp_path / "data.csv").write_text("1,2")

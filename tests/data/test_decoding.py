@@ -1,4 +1,4 @@
-"""Worker processes: the same pixels in the same order, and an end to everything that goes wrong."""
+"""Worker processes: same pixels, same order, and clean termination after any failure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from optimizer.data import ImageDataset, Preprocessing, open_dataset
-from optimizer.data import decoding as room
+from optimizer.data import ImageDataset, Preprocessing, decoding, open_dataset
 from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.errors import DataError, EnvironmentFault
 
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred JPEGs cut out of two photographs, of many sizes, in two classes."""
+    """A hundred JPEG crops of two photographs, of many sizes, in two classes."""
     root = tmp_path_factory.mktemp("photos")
     random = np.random.RandomState(0)
     for label, pixels in enumerate(load_sample_images().images):
@@ -53,7 +52,7 @@ def _pixels(data: ImageDataset, batch: int = 16) -> np.ndarray:
     return np.concatenate([b.images for b in data.batches(batch, SMALL)])
 
 
-# --- what comes out ------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -73,15 +72,15 @@ def test_workers_give_torchvisions_pixels_in_its_order(photos: Path, workers: in
     theirs = ImageFolder(str(photos), pipeline)
     expected = torch.stack([image for image, _ in theirs]).numpy()
     data = open_dataset(photos, workers=workers)
-    found = list(data.batches(16, SMALL))
-    np.testing.assert_array_equal(np.concatenate([b.images for b in found]), expected)
-    assert np.concatenate([b.indices for b in found]).tolist() == list(range(100))
-    assert np.concatenate([b.labels for b in found]).tolist() == theirs.targets
+    read = list(data.batches(16, SMALL))
+    np.testing.assert_array_equal(np.concatenate([b.images for b in read]), expected)
+    assert np.concatenate([b.indices for b in read]).tolist() == list(range(100))
+    assert np.concatenate([b.labels for b in read]).tolist() == theirs.targets
     assert data.spent.cpu_s > 0
     assert not _children()
 
 
-def test_batch_and_workers_change_nothing(photos: Path) -> None:
+def test_batch_size_and_workers_do_not_change_the_pixels(photos: Path) -> None:
     expected = _pixels(open_dataset(photos, workers=0))
     for workers, batch in ((1, 1), (2, 100), (7, 13)):
         np.testing.assert_array_equal(
@@ -100,14 +99,16 @@ def test_any_order_is_kept(photos: Path) -> None:
 
 
 def test_requests_never_fill_the_pipe(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for one request at a time it still gives everything in order."""
+    """With space for one request at a time, all images still arrive in order."""
     expected = _pixels(open_dataset(photos, workers=0))
-    monkeypatch.setattr(room, "_REQUEST_BYTES", 1)
+    monkeypatch.setattr(decoding, "_REQUEST_BYTES", 1)
     np.testing.assert_array_equal(_pixels(open_dataset(photos, workers=2)), expected)
 
 
-def test_memory_is_bounded_however_far_ahead(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_PLACES_BYTES", 5 * 3 * 32 * 32)
+def test_memory_is_bounded_for_any_read_ahead(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_SLOTS_BYTES", 5 * 3 * 32 * 32)
     files = sorted(photos.rglob("*.jpg"))
     with contextlib.closing(decode_ahead(files, SMALL, workers=2, ahead=10**6)) as images:
         first = next(images)
@@ -126,17 +127,17 @@ def test_images_in_memory_need_no_workers() -> None:
     batches.close()
 
 
-def test_a_worker_for_each_core_and_none_for_a_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_per_core_and_none_for_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert [workers_for(None, n) for n in (10, 63, 64, 200, 50_000)] == [0, 0, 1, 3, 8]
-    assert [workers_for(asked, 10) for asked in (0, 4, 40)] == [0, 4, 10]
+    assert [workers_for(requested, 10) for requested in (0, 4, 40)] == [0, 4, 10]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert workers_for(None, 50_000) == 2
     with pytest.raises(DataError, match="-1 worker processes"):
         open_dataset("digits", workers=-1)
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def damaged(photos: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_bad_image_is_named_with_what_to_do(damaged: Path) -> None:
+def test_a_bad_image_is_named_with_a_hint(damaged: Path) -> None:
     with pytest.raises(DataError, match=r"c0/2\.jpg.*--skip-bad-images"):
         _pixels(open_dataset(damaged, workers=2))
     assert not _children()
@@ -165,13 +166,13 @@ def test_bad_images_are_left_out_and_counted(damaged: Path) -> None:
     assert (len(checked), checked.skipped) == (5, ["c0/2.jpg", "c1/5.jpg"])
 
 
-def test_pillows_limits_hold_in_workers(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_limits_apply_in_workers(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
     with pytest.raises(DataError, match="has too many pixels"):
         _pixels(open_dataset(photos, workers=2))
 
 
-def test_a_killed_worker_is_an_error_and_no_hang(photos: Path) -> None:
+def test_a_killed_worker_is_an_error_and_does_not_hang(photos: Path) -> None:
     files = [path for _ in range(50) for path in sorted(photos.rglob("*.jpg"))]
     with contextlib.closing(decode_ahead(files, SMALL, workers=2, ahead=16)) as images:
         next(images)
@@ -188,20 +189,20 @@ def test_a_killed_worker_is_an_error_and_no_hang(photos: Path) -> None:
 def test_a_worker_that_cannot_start_is_an_error(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for program, said in (
+    for program, message in (
         ("/bin/false", "with exit code 1 before it had read"),
         ("/no/such/python", "cannot start a process that decodes images"),
     ):
         monkeypatch.setattr(sys, "executable", program)
-        with pytest.raises(EnvironmentFault, match=said):
+        with pytest.raises(EnvironmentFault, match=message):
             _pixels(open_dataset(photos, workers=1))
 
 
-def test_no_room_for_the_pixels_is_an_error(photos: Path) -> None:
+def test_no_space_for_the_pixels_is_an_error(photos: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(EnvironmentFault, match=r"no room for the pixels .*File too large"):
+        with pytest.raises(EnvironmentFault, match=r"no space for the pixels .*File too large"):
             _pixels(open_dataset(photos, workers=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -242,7 +243,7 @@ def _script(photos: Path, tmp_path: Path, pause: float) -> subprocess.Popen[str]
 
 
 def test_a_script_without_a_main_guard_runs_once(photos: Path, tmp_path: Path) -> None:
-    """A file in the current folder that is called as a library is not taken for it."""
+    """A file in the current folder that has a library's name does not shadow the library."""
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     process = _script(photos, tmp_path, 0)
     out, err = process.communicate(timeout=60)
@@ -261,9 +262,9 @@ def test_no_worker_outlives_its_reader(photos: Path, tmp_path: Path, end: signal
     process.send_signal(end)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -end
-    assert err.count("Traceback") == (1 if end == signal.SIGINT else 0)  # the script's own
+    assert err.count("Traceback") == (1 if end == signal.SIGINT else 0)  # from the script
     deadline = time.monotonic() + 30
     while any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers):
-        assert time.monotonic() < deadline, "a worker goes on without its reader"
+        assert time.monotonic() < deadline, "a worker outlived its reader"
         time.sleep(0.05)
-    assert not list((tmp_path / "scripts").glob("resnet-opt-*")), "its memory is left behind"
+    assert not list((tmp_path / "scripts").glob("resnet-opt-*")), "a memory file is left behind"

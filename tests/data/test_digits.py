@@ -39,7 +39,7 @@ def test_the_pixels_are_the_bundled_ones() -> None:
     np.testing.assert_allclose(batch.images[..., 0] / 255 * 16, bundle.images, atol=0.04)
 
 
-def test_their_mean_and_deviation_are_those_of_the_training_images() -> None:
+def test_mean_and_deviation_match_the_training_images() -> None:
     preprocessing = Preprocessing.digits(8)
     batches = open_dataset("digits:train").batches(2000, preprocessing)
     images = np.concatenate([batch.images for batch in batches])
@@ -47,6 +47,6 @@ def test_their_mean_and_deviation_are_those_of_the_training_images() -> None:
     assert float(images.std()) == pytest.approx(1, abs=0.02)
 
 
-def test_an_unknown_part_is_refused() -> None:
+def test_an_unknown_split_is_rejected() -> None:
     with pytest.raises(DataError, match=r"digits:val.*digits:train"):
         open_dataset("digits:val")

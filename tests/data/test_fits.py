@@ -11,7 +11,7 @@ from optimizer.errors import DataError
 
 
 def dataset(classes: tuple[str, ...] | None, labels: list[int] | None = None) -> ImageDataset:
-    """Digits under other class names."""
+    """Digits with other class names."""
     digits = open_dataset("digits", limit=30)
     count = 10 if classes is None else len(classes)
     chosen = np.array(labels) if labels else digits.labels % count
@@ -24,27 +24,27 @@ def words() -> tuple[str, ...]:
     return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def test_equal_classes_fit() -> None:
+def test_equal_classes_match() -> None:
     data = dataset(("a", "b", "c"))
     assert check_fits(data, 3, ("a", "b", "c")) is data
     assert check_fits(data, 3, ["a", "b", "c"]) is data
 
 
-def test_without_names_the_numbers_must_do() -> None:
+def test_without_names_the_counts_must_match() -> None:
     assert check_fits(dataset(None), 10, tuple("0123456789")).classes is None
     assert len(check_fits(dataset(("a", "b")), 2, None)) == 30
-    with pytest.raises(DataError, match="label 9, the model's 9 classes end at 8"):
+    with pytest.raises(DataError, match="label 9, but the model's 9 classes end at 8"):
         check_fits(dataset(None), 9, None)
     with pytest.raises(DataError, match="2 of the model's 3 classes"):
         check_fits(dataset(("a", "b")), 3, None)
 
 
-def test_too_many_classes_are_refused() -> None:
-    with pytest.raises(DataError, match="data has 3 classes, the model has 2"):
+def test_too_many_classes_are_rejected() -> None:
+    with pytest.raises(DataError, match="data has 3 classes, but the model has 2"):
         check_fits(dataset(("a", "b", "c")), 2, ("a", "b"))
 
 
-def test_another_order_is_refused_with_the_names() -> None:
+def test_another_order_is_rejected_and_names_the_classes() -> None:
     with pytest.raises(DataError, match="another order: a, b; the model: b, a"):
         check_fits(dataset(("a", "b")), 2, ("b", "a"))
 
@@ -58,12 +58,12 @@ def test_fewer_classes_are_mapped_by_name() -> None:
     assert data.labels[:2].tolist() == [0, 1]
 
 
-def test_unknown_classes_are_refused() -> None:
-    with pytest.raises(DataError, match=r"'eel', which the model does not know .*cat, ant"):
+def test_unknown_classes_are_rejected() -> None:
+    with pytest.raises(DataError, match=r"'eel', which the model does not have .*cat, ant"):
         check_fits(dataset(("bee", "eel")), 3, ("cat", "ant", "bee"))
 
 
-def test_names_that_the_model_has_twice_are_refused() -> None:
+def test_duplicate_class_names_of_the_model_are_rejected() -> None:
     with pytest.raises(DataError, match="two classes named 'crane'"):
         check_fits(dataset(("crane", "tench")), 3, ("crane", "tench", "crane"))
 
@@ -76,8 +76,8 @@ def test_synsets_are_in_the_order_of_the_outputs() -> None:
     assert check_fits(three, 3, ("x", "y", "z")) is three
 
 
-def test_some_synsets_are_mapped() -> None:
-    # The class of Imagenette whose words are known to everyone who has seen its labels.
+def test_a_subset_of_the_synsets_is_mapped() -> None:
+    # Two classes of Imagenette: tench and parachute.
     data = dataset(("n01440764", "n03888257"), [0, 1])
     for classes in (words(), None):
         mapped = check_fits(data, 1000, classes)
@@ -87,6 +87,6 @@ def test_some_synsets_are_mapped() -> None:
         check_fits(dataset(("n00000001", "n01440764")), 1000, words())
 
 
-def test_the_list_of_synsets_is_whole() -> None:
+def test_the_list_of_synsets_is_complete() -> None:
     assert len(set(IMAGENET_SYNSETS)) == 1000
     assert list(IMAGENET_SYNSETS) == sorted(IMAGENET_SYNSETS)

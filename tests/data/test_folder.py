@@ -28,10 +28,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_reads_what_torchvision_reads_in_the_same_order(folder: Path) -> None:
+def test_images_and_order_match_torchvision(folder: Path) -> None:
     from torchvision.datasets import ImageFolder
 
-    (folder / ".hidden").rmdir()  # torchvision would take it for a class
+    (folder / ".hidden").rmdir()  # torchvision would treat it as a class
     theirs = ImageFolder(str(folder))
     ours = open_dataset(folder)
     assert ours.classes == tuple(theirs.classes)
@@ -46,7 +46,7 @@ def test_it_reads_what_torchvision_reads_in_the_same_order(folder: Path) -> None
         assert ours.labels[i] == label
 
 
-def test_hidden_folders_are_no_classes(folder: Path) -> None:
+def test_hidden_folders_are_not_classes(folder: Path) -> None:
     assert open_dataset(folder).classes == ("ant", "bee", "cat")
 
 
@@ -63,7 +63,7 @@ def test_a_reader_may_stop_early(folder: Path) -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_the_digest_notices_files(folder: Path) -> None:
+def test_the_digest_depends_on_file_names(folder: Path) -> None:
     before = open_dataset(folder).sha256
     assert open_dataset(folder).sha256 == before
     image = folder / "ant" / "1.JPG"
@@ -74,8 +74,8 @@ def test_the_digest_notices_files(folder: Path) -> None:
     assert open_dataset(folder).sha256 not in (before, renamed)
 
 
-def test_the_digest_notices_pixels_and_not_names_alone(folder: Path) -> None:
-    """Another picture under the same name and of the same size is another image."""
+def test_the_digest_depends_on_contents(folder: Path) -> None:
+    """A different picture with the same name and size is a different image."""
     image = folder / "ant" / "1.JPG"
     before = open_dataset(folder)
     first, content = before.sha256, image.read_bytes()
@@ -114,7 +114,7 @@ def test_a_corrupt_image_stops_or_is_left_out(folder: Path) -> None:
     assert data.skipped == ["bee/1.JPG"]  # counted once
 
 
-def test_verify_leaves_the_same_images_for_everyone(folder: Path) -> None:
+def test_after_verify_every_reader_gets_the_same_images(folder: Path) -> None:
     bad = folder / "bee" / "1.JPG"
     bad.write_bytes(b"")
     data = open_dataset(folder, skip_bad_images=True)
@@ -127,7 +127,7 @@ def test_verify_leaves_the_same_images_for_everyone(folder: Path) -> None:
     assert seen.tolist() == list(range(len(good)))
 
 
-def test_nothing_readable_is_an_error(folder: Path) -> None:
+def test_no_readable_image_is_an_error(folder: Path) -> None:
     for path in folder.rglob("*.*"):
         if path.suffix in (".png", ".JPG"):
             path.write_bytes(b"")
@@ -138,29 +138,29 @@ def test_nothing_readable_is_an_error(folder: Path) -> None:
         list(data.batches(4, SMALL))
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no class folders.*one folder a class"):
+def test_an_empty_folder_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no class folders.*one folder per class"):
         open_dataset(tmp_path)
 
 
-def test_images_without_classes_are_refused(tmp_path: Path) -> None:
+def test_images_without_classes_are_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     with pytest.raises(DataError, match="images but no class folders"):
         open_dataset(tmp_path)
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
+def test_one_class_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
     with pytest.raises(DataError, match="only one class, cat"):
         open_dataset(tmp_path)
 
 
-def test_classes_without_images_are_refused(tmp_path: Path) -> None:
+def test_classes_without_images_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "dog").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="contains no images"):
         open_dataset(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
-    with pytest.raises(DataError, match="1 of 2 class folders hold no images, the first is dog"):
+    with pytest.raises(DataError, match="1 of 2 class folders contain no images; the first is dog"):
         open_dataset(tmp_path)

@@ -17,7 +17,7 @@ def photo() -> Image.Image:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
-def test_lossless_files_come_back(suffix: str, tmp_path: Path) -> None:
+def test_lossless_files_round_trip(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"image{suffix}"
     photo().save(path)
     np.testing.assert_array_equal(np.array(open_image(path)), np.array(photo()))
@@ -36,8 +36,8 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     assert image.mode == "RGB"
     assert image.size == (60, 40)
     tolerance = {"1": 255, "P": 60}.get(mode, 30)
-    found = np.array(image.convert("L")).astype(int)
-    assert np.abs(found - gray).max() <= tolerance
+    decoded = np.array(image.convert("L")).astype(int)
+    assert np.abs(decoded - gray).max() <= tolerance
     if mode == "I;16":
         np.testing.assert_array_equal(np.array(image)[..., 0], gray)
 
@@ -57,7 +57,7 @@ def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"])
-def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read the image .*broken\.png"):
@@ -66,7 +66,7 @@ def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("megapixels", [100, 400])
 def test_decompression_bombs_are_named(megapixels: int, tmp_path: Path) -> None:
-    # One bit a pixel of nothing: a few kilobytes that would become a gigabyte.
+    # One bit per pixel, all zero: a few kilobytes that would decode to a gigabyte.
     path = tmp_path / "bomb.png"
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -77,12 +77,12 @@ def test_decompression_bombs_are_named(megapixels: int, tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_floating_point_images_are_refused() -> None:
+def test_floating_point_images_are_rejected() -> None:
     with pytest.raises(DataError, match="no known range"):
         to_rgb(Image.new("F", (4, 4)))
 
 
-def test_32_bit_images_are_refused() -> None:
+def test_32_bit_images_are_rejected() -> None:
     with pytest.raises(DataError, match="16 bits"):
         to_rgb(Image.new("I", (4, 4), 70_000))
 
@@ -90,8 +90,8 @@ def test_32_bit_images_are_refused() -> None:
 @pytest.mark.parametrize(
     ("format_", "suffix"), [("PNG", ".JPEG"), ("JPEG", ".png"), ("BMP", ".jpg")]
 )
-def test_a_wrong_extension_is_no_obstacle(format_: str, suffix: str, tmp_path: Path) -> None:
-    """ImageNet itself has a PNG called .JPEG; what counts is what is in the file."""
+def test_a_wrong_extension_is_ignored(format_: str, suffix: str, tmp_path: Path) -> None:
+    """ImageNet itself has a PNG named .JPEG; the content decides."""
     right, wrong = tmp_path / f"right.{format_.lower()}", tmp_path / f"wrong{suffix}"
     photo().save(right)
     wrong.write_bytes(right.read_bytes())
@@ -99,7 +99,7 @@ def test_a_wrong_extension_is_no_obstacle(format_: str, suffix: str, tmp_path: P
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_jpegs_of_any_mode_are_read_as_torchvision_reads_them(mode: str, tmp_path: Path) -> None:
+def test_jpegs_of_any_mode_match_torchvision(mode: str, tmp_path: Path) -> None:
     from torchvision.datasets.folder import pil_loader
 
     path = tmp_path / "image.jpg"

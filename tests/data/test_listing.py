@@ -1,4 +1,4 @@
-"""``val.txt``: ImageNet's validation images in one folder, their labels in a file."""
+"""``val.txt``: ImageNet's validation images in one folder, with their labels in a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 5)]
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """Four images of one grey level each, in a folder called val."""
+    """Four uniform grey images in a folder named val."""
     folder = tmp_path / "val"
     folder.mkdir()
     for level, name in enumerate(NAMES):
@@ -39,13 +39,13 @@ def test_lines_give_images_and_labels_in_their_order(flat: Path) -> None:
     assert data.classes is None
     assert data.image_id(1) == NAMES[0]
     assert check_fits(data, 1000, None) is data
-    with pytest.raises(DataError, match="label 970, the model's 100 classes end at 99"):
+    with pytest.raises(DataError, match="label 970, but the model's 100 classes end at 99"):
         check_fits(data, 100, None)
     (flat / "val.txt").rename(flat / "val_map.txt")
     assert _levels(flat / "val_map.txt") == _levels(flat) == ([2, 0, 3], [65, 970, 0])
 
 
-def test_the_list_may_lie_beside_the_folder(flat: Path) -> None:
+def test_the_list_may_be_next_to_the_folder(flat: Path) -> None:
     (flat.parent / "val.txt").write_text(f"{NAMES[1]} 3\n{NAMES[0]} 4\n")
     assert _levels(flat.parent / "val.txt") == ([1, 0], [3, 4])
 
@@ -64,7 +64,7 @@ def test_class_folders_are_preferred_to_a_list(flat: Path) -> None:
     assert open_dataset(flat).classes == ("a", "b")
 
 
-def test_other_numbers_are_another_dataset(flat: Path) -> None:
+def test_the_digest_depends_on_the_labels(flat: Path) -> None:
     (flat / "val.txt").write_text(f"{NAMES[0]} 1\n{NAMES[1]} 2\n")
     before = open_dataset(flat).sha256
     (flat / "val.txt").write_text(f"{NAMES[0]} 1\n{NAMES[1]} 3\n")
@@ -72,24 +72,33 @@ def test_other_numbers_are_another_dataset(flat: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
-        ("", "names no image"),
-        ("one.JPEG\n", r"line 1: 'one\.JPEG' \(a line is IMAGE LABEL"),
+        ("", "lists no images"),
+        ("one.JPEG\n", r"line 1: 'one\.JPEG' \(each line is IMAGE LABEL"),
         (f"{NAMES[0]} 1\n../{NAMES[1]} 2\n", "line 2: '../ILSVRC"),
-        (f"{NAMES[0]} 1\n{NAMES[0]} 2\n", "line 2: .* is named twice"),
-        (f"{NAMES[0]} 1\nno.JPEG 2\nnot.JPEG 2\n", r"names 2 of 3 images .* first is no\.JPEG"),
-        (f"{NAMES[0]} 1\n{NAMES[1]} cat\n", r"numbers and labels that are names \(1, cat\)"),
-        (f"{NAMES[0]} -1\n{NAMES[1]} 2\n", r"numbers and labels that are names \(-1, 2\)"),
+        (f"{NAMES[0]} 1\n{NAMES[0]} 2\n", "line 2: .* is listed twice"),
+        (
+            f"{NAMES[0]} 1\nno.JPEG 2\nnot.JPEG 2\n",
+            r"2 of 3 listed images are missing; the first is no\.JPEG",
+        ),
+        (
+            f"{NAMES[0]} 1\n{NAMES[1]} cat\n",
+            r"mixes labels that are numbers and labels that are names \(1, cat\)",
+        ),
+        (
+            f"{NAMES[0]} -1\n{NAMES[1]} 2\n",
+            r"mixes labels that are numbers and labels that are names \(-1, 2\)",
+        ),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused(flat: Path, lines: str, said: str) -> None:
+def test_lists_that_cannot_be_used_are_rejected(flat: Path, lines: str, message: str) -> None:
     (flat / "val.txt").write_text(lines)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_dataset(flat)
 
 
-def test_a_file_of_bytes_is_no_list(flat: Path) -> None:
+def test_a_binary_file_is_not_a_list(flat: Path) -> None:
     (flat / "val.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     with pytest.raises(DataError, match="cannot read"):
         open_dataset(flat / "val.txt")

@@ -16,15 +16,15 @@ TENSORS = RANDOM.rand(6, 3, 8, 8).astype(np.float32)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
-def written(tmp_path: Path, **arrays: Any) -> Path:
+def write_npz(tmp_path: Path, **arrays: Any) -> Path:
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
     return path
 
 
-def test_pixels_go_the_way_of_photos(tmp_path: Path) -> None:
+def test_pixels_are_preprocessed_like_photos(tmp_path: Path) -> None:
     preprocessing = Preprocessing(resize=10, crop=8)
-    data = open_dataset(written(tmp_path, images=PIXELS, labels=LABELS))
+    data = open_dataset(write_npz(tmp_path, images=PIXELS, labels=LABELS))
     (batch,) = data.batches(10, preprocessing)
     expected = np.stack([preprocessing.apply(Image.fromarray(image)) for image in PIXELS])
     np.testing.assert_array_equal(batch.images, expected)
@@ -34,8 +34,8 @@ def test_pixels_go_the_way_of_photos(tmp_path: Path) -> None:
     assert data.verify() is data
 
 
-def test_preprocessed_images_pass_unchanged(tmp_path: Path) -> None:
-    data = open_dataset(written(tmp_path, images=TENSORS, labels=LABELS, classes=["a", "b", "c"]))
+def test_preprocessed_images_are_unchanged(tmp_path: Path) -> None:
+    data = open_dataset(write_npz(tmp_path, images=TENSORS, labels=LABELS, classes=["a", "b", "c"]))
     assert data.classes == ("a", "b", "c")
     first, second = data.batches(4, Preprocessing.imagenet(8))
     np.testing.assert_array_equal(np.concatenate([first.images, second.images]), TENSORS)
@@ -43,24 +43,24 @@ def test_preprocessed_images_pass_unchanged(tmp_path: Path) -> None:
 
 
 def test_preprocessed_images_must_have_the_networks_size(tmp_path: Path) -> None:
-    data = open_dataset(written(tmp_path, images=TENSORS, labels=LABELS))
-    with pytest.raises(DataError, match="8 x 8 pixels, the network takes 32 x 32"):
+    data = open_dataset(write_npz(tmp_path, images=TENSORS, labels=LABELS))
+    with pytest.raises(DataError, match="8 x 8 pixels, but the network takes 32 x 32"):
         next(data.batches(4, Preprocessing.imagenet(32)))
     with pytest.raises(DataError, match="uint8"):
         next(data.batches(4, Preprocessing.imagenet(8), as_uint8=True))
 
 
-def test_values_that_are_no_numbers_are_found(tmp_path: Path) -> None:
+def test_nan_is_rejected(tmp_path: Path) -> None:
     images = TENSORS.copy()
     images[4, 1, 2, 3] = np.nan
-    data = open_dataset(written(tmp_path, images=images, labels=LABELS))
-    with pytest.raises(DataError, match="00004 holds NaN"):
+    data = open_dataset(write_npz(tmp_path, images=images, labels=LABELS))
+    with pytest.raises(DataError, match="00004 contains NaN"):
         list(data.batches(2, Preprocessing.imagenet(8)))
 
 
 def test_the_digest_covers_pixels_labels_and_order(tmp_path: Path) -> None:
     def digest(images: Any, labels: Any) -> str:
-        return open_dataset(written(tmp_path, images=images, labels=labels)).sha256
+        return open_dataset(write_npz(tmp_path, images=images, labels=labels)).sha256
 
     base = digest(PIXELS, LABELS)
     assert digest(PIXELS, LABELS) == base
@@ -86,14 +86,14 @@ def test_the_digest_covers_pixels_labels_and_order(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": LABELS - 1}, "label -1 of image 0 is out of range"),
         ({"images": PIXELS, "labels": LABELS, "classes": ["a", "b"]}, "label 2 of image 2"),
         ({"images": PIXELS, "labels": LABELS, "classes": [1, 2, 3]}, "must be N names"),
-        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "no images"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "contains no images"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(
+def test_arrays_that_do_not_fit_are_rejected(
     arrays: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
-        open_dataset(written(tmp_path, **arrays))
+        open_dataset(write_npz(tmp_path, **arrays))
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
@@ -110,15 +110,15 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 cut off"])
-def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match="cannot read"):
         open_dataset(path)
 
 
-def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, images=PIXELS, labels=LABELS)
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
+    path = write_npz(tmp_path, images=PIXELS, labels=LABELS)
     content = path.read_bytes()
     damaged = bytearray(content)
     damaged[200:240] = bytes(40)
@@ -128,7 +128,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
             open_dataset(path)
 
 
-def test_a_single_array_is_refused(tmp_path: Path) -> None:
+def test_a_single_array_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     with path.open("wb") as stream:
         np.save(stream, PIXELS)

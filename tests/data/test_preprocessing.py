@@ -22,7 +22,7 @@ def photo(name: str = "china.jpg") -> Image.Image:
 @pytest.mark.parametrize(
     "size", [None, (300, 500), (101, 100), (64, 64), (3, 40), (255, 256), (257, 251)]
 )
-def test_photos_come_out_as_from_torchvision(weights: str, size: tuple[int, int] | None) -> None:
+def test_photos_match_torchvision(weights: str, size: tuple[int, int] | None) -> None:
     from torchvision.models import ResNet50_Weights
 
     transforms = ResNet50_Weights[weights].transforms()
@@ -33,7 +33,7 @@ def test_photos_come_out_as_from_torchvision(weights: str, size: tuple[int, int]
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(40, 64), (63, 64), (17, 16), (30, 17), (225, 224)])
-def test_padding_and_odd_borders_are_torchvisions(resize: int, crop: int) -> None:
+def test_padding_and_odd_borders_match_torchvision(resize: int, crop: int) -> None:
     from torchvision.transforms._presets import ImageClassification
 
     transforms = ImageClassification(crop_size=crop, resize_size=resize)
@@ -42,7 +42,7 @@ def test_padding_and_odd_borders_are_torchvisions(resize: int, crop: int) -> Non
     np.testing.assert_array_equal(ours, transforms(image).numpy())
 
 
-def test_bicubic_is_torchvisions_bicubic() -> None:
+def test_bicubic_matches_torchvision() -> None:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
 
@@ -54,7 +54,7 @@ def test_bicubic_is_torchvisions_bicubic() -> None:
     np.testing.assert_array_equal(ours.apply(photo()), transforms(photo()).numpy())
 
 
-def test_without_antialias_it_samples_like_interpolate() -> None:
+def test_without_antialias_it_matches_interpolate() -> None:
     import torch
     from torch.nn.functional import interpolate
 
@@ -96,14 +96,14 @@ def test_apply_is_normalize_of_apply_uint8() -> None:
 
 
 @given(st.integers(0, 255), st.integers(0, 2))
-def test_normalize_is_the_formula(value: int, channel: int) -> None:
+def test_normalize_matches_the_formula(value: int, channel: int) -> None:
     ours = Preprocessing.imagenet(4)
     pixels = np.full((1, 4, 4, 3), value, dtype=np.uint8)
     expected = (value / 255 - ours.mean[channel]) / ours.std[channel]
     np.testing.assert_allclose(ours.normalize(pixels)[0, channel], expected, rtol=0, atol=1e-6)
 
 
-def test_normalize_refuses_other_arrays() -> None:
+def test_normalize_rejects_other_arrays() -> None:
     with pytest.raises(DataError, match="uint8"):
         Preprocessing.imagenet(4).normalize(np.zeros((1, 3, 4, 4), dtype=np.uint8))
 
@@ -138,12 +138,12 @@ def test_dictionaries_round_trip_through_json(
         {"std": (0.5, 0.5, 0.5)},
     ],
 )
-def test_every_field_decides_the_digest(change: dict[str, Any]) -> None:
+def test_the_digest_depends_on_every_field(change: dict[str, Any]) -> None:
     base: dict[str, Any] = {"resize": 256, "crop": 224}
     assert Preprocessing(**{**base, **change}).sha256 != Preprocessing(**base).sha256
 
 
-def test_a_changed_dictionary_is_refused() -> None:
+def test_a_changed_dictionary_is_rejected() -> None:
     values = Preprocessing.imagenet().to_dict()
     with pytest.raises(DataError, match="changed"):
         Preprocessing.from_dict({**values, "crop": 200})
@@ -166,7 +166,7 @@ def test_a_changed_dictionary_is_refused() -> None:
         {"interpolation": "lanczos", "antialias": False},
     ],
 )
-def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_values_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="preprocessing"):
         Preprocessing(**{"resize": 256, "crop": 224, **wrong})
 

@@ -38,13 +38,13 @@ def test_it_is_fixed_by_the_seed(labels: np.ndarray, count: int, seed: int) -> N
     )
 
 
-def test_known_choice() -> None:
-    # Written down so that another NumPy, machine or release cannot change it unnoticed.
+def test_the_choice_never_changes() -> None:
+    # Hard-coded so that a change by another NumPy, machine or release is noticed.
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1], dtype=np.int64)
     assert stratified_subset(labels, 5, 0).tolist() == [2, 3, 4, 5, 6]
     assert stratified_subset(labels, 5, 1).tolist() != [2, 3, 4, 5, 6]
 
 
-def test_no_images_are_refused() -> None:
+def test_zero_images_are_rejected() -> None:
     with pytest.raises(DataError, match="at least one"):
         stratified_subset(np.zeros(3, dtype=np.int64), 0)

@@ -278,7 +278,7 @@ def test_bad_input_is_refused(tmp_path: Path, reference: Path, data: ImageDatase
     with pytest.raises(DataError, match="holds no images"):
         validate(chain, reference, data.select(np.array([], dtype=np.int64)), GATES)
     wrong = data.relabel(np.full(len(data), 9), None)
-    with pytest.raises(DataError, match="label 9, the model's 6 classes end at 5"):
+    with pytest.raises(DataError, match="label 9, but the model's 6 classes end at 5"):
         validate(chain, reference, wrong, GATES)
     with pytest.raises(UsageError, match=r"predictions are an \.npz file"):
         validate(chain, reference, data, GATES, predictions=tmp_path / "p.csv")

@@ -1,4 +1,4 @@
-"""Edits leave a graph that computes what it did, with the names it had at its ends."""
+"""Edits preserve a graph's results and the names of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.precision.test_int8_graphs import run
 
 
 def _identity(model: ir.Model, value: ir.Value) -> ir.Node:
-    """An Identity after a tensor, read by all that read the tensor."""
+    """Insert an Identity between a tensor and all its readers."""
     uses = list(value.uses())
     node = ir.node("Identity", [value], name="same")
     node.outputs[0].name, node.outputs[0].type = "same", value.type
@@ -25,7 +25,7 @@ def _identity(model: ir.Model, value: ir.Value) -> ir.Node:
 
 
 @pytest.mark.parametrize("tensor", ["images", "maxpool"])
-def test_a_node_comes_in_after_a_tensor_and_goes_again(tensor: str) -> None:
+def test_a_node_is_inserted_and_bypassed_again(tensor: str) -> None:
     model = network(0)
     (expected,) = run(model, images(2))
     values = {v.name: v for v in [*model.graph.inputs, *(n.outputs[0] for n in model.graph)]}
@@ -38,7 +38,7 @@ def test_a_node_comes_in_after_a_tensor_and_goes_again(tensor: str) -> None:
     np.testing.assert_array_equal(run(model, images(2))[0], expected)
 
 
-def test_an_output_keeps_its_name_when_its_node_goes() -> None:
+def test_a_graph_output_keeps_its_name_when_its_node_is_bypassed() -> None:
     model = network(0)
     (expected,) = run(model, images(2))
     logits = model.graph.outputs[0]
@@ -52,7 +52,7 @@ def test_an_output_keeps_its_name_when_its_node_goes() -> None:
     np.testing.assert_array_equal(run(model, images(2))[0], expected)
 
 
-def test_casts_and_constants_have_the_type_that_was_asked_for() -> None:
+def test_casts_and_constants_have_the_requested_type() -> None:
     model = network(0)
     source = model.graph.inputs[0]
     cast = make_cast(source, ir.DataType.FLOAT16, name="c", output="half")

@@ -1,4 +1,4 @@
-"""What is read off a graph, and the files that are refused before any engine sees them."""
+"""Facts read from a graph, and the files that are rejected before any engine reads them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_facts_of_a_classifier(small_graph: Path) -> None:
     assert facts.classes == [str(digit) for digit in range(10)]
 
 
-def test_a_graph_that_somebody_quantized_is_int8_whatever_it_says(tmp_path: Path) -> None:
+def test_a_graph_quantized_by_another_tool_is_int8_despite_its_metadata(tmp_path: Path) -> None:
     from tests.precision.networks import network
     from tests.precision.quantizers import by_pairs
 
     model = by_pairs(network(0))
-    model.metadata_props["resnet_opt.precision"] = "fp32"  # quantizers keep what an exporter wrote
+    model.metadata_props["resnet_opt.precision"] = "fp32"  # quantizers keep the exporter's metadata
     ir.save(model, tmp_path / "q.onnx")
     assert graph_facts(tmp_path / "q.onnx").precision == "int8"
     ir.save(network(0), tmp_path / "f.onnx")
@@ -62,15 +62,21 @@ def _tiny(inputs: int = 1, shape: tuple = ("n", 3, 4, 4), opset: int = 20) -> on
     ("content", "message"),
     [
         (b"", "holds no graph"),
-        (b"this is a text file about networks\n", "no ONNX file or is truncated|holds no graph"),
-        (_tiny().SerializeToString()[:-7], "no ONNX file or is truncated|refused by onnx.checker"),
+        (
+            b"this is a text file about networks\n",
+            "not an ONNX file or is truncated|holds no graph",
+        ),
+        (
+            _tiny().SerializeToString()[:-7],
+            "not an ONNX file or is truncated|rejected by onnx.checker",
+        ),
         (_tiny(opset=99).SerializeToString(), "opset 99"),
         (_tiny(inputs=2).SerializeToString(), "2 inputs and 1 outputs"),
         (_tiny(shape=("n", 48)).SerializeToString(), "N x 3 x H x W"),
     ],
     ids=["empty", "text", "truncated", "opset", "inputs", "rank"],
 )
-def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bad_files_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         graph_facts(_write(tmp_path, content))
 
@@ -80,7 +86,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         graph_facts(tmp_path / "nowhere.onnx")
 
 
-def test_missing_weights_are_not_called_a_broken_file(tmp_path: Path, small_graph: Path) -> None:
+def test_missing_weights_are_not_reported_as_a_broken_file(
+    tmp_path: Path, small_graph: Path
+) -> None:
     path = tmp_path / "outside.onnx"
     onnx.save_model(
         onnx.load(small_graph), path, save_as_external_data=True, location="w.bin", size_threshold=0

@@ -1,4 +1,4 @@
-"""What a graph says of itself comes back as it was written, from a model and from a file."""
+"""Metadata round-trips through a model and a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optimizer.graphs.metadata import (
 from tests.precision.networks import network
 
 
-def test_a_graph_that_says_nothing() -> None:
+def test_a_graph_without_metadata() -> None:
     metadata = Metadata.of_model(network(0))
     assert metadata == {}
     assert (metadata.arch, metadata.precision, metadata.target) == ("", "fp32", "")
@@ -26,7 +26,7 @@ def test_a_graph_that_says_nothing() -> None:
     assert (metadata.keep, metadata.notes, metadata.absorbed) == ([], [], {})
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_entries_round_trip(tmp_path: Path) -> None:
     model = network(0)
     model.metadata_props["author"] = "somebody else"
     write_metadata(
@@ -58,7 +58,7 @@ def test_no_class_names_are_none() -> None:
     assert Metadata.of_model(model).classes is None
 
 
-def test_preprocessing_that_is_missing(tmp_path: Path) -> None:
+def test_missing_preprocessing_is_an_error(tmp_path: Path) -> None:
     model = network(0)
     ir.save(model, tmp_path / "n.onnx")
     with pytest.raises(GraphError, match=r"n\.onnx does not say which preprocessing"):

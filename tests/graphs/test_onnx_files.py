@@ -1,4 +1,4 @@
-"""The one door for ONNX files: what it takes, what it refuses, and what is written."""
+"""ONNX files: what opens, what is rejected, and what is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.precision.test_int8_graphs import run
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Path:
+def external(tmp_path: Path) -> Path:
     """A network that keeps its weights in ``w.bin``."""
     path = tmp_path / "outside" / "n.onnx"
     path.parent.mkdir()
@@ -35,14 +35,14 @@ def outside(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_outside_are_read_now_or_when_they_are_used(outside: Path) -> None:
+def test_external_weights_are_read_now_or_on_first_use(external: Path) -> None:
     (expected,) = run(network(0), images(4))
-    now, later = open_onnx(outside), open_onnx(outside, weights=False)
+    now, later = open_onnx(external), open_onnx(external, weights=False)
     assert all(t.HasField("raw_data") for t in now.proto.graph.initializer)
     assert not any(t.HasField("raw_data") for t in later.proto.graph.initializer)
-    for opened in (now, later):
-        assert opened.files == [outside, outside.with_name("w.bin")]
-        weights = opened.to_ir().graph.initializers
+    for file in (now, later):
+        assert file.files == [external, external.with_name("w.bin")]
+        weights = file.to_ir().graph.initializers
         for name, value in network(0).graph.initializers.items():
             assert value.const_value is not None
             read = weights[name].const_value
@@ -51,57 +51,59 @@ def test_weights_outside_are_read_now_or_when_they_are_used(outside: Path) -> No
     np.testing.assert_array_equal(run(now.to_ir(), images(4))[0], expected)
 
 
-def test_what_opens_is_what_onnx_ir_opens(outside: Path, tmp_path: Path) -> None:
+def test_opened_models_match_onnx_ir(external: Path, tmp_path: Path) -> None:
     ir.save(network(1), tmp_path / "inside.onnx")
-    for path in (outside, tmp_path / "inside.onnx"):
+    for path in (external, tmp_path / "inside.onnx"):
         ours, theirs = open_onnx(path, weights=False).to_ir(), ir.load(path)
         assert ir.to_proto(ours) == ir.to_proto(theirs)
 
 
-def test_a_graph_is_written_as_one_file_wherever_it_goes(outside: Path, tmp_path: Path) -> None:
-    """Else it would refer to a data file that is not beside it, or to another one of that name."""
+def test_a_graph_with_external_weights_is_written_as_one_file(
+    external: Path, tmp_path: Path
+) -> None:
+    """Otherwise it would refer to a missing data file, or to another one with the same name."""
     (expected,) = run(network(0), images(4))
     written = tmp_path / "elsewhere.onnx"
-    write_checked(load_graph(outside), written)
-    shutil.rmtree(outside.parent)
+    write_checked(load_graph(external), written)
+    shutil.rmtree(external.parent)
     assert open_onnx(written).files == [written]
     np.testing.assert_array_equal(run(ir.load(written), images(4))[0], expected)
 
 
-def test_a_copy_is_one_file(outside: Path, tmp_path: Path) -> None:
-    copy_as_one_file(outside, tmp_path / "a.onnx")
+def test_a_copy_is_one_file(external: Path, tmp_path: Path) -> None:
+    copy_as_one_file(external, tmp_path / "a.onnx")
     assert open_onnx(tmp_path / "a.onnx").files == [tmp_path / "a.onnx"]
     copy_as_one_file(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    outside.with_name("w.bin").unlink()
+    external.with_name("w.bin").unlink()
     with pytest.raises(ArtifactError, match=r"needs the weights file w\.bin"):
-        copy_as_one_file(outside, tmp_path / "c.onnx")
+        copy_as_one_file(external, tmp_path / "c.onnx")
 
 
-def test_the_suffix_decides_nothing(tmp_path: Path) -> None:
-    """`onnx` itself would read and write ``.json`` as text, which no engine takes."""
+def test_the_suffix_is_ignored(tmp_path: Path) -> None:
+    """`onnx` itself would read and write ``.json`` as text, which no engine accepts."""
     write_graph(network(0), tmp_path / "n.json")
     assert len(open_checked(tmp_path / "n.json").proto.graph.node) == len(network(0).graph)
     onnx.save_model(ir.to_proto(network(0)), tmp_path / "text.json")
-    with pytest.raises(GraphError, match=r"text\.json is no ONNX file"):
+    with pytest.raises(GraphError, match=r"text\.json is not an ONNX file"):
         open_onnx(tmp_path / "text.json")
 
 
-def test_what_cannot_be_opened(outside: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened_are_named(external: Path, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="no such file"):
         open_onnx(tmp_path / "nowhere.onnx")
     with pytest.raises(GraphError, match="no such file"):
         open_onnx(tmp_path)
     (tmp_path / "x.onnx").write_bytes(b"not a graph")
-    with pytest.raises(GraphError, match=r"x\.onnx is no ONNX file or is truncated"):
+    with pytest.raises(GraphError, match=r"x\.onnx is not an ONNX file or is truncated"):
         open_onnx(tmp_path / "x.onnx")
-    outside.with_name("w.bin").unlink()
+    external.with_name("w.bin").unlink()
     with pytest.raises(GraphError, match=r"weights of n\.onnx cannot be read"):
-        open_onnx(outside)
-    assert open_onnx(outside, weights=False).proto.graph.node
+        open_onnx(external)
+    assert open_onnx(external, weights=False).proto.graph.node
 
 
-def test_a_graph_that_is_not_valid_is_not_written_quietly(tmp_path: Path) -> None:
+def test_writing_an_invalid_graph_is_an_error(tmp_path: Path) -> None:
     model = network(0)
     next(iter(model.graph)).op_type = "Unheard"
     with pytest.raises(GraphError, match="converted graph is not valid: No Op registered"):

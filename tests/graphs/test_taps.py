@@ -1,4 +1,4 @@
-"""Tensors inside of a graph, whatever the batch and however the graph lists its inputs."""
+"""Intermediate tensors of a graph, for any batch and any way of listing its inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.precision.test_int8_graphs import run
 
 @pytest.mark.parametrize("batch", [None, 3])
 @pytest.mark.parametrize("listed", [False, True], ids=["inputs", "initializers first"])
-def test_tensors_are_those_of_the_graph(tmp_path: Path, batch: int | None, listed: bool) -> None:
+def test_tapped_tensors_match_the_graph(tmp_path: Path, batch: int | None, listed: bool) -> None:
     names = ["images", "relu", "layer1.0.relu", "logits"]
     model = network(0)
     expected = run(model, images(7), names[1:3])
@@ -33,11 +33,11 @@ def test_tensors_are_those_of_the_graph(tmp_path: Path, batch: int | None, liste
             kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             proto.graph.input.insert(0, kind)
     onnx.save(proto, tmp_path / "n.onnx")
-    found = tapped(tmp_path / "n.onnx", names)(images(7))
-    assert list(found) == [*names[1:], names[0]]
-    np.testing.assert_array_equal(found["images"], images(7))
+    tapped_values = tapped(tmp_path / "n.onnx", names)(images(7))
+    assert list(tapped_values) == [*names[1:], names[0]]
+    np.testing.assert_array_equal(tapped_values["images"], images(7))
     for name, values in zip(names[1:], [*expected, logits], strict=True):
-        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tapped_values[name], values, rtol=1e-4, atol=1e-5)
 
 
 def test_opening_a_graph_does_not_load_an_engine() -> None:

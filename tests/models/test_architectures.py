@@ -9,7 +9,7 @@ from optimizer.models.architectures import expected_shapes, infer_arch
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_each_architecture_is_told_from_its_weights(arch: str) -> None:
+def test_each_architecture_is_inferred_from_its_weights(arch: str) -> None:
     with torch.device("meta"):
         state = build_module(arch, 7).state_dict()
     assert infer_arch(state) == arch
@@ -19,7 +19,7 @@ def test_each_architecture_is_told_from_its_weights(arch: str) -> None:
     assert infer_arch(state) == arch
 
 
-def test_other_weights_are_no_resnet() -> None:
+def test_other_weights_match_no_architecture() -> None:
     with torch.device("meta"):
         state = build_module("resnet18", 7).state_dict()
     state["layer1.0.conv2.weight"] = torch.empty(64, 32, 3, 3, device="meta")
@@ -27,7 +27,7 @@ def test_other_weights_are_no_resnet() -> None:
     assert infer_arch({"weight": torch.zeros(1)}) is None
 
 
-def test_shapes_are_known_without_memory() -> None:
+def test_expected_shapes() -> None:
     shapes = expected_shapes("resnet50")
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
     assert shapes["layer4.2.conv3.weight"] == (2048, 512, 1, 1)
@@ -40,6 +40,6 @@ def test_zero_init_starts_branches_at_zero() -> None:
     assert build_module("resnet18", 2).get_parameter("layer1.0.bn2.weight").all()
 
 
-def test_unknown_names_are_answered_with_the_known_ones() -> None:
+def test_unknown_names_are_rejected_with_the_supported_ones() -> None:
     with pytest.raises(CheckpointError, match=r"'resnet51'.*resnet50, resnet101"):
         build_module("resnet51", 10)

@@ -31,18 +31,18 @@ def path(named: Model, tmp_path: Path) -> Path:
     return save_checkpoint(named, tmp_path / "model.safetensors", details={"top1": 0.9}).path
 
 
-def assert_equal_models(found: Model, expected: Model) -> None:
-    assert found.sha256 == expected.sha256
-    assert (found.arch, found.num_classes) == (expected.arch, expected.num_classes)
-    assert found.classes == expected.classes
-    assert found.preprocessing == expected.preprocessing
-    assert found.preprocessing_assumed == expected.preprocessing_assumed
+def assert_equal_models(actual: Model, expected: Model) -> None:
+    assert actual.sha256 == expected.sha256
+    assert (actual.arch, actual.num_classes) == (expected.arch, expected.num_classes)
+    assert actual.classes == expected.classes
+    assert actual.preprocessing == expected.preprocessing
+    assert actual.preprocessing_assumed == expected.preprocessing_assumed
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(found.module(images), expected.module(images))
+        assert torch.equal(actual.module(images), expected.module(images))
 
 
-def test_checkpoints_come_back(named: Model, path: Path) -> None:
+def test_checkpoints_round_trip(named: Model, path: Path) -> None:
     assert_equal_models(load_model(path), named)
     manifest = load_artifact(path, kind="checkpoint").manifest
     assert manifest.settings["arch"] == "resnet18"
@@ -52,7 +52,7 @@ def test_checkpoints_come_back(named: Model, path: Path) -> None:
     assert manifest.details == {"top1": 0.9}
 
 
-def test_without_its_manifest_the_header_says_it(named: Model, path: Path) -> None:
+def test_the_header_replaces_a_missing_manifest(named: Model, path: Path) -> None:
     manifest_path(path).unlink()
     assert_equal_models(load_model(path), named)
 
@@ -66,7 +66,7 @@ def test_an_assumed_preprocessing_stays_assumed(resnet18: Model, tmp_path: Path)
     assert model.preprocessing == Preprocessing.imagenet()
 
 
-def test_third_party_files_get_the_classic_preprocessing(named: Model, tmp_path: Path) -> None:
+def test_third_party_files_get_the_standard_preprocessing(named: Model, tmp_path: Path) -> None:
     save_file(named.module.state_dict(), tmp_path / "bare.safetensors")
     model = load_model(tmp_path / "bare.safetensors")
     assert model.preprocessing == Preprocessing(resize=256, crop=224)
@@ -74,8 +74,8 @@ def test_third_party_files_get_the_classic_preprocessing(named: Model, tmp_path:
     assert model.classes is None
 
 
-def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> None:
-    """What is not in it is the classic preprocessing, scaled to the size that is."""
+def test_a_card_file_for_third_party_weights(named: Model, tmp_path: Path) -> None:
+    """Missing fields come from the standard preprocessing, scaled to the given size."""
     weights, card = tmp_path / "weights.pth", tmp_path / "weights.pth.card.json"
     torch.save(named.module.state_dict(), weights)
     names = [f"class {number}" for number in range(named.num_classes)]
@@ -96,7 +96,7 @@ def test_a_card_beside_the_weights_of_others(named: Model, tmp_path: Path) -> No
     assert load_model(weights).preprocessing_assumed
 
 
-def test_a_card_goes_over_what_the_file_says_field_by_field(path: Path) -> None:
+def test_a_card_file_overrides_the_embedded_card_field_by_field(path: Path) -> None:
     manifest_path(path).unlink()
     card = path.with_name(path.name + ".card.json")
     names = [f"class {letter}" for letter in CLASSES]
@@ -123,10 +123,10 @@ def test_a_card_goes_over_what_the_file_says_field_by_field(path: Path) -> None:
         ('{"preprocessing": {"crop": 1e999}}', "crop: Input should be a valid int"),
         ('{"preprocessing": {"resize": 256.5}}', "resize: Input should be a valid int"),
         ('{"preprocessing": {"crop": 0}}', "crop must be 1"),
-        ('{"preprocessing": {"mean": [127.5, 127.5, 127.5]}}', "fractions of white"),
+        ('{"preprocessing": {"mean": [127.5, 127.5, 127.5]}}', "must be from 0 to 1"),
         ('{"preprocessing": {"colour": "BGR"}}', "preprocessing.colour: Extra inputs"),
         ('{"classes": "cat"}', "classes: Input should be a valid"),
-        ('{"classes": ["cat"]}', "names 1 classes, its weights have"),
+        ('{"classes": ["cat"]}', "names 1 classes, but its weights have"),
         ('{"arch": "resnet7"}', "unknown architecture"),
     ],
 )
@@ -139,15 +139,15 @@ def test_a_card_that_cannot_be_used_is_named(
         load_model(tmp_path / "w.pth")
 
 
-def test_a_card_beside_a_manifest_is_one_too_many(path: Path) -> None:
+def test_a_card_file_next_to_a_manifest_is_rejected(path: Path) -> None:
     card = path.with_name(path.name + ".card.json")
     card.write_text("{}")
-    with pytest.raises(CheckpointError, match="a manifest and a card file"):
+    with pytest.raises(CheckpointError, match="both a manifest and a card file"):
         load_model(path)
     card.unlink()
 
 
-def test_a_changed_file_is_refused(path: Path) -> None:
+def test_a_changed_file_is_rejected(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -155,7 +155,7 @@ def test_a_changed_file_is_refused(path: Path) -> None:
         load_model(path)
 
 
-def test_another_kind_of_artifact_is_refused(path: Path) -> None:
+def test_another_kind_of_artifact_is_rejected(path: Path) -> None:
     sidecar = manifest_path(path)
     sidecar.write_text(sidecar.read_text().replace('"checkpoint"', '"statistics"'))
     with pytest.raises(ArtifactError, match="is a statistics, not a checkpoint"):
@@ -168,7 +168,7 @@ def test_the_card_and_the_caller_must_agree(path: Path) -> None:
         load_model(path, arch="resnet50")
 
 
-def test_damaged_cards_are_refused(path: Path, tmp_path: Path) -> None:
+def test_damaged_cards_are_rejected(path: Path, tmp_path: Path) -> None:
     tensors = load_file(path)
     for card in ("{", "[]", '{"arch": "resnet18"}', '{"arch": "resnet18", "classes": 3}'):
         other = tmp_path / "other.safetensors"
@@ -177,7 +177,7 @@ def test_damaged_cards_are_refused(path: Path, tmp_path: Path) -> None:
             load_model(other)
     few = json.dumps({"arch": "resnet18", "classes": ["a", "b"]})
     save_file(tensors, tmp_path / "few.safetensors", metadata={"resnet-opt": few})
-    with pytest.raises(CheckpointError, match="names 2 classes, its weights have 10"):
+    with pytest.raises(CheckpointError, match="names 2 classes, but its weights have 10"):
         load_model(tmp_path / "few.safetensors")
 
 

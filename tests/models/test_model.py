@@ -22,8 +22,8 @@ def test_the_digest_covers_names_types_shapes_and_values() -> None:
 
 def test_the_digest_does_not_depend_on_memory_layout(resnet18: Model) -> None:
     state = resnet18.module.state_dict()
-    turned = {
+    channels_last = {
         name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
         for name, tensor in state.items()
     }
-    assert weights_digest(turned) == resnet18.sha256
+    assert weights_digest(channels_last) == resnet18.sha256

@@ -27,7 +27,7 @@ def test_published_weights_carry_their_preprocessing(arch: str) -> None:
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Model]:
-    """A file that torchvision would publish as resnet18's weights, and the model in it."""
+    """A file that torchvision would publish as resnet18's weights, and its model."""
     from torchvision.models import ResNet18_Weights
 
     model = load_model("resnet18:random:1000")
@@ -43,7 +43,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Mo
 
 
 def test_weights_are_loaded_by_name(published: tuple[Path, Model]) -> None:
-    model = load_model("resnet18:IMAGENET1K_V1")  # fetched by its URL, the digest is checked
+    model = load_model("resnet18:IMAGENET1K_V1")  # downloaded by URL; the digest is checked
     assert model.sha256 == published[1].sha256
     assert model.classes is not None
     assert model.classes[0] == "tench"
@@ -52,7 +52,7 @@ def test_weights_are_loaded_by_name(published: tuple[Path, Model]) -> None:
     assert load_model("resnet18:DEFAULT", image_size=112).image_size == 112
 
 
-def test_a_wrong_download_is_refused(published: tuple[Path, Model]) -> None:
+def test_a_wrong_download_is_rejected(published: tuple[Path, Model]) -> None:
     path, _ = published
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(EnvironmentFault, match=f"pass the file {path.name}"):
@@ -74,7 +74,7 @@ def test_a_published_file_is_recognized_by_its_contents(
     assert model.source == "from_a_colleague.pth, which is resnet18:IMAGENET1K_V1"
 
 
-def test_unknown_weights_are_answered_with_the_known_ones() -> None:
+def test_unknown_weights_are_rejected_with_the_available_ones() -> None:
     with pytest.raises(CheckpointError, match=r"'IMAGENET1K_V9'.*resnet50:IMAGENET1K_V2"):
         load_model("resnet50:IMAGENET1K_V9")
 
@@ -85,7 +85,7 @@ def test_a_missing_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) 
         load_model("timm:resnet50.a1_in1k")
 
 
-# --- with timm, where it is installed ----------------------------------------------------------
+# --- timm, if installed ------------------------------------------------------------------------
 
 
 def timm_module(name: str, **options: Any) -> Any:
@@ -94,7 +94,7 @@ def timm_module(name: str, **options: Any) -> Any:
     return timm.create_model(name, pretrained=False, **options).eval()
 
 
-def test_timm_networks_become_torchvisions() -> None:
+def test_timm_networks_are_converted_to_torchvisions() -> None:
     theirs = timm_module("resnet18.a1_in1k")
     model = pretrained.from_timm_module(theirs, "resnet18.a1_in1k", None)
     assert model.arch == "resnet18"
@@ -108,15 +108,15 @@ def test_timm_networks_become_torchvisions() -> None:
     assert (at_test_size.preprocessing.resize, at_test_size.preprocessing.crop) == (288, 288)
 
 
-def test_timm_variants_that_compute_something_else_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="no network that torchvision has"):
+def test_timm_variants_with_different_outputs_are_rejected() -> None:
+    with pytest.raises(CheckpointError, match="not a network that torchvision has"):
         pretrained.from_timm_module(timm_module("resnet18d"), "resnet18d", None)
     silu = timm_module("resnet18", act_layer="silu")
-    with pytest.raises(CheckpointError, match="computes something else"):
+    with pytest.raises(CheckpointError, match="different outputs"):
         pretrained.from_timm_module(silu, "resnet18", None)
 
 
-def test_unknown_timm_names_are_refused() -> None:
+def test_unknown_timm_names_are_rejected() -> None:
     timm_module("resnet18")
     with pytest.raises(CheckpointError, match="no model 'resnet5000'"):
         load_model("timm:resnet5000")

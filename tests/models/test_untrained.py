@@ -7,7 +7,7 @@ from optimizer.data import open_dataset
 from optimizer.models import Model, load_model
 
 
-def test_random_weights_are_fixed_and_leave_the_callers_state_alone(resnet18: Model) -> None:
+def test_random_weights_are_fixed_and_the_callers_state_is_unchanged(resnet18: Model) -> None:
     torch.manual_seed(123)
     expected = torch.rand(3)
     torch.manual_seed(123)

@@ -36,9 +36,7 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_equal_weights_are_equal_whatever_wraps_them(
-    wrapper: str, resnet18: Model, tmp_path: Path
-) -> None:
+def test_wrappers_do_not_change_the_weights(wrapper: str, resnet18: Model, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(WRAPPERS[wrapper](state_of(resnet18)), path)
     model = load_model(path)
@@ -50,17 +48,15 @@ def test_equal_weights_are_equal_whatever_wraps_them(
         assert torch.equal(model.module(images), resnet18.module(images))
 
 
-def test_a_head_of_one_linear_layer_among_others_is_that_layer(
-    resnet18: Model, tmp_path: Path
-) -> None:
+def test_a_linear_head_in_a_sequential_needs_a_card(resnet18: Model, tmp_path: Path) -> None:
     """Transfer learning: ``model.fc = nn.Sequential(nn.Dropout(0.2), nn.Linear(512, 10))``."""
     path = tmp_path / "tuned.pth"
     state = {k.replace("fc.", "fc.1."): v for k, v in state_of(resnet18).items()}
     torch.save({"state_dict_ema": state}, path)
     card = tmp_path / "tuned.pth.card.json"
-    # A Tanh may stand before it, or a LayerNorm without weights: nobody sees that in the file.
+    # A Tanh or a LayerNorm without weights may precede it: the file does not show that.
     with pytest.raises(
-        CheckpointError, match=r'fc\.1 in a Sequential.*card.json: {"head": "fc\.1"}'
+        CheckpointError, match=r'fc\.1 in a Sequential.*{"head": "fc\.1"} into .*card\.json'
     ):
         load_model(path)
     card.write_text('{"head": "fc.0"}')
@@ -72,7 +68,7 @@ def test_a_head_of_one_linear_layer_among_others_is_that_layer(
     assert model.source == ("tuned.pth with tuned.pth.card.json (averaged weights, state_dict_ema)")
 
 
-def test_a_head_of_two_linear_layers_is_refused_and_said(resnet18: Model, tmp_path: Path) -> None:
+def test_a_head_of_two_linear_layers_is_rejected(resnet18: Model, tmp_path: Path) -> None:
     path = tmp_path / "tuned.pth"
     state = {k.replace("fc.", "fc.0."): v for k, v in state_of(resnet18).items()}
     torch.save(state | {"fc.3.weight": torch.zeros(2, 10), "fc.3.bias": torch.zeros(2)}, path)
@@ -85,7 +81,7 @@ def test_safetensors_and_pth_are_equal(resnet18: Model, tmp_path: Path) -> None:
     assert load_model(tmp_path / "bare.safetensors").sha256 == resnet18.sha256
 
 
-def test_averaged_weights_are_preferred_and_said(resnet18: Model, tmp_path: Path) -> None:
+def test_averaged_weights_are_preferred_and_reported(resnet18: Model, tmp_path: Path) -> None:
     averaged = state_of(resnet18)
     raw = {name: tensor * 2 for name, tensor in averaged.items()}
     torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "both.pth")
@@ -103,7 +99,7 @@ def test_half_precision_weights_become_fp32(resnet18: Model, tmp_path: Path) -> 
 
 
 class Exploding:
-    """What a malicious checkpoint looks like."""
+    """An object in a malicious checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,7 +118,7 @@ def test_objects_in_a_file_are_never_run(dump: Callable[..., None], tmp_path: Pa
     assert not trace.exists()
 
 
-def test_a_whole_module_is_refused_with_the_hint(resnet18: Model, tmp_path: Path) -> None:
+def test_a_whole_module_is_rejected_with_the_hint(resnet18: Model, tmp_path: Path) -> None:
     torch.save(resnet18.module, tmp_path / "module.pth")
     with pytest.raises(CheckpointError, match=r"could run code.*state_dict\(\)"):
         load_model(tmp_path / "module.pth")
@@ -131,13 +127,13 @@ def test_a_whole_module_is_refused_with_the_hint(resnet18: Model, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "it holds nothing"),
-        ({"epoch": 1, "lr": 0.1}, "it holds epoch, lr"),
+        ({}, "it is empty"),
+        ({"epoch": 1, "lr": 0.1}, "only epoch, lr"),
         ([1, 2], "a list"),
         (torch.zeros(3), "a Tensor"),
     ],
 )
-def test_files_without_weights_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "other.pth")
@@ -145,7 +141,7 @@ def test_files_without_weights_are_refused(content: Any, message: str, tmp_path:
 
 @pytest.mark.parametrize("name", ["damaged.pth", "damaged.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", bytes(5000)])
-def test_damaged_files_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -153,7 +149,7 @@ def test_damaged_files_are_refused(name: str, content: bytes, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_cut_off_files_are_refused(suffix: str, resnet18: Model, tmp_path: Path) -> None:
+def test_cut_off_files_are_rejected(suffix: str, resnet18: Model, tmp_path: Path) -> None:
     path = tmp_path / f"cut{suffix}"
     write = torch.save if suffix == ".pth" else save_file
     write(state_of(resnet18), path)
@@ -163,17 +159,17 @@ def test_cut_off_files_are_refused(suffix: str, resnet18: Model, tmp_path: Path)
         load_model(path)
 
 
-def test_torchscript_is_refused(tmp_path: Path) -> None:
+def test_torchscript_is_rejected(tmp_path: Path) -> None:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, its files are not gone
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but its files still exist
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(CheckpointError, match="TorchScript"):
         load_model(tmp_path / "script.pt")
 
 
-def test_another_architecture_is_refused_with_names(resnet18: Model, tmp_path: Path) -> None:
+def test_another_architecture_is_rejected_with_names(resnet18: Model, tmp_path: Path) -> None:
     torch.save(state_of(resnet18), tmp_path / "weights.pth")
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "weights.pth", arch="resnet50")
@@ -186,7 +182,7 @@ def test_another_architecture_is_refused_with_names(resnet18: Model, tmp_path: P
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"unexpected, the first is layer1\.2\.conv1\.weight"):
         load_model(tmp_path / "weights.pth", arch="resnet18")
-    with pytest.raises(CheckpointError, match="cannot tell the architecture"):
+    with pytest.raises(CheckpointError, match="cannot infer the architecture"):
         load_model(tmp_path / "weights.pth")
 
 
@@ -199,13 +195,11 @@ def test_missing_heads_are_named(resnet18: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_no_numbers_are_named(
-    value: float, resnet18: Model, tmp_path: Path
-) -> None:
+def test_nan_and_infinity_are_named(value: float, resnet18: Model, tmp_path: Path) -> None:
     state = state_of(resnet18)
     state["layer2.1.conv2.weight"][3, 1, 0, 2] = value
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"layer2\.1\.conv2\.weight holds NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"layer2\.1\.conv2\.weight contains NaN or infinite"):
         load_model(tmp_path / "weights.safetensors")
 
 
@@ -213,7 +207,7 @@ def test_negative_variances_are_named(resnet18: Model, tmp_path: Path) -> None:
     state = state_of(resnet18)
     state["bn1.running_var"][0] = -1
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"bn1\.running_var holds negative"):
+    with pytest.raises(CheckpointError, match=r"bn1\.running_var contains negative"):
         load_model(tmp_path / "weights.safetensors")
 
 

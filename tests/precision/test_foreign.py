@@ -238,7 +238,7 @@ def test_a_foreign_graph_is_compiled_as_it_is_and_audited(
 
 def test_what_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"not a graph")
-    with pytest.raises(GraphError, match=r"x\.onnx is no ONNX file"):
+    with pytest.raises(GraphError, match=r"x\.onnx is not an ONNX file"):
         quantize(tmp_path / "x.onnx", tmp_path / "q.onnx", precision="int8")
     with pytest.raises(GraphError, match="no such file"):
         is_quantized(tmp_path / "y.onnx")

@@ -144,7 +144,7 @@ def test_a_second_output_is_refused() -> None:
     model = network(1)
     pooled = next(n for n in model.graph if n.name == "maxpool").outputs[0]
     model.graph.outputs.append(pooled)
-    with pytest.raises(GraphError, match=r"2 outputs \(logits, maxpool\), a classifier one"):
+    with pytest.raises(GraphError, match=r"2 outputs \(logits, maxpool\); a classifier has one"):
         analyse(model)
 
 

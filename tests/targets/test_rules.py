@@ -1,4 +1,4 @@
-"""Target rules: what a machine changes in them, and that the names are understood."""
+"""Target rules: how they depend on the CPU, and their names."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_the_integers_of_tensorrt_do_not_depend_on_the_cpu(target: str) -> None:
     assert rules_for(target, CPU) == TARGETS[target]
 
 
-def test_constants_are_as_narrow_as_what_holds_them() -> None:
+def test_constants_have_the_narrowest_type() -> None:
     assert TARGETS["tensorrt"].constant_type == "fp16"
     assert TARGETS["tensorrt-cpu"].constant_type == "fp16"
     assert TARGETS["openvino"].constant_type == "fp32"
     assert replace(TARGETS["openvino"], high_precision="fp16").constant_type == "fp16"
 
 
-def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_target_is_rejected_with_the_supported_ones() -> None:
     with pytest.raises(UsageError, match="unknown target 'tflite'") as caught:
         rules_for("tflite")
     assert "tensorrt-rtx" in str(caught.value.hint)

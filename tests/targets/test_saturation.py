@@ -1,5 +1,5 @@
-"""Which products the INT8 kernels of this machine's engines add in 16 bits, and that rounding for it
-keeps every sum exact. Without these facts a CPU without VNNI computes wrong numbers silently."""
+"""Checks which products INT8 kernels add in 16 bits on a CPU without VNNI, and that rounding the
+weights accordingly keeps every sum exact. Otherwise results would silently be wrong."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Layer:
         return values.numpy()
 
     def excess(self, engine: str, x: NDArray[np.float32], folder: Path) -> NDArray[np.float64]:
-        """By how many output steps the engine is off, where the output is not clipped."""
+        """Error of the engine in output steps; the output must not be clipped."""
         exact = self.exact(x)
         assert np.abs(exact).max() < 126 * self.step
         return np.abs(_compute(engine, self.proto(), x, folder) - exact) / self.step
@@ -136,7 +136,7 @@ def _positions(name: str) -> int:
 
 
 def _weight(name: str, rows: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Rows in the order height, width, channel as a weight tensor."""
+    """Rows in (height, width, channel) order as a weight tensor."""
     kernel = LAYERS[name][0]
     if len(kernel) == 1:
         return rows
@@ -145,7 +145,7 @@ def _weight(name: str, rows: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def _layout_pairs(name: str, layout: str) -> set[tuple[int, int]]:
-    """Neighbours by the rule, as positions in the order height, width, channel."""
+    """Pairs according to the rule, as positions in (height, width, channel) order."""
     channels, total = LAYERS[name][0][0], _positions(name)
     if layout == "matrix":
         return {(i, i + 1) for i in range(0, total - 1, 2)}
@@ -159,10 +159,10 @@ def _layout_pairs(name: str, layout: str) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("name", sorted(LAYERS))
 @pytest.mark.parametrize("engine", ENGINES)
-def test_products_are_paired_as_the_rules_say(
+def test_paired_products_match_the_rules(
     engine: str, name: str, stored: str, tmp_path: Path
 ) -> None:
-    """Each output has the largest weight at two places; it is wrong if and only if they are a pair."""
+    """Each output has the largest weight at two positions; it is wrong iff they are a pair."""
     total = _positions(name)
     every = list(itertools.combinations(range(total), 2))
     near = [pair for pair in every if pair[1] - pair[0] <= 3]
@@ -184,7 +184,7 @@ def test_products_are_paired_as_the_rules_say(
 def test_weights_rounded_for_the_engine_never_saturate(
     engine: str, name: str, stored: str, tmp_path: Path
 ) -> None:
-    """Against exact integers, with inputs and weights as large as they get."""
+    """Compared with exact integers, with the largest inputs and weights."""
     rng = np.random.default_rng(3)
     outputs, total = 64, _positions(name)
     scaled = rng.choice([-180.0, -127.0, -70.0, 60.0, 90.0, 127.0, 180.0], size=(outputs, total))
@@ -199,4 +199,6 @@ def test_weights_rounded_for_the_engine_never_saturate(
         return float(layer.excess(engine, x, tmp_path).max())
 
     assert worst(WeightGrid.of(rules_for(engine), 1)) <= 0.51
-    assert worst(WeightGrid(127)) > 0.51, "free rounding should saturate: the test sees nothing"
+    assert worst(WeightGrid(127)) > 0.51, (
+        "unrestricted rounding should saturate, or the test proves nothing"
+    )

@@ -30,7 +30,7 @@ def test_each_image_is_one_of_the_allowed_changes(flip: bool) -> None:
     assert len(seen) == (18 if flip else 9)
 
 
-def test_the_seed_decides_and_the_input_is_kept() -> None:
+def test_results_depend_on_the_seed_and_the_input_is_unchanged() -> None:
     augmentation = Augmentation(shift=2, flip=True)
     before = IMAGES.copy()
     first = augmentation.apply(IMAGES, np.random.RandomState(3))
@@ -39,6 +39,6 @@ def test_the_seed_decides_and_the_input_is_kept() -> None:
     np.testing.assert_array_equal(IMAGES, before)
 
 
-def test_nothing_asked_is_nothing_done() -> None:
+def test_without_shift_and_flip_images_are_unchanged() -> None:
     changed = Augmentation(shift=0, flip=False).apply(IMAGES, np.random.RandomState(0))
     np.testing.assert_array_equal(changed, IMAGES)

@@ -21,14 +21,14 @@ def fill(root: Path, classes: tuple[str, ...], count: int) -> None:
             Image.fromarray(pixels).save(root / name / f"{i}.png")
 
 
-def test_digits_have_their_own_split() -> None:
+def test_digits_have_a_fixed_split() -> None:
     train, held_out = open_training_data("digits")
     assert (train.name, len(train)) == ("digits:train", 1257)
     assert (held_out.name, len(held_out)) == ("digits:test", 540)
     assert len(open_training_data("digits", limit=100)[0]) == 100
 
 
-def test_a_fifth_is_held_out_elsewhere(tmp_path: Path) -> None:
+def test_a_fifth_of_other_data_is_held_out(tmp_path: Path) -> None:
     fill(tmp_path, ("a", "b"), 10)
     train, held_out = open_training_data(str(tmp_path))
     assert (len(train), len(held_out)) == (16, 4)
@@ -39,7 +39,7 @@ def test_a_fifth_is_held_out_elsewhere(tmp_path: Path) -> None:
     assert "held out" in held_out.name
 
 
-def test_split_folders_are_used_as_they_are(tmp_path: Path) -> None:
+def test_existing_split_folders_are_used(tmp_path: Path) -> None:
     fill(tmp_path / "train", ("a", "b"), 4)
     fill(tmp_path / "val", ("a", "b"), 3)
     train, held_out = open_training_data(str(tmp_path))
@@ -57,13 +57,13 @@ def test_bad_images_are_left_out_before_the_split(tmp_path: Path) -> None:
     assert train.skipped == ["a/3.png"]
 
 
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_are_rejected(tmp_path: Path) -> None:
     fill(tmp_path, ("a", "b"), 1)
     with pytest.raises(DataError, match="too few"):
         open_training_data(str(tmp_path))
 
 
-def test_who_decides_the_preprocessing() -> None:
+def test_preprocessing_depends_on_the_model_and_the_data() -> None:
     assert preprocessing_for("digits:train", 32) == Preprocessing.digits(32)
     assert preprocessing_for("photos", 64) == Preprocessing.imagenet(64)
     init = load_model("resnet18:random:10")

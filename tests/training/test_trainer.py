@@ -22,14 +22,14 @@ SMALL: dict[str, Any] = {"image_size": 8, "epochs": 1, "batch_size": 16}
 
 
 def train(images, *, held_out=None, init=None, progress=None, **options):
-    """The network that some options give."""
+    """Train with options given as keywords."""
     return train_network(
         images, TrainOptions.parse(options), held_out=held_out, init=init, progress=progress
     )
 
 
 class Recorder:
-    """Progress that remembers."""
+    """Progress that records the updates."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.steps = 0
@@ -62,7 +62,7 @@ def test_equal_seeds_make_equal_weights(few: ImageDataset) -> None:
     expected = torch.rand(2)
     torch.manual_seed(5)
     first = train(few, arch="resnet18", seed=3, **SMALL)
-    assert torch.equal(torch.rand(2), expected)  # the caller's random state is untouched
+    assert torch.equal(torch.rand(2), expected)  # the caller's random state is unchanged
     again = train(few, arch="resnet18", seed=3, **SMALL)
     other = train(few, arch="resnet18", seed=4, **SMALL)
     assert first.model.sha256 == again.model.sha256
@@ -83,7 +83,7 @@ def test_the_model_is_ready_to_use(few: ImageDataset) -> None:
     assert trained.details()["held_out"] == "digits:train"
 
 
-def test_top1_counts() -> None:
+def test_top1_is_the_fraction_of_correct_images() -> None:
     class ByBrightness(torch.nn.Module):
         """Class 1 for bright images, 0 for dark ones."""
 
@@ -122,7 +122,7 @@ def test_a_loss_that_explodes_is_an_error(few: ImageDataset) -> None:
         train(few, arch="resnet18", lr=1e30, **{**SMALL, "epochs": 3})
 
 
-def test_an_interrupt_leaves_nothing(few: ImageDataset, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_files(few: ImageDataset, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     state = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
@@ -133,14 +133,19 @@ def test_an_interrupt_leaves_nothing(few: ImageDataset, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_training_that_is_known_is_not_run_again(few: ImageDataset, tmp_path: Path) -> None:
+def test_a_cached_training_is_not_repeated(few: ImageDataset, tmp_path: Path) -> None:
     settings = TrainOptions(arch="resnet18", **SMALL)
     cache = Cache(tmp_path / "cache")
 
     def run(name: str, progress: Recorder, **change: Any) -> Any:
         path = tmp_path / name / "model.safetensors"
         return train_checkpoint(
-            replace(settings, **change), few, path, held_out=few, cache=cache, progress=progress
+            TrainOptions.of(settings, change),
+            few,
+            path,
+            held_out=few,
+            cache=cache,
+            progress=progress,
         )
 
     first = run("first", Recorder())
@@ -159,10 +164,10 @@ def test_a_training_that_is_known_is_not_run_again(few: ImageDataset, tmp_path: 
     assert not run("third", Recorder(), seed=1).cached
 
 
-def test_training_goes_on_from_a_model(few: ImageDataset) -> None:
+def test_training_continues_from_a_model(few: ImageDataset) -> None:
     init = train(few, arch="resnet18", **SMALL).model
     before = init.module.get_parameter("fc.weight").clone()
-    # A learning rate next to nothing shows what training started from.
+    # With a tiny learning rate the result shows what training started from.
     same = train(few, arch="resnet18", init=init, lr=1e-12, **SMALL).model
     assert torch.allclose(same.module.get_parameter("fc.weight"), before, atol=1e-6)
     assert torch.equal(init.module.get_parameter("fc.weight"), before)
@@ -170,7 +175,7 @@ def test_training_goes_on_from_a_model(few: ImageDataset) -> None:
         train(few, arch="resnet34", init=init, **SMALL)
 
 
-def test_a_loaded_checkpoint_learns_further(few: ImageDataset, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_is_trained_further(few: ImageDataset, tmp_path: Path) -> None:
     settings = TrainOptions(arch="resnet18", **SMALL)
     first = train_checkpoint(settings, few, tmp_path / "first.safetensors")
     init = load_model(first.path)
@@ -181,7 +186,7 @@ def test_a_loaded_checkpoint_learns_further(few: ImageDataset, tmp_path: Path) -
         assert not torch.equal(changed[name], tensor), name
 
 
-def test_images_preprocessed_elsewhere_leave_it_unknown(tmp_path: Path) -> None:
+def test_preprocessing_of_preprocessed_images_is_assumed(tmp_path: Path) -> None:
     random = np.random.RandomState(0)
     path = tmp_path / "data.npz"
     images = random.rand(8, 3, 8, 8).astype(np.float32)
@@ -203,7 +208,7 @@ def test_other_classes_get_a_new_last_layer(few: ImageDataset) -> None:
     )
 
 
-def test_folders_train_too(tmp_path: Path) -> None:
+def test_training_on_image_folders(tmp_path: Path) -> None:
     random = np.random.RandomState(0)
     for name, level in (("bright", 200), ("dark", 30)):
         (tmp_path / name).mkdir()
@@ -219,11 +224,11 @@ def test_folders_train_too(tmp_path: Path) -> None:
     assert trained.model.preprocessing == Preprocessing.imagenet(8)
 
 
-def test_images_that_are_not_kept_in_memory_train_to_the_same_weights(
+def test_weights_do_not_depend_on_keeping_images_in_memory(
     few: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = train(few, arch="resnet18", **SMALL).model
-    monkeypatch.setattr("optimizer.training.loop._KEEP_BYTES", 0)
+    monkeypatch.setattr("optimizer.training.loop._MAX_IN_MEMORY_BYTES", 0)
     assert train(few, arch="resnet18", **SMALL).model.sha256 == kept.sha256
 
 
@@ -231,7 +236,7 @@ def test_images_that_are_not_kept_in_memory_train_to_the_same_weights(
     "wrong",
     [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"lr": float("nan")}, {"image_size": 0}],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any], few: ImageDataset) -> None:
+def test_options_out_of_range_are_rejected(wrong: dict[str, Any], few: ImageDataset) -> None:
     with pytest.raises(UsageError):
         train(few, arch="resnet18", **{**SMALL, **wrong})
 
@@ -241,9 +246,9 @@ def test_one_image_is_too_few(few: ImageDataset) -> None:
         train(few.select(np.array([0])), arch="resnet18", **SMALL)
 
 
-def test_held_out_images_must_fit(few: ImageDataset) -> None:
+def test_held_out_classes_must_match(few: ImageDataset) -> None:
     other = replace(few, classes=tuple("abcdefghij"))
-    with pytest.raises(DataError, match="does not know"):
+    with pytest.raises(DataError, match="which the model does not have"):
         train(few, arch="resnet18", held_out=other, **SMALL)
 
 
@@ -257,7 +262,7 @@ def test_resnet50_learns_the_digits(digits_checkpoint: Path) -> None:
 
 @pytest.mark.long
 def test_resnet18_learns_the_digits_in_two_epochs() -> None:
-    """The main job's own test trains it too, and asks for less."""
+    """The main job's test trains it too, with a lower threshold."""
     data, held_out = open_training_data("digits")
     trained = train(data, arch="resnet18", held_out=held_out, epochs=2, lr=0.03, progress=Silent())
     assert trained.top1 is not None

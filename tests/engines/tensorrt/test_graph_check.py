@@ -98,6 +98,10 @@ def _any_size(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def _text(path: Path) -> None:
+    path.write_text("import torch\nprint('hello')\n")
+
+
 def _cycle(path: Path) -> None:
     model = graphs.small_resnet()
     model.graph.node[0].input[0] = "relu.out"
@@ -108,7 +112,7 @@ def _cycle(path: Path) -> None:
     ("write", "wrong", "hint"),
     [
         (lambda p: p.write_bytes(b""), "is an empty file", "export"),
-        (lambda p: p.write_text("import torch\nprint('hello')\n"), "no ONNX file|holds no graph", "export"),
+        (_text, "not an ONNX file|holds no graph", "export"),
         (_truncated, "truncated", "export"),
         (_flipped, "truncated|not valid ONNX|holds no graph", "export"),
         (_no_nodes, "holds no graph", "export"),
