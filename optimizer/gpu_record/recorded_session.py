@@ -12,7 +12,7 @@ import numpy as np
 from optimizer.engines.protocol import Array
 from optimizer.engines.tensorrt.session import OpenEngine, TensorRtSession
 from optimizer.errors import ResnetOptError
-from optimizer.gpu_record.calls import Calls
+from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.results import LayerInfo
 
 __all__ = ["drive", "recorded"]
