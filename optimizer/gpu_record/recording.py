@@ -23,8 +23,8 @@ from optimizer.engines.tensorrt.inspector import inspector_text
 from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
 from optimizer.environment import describe
 from optimizer.errors import ResnetOptError
-from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.gpu_record.cuda_checks import check_cuda
+from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.gpu_record.recorded_session import drive, recorded
 from optimizer.gpu_record.storage import Cleaner, RecordFile
 from optimizer.profiling.conditions import Gpus

@@ -96,6 +96,15 @@ class Options(BaseModel):
     panel: ClassVar[str] = ""
     """Heading of the options that this class declares; empty for that of the class that uses it."""
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise usage_error(error, type(self)) from None
+
+    # pydantic then still validates nested models itself, and knows where in them a mistake is.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str = "") -> Self:
         """Check a mapping of names to values.

@@ -273,7 +273,7 @@ def test_a_chain_that_nothing_could_decide_is_inconclusive(
 
 def test_bad_input_is_refused(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
     chain = [Chain.of(reference)]
-    with pytest.raises(UsageError, match="a batch of 0 images"):
+    with pytest.raises(UsageError, match="batch: 0 is too small"):
         validate(chain, reference, data, GATES, batch=0)
     with pytest.raises(DataError, match="holds no images"):
         validate(chain, reference, data.select(np.array([], dtype=np.int64)), GATES)

@@ -19,8 +19,8 @@ from optimizer.engines.cuda import cuda_devices
 from optimizer.engines.tensorrt.library import TENSORRT_RTX, find
 from optimizer.errors import ArtifactError, ResnetOptError
 from optimizer.gpu_record import read_record, record
-from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.gpu_record.cuda_checks import check_cuda
+from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.gpu_record.recorded_session import drive, recorded
 from optimizer.gpu_record.storage import Cleaner, RecordFile
 from tests.engines.tensorrt import graphs

@@ -26,7 +26,7 @@ from optimizer.options import (
     check_engine,
     options_of,
 )
-from optimizer.recipe import BuildSection, MeasureSection, load_recipe
+from optimizer.recipe import BuildSection, MeasureSection, load_recipe, parse_recipe
 from optimizer.units import (
     format_bytes,
     format_duration,
@@ -134,6 +134,13 @@ def test_keywords_win_over_the_model() -> None:
     assert (built.method, built.keep, built.precision) == ("minmax", ("fc",), "int8")
     with pytest.raises(UsageError, match="must be BuildOptions, not BenchOptions"):
         BuildOptions.of(BenchOptions(), {})
+
+
+def test_a_wrong_value_is_a_usage_error_in_the_constructor_too() -> None:
+    with pytest.raises(UsageError, match="precision: 'int3' is not a choice"):
+        BuildOptions(precision="int3")
+    with pytest.raises(UsageError, match=r"build\.0\.profile\.0: .*is not ordered"):
+        parse_recipe({"model": "m", "build": [{"profile": "8:4:2"}]})
 
 
 def test_models_are_frozen() -> None:

@@ -22,6 +22,7 @@ from optimizer.precision.int8.encodings import stored_scale
 from optimizer.precision.int8.equalization import equalization_factors
 from optimizer.precision.int8.reading import read_quantized
 from optimizer.precision.int8.simulation import Simulation
+from optimizer.progress import Silent
 from optimizer.recipe import parse_recipe
 from optimizer.search.cost import _falls_back
 from optimizer.targets.rules import TARGETS, rules_for
@@ -257,8 +258,7 @@ def test_the_classifier_of_onnx_runtime_costs_what_int8_costs() -> None:
 
 
 def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
-    from optimizer.stages.making import open_images
-    from optimizer.stages.state import Run
+    from optimizer.verbs.job import Job
 
     recipe = parse_recipe(
         {
@@ -268,10 +268,9 @@ def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
             "validate": {"data": "digits:test"},
         }
     )
-    state = Run.__new__(Run)
-    object.__setattr__(state, "recipe", recipe)
+    job = Job(recipe, tmp_path, None, Silent())
     with pytest.raises(UsageError, match="256 of the 540 images of digits:test are in") as caught:
-        open_images(state)
+        job.open_images()
     assert "leave out --calib" in str(caught.value.hint)
 
 
