@@ -109,7 +109,7 @@ def _tail(point: CurvePoint, which: str, notes: Notes) -> Cell:
     if value is not None:
         return Cell(significant(value), value=value)
     needed = SAMPLES_NEEDED[which]
-    why = f"Too few samples for {which}: a distribution-free bound needs {needed}."
+    why = f"Too few samples for {which}: a distribution-free bound needs {needed} samples."
     return notes.missing(why, detail=f"n = {point.samples:,}")
 
 

@@ -96,7 +96,7 @@ def _speed(best: Comparison, measured: BenchResult) -> str:
         threads = f", {fast.threads} threads" if fast.threads else ""
         where = f" at {size}batch {best.batch}{threads}"
     if measured.verdict == "inconclusive":
-        return f"The speed of {best.b} could not be measured: {measured.reason}."
+        return _sentence(f"The speed of {best.b} could not be measured: {measured.reason}")
     if best.verdict == "inconclusive":
         return (
             f"Whether {best.b} is faster than {best.a} is undecided: the 95 % interval of the speed "
@@ -145,7 +145,7 @@ def _accuracy(hop: Hop, validated: ValidateResult) -> str:
     if hop.top1 is None or hop.drop_pp is None or hop.drop_ci95_pp is None or reference is None:
         return f"The accuracy of {hop.name} was not measured: {hop.error or hop.status}."
     low, high = hop.drop_ci95_pp
-    limit = f"the limit of {validated.gates.max_drop_pp:g} points"
+    limit = f"the limit of {validated.gates.max_drop_pp:g} pp"
     judgement = {"pass": f"within {limit}", "fail": f"which exceeds {limit}"}.get(
         hop.verdict or "", f"which does not decide {limit}"
     )
@@ -153,7 +153,7 @@ def _accuracy(hop: Hop, validated: ValidateResult) -> str:
     return (
         f"{hop.name} has {100 * hop.top1:.2f} % top-1 on {validated.dataset.n} images of "
         f"{validated.dataset.name}, the reference {100 * reference.top1:.2f} %: a drop of "
-        f"{hop.drop_pp:.2f} percentage points (95 % interval {low:.2f} to {high:.2f}), {judgement}; "
+        f"{hop.drop_pp:.2f} pp (percentage points), 95 % interval {low:.2f} to {high:.2f}, {judgement}; "
         f"{hop.flips} of {validated.dataset.n} predictions changed."
     )
 

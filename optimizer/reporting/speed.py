@@ -199,7 +199,9 @@ def latency_cell(bench: EngineBench, which: str, notes: Notes) -> Cell:
         return notes.missing("No latency was recorded.")
     label, needed = which.replace("_", "."), SAMPLES_NEEDED.get(which, 0)
     if bench.samples < needed:
-        why = f"Too few samples for {label}: a distribution-free 95 % bound needs {needed:,}."
+        why = (
+            f"Too few samples for {label}: a distribution-free 95 % bound needs {needed:,} samples."
+        )
         return notes.missing(why, detail=f"n = {bench.samples:,}")
     return notes.missing(f"{label} was not recorded.")
 
@@ -279,7 +281,7 @@ def _status_cell(row: EngineRow) -> Cell:
     verdicts = {
         "accuracy": row.hop.verdict if row.hop and not row.is_reference else None,
         "precision": row.audit.verdict if row.audit else None,
-        "batches": _worst([check.verdict for check in row.consistency]),
+        "batch consistency": _worst([check.verdict for check in row.consistency]),
     }
     judged = {check: verdict for check, verdict in verdicts.items() if verdict}
     problems = [f"{check} {verdict}" for check, verdict in judged.items() if verdict != "pass"]

@@ -40,17 +40,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_differences_between_pipelines(photographs: Path) -> None:
-    found = {d.pipeline: d for d in optimizer.preprocess(str(photographs))}
-    assert list(found) == [DECODER, ANTIALIASED, ALIASED]
-    assert {d.images for d in found.values()} == {12}
+    differences = {d.pipeline: d for d in optimizer.preprocess(str(photographs))}
+    assert list(differences) == [DECODER, ANTIALIASED, ALIASED]
+    assert {d.images for d in differences.values()} == {12}
     # Pillow and tensor resizing occasionally round to neighbouring levels.
-    assert found[ANTIALIASED].largest <= 2
-    assert found[ANTIALIASED].mean < 0.2
+    assert differences[ANTIALIASED].largest <= 2
+    assert differences[ANTIALIASED].mean < 0.2
     # Without antialiasing the image is clearly different.
-    assert found[ALIASED].differing == 12
-    assert found[ALIASED].mean > 10 * found[ANTIALIASED].mean
-    assert found[ALIASED].worst is not None
-    assert (photographs / found[ALIASED].worst).is_file()
+    assert differences[ALIASED].differing == 12
+    assert differences[ALIASED].mean > 10 * differences[ANTIALIASED].mean
+    assert differences[ALIASED].worst is not None
+    assert (photographs / differences[ALIASED].worst).is_file()
 
 
 def test_all_decoders_agree_on_png(photographs: Path) -> None:
@@ -58,9 +58,9 @@ def test_all_decoders_agree_on_png(photographs: Path) -> None:
         path.rename(path.with_suffix(".txt"))
     try:
         data = open_dataset(str(photographs))
-        found = compare_decoders(data, Preprocessing.imagenet(64))
-        assert found[0].images == 6
-        assert (found[0].differing, found[0].worst) == (0, None)
+        differences = compare_decoders(data, Preprocessing.imagenet(64))
+        assert differences[0].images == 6
+        assert (differences[0].differing, differences[0].worst) == (0, None)
     finally:
         for path in photographs.rglob("*.txt"):
             path.rename(path.with_suffix(".jpg"))
@@ -68,8 +68,8 @@ def test_all_decoders_agree_on_png(photographs: Path) -> None:
 
 def test_without_a_resize_only_the_decoder_is_compared(photographs: Path) -> None:
     data = open_dataset(str(photographs))
-    found = compare_decoders(data, Preprocessing(resize=None, crop=96))
-    assert [d.pipeline for d in found] == [DECODER]
+    differences = compare_decoders(data, Preprocessing(resize=None, crop=96))
+    assert [d.pipeline for d in differences] == [DECODER]
 
 
 def test_changed_predictions_are_counted_with_a_model(
@@ -78,7 +78,7 @@ def test_changed_predictions_are_counted_with_a_model(
     """Compared with a count by hand."""
     model = load_model(str(small_checkpoint))
     data, preprocessing = open_dataset(str(photographs)), Preprocessing.imagenet(32)
-    found = {d.pipeline: d for d in compare_decoders(data, preprocessing, model=model)}
+    differences = {d.pipeline: d for d in compare_decoders(data, preprocessing, model=model)}
     images = [
         preprocessing.apply_uint8(Image.open(photographs / data.image_id(i))) for i in range(12)
     ]
@@ -90,7 +90,7 @@ def test_changed_predictions_are_counted_with_a_model(
         theirs.append(preprocessing.apply_uint8(Image.fromarray(np.ascontiguousarray(small))))
     other = model.module(torch.from_numpy(preprocessing.normalize(np.stack(theirs)))).argmax(1)
     assert preprocessing.resize == 37
-    assert found[ALIASED].flips == int((ours != other).sum())
+    assert differences[ALIASED].flips == int((ours != other).sum())
 
 
 def test_data_without_files_is_refused() -> None:
@@ -107,5 +107,5 @@ def test_a_broken_image_is_named_or_skipped(photographs: Path, tmp_path: Path) -
     (folder / "a" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.jpg"):
         optimizer.preprocess(str(folder))
-    found = optimizer.preprocess(str(folder), skip_bad_images=True)
-    assert found[0].images == 2
+    differences = optimizer.preprocess(str(folder), skip_bad_images=True)
+    assert differences[0].images == 2

@@ -65,7 +65,7 @@ def test_a_different_fusion() -> None:
 
 
 def test_a_layer_that_only_one_engine_lists() -> None:
-    (found,) = compare_layers(ENGINE, [*ENGINE[:2], layer("fc", flops=0)])
-    assert found.modules == ["fc"]
-    assert found.a is None
-    assert found.differing == ["presence"]
+    (difference,) = compare_layers(ENGINE, [*ENGINE[:2], layer("fc", flops=0)])
+    assert difference.modules == ["fc"]
+    assert difference.a is None
+    assert difference.differing == ["presence"]

@@ -40,7 +40,7 @@ def _validated(workshop: Workshop, engine: Path, **options: Any) -> ValidateResu
         "reference": str(workshop.checkpoint),
         "data": str(workshop.folder / "test.npz"),
         "limit": 200,
-        "max_drop": 5.0,
+        "max_drop": "5pp",
     }
     return optimizer.validate([engine], **{**defaults, **options})
 

@@ -45,8 +45,8 @@ def test_ties_are_broken_like_argmax() -> None:
     recorder.start_batch(np.arange(2))
     logits = np.array([[1, 3, 3, 0], [2, 2, 2, 2]], np.float32)
     recorder.add("r", logits)
-    found = recorder.finish("", np.zeros(2, np.int64), ["a", "b"])
-    assert (found.classes["r"] == [[1, 2, 0, 3], [0, 1, 2, 3]]).all()
+    predictions = recorder.finish("", np.zeros(2, np.int64), ["a", "b"])
+    assert (predictions.classes["r"] == [[1, 2, 0, 3], [0, 1, 2, 3]]).all()
 
 
 def test_a_failed_hop_is_dropped() -> None:

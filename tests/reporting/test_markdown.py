@@ -40,7 +40,7 @@ def test_the_essentials_are_there(full_run: RunResult) -> None:
     assert row[3] == r"[92.4](samples/model.int8.openvino.blob.b1.npz) \[91.8, 92.9\]"
     assert row[4] == r"5.84 \[5.77, 5.90\]"
     assert row[8] == r"+0.37 \[−0.62, +1.48\]"
-    assert row[-1] == "pass accuracy, precision, batches"
+    assert row[-1] == "pass accuracy, precision, batch consistency"
     assert "TensorRT-RTX FP16: built, not run: needs an NVIDIA GPU" in text
     assert "Too few samples for p99" in text
     assert f"```sh\n{full_run.command}\n```" in text

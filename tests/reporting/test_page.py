@@ -270,7 +270,7 @@ def test_a_percentile_without_enough_samples_is_a_dash_with_a_footnote(full_run:
     assert row["p99, ms"].text.strip().startswith("–")
     assert "n = 192" in row["p99, ms"].words
     assert note_of(page, row["p99, ms"]) == (
-        "Too few samples for p99: a distribution-free 95 % bound needs 299."
+        "Too few samples for p99: a distribution-free 95 % bound needs 299 samples."
     )
 
 
