@@ -59,9 +59,13 @@ def test_the_fixture_passes_and_fails_with_the_finding(repository: Path) -> None
     )
     assert run.returncode == 1, run.stdout + run.stderr
     assert "3 failed, 1 passed" in run.stdout
-    assert "breaks the limit of 0.5 pp: the loss is in quantization (graph int8)" in run.stdout
-    assert "50 images cannot tell whether graph int8 keeps within 0.5 pp" in run.stdout
-    assert "breaks the limit of 100 pp and 1 % flips" in run.stdout
+    assert (
+        "exceeds the limit of 0.5 pp: the loss comes from quantization (graph int8)" in run.stdout
+    )
+    assert (
+        "50 images cannot decide whether graph int8 stays within the limit of 0.5 pp" in run.stdout
+    )
+    assert "exceeds the limits of 100 pp and 1 % changed predictions" in run.stdout
     assert "Traceback" not in run.stdout
 
 

@@ -1,4 +1,4 @@
-"""Accuracy evidence: who lost it, how much, and whether it is real."""
+"""Accuracy: how much is lost, in which step, and whether the loss is statistically real."""
 
 from optimizer.evaluation.accuracy_comparison import AccuracyComparison, compare
 from optimizer.evaluation.chain import Chain

@@ -1,7 +1,7 @@
-"""Two validations held against each other without running anything again.
+"""Compare two validations from their stored predictions, without running anything again.
 
-The stored predictions are paired image by image, so a change of 0.2 pp between two releases is
-seen on 50,000 images where two separate accuracies would need half a million.
+Predictions are paired image by image, so 50,000 images resolve a change of 0.2 pp between two
+releases; two separate accuracies would need half a million.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["AccuracyComparison", "compare", "missing"]
 
 
 class AccuracyComparison(BaseModel):
-    """One hop of the new results against one of the old."""
+    """One hop of the new results compared with one of the old."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,8 +46,8 @@ class AccuracyComparison(BaseModel):
 def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyComparison]:
     """Compare the engines of two results of ``validate`` (or ``run``) on the same images.
 
-    Engines are paired by name; where each result has exactly one, these two are a pair whatever
-    their names. Without engines the last graphs are compared.
+    Engines are paired by name. If each result has exactly one, those two are paired whatever their
+    names. Without engines, the last graph of each chain is compared.
 
     Args:
         old: ``validate.json`` or ``results.json``, with its predictions in the same folder.
@@ -55,40 +55,40 @@ def compare(old: Path, new: Path, *, max_drop_pp: float) -> list[AccuracyCompari
         max_drop_pp: Largest loss allowed, percentage points.
 
     Returns:
-        One comparison a pair, in the order of the new results.
+        One comparison per pair, in the order of the new results.
 
     Raises:
-        UsageError: Other images, or no engine in common.
-        ArtifactError: A file that is missing or damaged, or results without predictions.
+        UsageError: The images differ, or no engine is in both results.
+        ArtifactError: A file is missing or damaged, or a result has no predictions.
     """
     (before, before_predictions), (after, after_predictions) = _load(old), _load(new)
     if before.dataset.sha256 != after.dataset.sha256:
         raise UsageError(
-            f"{old} is about {before.dataset.name} ({before.dataset.n} images), {new} about "
-            f"{after.dataset.name} ({after.dataset.n} images): other images cannot be compared",
+            f"{old} and {new} were validated on different images: {before.dataset.name} "
+            f"({before.dataset.n} images) and {after.dataset.name} ({after.dataset.n} images)",
             hint="validate both on the same data, with the same --limit and --seed",
         )
     same_labels = np.array_equal(before_predictions.labels, after_predictions.labels)
     if before_predictions.image_ids != after_predictions.image_ids or not same_labels:
         raise UsageError(
-            "the two predictions files hold other images or labels, though the data is the same",
-            hint="run resnet-opt validate again for both",
+            "the two predictions files differ in images or labels, although the data is the same",
+            hint="run resnet-opt validate again for both results",
         )
     pairs, _ = _pairs(before, after)
     if not pairs:
-        ends = [", ".join(_ends(one)) or "none" for one in (before, after)]
+        names = [", ".join(_ends(result)) or "none" for result in (before, after)]
         raise UsageError(
-            f"no engine is in both: {ends[0]} and {ends[1]}",
+            f"no engine is in both results: {names[0]} and {names[1]}",
             hint="give the engines the same file names",
         )
     return [
-        _compare(before_predictions, one, after_predictions, other, max_drop_pp)
-        for one, other in pairs
+        _compare(before_predictions, old_hop, after_predictions, new_hop, max_drop_pp)
+        for old_hop, new_hop in pairs
     ]
 
 
 def missing(old: Path, new: Path) -> list[str]:
-    """Engines of the old results that `compare` holds nothing against: gone, or failed since."""
+    """Engines of the old results without a counterpart in the new ones: removed or failed."""
     return _pairs(_validated(old), _validated(new))[1]
 
 
@@ -97,7 +97,7 @@ def _validated(path: Path) -> ValidateResult:
     if isinstance(result, RunResult) and result.validate_ is not None:
         result = result.validate_
     if not isinstance(result, ValidateResult):
-        raise UsageError(f"{path} holds no accuracy", hint="give results of validate or run")
+        raise UsageError(f"{path} contains no accuracy", hint="give a result of validate or run")
     return result
 
 
@@ -105,30 +105,30 @@ def _load(path: Path) -> tuple[ValidateResult, Predictions]:
     result = _validated(path)
     if result.predictions_file is None:
         raise ArtifactError(
-            f"{path} was written without predictions, so images cannot be paired",
-            hint="run resnet-opt validate again and keep its predictions",
+            f"{path} has no predictions file, so images cannot be paired",
+            hint="run resnet-opt validate again and keep its predictions file",
         )
     file = path.parent / result.predictions_file
     predictions = read_predictions(file)
-    fault = None
+    mismatch = None
     if predictions.dataset_sha256 != result.dataset.sha256:
-        fault = "it is about other images"
+        mismatch = "it covers different images"
     elif result.predictions_sha256 is not None:
         if digest(file) != result.predictions_sha256:
-            fault = "it was written over since, or is that of another validation"
-    elif not _says_the_same(result, predictions):
-        fault = "its accuracy is another one"
-    if fault is not None:
+            mismatch = "it was overwritten, or comes from another validation"
+    elif not _accuracies_match(result, predictions):
+        mismatch = "its accuracy differs"
+    if mismatch is not None:
         raise ArtifactError(
-            f"{file.name} does not belong to {path}: {fault}",
-            hint="keep the two files of one validation together under their own names "
-            "(validate -o old.json keeps old.predictions.npz), or run it again",
+            f"{file.name} does not belong to {path}: {mismatch}",
+            hint="keep both files of a validation under the names they were written with "
+            "(validate -o old.json writes old.predictions.npz), or run it again",
         )
     return result, predictions
 
 
-def _says_the_same(result: ValidateResult, predictions: Predictions) -> bool:
-    """Whether the accuracies of results without a digest are those of the predictions."""
+def _accuracies_match(result: ValidateResult, predictions: Predictions) -> bool:
+    """Whether the predictions reproduce the accuracies; for results without a digest."""
     return all(
         bool(np.isclose((predictions.top1(hop.name) == predictions.labels).mean(), hop.top1))
         for hop in result.hops
@@ -137,7 +137,7 @@ def _says_the_same(result: ValidateResult, predictions: Predictions) -> bool:
 
 
 def _ends(result: ValidateResult) -> list[str]:
-    """Engines that ran, or else the hops that nothing follows."""
+    """Engines that ran; without any, the last hop of each chain."""
     compared = [hop for hop in result.hops if hop.status == "ok" and hop.parent is not None]
     engines = [hop.name for hop in compared if hop.engine is not None]
     parents = {hop.parent for hop in compared}
@@ -145,9 +145,9 @@ def _ends(result: ValidateResult) -> list[str]:
 
 
 def _pairs(old: ValidateResult, new: ValidateResult) -> tuple[list[tuple[str, str]], list[str]]:
-    """What is held against what, and what of the old results against nothing."""
+    """Pairs of old and new hop names, and the old hops without a counterpart."""
     before, after = _ends(old), _ends(new)
-    present = {hop.name for hop in new.hops}  # failed ones too: these are no other engine's pair
+    present = {hop.name for hop in new.hops}  # a failed engine is not paired with another one
     if len(before) == len(after) == 1 and (before == after or before[0] not in present):
         return [(before[0], after[0])], []
     pairs = [(name, name) for name in after if name in before]
@@ -166,10 +166,10 @@ def _compare(
     verdict = gate(paired.interval_pp, limit)
     needed = images_needed(paired, limit / 100) if verdict == "inconclusive" else None
     low, high = paired.interval_pp
-    words = {
-        "pass": f"stays within {limit:g} pp",
-        "fail": f"loses more than {limit:g} pp",
-        "inconclusive": f"may lose more than {limit:g} pp"
+    outcome = {
+        "pass": f"stays within the limit of {limit:g} pp",
+        "fail": f"loses more than the limit of {limit:g} pp",
+        "inconclusive": f"may lose more than the limit of {limit:g} pp"
         + (f" (about {needed:,} images would decide)" if needed else ""),
     }
     return AccuracyComparison(
@@ -187,6 +187,6 @@ def _compare(
         max_drop_pp=limit,
         images_needed=needed,
         verdict=verdict,
-        reason=f"{new_hop} {words[verdict]} against {old_hop}: drop {paired.drop_pp:.2f} pp "
+        reason=f"{new_hop} {outcome[verdict]} relative to {old_hop}: drop {paired.drop_pp:.2f} pp "
         f"(95 % interval {low:.2f} to {high:.2f}) on {n:,} images",
     )

@@ -1,7 +1,7 @@
-"""Chains of files from the reference to an engine, and the hops they are made of.
+"""Chains of files from the reference to an engine, split into hops.
 
 ``reference -> FP32 ONNX -> precision graph -> engine``: each arrow may lose accuracy, and the first
-one that does is the one to fix. Chains share the hops whose files have the same contents.
+one that does is the one to fix. Chains share hops whose files have the same contents.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """The files on the way from the reference to one engine; any of them may be missing.
+    """The files between the reference and one engine; any of them may be missing.
 
     Attributes:
-        label: Name of the engine in results; unique among the chains of one validation.
+        label: Name of the engine in results; unique within one validation.
         model: The FP32 ONNX file.
         graph: The precision graph.
-        engine: The engine; a checkpoint runs as PyTorch eager.
-        device: The GPU it is opened on, ``cuda:1``; ``None`` for the first, or the CPU.
+        engine: The engine; a checkpoint runs in PyTorch eager mode.
+        device: The GPU to open it on, e.g. ``cuda:1``; ``None`` for the first GPU or the CPU.
     """
 
     label: str
@@ -50,20 +50,20 @@ class Chain:
         label: str | None = None,
         device: str | None = None,
     ) -> Chain:
-        """The chain that ends in an engine (with the graph that lies beside it) or in a graph.
+        """The chain that ends in an engine, with the graph stored next to it, or in a graph.
 
         Args:
             path: An engine, an ONNX graph or a checkpoint.
             model: The FP32 ONNX file, if there is one.
-            label: Name in results; by default the file's.
-            device: The GPU an engine is opened on.
+            label: Name in results; by default the file name.
+            device: The GPU to open an engine on.
         """
         name = label or path.name
         if path.suffix == ".onnx":
             try:
                 is_engine = read_manifest(path).kind == "engine"
             except ArtifactError:
-                is_engine = False  # a graph without a manifest can still be executed as written
+                is_engine = False  # a graph needs no manifest to be executed as written
             if not is_engine:
                 return cls(label=name, model=model, graph=path)
         return cls(label=name, model=model, graph=graph_of(path), engine=path, device=device)
@@ -71,18 +71,18 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One hop to be computed.
+    """One hop to compute.
 
     Attributes:
         name: The hop's name, unique.
-        parent: Name of the hop before it.
-        kind: Who computes it: ``graph`` is executed as written, ``engine`` by its backend.
+        parent: Name of the previous hop.
+        kind: ``graph`` is executed as written, ``engine`` by its backend.
         path: The file.
-        precision: What it is in, as the file says.
-        fault: Why it must not be computed: it does not belong to the reference or to its parent.
-        remark: What a reader should know of it, whether it loses accuracy or not.
+        precision: Its precision according to the file.
+        fault: Why it must not be computed, e.g. it does not belong to the reference or its parent.
+        remark: A note for the reader, whether or not the hop loses accuracy.
         manifest: The engine's manifest; ``None`` for graphs and checkpoints.
-        device: The GPU an engine is opened on; ``None`` for the first, or the CPU.
+        device: The GPU to open an engine on; ``None`` for the first GPU or the CPU.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Step:
 
 
 def exported_beside(path: Path) -> Path | None:
-    """The FP32 file that an engine's graph was made from, if it lies in the same folder or above."""
+    """The FP32 file an engine's graph was made from, if it is in the same folder or the one above."""
     try:
         graph = graph_of(path)
         inputs = read_manifest(graph or path).inputs
@@ -115,50 +115,54 @@ def exported_beside(path: Path) -> Path | None:
 
 
 def plan_steps(chains: Sequence[Chain], reference: Reference) -> dict[str, list[Step]]:
-    """The hops of each chain in order; hops of equal contents are the same object.
+    """The hops of each chain in order; hops with equal contents are the same object.
 
     Returns:
         Steps by chain label.
 
     Raises:
-        UsageError: No chain, two of one label, or one without any file.
-        GraphError, ArtifactError: A file that cannot be read.
+        UsageError: No chain, two chains with the same label, or a chain without files.
+        GraphError, ArtifactError: A file cannot be read.
     """
     labels = [chain.label for chain in chains]
     if not chains:
         raise UsageError("nothing to validate", hint="name an engine or a graph")
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
-        raise UsageError(f"two engines are called {twice}", hint="rename one of the files")
-    known: dict[str, Step] = {}
-    read: dict[str, GraphFacts] = {}
-    return {chain.label: _steps_of(chain, reference, known, read) for chain in chains}
+    if duplicate := next((label for label in labels if labels.count(label) > 1), None):
+        raise UsageError(f"two engines are named {duplicate}", hint="rename one of the files")
+    shared_steps: dict[str, Step] = {}
+    shared_facts: dict[str, GraphFacts] = {}
+    return {c.label: _steps_of(c, reference, shared_steps, shared_facts) for c in chains}
 
 
 def _steps_of(
-    chain: Chain, reference: Reference, known: dict[str, Step], read: dict[str, GraphFacts]
+    chain: Chain,
+    reference: Reference,
+    shared_steps: dict[str, Step],
+    shared_facts: dict[str, GraphFacts],
 ) -> list[Step]:
-    """Steps of one chain; ``known`` and ``read`` remember by contents what other chains share."""
+    """Steps of one chain; the two dictionaries are caches by file digest, shared by all chains."""
     files = [path for path in (chain.model, chain.graph) if path is not None]
     if not files and chain.engine is None:
         raise UsageError(f"{chain.label} has no file to validate")
     steps: list[Step] = []
-    before: set[str] = set()
+    digests: set[str] = set()
     for path in files:
-        contents = digest(path)
-        if contents in before or (contents == reference.sha256 and path is not files[-1]):
+        sha256 = digest(path)
+        if sha256 in digests or (sha256 == reference.sha256 and path is not files[-1]):
             continue  # the engine was built from the FP32 file itself, or that is the reference
-        if contents not in read:
-            read[contents] = graph_facts(path)
-        facts = read[contents]
-        if contents not in known:
+        if sha256 not in shared_facts:
+            shared_facts[sha256] = graph_facts(path)
+        facts = shared_facts[sha256]
+        if sha256 not in shared_steps:
             parent = steps[-1].name if steps else REFERENCE
-            name = _graph_name(path, facts, chain.label, {step.name for step in known.values()})
-            known[contents] = _graph_step(path, facts, name, parent, reference)
-        before.add(contents)
-        steps.append(known[contents])
+            taken = {step.name for step in shared_steps.values()}
+            name = _graph_name(path, facts, chain.label, taken)
+            shared_steps[sha256] = _graph_step(path, facts, name, parent, reference)
+        digests.add(sha256)
+        steps.append(shared_steps[sha256])
     if chain.engine is not None:
         parent = steps[-1].name if steps else REFERENCE
-        steps.append(_engine_step(chain, parent, reference, before))
+        steps.append(_engine_step(chain, parent, reference, digests))
     return steps
 
 
@@ -175,7 +179,7 @@ def _graph_step(
     path: Path, facts: GraphFacts, name: str, parent: str, reference: Reference
 ) -> Step:
     checkpoint = facts.metadata.get("checkpoint_sha256")
-    other = None not in (checkpoint, reference.checkpoint) and checkpoint != reference.checkpoint
+    differs = None not in (checkpoint, reference.checkpoint) and checkpoint != reference.checkpoint
     return Step(
         name=name,
         parent=parent,
@@ -183,16 +187,16 @@ def _graph_step(
         path=path,
         precision=facts.precision,
         fault=_mismatch(path.name, facts.preprocessing, facts.classes, reference)
-        or _frozen(path.name, facts),
-        remark=f"{path.name} was exported from another checkpoint" if other else None,
+        or _frozen_batch(path.name, facts),
+        remark=f"{path.name} was exported from a different checkpoint" if differs else None,
     )
 
 
-def _frozen(name: str, facts: GraphFacts) -> str | None:
+def _frozen_batch(name: str, facts: GraphFacts) -> str | None:
     if facts.metadata.get("batch") != "dynamic" or facts.input_shape[0] is None:
         return None
     size = facts.input_shape[0]
-    return f"the batch of {name} is frozen at {size}, though it was exported as dynamic"
+    return f"the batch size of {name} is fixed at {size}, although it was exported as dynamic"
 
 
 def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[str]) -> Step:
@@ -206,9 +210,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
         fault = _mismatch(path.name, manifest.preprocessing, manifest.classes, reference)
         built_from = next((i for i in manifest.inputs if i.role == "graph"), None)
         if fault is None and built_from is not None and graphs and built_from.sha256 not in graphs:
-            fault = (
-                f"{path.name} was built from another graph ({built_from.file}) than the one given"
-            )
+            fault = f"{path.name} was built from a different graph ({built_from.file}), not the given one"
         if manifest.kind == "checkpoint":
             manifest = None
     return Step(
@@ -232,24 +234,25 @@ def _mismatch(
     """Why a file's outputs cannot be compared with the reference's.
 
     Raises:
-        UsageError: They expect other images, and those of the reference were only assumed.
+        UsageError: The preprocessing differs, and the reference's was only assumed.
     """
     if preprocessing is not None:
         wanted = reference.preprocessing.to_dict()
         for field, value in wanted.items():
-            found = preprocessing.get(field, value)
-            found = list(found) if isinstance(found, tuple) else found
-            if field != "sha256" and found != value:
+            actual = preprocessing.get(field, value)
+            actual = list(actual) if isinstance(actual, tuple) else actual
+            if field != "sha256" and actual != value:
                 if reference.preprocessing_assumed:
                     raise UsageError(
-                        f"{name} expects images with {field} {_words(found)}, and {reference.name} does "
-                        f"not say what it expects ({field} {_words(value)} was assumed)",
-                        hint="take the checkpoint that the graph was exported from as --reference, or "
-                        f"write {reference.name}.card.json with its preprocessing",
+                        f"{name} expects images with {field} {_format_value(actual)}, but "
+                        f"{reference.name} does not state its preprocessing "
+                        f"({field} {_format_value(value)} was assumed)",
+                        hint="pass the checkpoint that the graph was exported from as --reference, "
+                        f"or write {reference.name}.card.json with its preprocessing",
                     )
                 return (
-                    f"{name} expects images with {field} {_words(found)}, "
-                    f"the reference with {field} {_words(value)}"
+                    f"{name} expects images with {field} {_format_value(actual)}, "
+                    f"the reference with {field} {_format_value(value)}"
                 )
     if classes and len(classes) != reference.num_classes:
         return f"{name} has {len(classes)} classes, the reference {reference.num_classes}"
@@ -257,13 +260,13 @@ def _mismatch(
         if sorted(classes) == sorted(reference.classes):
             first = next(i for i, c in enumerate(classes) if c != reference.classes[i])
             return (
-                f"{name} has the reference's classes in another order: output {first} is "
+                f"{name} has the reference's classes in a different order: output {first} is "
                 f"{classes[first]!r}, not {reference.classes[first]!r}"
             )
         some = ", ".join(classes[:3])
-        return f"{name} has other classes than the reference ({len(classes)}: {some} …)"
+        return f"{name} has different classes than the reference ({len(classes)}: {some} …)"
     return None
 
 
-def _words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Classifying single images with an engine: the same path as in validation."""
+"""Classify single images with an engine, through the same path as validation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def predict(
     """Classify images with an engine or a checkpoint.
 
     Args:
-        engine: The engine; its preprocessing and class names are those of its manifest.
-        images: Image files, and folders of which all images are taken.
-        top: Classes to return for each.
-        device: The GPU, ``cuda:1``, of an engine that runs on one; ``None`` for the first.
+        engine: The engine; preprocessing and class names come from its manifest.
+        images: Image files, or folders whose images are all classified.
+        top: Number of classes to return per image.
+        device: The GPU to run the engine on, e.g. ``cuda:1``; ``None`` for the first.
 
     Raises:
-        ArtifactError: An engine that cannot be opened, or does not say its preprocessing.
-        DataError: No image, one that is not there, or one that cannot be decoded.
-        UsageError: ``device`` is no GPU, or the engine runs on the CPU.
+        ArtifactError: The engine cannot be opened or does not state its preprocessing.
+        DataError: There is no image, or one is missing or cannot be decoded.
+        UsageError: ``device`` is not a GPU, or the engine runs on the CPU.
     """
     from optimizer.data import open_image
     from optimizer.engines import closing, open_engine
@@ -42,44 +42,44 @@ def predict(
 
     images = [file for path in images for file in _files(path)]
     if not images:
-        raise DataError("no image to classify", hint="name image files, or a folder of them")
+        raise DataError("no image to classify", hint="give image files or a folder of images")
     check_device([engine], device)
-    preprocessing, classes = _card(engine)
+    preprocessing, classes = _preprocessing_and_classes(engine)
     ends_in_softmax = _ends_in_softmax(engine)
-    found = []
+    predictions = []
     with closing(open_engine(engine, device=device)) as session:
         pixels = session.input.dtype == "uint8"
         apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
         for path in images:
-            shares = session.run(apply(open_image(path))[None])[0].astype(np.float64)
+            probabilities = session.run(apply(open_image(path))[None])[0].astype(np.float64)
             if not ends_in_softmax:
-                shares = np.exp(shares - shares.max())
-                shares /= shares.sum()
-            best = np.argsort(-shares, kind="stable")[:top].tolist()
-            found.append(
+                probabilities = np.exp(probabilities - probabilities.max())
+                probabilities /= probabilities.sum()
+            best = np.argsort(-probabilities, kind="stable")[:top].tolist()
+            predictions.append(
                 Prediction(
                     image=str(path),
                     classes=[classes[i] if classes else f"class {i}" for i in best],
                     indices=best,
-                    probabilities=shares[best].tolist(),
+                    probabilities=probabilities[best].tolist(),
                 )
             )
-    return found
+    return predictions
 
 
 def _files(path: Path) -> list[Path]:
     from optimizer.data import open_dataset
 
     if path.is_dir():
-        found = open_dataset(path, labelled=False)
-        return [path / found.image_id(index) for index in range(len(found))]
+        dataset = open_dataset(path, labelled=False)
+        return [path / dataset.image_id(index) for index in range(len(dataset))]
     if not path.exists():
         raise DataError(f"no such file: {path}", hint="check the path")
     return [path]
 
 
 def _ends_in_softmax(engine: Path) -> bool:
-    """Whether the outputs are probabilities already, by the graph that an engine was built from."""
+    """Whether the graph that the engine was built from already outputs probabilities."""
     from optimizer.engines.opening import graph_of
     from optimizer.graphs.onnx_files import open_checked
 
@@ -91,7 +91,7 @@ def _ends_in_softmax(engine: Path) -> bool:
     return last is not None and last.op_type == "Softmax"
 
 
-def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
+def _preprocessing_and_classes(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     from optimizer.data import Preprocessing
 
     if engine.suffix in CHECKPOINTS:
@@ -103,7 +103,7 @@ def _card(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     raw: Any = manifest.preprocessing
     if raw is None:
         raise ArtifactError(
-            f"{engine.name} does not say which preprocessing it expects",
-            hint="build it from a graph that resnet-opt export wrote",
+            f"{engine.name} does not state its preprocessing",
+            hint="build it from a graph written by resnet-opt export",
         )
     return Preprocessing.from_dict(json.loads(json.dumps(raw))), manifest.classes

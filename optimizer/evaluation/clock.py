@@ -1,4 +1,4 @@
-"""Where the time of a validation goes: who computes, and who waits for images."""
+"""Where the time of a validation goes: computing each hop, and waiting for images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class Clock:
-    """Counts from its creation on; CPU seconds are those of all threads of this process."""
+    """Measures from its creation; CPU seconds cover all threads of this process."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -27,7 +27,7 @@ class Clock:
 
     @contextlib.contextmanager
     def computing(self, name: str) -> Iterator[None]:
-        """Book the CPU time of the block on a hop, or on `CONSISTENCY`."""
+        """Charge the CPU time of the block to a hop, or to `CONSISTENCY`."""
         before = time.process_time()
         try:
             yield
@@ -35,23 +35,23 @@ class Clock:
             self._cpu_s[name] = self._cpu_s.get(name, 0.0) + time.process_time() - before
 
     def waiting_for(self, batches: Iterable[_T]) -> Iterator[_T]:
-        """Give the batches on and book the time that each takes to come."""
-        began = time.perf_counter()
+        """Yield the batches and record the time spent waiting for each."""
+        pass_started = time.perf_counter()
         source = iter(batches)
         while True:
-            asked = time.perf_counter()
+            wait_started = time.perf_counter()
             batch = next(source, None)
-            self._waiting_s += time.perf_counter() - asked
+            self._waiting_s += time.perf_counter() - wait_started
             if batch is None:
                 break
             yield batch
-        self._pass_s += time.perf_counter() - began
+        self._pass_s += time.perf_counter() - pass_started
 
     def result(self, decoding_cpu_s: float) -> Timing:
-        """What was counted up to now.
+        """The times measured so far.
 
         Args:
-            decoding_cpu_s: CPU seconds of decoding and preprocessing, in whatever process.
+            decoding_cpu_s: CPU seconds of decoding and preprocessing, in all processes.
         """
         return Timing(
             wall_s=time.perf_counter() - self._started,

@@ -1,20 +1,21 @@
-"""Whether an image's outputs depend on its neighbours in the batch.
+"""Whether an image's outputs depend on the other images in the batch.
 
-They must not; they do when a batch dimension was frozen into the graph, when ranges are computed
-over the whole batch (dynamic quantization), when an engine pads badly or leaves stale memory.
+They must not. They do if a batch dimension was baked into the graph, if ranges are computed over
+the whole batch (dynamic quantization), or if an engine pads incorrectly or reads stale memory.
 
-Tolerance, relative to the largest logit of these images. Kernels chosen for another batch size add
-in another order, so outputs need not be equal bit by bit:
+Tolerances are relative to the largest logit of the images. Kernels chosen for another batch size
+sum in a different order, so outputs need not be bitwise equal:
 
-* FP32 1e-4: sums of up to 4,608 products in another order differ by about 4e-6, and 50 layers
-  add up to well below 1e-4. TF32 rounds its inputs to 11 bits whatever the order, so a changed
-  order shows as in FP32; still it gets the tolerance of the half types, for kernels that split.
-* INT8 1e-3: integer sums are exact. Now and then a rounding falls the other way, and one step of an
-  early tensor may become 2e-2 of the logits (5 of 100 images of noise through a ResNet-18 that OpenVINO
-  has compiled for batch 1 and for any). That concerns single images, while ranges over the whole batch
-  change all of them: up to a quarter of the images (one of few) may differ by up to 5e-2.
-* FP16, BF16, FP8 2e-2: a changed order makes some values of every layer round to a neighbour,
-  2^-10 (2^-8, 2^-3) of themselves apart.
+* FP32 1e-4: sums of up to 4,608 products in a different order differ by about 4e-6, and over 50
+  layers by well below 1e-4. TF32 rounds its inputs to 11 bits whatever the order, so the effect of
+  order is as in FP32; it still gets the tolerance of the half types, for kernels that split sums.
+* INT8 1e-3: integer sums are exact. Occasionally a value rounds the other way, and one quantization
+  step in an early tensor may become 2e-2 of the logits (5 of 100 noise images through a ResNet-18
+  that OpenVINO compiled for batch 1 and for any batch). This affects single images, whereas ranges
+  over the whole batch change all of them: up to a quarter of the images (at least one) may differ by
+  up to 5e-2.
+* FP16, BF16, FP8 2e-2: a different order makes some values of every layer round to a neighbouring
+  value, 2^-10 (2^-8, 2^-3) of their magnitude away.
 """
 
 from __future__ import annotations
@@ -38,20 +39,21 @@ TOLERANCES = {
     "fp32": 1e-4, "tf32": 2e-2, "int8": 1e-3, "mixed": 1e-3,
     "fp16": 2e-2, "bf16": 2e-2, "fp8": 2e-2,
 }  # fmt: skip
-_STEPPED = {"int8": 5e-2, "mixed": 5e-2}
-"""How far single images may differ where a value was rounded the other way."""
-_SHARE_STEPPED = 0.25
+_ROUNDING_TOLERANCES = {"int8": 5e-2, "mixed": 5e-2}
+"""How far single images may differ because a value rounded the other way."""
+_ROUNDING_SHARE = 0.25
+"""Largest share of images that may differ in this way."""
 _IMAGES = 32
-_NAMED = 20
+_MAX_LISTED = 20
 
 
 def batches_to_check(manifest: Manifest | None, batch: int) -> list[int]:
-    """Batch sizes that an engine must agree with itself on.
+    """Batch sizes at which an engine must give the same outputs.
 
     Args:
-        manifest: Of the engine; min, opt and max of its profiles, or its fixed batch, or the sizes
-            that it has models of their own for.
-        batch: The batch of the validation, for an engine that takes any.
+        manifest: Manifest of the engine. Its sizes are min, opt and max of its profiles, its fixed
+            batch, or the sizes that it has separate models for.
+        batch: Batch size of the validation, for engines that accept any.
     """
     settings = manifest.settings if manifest is not None else {}
     if profiles := compiled_profiles(settings):
@@ -68,34 +70,34 @@ def batch_consistency(
     batches: list[int],
     precision: str,
 ) -> BatchConsistency:
-    """Compare each image's outputs alone with its outputs in company.
+    """Compare each image's outputs alone with its outputs in a batch.
 
-    At every batch size: the images in order, in another order, and one image repeated.
+    At every batch size: the images in order, permuted, and one image repeated.
 
     Args:
         name: The engine's name in results.
         session: The engine.
         images: N x 3 x H x W float32 or N x H x W x 3 uint8, N at least 1; the first 32 are used.
-        image_ids: Their names.
-        batches: Batch sizes the engine takes, ascending.
-        precision: What it computes in; decides the tolerance.
+        image_ids: Names of the images.
+        batches: Batch sizes that the engine accepts, ascending.
+        precision: Precision of the engine; decides the tolerance.
 
     Returns:
-        The result; a batch the engine cannot run is a failure with its error.
+        The result. A batch that the engine cannot run counts as a failure, with its error.
     """
     images = images[:_IMAGES]
     smallest = min(batches)
     failing: list[str] = []
     worst = 0.0
     try:
-        # An engine whose smallest batch is not 1 is filled up with the image itself.
+        # If the smallest batch is not 1, it is filled with copies of the image.
         alone = np.stack([session.run(np.repeat(x[None], smallest, axis=0))[0] for x in images])
     except Exception as error:  # noqa: BLE001 - a library's failure is the result
         return _result(name, batches, 0.0, 0.0, [f"batch {smallest}: {_one_line(error)}"])
     largest = float(np.abs(alone).max())
     tolerance = TOLERANCES.get(precision, 2e-2) * largest
-    beyond = _STEPPED.get(precision, 0.0) * largest
-    stepped: dict[int, str] = {}
+    rounding_tolerance = _ROUNDING_TOLERANCES.get(precision, 0.0) * largest
+    rounded: dict[int, str] = {}
     for size in batches:
         for check, chosen in _arrangements(size, len(images)):
             try:
@@ -106,16 +108,16 @@ def batch_consistency(
             difference = np.abs(outputs - alone[chosen]).max(axis=1)
             worst = max(worst, float(difference.max()))
             for row in np.flatnonzero(~(difference <= tolerance)):
-                said = (
+                message = (
                     f"batch {size}, {check}: {image_ids[chosen[row]]} in row {row} differs by "
                     f"{difference[row]:.2g}"
                 )
-                if difference[row] <= beyond:
-                    stepped.setdefault(int(chosen[row]), said)
+                if difference[row] <= rounding_tolerance:
+                    rounded.setdefault(int(chosen[row]), message)
                 else:
-                    failing.append(said)
-    if len(stepped) > max(1, _SHARE_STEPPED * len(images)):
-        failing += stepped.values()
+                    failing.append(message)
+    if len(rounded) > max(1, _ROUNDING_SHARE * len(images)):
+        failing += rounded.values()
     return _result(name, batches, worst, tolerance, failing)
 
 
@@ -133,16 +135,18 @@ def _result(
 ) -> BatchConsistency:
     sizes = ", ".join(map(str, batches))
     if failing:
-        reason = f"{len(failing)} rows or batches differ: {failing[0]}"
+        reason = f"{len(failing)} rows or batches differ, first: {failing[0]}"
     else:
-        reason = f"each image alone and in batches of {sizes}: at most {worst:.2g} apart"
-    more = [f"and {len(failing) - _NAMED} more"] if len(failing) > _NAMED else []
+        reason = (
+            f"logits of each image alone and in batches of {sizes} differ by at most {worst:.2g}"
+        )
+    more = [f"and {len(failing) - _MAX_LISTED} more"] if len(failing) > _MAX_LISTED else []
     return BatchConsistency(
         engine=name,
         batches=batches,
         max_abs_diff=worst,
         tolerance=tolerance,
-        failing=failing[:_NAMED] + more,
+        failing=failing[:_MAX_LISTED] + more,
         verdict="fail" if failing else "pass",
         reason=reason,
     )

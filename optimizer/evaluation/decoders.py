@@ -1,11 +1,11 @@
-"""Decoders and resizers held against each other: a mismatch here is often blamed on quantization.
+"""Compare image decoders and resizers: a mismatch here is often mistaken for quantization loss.
 
-The pixels that this package makes (Pillow decodes, Pillow resizes) are compared with what else is
-common in ResNet pipelines, each differing in one step alone: torchvision's own JPEG decoder, and
-resizing a tensor with or without antialiasing. With a model, the predictions that change are counted
-too, which is what a difference of pixels is worth.
+The pixels of this package (Pillow decodes and resizes) are compared with other pipelines that are
+common for ResNets, each differing in a single step: torchvision's JPEG decoder, and resizing a
+tensor with or without antialiasing. With a model, changed predictions are counted too, which shows
+whether the pixel differences matter.
 
-Not handled: OpenCV, DALI and decoders on a GPU.
+Not covered: OpenCV, DALI and GPU decoders.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ __all__ = ["Difference", "compare_decoders"]
 Pixels = NDArray[np.uint8]
 Pipeline = Callable[[Path, Preprocessing], Pixels]
 _BATCH = 32
-_ON_TENSORS = ("nearest", "bilinear", "bicubic")
+_TENSOR_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 @dataclass
 class Difference:
-    """What another pipeline makes of the same images.
+    """How another pipeline's pixels differ on the same images.
 
     Attributes:
-        pipeline: Which step differs, in words.
+        pipeline: Description of the step that differs.
         images: Images compared.
-        differing: Images with any other pixel.
-        mean: Mean absolute difference of all pixels, levels of 0 to 255.
-        largest: Largest difference of one pixel.
+        differing: Images with at least one different pixel.
+        mean: Mean absolute difference over all pixels, in levels of 0 to 255.
+        largest: Largest difference of a single pixel.
         worst: The image with the largest mean difference.
-        flips: Images that the model puts into another class; ``None`` without a model.
+        flips: Images whose predicted class changes; ``None`` without a model.
     """
 
     pipeline: str
@@ -60,7 +60,7 @@ class Difference:
     _worst_mean: float = field(default=0.0, repr=False)
 
     def add(self, ours: Pixels, theirs: Pixels, name: str) -> None:
-        """Take in one image."""
+        """Add one image."""
         delta = np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
         mean = float(delta.mean())
         self.mean = (self.mean * self.images + mean) / (self.images + 1)
@@ -78,16 +78,16 @@ def compare_decoders(
     model: Model | None = None,
     progress: Progress | None = None,
 ) -> list[Difference]:
-    """Hold other decoders and resizers against this package's.
+    """Compare other decoders and resizers with those of this package.
 
     Args:
         data: An image folder.
-        preprocessing: What the images go through.
-        model: Counts the predictions that change.
-        progress: Told of the images.
+        preprocessing: The preprocessing to apply.
+        model: If given, changed predictions are counted.
+        progress: Receives progress updates per image.
 
     Returns:
-        One difference for each pipeline that can do this preprocessing.
+        One entry per pipeline that supports this preprocessing.
 
     Raises:
         UsageError: The data has no image files.
@@ -95,7 +95,7 @@ def compare_decoders(
     """
     files = _files(data)
     pipelines = _pipelines(preprocessing)
-    found = {name: Difference(name, flips=None if model is None else 0) for name in pipelines}
+    differences = {name: Difference(name, flips=None if model is None else 0) for name in pipelines}
     progress = progress or Silent()
     progress.start("compare decoders", total=len(files))
     for batch in _batches(files):
@@ -103,22 +103,23 @@ def compare_decoders(
         classes = None if model is None else _classes(model, preprocessing, ours)
         for name, pipeline in pipelines.items():
             theirs = [pipeline(path, preprocessing) for _, path in batch]
-            for (image, _), one, other in zip(batch, ours, theirs, strict=True):
-                found[name].add(one, other, image)
+            for (image, _), our_pixels, their_pixels in zip(batch, ours, theirs, strict=True):
+                differences[name].add(our_pixels, their_pixels, image)
             if model is not None:
                 changed = _classes(model, preprocessing, theirs) != classes
-                found[name].flips = (found[name].flips or 0) + int(np.count_nonzero(changed))
+                flips = int(np.count_nonzero(changed))
+                differences[name].flips = (differences[name].flips or 0) + flips
         progress.advance(len(batch))
     progress.finish()
-    return list(found.values())
+    return list(differences.values())
 
 
 def _files(data: ImageDataset) -> list[tuple[str, Path]]:
     source = data.source
     if not isinstance(source, FileSource):
         raise UsageError(
-            f"{data.name} holds no image files, so there is nothing to decode",
-            hint="name a folder with one folder a class",
+            f"{data.name} contains no image files, so there is nothing to decode",
+            hint="give a folder with one subfolder per class",
         )
     return [(data.image_id(i), source.file(int(p))) for i, p in enumerate(data.positions)]
 
@@ -140,25 +141,28 @@ def _classes(model: Model, preprocessing: Preprocessing, images: list[Pixels]) -
 
 
 def _pipelines(preprocessing: Preprocessing) -> dict[str, Pipeline]:
-    found: dict[str, Pipeline] = {"torchvision's decoder, Pillow resizes": _torchvision_decodes}
-    if preprocessing.resize is not None and preprocessing.interpolation in _ON_TENSORS:
+    pipelines: dict[str, Pipeline] = {
+        "torchvision decoder, Pillow resize": _decode_with_torchvision
+    }
+    if preprocessing.resize is not None and preprocessing.interpolation in _TENSOR_INTERPOLATIONS:
         method = preprocessing.interpolation
-        found[f"Pillow decodes, tensors resized ({method}, antialias)"] = _on_tensors(True)
-        found[f"Pillow decodes, tensors resized ({method}, no antialias)"] = _on_tensors(False)
-    return found
+        for antialias, suffix in ((True, "antialias"), (False, "no antialias")):
+            name = f"Pillow decoder, tensor resize ({method}, {suffix})"
+            pipelines[name] = _resize_tensors(antialias)
+    return pipelines
 
 
-def _torchvision_decodes(path: Path, preprocessing: Preprocessing) -> Pixels:
+def _decode_with_torchvision(path: Path, preprocessing: Preprocessing) -> Pixels:
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_image
 
     if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"}:
-        return preprocessing.apply_uint8(open_image(path))  # a format it does not decode
+        return preprocessing.apply_uint8(open_image(path))  # torchvision cannot decode it
     pixels = decode_image(str(path), ImageReadMode.RGB).permute(1, 2, 0).numpy()
     return preprocessing.apply_uint8(Image.fromarray(pixels))
 
 
-def _on_tensors(antialias: bool) -> Pipeline:
+def _resize_tensors(antialias: bool) -> Pipeline:
     def pipeline(path: Path, preprocessing: Preprocessing) -> Pixels:
         return _resized_tensor(open_image(path), preprocessing, antialias)
 
@@ -178,5 +182,5 @@ def _resized_tensor(image: Image.Image, preprocessing: Preprocessing, antialias:
         InterpolationMode(preprocessing.interpolation),
         antialias=antialias,
     )
-    back = Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
-    return preprocessing.apply_uint8(back)  # of the right size already: crop and colours alone
+    small = Image.fromarray(np.ascontiguousarray(resized.permute(1, 2, 0).numpy()))
+    return preprocessing.apply_uint8(small)  # already resized: only crops and converts colours

@@ -1,7 +1,7 @@
-"""In what two engines of one network differ, layer by layer, under the network's own names.
+"""Layer-by-layer differences between two engines of one network, by PyTorch module name.
 
-Engines name their layers as they please and fuse them differently, so layers are paired by the
-PyTorch modules that they compute.
+Engines name and fuse their layers differently, so layers are paired by the PyTorch modules that
+they compute.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from optimizer.results import LayerDifference, LayerInfo, LayerSide
 
 __all__ = ["compare_layers"]
 
-_SHARE = 5e-4
-"""Differences of a FLOP share below this are rounding."""
+_SHARE_TOLERANCE = 5e-4
+"""Smaller differences of a FLOP share are rounding."""
 
 
 def compare_layers(a: Sequence[LayerInfo], b: Sequence[LayerInfo]) -> list[LayerDifference]:
     """Compare the layers of two engines.
 
-    Of an engine with several optimization profiles the first is compared.
+    Only the first optimization profile of each engine is compared.
 
     Returns:
-        One entry for modules that share a layer in both, in the order of ``a``; only those that
-        differ. Layers without PyTorch names (conversions of formats, say) are left out.
+        One entry per group of modules that share a layer in both engines, in the order of ``a``;
+        only groups that differ. Layers without PyTorch names (e.g. reformats) are left out.
     """
     a, b = ([layer for layer in layers if layer.profile == 0] for layers in (a, b))
     ours, theirs = _owners(a), _owners(b)
@@ -31,7 +31,7 @@ def compare_layers(a: Sequence[LayerInfo], b: Sequence[LayerInfo]) -> list[Layer
     for module in dict.fromkeys([*ours, *theirs]):
         shared.setdefault((ours.get(module), theirs.get(module)), []).append(module)
     totals = [sum(layer.flops or 0 for layer in layers) for layers in (a, b)]
-    found = []
+    differences = []
     for (left, right), modules in shared.items():
         sides = (
             None if left is None else _side(a[left], modules, totals[0]),
@@ -39,14 +39,14 @@ def compare_layers(a: Sequence[LayerInfo], b: Sequence[LayerInfo]) -> list[Layer
         )
         differing = _differing(*sides)
         if differing:
-            found.append(
+            differences.append(
                 LayerDifference(modules=modules, a=sides[0], b=sides[1], differing=differing)
             )
-    return found
+    return differences
 
 
 def _owners(layers: Sequence[LayerInfo]) -> dict[str, int]:
-    """For each module the layer that computes it: of several, the one with its operations."""
+    """The layer that computes each module; among several, the one with FLOPs."""
     owners: dict[str, int] = {}
     for index, layer in enumerate(layers):
         for name in layer.torch_names:
@@ -75,7 +75,7 @@ def _differing(a: LayerSide | None, b: LayerSide | None) -> list[str]:
         "type": a.type == b.type,
         "tactic": a.tactic == b.tactic,
         "fusion": sorted(a.fused_with) == sorted(b.fused_with),
-        "FLOP share": abs((a.flop_share or 0) - (b.flop_share or 0)) < _SHARE,
+        "FLOP share": abs((a.flop_share or 0) - (b.flop_share or 0)) < _SHARE_TOLERANCE,
         "size": a.bytes == b.bytes,
     }
     return [name for name, equal in same.items() if not equal]

@@ -1,4 +1,4 @@
-"""All that was found out, and the verdict that follows from it."""
+"""All measurements of a validation, and the verdict that follows from them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
 __all__ = ["Evidence", "judge_hop"]
 
 
-def judge_hop(paired: Paired, flips: int, gates: Gates, *, labels_tell: bool = True) -> VerdictName:
-    """Judge one hop: the paired interval of its drop, and Wilson's interval of its flips.
+def judge_hop(
+    paired: Paired, flips: int, gates: Gates, *, labels_informative: bool = True
+) -> VerdictName:
+    """Judge one hop by the paired interval of its drop and the Wilson interval of its flips.
 
-    Where the labels tell nothing (the reference itself is at chance on them), a small drop proves
-    nothing: then more changed predictions than the drop allowed leave it open.
+    If the labels are uninformative (the reference itself is at chance), a small drop proves nothing:
+    the hop is then inconclusive if more predictions changed than the drop limit allows.
     """
     verdict = gate(paired.interval_pp, gates.max_drop_pp)
-    if not labels_tell and verdict == "pass":
+    if not labels_informative and verdict == "pass":
         changed = wilson_interval(flips, paired.n)[0]
         verdict = "inconclusive" if changed > gates.max_drop_pp / 100 else "pass"
     if gates.max_flips is None:
@@ -37,16 +39,16 @@ def judge_hop(paired: Paired, flips: int, gates: Gates, *, labels_tell: bool = T
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a validation found out.
+    """All measurements of a validation.
 
     Attributes:
         hops: All hops, the reference first.
-        outcomes: The sums behind them, by hop name.
+        outcomes: The tallies behind the hops, by hop name.
         chains: Steps by chain label.
         gates: The limits.
         consistency: Batch consistency of the engines.
         audits: Precision audits by engine.
-        labels_tell: Whether the reference is better than chance on these labels.
+        labels_informative: Whether the reference is better than chance on these labels.
     """
 
     hops: Sequence[Hop]
@@ -55,11 +57,11 @@ class Evidence:
     gates: Gates
     consistency: Sequence[BatchConsistency]
     audits: Mapping[str, Audit]
-    labels_tell: bool = True
+    labels_informative: bool = True
 
     @cached_property
     def ends(self) -> list[Hop | None]:
-        """The hop that decides for each chain: its last one that could run; ``None`` if none."""
+        """The deciding hop of each chain: the last one that could run; ``None`` if none could."""
         by_name = {hop.name: hop for hop in self.hops}
         return [
             next((by_name[s.name] for s in reversed(steps) if by_name[s.name].verdict), None)
@@ -68,13 +70,16 @@ class Evidence:
 
     @property
     def first_failing(self) -> Hop | None:
-        """The first hop that failed or breaks a limit, in the order of the chains."""
+        """The first hop that failed or exceeds a limit, in the order of the chains."""
         return next((hop for hop in self.hops if hop.verdict == "fail"), None)
 
     @property
     def verdict(self) -> VerdictName:
-        """Fail if anything fails; inconclusive if a chain is; an audit that cannot tell is not."""
-        checks: list[VerdictName] = [found.verdict for found in self.consistency]
+        """``fail`` if anything fails, else ``inconclusive`` if a chain is.
+
+        An inconclusive precision audit does not count.
+        """
+        checks: list[VerdictName] = [check.verdict for check in self.consistency]
         checks += [a.verdict for a in self.audits.values() if a.verdict == "fail"]
         checks += ["inconclusive" if hop is None else hop.verdict or "pass" for hop in self.ends]
         if self.first_failing is not None:
@@ -83,10 +88,10 @@ class Evidence:
 
     @cached_property
     def images_needed(self) -> int | None:
-        """Images that would decide for every chain; ``None`` if all are decided or none would."""
+        """Images that would decide every chain; ``None`` if all are decided or one cannot be."""
         needed = [self._needed(hop) for hop in self.ends if hop and hop.verdict == "inconclusive"]
-        known = [n for n in needed if n is not None]
-        return max(known) if known and len(known) == len(needed) else None
+        sizes = [n for n in needed if n is not None]
+        return max(sizes) if sizes and len(sizes) == len(needed) else None
 
     def _needed(self, hop: Hop) -> int | None:
         tally, limit = self.outcomes[hop.name].tally, self.gates.max_flips
@@ -95,7 +100,7 @@ class Evidence:
             needed.append(images_needed(tally.paired, self.gates.max_drop_pp / 100))
         interval = wilson_interval(tally.flips, tally.n)
         if limit is not None and gate(interval, limit) == "inconclusive":
-            # A flip is a loss without a gain: the same sample size, of a single proportion.
+            # The same formula with flips as losses and no gains: a single proportion.
             needed.append(images_needed(Paired(tally.n, tally.flips, 0), limit))
-        known = [n for n in needed if n is not None]
-        return max(*known, tally.n + 1) if known and len(known) == len(needed) else None
+        sizes = [n for n in needed if n is not None]
+        return max(*sizes, tally.n + 1) if sizes and len(sizes) == len(needed) else None

@@ -1,10 +1,10 @@
-"""Who computes a hop: graphs as written, engines by their own backend.
+"""How each hop is computed: graphs as written, engines by their own backend.
 
-A graph between the reference and an engine is executed node by node as its text says, so that what
-it loses is lost by the graph and not by a compiler. ONNX Runtime does that with its graph
-optimizations off; its CPU provider has no BF16 convolution, so BF16 graphs are run by OpenVINO
-where the CPU computes BF16, and elsewhere by ONNX Runtime with every operation in FP32 and its
-result rounded to BF16 (which is what BF16 hardware with FP32 sums computes).
+A graph between the reference and an engine is executed node by node as written, so that any loss is
+due to the graph and not to a compiler. ONNX Runtime does this with graph optimizations off. Its CPU
+provider has no BF16 convolution, so BF16 graphs run in OpenVINO if the CPU supports BF16, and
+otherwise in ONNX Runtime with every operation in FP32 and its result rounded to BF16, which equals
+BF16 hardware with FP32 accumulation.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _GRAPH_NOTES = {
 
 
 def chunk_of(image_size: int) -> int:
-    """Images to compute at a time where nothing but memory depends on it.
+    """Number of images to compute per call, to limit memory.
 
-    A graph as written keeps the tensors of a whole block in FP32, and every open graph keeps its
-    own: 32 images of 224 pixels would take gigabytes, and four at a time 100 MB more than two. Small
-    images go in larger chunks, since a call costs time too.
+    A graph executed as written keeps the tensors of a whole block in FP32, for every open graph: 32
+    images of 224 pixels would take gigabytes, and chunks of four 100 MB more than chunks of two.
+    Small images use larger chunks because each call has overhead.
     """
     return max(1, _CHUNK_PIXELS // image_size**2)
 
 
 def in_chunks(run: Callable[[Array], Array], batch: Array, size: int | None) -> Array:
-    """Compute a batch in parts of at most ``size`` images."""
+    """Compute a batch in chunks of at most ``size`` images."""
     if size is None or len(batch) <= size:
         return run(batch)
     return np.concatenate([run(batch[i : i + size]) for i in range(0, len(batch), size)])
@@ -62,9 +62,9 @@ class Executor:
     """An opened hop.
 
     Attributes:
-        name: What computes it, in words.
+        name: Description for results.
         session: The session that computes it.
-        chunk: Images computed at a time; ``None`` for the whole batch.
+        chunk: Images per call; ``None`` for the whole batch.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Executor:
 
     @property
     def takes_uint8(self) -> bool:
-        """The input is N x H x W x 3 uint8."""
+        """Whether the input is N x H x W x 3 uint8."""
         return self.session.input.dtype == "uint8"
 
 
 def open_step(step: Step, image_size: int) -> Executor:
-    """Open what computes a hop on images of ``image_size`` pixels.
+    """Open the executor of a hop for images of ``image_size`` pixels.
 
     Raises:
         EnvironmentFault: The engine cannot run on this machine.
-        UsageError: The file is not what it should be.
-        Exception: Whatever else the executing library raises.
+        UsageError: The file is of the wrong kind.
+        Exception: Any other error of the executing library.
     """
     if step.kind == "engine":
         return _open_engine(step)
@@ -109,7 +109,7 @@ def _open_engine(step: Step) -> Executor:
         name = f"PyTorch {library_versions('torch')['torch']}, eager FP32"
         return Executor(name, open_engine(step.path))
     settings = step.manifest.settings
-    # Under torchrun each process has a GPU of its own; engines of the CPU share it.
+    # Under torchrun each process has its own GPU; CPU engines share the CPU.
     device = step.device or (local_device() if runs_on_gpu(settings) else None)
     session = open_engine(step.path, device=device)
     version = next(iter(step.manifest.libraries.values()), "")
@@ -137,7 +137,7 @@ def _open_bf16(path: Path) -> Executor:
 
     from optimizer.engines.onnxruntime import as_written
 
-    # What has no type in the file would be taken for something else than BF16.
+    # Without shape inference, untyped values would not be recognized as BF16.
     model = ir.from_proto(onnx.shape_inference.infer_shapes(open_onnx(path).proto))
     round_to_bf16(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -149,13 +149,13 @@ def _open_bf16(path: Path) -> Executor:
 
 
 def round_to_bf16(model: ir.Model) -> bool:
-    """Replace BF16 arithmetic by FP32 arithmetic with results rounded to BF16, in place.
+    """Replace BF16 arithmetic with FP32 arithmetic whose results are rounded to BF16, in place.
 
-    Every node but Cast reads its BF16 inputs through a Cast to FP32 and gives its BF16 outputs
-    through a Cast back. Tensors keep their names and values. Every tensor must have its type.
+    Every node except Cast reads BF16 inputs through a Cast to FP32 and writes BF16 outputs through a
+    Cast back. Tensors keep their names and values. Every tensor must have a type.
 
     Returns:
-        Whether there was anything to replace.
+        Whether anything was replaced.
     """
     import onnx_ir as ir
 

@@ -1,9 +1,9 @@
-"""Where inside the network the signal is lost: reference and graph compared block by block.
+"""Where inside the network the signal degrades: reference and graph compared block by block.
 
-Equalization gives the channels of an INT8 graph other scales, and shifted tensors are stored around
-their middle; both change no output but every tensor in between. So for INT8 graphs the noise of a
-block is what is left of the difference after the best scale and offset of each channel (least
-squares over all images). The logits are compared as they are.
+Equalization rescales the channels of an INT8 graph, and shifted tensors are stored around their
+middle; neither changes the output, but both change every tensor in between. For INT8 graphs the
+noise of a block is therefore the difference that remains after fitting a scale and offset per
+channel (least squares over all images). The logits are compared directly.
 """
 
 from __future__ import annotations
@@ -42,28 +42,27 @@ def layerwise(
     batch: int = 32,
     progress: Progress | None = None,
 ) -> list[BlockNoise]:
-    """Signal to noise after every residual block of a graph executed as written.
+    """Signal-to-noise ratio after every residual block of a graph executed as written.
 
     Args:
         reference: The model in PyTorch, or its FP32 ONNX file.
         graph: The precision graph, with nodes named by PyTorch module.
-        dataset: Images; a few hundred are plenty.
-        batch: Images at a time.
-        progress: Told of every batch.
+        dataset: Images; a few hundred are enough.
+        batch: Images per call.
+        progress: Receives progress updates per batch.
 
     Returns:
         One entry for the stem, each residual block by module name, and ``logits``, in order.
 
     Raises:
-        GraphError: The graph has no residual blocks by these names, or cannot be executed.
+        GraphError: The graph has no residual blocks with these names, or cannot be executed.
     """
     from optimizer.graphs.facts import graph_facts
 
     progress = progress or Silent()
     opened = open_reference(reference)
     facts = graph_facts(graph)
-    tapped = _tap_graph(graph)
-    expected = _tap_reference(opened)
+    tap_graph, tap_reference = _tap_graph(graph), _tap_reference(opened)
     pixels = facts.input_dtype == "uint8"
     sums: dict[str, _ChannelSums] = {}
     progress.start("layers", total=len(dataset))
@@ -71,13 +70,13 @@ def layerwise(
     as_uint8 = pixels or opened.takes_uint8
     for images, labels, _ in dataset.batches(batch, preprocessing, as_uint8=as_uint8):
         tensors = preprocessing.normalize(images) if as_uint8 else images
-        want = expected(images if opened.takes_uint8 else tensors)
-        have = tapped(images if pixels else tensors)
-        for name in want:
-            if name in have:
-                sums.setdefault(name, _ChannelSums(want[name].shape[1])).add(want[name], have[name])
+        expected = tap_reference(images if opened.takes_uint8 else tensors)
+        actual = tap_graph(images if pixels else tensors)
+        for name, tensor in expected.items():
+            if name in actual:
+                sums.setdefault(name, _ChannelSums(tensor.shape[1])).add(tensor, actual[name])
         progress.advance(len(labels))
-    progress.finish(f"{len(sums)} places")
+    progress.finish(f"{len(sums)} tensors")
     aligned = facts.precision in {"int8", "mixed"}
     return [
         BlockNoise(module=name, sqnr_db=s.aligned_db if aligned and name != LOGITS else s.plain_db)
@@ -86,11 +85,11 @@ def layerwise(
 
 
 def block_outputs(tensors: list[str]) -> dict[str, str]:
-    """The tensor that leaves the stem and each block, by module name.
+    """The output tensor of the stem and of each block, by module name.
 
     Args:
-        tensors: Names of all tensors of a graph in order. Where a block's last tensor was
-            quantized, the dequantized one is taken: it is what the next block sees.
+        tensors: Names of all tensors of a graph in order. If a block's output is quantized, the
+            dequantized tensor is taken, since that is the input of the next block.
     """
     last: dict[str, str] = {}
     stem = [t for t in tensors if t in {_STEM, f"{_STEM}.dequantized"}]
@@ -107,19 +106,19 @@ def _tap_graph(graph: Path) -> Tap:
     from optimizer.graphs.taps import tapped
 
     proto = open_onnx(graph, weights=False).proto
-    places = block_outputs([name for node in proto.graph.node for name in node.output])
-    if not any(_BLOCK.match(f"{module}.") for module in places):
+    outputs = block_outputs([name for node in proto.graph.node for name in node.output])
+    if not any(_BLOCK.match(f"{module}.") for module in outputs):
         raise GraphError(
             f"{graph.name} has no residual blocks named layer1.0, layer1.1, …",
             hint="export it with resnet-opt export, which names nodes by PyTorch module",
         )
     output = proto.graph.output[0].name
-    run = tapped(graph, [*places.values(), output])
+    run = tapped(graph, [*outputs.values(), output])
 
     def tap(batch: Array) -> dict[str, Array]:
         values = run(batch)
-        found = {module: values[tensor] for module, tensor in places.items()}
-        return {**found, LOGITS: values[output]}
+        blocks = {module: values[tensor] for module, tensor in outputs.items()}
+        return {**blocks, LOGITS: values[output]}
 
     return tap
 
@@ -130,9 +129,9 @@ def _tap_reference(reference: Reference) -> Tap:
     module = reference.source.module
 
     def tap(batch: Array) -> dict[str, Array]:
-        found: dict[str, Array] = {}
+        blocks: dict[str, Array] = {}
         hooks = [
-            child.register_forward_hook(_keep(found, name))
+            child.register_forward_hook(_store_output(blocks, name))
             for name, child in module.named_modules()
             if name == _STEM or _BLOCK.fullmatch(f"{name}.")
         ]
@@ -141,20 +140,20 @@ def _tap_reference(reference: Reference) -> Tap:
         finally:
             for hook in hooks:
                 hook.remove()
-        return {**found, LOGITS: logits}
+        return {**blocks, LOGITS: logits}
 
     return tap
 
 
-def _keep(found: dict[str, Array], name: str) -> Callable[[Any, Any, Any], None]:
+def _store_output(blocks: dict[str, Array], name: str) -> Callable[[Any, Any, Any], None]:
     def hook(_module: Any, _inputs: Any, output: Any) -> None:
-        found[name] = output.detach().numpy()
+        blocks[name] = output.detach().numpy()
 
     return hook
 
 
 class _ChannelSums:
-    """Sums per channel from which the best scale and offset follow, and the noise without them."""
+    """Per-channel sums that give the noise with and without a fitted scale and offset."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -164,13 +163,13 @@ class _ChannelSums:
 
     def add(self, reference: Array, other: Array) -> None:
         axes = (0, *range(2, reference.ndim))
-        want, have = reference.astype(np.float64), other.astype(np.float64)
-        self.count += want.size // want.shape[1]
-        self.reference += want.sum(axis=axes)
-        self.other += have.sum(axis=axes)
-        self.squares += (want**2).sum(axis=axes)
-        self.other_squares += (have**2).sum(axis=axes)
-        self.products += (want * have).sum(axis=axes)
+        expected, actual = reference.astype(np.float64), other.astype(np.float64)
+        self.count += expected.size // expected.shape[1]
+        self.reference += expected.sum(axis=axes)
+        self.other += actual.sum(axis=axes)
+        self.squares += (expected**2).sum(axis=axes)
+        self.other_squares += (actual**2).sum(axis=axes)
+        self.products += (expected * actual).sum(axis=axes)
 
     @property
     def plain_db(self) -> float | None:

@@ -1,27 +1,27 @@
 """Paired statistics: whether a difference in accuracy is real, and whether it is small enough.
 
-Both models see the same images, so all that matters are the *discordant* images: ``losses`` (the
-reference is right, the candidate wrong) and ``gains`` (the other way round). The drop in accuracy
-is ``(losses - gains) / n``.
+Both models see the same images, so only the *discordant* images matter: ``losses`` (reference
+correct, candidate wrong) and ``gains`` (the reverse). The drop in accuracy is
+``(losses - gains) / n``.
 
-The gate is a test of non-inferiority: it passes when the whole interval of the drop lies below the
-limit, fails when it lies above, and is inconclusive otherwise. ("p > 0.05" is no pass: a small
+The gate is a non-inferiority test: it passes if the whole interval of the drop lies below the
+limit, fails if it lies above, and is inconclusive otherwise. ("p > 0.05" is not a pass: a small
 sample always reaches it.)
 
 Interval of the drop
 --------------------
-Tango's score interval is right with zero discordant images, where the textbook (Wald) interval is
-[0, 0]. Its lower bound is too high when nearly all discordant images are losses: computed exactly,
-its coverage falls to 92.9 % (n = 540, drop = discordance = 0.75 %). The same score with a
-correction for skewness fixes that side and errs on the other (92.8 % at n = 1000, drop =
-discordance = 0.5 %). Each bound here is the wider of the two: over n = 500 to 50,000, discordance
-0.2 % to 5 % and drops of 0 to 2 pp its exact coverage is at least 94.6 %
-(``benchmarks/statistics_simulation.py``). For a candidate that loses more than it gains the upper
-bound, the one that lets a gate pass, is Tango's.
+Tango's score interval is valid with zero discordant images, where the textbook (Wald) interval is
+[0, 0]. Its lower bound is too high if nearly all discordant images are losses: the exact coverage
+falls to 92.9 % (n = 540, drop = discordance = 0.75 %). The same score with a skewness correction
+fixes that side but is too narrow on the other (92.8 % at n = 1000, drop = discordance = 0.5 %). Each
+bound here is the wider of the two: over n = 500 to 50,000, discordance 0.2 % to 5 % and drops of 0
+to 2 pp, the exact coverage is at least 94.6 % (``benchmarks/statistics_simulation.py``). For a
+candidate that loses more than it gains, the upper bound, which decides whether the gate passes, is
+Tango's.
 
 Sources: Tango (1998), Statistics in Medicine 17, 891-908 (score and constrained estimate); Laud
-(2017), Pharmaceutical Statistics 16, 334-348 (correction for skewness); Wilson (1927); McNemar
-(1947), in its exact form.
+(2017), Pharmaceutical Statistics 16, 334-348 (skewness correction); Wilson (1927); McNemar (1947),
+in its exact form.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _BISECTIONS = 50  # halves an interval of length 1 to less than 1e-15
 
 @dataclass(frozen=True)
 class Paired:
-    """What a comparison on the same images came to.
+    """Counts of a comparison on the same images.
 
     Attributes:
         n: Images.
-        losses: Images the reference has right and the candidate wrong.
-        gains: Images the candidate has right and the reference wrong.
+        losses: Images that the reference classifies correctly and the candidate does not.
+        gains: Images that the candidate classifies correctly and the reference does not.
     """
 
     n: int
@@ -93,19 +93,23 @@ class Paired:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of one proportion, as fractions of one.
+    """Wilson's score interval of a proportion, as fractions of one.
 
     Raises:
         ValueError: ``n < 1`` or ``successes`` outside 0 to ``n``.
     """
     from scipy.stats import binomtest
 
-    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(losses: int, gains: int) -> float:
-    """Exact two-sided McNemar test: are losses and gains equally likely? 1.0 without any."""
+    """p-value of the exact two-sided McNemar test that losses and gains are equally likely.
+
+    Returns:
+        1.0 without losses and gains.
+    """
     from scipy.stats import binomtest
 
     if losses + gains == 0:
@@ -117,10 +121,10 @@ def mcnemar_p(losses: int, gains: int) -> float:
 
 
 def drop_interval(losses: int, gains: int, n: int, confidence: float = 0.95) -> Interval:
-    """Interval of the drop ``(losses - gains) / n``, as fractions of one; see the module's text.
+    """Interval of the drop ``(losses - gains) / n``, as fractions of one; see the module docstring.
 
     Raises:
-        ValueError: Counts that cannot be.
+        ValueError: The counts are impossible.
     """
     Paired(n, losses, gains)
     low, high = drop_intervals(losses, gains, n, confidence)
@@ -130,7 +134,7 @@ def drop_interval(losses: int, gains: int, n: int, confidence: float = 0.95) -> 
 def drop_intervals(
     losses: ArrayLike, gains: ArrayLike, n: ArrayLike, confidence: float = 0.95
 ) -> tuple[_Array, _Array]:
-    """`drop_interval` for arrays of counts of one (broadcast) shape.
+    """`drop_interval` for arrays of counts that broadcast to one shape.
 
     Returns:
         Lower and upper bounds, float64, of that shape.
@@ -142,13 +146,13 @@ def drop_intervals(
     z = float(-ndtri((1 - confidence) / 2))
     b, c, total = (np.array(x, dtype=np.float64) for x in np.broadcast_arrays(losses, gains, n))
     upper = _upper_bound(b, c, total, z)
-    # Swapping losses and gains mirrors the problem, so one search serves both bounds.
+    # Swapping losses and gains mirrors the problem, so one search gives both bounds.
     lower = -_upper_bound(c, b, total, z)
     return lower, upper
 
 
 def _upper_bound(b: _Array, c: _Array, n: _Array, z: float) -> _Array:
-    """Largest drop that neither score rejects."""
+    """The larger of the upper bounds that the two scores give."""
     bounds = []
     for skew_weight in (0.0, z * z - 1):
         low, high = (b - c) / n, np.ones_like(n)
@@ -170,16 +174,16 @@ def _score(b: _Array, c: _Array, n: _Array, drop: _Array, skew_weight: float) ->
         score = (b - c - n * drop) / np.sqrt(n * variance)
         skewness = third_moment / (np.sqrt(n) * variance**1.5)
         corrected = score - skew_weight * skewness / 6
-    # No variance: the drop is certain under the constraint, and any other count excludes it.
+    # Without variance the constraint fixes the drop; any other count excludes it.
     certain = np.where(b - c - n * drop < 0, -np.inf, 0.0)
     return np.asarray(np.where(variance > 0, corrected, certain))
 
 
 def _discordance_at(b: _Array, c: _Array, n: _Array, drop: _Array) -> _Array:
-    """Most likely probability of a discordant image if the drop is ``drop``.
+    """Maximum-likelihood probability of a discordant image, given the drop.
 
-    Tango's closed form: of all loss and gain probabilities whose difference is ``drop``, the
-    likelihood is largest where the gain solves a quadratic equation.
+    Tango's closed form: among all loss and gain probabilities that differ by ``drop``, the
+    likelihood is largest where the gain probability solves a quadratic equation.
     """
     linear = -b - c + (2 * n - b + c) * drop
     constant = -c * drop * (1 - drop)
@@ -191,7 +195,7 @@ def _discordance_at(b: _Array, c: _Array, n: _Array, drop: _Array) -> _Array:
 
 
 def gate(interval: Interval, limit: float) -> VerdictName:
-    """Judge an interval by a limit in the same unit: surely below, surely above, or neither."""
+    """Compare an interval with a limit in the same unit: entirely below, entirely above, or neither."""
     low, high = interval
     if high < limit:
         return "pass"
@@ -201,7 +205,7 @@ def gate(interval: Interval, limit: float) -> VerdictName:
 
 
 def worst_verdict(*verdicts: VerdictName | None) -> VerdictName:
-    """The gravest of several verdicts; ``None`` (not judged) counts as a pass."""
+    """The worst of several verdicts; ``None`` (not judged) counts as a pass."""
     if "fail" in verdicts:
         return "fail"
     return "inconclusive" if "inconclusive" in verdicts else "pass"
@@ -210,26 +214,26 @@ def worst_verdict(*verdicts: VerdictName | None) -> VerdictName:
 def images_needed(
     paired: Paired, limit: float, *, power: float = 0.8, confidence: float = 0.95
 ) -> int | None:
-    """Images on which the gate would decide, were the true rates those observed.
+    """Number of images on which the gate would decide if the observed rates were the true ones.
 
-    The usual sample size for a paired difference, with the variance at the limit under the null
+    The standard sample size for a paired difference, with the variance at the limit under the null
     hypothesis and at the observed drop under the alternative::
 
         n = ((z_alpha * sd(limit) + z_power * sd(drop)) / (limit - drop))^2
 
-    ``z_alpha`` belongs to one side of the interval. The discordance at the limit is the one that
-    the interval itself would assume, which is at least the limit: with no discordant image at all
-    this still asks for enough images.
+    ``z_alpha`` is one-sided. The discordance at the limit is the one that the interval itself would
+    assume, which is at least the limit, so the result is large enough even without any discordant
+    image.
 
     Args:
-        paired: What was seen.
+        paired: The observed counts.
         limit: Largest allowed drop, as a fraction of one.
-        power: Chance that the gate decides on that many images.
-        confidence: Of the gate's interval.
+        power: Probability that the gate decides on that many images.
+        confidence: Confidence of the gate's interval.
 
     Returns:
-        Images in all (not in addition), or ``None`` if the drop equals the limit, which no number
-        of images decides.
+        Total number of images, not additional ones; ``None`` if the drop equals the limit, which no
+        number of images can decide.
     """
     from scipy.special import ndtri
 
@@ -248,7 +252,7 @@ def images_needed(
 
 
 def sqnr_db(signal: float, noise: float) -> float | None:
-    """Signal to quantization noise, decibel, from two sums of squares.
+    """Signal-to-quantization-noise ratio in decibels, from two sums of squares.
 
     Returns:
         ``None`` without noise: the outputs are identical.
@@ -259,7 +263,7 @@ def sqnr_db(signal: float, noise: float) -> float | None:
 
 
 def sums_of_squares(reference: NDArray[Any], other: NDArray[Any]) -> tuple[float, float]:
-    """Sum of squares of ``reference`` and of the difference of ``other`` to it, in float64."""
+    """Sums of squares of ``reference`` and of ``other - reference``, in float64."""
     exact = reference.astype(np.float64).ravel()
     difference = other.astype(np.float64).ravel() - exact
     return float(exact @ exact), float(difference @ difference)

@@ -1,6 +1,7 @@
-"""Hop by hop in one pass: every image is decoded once and goes through every hop.
+"""Compare all hops in one pass: every image is decoded once and goes through every hop.
 
-Nothing that grows with the number of images is kept but the five largest logits of each image.
+Only the five largest logits of each image are kept; all other memory is independent of the number
+of images.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ Array = NDArray[Any]
 
 @dataclass
 class Outcome:
-    """What became of one hop.
+    """Result of one hop.
 
     Attributes:
         step: The hop; ``None`` for the reference.
-        executor: What computed it.
+        executor: Description of what computed it.
         status: ``ok``, ``failed``, or ``built-not-run`` where this machine cannot run the engine.
         error: Why it has no result.
-        tally: The sums; of use only if `status` is ``ok``.
+        tally: Running sums; valid only if `status` is ``ok``.
     """
 
     step: Step | None
@@ -50,7 +51,7 @@ class Outcome:
     tally: Tally = field(default_factory=Tally)
 
     def fail(self, error: str) -> None:
-        """Give the hop up; what it computed before is void."""
+        """Mark the hop as failed and discard its sums."""
         self.status, self.error, self.tally = "failed", error, Tally()
 
 
@@ -59,10 +60,10 @@ class Parity:
     """All hops after the pass, the reference first.
 
     Attributes:
-        outcomes: By hop name.
-        sessions: Engines that are still open, by hop name; closed by `measure`'s context.
+        outcomes: Results by hop name.
+        sessions: Open executors by hop name; `measure` closes them at the end of its context.
         recorder: The predictions.
-        clock: Where the time went.
+        clock: Timing of the pass.
     """
 
     outcomes: dict[str, Outcome]
@@ -83,27 +84,27 @@ def measure(
 ) -> Iterator[Parity]:
     """Compute every hop on every image; the engines stay open inside the ``with`` block.
 
-    A hop whose executor raises, or whose outputs are not finite or of another shape than the
-    reference's, is given up with the reason; the others go on.
+    A hop whose executor raises, or whose outputs are not finite or differ in shape from the
+    reference's, is marked as failed with the reason; the others continue.
 
     Args:
         steps: The hops, parents before their children.
-        reference: What they are held against.
-        dataset: The images, with labels that are outputs of the reference.
-        batch: Images at a time.
-        clock: Told who computes and who waits.
-        progress: Told of every batch.
+        reference: What the hops are compared with.
+        dataset: The images; labels are output indices of the reference.
+        batch: Images per call.
+        clock: Receives computing and waiting times.
+        progress: Receives progress updates per batch.
 
     Raises:
-        UsageError: A file that is not what it should be, or images that cannot be read.
-        AccuracyGateFailed: The reference is far below the accuracy it is known for.
+        UsageError: A file is of the wrong kind, or images cannot be read.
+        AccuracyGateFailed: The reference is far below its expected accuracy.
     """
     parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder(), clock)
     try:
         for step in steps:
             parity.outcomes[step.name] = _open(step, reference, parity.sessions)
-        _pass_over(parity, reference, dataset, batch, progress)
-        _add_up(parity)
+        _run_pass(parity, reference, dataset, batch, progress)
+        _merge_processes(parity)
         yield parity
     finally:
         for executor in parity.sessions.values():
@@ -118,8 +119,8 @@ def _open(step: Step, reference: Reference, sessions: dict[str, Executor]) -> Ou
     try:
         sessions[step.name] = open_step(step, reference.preprocessing.image_size)
         outcome.executor = sessions[step.name].name
-    except EnvironmentFault as missing:
-        outcome.status, outcome.error = "built-not-run", str(missing)
+    except EnvironmentFault as error:
+        outcome.status, outcome.error = "built-not-run", str(error)
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
@@ -127,7 +128,7 @@ def _open(step: Step, reference: Reference, sessions: dict[str, Executor]) -> Ou
     return outcome
 
 
-def _pass_over(
+def _run_pass(
     parity: Parity, reference: Reference, dataset: Dataset, batch: int, progress: Progress
 ) -> None:
     as_uint8 = reference.takes_uint8 or any(e.takes_uint8 for e in parity.sessions.values())
@@ -138,7 +139,7 @@ def _pass_over(
     with contextlib.closing(batches):
         for images, labels, indices in parity.clock.waiting_for(batches):
             tensors = reference.preprocessing.normalize(images) if as_uint8 else images
-            _one_batch(parity, reference, _Views(tensors, images), labels, indices)
+            _run_batch(parity, reference, _Views(tensors, images), labels, indices)
             progress.advance(len(labels))
             tally = parity.outcomes[REFERENCE].tally
             check_early(tally.correct, tally.n, reference.expected_top1, dataset.name)
@@ -147,7 +148,7 @@ def _pass_over(
 
 @dataclass(frozen=True)
 class _Views:
-    """One batch as float32 tensors and as the images it came from (uint8 if any hop takes them)."""
+    """One batch as float32 tensors, and as loaded (uint8 if any hop takes uint8)."""
 
     tensors: Array
     images: Array
@@ -156,7 +157,7 @@ class _Views:
         return self.images if takes_uint8 else self.tensors
 
 
-def _one_batch(
+def _run_batch(
     parity: Parity,
     reference: Reference,
     views: _Views,
@@ -168,8 +169,8 @@ def _one_batch(
         expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
     if not np.isfinite(expected).all():
         raise DataError(
-            f"the reference {reference.name} gives NaN or infinite logits",
-            hint="check the checkpoint; nothing can be compared with it",
+            f"the reference {reference.name} returns NaN or infinite logits",
+            hint="check the checkpoint; no engine can be compared with it",
         )
     logits: dict[str, Array] = {REFERENCE: expected}
     parity.recorder.start_batch(indices)
@@ -188,19 +189,19 @@ def _one_batch(
 
 
 def _compute(outcome: Outcome, executor: Executor, views: _Views, expected: Array) -> Array | None:
-    """Logits of one hop; ``None`` and the outcome marked as failed if there are none of use."""
+    """Logits of one hop; ``None`` if they are unusable, with the outcome marked as failed."""
     try:
         outputs = executor.run(views.of(executor.takes_uint8))
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
         outcome.fail(_one_line(error))
         return None
     if outputs.shape != expected.shape:
-        outcome.fail(f"gives outputs of shape {outputs.shape}, the reference {expected.shape}")
+        outcome.fail(f"returns outputs of shape {outputs.shape}, the reference {expected.shape}")
         return None
     bad = ~np.isfinite(outputs).all(axis=1)
     if bad.any():
         count = int(np.count_nonzero(bad))
-        outcome.fail(f"gives NaN or infinite logits for {count} of {len(outputs)} images")
+        outcome.fail(f"returns NaN or infinite logits for {count} of {len(outputs)} images")
         return None
     return outputs
 
@@ -210,8 +211,8 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _add_up(parity: Parity) -> None:
-    """Add up the sums of all processes, so that each of them ends with the same result."""
+def _merge_processes(parity: Parity) -> None:
+    """Merge the sums of all processes, so that each ends with the same result."""
     (outcomes, recorder), *others = gathered((parity.outcomes, parity.recorder))
     for other_outcomes, other_recorder in others:
         for name, outcome in outcomes.items():

@@ -1,8 +1,8 @@
-"""Whether an engine computes in the precision that was asked for.
+"""Check whether an engine computes in the requested precision.
 
-An engine may keep a layer in FP32 although the graph says INT8, and most say nothing about it. The
-answer is weighed by operations (FLOPs of convolutions and fully-connected layers), since one
-large layer counts more than ten small ones.
+An engine may run a layer in FP32 although the graph says INT8, usually without reporting it. Layers
+are weighted by FLOPs (convolutions and fully connected layers), since one large layer matters more
+than ten small ones.
 """
 
 from __future__ import annotations
@@ -19,78 +19,77 @@ _ORDER = ("fail", "inconclusive", "pass")
 
 
 def audit(
-    asked: str,
+    requested: str,
     layers: Sequence[LayerInfo],
     min_share: float = 0.95,
     keep: Collection[str] = (),
 ) -> Audit:
     """Judge an engine by the layers it lists.
 
-    Only layers with weights count (those with ``flops``). FP32 means FP32: TF32 keeps 10 bits of
-    the mantissa and counts as another precision unless ``tf32`` was asked for.
+    Only layers with weights count (those with ``flops``). TF32 keeps 10 bits of the mantissa and
+    does not count as FP32; it passes only if ``tf32`` was requested.
 
-    An engine with several optimization profiles lists its layers once for each, compiled apart: each
-    profile is judged, and the worst one is the answer.
+    An engine with several optimization profiles compiles and lists its layers once per profile.
+    Each profile is judged, and the worst result is returned.
 
     Args:
-        asked: The precision asked for (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``),
-            or ``mixed``: INT8 but for the layers to keep, and those not in INT8.
-        layers: What the engine tells of its layers.
-        min_share: Smallest share of the FLOPs that must be computed in ``asked``.
+        requested: The requested precision (``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``,
+            ``fp8``), or ``mixed``: INT8 except for the layers in ``keep``, which must not be INT8.
+        layers: The layers as the engine reports them.
+        min_share: Smallest share of the FLOPs that must be computed in the requested precision.
         keep: PyTorch modules that were to stay in a higher precision.
 
     Returns:
-        The audit. Its verdict is ``inconclusive`` when the engine lists no layer with weights, or
-        does not tell the precision of so many that either verdict is possible, or for ``mixed``
-        without the layers to keep.
+        The audit. Its verdict is ``inconclusive`` if the engine lists no layer with weights, if too
+        many layers have an unreported precision to decide, or for ``mixed`` without ``keep``.
     """
     profiles = sorted({layer.profile for layer in layers})
     audits = [
-        _audit_profile(asked, [x for x in layers if x.profile == profile], min_share, keep)
+        _audit_profile(requested, [x for x in layers if x.profile == profile], min_share, keep)
         for profile in profiles or [0]
     ]
-    worst = min(audits, key=lambda found: _ORDER.index(found.verdict))
+    worst = min(audits, key=lambda result: _ORDER.index(result.verdict))
     if len(audits) == 1:
         return worst
-    which = profiles[audits.index(worst)]
-    return worst.model_copy(update={"reason": f"in profile {which}, {worst.reason}"})
+    profile = profiles[audits.index(worst)]
+    return worst.model_copy(update={"reason": f"in profile {profile}, {worst.reason}"})
 
 
 def _audit_profile(
-    asked: str, layers: Sequence[LayerInfo], min_share: float, keep: Collection[str]
+    requested: str, layers: Sequence[LayerInfo], min_share: float, keep: Collection[str]
 ) -> Audit:
     weighted = [layer for layer in layers if layer.flops]
-    if not weighted or (asked == "mixed" and not keep):
+    if not weighted or (requested == "mixed" and not keep):
         return Audit(
-            asked=asked,
+            asked=requested,
             computed={},
             share=None,
             min_share=min_share,
             verdict="inconclusive",
-            reason="the graph does not say which layers were to stay in high precision"
+            reason="the graph does not state which layers were to stay in high precision"
             if weighted
-            else "the engine lists no layer with weights, so its precision cannot be told",
+            else "the engine lists no layer with weights, so its precision is unknown",
         )
     flops: Counter[str] = Counter()
     for layer in weighted:
         flops[layer.precision] += layer.flops or 0
     total = sum(flops.values())
     computed = {name: count / total for name, count in flops.most_common()}
-    differing = [layer for layer in weighted if not _as_asked(layer, asked, keep)]
+    differing = [layer for layer in weighted if not _as_requested(layer, requested, keep)]
     share = 1.0 - sum(layer.flops or 0 for layer in differing) / total
     possible = share + flops["unknown"] / total
-    what = f"as asked ({_shares(computed)})" if keep else asked.upper()
-    percent = f"{100 * share:.1f} % of the FLOPs are {what}"
+    precision = f"the requested precision ({_shares(computed)})" if keep else requested.upper()
+    percent = f"{100 * share:.1f} % of the FLOPs are computed in {precision}"
     if share >= min_share:
-        verdict, reason = "pass", percent + _named(differing)
+        verdict, reason = "pass", percent + _exceptions(differing)
     elif possible >= min_share:
         verdict = "inconclusive"
-        reason = f"{percent}, and the engine does not tell the precision of{_names(differing)}"
+        reason = f"{percent}; the engine does not report the precision of{_names(differing)}"
     else:
         verdict = "fail"
-        reason = f"{percent}, less than {100 * min_share:g} %{_named(differing)}"
+        reason = f"{percent}, less than {100 * min_share:g} %{_exceptions(differing)}"
     return Audit(
-        asked=asked,
+        asked=requested,
         computed=computed,
         share=share,
         min_share=min_share,
@@ -105,17 +104,17 @@ def audit_manifest(manifest: Manifest, min_share: float = 0.95) -> Audit:
     layers = [LayerInfo.model_validate(raw) for raw in manifest.details.get("layers", [])]
     settings = manifest.settings
     options = settings.get("options") or {}
-    asked, keep = str(settings.get("precision", "fp32")), settings.get("keep") or ()
+    requested, keep = str(settings.get("precision", "fp32")), settings.get("keep") or ()
     if options.get("storage_only") and not str(settings.get("backend")).startswith("tensorrt"):
-        # A CPU engine built for storage alone was asked to compute everything in FP32.
-        asked, keep = "fp32", ()
-    if options.get("tf32") and asked == "fp32" and any(x.precision == "tf32" for x in layers):
-        asked = "tf32"
-    return audit(asked, layers, min_share, keep)
+        # A storage-only CPU engine is meant to compute everything in FP32.
+        requested, keep = "fp32", ()
+    if options.get("tf32") and requested == "fp32" and any(x.precision == "tf32" for x in layers):
+        requested = "tf32"
+    return audit(requested, layers, min_share, keep)
 
 
-def _as_asked(layer: LayerInfo, asked: str, keep: Collection[str]) -> bool:
-    quantized = "int8" if asked == "mixed" else asked
+def _as_requested(layer: LayerInfo, requested: str, keep: Collection[str]) -> bool:
+    quantized = "int8" if requested == "mixed" else requested
     if set(layer.torch_names) & set(keep):
         return layer.precision not in {quantized, "unknown"}
     return layer.precision == quantized
@@ -125,8 +124,8 @@ def _shares(computed: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * share:.1f} % {name.upper()}" for name, share in computed.items())
 
 
-def _named(layers: Sequence[LayerInfo]) -> str:
-    return f"; not:{_names(layers)}" if layers else ""
+def _exceptions(layers: Sequence[LayerInfo]) -> str:
+    return f"; except:{_names(layers)}" if layers else ""
 
 
 def _names(layers: Sequence[LayerInfo]) -> str:

@@ -1,7 +1,7 @@
-"""Per-image predictions of every hop in one NPZ file, so that runs can be compared later.
+"""Per-image predictions of every hop in one NPZ file, for later comparison of runs.
 
-The file holds the five largest logits of each hop and their classes: enough for top-1, top-5 and
-flips, and 4 MB a hop for 50,000 images however many classes there are.
+The file contains the five largest logits of each hop and their classes: enough for top-1, top-5 and
+flips, at 4 MB per hop for 50,000 images whatever the number of classes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What was predicted for each image.
+    """Predictions for each image.
 
     Attributes:
         dataset_sha256: Digest of the dataset.
-        image_ids: Names of the images, in the dataset's order.
+        image_ids: Names of the images, in dataset order.
         labels: N int64.
-        classes: Hop name to N x k int32: the classes of the k largest logits, largest first (k is
-            5, or the number of classes where that is smaller).
-        logits: Hop name to N x k float32: those logits.
+        classes: Hop name to N x k int32: classes of the k largest logits, largest first (k is 5, or
+            the number of classes if that is smaller).
+        logits: Hop name to N x k float32: the k largest logits.
     """
 
     dataset_sha256: str
@@ -49,7 +49,7 @@ class Predictions:
         return top
 
     def write(self, path: Path) -> None:
-        """Write the NPZ file, whole or not at all."""
+        """Write the NPZ file atomically."""
         hops = list(self.classes)
         head = {
             "schema_version": SCHEMA_VERSION,
@@ -69,23 +69,23 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of predictions.
+    """Read a predictions file.
 
     Raises:
-        ArtifactError: No such file, damaged, or of another schema.
+        ArtifactError: The file is missing, damaged or has another schema version.
     """
     if not path.is_file():
         raise ArtifactError(
-            f"no predictions at {path}", hint="run resnet-opt validate again to store them"
+            f"no predictions file at {path}", hint="run resnet-opt validate again to write it"
         )
     try:
-        # NumPy leaves a damaged file open that it opened itself.
+        # np.load does not close a damaged file that it opened itself.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             head = json.loads(str(file["head"]))
             if head["schema_version"] != SCHEMA_VERSION:
                 raise ArtifactError(
                     f"{path.name} has schema version {head['schema_version']}, "
-                    f"this is version {SCHEMA_VERSION}",
+                    f"but version {SCHEMA_VERSION} is required",
                     hint="run resnet-opt validate again",
                 )
             return Predictions(
@@ -97,49 +97,48 @@ def read_predictions(path: Path) -> Predictions:
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ArtifactError(
-            f"{path.name} is no file of predictions: {error}", hint="run resnet-opt validate again"
+            f"{path.name} is not a predictions file: {error}", hint="run resnet-opt validate again"
         ) from error
 
 
 @dataclass
 class Recorder:
-    """Collects the largest logits of each hop while batches go by."""
+    """Collects the largest logits of each hop, batch by batch."""
 
     indices: list[NDArray[np.int64]] = field(default_factory=list)
     classes: dict[str, list[NDArray[np.int32]]] = field(default_factory=dict)
     logits: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     def start_batch(self, indices: NDArray[np.int64]) -> None:
-        """Begin a batch of images at these positions of the dataset."""
+        """Start a batch of images at these dataset positions."""
         self.indices.append(indices)
 
     def add(self, hop: str, logits: NDArray[np.float32]) -> None:
-        """Add the logits of one hop for the batch begun last."""
-        # A stable sort of the negated logits keeps the lower class first where two are equal,
-        # which is what argmax does.
+        """Add the logits of one hop for the current batch."""
+        # A stable sort of the negated logits breaks ties like argmax: lower class first.
         order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
         self.classes.setdefault(hop, []).append(order.astype(np.int32))
         values = np.take_along_axis(logits, order, axis=1).astype(np.float32)
         self.logits.setdefault(hop, []).append(values)
 
     def forget(self, hop: str) -> None:
-        """Drop a hop that has failed."""
+        """Drop a failed hop."""
         self.classes.pop(hop, None)
         self.logits.pop(hop, None)
 
     def merge(self, other: Recorder) -> None:
         """Add the images of another process."""
         self.indices.extend(other.indices)
-        for mine, theirs in ((self.classes, other.classes), (self.logits, other.logits)):
-            for hop in [hop for hop in mine if hop not in theirs]:
-                del mine[hop]  # it failed over there
-            for hop, batches in mine.items():
+        for ours, theirs in ((self.classes, other.classes), (self.logits, other.logits)):
+            for hop in [hop for hop in ours if hop not in theirs]:
+                del ours[hop]  # it failed in the other process
+            for hop, batches in ours.items():
                 batches.extend(theirs[hop])  # type: ignore[arg-type]
 
     def finish(
         self, dataset_sha256: str, labels: NDArray[np.int64], image_ids: Sequence[str]
     ) -> Predictions:
-        """Put everything into the dataset's order.
+        """Sort everything into dataset order.
 
         Args:
             dataset_sha256: Digest of the dataset.

@@ -1,4 +1,4 @@
-"""What every hop is held against: a model in PyTorch, or a user's own FP32 ONNX file."""
+"""The reference that every hop is compared with: a PyTorch model or the user's FP32 ONNX file."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Reference:
     """An opened reference.
 
     Attributes:
-        name: What it is, in words.
-        executor: What computes it.
+        name: Name for results and messages.
+        executor: Description of what computes it.
         run: Maps a batch (N x 3 x H x W float32, or uint8 where `takes_uint8`) to N x classes
             float32.
-        preprocessing: What images go through before it sees them.
+        preprocessing: The preprocessing of its input images.
         classes: Class names in the order of the outputs, or ``None``.
         num_classes: Number of outputs.
         sha256: Digest of the weights or of the file.
-        checkpoint: Digest of the checkpoint's weights; ``None`` if the file does not say.
-        takes_uint8: The input is N x H x W x 3 uint8.
-        expected_top1: The accuracy it is known for, a fraction of one; ``None`` if unknown.
-        preprocessing_assumed: Nobody said what images it expects, and ImageNet's usual was taken.
+        checkpoint: Digest of the checkpoint's weights; ``None`` if the file does not state it.
+        takes_uint8: Whether the input is N x H x W x 3 uint8.
+        expected_top1: Published or trained top-1, a fraction of one; ``None`` if unknown.
+        preprocessing_assumed: Whether ImageNet preprocessing was assumed for lack of metadata.
         source: The model or file it was opened from.
     """
 
@@ -58,11 +58,11 @@ class Reference:
 
 
 def open_reference(source: Model | Path) -> Reference:
-    """Open a model, or an FP32 ONNX file that carries its preprocessing.
+    """Open a model, or an FP32 ONNX file with preprocessing metadata.
 
     Raises:
-        GraphError: The ONNX file is no classifier, is not FP32, or does not say what
-            preprocessing its images need.
+        GraphError: The ONNX file is not a classifier, is not FP32, or has no preprocessing
+            metadata.
     """
     return _from_model(source) if isinstance(source, Model) else _from_graph(source)
 
@@ -97,13 +97,13 @@ def _from_graph(path: Path) -> Reference:
     facts = graph_facts(path)
     if facts.precision != "fp32":
         raise GraphError(
-            f"{path.name} is {facts.precision.upper()}, a reference is FP32",
-            hint="give the FP32 graph or the checkpoint it was made from",
+            f"{path.name} is {facts.precision.upper()}, but a reference must be FP32",
+            hint="give the FP32 graph or the checkpoint that it was made from",
         )
     if facts.preprocessing is None:
         raise GraphError(
-            f"{path.name} does not say what preprocessing its images need",
-            hint="export it with resnet-opt export, which writes it into the file",
+            f"{path.name} does not state its preprocessing",
+            hint="export it with resnet-opt export, which writes the preprocessing into the file",
         )
     session: Session = as_written(path)
     classes = facts.classes

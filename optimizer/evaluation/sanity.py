@@ -1,7 +1,7 @@
-"""The reference first: a model far below the accuracy it is known for sees the wrong data.
+"""Check the reference first: if it is far below its expected accuracy, the data is wrong.
 
-No engine can be judged by images that its own network does not recognize. The usual reasons: a
-wrong resize or normalization, labels in another order, images of another data set.
+Engines cannot be judged on images that the reference itself misclassifies. Common causes: wrong
+resize or normalization, labels in a different order, images of another dataset.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _EARLY_IMAGES = 512
 def check_reference(
     correct: int, n: int, expected: float | None, dataset: str, *, confidence: float = 0.99
 ) -> None:
-    """Compare the reference's top-1 with what it is known for.
+    """Compare the reference's top-1 with its expected top-1.
 
     Args:
-        correct: Images that the reference has right.
-        n: Images in all.
-        expected: Its published or trained top-1, a fraction of one; ``None`` checks nothing.
+        correct: Images that the reference classifies correctly.
+        n: Number of images.
+        expected: Published or trained top-1, a fraction of one; ``None`` skips the check.
         dataset: Name of the data, for the message.
-        confidence: Of the interval; at 99 % one honest random subset in 200 is stopped.
+        confidence: Confidence of the interval; at 99 %, one in 200 valid random subsets is rejected.
 
     Raises:
         AccuracyGateFailed: The whole interval of the measured top-1 lies below ``expected``.
@@ -36,17 +36,17 @@ def check_reference(
         return
     raise AccuracyGateFailed(
         f"the FP32 reference itself has {100 * correct / n:.2f} % top-1 on {n} images of {dataset} "
-        f"({100 * confidence:g} % interval {100 * low:.2f} to {100 * high:.2f}), "
-        f"it is known for {100 * expected:.2f} %: the data or the preprocessing is wrong",
+        f"({100 * confidence:g} % interval {100 * low:.2f} to {100 * high:.2f}) instead of the "
+        f"expected {100 * expected:.2f} %: the data or the preprocessing is wrong",
         hint="check labels, class order, resize, colour order, mean and std; "
-        "resnet-opt preprocess --diff DATA",
+        "run resnet-opt preprocess --diff DATA",
     )
 
 
 def check_early(correct: int, n: int, expected: float | None, dataset: str) -> None:
-    """`check_reference` while the pass goes on: only what no chance explains stops it.
+    """`check_reference` during the pass: stops only for a deviation that chance cannot explain.
 
-    The interval is so wide (all but one in 10^9) that looking after every batch does not matter.
+    The interval is so wide (1 - 10^-9) that checking after every batch causes no false alarms.
     """
     if n >= _EARLY_IMAGES:
         check_reference(correct, n, expected, dataset, confidence=1 - 1e-9)

@@ -1,6 +1,6 @@
-"""Several processes on one validation: ``torchrun -m optimizer validate …``.
+"""One validation in several processes: ``torchrun -m optimizer validate …``.
 
-Every process takes each k-th image, so that each image counts exactly once and nothing is padded.
+Of k processes, each takes every k-th image, so each image counts exactly once without padding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes if torchrun started this one and nobody has done it yet."""
+    """Join the process group if torchrun started this process and it has not joined yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
         yield
         return
@@ -26,7 +26,7 @@ def joined() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    # Only sums and names travel, so the CPU backend serves machines with GPUs as well.
+    # Only sums and names are exchanged, so the CPU backend suffices on GPU machines too.
     dist.init_process_group("gloo")
     try:
         yield
@@ -35,7 +35,7 @@ def joined() -> Iterator[None]:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """Rank of this process and number of processes."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -43,19 +43,19 @@ def rank_and_world() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def gathered(own: _T) -> list[_T]:
-    """What each process has, in the order of their numbers; the same list everywhere."""
+def gathered(item: _T) -> list[_T]:
+    """The items of all processes in rank order; every process gets the same list."""
     import torch.distributed as dist
 
     _, world = rank_and_world()
     if world == 1:
-        return [own]
-    parts: list[_T] = [own] * world
-    dist.all_gather_object(parts, own)
+        return [item]
+    parts: list[_T] = [item] * world
+    dist.all_gather_object(parts, item)
     return parts
 
 
 def local_device() -> str | None:
-    """The GPU of this process under torchrun, ``cuda:1``; ``None`` otherwise."""
+    """The GPU of this process under torchrun, e.g. ``cuda:1``; ``None`` otherwise."""
     rank = os.environ.get("LOCAL_RANK")
     return None if rank is None else f"cuda:{rank}"

@@ -1,4 +1,4 @@
-"""Running sums of one hop: what can be said of 50,000 images without keeping their outputs."""
+"""Running sums of one hop, so that outputs need not be kept."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Logits = NDArray[np.float32]
 
 
 def label_rank(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of each image's label in the order of its logits, 0 for the largest.
+    """Rank of each image's label among its logits, 0 for the largest.
 
-    A tie counts as `numpy.argmax` counts it: the lower class index comes first.
+    Ties are broken like `numpy.argmax`: the lower class index comes first.
     """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    ahead = logits > own
-    equal_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    label_logit = np.take_along_axis(logits, labels[:, None], axis=1)
+    ahead = logits > label_logit
+    equal_before = (logits == label_logit) & (np.arange(logits.shape[1]) < labels[:, None])
     rank: NDArray[np.int64] = (ahead | equal_before).sum(axis=1)
     return rank
 
 
 @dataclass
 class Noise:
-    """Sums of squares of a signal and of what was added to it."""
+    """Sums of squares of a signal and of its error."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -47,24 +47,24 @@ class Noise:
 
     @property
     def db(self) -> float | None:
-        """Signal to noise, decibel; ``None`` for identical outputs."""
+        """Signal-to-noise ratio in decibels; ``None`` for identical outputs."""
         return sqnr_db(self.signal, self.noise)
 
 
 class Tally:
-    """What one hop came to so far; two tallies of different images can be merged.
+    """Running sums of one hop; tallies of different images can be merged.
 
     Attributes:
         n: Images.
-        correct, correct5: Images whose label is the first, among the first five.
-        losses, gains: Images that only the reference, only this hop has right.
-        flips, flips_vs_parent: Images of another top-1 class than the reference's, the parent's.
-        parent_losses, parent_gains: As ``losses`` and ``gains``, against the parent.
-        noise, noise_vs_parent: Error of the logits.
-        max_abs_diff: Largest difference of a logit to the reference's.
-        worst: Index in the dataset of the image it belongs to; ``None`` without any difference.
+        correct, correct5: Images whose label is the top-1 prediction, among the top 5.
+        losses, gains: Images that only the reference, only this hop classifies correctly.
+        flips, flips_vs_parent: Images whose top-1 class differs from the reference's, the parent's.
+        parent_losses, parent_gains: Like ``losses`` and ``gains``, relative to the parent.
+        noise, noise_vs_parent: Error of the logits relative to the reference, the parent.
+        max_abs_diff: Largest absolute difference of a logit from the reference's.
+        worst: Dataset index of the image with that difference; ``None`` without any difference.
         classes: Number of outputs.
-        has_parent: Every batch could be compared with the parent.
+        has_parent: Whether every batch could be compared with the parent.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Tally:
             labels: N int64.
             indices: N int64, positions in the dataset.
             reference: The reference's logits.
-            parent: The parent hop's logits; ``None`` if it has failed.
+            parent: The parent hop's logits; ``None`` if the parent failed.
         """
         rank = label_rank(logits, labels)
         right, reference_right = rank == 0, label_rank(reference, labels) == 0
@@ -119,7 +119,7 @@ class Tally:
             self.worst = int(indices[position])
 
     def merge(self, other: Tally) -> None:
-        """Add the tally of other images."""
+        """Add a tally of different images."""
         for name in (
             "n", "correct", "correct5", "losses", "gains", "flips", "flips_vs_parent",
             "parent_losses", "parent_gains",
@@ -139,5 +139,5 @@ class Tally:
 
     @property
     def top5(self) -> float | None:
-        """Share of labels among the first five; ``None`` where five outputs are all there are."""
+        """Share of images whose label is among the top 5; ``None`` with five or fewer outputs."""
         return self.correct5 / self.n if self.classes > 5 else None

@@ -1,4 +1,4 @@
-"""`validate`: engines held against the reference, hop by hop, and judged."""
+"""`validate`: compare engines with the reference, hop by hop, and judge the differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optimizer.errors import (
     PrecisionAuditFailed,
     UsageError,
 )
-from optimizer.evaluation.accuracy_finding import LABELS_TELL_NOTHING, finding
+from optimizer.evaluation.accuracy_finding import LABELS_UNINFORMATIVE, finding
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
@@ -66,47 +66,50 @@ def validate(
 
     Args:
         chains: The files from the reference to each engine.
-        reference: The model, or the user's own FP32 ONNX file (with its preprocessing in it).
+        reference: The model, or the user's FP32 ONNX file with preprocessing metadata.
         dataset: Labelled images.
-        gates: The limits; each is a test of non-inferiority on the 95 % interval.
-        options: Images per call; whether up to 256 of the images are compared block by block too;
-            the share of the FLOPs that an engine must compute in its precision.
-        predictions: Where the per-image predictions go (``.npz``); ``None`` keeps none.
-        progress: Told of every batch.
+        gates: The limits; each is a non-inferiority test on the 95 % interval.
+        options: Images per call; whether to compare up to 256 images block by block as well; the
+            share of the FLOPs that an engine must compute in its precision.
+        predictions: Output file for the per-image predictions (``.npz``); ``None`` writes none.
+        progress: Receives progress updates per batch.
 
     Returns:
-        The result. Its verdict is ``fail`` if any hop failed or breaks a limit, an engine's rows
-        depend on their batch, or an engine does not compute what was asked; ``inconclusive`` if
-        the hop that decides for a chain (its engine, or its last hop that could run) is.
+        The result. Its verdict is ``fail`` if any hop failed or exceeds a limit, if an engine's
+        outputs depend on the other images in the batch, or if an engine does not compute in the
+        requested precision; ``inconclusive`` if the deciding hop of a chain (its engine, or the
+        last hop that could run) is inconclusive.
 
     Raises:
         UsageError: No chain, unreadable files, or data that does not fit the model.
-        AccuracyGateFailed: The reference itself is below the accuracy it is known for.
+        AccuracyGateFailed: The reference itself is below its expected accuracy.
     """
     batch = options.batch
     if predictions is not None and predictions.suffix != ".npz":
         raise UsageError(
-            f"predictions are an .npz file, not {predictions.name}", hint=f"{predictions.stem}.npz"
+            f"predictions are written as .npz, not as {predictions.name}",
+            hint=f"name the file {predictions.stem}.npz",
         )
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
     if len(dataset) == 0:
-        raise DataError(f"{dataset.name} holds no images")
-    planned = plan_steps(chains, opened)  # what does not belong together is not the data's fault
+        raise DataError(f"{dataset.name} contains no images")
+    planned = plan_steps(chains, opened)  # report mismatched files before checking the data
     data = check_fits(dataset, opened.num_classes, opened.classes)
     steps = {step.name: step for chain in planned.values() for step in chain}
     measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
     with joined(), measured as parity:
-        own = parity.outcomes[REFERENCE].tally
-        check_reference(own.correct, own.n, opened.expected_top1, data.name)
+        reference_tally = parity.outcomes[REFERENCE].tally
+        n, correct = reference_tally.n, reference_tally.correct
+        check_reference(correct, n, opened.expected_top1, data.name)
         consistency = _consistency(parity, opened, data, batch)
-        written = None
+        predictions_sha256 = None
         if predictions is not None and rank_and_world()[0] == 0:
             _write_predictions(parity, data, dataset.sha256, predictions)
-            written = digest(predictions)
-        skipped, timing = _reading(data, clock, read_before)
-    tell = wilson_interval(own.correct, own.n)[0] > 1 / opened.num_classes
-    hops = [_hop(name, o, gates, data, tell) for name, o in parity.outcomes.items()]
+            predictions_sha256 = digest(predictions)
+        skipped, timing = _skipped_and_timing(data, clock, read_before)
+    informative = wilson_interval(correct, n)[0] > 1 / opened.num_classes
+    hops = [_hop(name, o, gates, data, informative) for name, o in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
     audits = _audits(steps.values(), options.min_share)
     evidence = Evidence(
@@ -116,7 +119,7 @@ def validate(
         gates=gates,
         consistency=consistency,
         audits=audits,
-        labels_tell=tell,
+        labels_informative=informative,
     )
     failing = evidence.first_failing
     return ValidateResult(
@@ -124,7 +127,7 @@ def validate(
         reference=opened.name,
         dataset=DatasetInfo(
             name=data.name,
-            n=own.n,
+            n=n,
             sha256=dataset.sha256,
             image_size=opened.preprocessing.image_size,
             skipped=skipped,
@@ -138,32 +141,32 @@ def validate(
         gates=gates,
         images_needed=evidence.images_needed,
         predictions_file=None if predictions is None else predictions.name,
-        predictions_sha256=written,
+        predictions_sha256=predictions_sha256,
         timing=timing,
         verdict=evidence.verdict,
     )
 
 
 def raise_for_verdict(result: ValidateResult) -> None:
-    """Turn a verdict that is no pass into the exception with its exit code.
+    """Raise the exception, and so the exit code, for a verdict other than ``pass``.
 
     Raises:
-        AccuracyGateFailed: A hop failed or breaks a limit, or rows depend on their batch.
-        PrecisionAuditFailed: Accuracy is fine, an engine computes in another precision.
-        Inconclusive: The images cannot decide.
+        AccuracyGateFailed: A hop failed or exceeds a limit, or outputs depend on the batch.
+        PrecisionAuditFailed: Accuracy is fine, but an engine computes in another precision.
+        Inconclusive: There are too few images to decide.
     """
-    lost = any(hop.verdict == "fail" for hop in result.hops)
-    if lost or any(found.verdict == "fail" for found in result.batch_consistency):
+    hop_failed = any(hop.verdict == "fail" for hop in result.hops)
+    if hop_failed or any(check.verdict == "fail" for check in result.batch_consistency):
         raise AccuracyGateFailed(result.finding, hint="resnet-opt validate --layers shows where")
-    if any(found.verdict == "fail" for found in result.audits.values()):
+    if any(audit.verdict == "fail" for audit in result.audits.values()):
         raise PrecisionAuditFailed(result.finding, hint="resnet-opt inspect lists the layers")
     if result.verdict == "inconclusive":
         needed = result.images_needed
-        hint = f"validate on about {needed:,} images" if needed else "a larger limit, or a GPU"
-        if result.finding.startswith(LABELS_TELL_NOTHING):
-            hint = (
-                "look at the classes, their order and the preprocessing: more images tell no more"
-            )
+        hint = "raise the limit, or validate on a machine that can run the engine"
+        if needed:
+            hint = f"validate on about {needed:,} images"
+        if result.finding.startswith(LABELS_UNINFORMATIVE):
+            hint = "check the classes, their order and the preprocessing; more images will not help"
         raise Inconclusive(result.finding, hint=hint)
 
 
@@ -171,7 +174,7 @@ def raise_for_verdict(result: ValidateResult) -> None:
 
 
 def _hop(
-    name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset, labels_tell: bool
+    name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset, informative: bool
 ) -> Hop:
     step, tally = outcome.step, outcome.tally
     hop = Hop(
@@ -202,7 +205,7 @@ def _hop(
             "sqnr_db": tally.noise.db,
             "max_abs_diff": tally.max_abs_diff,
             "worst_image": None if tally.worst is None else dataset.image_id(tally.worst),
-            "verdict": judge_hop(tally.paired, tally.flips, gates, labels_tell=labels_tell),
+            "verdict": judge_hop(tally.paired, tally.flips, gates, labels_informative=informative),
         }
         if tally.has_parent:
             measured |= {
@@ -218,8 +221,8 @@ def _hop(
 def _consistency(
     parity: Parity, reference: Reference, dataset: ImageDataset, batch: int
 ) -> list[BatchConsistency]:
-    found = []
-    dataset = replace(dataset, workers=0)  # a few images, which no process is started for
+    checks = []
+    dataset = replace(dataset, workers=0)  # too few images to start worker processes for
     for name, executor in parity.sessions.items():
         outcome = parity.outcomes[name]
         if outcome.step is None or outcome.step.kind != "engine" or outcome.status != "ok":
@@ -229,7 +232,7 @@ def _consistency(
             count, reference.preprocessing, as_uint8=executor.takes_uint8, order=range(count)
         )
         with parity.clock.computing(CONSISTENCY):
-            found.append(
+            checks.append(
                 batch_consistency(
                     name,
                     executor.session,
@@ -239,13 +242,15 @@ def _consistency(
                     precision=outcome.step.precision,
                 )
             )
-    return found
+    return checks
 
 
-def _reading(dataset: ImageDataset, clock: Clock, read_before: float) -> tuple[list[str], Timing]:
-    """What all processes left out, and where the time of the first one went."""
-    own = list(dataset.skipped), clock.result(dataset.spent.cpu_s - read_before)
-    skipped, timings = zip(*gathered(own), strict=True)
+def _skipped_and_timing(
+    dataset: ImageDataset, clock: Clock, read_before: float
+) -> tuple[list[str], Timing]:
+    """Images skipped by any process, and the timing of the first process."""
+    local = list(dataset.skipped), clock.result(dataset.spent.cpu_s - read_before)
+    skipped, timings = zip(*gathered(local), strict=True)
     return sorted({name for names in skipped for name in names}), timings[0]
 
 
@@ -264,16 +269,16 @@ def _layers(
     batch: int,
     progress: Progress,
 ) -> dict[str, list[BlockNoise]]:
-    few = dataset.select(np.arange(min(_LAYER_IMAGES, len(dataset)), dtype=np.int64))
-    found = {}
+    subset = dataset.select(np.arange(min(_LAYER_IMAGES, len(dataset)), dtype=np.int64))
+    noise = {}
     for name, outcome in parity.outcomes.items():
         step = outcome.step
         # BF16 graphs cannot be tapped: ONNX Runtime's CPU provider has no BF16 convolution.
         if step is None or step.kind != "graph" or step.precision == "bf16":
             continue
         if outcome.status == "ok":
-            found[name] = layerwise(reference, step.path, few, batch=batch, progress=progress)
-    return found
+            noise[name] = layerwise(reference, step.path, subset, batch=batch, progress=progress)
+    return noise
 
 
 def _write_predictions(parity: Parity, dataset: ImageDataset, sha256: str, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Reports: HTML, Markdown, CSV and the terminal's summary, all from the same results.
+"""Reports: HTML, Markdown, CSV and the terminal summary, all from the same results.
 
-Nothing is measured, judged or looked up here: every word and number of a report comes from a
-`RunResult` and the `ProfileResult` beside it, and a value that is in neither is a dash with a
-footnote.
+Nothing is measured or judged here: every number of a report comes from a `RunResult` and the
+optional `ProfileResult`. A value that is in neither is shown as a dash with a footnote.
 """
 
 from __future__ import annotations
@@ -36,26 +35,26 @@ def load_run(folder: Path) -> RunResult:
     """Read the results of a run folder.
 
     Raises:
-        ArtifactError: No ``results.json`` in it, or one that cannot be read or is no run's.
+        ArtifactError: ``results.json`` is missing, unreadable, or not the result of a run.
     """
     if folder.is_file():
         raise ArtifactError(
-            f"{folder} is a file, a report is made of the folder of a run",
-            hint="name the folder that resnet-opt run or demo wrote",
+            f"{folder} is a file, but a report is made from a run folder",
+            hint="give the folder written by resnet-opt run or demo",
         )
     if not folder.is_dir():
-        raise ArtifactError(f"no such folder: {folder}", hint="name the folder that a run wrote")
+        raise ArtifactError(f"no such folder: {folder}", hint="give the folder written by a run")
     path = folder / "results.json"
     if not path.is_file():
         raise ArtifactError(
             f"{folder} has no results.json",
-            hint="name the folder that resnet-opt run or demo wrote; an interrupted run has none",
+            hint="give a folder written by resnet-opt run or demo; an interrupted run has no results",
         )
     result = read_result(path)
     if not isinstance(result, RunResult):
         raise ArtifactError(
-            f"{path} holds the result of {result.kind}, not of a run",
-            hint="name the folder that resnet-opt run or demo wrote",
+            f"{path} contains the result of {result.kind}, not of a run",
+            hint="give the folder written by resnet-opt run or demo",
         )
     return result
 
@@ -64,46 +63,46 @@ def load_profile(path: Path) -> ProfileResult:
     """Read a profile.
 
     Raises:
-        ArtifactError: It cannot be read, or is another result.
+        ArtifactError: The file cannot be read or contains another kind of result.
     """
     result = read_result(path)
     if not isinstance(result, ProfileResult):
         raise ArtifactError(
-            f"{path} holds the result of {result.kind}, not of profile",
-            hint="name what resnet-opt profile wrote",
+            f"{path} contains the result of {result.kind}, not of profile",
+            hint="give the file written by resnet-opt profile",
         )
     return result
 
 
 def write_report(run_dirs: Sequence[Path], output: Path, *, profile: Path | None = None) -> None:
-    """Write the report of one or several runs; the suffix of ``output`` decides the format.
+    """Write the report of one or several runs; the suffix of ``output`` selects the format.
 
-    Links in it are relative, from the folder of ``output`` to the run folders.
+    Links are relative, from the folder of ``output`` to the run folders.
 
     Args:
         run_dirs: Folders with a ``results.json``; several are shown side by side.
         output: ``.html``, ``.md`` or ``.csv``.
-        profile: The profile of the one run; ``None`` for the ``profile.json`` in the folder of
-            each, where there is one. A CSV has no layers.
+        profile: The profile of a single run; ``None`` uses the ``profile.json`` in each run folder,
+            if there is one. A CSV report contains no layers.
 
     Raises:
-        UsageError: No folder, another suffix, or one profile for several runs.
-        ArtifactError: As `load_run` and `load_profile`.
+        UsageError: No folder, an unsupported suffix, or one profile for several runs.
+        ArtifactError: See `load_run` and `load_profile`.
     """
     if not run_dirs:
-        raise UsageError("no run folder to report on", hint="name at least one run folder")
+        raise UsageError("no run folder to report on", hint="give at least one run folder")
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(
-            f"a report cannot be written as {output.name}",
-            hint=f"end its name in {', '.join(SUFFIXES)}",
+            f"{output.name} has no supported report suffix",
+            hint=f"use one of {', '.join(SUFFIXES)}",
         )
     if profile is not None and len(run_dirs) > 1:
         raise UsageError(
-            "one profile belongs to one run, not to several",
-            hint="put it into its run folder as profile.json",
+            "one profile cannot be used for several runs",
+            hint="store each profile as profile.json in its run folder",
         )
-    runs = [(load_run(folder), _seen_from(output, folder)) for folder in run_dirs]
+    runs = [(load_run(folder), _relative_to_report(output, folder)) for folder in run_dirs]
     profiles = [_profile_of(folder, profile) for folder in run_dirs]
     match suffix:
         case ".html":
@@ -118,10 +117,10 @@ def write_report(run_dirs: Sequence[Path], output: Path, *, profile: Path | None
     write_text_atomically(output, text)
 
 
-def _profile_of(folder: Path, given: Path | None) -> ProfileResult | None:
-    path = given or folder / "profile.json"
-    return load_profile(path) if given is not None or path.is_file() else None
+def _profile_of(folder: Path, explicit: Path | None) -> ProfileResult | None:
+    path = explicit or folder / "profile.json"
+    return load_profile(path) if explicit is not None or path.is_file() else None
 
 
-def _seen_from(output: Path, folder: Path) -> Path:
+def _relative_to_report(output: Path, folder: Path) -> Path:
     return Path(os.path.relpath(folder.resolve(), output.parent.resolve()))

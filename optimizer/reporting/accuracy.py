@@ -1,4 +1,4 @@
-"""Tables of accuracy: the chain of hops, the precision audit, batch consistency."""
+"""Accuracy tables: the chain of hops, the precision audit and batch consistency."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def tree_order(hops: Sequence[Hop]) -> list[tuple[int, Hop]]:
     names = {hop.name for hop in hops}
     roots = [h for h in hops if h.parent is None or h.parent not in names]
     ordered: list[tuple[int, Hop]] = []
-    seen: set[int] = set()
+    visited: set[int] = set()
 
     def visit(hop: Hop, depth: int) -> None:
-        if id(hop) in seen:
+        if id(hop) in visited:
             return
-        seen.add(id(hop))
+        visited.add(id(hop))
         ordered.append((depth, hop))
         for child in hops:
             if child.parent == hop.name:
                 visit(child, depth + 1)
 
-    for hop in [*roots, *hops]:  # the second round finds hops that are only each other's parents
+    for hop in [*roots, *hops]:  # visiting all hops also covers cycles of parents
         visit(hop, 0)
     return ordered
 
 
 def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
-    """The chain from the reference to every engine, one row a hop."""
+    """The chain from the reference to every engine, one row per hop."""
     notes = Notes()
     rows = []
     for depth, hop in tree_order(result.hops):
@@ -52,21 +52,21 @@ def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
         remark = f"{hop.name}: {STATUS_WORDS[hop.status]}: {reason}" if reason else None
         if failing:
             remark = " ".join(
-                filter(None, ["First failing hop: the limit is broken here first.", remark])
+                filter(None, ["First failing hop: the limit is first exceeded here.", remark])
             )
         href = links.to(file_in_run(run, hop.engine))
         cells = _hop_cells(hop, failing, notes, href)
         rows.append(Row(cells, remark=remark, highlight=failing, depth=depth))
     return Table(
         id="hops",
-        caption="Hop by hop from the reference to each engine, on the same images.",
+        caption="Each hop from the reference to the engines, on the same images.",
         columns=[
             Column("Hop", numeric=False, hint="computed by"),
             Column("Precision", numeric=False),
-            Column("SQNR to hop before", "dB"),
-            Column("Flips to hop before", "images"),
-            Column("SQNR to reference", "dB"),
-            Column("Flips to reference", "images"),
+            Column("SQNR vs previous hop", "dB"),
+            Column("Flips vs previous hop", "images"),
+            Column("SQNR vs reference", "dB"),
+            Column("Flips vs reference", "images"),
             Column("Top-1", "%", hint="95 % interval"),
             Column("Drop", "pp", hint="paired 95 %"),
             Column("McNemar p"),
@@ -85,9 +85,9 @@ def _hop_cells(hop: Hop, failing: bool, notes: Notes, href: str | None) -> list[
         Cell(hop.precision),
     ]
     if hop.status != "ok":
-        gap = notes.missing(f"Not compared: {STATUS_WORDS[hop.status]}.")
+        missing = notes.missing(f"Not compared: {STATUS_WORDS[hop.status]}.")
         badge = "fail" if failing or hop.status == "failed" else "inconclusive"
-        return [*head, *([gap] * 8), Cell(DASH), Cell(STATUS_WORDS[hop.status], badge=badge)]
+        return [*head, *([missing] * 8), Cell(DASH), Cell(STATUS_WORDS[hop.status], badge=badge)]
     places = 2 if hop.n < 5000 else 3
     top1 = Cell(
         percent(hop.top1, places),
@@ -96,8 +96,8 @@ def _hop_cells(hop: Hop, failing: bool, notes: Notes, href: str | None) -> list[
         bounds=_times100(hop.top1_ci95),
     )
     if hop.parent is None:
-        gap = notes.missing("The reference: everything else is held against it.")
-        return [*head, *([gap] * 4), top1, *([gap] * 3), Cell(DASH), Cell("reference")]
+        missing = notes.missing("This is the reference that all other hops are compared with.")
+        return [*head, *([missing] * 4), top1, *([missing] * 3), Cell(DASH), Cell("reference")]
     return [
         *head,
         sqnr_cell(hop.sqnr_vs_parent_db, hop.flips_vs_parent, notes),
@@ -119,7 +119,7 @@ def _hop_cells(hop: Hop, failing: bool, notes: Notes, href: str | None) -> list[
 
 
 def block_table(result: ValidateResult) -> Table | None:
-    """Signal to noise after each residual block, one column a graph that was looked into."""
+    """Signal-to-noise ratio after each residual block, one column per measured graph."""
     if not result.layers:
         return None
     notes = Notes()
@@ -128,17 +128,17 @@ def block_table(result: ValidateResult) -> Table | None:
     rows = []
     for module in modules:
         cells = [Cell(module, code=True)]
-        for found in by_hop.values():
-            if module not in found:
-                cells.append(notes.missing("Not looked into in this graph."))
+        for sqnr_by_module in by_hop.values():
+            if module not in sqnr_by_module:
+                cells.append(notes.missing("Not measured in this graph."))
             else:
-                cells.append(_noise_cell(found[module], notes))
+                cells.append(_noise_cell(sqnr_by_module[module], notes))
         rows.append(Row(cells))
     return Table(
         id="blocks",
-        caption="Signal to noise after each residual block, against the reference.",
+        caption="Signal-to-noise ratio after each residual block, relative to the reference.",
         columns=[
-            Column("After", numeric=False),
+            Column("After block", numeric=False),
             *[Column(f"SQNR of {hop}", "dB") for hop in by_hop],
         ],
         rows=rows,
@@ -157,7 +157,7 @@ def _times100(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def audit_table(rows: Sequence[EngineRow]) -> Table | None:
-    """What each engine was asked to compute in and what it computes in."""
+    """The requested precision of each engine and the precision it computes in."""
     audited = [(row, row.audit) for row in rows if row.audit]
     if not audited:
         return None
@@ -166,11 +166,11 @@ def audit_table(rows: Sequence[EngineRow]) -> Table | None:
         caption="Precision audit: shares of the convolution and fully-connected FLOPs.",
         columns=[
             Column("Engine", numeric=False),
-            Column("Asked", numeric=False),
+            Column("Requested", numeric=False),
             Column("Computed", "% of FLOPs", numeric=False),
-            Column("In the asked precision", "%"),
-            Column("At least needed", "%"),
-            Column("Layers that differ"),
+            Column("In the requested precision", "%"),
+            Column("Minimum required", "%"),
+            Column("Differing layers"),
             Column("Verdict", numeric=False),
             Column("Reason", numeric=False),
         ],
@@ -179,7 +179,7 @@ def audit_table(rows: Sequence[EngineRow]) -> Table | None:
 
 
 def _audit_cells(name: str, audit: Audit) -> list[Cell]:
-    share = Cell("not told") if audit.share is None else _percent_cell(audit.share)
+    share = Cell("not reported") if audit.share is None else _percent_cell(audit.share)
     return [
         Cell(name),
         Cell(audit.asked),
@@ -197,19 +197,19 @@ def _percent_cell(share: float) -> Cell:
 
 
 def layer_table(number: int, row: EngineRow) -> Table | None:
-    """The layers of one engine that compute in another precision than asked."""
+    """The layers of one engine that do not compute in the requested precision."""
     layers = row.audit.differing if row.audit else []
     if not layers:
         return None
     return Table(
         id=f"layers-{number}",
-        caption=f"Layers of {row.name} that do not compute in the asked precision.",
+        caption=f"Layers of {row.name} that do not compute in the requested precision.",
         columns=[
             Column("Engine layer", numeric=False),
             Column("PyTorch modules", numeric=False),
             Column("Type", numeric=False),
             Column("Computes in", numeric=False),
-            Column("Work", "MFLOP an image"),
+            Column("Work", "MFLOP per image"),
         ],
         rows=[Row(_layer_cells(layer)) for layer in layers],
     )
@@ -227,7 +227,7 @@ def _layer_cells(layer: LayerInfo) -> list[Cell]:
 
 
 def consistency_table(rows: Sequence[EngineRow]) -> Table | None:
-    """Whether an image's outputs depend on its neighbours in the batch."""
+    """Whether an image's outputs depend on the other images in the batch."""
     checks = {id(check): (row.name, check) for row in rows for check in row.consistency}
     if not checks:
         return None
@@ -245,10 +245,10 @@ def consistency_table(rows: Sequence[EngineRow]) -> Table | None:
         lines.append(Row(cells))
     return Table(
         id="consistency",
-        caption="Batch consistency: the same image alone, repeated, and among others.",
+        caption="Batch consistency: the same image alone, repeated, and together with others.",
         columns=[
             Column("Engine", numeric=False),
-            Column("Batches", "images", numeric=False),
+            Column("Batch sizes", "images", numeric=False),
             Column("Largest difference", hint="of a logit"),
             Column("Tolerance"),
             Column("Verdict", numeric=False),

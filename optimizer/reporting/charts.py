@@ -1,8 +1,8 @@
 """Geometry of the charts: positions in percent of the width, drawn as SVG by the template.
 
-The charts are SVG written into the page rather than a charting library: the page stays below a
-few hundred kilobytes where the library alone is 4.8 MB, needs no script, prints as vectors, and
-its text keeps its size on a phone because only positions scale.
+The charts are inline SVG rather than a charting library: the page stays below a few hundred
+kilobytes (the library alone would be 4.8 MB), needs no script and prints as vectors, and its text
+keeps its size on a phone because only positions scale.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Axis:
 
     @classmethod
     def over(cls, low: float, high: float) -> Axis:
-        """The shortest scale with round ends that holds ``low`` and ``high``."""
+        """The shortest scale with round ends that contains ``low`` and ``high``."""
         if not high > low:
             high = low + (abs(low) or 1.0)
         step = 10 ** math.floor(math.log10((high - low) / 4))
@@ -51,7 +51,7 @@ class Axis:
         return cls(first * step, last * step, [i * step for i in range(first, last + 1)], places)
 
     def at(self, value: float) -> float:
-        """Position of ``value`` in percent, held within the scale."""
+        """Position of ``value`` in percent, clamped to the scale."""
         return min(100.0, max(0.0, 100 * (value - self.low) / (self.high - self.low)))
 
     def labels(self, *, sign: str = "") -> list[tuple[float, str]]:
@@ -61,7 +61,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """One line of a chart: an estimate with its interval, positions in percent."""
+    """One row of a chart: an estimate with its interval, positions in percent."""
 
     label: str
     text: str
@@ -70,12 +70,12 @@ class Mark:
     low: float | None
     high: float | None
     kind: str
-    """Precision or verdict: how the mark is drawn."""
+    """Precision or verdict; selects the style of the mark."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images per second by engine, one list a batch size, on one scale."""
+    """Images per second by engine, one list per batch size, on one scale."""
 
     axis: Axis
     batches: Sequence[tuple[int, Sequence[Mark]]]
@@ -116,13 +116,13 @@ def throughput_chart(rows: Sequence[EngineRow]) -> Throughput | None:
             marks.append(Mark(row.name, text, title, axis.at(rate), low, high, kind))
         batches.append((batch, marks))
     kinds = list(dict.fromkeys(mark.kind for _, marks in batches for mark in marks))
-    drawn = {id(row) for row, _, _ in timed}
-    return Throughput(axis, batches, kinds, [r.name for r in rows if id(r) not in drawn])
+    shown = {id(row) for row, _, _ in timed}
+    return Throughput(axis, batches, kinds, [r.name for r in rows if id(r) not in shown])
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Intervals of the drop against the margin."""
+    """Intervals of the drop, relative to the limit."""
 
     axis: Axis
     zero: float
@@ -132,7 +132,7 @@ class Forest:
 
 
 def drop_chart(result: ValidateResult) -> Forest | None:
-    """Drop of each engine with its paired interval; the last hop of each chain only."""
+    """Drop of each engine with its paired interval; only the last hop of each chain."""
     margin = result.gates.max_drop_pp
     hops = [
         (hop, hop.drop_pp)
@@ -175,7 +175,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Panel:
-    """The round medians of one engine at one batch, relative to their own median."""
+    """The round medians of one engine at one batch size, relative to their median."""
 
     title: str
     subtitle: str
@@ -196,10 +196,9 @@ class Rounds:
 
 
 def round_panels(run: RunResult) -> Rounds | None:
-    """Medians of the rounds in percent of the engine's own median, all on one scale.
+    """Round medians in percent of each engine's overall median, all on one scale.
 
-    One scale in percent makes panels comparable: a noisy engine looks noisy beside a calm one,
-    whatever their speeds are.
+    A common scale in percent makes noise comparable between engines of different speed.
     """
     bench = run.bench
     series = [e for e in bench.engines if len(e.round_medians_ms) > 1] if bench else []
@@ -218,7 +217,7 @@ def round_panels(run: RunResult) -> Rounds | None:
 
 
 def _relative(value: float, engine: EngineBench) -> float:
-    """How far a round lies above the median of all rounds, in percent."""
+    """Deviation of a round from the median of all rounds, in percent."""
     return (value / median(engine.round_medians_ms) - 1) * 100
 
 

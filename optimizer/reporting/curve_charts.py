@@ -26,19 +26,19 @@ __all__ = [
 ]
 
 FRAME = _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 270, 46, 446, 12, 230
-"""Size of the drawing, and where its axes lie."""
+"""Size of the drawing and positions of its axes."""
 
 
 def marks_of(curve: Curve, point: CurvePoint) -> list[str]:
-    """What a point is: a knee, the fastest, the best within the bound."""
-    at = point.setting
-    said = ["knee"] if any(knee.setting == at for knee in curve.knees) else []
-    said += ["fastest"] if at == curve.fastest else []
-    return said + (["best within the bound"] if at == curve.best else [])
+    """Labels of a point: knee, fastest, best within the bound."""
+    setting = point.setting
+    marks = ["knee"] if any(knee.setting == setting for knee in curve.knees) else []
+    marks += ["fastest"] if setting == curve.fastest else []
+    return marks + (["best within the bound"] if setting == curve.best else [])
 
 
 def curve_sentences(run: RunResult) -> list[str]:
-    """The knees and the best setting of every engine in words."""
+    """Sentences on the knees and the best setting of every engine."""
     curves = run.bench.curves if run.bench else []
     return [f"{curve.engine}: {sentence}" for curve in curves for sentence in summaries(curve)]
 
@@ -52,8 +52,8 @@ def curve_table(run: RunResult, links: Links) -> Table | None:
     bounds = list(dict.fromkeys(_limit(c) for c in curves if c.bound))
     return Table(
         id="curves",
-        caption="Sweep: throughput by the clock while all streams were at work, and latency of a "
-        "call from beginning to end; copies to and from a device are in both.",
+        caption="Sweep: wall-clock throughput while all streams were busy, and end-to-end latency of "
+        "a call; both include copies to and from the device.",
         columns=[
             Column("Engine", numeric=False),
             Column("Batch", "images"),
@@ -64,7 +64,7 @@ def curve_table(run: RunResult, links: Links) -> Table | None:
             Column("p90", "ms"),
             Column("p99", "ms"),
             Column(bounds[0] if bounds else "Bound", numeric=False, optional=True),
-            Column("What it is", numeric=False),
+            Column("Mark", numeric=False),
         ],
         rows=[
             Row([Cell(curve.engine) if i == 0 else SAME, *_cells(curve, point, notes, links)])
@@ -80,10 +80,10 @@ def _limit(curve: Curve) -> str:
 
 
 def _cells(curve: Curve, point: CurvePoint, notes: Notes, links: Links) -> list[Cell]:
-    at = point.setting
-    head = [Cell(str(n), value=n) for n in (at.batch, at.threads, at.streams)]
+    setting = point.setting
+    head = [Cell(str(n), value=n) for n in (setting.batch, setting.threads, setting.streams)]
     if point.images_per_s is None or point.latency_ms is None:
-        missing = notes.missing(f"{words(at)}: {point.error or point.status}.")
+        missing = notes.missing(f"{words(setting)}: {point.error or point.status}.")
         return [*head, *[missing] * 4, Cell("–"), Cell(point.status, badge="fail")]
     rate = Cell(
         significant(point.images_per_s),
@@ -108,7 +108,8 @@ def _tail(point: CurvePoint, which: str, notes: Notes) -> Cell:
     value = getattr(point.latency_ms, which)
     if value is not None:
         return Cell(significant(value), value=value)
-    why = f"Too few samples for {which}: a distribution-free bound needs {SAMPLES_NEEDED[which]}."
+    needed = SAMPLES_NEEDED[which]
+    why = f"Too few samples for {which}: a distribution-free bound needs {needed} samples."
     return notes.missing(why, detail=f"n = {point.samples:,}")
 
 
@@ -117,7 +118,7 @@ def _bound_cell(curve: Curve, point: CurvePoint) -> Cell:
         return Cell("–")
     low, high = point.bounded_ci95_ms or (None, None)
     ends = f"[{significant(low)}, {significant(high)}]"
-    word = {True: "holds", False: "broken", None: "not decided"}[point.holds]
+    word = {True: "met", False: "exceeded", None: "undecided"}[point.holds]
     badge = {True: "pass", False: "fail", None: "inconclusive"}[point.holds]
     return Cell(word, detail=ends, badge=badge)
 
@@ -132,7 +133,7 @@ class CurveDot:
     x: float
     y: float
     label: str
-    """The batch."""
+    """The batch size."""
     title: str
     knee: bool
     best: bool
@@ -140,7 +141,7 @@ class CurveDot:
 
 @dataclass(frozen=True)
 class CurveLine:
-    """Batches at one number of threads and streams, from the smallest to the largest."""
+    """Batch sizes at one number of threads and streams, ascending."""
 
     name: str
     dots: Sequence[CurveDot]
@@ -154,7 +155,7 @@ class CurveChart:
 
     engine: str
     latency: str
-    """Which latency is drawn: the percentile of the bound, or p50."""
+    """The latency on the x axis: the percentile of the bound, or p50."""
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     lines: Sequence[CurveLine]
@@ -165,7 +166,7 @@ class CurveChart:
 
 
 def curve_charts(run: RunResult) -> list[CurveChart]:
-    """One chart an engine with a sweep that can be drawn."""
+    """One chart per engine whose sweep can be drawn."""
     curves = run.bench.curves if run.bench else []
     return [chart for curve in curves if (chart := curve_chart(curve)) is not None]
 

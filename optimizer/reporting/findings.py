@@ -1,4 +1,4 @@
-"""The sentences at the head of a report, each made from the numbers it states."""
+"""The sentences at the top of a report, each derived from the numbers it states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optimizer.results import (
 __all__ = ["findings"]
 
 _STEADY = 0.05
-"""Difference of an engine from itself that needs no remark."""
+"""Largest difference of an engine from itself that needs no remark."""
 
 
 def findings(
@@ -27,30 +27,30 @@ def findings(
     audits: Mapping[str, Audit],
     stages: Sequence[StageRecord],
 ) -> list[str]:
-    """What a reader should know first, one sentence a fact.
+    """The most important facts of a run, one sentence each.
 
     Args:
         validated: Accuracy, if it was measured.
         measured: Speed, if it was measured.
-        audits: What each engine computes, by file name.
-        stages: The stages, for what was not run and what was assumed.
+        audits: Precision audits by file name.
+        stages: The stages, for engines that were not run and assumptions that were made.
     """
-    said = []
+    sentences = []
     best = _fastest_accepted(validated, measured)
     if best is not None and measured is not None:
-        said.append(_speed(best, measured))
-        said += _unsteady(measured)
+        sentences.append(_speed(best, measured))
+        sentences += _unsteady(measured)
         hop = _hop_of(best.b, validated, measured)
         if hop is not None and validated is not None:
-            said.append(_accuracy(hop, validated))
+            sentences.append(_accuracy(hop, validated))
     if measured is not None and measured.failed:
-        said.append(_sentence(measured.reason))
+        sentences.append(_sentence(measured.reason))
     if validated is not None:
-        said.append(_sentence(validated.finding))
-    said += _audited(audits)
-    said += _not_run(stages)
-    said += _assumed(stages)
-    return list(dict.fromkeys(said))
+        sentences.append(_sentence(validated.finding))
+    sentences += _audited(audits)
+    sentences += _not_run(stages)
+    sentences += _assumed(stages)
+    return list(dict.fromkeys(sentences))
 
 
 def _fastest_accepted(
@@ -74,16 +74,16 @@ def _verdict_of(engine: str, validated: ValidateResult | None, measured: BenchRe
 
 
 def _hop_of(engine: str, validated: ValidateResult | None, measured: BenchResult) -> Hop | None:
-    """The hop of a measured engine: it is called by its name there, or by its file."""
+    """The hop of a measured engine, which has the engine's name or file name."""
     files = {e.file for e in measured.engines if e.name == engine}
-    called = {engine, *files, *(PurePosixPath(file).name for file in files)}
+    names = {engine, *files, *(PurePosixPath(file).name for file in files)}
     hops = validated.hops if validated is not None else []
-    return next((hop for hop in hops if {hop.name, hop.engine} & called), None)
+    return next((hop for hop in hops if {hop.name, hop.engine} & names), None)
 
 
 def _bench_of(name: str, batch: int, measured: BenchResult) -> EngineBench | None:
-    found = (e for e in measured.engines if name in (e.name, e.file) and e.batch == batch)
-    return next(found, None)
+    matches = (e for e in measured.engines if name in (e.name, e.file) and e.batch == batch)
+    return next(matches, None)
 
 
 def _speed(best: Comparison, measured: BenchResult) -> str:
@@ -91,36 +91,37 @@ def _speed(best: Comparison, measured: BenchResult) -> str:
     fast, slow = (_bench_of(name, best.batch, measured) for name in (best.b, best.a))
     times, where = "", ""
     if fast and slow and fast.latency_ms and slow.latency_ms:
-        times = f" ({_ms(fast.latency_ms.p50)} against {_ms(slow.latency_ms.p50)} median)"
+        times = f"median {_ms(fast.latency_ms.p50)} against {_ms(slow.latency_ms.p50)}, "
         size = f"{fast.image_size} px, " if fast.image_size else ""
         threads = f", {fast.threads} threads" if fast.threads else ""
         where = f" at {size}batch {best.batch}{threads}"
     if measured.verdict == "inconclusive":
-        return f"How fast {best.b} is could not be measured: {measured.reason}."
+        return _sentence(f"The speed of {best.b} could not be measured: {measured.reason}")
     if best.verdict == "inconclusive":
         return (
-            f"Whether {best.b} is faster than {best.a} could not be decided: the ratio's 95 % "
-            f"interval is {low:.2f} to {high:.2f}{where}."
+            f"Whether {best.b} is faster than {best.a} is undecided: the 95 % interval of the speed "
+            f"ratio is {low:.2f} to {high:.2f}{where}."
         )
+    is_pytorch = best.a.endswith(".safetensors")
+    baseline = _pytorch(fast, slow) if is_pytorch else best.a
+    places = 1 if is_pytorch else 2
     return (
-        f"{best.b} is {best.ratio:.1f} times as fast as {_pytorch(fast, slow)}{times}, 95 % interval "
-        f"{low:.1f} to {high:.1f},{where}, on this machine."
-        if best.a.endswith(".safetensors")
-        else f"{best.b} is {best.ratio:.2f} times as fast as {best.a}{times}, 95 % interval "
-        f"{low:.2f} to {high:.2f},{where}, on this machine."
+        f"{best.b} is {best.ratio:.{places}f} times as fast as {baseline} "
+        f"({times}95 % interval of the ratio {low:.{places}f} to {high:.{places}f}) "
+        f"on this machine{where}."
     )
 
 
 def _pytorch(fast: EngineBench | None, slow: EngineBench | None) -> str:
-    """PyTorch eager, and where it ran unless both ran on the CPU."""
-    on = [(one.runs_on or "cpu") if one else "cpu" for one in (slow, fast)]
-    if on == ["cpu", "cpu"]:
+    """``PyTorch eager``, with its device unless both engines ran on the CPU."""
+    devices = [(bench.runs_on or "cpu") if bench else "cpu" for bench in (slow, fast)]
+    if devices == ["cpu", "cpu"]:
         return "PyTorch eager"
-    return "PyTorch eager on the " + ("CPU" if on[0] == "cpu" else f"GPU ({on[0]})")
+    return "PyTorch eager on the " + ("CPU" if devices[0] == "cpu" else f"GPU ({devices[0]})")
 
 
 def _unsteady(measured: BenchResult) -> list[str]:
-    """What the control run says about the numbers, where it says something."""
+    """A warning if the A/A control differs noticeably from itself."""
     control = measured.a_a_control
     if control is None or measured.verdict == "inconclusive":
         return []
@@ -129,8 +130,8 @@ def _unsteady(measured: BenchResult) -> list[str]:
         return []
     return [
         (
-            f"The machine was not quiet: {control.a}, started twice, may differ from itself by "
-            f"{largest:.0%}; only larger differences are called faster or slower."
+            f"The machine was not quiet: two starts of {control.a} may differ by up to "
+            f"{100 * largest:.0f} %; only larger differences count as faster or slower."
         )
     ]
 
@@ -144,17 +145,16 @@ def _accuracy(hop: Hop, validated: ValidateResult) -> str:
     if hop.top1 is None or hop.drop_pp is None or hop.drop_ci95_pp is None or reference is None:
         return f"The accuracy of {hop.name} was not measured: {hop.error or hop.status}."
     low, high = hop.drop_ci95_pp
-    margin = validated.gates.max_drop_pp
-    place = {
-        "pass": f"below the margin of {margin:g} points",
-        "fail": f"beyond the margin of {margin:g} points",
-    }.get(hop.verdict or "", f"which does not decide a margin of {margin:g} points")
+    limit = f"the limit of {validated.gates.max_drop_pp:g} pp"
+    judgement = {"pass": f"within {limit}", "fail": f"which exceeds {limit}"}.get(
+        hop.verdict or "", f"which does not decide {limit}"
+    )
     assert reference.top1 is not None
     return (
-        f"{hop.name}: top-1 on {validated.dataset.n} images of {validated.dataset.name} is "
-        f"{hop.top1:.2%} against {reference.top1:.2%}: a loss of {hop.drop_pp:.2f} percentage points, "
-        f"95 % interval {low:.2f} to {high:.2f}, {place}; {hop.flips} of {validated.dataset.n} "
-        "predictions changed."
+        f"{hop.name} has {100 * hop.top1:.2f} % top-1 on {validated.dataset.n} images of "
+        f"{validated.dataset.name}, the reference {100 * reference.top1:.2f} %: a drop of "
+        f"{hop.drop_pp:.2f} pp (percentage points), 95 % interval {low:.2f} to {high:.2f}, {judgement}; "
+        f"{hop.flips} of {validated.dataset.n} predictions changed."
     )
 
 
@@ -164,43 +164,43 @@ def _audited(audits: Mapping[str, Audit]) -> list[str]:
     wrong = {name: audit for name, audit in audits.items() if audit.verdict == "fail"}
     if wrong:
         return [f"{name}: {audit.reason}" for name, audit in wrong.items()]
-    silent = [name for name, audit in audits.items() if audit.verdict == "inconclusive"]
-    told = len(audits) - len(silent)
+    unknown = [name for name, audit in audits.items() if audit.verdict == "inconclusive"]
     sentence = (
-        f"{told} of {len(audits)} engines compute what was asked of them, by their own layer lists"
+        f"{len(audits) - len(unknown)} of {len(audits)} engines compute in the requested precision, "
+        "according to their own layer lists"
     )
-    return [sentence + (f"; {', '.join(silent)} does not tell." if silent else ".")]
+    return [sentence + (f"; not reported by {', '.join(unknown)}." if unknown else ".")]
 
 
 def _assumed(stages: Sequence[StageRecord]) -> list[str]:
-    """That nobody said what the weights expect; random ones expect nothing."""
+    """A warning that the preprocessing was assumed; random weights need none."""
     for stage in stages:
         settings = (stage.manifest or {}).get("settings", {})
         source = str(settings.get("source", ""))
         if settings.get("preprocessing_assumed") and ":random" not in source:
-            said = (
-                f"The weights, {source}, came without their preprocessing: ImageNet's mean and deviation "
-                "and its resize were assumed; wrong ones cost accuracy."
+            sentence = (
+                f"The weights ({source}) do not state their preprocessing: ImageNet resize, mean and "
+                "standard deviation were assumed. If that is wrong, accuracy suffers."
             )
-            return [said]
+            return [sentence]
     return []
 
 
 def _not_run(stages: Sequence[StageRecord]) -> list[str]:
     built = [stage for stage in stages if stage.status == "built-not-run"]
-    said = []
+    sentences = []
     if built:
         reason = (built[0].note or "").removeprefix("built, not run: ")
-        said.append(
-            f"{_count(built)} built but not run here ({reason}): the graphs were executed as written, "
-            "which predicts the accuracy; nothing is claimed of the speed."
+        sentences.append(
+            f"{_count(built)} built but not run here ({reason}): executing the graphs as written "
+            "predicts their accuracy; their speed was not measured."
         )
-    said += [
+    sentences += [
         f"{stage.label}: {stage.note}."
         for stage in stages
         if stage.status in {"unavailable", "failed"}
     ]
-    return said
+    return sentences
 
 
 def _count(stages: Sequence[StageRecord]) -> str:
@@ -208,5 +208,5 @@ def _count(stages: Sequence[StageRecord]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital and a full stop; a finding may begin or end otherwise elsewhere."""
+    """``text`` with a capital letter and a full stop."""
     return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,9 +1,9 @@
-"""Which facts belong to which engine: speed, accuracy, audits and builds joined by file.
+"""Join speed, accuracy, audits and builds of each engine by name or file.
 
-Results name an engine by its file or by its name, sometimes with the folder and sometimes
-without. Two references are the same engine when they are equal or when the path of one ends with
-the path of the other; the longest such path wins. A reference that fits several engines equally
-well joins none of them: a wrong accuracy beside a speed is worse than a row of its own.
+Results refer to an engine by file or by name, with or without the folder. Two references mean the
+same engine if they are equal or if one path ends with the other; the longest such match wins. A
+reference that matches several engines equally well is joined with none of them: a separate row is
+better than a wrong accuracy next to a speed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WORST: list[EngineStatus] = ["failed", "unavailable", "built-not-run", "ok"]
 
 @dataclass
 class EngineRow:
-    """All that a run knows of one engine."""
+    """Everything a run recorded about one engine."""
 
     name: str
     file: str | None = None
@@ -61,27 +61,27 @@ class EngineRow:
     consistency: list[BatchConsistency] = field(default_factory=list)
     stage: StageRecord | None = None
     path: str | None = None
-    """The file, relative to the run folder, if the results say where it lies."""
+    """The file relative to the run folder, if the results state its location."""
     speedups: dict[int, Comparison] = field(default_factory=dict)
-    """By batch: this engine (``b``) against the baseline (``a``)."""
+    """By batch size: this engine (``b``) compared with the baseline (``a``)."""
     is_baseline: bool = False
 
     @property
     def is_reference(self) -> bool:
-        """Whether accuracy is held against this one."""
+        """Whether this is the reference that accuracy is compared with."""
         return self.hop is not None and self.hop.parent is None
 
     @property
     def status(self) -> EngineStatus:
-        """The worst of build and validation, and of timing where no batch could be timed."""
-        found: list[EngineStatus] = [part.status for part in (self.stage, self.hop) if part]
+        """The worst status of build, validation and, if no batch could be timed, timing."""
+        statuses: list[EngineStatus] = [part.status for part in (self.stage, self.hop) if part]
         timed: list[EngineStatus] = [bench.status for bench in self.benches]
         if timed and "ok" not in timed:
-            found.append(min(timed, key=_WORST.index))
-        return min(found, key=_WORST.index, default="ok")
+            statuses.append(min(timed, key=_WORST.index))
+        return min(statuses, key=_WORST.index, default="ok")
 
     def graph_hop(self, run: RunResult) -> Hop | None:
-        """The hop of the graph this engine was built from, if that was computed."""
+        """The hop of the graph that this engine was built from, if it was computed."""
         if self.hop is None or self.hop.parent is None or run.validate_ is None:
             return None
         hops = (h for h in run.validate_.hops if h.name == self.hop.parent)
@@ -89,7 +89,7 @@ class EngineRow:
 
     @property
     def size_when_built(self) -> int | None:
-        """Bytes of the engine file as its build recorded them."""
+        """Size of the engine file in bytes, as recorded by its build."""
         size = ((self.stage.manifest if self.stage else None) or {}).get("engine_bytes")
         return size if isinstance(size, int) else None
 
@@ -102,18 +102,18 @@ class EngineRow:
         if self.hop and self.hop.status != "ok" and self.hop.error:
             reasons.append(self.hop.error)
         failed = [bench for bench in self.benches if bench.status != "ok"]
-        everywhere = len({bench.error for bench in failed}) == 1 and len(failed) == len(
+        all_failed_alike = len({bench.error for bench in failed}) == 1 and len(failed) == len(
             self.benches
         )
         for bench in failed:
             why = bench.error or "no reason was recorded"
             word = STATUS_WORDS[bench.status]
-            reasons.append(why if everywhere else f"batch {bench.batch} {word}: {why}")
-        # Who recorded a reason may have put the status before it, which stands there already.
+            reasons.append(why if all_failed_alike else f"batch {bench.batch} {word}: {why}")
+        # Recorded reasons may start with the status, which is shown already.
         for word in STATUS_WORDS.values():
             reasons = [reason.removeprefix(f"{word}: ") for reason in reasons]
         reasons = list(dict.fromkeys(reasons))
-        # Build and validation tell the same reason, one of them with more words.
+        # Build and validation may record the same reason; keep the longer text.
         return [r for r in reasons if not any(r in other for other in reasons if other != r)]
 
 
@@ -124,9 +124,9 @@ def manifest_part(stage: StageRecord | None, part: str) -> dict[str, Any]:
 
 
 def baseline_name(bench: BenchResult) -> str | None:
-    """What speed is held against: the PyTorch FP32 engine, else what most comparisons start from.
+    """The baseline of speed: the PyTorch FP32 engine, else the ``a`` of most comparisons.
 
-    Of several PyTorch FP32 engines it is the one that most comparisons mention.
+    Among several PyTorch FP32 engines, it is the one in most comparisons.
     """
     mentioned = Counter(name for c in bench.comparisons for name in (c.a, c.b))
     eager = [e.name for e in bench.engines if (e.backend, e.precision) == ("torch", "fp32")]
@@ -137,7 +137,7 @@ def baseline_name(bench: BenchResult) -> str | None:
 
 
 def baseline_label(bench: BenchResult) -> str | None:
-    """The baseline's name, with what it is if that is PyTorch."""
+    """The baseline's name, labelled as PyTorch if it is."""
     name = baseline_name(bench)
     if any(
         e.backend == "torch" and e.precision == "fp32" and e.name == name for e in bench.engines
@@ -147,17 +147,17 @@ def baseline_label(bench: BenchResult) -> str | None:
 
 
 def engine_rows(run: RunResult) -> list[EngineRow]:
-    """Join the run's results, one row an engine, in the order in which they are first named."""
+    """Join the run's results: one row per engine, in order of first appearance."""
     rows: list[EngineRow] = []
     if run.bench:
         _add_benches(rows, run.bench)
     if run.validate_:
         _add_hops(rows, run.validate_.hops)
         for engine, audit in run.validate_.audits.items():
-            for row in _find(rows, engine) or [_new(rows, EngineRow(engine))]:
+            for row in _find(rows, engine) or [_append(rows, EngineRow(engine))]:
                 row.audit = audit
         for check in run.validate_.batch_consistency:
-            for row in _find(rows, check.engine) or [_new(rows, EngineRow(check.engine))]:
+            for row in _find(rows, check.engine) or [_append(rows, EngineRow(check.engine))]:
                 row.consistency.append(check)
     _add_builds(rows, run.stages)
     for row in rows:
@@ -166,16 +166,16 @@ def engine_rows(run: RunResult) -> list[EngineRow]:
 
 
 def file_in_run(run: RunResult, file: str | None) -> str | None:
-    """Where a file lies in the run folder, if a stage of the run made it or its name says so."""
+    """Path of a file in the run folder, known from the stage that wrote it or from its name."""
     if file is None:
         return None
-    made = {stage.file for stage in run.stages if stage.file and _overlap(stage.file, file)}
-    if len(made) == 1:
-        return made.pop()
+    written = {stage.file for stage in run.stages if stage.file and _overlap(stage.file, file)}
+    if len(written) == 1:
+        return written.pop()
     return file if "/" in file else None
 
 
-def _new(rows: list[EngineRow], row: EngineRow) -> EngineRow:
+def _append(rows: list[EngineRow], row: EngineRow) -> EngineRow:
     rows.append(row)
     return row
 
@@ -185,22 +185,22 @@ def _add_benches(rows: list[EngineRow], bench: BenchResult) -> None:
     for engine in bench.engines:
         if engine.name not in by_name:
             row = EngineRow(engine.name, engine.file, engine.backend, engine.precision)
-            by_name[engine.name] = _new(rows, row)
+            by_name[engine.name] = _append(rows, row)
         by_name[engine.name].benches.append(engine)
     base = baseline_name(bench)
     for row in rows:
         row.is_baseline = row.name == base
         for comparison in bench.comparisons:
-            oriented = _against(base, comparison)
+            oriented = _from_baseline(base, comparison)
             batches = [b.batch for b in row.benches]
-            # Two timings of one name at one batch: nobody can tell which was compared.
+            # With two timings of one name and batch size, it is ambiguous which was compared.
             unique = batches.count(comparison.batch) == 1
             if oriented and unique and oriented.b == row.name:
                 row.speedups[comparison.batch] = oriented
 
 
-def _against(base: str | None, c: Comparison) -> Comparison | None:
-    """``c`` with the baseline as ``a``; ``None`` if the baseline is no part of it."""
+def _from_baseline(base: str | None, c: Comparison) -> Comparison | None:
+    """``c`` with the baseline as ``a``; ``None`` if it does not involve the baseline."""
     if c.a == base:
         return c
     if c.b != base or min(c.ratio, *c.ci95) <= 0:
@@ -220,12 +220,14 @@ def _against(base: str | None, c: Comparison) -> Comparison | None:
 def _add_hops(rows: list[EngineRow], hops: list[Hop]) -> None:
     for hop in hops:
         if hop.parent is None:
-            found = [r for r in rows if r.is_baseline and r.backend == "torch"]
+            matches = [r for r in rows if r.is_baseline and r.backend == "torch"]
         elif hop.engine is not None:
-            found = _find(rows, hop.engine)
+            matches = _find(rows, hop.engine)
         else:
-            continue  # a step on the way; it has no row of its own here
-        for row in found or [_new(rows, EngineRow(hop.name, hop.engine, precision=hop.precision))]:
+            continue  # an intermediate hop has no row
+        for row in matches or [
+            _append(rows, EngineRow(hop.name, hop.engine, precision=hop.precision))
+        ]:
             row.hop = hop
 
 
@@ -235,9 +237,9 @@ def _add_builds(rows: list[EngineRow], stages: list[StageRecord]) -> None:
         if not (kind == "engine" or (kind is None and stage.name.startswith("build"))):
             continue
         settings = manifest_part(stage, "settings")
-        found = _find(rows, stage.file) if stage.file else []
-        found = found or [row for row in rows if row.name == stage.label]
-        for row in found or [_new(rows, EngineRow(stage.label, stage.file))]:
+        matches = _find(rows, stage.file) if stage.file else []
+        matches = matches or [row for row in rows if row.name == stage.label]
+        for row in matches or [_append(rows, EngineRow(stage.label, stage.file))]:
             row.stage = stage
             row.backend = row.backend or settings.get("backend")
             row.precision = row.precision or settings.get("precision")
@@ -245,26 +247,26 @@ def _add_builds(rows: list[EngineRow], stages: list[StageRecord]) -> None:
 
 
 def _audit_in(stage: StageRecord) -> Audit | None:
-    # Engines that cannot be opened here are audited at build time, into the manifest.
+    # Engines that cannot be opened on this machine are audited at build time.
     try:
         return Audit.model_validate(manifest_part(stage, "details").get("audit"))
     except ValidationError:
-        return None  # most engines: no audit there, or a third party's own shape
+        return None  # the manifest has no audit, or one in another format
 
 
 def _find(rows: list[EngineRow], reference: str) -> list[EngineRow]:
-    """The one engine that ``reference`` names, or none."""
-    named = [row for row in rows if row.name == reference]
-    if named:
-        return named[:1]
+    """The single engine that ``reference`` identifies, as a list; empty if there is none."""
+    same_name = [row for row in rows if row.name == reference]
+    if same_name:
+        return same_name[:1]
     overlaps = [max(_overlap(row.name, reference), _overlap(row.file, reference)) for row in rows]
     best = max(overlaps, default=0)
-    found = [row for row, overlap in zip(rows, overlaps, strict=True) if overlap == best]
-    return found if best and len(found) == 1 else []
+    matches = [row for row, overlap in zip(rows, overlaps, strict=True) if overlap == best]
+    return matches if best and len(matches) == 1 else []
 
 
 def _overlap(a: str | None, b: str) -> int:
-    """Parts of the shorter path if the longer one ends with it, else 0."""
+    """Number of parts of the shorter path if the longer one ends with it, else 0."""
     if a is None:
         return 0
     shorter, longer = sorted((PurePosixPath(a).parts, PurePosixPath(b).parts), key=len)

@@ -1,4 +1,4 @@
-"""Relative links from a report to the files of the run folder that carry its claims."""
+"""Relative links from a report to the files in the run folder that support its numbers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Links:
     """Links into one run folder.
 
     Attributes:
-        folder: The run folder as seen from the folder that the report lies in.
+        folder: The run folder, relative to the folder of the report.
     """
 
     folder: Path = Path()
 
     def to(self, file: str | None) -> str | None:
-        """A link to a file named by the results; ``None`` for one that lies elsewhere.
+        """A link to a file named in the results; ``None`` for an absolute path.
 
-        Results name files relative to the run folder. An absolute path holds on one machine only
-        and gets no link. Everything but letters, digits and ``/._-~`` is quoted, so that no
-        file name can be read as a scheme or end the attribute.
+        Results name files relative to the run folder. An absolute path is valid on one machine only
+        and gets no link. Everything except letters, digits and ``/._-~`` is quoted, so that no file
+        name can be read as a scheme or end the attribute.
         """
         if not file or PurePosixPath(file).is_absolute() or "\0" in file:
             return None
@@ -39,5 +39,5 @@ class Links:
 
     @staticmethod
     def shown(file: str) -> str:
-        """How a file is named to a reader: an absolute path by its last part."""
+        """Display name of a file; only the last part of an absolute path."""
         return PurePosixPath(file).name if PurePosixPath(file).is_absolute() else file

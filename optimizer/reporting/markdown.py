@@ -35,8 +35,8 @@ def render_markdown(
 
     Args:
         run: The run.
-        folder: The run folder as seen from the folder that the file will lie in.
-        profile: Where the time goes, if that was measured.
+        folder: The run folder, relative to the folder of the Markdown file.
+        profile: The profile by layer, if there is one.
     """
     links = Links(folder)
     rows = engine_rows(run)
@@ -48,7 +48,7 @@ def render_markdown(
         "",
         *[f"{i}. {_text(finding)}" for i, finding in enumerate(run.findings, 1)],
         "",
-        *_bullets("What is open, and what would decide it", open_ends.open_questions(run, rows)),
+        *_bullets("Open questions and what would decide them", open_ends.open_questions(run, rows)),
         f"Evidence: {_link('results.json', links.results)}",
         "",
         "## What was measured",
@@ -74,18 +74,18 @@ def render_markdown(
         ]
     else:
         lines += [
-            "This run has no validation: nothing is known of its engines' accuracy.",
+            "This run has no validation: the accuracy of its engines is unknown.",
             "",
         ]
     lines += ["## Precision audit", ""]
     audit = accuracy.audit_table(rows)
     lines += _table(audit) if audit else ["Not audited in this run.", ""]
-    lines += ["## Can the times be trusted", ""]
+    lines += ["## Reliability of the timings", ""]
     if bench:
         lines += [_text(bench.reason), "", *_control(run)]
         lines += _facts(provenance.condition_facts(bench.conditions))
     else:
-        lines += ["This run has no benchmark: nothing is known of its engines' speed.", ""]
+        lines += ["This run has no benchmark: the speed of its engines is unknown.", ""]
     if profile is not None:
         lines += _layers(profile)
     lines += ["## Builds", "", *_table(provenance.build_table(rows, links))]
@@ -110,19 +110,19 @@ def _control(run: RunResult) -> list[str]:
     control = run.bench.a_a_control if run.bench else None
     if control is None:
         return ["A/A control: none in this run.", ""]
-    found = f"{fixed(control.ratio, 3)} {interval(control.ci95, 3)}"
-    name = f"{_text(control.a)} against itself at batch {control.batch}"
-    return [f"A/A control: {name} came out **{control.verdict}**, ratio {found}.", ""]
+    ratio = f"{fixed(control.ratio, 3)} {interval(control.ci95, 3)}"
+    name = f"{_text(control.a)} compared with itself at batch {control.batch}"
+    return [f"A/A control: {name} is **{control.verdict}**, ratio {ratio}.", ""]
 
 
 def _text(text: str) -> str:
-    """One line of plain text: nothing in it is Markdown or HTML."""
+    """Text on one line with Markdown and HTML escaped."""
     escaped = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
     return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def _link(text: str, href: str | None) -> str:
-    # Quoted already; only parentheses could end a Markdown link.
+    # The link is URL-quoted; only parentheses could end it.
     if href is None:
         return _text(text)
     return f"[{_text(text)}]({href.replace('(', '%28').replace(')', '%29')})"

@@ -1,6 +1,6 @@
-"""How numbers are written: one rounding for the page, the table and the terminal.
+"""Number formatting, the same for HTML, Markdown and the terminal.
 
-Every function takes ``None`` (not known) and non-finite values and never turns them into a zero.
+Every function accepts ``None`` (unknown) and non-finite values and never formats them as zero.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _MINUS = "−"
 
 
 def decimals(value: float, digits: int = 3) -> int:
-    """Digits after the point that show ``value`` with ``digits`` significant ones."""
+    """Decimal places that show ``value`` with ``digits`` significant digits."""
     if not math.isfinite(value) or value == 0:
         return max(0, digits - 1)
     return max(0, digits - 1 - math.floor(math.log10(abs(value))))
 
 
 def fixed(value: float | None, places: int, *, sign: str = "") -> str:
-    """``value`` with ``places`` digits after the point and commas between thousands.
+    """``value`` with ``places`` decimal places and commas between thousands.
 
     Args:
-        value: The number; ``None`` and NaN give a dash, infinities the sign for them.
-        places: Digits after the point.
-        sign: ``"+"`` writes a plus before positive numbers.
+        value: The number; ``None`` and NaN give a dash, infinities the symbol ∞.
+        places: Decimal places.
+        sign: ``"+"`` puts a plus sign before positive numbers.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -63,7 +63,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def interval(bounds: Interval | None, places: int, *, sign: str = "") -> str | None:
-    """``[low, high]`` with as many digits as the estimate beside it; ``None`` if not known."""
+    """``[low, high]`` with as many decimal places as the estimate; ``None`` if unknown."""
     if bounds is None:
         return None
     low, high = (fixed(b, places, sign=sign) for b in bounds)
@@ -71,7 +71,7 @@ def interval(bounds: Interval | None, places: int, *, sign: str = "") -> str | N
 
 
 def percent(share: float | None, places: int = 2) -> str:
-    """A fraction of one, in percent, without the sign."""
+    """A fraction of one in percent, without the percent sign."""
     return fixed(None if share is None else share * 100, places)
 
 
@@ -91,7 +91,7 @@ def short_digest(sha256: str) -> str:
 
 
 def moment(created: str) -> str:
-    """An ISO 8601 time as ``2026-01-31 14:05 UTC``; any other text as it is."""
+    """An ISO 8601 time as ``2026-01-31 14:05 UTC``; any other text unchanged."""
     try:
         parsed = datetime.fromisoformat(created)
     except ValueError:

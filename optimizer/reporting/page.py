@@ -1,4 +1,4 @@
-"""The HTML report: one file, no script, no network, readable in light, dark and print."""
+"""The HTML report: one file without scripts or network access, for screen (light, dark) and print."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ VERDICT_WORDS = {
     "inconclusive": "Inconclusive",
 }
 VERDICT_MEANING = {
-    "pass": "Every limit that was set is kept.",
-    "fail": "At least one limit that was set is not kept.",
-    "inconclusive": "The data at hand cannot decide the question.",
+    "pass": "All limits are met.",
+    "fail": "At least one limit is not met.",
+    "inconclusive": "The data cannot decide whether the limits are met.",
 }
 
 
@@ -50,12 +50,12 @@ def render_html(
     """Render one or several runs as one self-contained page.
 
     Args:
-        runs: Each run with its folder *as seen from the folder the page will lie in*
-            (``Path(".")`` for a page inside the run folder): links start there.
-        profiles: The profile of each run, where it has one; none at all may be given.
+        runs: Each run with its folder *relative to the folder of the page* (``Path(".")`` for a
+            page inside the run folder), where links start.
+        profiles: The profile of each run, ``None`` for a run without one; may be empty.
 
     Returns:
-        The page. It loads nothing: styles and charts are inside, and a content security policy
+        The page. It loads nothing: styles and charts are inline, and a content security policy
         forbids scripts and requests, whatever the names in the results contain.
     """
     layers = profiles or [None] * len(runs)
@@ -111,7 +111,7 @@ class View:
 
     @property
     def id(self) -> str:
-        """What the ids of this run start with."""
+        """Prefix of the HTML ids of this run."""
         return f"r{self.number}"
 
 
@@ -156,7 +156,7 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
 
 
 def recipe_yaml(run: RunResult) -> str | None:
-    """The recipe as YAML, keys in the order they were given."""
+    """The recipe as YAML, keys in their original order."""
     import yaml
 
     if not run.recipe:
@@ -165,7 +165,7 @@ def recipe_yaml(run: RunResult) -> str | None:
 
 
 def _source(run: RunResult, links: Links, name: str) -> tuple[str, str]:
-    """Link and name of a stage's own results, or of the run's where no stage wrote them."""
+    """Link and name of a stage's result file, or of ``results.json`` if no stage wrote it."""
     href = links.to(name) if any(stage.file == name for stage in run.stages) else None
     return (href, name) if href else (links.results, "results.json")
 
@@ -175,7 +175,7 @@ def _control(run: RunResult) -> str | None:
     if control is None:
         return None
     return (
-        f"{control.a} against itself at batch {control.batch}: ratio {fixed(control.ratio, 3)}, "
+        f"{control.a} compared with itself at batch {control.batch}: ratio {fixed(control.ratio, 3)}, "
         f"95 % interval {interval(control.ci95, 3)}."
     )
 
@@ -184,7 +184,7 @@ def _control(run: RunResult) -> str | None:
 
 
 def overview_table(views: Sequence[View]) -> Table:
-    """One row a run: verdict and what it was measured on."""
+    """One row per run: verdict, machine and data."""
     rows = []
     for view in views:
         run = view.run
@@ -202,14 +202,14 @@ def overview_table(views: Sequence[View]) -> Table:
     headings = ("Run", "Verdict", "CPU", "Image size", "Threads", "Data")
     return Table(
         id="overview",
-        caption="The runs of this report.",
+        caption="The runs in this report.",
         columns=[Column(heading, numeric=False) for heading in headings],
         rows=rows,
     )
 
 
 def across_table(views: Sequence[View]) -> Table:
-    """Throughput and drop of engines of the same name in every run."""
+    """Throughput and drop of engines with the same name in every run."""
     notes = Notes()
     keys: dict[tuple[str, int | None], None] = {}
     for engine in (row for view in views for row in view.rows):
@@ -232,9 +232,8 @@ def across_table(views: Sequence[View]) -> Table:
     table = Table(
         id="across",
         caption=(
-            "Engines of the same name in every run. The runs were not interleaved, so no interval "
-            "stands for a difference between them; resnet-opt compare holds two runs against each "
-            "other."
+            "Engines with the same name in every run. The runs were not interleaved, so there is no "
+            "interval for the difference between them; resnet-opt compare compares two runs."
         ),
         columns=columns,
         rows=rows,

@@ -1,4 +1,4 @@
-"""What a result rests on: the machine, its state, the builds and the files."""
+"""Provenance of the results: machine, conditions, builds and files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fact:
-    """A label and what is known about it."""
+    """A labelled fact."""
 
     label: str
     text: str
@@ -44,7 +44,7 @@ class Fact:
 
 
 def measured_on(run: RunResult) -> list[Fact]:
-    """Machine, image size, batch, threads and data: what every number in the report is about."""
+    """Machine, image size, batch sizes, threads and data that all numbers refer to."""
     facts = []
     machine = run.bench.device if run.bench else _without_libraries(run.environment)
     if machine:
@@ -54,10 +54,10 @@ def measured_on(run: RunResult) -> list[Fact]:
     if run.bench:
         timed = run.bench.engines
         facts += [
-            Fact("What the times cover", run.bench.headline),
-            Fact("Batch", _values([e.batch for e in timed], "images") or DASH),
+            Fact("What the timings cover", run.bench.headline),
+            Fact("Batch sizes", _values([e.batch for e in timed], "images") or DASH),
             Fact("Threads", _values([e.threads for e in timed]) or "not recorded"),
-            Fact("Samples of each engine", _samples(run.bench)),
+            Fact("Samples per engine", _samples(run.bench)),
         ]
     else:
         facts.append(Fact("Speed", "not measured in this run"))
@@ -70,12 +70,14 @@ def measured_on(run: RunResult) -> list[Fact]:
         ]
     else:
         facts.append(Fact("Accuracy", "not measured in this run"))
-    facts.append(Fact("Whole run", f"{seconds(run.seconds)} s, finished {moment(run.created)}"))
+    facts.append(
+        Fact("Duration of the run", f"{seconds(run.seconds)} s, finished {moment(run.created)}")
+    )
     return facts
 
 
 def image_sizes(run: RunResult) -> str:
-    """Side lengths of the images that were timed and validated."""
+    """Image sizes used for timing and validation."""
     sizes = {e.image_size for e in run.bench.engines if e.image_size} if run.bench else set()
     if run.validate_:
         sizes.add(run.validate_.dataset.image_size)
@@ -83,8 +85,8 @@ def image_sizes(run: RunResult) -> str:
 
 
 def _values(values: Sequence[int | None], unit: str = "") -> str:
-    known = ", ".join(f"{value:,}" for value in sorted({v for v in values if v is not None}))
-    return f"{known} {unit}".strip() if known else ""
+    text = ", ".join(f"{value:,}" for value in sorted({v for v in values if v is not None}))
+    return f"{text} {unit}".strip() if text else ""
 
 
 def _samples(bench: BenchResult) -> str:
@@ -110,7 +112,7 @@ def _gates(run: RunResult) -> str:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[Fact]:
-    """Nested values as label and text, units from the keys' endings, digests shortened."""
+    """Nested values as facts, with units from the key suffixes and shortened digests."""
     facts: list[Fact] = []
     for key, value in mapping.items():
         label = f"{prefix}{str(key).replace('_', ' ')}"
@@ -149,10 +151,10 @@ def _without_libraries(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def condition_facts(conditions: Conditions) -> list[Fact]:
-    """The state of the machine while it was timed."""
+    """State of the machine during timing."""
     facts = [
         Fact("CPU", conditions.cpu),
-        Fact("Frequency governor", conditions.governor or "not readable here"),
+        Fact("Frequency governor", conditions.governor or "not readable"),
     ]
     if conditions.mhz:
         facts.append(Fact("Clock", f"{_range(conditions.mhz)} MHz"))
@@ -170,14 +172,14 @@ def condition_facts(conditions: Conditions) -> list[Fact]:
 
 
 def _gpu_facts(readings: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    """Readings of all rounds and GPUs, one fact a GPU and quantity: the range over the rounds."""
-    found: dict[tuple[Any, str], list[Any]] = {}
+    """One fact per GPU and quantity: the range of the readings over the rounds."""
+    readings_of: dict[tuple[Any, str], list[Any]] = {}
     for reading in readings:
         for key, value in reading.items():
             if key not in ("round", "gpu"):
-                found.setdefault((reading.get("gpu", 0), key), []).append(value)
+                readings_of.setdefault((reading.get("gpu", 0), key), []).append(value)
     facts = []
-    for (gpu, key), values in found.items():
+    for (gpu, key), values in readings_of.items():
         if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             text = _range(values, 0 if all(float(v).is_integer() for v in values) else 1)
         else:
@@ -197,7 +199,7 @@ def build_table(rows: Sequence[EngineRow], links: Links) -> Table | None:
     notes = Notes()
     return Table(
         id="builds",
-        caption="Engines as they were built.",
+        caption="Built engines.",
         columns=[
             Column("Engine", numeric=False),
             Column("Backend", numeric=False),
@@ -221,7 +223,7 @@ def _build_cells(row: EngineRow, notes: Notes, links: Links) -> list[Cell]:
     if isinstance(size, (int, float)):
         size_cell = Cell(mebibytes(size), value=size / 2**20)
     else:
-        size_cell = notes.missing("The results do not carry this engine's size.")
+        size_cell = notes.missing("The size of this engine was not recorded.")
     if isinstance(build_s, (int, float)):
         time_cell = Cell(seconds(build_s), value=build_s)
     else:
@@ -306,7 +308,8 @@ def digest_table(run: RunResult, links: Links) -> Table | None:
         return None
     return Table(
         id="digests",
-        caption="Digests: equal contents have equal sha256, equal inputs and settings equal keys.",
+        caption="Digests: equal contents have the same sha256; equal inputs and settings have the same "
+        "content key.",
         columns=[
             Column("File", numeric=False),
             Column("sha256", numeric=False),
@@ -317,30 +320,30 @@ def digest_table(run: RunResult, links: Links) -> Table | None:
 
 
 def libraries(run: RunResult) -> dict[str, str]:
-    """Versions of the libraries that took part, from the environment and the manifests."""
-    found: dict[str, list[str]] = {}
+    """Versions of the libraries that were used, from the environment and the manifests."""
+    versions: dict[str, list[str]] = {}
     for part in (
         run.environment.get("libraries"),
         *(manifest_part(s, "libraries") for s in run.stages),
     ):
         for name, version in (part or {}).items() if isinstance(part, Mapping) else ():
             if version is None:
-                continue  # looked for and not installed
-            if str(version) not in found.setdefault(str(name), []):
-                found[str(name)].append(str(version))
-    return {name: ", ".join(found[name]) for name in sorted(found, key=str.lower)}
+                continue  # not installed
+            if str(version) not in versions.setdefault(str(name), []):
+                versions[str(name)].append(str(version))
+    return {name: ", ".join(versions[name]) for name in sorted(versions, key=str.lower)}
 
 
 def library_table(run: RunResult) -> Table | None:
-    """Library versions; two versions of one name mean that stages came from different ones."""
-    found = libraries(run)
-    if not found:
+    """Library versions; several versions of one library mean that stages used different ones."""
+    versions = libraries(run)
+    if not versions:
         return None
     return Table(
         id="libraries",
         caption="Library versions.",
         columns=[Column("Library", numeric=False), Column("Version", numeric=False)],
-        rows=[Row([Cell(name, code=True), Cell(version)]) for name, version in found.items()],
+        rows=[Row([Cell(name, code=True), Cell(version)]) for name, version in versions.items()],
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables as data, so that HTML, Markdown and the terminal print the same cells."""
+"""Tables as data, so that HTML, Markdown and the terminal show the same cells."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: What is read.
+        text: The displayed text.
         value: The unrounded number behind ``text``, in the column's unit.
         detail: A second, smaller line: an interval or a remark.
         bounds: The unrounded interval behind ``detail``.
-        mark: The footnote's mark.
-        badge: ``pass``, ``fail``, ``inconclusive`` or ``muted``: how the cell is set off.
-        href: Relative link to the file that carries the claim.
-        code: Set in a fixed-width face.
-        same: The cell above goes on.
+        mark: The footnote mark.
+        badge: ``pass``, ``fail``, ``inconclusive`` or ``muted``; selects the highlighting.
+        href: Relative link to the file that supports the number.
+        code: Whether to use a monospaced font.
+        same: Whether the cell above spans this one.
     """
 
     text: str
@@ -43,15 +43,15 @@ SAME = Cell("", same=True)
 
 @dataclass(frozen=True)
 class Column:
-    """One column; ``unit`` is part of its printed name."""
+    """One column; ``unit`` is part of its heading."""
 
     title: str
     unit: str | None = None
     numeric: bool = True
     hint: str | None = None
-    """Second line of the heading, for what the interval below a number is."""
+    """Second line of the heading; explains the second line of the cells."""
     optional: bool = False
-    """Left out when no row has a value."""
+    """Whether to omit the column if no row has a value."""
 
     @property
     def heading(self) -> str:
@@ -68,13 +68,13 @@ class Note:
 
 
 class Notes:
-    """Collects the footnotes of one table; equal texts share a mark."""
+    """Collects the footnotes of a table; equal texts share a mark."""
 
     def __init__(self) -> None:
         self._marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """The mark of ``text``: a, b, … z, aa, ab …, in the order of first use."""
+        """The mark of ``text``: a, b, … z, aa, ab …, in order of first use."""
         if text not in self._marks:
             number, letters = len(self._marks) + 1, ""
             while number:
@@ -84,7 +84,7 @@ class Notes:
         return self._marks[text]
 
     def missing(self, why: str, detail: str | None = None) -> Cell:
-        """A dash whose footnote says why there is no number."""
+        """A dash with a footnote that explains why there is no number."""
         return Cell(DASH, detail=detail, mark=self.mark(why))
 
     def all(self) -> list[Note]:
@@ -94,7 +94,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Row:
-    """One row; ``remark`` is a sentence below it over the whole width."""
+    """One row; ``remark`` is a sentence below it across the full width."""
 
     cells: Sequence[Cell]
     remark: str | None = None
@@ -105,7 +105,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its caption, footnotes and the file that carries its numbers."""
+    """A table with its caption and footnotes."""
 
     id: str
     caption: str
@@ -114,7 +114,7 @@ class Table:
     notes: Sequence[Note] = field(default_factory=list)
 
     def spans(self) -> list[list[int]]:
-        """Rows that each cell covers; 0 where the cell above covers it."""
+        """Row span of each cell; 0 for a cell covered by the one above."""
         spans = [[1] * len(row.cells) for row in self.rows]
         for j in range(len(self.columns)):
             for i in range(len(self.rows) - 1, 0, -1):
@@ -124,7 +124,7 @@ class Table:
         return spans
 
     def groups(self) -> list[list[tuple[Row, list[int]]]]:
-        """Rows that share spanning cells, each with its spans: one ``tbody`` a group."""
+        """Rows with their spans, grouped by shared spanning cells: one ``tbody`` per group."""
         groups: list[list[tuple[Row, list[int]]]] = []
         for row, spans in zip(self.rows, self.spans(), strict=True):
             if groups and any(cell.same for cell in row.cells):
@@ -146,7 +146,7 @@ class Table:
         return self.keep(j for j, column in enumerate(self.columns) if column.title in titles)
 
     def keep(self, columns: Iterable[int]) -> Table:
-        """These columns, with the footnotes they use, marked again in reading order."""
+        """These columns with their footnotes, renumbered in reading order."""
         indices = list(columns)
         texts = {note.mark: note.text for note in self.notes}
         notes = Notes()
@@ -164,7 +164,7 @@ _BAD = {"fail", "slower", "failed"}
 
 
 def verdict_cell(verdict: str | None, detail: str | None = None) -> Cell:
-    """A verdict in words, set off by a sign and a colour."""
+    """A verdict, highlighted by a symbol and a colour."""
     if verdict is None:
         return Cell(DASH, detail=detail)
     badge = "pass" if verdict in _GOOD else "fail" if verdict in _BAD else "inconclusive"

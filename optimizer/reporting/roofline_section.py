@@ -1,4 +1,4 @@
-"""Layers and the roofline: a table of blocks, a bar of each, and the log-log chart."""
+"""Layers and roofline: a table and bar chart of the blocks, and the log-log roofline chart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Line:
-    """A ceiling: its end points, and its name at the right end."""
+    """A ceiling: its end points and label."""
 
     x1: float
     y1: float
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A block with operations."""
+    """A block with FLOPs."""
 
     x: float
     y: float
@@ -44,7 +44,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Blocks as points under the ceilings, both scales logarithmic; positions in the view box."""
+    """Blocks as points under the ceilings; log-log scales, positions in the view box."""
 
     lines: Sequence[Line]
     points: Sequence[Point]
@@ -69,27 +69,29 @@ class ProfileView:
 
 
 def profile_views(result: ProfileResult) -> list[ProfileView]:
-    """Every engine of a profile; one that failed has its reason and nothing else."""
-    return [_view(number, one, result.ceilings) for number, one in enumerate(result.engines, 1)]
+    """Views of all engines of a profile; a failed one contains only the reason."""
+    return [
+        _view(number, engine, result.ceilings) for number, engine in enumerate(result.engines, 1)
+    ]
 
 
 def roof_facts(result: ProfileResult) -> list[Fact]:
-    """The ceilings with what was measured, or why there are none."""
+    """The measured ceilings, or why there are none."""
     facts = [Fact("Ceilings", result.ceilings_note)] if result.ceilings_note else []
     if result.ceilings is None:
         return facts
-    for name, one, unit in _rates(result.ceilings):
+    for name, ceiling, unit in _rates(result.ceilings):
         text = (
-            f"{significant(one.rate / GIGA)} {unit}, fastest of {one.rounds} rounds "
-            f"(median {significant(one.median / GIGA)}): {one.how}"
+            f"{significant(ceiling.rate / GIGA)} {unit}, fastest of {ceiling.rounds} rounds "
+            f"(median {significant(ceiling.median / GIGA)}): {ceiling.how}"
         )
         facts.append(Fact(name, text))
     return facts + [Fact("Note", note) for note in result.ceilings.notes]
 
 
 def _rates(ceilings: Ceilings) -> Iterator[tuple[str, Ceiling, str]]:
-    for kind, one in ceilings.compute.items():
-        yield kind, one, "GOP/s" if kind == "int8" else "GFLOP/s"
+    for kind, ceiling in ceilings.compute.items():
+        yield kind, ceiling, "GOP/s" if kind == "int8" else "GFLOP/s"
     yield "memory", ceilings.memory, "GB/s"
     yield "cache", ceilings.cache, "GB/s"
 
@@ -114,13 +116,14 @@ def _sentence(engine: EngineProfile) -> str:
     assert engine.layers_ms is not None
     assert engine.outside_ms is not None
     places = decimals(engine.whole_ms)
-    words = (
+    summary = (
         f"Batch {engine.batch}, {engine.threads} threads. A whole call without profiling took "
-        f"{fixed(engine.whole_ms, places)} ms {interval(engine.whole_ci95_ms, places) or ''}, its "
+        f"{fixed(engine.whole_ms, places)} ms {interval(engine.whole_ci95_ms, places) or ''}, all "
         f"layers together {fixed(engine.layers_ms, places)} ms. The difference of "
-        f"{fixed(engine.outside_ms, places, sign='+')} ms is in no layer, less what profiling costs."
+        f"{fixed(engine.outside_ms, places, sign='+')} ms is time outside the layers, minus the "
+        "overhead of profiling."
     )
-    return " ".join([words, *(f"{note[:1].upper()}{note[1:]}." for note in engine.notes)])
+    return " ".join([summary, *(f"{note[:1].upper()}{note[1:]}." for note in engine.notes)])
 
 
 def _high(part: TimedPart) -> float:
@@ -154,7 +157,7 @@ def _table(number: int, engine: EngineProfile) -> Table:
             Column("Share", "%"),
             Column("Rate", "GFLOP/s"),
             Column("Intensity", "FLOP/byte"),
-            Column("Of its ceiling", "%"),
+            Column("Share of ceiling", "%"),
             Column("Bound by", numeric=False),
         ],
         rows=[Row(_cells(part, notes)) for part in engine.blocks],
@@ -170,19 +173,19 @@ def _cells(part: TimedPart, notes: Notes) -> list[Cell]:
         detail=interval(part.time_ci95_ms, decimals(part.time_ms)),
         bounds=part.time_ci95_ms,
     )
-    nothing = "It has no layer with weights, so no operations are counted."
-    unjudged = "Its operations, its bytes or a ceiling for its data type are not known."
+    no_flops = "No layer has weights, so no FLOPs are counted."
+    no_ceiling = "The FLOPs, the bytes or the ceiling of the data type are unknown."
     return [
         Cell(part.name, code=True),
         Cell(part.precision),
         time,
         Cell(percent(part.share, 1), value=part.share * 100),
-        notes.missing(nothing) if rate is None else Cell(significant(rate / GIGA), rate / GIGA),
-        notes.missing(nothing) if intensity is None else Cell(significant(intensity), intensity),
-        notes.missing(unjudged)
+        notes.missing(no_flops) if rate is None else Cell(significant(rate / GIGA), rate / GIGA),
+        notes.missing(no_flops) if intensity is None else Cell(significant(intensity), intensity),
+        notes.missing(no_ceiling)
         if reached is None
         else Cell(percent(reached, 0), value=reached * 100, detail=part.ceiling),
-        notes.missing(unjudged) if part.bound is None else Cell(part.bound),
+        notes.missing(no_ceiling) if part.bound is None else Cell(part.bound),
     ]
 
 
@@ -212,23 +215,23 @@ class _Log:
 
 
 def _roofline(engine: EngineProfile, ceilings: Ceilings) -> Roofline | None:
-    drawn = [
+    shown = [
         (part, part.intensity, part.flops_per_s / GIGA)
         for part in engine.blocks
         if part.intensity and part.flops_per_s
     ]
-    if not drawn:
+    if not shown:
         return None
-    flat = {kind: one.rate / GIGA for kind, one in ceilings.compute.items()}
+    flat = {kind: ceiling.rate / GIGA for kind, ceiling in ceilings.compute.items()}
     slopes = {"memory": ceilings.memory.rate / GIGA, "cache": ceilings.cache.rate / GIGA}
     top = max(flat.values())
-    intensities = [intensity for _, intensity, _ in drawn]
+    intensities = [intensity for _, intensity, _ in shown]
     x = _Log.over([*intensities, top / slopes["memory"]], _LEFT, _RIGHT)
     least = slopes["memory"] * min(intensities)
-    y = _Log.over([*(rate for _, _, rate in drawn), least, top], _BOTTOM, _TOP)
+    y = _Log.over([*(rate for _, _, rate in shown), least, top], _BOTTOM, _TOP)
     points = [
         Point(x.at(intensity), y.at(rate), _kind(part), _title(part, intensity, rate))
-        for part, intensity, rate in drawn
+        for part, intensity, rate in shown
     ]
     lines = _lines(flat, slopes, x, y)
     return Roofline(lines, points, x.ticks(), y.ticks())
@@ -251,9 +254,7 @@ def _lines(flat: dict[str, float], slopes: dict[str, float], x: _Log, y: _Log) -
 
 
 def _title(part: TimedPart, intensity: float, rate: float) -> str:
-    words = (
-        f"{part.name}, {part.precision}: {significant(rate)} GFLOP/s at {significant(intensity)}"
-    )
+    position = f"{significant(rate)} GFLOP/s at {significant(intensity)} FLOP/byte"
     reached = part.ceiling_share
-    judged = f", {percent(reached, 0)} % of {part.ceiling}" if reached is not None else ""
-    return f"{words} FLOP/byte{judged}"
+    share = f", {percent(reached, 0)} % of {part.ceiling}" if reached is not None else ""
+    return f"{part.name}, {part.precision}: {position}{share}"

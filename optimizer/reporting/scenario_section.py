@@ -1,4 +1,4 @@
-"""LoadGen scenarios: one row an engine and scenario, never called an MLPerf result."""
+"""LoadGen scenarios: one row per engine and scenario; these are not MLPerf results."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["scenario_table"]
 
 
 def scenario_table(bench: BenchResult) -> Table | None:
-    """Every scenario that was run; ``None`` if there was none."""
+    """All scenarios that were run; ``None`` if there are none."""
     if not bench.scenarios:
         return None
     notes = Notes()
     return Table(
         id="scenarios",
-        caption=f"{SCENARIO_LABEL}. Figures as LoadGen's detail log tells them.",
+        caption=f"{SCENARIO_LABEL}. Values from LoadGen's detail log.",
         columns=[
             Column("Engine", numeric=False),
             Column("Scenario", numeric=False),
             Column("Metric", numeric=False),
             Column("Value"),
-            Column("p50", "ms a query"),
-            Column("p90", "ms a query"),
-            Column("p99", "ms a query"),
+            Column("p50", "ms per query"),
+            Column("p90", "ms per query"),
+            Column("p99", "ms per query"),
             Column("Queries", hint="samples"),
             Column("Duration", "s"),
         ],

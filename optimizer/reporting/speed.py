@@ -1,4 +1,4 @@
-"""Tables of speed and size, and the main table that sets accuracy beside them."""
+"""Tables of speed and size, and the main table that combines them with accuracy."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = [
 ]
 
 SAMPLES_NEEDED = {"p90": 29, "p95": 59, "p99": 299, "p99_9": 2995}
-"""Samples from which a distribution-free 95 % upper bound of the percentile exists.
+"""Samples needed for a distribution-free 95 % upper bound of each percentile.
 
-The largest of n samples lies above the p-th percentile with probability 1 - p^n; this is the
-smallest n for which that is at least 95 %.
+The largest of n samples exceeds the p-th percentile with probability 1 - p^n; this is the smallest
+n for which that is at least 95 %.
 """
 
-_KEEP = "\N{NO-BREAK SPACE}"
+_NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def main_table(run: RunResult, rows: Sequence[EngineRow], links: Links) -> Table:
-    """Speed and accuracy: one group an engine, one row a batch size."""
+    """Speed and accuracy: one group of rows per engine, one row per batch size."""
     notes = Notes()
     base = baseline_label(run.bench) if run.bench else None
     lines: list[Row] = []
@@ -55,13 +55,13 @@ def main_table(run: RunResult, rows: Sequence[EngineRow], links: Links) -> Table
                 cells = [SAME, SAME, *speed, *([SAME] * len(tail))]
             last = index == len(benches) - 1
             lines.append(Row(cells, remark=_remark(row) if last else None))
-    against = f" Speed-up is against {base}." if base else ""
+    baseline = f" Speed-up is relative to {base}." if base else ""
     table = Table(
         id="engines",
-        caption="Speed and accuracy of every engine; intervals are 95 %." + against,
+        caption="Speed and accuracy of every engine; intervals are 95 %." + baseline,
         columns=[
             Column("Engine", numeric=False),
-            Column("Precision", numeric=False, hint="asked → computed"),
+            Column("Precision", numeric=False, hint="requested → computed"),
             Column("Batch", "images"),
             Column("Throughput", "images/s", hint="95 % interval"),
             Column("Speed-up", "×", hint="95 % interval"),
@@ -83,7 +83,7 @@ def main_table(run: RunResult, rows: Sequence[EngineRow], links: Links) -> Table
 def _remark(row: EngineRow) -> str | None:
     if not row.reasons:
         return None
-    word = STATUS_WORDS[row.status] if row.status != "ok" else "not complete"
+    word = STATUS_WORDS[row.status] if row.status != "ok" else "incomplete"
     return f"{row.name}: {word}: {'; '.join(row.reasons)}"
 
 
@@ -97,29 +97,33 @@ def _engine_cell(row: EngineRow, links: Links) -> Cell:
 
 
 def _precision_cell(row: EngineRow, notes: Notes) -> Cell:
-    # A storage-only engine is audited for what it computes in, but was asked for as its label says.
-    asked = row.precision or (row.audit.asked if row.audit else None)
-    if asked is None:
-        return notes.missing("The results do not say which precision was asked for.")
+    # A storage-only engine is audited as FP32, but its label states what was requested.
+    requested = row.precision or (row.audit.asked if row.audit else None)
+    if requested is None:
+        return notes.missing("The requested precision was not recorded.")
     if row.audit is None:
-        mark = notes.mark("No precision audit: what this engine computes in was not checked.")
-        return Cell(asked, detail="not audited", mark=mark)
+        mark = notes.mark(
+            "No precision audit: the precision this engine computes in was not checked."
+        )
+        return Cell(requested, detail="not audited", mark=mark)
     if row.audit.share is None:
-        mark = notes.mark("The engine does not tell which precision its layers compute in.")
-        return Cell(asked, detail="not told", mark=mark)
+        mark = notes.mark("The engine does not report the precision of its layers.")
+        return Cell(requested, detail="not reported", mark=mark)
     badge = None if row.audit.verdict == "pass" else row.audit.verdict
-    return Cell(asked, detail=f"→ {computed(row.audit)}", badge=badge)
+    return Cell(requested, detail=f"→ {computed(row.audit)}", badge=badge)
 
 
 def computed(audit: Audit) -> str:
     """``int8 97.2 %, fp32 2.8 %``: shares of the FLOPs, largest first."""
     shares = sorted(audit.computed.items(), key=lambda item: -item[1])
-    texts = [f"{name} {share_text(share)} %".replace(" ", _KEEP) for name, share in shares]
+    texts = [
+        f"{name} {share_text(share)} %".replace(" ", _NO_BREAK_SPACE) for name, share in shares
+    ]
     return ", ".join(texts) or DASH
 
 
 def share_text(share: float) -> str:
-    """A share in percent with one digit; neither all nor nothing unless it is."""
+    """A share in percent with one decimal; 0 and 100 only if exact."""
     if 0 < share < 0.0005:
         return "< 0.1"
     return "> 99.9" if 0.9995 <= share < 1 else percent(share, 1)
@@ -151,7 +155,7 @@ def _rate_cell(bench: EngineBench, notes: Notes, links: Links) -> Cell:
     if rate is None:
         return notes.missing("No throughput was recorded.")
     bounds = bench.images_per_s_ci95
-    mark = None if bounds else notes.mark("No interval: too few rounds to tell how sure this is.")
+    mark = None if bounds else notes.mark("No interval: there are too few rounds.")
     return Cell(
         significant(rate),
         value=rate,
@@ -167,12 +171,14 @@ def _speedup_cell(row: EngineRow, bench: EngineBench, notes: Notes) -> Cell:
         return Cell("1", value=1, detail="baseline")
     comparison = row.speedups.get(bench.batch)
     if comparison is None:
-        return notes.missing("Not compared with the baseline in interleaved rounds at this batch.")
+        return notes.missing(
+            "Not compared with the baseline in interleaved rounds at this batch size."
+        )
     return ratio_cell(comparison)
 
 
 def ratio_cell(comparison: Comparison) -> Cell:
-    """The ratio of a comparison with its interval; set off when it decides nothing or is slower."""
+    """The ratio of a comparison with its interval; highlighted if inconclusive or slower."""
     badges = {"inconclusive": "inconclusive", "slower": "fail"}
     places = 2 if comparison.ratio >= 2 else 3
     return Cell(
@@ -185,7 +191,7 @@ def ratio_cell(comparison: Comparison) -> Cell:
 
 
 def latency_cell(bench: EngineBench, which: str, notes: Notes) -> Cell:
-    """One percentile in ms; a dash that says how many samples it would take."""
+    """One percentile in ms, or a dash that states how many samples are needed."""
     value = getattr(bench.latency_ms, which) if bench.latency_ms else None
     if value is not None:
         return Cell(significant(value), value=value)
@@ -193,7 +199,9 @@ def latency_cell(bench: EngineBench, which: str, notes: Notes) -> Cell:
         return notes.missing("No latency was recorded.")
     label, needed = which.replace("_", "."), SAMPLES_NEEDED.get(which, 0)
     if bench.samples < needed:
-        why = f"Too few samples for {label}: a distribution-free 95 % bound needs {needed:,}."
+        why = (
+            f"Too few samples for {label}: a distribution-free 95 % bound needs {needed:,} samples."
+        )
         return notes.missing(why, detail=f"n = {bench.samples:,}")
     return notes.missing(f"{label} was not recorded.")
 
@@ -211,7 +219,7 @@ def _accuracy_cells(run: RunResult, row: EngineRow, notes: Notes) -> list[Cell]:
     else:
         top1 = Cell(percent(hop.top1, places), value=hop.top1 * 100)
     if row.is_reference:
-        noise = notes.missing("The reference itself: there is no noise to measure.")
+        noise = notes.missing("This is the reference: there is no noise to measure.")
         return [top1, Cell("0", value=0, detail="reference"), Cell("0", value=0), noise]
     if hop.drop_pp is None:
         drop = notes.missing("The drop was not recorded.")
@@ -230,7 +238,7 @@ def _accuracy_cells(run: RunResult, row: EngineRow, notes: Notes) -> list[Cell]:
 
 
 def _prediction(run: RunResult, row: EngineRow) -> str:
-    """What the graph of an engine that cannot run here came to, executed as written."""
+    """Accuracy of the graph, executed as written, of an engine that cannot run here."""
     graph = row.graph_hop(run)
     if graph is None or graph.top1 is None or graph.drop_pp is None:
         return ""
@@ -243,14 +251,14 @@ def _prediction(run: RunResult, row: EngineRow) -> str:
 
 
 def flips_cell(flips: int | None, n: int, notes: Notes) -> Cell:
-    """Images that changed class, of how many."""
+    """Number of images whose class changed, out of ``n``."""
     if flips is None:
         return notes.missing("Flips were not counted.")
     return Cell(f"{flips:,}", value=flips, detail=f"of {n:,}" if n else None)
 
 
 def sqnr_cell(sqnr: float | None, flips: int | None, notes: Notes) -> Cell:
-    """Signal to noise in dB; its absence means identical outputs, unless they differ."""
+    """Signal-to-noise ratio in dB, or a dash with the reason for its absence."""
     if sqnr is not None:
         return Cell(fixed(sqnr, 1), value=sqnr)
     if flips:
@@ -262,7 +270,7 @@ def _size_cell(row: EngineRow, notes: Notes) -> Cell:
     sizes = [bench.engine_bytes for bench in row.benches if bench.engine_bytes is not None]
     size = max(sizes) if sizes else row.size_when_built
     if size is None:
-        return notes.missing("The results do not carry this engine's size.")
+        return notes.missing("The size of this engine was not recorded.")
     return Cell(mebibytes(size), value=size / 2**20)
 
 
@@ -273,15 +281,15 @@ def _status_cell(row: EngineRow) -> Cell:
     verdicts = {
         "accuracy": row.hop.verdict if row.hop and not row.is_reference else None,
         "precision": row.audit.verdict if row.audit else None,
-        "batches": _worst([check.verdict for check in row.consistency]),
+        "batch consistency": _worst([check.verdict for check in row.consistency]),
     }
-    judged = {what: verdict for what, verdict in verdicts.items() if verdict}
-    bad = [f"{what} {verdict}" for what, verdict in judged.items() if verdict != "pass"]
+    judged = {check: verdict for check, verdict in verdicts.items() if verdict}
+    problems = [f"{check} {verdict}" for check, verdict in judged.items() if verdict != "pass"]
     worst = _worst(list(judged.values()))
     if any(bench.status != "ok" for bench in row.benches):
-        bad, worst = ["not timed at every batch", *bad], "fail"
-    if bad:
-        return Cell("; ".join(bad), badge=worst)
+        problems, worst = ["not timed at every batch size", *problems], "fail"
+    if problems:
+        return Cell("; ".join(problems), badge=worst)
     if not judged:
         return Cell("ok", detail="reference" if row.is_reference else "not judged")
     return Cell("pass", detail=", ".join(judged), badge="pass")
@@ -292,7 +300,7 @@ def _worst(verdicts: Sequence[str]) -> str | None:
 
 
 def comparison_table(run: RunResult) -> Table | None:
-    """Every paired comparison of the run; ``None`` if there is none."""
+    """All paired comparisons of the run; ``None`` if there are none."""
     if not run.bench or not run.bench.comparisons:
         return None
     base = baseline_name(run.bench)
@@ -311,14 +319,14 @@ def comparison_table(run: RunResult) -> Table | None:
         previous = c.a
     return Table(
         id="comparisons",
-        caption="Paired comparisons from interleaved rounds: the speed of B in units of A.",
+        caption="Paired comparisons from interleaved rounds: the speed of B relative to A.",
         columns=[
             Column("A", numeric=False),
             Column("B", numeric=False),
             Column("Batch", "images"),
             Column("Speed of B / A", "×", hint="95 % interval"),
             Column("Smallest effect of interest", "%"),
-            Column("Verdict on B", numeric=False),
+            Column("B is", numeric=False),
         ],
         rows=rows,
     )

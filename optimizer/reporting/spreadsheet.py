@@ -1,4 +1,4 @@
-"""The CSV report: one row an engine and batch, unrounded, units in the column names."""
+"""The CSV report: one row per engine and batch size, unrounded, units in the column names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = str | int | float | None
 
 
 def render_csv(run: RunResult) -> str:
-    """Render one run as CSV; an unknown value is an empty field.
+    """Render one run as CSV; unknown values are empty fields.
 
     Shares and accuracies are fractions of one, as in ``results.json``.
     """
@@ -24,7 +24,7 @@ def render_csv(run: RunResult) -> str:
 
 
 def csv_of(runs: Sequence[RunResult]) -> str:
-    """Render several runs into one CSV; the column ``run`` tells them apart."""
+    """Render several runs as one CSV; the column ``run`` distinguishes them."""
     records = [record for run in runs for row in engine_rows(run) for record in _records(run, row)]
     stream = io.StringIO()
     columns = list(records[0]) if records else list(_record_columns())
@@ -47,15 +47,17 @@ def _records(run: RunResult, row: EngineRow) -> list[dict[str, Value]]:
     ]
 
 
-_OF_THE_ENGINE = ("run", "run_created", "engine", "file", "backend", "precision_asked",
+_ENGINE_COLUMNS = ("run", "run_created", "engine", "file", "backend", "precision_asked",
                   "precision_computed_shares", "precision_share")  # fmt: skip
 
 
-def _point_record(of_engine: dict[str, Value], curve: Curve, point: CurvePoint) -> dict[str, Value]:
-    """A setting of a sweep: what it has in common with its engine, and what was measured at it."""
+def _point_record(
+    engine_record: dict[str, Value], curve: Curve, point: CurvePoint
+) -> dict[str, Value]:
+    """A setting of a sweep: columns of its engine, and the values measured at this setting."""
     latency, (low, high) = point.latency_ms, point.bounded_ci95_ms or (None, None)
-    known: dict[str, Value] = {
-        **{name: of_engine[name] for name in _OF_THE_ENGINE},
+    values: dict[str, Value] = {
+        **{name: engine_record[name] for name in _ENGINE_COLUMNS},
         "timing": "by the clock",
         "status": point.status,
         "reason": point.error,
@@ -74,7 +76,7 @@ def _point_record(of_engine: dict[str, Value], curve: Curve, point: CurvePoint) 
         "bounded_high_ms": high,
         "raw_samples_file": point.raw_file,
     }
-    return {name: known.get(name) for name in of_engine}
+    return {name: values.get(name) for name in engine_record}
 
 
 def _latencies(latency: Latency | None) -> dict[str, Value]:
@@ -170,7 +172,7 @@ def _shares(row: EngineRow) -> str | None:
 
 
 def _field(value: Value) -> Value:
-    # A spreadsheet runs text that starts like a formula; numbers are not text and stay as they are.
+    # Spreadsheets execute text that looks like a formula; numbers are left unchanged.
     if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
         return f"'{value}"
     return value

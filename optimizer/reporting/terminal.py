@@ -1,4 +1,4 @@
-"""The summary that the terminal shows at the end of a run."""
+"""The terminal summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _SHOWN = (
 
 
 def render_console(run: RunResult) -> RenderableType:
-    """The verdict, the findings and the main table, narrow enough for a terminal.
+    """The verdict, the findings and a narrow version of the main table.
 
-    Names and messages are printed as they are: rich's markup in them has no effect.
+    Names and messages are printed literally, without interpreting rich markup.
     """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     rows = engine_rows(run)
-    # What was only built, or cannot be, would be rows of dashes here: it is told below the table.
-    idle = [row for row in rows if row.status in {"built-not-run", "unavailable"}]
-    ran = [row for row in rows if row not in idle]
+    # Engines that did not run would be rows of dashes; they are listed below the table.
+    not_run = [row for row in rows if row.status in {"built-not-run", "unavailable"}]
+    ran = [row for row in rows if row not in not_run]
     table = speed.main_table(run, ran or rows, Links()).only(_SHOWN)
     shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in table.columns:
@@ -61,14 +61,14 @@ def render_console(run: RunResult) -> RenderableType:
     if table.rows:
         lines += [shown, Text()]
     lines += [Text(row.remark, style="yellow") for row in table.rows if row.remark]
-    lines += [Text(line, style="yellow") for line in _idle(idle if ran else [])]
+    lines += [Text(line, style="yellow") for line in _reasons(not_run if ran else [])]
     lines += [Text(f"{n.mark}  {n.text}", style="dim") for n in table.notes]
     lines += [Text(f"Open: {question}") for question in open_ends.open_questions(run, rows)]
     return Group(*lines)
 
 
-def _idle(rows: Sequence[EngineRow]) -> list[str]:
-    """Engines without numbers, those with the same reason in one line."""
+def _reasons(rows: Sequence[EngineRow]) -> list[str]:
+    """Why engines did not run, one line per reason."""
     by_reason: dict[str, list[str]] = {}
     for row in rows:
         reason = (row.reasons or ["no reason was recorded"])[0].removeprefix(f"{row.name} ")

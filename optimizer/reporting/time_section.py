@@ -1,4 +1,4 @@
-"""Tables of timing in detail: percentiles, and what an engine costs besides computing."""
+"""Detailed timing tables: latency percentiles, and start-up, memory and energy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def latency_table(run: RunResult, links: Links) -> Table | None:
     notes = Notes()
     table = Table(
         id="latency",
-        caption="Latency of one batch.",
+        caption="Latency per batch.",
         columns=[
             Column("Engine", numeric=False),
             Column("Batch", "images"),
@@ -54,11 +54,11 @@ def _latency_cells(bench: EngineBench, notes: Notes, links: Links) -> list[Cell]
     return [
         *_head(bench, links),
         Cell(f"{bench.samples:,}", value=bench.samples, detail=f"{bench.rounds} rounds"),
-        _plain(bench.warmup_calls, 0),
+        _number(bench.warmup_calls, 0),
         latency_cell(bench, "mean", notes),
         p50,
         *(latency_cell(bench, percentile, notes) for percentile in _PERCENTILES),
-        _plain(bench.batches_per_s),
+        _number(bench.batches_per_s),
     ]
 
 
@@ -70,14 +70,14 @@ def _head(bench: EngineBench, links: Links) -> list[Cell]:
 
 
 def cost_table(run: RunResult, links: Links) -> Table | None:
-    """Threads, spans, start, memory and energy of every timed engine."""
+    """Threads, spans, start-up, memory and energy of every timed engine."""
     timed = _timed(run)
     if not timed:
         return None
     spans = list(dict.fromkeys(span for bench in timed for span in bench.spans_ms))
     return Table(
         id="cost",
-        caption="Spans (medians), start, memory and energy. Columns without a value are left out.",
+        caption="Spans (medians), start-up, memory and energy. Columns without values are omitted.",
         columns=[
             Column("Engine", numeric=False),
             Column("Batch", "images"),
@@ -89,7 +89,7 @@ def cost_table(run: RunResult, links: Links) -> Table | None:
             Column("First call", "ms", optional=True),
             Column("Peak memory", "MiB", optional=True),
             Column("GPU memory", "MiB", optional=True),
-            Column("Energy", "J an image", optional=True),
+            Column("Energy", "J per image", optional=True),
         ],
         rows=[Row(_cost_cells(bench, spans, links)) for bench in timed],
     ).without_empty_columns()
@@ -98,24 +98,24 @@ def cost_table(run: RunResult, links: Links) -> Table | None:
 def _cost_cells(bench: EngineBench, spans: Sequence[str], links: Links) -> list[Cell]:
     return [
         *_head(bench, links),
-        _plain(bench.threads, 0),
-        _plain(bench.streams, 0),
-        *(_short(bench.spans_ms.get(span)) for span in spans),
-        _plain(bench.start_s),
-        _plain(bench.load_s),
-        _plain(bench.first_inference_ms),
+        _number(bench.threads, 0),
+        _number(bench.streams, 0),
+        *(_milliseconds(bench.spans_ms.get(span)) for span in spans),
+        _number(bench.start_s),
+        _number(bench.load_s),
+        _number(bench.first_inference_ms),
         _mebibyte_cell(bench.peak_rss_bytes),
         _mebibyte_cell(bench.gpu_memory_bytes),
-        _plain(bench.energy_j),
+        _number(bench.energy_j),
     ]
 
 
-def _short(value: float | None) -> Cell:
-    """Milliseconds, to tenths of a microsecond at most."""
-    return _plain(value, None if value is None else min(4, decimals(value)))
+def _milliseconds(value: float | None) -> Cell:
+    """Milliseconds with at most four decimal places."""
+    return _number(value, None if value is None else min(4, decimals(value)))
 
 
-def _plain(value: float | None, places: int | None = None) -> Cell:
+def _number(value: float | None, places: int | None = None) -> Cell:
     text = significant(value) if places is None else fixed(value, places)
     return Cell(text, value=value)
 

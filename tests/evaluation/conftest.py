@@ -1,4 +1,4 @@
-"""A small network trained on tinted digits, with every file on the way to its engines."""
+"""A small network trained on tinted digits, with all files from the export to the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(resize=16, crop=16, mean=(0.25, 0.2, 0.15), std=(0
 
 
 def tinted(name: str, path: Path) -> ImageDataset:
-    """Real digits, even ones in red and odd ones in blue, so that colour order matters."""
+    """Real digits, even ones tinted red and odd ones blue, so that colour order matters."""
     gray = open_dataset(name)
     plain = Preprocessing(resize=None, crop=8)
     (pixels,) = gray.batches(len(gray), plain, as_uint8=True)
@@ -38,7 +38,7 @@ def tinted(name: str, path: Path) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Everything that was made once for all tests of the session; read only."""
+    """Artifacts created once per session for all tests; read-only."""
 
     folder: Path
     model: Model
@@ -57,9 +57,9 @@ class Workshop:
 
 
 def largest_fall(blocks: list[BlockNoise]) -> tuple[str, float] | None:
-    """The module after which the signal to noise falls most, and by how many decibels."""
-    known = [(b.module, b.sqnr_db) for b in blocks if b.sqnr_db is not None]
-    falls = [(module, before - after) for (_, before), (module, after) in itertools.pairwise(known)]
+    """The module after which the signal-to-noise ratio falls most, and the fall in decibels."""
+    noisy = [(b.module, b.sqnr_db) for b in blocks if b.sqnr_db is not None]
+    falls = [(module, before - after) for (_, before), (module, after) in itertools.pairwise(noisy)]
     return max(falls, key=lambda fall: fall[1], default=None)
 
 

@@ -34,7 +34,7 @@ def classifier(
 
     Args:
         middle: Nodes from ``features`` to ``seen`` between pooling and the last layer.
-        constants: Further initializers.
+        constants: Additional initializers.
     """
     rng = np.random.default_rng(seed)
     weights = {

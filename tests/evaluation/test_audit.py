@@ -17,47 +17,47 @@ def _layer(name: str, precision: str, flops: int | None = 100) -> LayerInfo:
     return LayerInfo(name=name, torch_names=[name], type="Conv", precision=precision, flops=flops)
 
 
-def test_all_layers_in_the_asked_precision_pass() -> None:
-    found = audit("int8", [_layer("conv1", "int8"), _layer("fc", "int8")])
-    assert (found.verdict, found.share, found.computed) == ("pass", 1.0, {"int8": 1.0})
-    assert found.differing == []
+def test_all_layers_in_the_requested_precision_pass() -> None:
+    result = audit("int8", [_layer("conv1", "int8"), _layer("fc", "int8")])
+    assert (result.verdict, result.share, result.computed) == ("pass", 1.0, {"int8": 1.0})
+    assert result.differing == []
 
 
 def test_a_small_layer_in_another_precision_is_named_and_passes() -> None:
     layers = [_layer("layer1.0.conv1", "int8", 990), _layer("fc", "fp32", 10)]
-    found = audit("int8", layers)
-    assert found.verdict == "pass"
-    assert [layer.name for layer in found.differing] == ["fc"]
-    assert "fc (fp32)" in found.reason
+    result = audit("int8", layers)
+    assert result.verdict == "pass"
+    assert [layer.name for layer in result.differing] == ["fc"]
+    assert "fc (fp32)" in result.reason
 
 
 def test_a_large_layer_in_another_precision_fails_and_is_named() -> None:
-    found = audit("int8", [_layer("conv1", "int8", 80), _layer("layer4.0.conv2", "fp32", 20)])
-    assert found.verdict == "fail"
-    assert found.share == pytest.approx(0.8)
-    assert "layer4.0.conv2 (fp32)" in found.reason
+    result = audit("int8", [_layer("conv1", "int8", 80), _layer("layer4.0.conv2", "fp32", 20)])
+    assert result.verdict == "fail"
+    assert result.share == pytest.approx(0.8)
+    assert "layer4.0.conv2 (fp32)" in result.reason
 
 
 def test_layers_without_weights_do_not_count() -> None:
-    found = audit("int8", [_layer("conv1", "int8"), _layer("relu", "fp32", None)])
-    assert found.verdict == "pass"
-    assert found.share == 1.0
+    result = audit("int8", [_layer("conv1", "int8"), _layer("relu", "fp32", None)])
+    assert result.verdict == "pass"
+    assert result.share == 1.0
 
 
-def test_tf32_is_not_fp32_unless_it_was_asked_for() -> None:
+def test_tf32_counts_as_fp32_only_if_requested() -> None:
     layers = [_layer("conv1", "tf32")]
     assert audit("fp32", layers).verdict == "fail"
     assert audit("tf32", layers).verdict == "pass"
 
 
 @pytest.mark.parametrize("layers", [[], [_layer("relu", "fp32", None)]])
-def test_an_engine_that_tells_nothing_is_inconclusive(layers: list[LayerInfo]) -> None:
-    found = audit("int8", layers)
-    assert found.verdict == "inconclusive"
-    assert found.share is None
+def test_an_engine_that_reports_nothing_is_inconclusive(layers: list[LayerInfo]) -> None:
+    result = audit("int8", layers)
+    assert result.verdict == "inconclusive"
+    assert result.share is None
 
 
-def test_unknown_precision_decides_only_where_it_cannot_matter() -> None:
+def test_layers_of_unknown_precision_are_inconclusive_only_if_they_matter() -> None:
     assert (
         audit("int8", [_layer("a", "int8", 90), _layer("b", "unknown", 10)]).verdict
         == "inconclusive"
@@ -70,31 +70,33 @@ def test_unknown_precision_decides_only_where_it_cannot_matter() -> None:
     st.lists(st.tuples(st.sampled_from(PRECISIONS), st.integers(1, 10**9)), min_size=1),
     st.sampled_from(PRECISIONS[:-1]),
 )
-def test_shares_add_up_and_the_differing_layers_make_the_rest(
-    made: list[tuple[str, int]], asked: str
+def test_shares_add_up_and_the_differing_layers_are_the_rest(
+    drawn: list[tuple[str, int]], requested: str
 ) -> None:
-    layers = [_layer(f"l{i}", precision, flops) for i, (precision, flops) in enumerate(made)]
-    found = audit(asked, layers)
-    assert sum(found.computed.values()) == pytest.approx(1)
-    total = sum(flops for _, flops in made)
-    assert found.share is not None
-    assert found.share + sum(x.flops or 0 for x in found.differing) / total == pytest.approx(1)
-    assert (found.verdict == "pass") == (found.share >= 0.95)
+    layers = [_layer(f"l{i}", precision, flops) for i, (precision, flops) in enumerate(drawn)]
+    result = audit(requested, layers)
+    assert sum(result.computed.values()) == pytest.approx(1)
+    total = sum(flops for _, flops in drawn)
+    assert result.share is not None
+    assert result.share + sum(x.flops or 0 for x in result.differing) / total == pytest.approx(1)
+    assert (result.verdict == "pass") == (result.share >= 0.95)
 
 
-def test_a_stem_kept_high_is_as_asked_of_fp8() -> None:
+def test_fp8_passes_with_a_stem_kept_in_high_precision() -> None:
     layers = [
         LayerInfo(name="a", torch_names=["conv1", "relu"], type="Conv", precision="fp16", flops=20),
         LayerInfo(name="b", torch_names=["fc"], type="Gemm", precision="fp8", flops=80),
     ]
     assert audit("fp8", layers).verdict == "fail"
-    found = audit("fp8", layers, keep=["conv1"])
-    assert (found.verdict, found.share) == ("pass", 1.0)
-    assert found.reason == "100.0 % of the FLOPs are as asked (80.0 % FP8, 20.0 % FP16)"
+    result = audit("fp8", layers, keep=["conv1"])
+    assert (result.verdict, result.share) == ("pass", 1.0)
+    assert result.reason == (
+        "100.0 % of the FLOPs are computed in the requested precision (80.0 % FP8, 20.0 % FP16)"
+    )
     assert audit("fp8", layers, keep=["fc"]).verdict == "fail"
 
 
-def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
+def test_mixed_precision_passes_if_the_kept_layers_are_not_int8() -> None:
     layers = [_layer("a", "int8", 60), _layer("b", "fp32", 40)]
     named = [layer.model_copy(update={"torch_names": [layer.name]}) for layer in layers]
     good = audit("mixed", named, keep=["b"])
@@ -107,7 +109,7 @@ def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "precision", "options", "computed", "asked", "verdict"),
+    ("backend", "precision", "options", "computed", "requested", "verdict"),
     [
         ("openvino", "fp16", {"storage_only": True}, "fp32", "fp32", "pass"),
         ("tensorrt-rtx", "int8", {"storage_only": True}, "fp16", "int8", "fail"),
@@ -116,8 +118,8 @@ def test_a_mix_is_as_asked_where_kept_layers_are_not_int8() -> None:
         ("tensorrt-rtx", "fp32", {"tf32": True}, "fp32", "fp32", "pass"),  # it ignores the option
     ],
 )
-def test_what_was_asked_of_an_engine(
-    backend: str, precision: str, options: dict, computed: str, asked: str, verdict: str
+def test_the_requested_precision_follows_from_the_settings(
+    backend: str, precision: str, options: dict, computed: str, requested: str, verdict: str
 ) -> None:
     manifest = Manifest(
         kind="engine",
@@ -129,5 +131,5 @@ def test_what_was_asked_of_an_engine(
         settings={"backend": backend, "precision": precision, "options": options},
         details={"layers": [_layer("conv1", computed).model_dump()]},
     )
-    found = audit_manifest(manifest)
-    assert (found.asked, found.verdict) == (asked, verdict)
+    result = audit_manifest(manifest)
+    assert (result.asked, result.verdict) == (requested, verdict)

@@ -1,4 +1,4 @@
-"""Planning hops: what is shared, what does not belong together."""
+"""Planning hops: shared hops and mismatched files."""
 
 from __future__ import annotations
 
@@ -100,17 +100,21 @@ def test_an_engine_that_is_an_onnx_file_is_an_engine(tmp_path: Path) -> None:
     assert Chain.of(engine).engine == engine
 
 
-def test_an_engine_built_from_another_graph_is_blamed(tmp_path: Path, reference: Reference) -> None:
+def test_an_engine_built_from_another_graph_is_reported(
+    tmp_path: Path, reference: Reference
+) -> None:
     graph = classifier(tmp_path / "g.onnx", seed=2)
     other = classifier(tmp_path / "other.onnx", seed=3)
     engine = _engine(tmp_path / "e.bin", other)
     steps = _only([Chain(label="e", graph=graph, engine=engine)], reference)
     assert steps[0].fault is None
-    assert steps[1].fault == "e.bin was built from another graph (other.onnx) than the one given"
+    assert steps[1].fault == (
+        "e.bin was built from a different graph (other.onnx), not the given one"
+    )
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"mean": (0.5, 0.5, 0.5)}, "mean 0.5, 0.5, 0.5, the reference with mean 0.485"),
         ({"color": "BGR"}, "color BGR, the reference with color RGB"),
@@ -118,17 +122,17 @@ def test_an_engine_built_from_another_graph_is_blamed(tmp_path: Path, reference:
     ],
 )
 def test_another_preprocessing_is_named(
-    tmp_path: Path, reference: Reference, change: dict, words: str
+    tmp_path: Path, reference: Reference, change: dict, message: str
 ) -> None:
     other = Preprocessing(resize=8, crop=8, **change)
     graph = classifier(tmp_path / "g.onnx", seed=1, preprocessing=other)
     (step,) = _only([Chain(label="g", graph=graph)], reference)
     assert step.fault is not None
-    assert words in step.fault
+    assert message in step.fault
     engine = _engine(tmp_path / "e.bin", graph, preprocessing=other)
     (step,) = _only([Chain(label="e", engine=engine)], reference)
     assert step.fault is not None
-    assert words in step.fault
+    assert message in step.fault
 
 
 def test_a_shuffled_class_list_is_named(tmp_path: Path, reference: Reference) -> None:
@@ -136,27 +140,27 @@ def test_a_shuffled_class_list_is_named(tmp_path: Path, reference: Reference) ->
     graph = classifier(tmp_path / "g.onnx", seed=1, classes=shuffled)
     (step,) = _only([Chain(label="g", graph=graph)], reference)
     assert step.fault is not None
-    assert "in another order: output 1 is 'c', not 'b'" in step.fault
+    assert "in a different order: output 1 is 'c', not 'b'" in step.fault
 
 
 def test_other_classes_are_named(tmp_path: Path, reference: Reference) -> None:
     graph = classifier(tmp_path / "g.onnx", seed=1, classes=("x", "y", "z", "u", "v", "w"))
     (step,) = _only([Chain(label="g", graph=graph)], reference)
     assert step.fault is not None
-    assert "other classes than the reference (6: x, y, z …)" in step.fault
+    assert "different classes than the reference (6: x, y, z …)" in step.fault
     fewer = classifier(tmp_path / "f.onnx", seed=1, classes=("a", "b"))
     (step,) = _only([Chain(label="f", graph=fewer)], reference)
     assert step.fault == "f.onnx has 2 classes, the reference 6"
 
 
-def test_where_the_reference_does_not_say_what_it_expects_nothing_is_computed(
+def test_a_mismatch_with_assumed_preprocessing_is_an_error(
     tmp_path: Path, reference: Reference
 ) -> None:
     other = Preprocessing(resize=8, crop=8, mean=(0.5, 0.5, 0.5))
     graph = classifier(tmp_path / "g.onnx", seed=1, preprocessing=other)
     assumed = replace(reference, name="w.pth", preprocessing_assumed=True)
     with pytest.raises(
-        UsageError, match=r"w\.pth does not say what it expects.*w\.pth\.card\.json"
+        UsageError, match=r"w\.pth does not state its preprocessing.*w\.pth\.card\.json"
     ):
         plan_steps([Chain(label="g", graph=graph)], assumed)
 
@@ -164,24 +168,28 @@ def test_where_the_reference_does_not_say_what_it_expects_nothing_is_computed(
 def test_a_frozen_batch_is_named(tmp_path: Path, reference: Reference) -> None:
     graph = classifier(tmp_path / "g.onnx", seed=1, batch=2, declared_batch="dynamic")
     (step,) = _only([Chain(label="g", graph=graph)], reference)
-    assert step.fault == ("the batch of g.onnx is frozen at 2, though it was exported as dynamic")
-    meant = classifier(tmp_path / "fixed.onnx", seed=1, batch=2)
-    (step,) = _only([Chain(label="g", graph=meant)], reference)
+    assert step.fault == (
+        "the batch size of g.onnx is fixed at 2, although it was exported as dynamic"
+    )
+    intended = classifier(tmp_path / "fixed.onnx", seed=1, batch=2)
+    (step,) = _only([Chain(label="g", graph=intended)], reference)
     assert step.fault is None
 
 
-def test_another_checkpoint_is_remarked_but_compared(tmp_path: Path, reference: Reference) -> None:
+def test_another_checkpoint_gets_a_remark_but_is_compared(
+    tmp_path: Path, reference: Reference
+) -> None:
     graph = classifier(tmp_path / "tuned.onnx", seed=1, checkpoint="c1")
     (step,) = _only([Chain(label="g", graph=graph)], reference)
     assert step.fault is None
-    assert step.remark == "tuned.onnx was exported from another checkpoint"
+    assert step.remark == "tuned.onnx was exported from a different checkpoint"
 
 
 def test_bad_chains_are_refused(tmp_path: Path, reference: Reference) -> None:
     graph = classifier(tmp_path / "g.onnx", seed=1)
     with pytest.raises(UsageError, match="nothing to validate"):
         plan_steps([], reference)
-    with pytest.raises(UsageError, match="two engines are called g"):
+    with pytest.raises(UsageError, match="two engines are named g"):
         plan_steps([Chain(label="g", graph=graph), Chain(label="g", graph=graph)], reference)
     with pytest.raises(UsageError, match="has no file"):
         plan_steps([Chain(label="g")], reference)
@@ -192,14 +200,14 @@ def test_bad_chains_are_refused(tmp_path: Path, reference: Reference) -> None:
         plan_steps([Chain(label="g", engine=tmp_path / "missing.blob")], reference)
 
 
-def test_a_reference_file_must_be_fp32_and_say_its_preprocessing(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="a reference is FP32"):
+def test_a_reference_file_must_be_fp32_and_state_its_preprocessing(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="a reference must be FP32"):
         open_reference(classifier(tmp_path / "int8.onnx", precision="int8"))
-    silent = classifier(tmp_path / "silent.onnx", preprocessing=PREPROCESSING)
+    bare = classifier(tmp_path / "bare.onnx", preprocessing=PREPROCESSING)
     import onnx
 
-    proto = onnx.load(silent)
+    proto = onnx.load(bare)
     del proto.metadata_props[:]
-    onnx.save(proto, silent)
-    with pytest.raises(GraphError, match="does not say what preprocessing"):
-        open_reference(silent)
+    onnx.save(proto, bare)
+    with pytest.raises(GraphError, match="does not state its preprocessing"):
+        open_reference(bare)

@@ -1,4 +1,4 @@
-"""Where the time goes, and a validation of files that worker processes decode."""
+"""Timing of a validation, and validation of files decoded by worker processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.evaluation.graphs import classifier
 BAD = "3/0005.png"
 
 
-def test_each_second_is_booked_where_it_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    passed = {"wall": 100.0, "cpu": 7.0}
-    time = SimpleNamespace(perf_counter=lambda: passed["wall"], process_time=lambda: passed["cpu"])
+def test_time_is_charged_to_the_hop_that_spends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"wall": 100.0, "cpu": 7.0}
+    time = SimpleNamespace(perf_counter=lambda: now["wall"], process_time=lambda: now["cpu"])
     monkeypatch.setattr("optimizer.evaluation.clock.time", time)
 
     def spend(wall: float, cpu: float) -> None:
-        passed["wall"] += wall
-        passed["cpu"] += cpu
+        now["wall"] += wall
+        now["cpu"] += cpu
 
     clock = Clock()
     spend(4.0, 4.0)  # opening the engines
@@ -37,9 +37,9 @@ def test_each_second_is_booked_where_it_is_spent(monkeypatch: pytest.MonkeyPatch
             spend(0.5, 0.0)
             yield batch
 
-    seen = []
+    yielded = []
     for batch in clock.waiting_for(batches()):
-        seen.append(batch)
+        yielded.append(batch)
         with clock.computing("engine"):
             spend(1.0, 2.0)
         with clock.computing("other"):
@@ -47,7 +47,7 @@ def test_each_second_is_booked_where_it_is_spent(monkeypatch: pytest.MonkeyPatch
         with clock.computing(CONSISTENCY):
             spend(0.125, 0.25)
     timing = clock.result(decoding_cpu_s=1.5)
-    assert seen == [0, 1, 2]
+    assert yielded == [0, 1, 2]
     assert timing.waiting_s == 3 * 0.5
     assert list(timing.hops_cpu_s.items()) == [("engine", 3 * 2.0), ("other", 3 * 0.125)]
     assert timing.decoding_cpu_s == 1.5
@@ -58,7 +58,7 @@ def test_each_second_is_booked_where_it_is_spent(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred digits as PNG files, one of which is damaged, and a classifier of them."""
+    """A hundred digits as PNG files, one of them damaged, and a classifier for them."""
     root = tmp_path_factory.mktemp("files")
     digits = open_dataset("digits:test", limit=100)
     (pixels,) = digits.batches(100, Preprocessing(resize=None, crop=8), as_uint8=True)
@@ -82,13 +82,13 @@ def _validate(folder: Path, workers: int) -> ValidateResult:
     )
 
 
-def test_workers_change_nothing_but_the_time(folder: Path) -> None:
-    alone, helped = (_validate(folder, workers) for workers in (0, 2))
+def test_workers_change_only_the_timing(folder: Path) -> None:
+    without, with_workers = (_validate(folder, workers) for workers in (0, 2))
     same = {"created": "", "timing": None, "predictions_file": None}
-    assert helped.model_copy(update=same) == alone.model_copy(update=same)
-    assert (helped.dataset.n, helped.dataset.skipped) == (99, [BAD])
-    assert (helped.hops[1].flips, helped.hops[1].drop_pp) == (0, 0.0)
-    for workers, result in ((0, alone), (2, helped)):
+    assert with_workers.model_copy(update=same) == without.model_copy(update=same)
+    assert (with_workers.dataset.n, with_workers.dataset.skipped) == (99, [BAD])
+    assert (with_workers.hops[1].flips, with_workers.hops[1].drop_pp) == (0, 0.0)
+    for workers, result in ((0, without), (2, with_workers)):
         names = read_predictions(folder / f"{workers}.npz").image_ids
         assert len(names) == 99
         assert BAD not in names
@@ -97,7 +97,7 @@ def test_workers_change_nothing_but_the_time(folder: Path) -> None:
         assert set(result.timing.hops_cpu_s) == {hop.name for hop in result.hops}
 
 
-def test_what_was_read_before_is_not_booked(folder: Path) -> None:
+def test_decoding_before_the_validation_is_not_charged(folder: Path) -> None:
     data = open_dataset(folder / "data", skip_bad_images=True).verify()
     data.spent.cpu_s = 1000.0
     result = validate(
@@ -111,7 +111,7 @@ def test_what_was_read_before_is_not_booked(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_stops_everything_by_name(folder: Path, workers: int) -> None:
+def test_a_damaged_image_is_an_error_with_its_name(folder: Path, workers: int) -> None:
     with pytest.raises(DataError, match=rf"{BAD}.*--skip-bad-images"):
         validate(
             [Chain(label="same", graph=folder / "reference.onnx")],

@@ -1,4 +1,4 @@
-"""Old against new from the stored files alone."""
+"""Comparing old and new results from the stored files alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = np.random.default_rng(0).integers(0, 10, N)
 def _write(
     path: Path, wrong: dict[str, np.ndarray], *, sha256: str = "d1", engines: bool = True
 ) -> Path:
-    """A result whose hops have the label everywhere but on the images named."""
+    """A result whose hops predict the label except on the given images."""
     path.parent.mkdir(exist_ok=True)
     hops = [Hop(name="reference", engine=None, executor="", parent=None, precision="fp32")]
     classes = {}
@@ -60,42 +60,44 @@ def _write(
     return path
 
 
-def test_images_are_paired(tmp_path: Path) -> None:
+def test_predictions_are_paired_by_image(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"a.blob": np.arange(10)})
     new = _write(tmp_path / "new" / "v.json", {"b.blob": np.arange(6, 20)})
-    (found,) = compare(old, new, max_drop_pp=5.0)
-    assert (found.old, found.new, found.n) == ("a.blob", "b.blob", N)
-    assert found.old_top1 == pytest.approx(1 - 10 / N)
-    assert found.new_top1 == pytest.approx(1 - 14 / N)
-    assert found.flips == 16  # ten losses, six gains
-    assert found.drop_pp == pytest.approx(100 * 4 / N)
+    (comparison,) = compare(old, new, max_drop_pp=5.0)
+    assert (comparison.old, comparison.new, comparison.n) == ("a.blob", "b.blob", N)
+    assert comparison.old_top1 == pytest.approx(1 - 10 / N)
+    assert comparison.new_top1 == pytest.approx(1 - 14 / N)
+    assert comparison.flips == 16  # ten losses, six gains
+    assert comparison.drop_pp == pytest.approx(100 * 4 / N)
     low, high = drop_interval(10, 6, N)
-    assert found.drop_ci95_pp == pytest.approx((100 * low, 100 * high))
-    assert found.mcnemar_p == mcnemar_p(10, 6)
-    assert found.verdict == "pass"
-    assert found.reason.startswith("b.blob stays within 5 pp against a.blob: drop 0.67 pp")
+    assert comparison.drop_ci95_pp == pytest.approx((100 * low, 100 * high))
+    assert comparison.mcnemar_p == mcnemar_p(10, 6)
+    assert comparison.verdict == "pass"
+    assert comparison.reason.startswith(
+        "b.blob stays within the limit of 5 pp relative to a.blob: drop 0.67 pp"
+    )
 
 
 def test_verdicts(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"e": np.arange(0)})
     worse = _write(tmp_path / "new" / "v.json", {"e": np.arange(60)})
-    (found,) = compare(old, worse, max_drop_pp=1.0)
-    assert (found.verdict, found.images_needed) == ("fail", None)
+    (comparison,) = compare(old, worse, max_drop_pp=1.0)
+    assert (comparison.verdict, comparison.images_needed) == ("fail", None)
     slightly = _write(tmp_path / "mid" / "v.json", {"e": np.arange(3)})
-    (found,) = compare(old, slightly, max_drop_pp=1.0)
-    assert found.verdict == "inconclusive"
-    assert found.images_needed is not None
-    assert found.images_needed > N
-    assert f"about {found.images_needed:,} images would decide" in found.reason
+    (comparison,) = compare(old, slightly, max_drop_pp=1.0)
+    assert comparison.verdict == "inconclusive"
+    assert comparison.images_needed is not None
+    assert comparison.images_needed > N
+    assert f"about {comparison.images_needed:,} images would decide" in comparison.reason
     assert compare(worse, old, max_drop_pp=1.0)[0].verdict == "pass"
 
 
 def test_engines_are_paired_by_name(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"a": np.arange(2), "b": np.arange(4)})
     new = _write(tmp_path / "new" / "v.json", {"b": np.arange(5), "c": np.arange(1)})
-    assert [(f.old, f.new) for f in compare(old, new, max_drop_pp=5.0)] == [("b", "b")]
+    assert [(c.old, c.new) for c in compare(old, new, max_drop_pp=5.0)] == [("b", "b")]
     other = _write(tmp_path / "other" / "v.json", {"x": np.arange(5), "y": np.arange(1)})
-    with pytest.raises(UsageError, match="no engine is in both: a, b and x, y"):
+    with pytest.raises(UsageError, match="no engine is in both results: a, b and x, y"):
         compare(old, other, max_drop_pp=5.0)
 
 
@@ -105,10 +107,10 @@ def test_graphs_are_compared_where_there_is_no_engine(tmp_path: Path) -> None:
     assert compare(old, new, max_drop_pp=5.0)[0].new == "graph int8"
 
 
-def test_other_data_is_refused_by_digest(tmp_path: Path) -> None:
+def test_data_with_another_digest_is_refused(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
     new = _write(tmp_path / "new" / "v.json", {"e": np.arange(2)}, sha256="d2")
-    with pytest.raises(UsageError, match="other images cannot be compared"):
+    with pytest.raises(UsageError, match="were validated on different images: val"):
         compare(old, new, max_drop_pp=1.0)
 
 
@@ -120,15 +122,15 @@ def test_predictions_of_another_validation_are_refused(tmp_path: Path) -> None:
         compare(old, new, max_drop_pp=1.0)
 
 
-def test_predictions_that_were_written_over_are_refused(tmp_path: Path) -> None:
-    """`mv new.json old.json` takes the result and leaves the predictions, which come anew."""
+def test_overwritten_predictions_are_refused(tmp_path: Path) -> None:
+    """`mv v.json old.json` moves the result only; the next run overwrites the predictions."""
     old = _write(tmp_path / "v.json", {"e": np.arange(2)}).rename(tmp_path / "old.json")
     new = _write(tmp_path / "v.json", {"e": np.arange(60)})
     with pytest.raises(ArtifactError, match=r"v\.npz does not belong to .*another validation"):
         compare(old, new, max_drop_pp=1.0)
 
 
-def test_predictions_of_results_without_a_digest_must_say_the_same(tmp_path: Path) -> None:
+def test_predictions_of_results_without_a_digest_must_match_in_accuracy(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
     result = read_result(old)
     assert isinstance(result, ValidateResult)
@@ -140,11 +142,11 @@ def test_predictions_of_results_without_a_digest_must_say_the_same(tmp_path: Pat
     assert compare(old, old, max_drop_pp=1.0)[0].flips == 0
     other = _write(tmp_path / "new" / "v.json", {"e": np.arange(60)})
     old.with_suffix(".npz").write_bytes(other.with_suffix(".npz").read_bytes())
-    with pytest.raises(ArtifactError, match="its accuracy is another one"):
+    with pytest.raises(ArtifactError, match="its accuracy differs"):
         compare(old, other, max_drop_pp=1.0)
 
 
-def test_what_is_gone_or_failed_is_missing(tmp_path: Path) -> None:
+def test_removed_and_failed_engines_are_missing(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"int8": np.arange(2), "fp32": np.arange(1)})
     one = _write(tmp_path / "one" / "v.json", {"fp32": np.arange(1)})
     assert missing(old, old) == []
@@ -153,8 +155,8 @@ def test_what_is_gone_or_failed_is_missing(tmp_path: Path) -> None:
     assert missing(one, renamed) == []
 
 
-def test_a_failed_engine_is_not_stood_in_for(tmp_path: Path) -> None:
-    """INT8 failed: FP32, which is there now, is no pair of the old INT8."""
+def test_a_failed_engine_is_not_paired_with_another(tmp_path: Path) -> None:
+    """INT8 failed in the new results: FP32 must not take its place."""
     old = _write(tmp_path / "old" / "v.json", {"int8": np.arange(2)})
     new = _write(tmp_path / "new" / "v.json", {"int8": np.arange(2), "fp32": np.arange(1)})
     result = read_result(new)
@@ -165,12 +167,12 @@ def test_a_failed_engine_is_not_stood_in_for(tmp_path: Path) -> None:
     ]
     write_result(result.model_copy(update={"hops": hops}), new)
     assert missing(old, new) == ["int8"]
-    with pytest.raises(UsageError, match="no engine is in both: int8 and fp32"):
+    with pytest.raises(UsageError, match="no engine is in both results: int8 and fp32"):
         compare(old, new, max_drop_pp=1.0)
 
 
 def test_results_without_predictions_are_refused(tmp_path: Path) -> None:
     old = _write(tmp_path / "old" / "v.json", {"e": np.arange(2)})
     old.with_suffix(".npz").unlink()
-    with pytest.raises(ArtifactError, match="no predictions at"):
+    with pytest.raises(ArtifactError, match="no predictions file at"):
         compare(old, old, max_drop_pp=1.0)

@@ -1,4 +1,4 @@
-"""Batch consistency on real sessions, healthy and sick."""
+"""Batch consistency on real sessions, correct and faulty."""
 
 from __future__ import annotations
 
@@ -23,40 +23,42 @@ def _check(graph: Path, batches: list[int], precision: str = "fp32") -> BatchCon
     return batch_consistency("engine", session, IMAGES, IDS, batches=batches, precision=precision)
 
 
-def test_a_healthy_engine_passes(tmp_path: Path) -> None:
-    found = _check(classifier(tmp_path / "g.onnx"), [1, 2, 8, 20])
-    assert (found.verdict, found.failing, found.batches) == ("pass", [], [1, 2, 8, 20])
-    assert found.max_abs_diff <= found.tolerance
+def test_a_correct_engine_passes(tmp_path: Path) -> None:
+    result = _check(classifier(tmp_path / "g.onnx"), [1, 2, 8, 20])
+    assert (result.verdict, result.failing, result.batches) == ("pass", [], [1, 2, 8, 20])
+    assert result.max_abs_diff <= result.tolerance
 
 
 def test_a_fixed_batch_is_checked_at_its_size(tmp_path: Path) -> None:
     assert _check(classifier(tmp_path / "g.onnx", batch=4), [4]).verdict == "pass"
 
 
-def test_rows_that_depend_on_the_batch_mean_fail_by_name(tmp_path: Path) -> None:
+def test_rows_that_depend_on_the_batch_mean_fail_and_are_named(tmp_path: Path) -> None:
     center = [
         helper.make_node("ReduceMean", ["features"], ["mean"], "mean", axes=None, keepdims=1),
         helper.make_node("Sub", ["features", "mean"], ["seen"], "center"),
     ]
-    found = _check(classifier(tmp_path / "g.onnx", middle=center), [1, 4])
-    assert found.verdict == "fail"
-    assert any(f.startswith("batch 4, in order: image1 in row 1 differs by") for f in found.failing)
-    assert any("permuted" in f for f in found.failing)
-    assert "batch 4, in order: image0" in found.reason
+    result = _check(classifier(tmp_path / "g.onnx", middle=center), [1, 4])
+    assert result.verdict == "fail"
+    assert any(
+        f.startswith("batch 4, in order: image1 in row 1 differs by") for f in result.failing
+    )
+    assert any("permuted" in f for f in result.failing)
+    assert "batch 4, in order: image0" in result.reason
 
 
 def test_ranges_over_the_whole_batch_fail(tmp_path: Path) -> None:
-    """Dynamic quantization: one image's range decides how its neighbours are rounded."""
+    """Dynamic quantization: the range of one image affects the rounding of the others."""
     dynamic = [
         helper.make_node("DynamicQuantizeLinear", ["features"], ["q", "scale", "zero"], "quantize"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["seen"], "dequantize"),
     ]
-    found = _check(classifier(tmp_path / "g.onnx", middle=dynamic), [1, 8], "int8")
-    assert found.verdict == "fail"
-    assert not any("batch 1," in failure for failure in found.failing)
+    result = _check(classifier(tmp_path / "g.onnx", middle=dynamic), [1, 8], "int8")
+    assert result.verdict == "fail"
+    assert not any("batch 1," in failure for failure in result.failing)
 
 
-def test_an_engine_that_shows_every_row_the_first_image_fails(tmp_path: Path) -> None:
+def test_an_engine_that_uses_the_first_image_for_every_row_fails(tmp_path: Path) -> None:
     path = classifier(
         tmp_path / "g.onnx",
         middle=[
@@ -66,19 +68,19 @@ def test_an_engine_that_shows_every_row_the_first_image_fails(tmp_path: Path) ->
         ],
         constants={"first": np.array([0])},
     )
-    found = _check(path, [1, 8])
-    assert found.verdict == "fail"
-    assert not any("repeated" in failure for failure in found.failing)
+    result = _check(path, [1, 8])
+    assert result.verdict == "fail"
+    assert not any("repeated" in failure for failure in result.failing)
 
 
 def test_a_batch_that_cannot_run_is_a_failure_with_its_error(tmp_path: Path) -> None:
     reshape = [helper.make_node("Reshape", ["features", "two"], ["seen"], "reshape")]
     two = {"two": np.array([2, 5])}
     path = classifier(tmp_path / "g.onnx", middle=reshape, constants=two)
-    found = _check(path, [2, 4])
-    assert found.verdict == "fail"
+    result = _check(path, [2, 4])
+    assert result.verdict == "fail"
     assert any(
-        f.startswith("batch 4, in order: ") and "reshape" in f.lower() for f in found.failing
+        f.startswith("batch 4, in order: ") and "reshape" in f.lower() for f in result.failing
     )
     assert _check(path, [4]).verdict == "fail"
 
@@ -105,7 +107,7 @@ def test_batches_follow_the_engine(manifest: Manifest | None, expected: list[int
 
 
 @pytest.mark.parametrize(
-    ("precision", "images", "by", "verdict"),
+    ("precision", "images", "difference", "verdict"),
     [
         ("int8", 1, 0.02, "pass"),
         ("int8", 3, 0.02, "pass"),
@@ -114,28 +116,28 @@ def test_batches_follow_the_engine(manifest: Manifest | None, expected: list[int
         ("fp32", 1, 0.02, "fail"),
     ],
 )
-def test_a_rounding_that_falls_the_other_way_concerns_single_images(
-    precision: str, images: int, by: float, verdict: str
+def test_values_that_round_the_other_way_are_tolerated_in_few_images(
+    precision: str, images: int, difference: float, verdict: str
 ) -> None:
-    """A quarter of 12 images may be a step apart; ranges over the batch would change them all."""
+    """A quarter of 12 images may differ by one step; ranges over the batch would change all."""
 
-    class Stepping:
-        """Rounds some images the other way in company."""
+    class RoundingSession:
+        """Rounds some images the other way if the batch is larger than one."""
 
         def run(self, batch: np.ndarray) -> np.ndarray:
             logits = np.tile(np.linspace(-1.0, 1.0, 10, dtype=np.float32), (len(batch), 1))
             if len(batch) > 1:
                 for row, image in enumerate(batch):
                     if any(np.array_equal(image, other) for other in IMAGES[:images]):
-                        logits[row, 3] += by
+                        logits[row, 3] += difference
             return logits
 
-    found = batch_consistency(
+    result = batch_consistency(
         "engine",
-        Stepping(),
+        RoundingSession(),
         IMAGES,
         IDS,
         batches=[1, 8],
         precision=precision,  # type: ignore[arg-type]
     )
-    assert found.verdict == verdict
+    assert result.verdict == verdict

@@ -1,4 +1,4 @@
-"""Decoders and resizers: equal where they must be, told where they differ."""
+"""Decoders and resizers: identical where they must be, reported where they differ."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from optimizer.evaluation.decoders import compare_decoders
 from optimizer.models import load_model
 
 DECODER, ANTIALIASED, ALIASED = (
-    "torchvision's decoder, Pillow resizes",
-    "Pillow decodes, tensors resized (bilinear, antialias)",
-    "Pillow decodes, tensors resized (bilinear, no antialias)",
+    "torchvision decoder, Pillow resize",
+    "Pillow decoder, tensor resize (bilinear, antialias)",
+    "Pillow decoder, tensor resize (bilinear, no antialias)",
 )
 
 
@@ -39,46 +39,46 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_what_differs_and_by_how_much(photographs: Path) -> None:
-    found = {d.pipeline: d for d in optimizer.preprocess(str(photographs))}
-    assert list(found) == [DECODER, ANTIALIASED, ALIASED]
-    assert {d.images for d in found.values()} == {12}
-    # The resizers of Pillow and of tensors round differently by one level, here and there.
-    assert found[ANTIALIASED].largest <= 2
-    assert found[ANTIALIASED].mean < 0.2
-    # Without antialiasing another image results.
-    assert found[ALIASED].differing == 12
-    assert found[ALIASED].mean > 10 * found[ANTIALIASED].mean
-    assert found[ALIASED].worst is not None
-    assert (photographs / found[ALIASED].worst).is_file()
+def test_differences_between_pipelines(photographs: Path) -> None:
+    differences = {d.pipeline: d for d in optimizer.preprocess(str(photographs))}
+    assert list(differences) == [DECODER, ANTIALIASED, ALIASED]
+    assert {d.images for d in differences.values()} == {12}
+    # Pillow and tensor resizing occasionally round to neighbouring levels.
+    assert differences[ANTIALIASED].largest <= 2
+    assert differences[ANTIALIASED].mean < 0.2
+    # Without antialiasing the image is clearly different.
+    assert differences[ALIASED].differing == 12
+    assert differences[ALIASED].mean > 10 * differences[ANTIALIASED].mean
+    assert differences[ALIASED].worst is not None
+    assert (photographs / differences[ALIASED].worst).is_file()
 
 
-def test_png_is_decoded_alike_by_all(photographs: Path) -> None:
+def test_all_decoders_agree_on_png(photographs: Path) -> None:
     for path in photographs.rglob("*.jpg"):
         path.rename(path.with_suffix(".txt"))
     try:
         data = open_dataset(str(photographs))
-        found = compare_decoders(data, Preprocessing.imagenet(64))
-        assert found[0].images == 6
-        assert (found[0].differing, found[0].worst) == (0, None)
+        differences = compare_decoders(data, Preprocessing.imagenet(64))
+        assert differences[0].images == 6
+        assert (differences[0].differing, differences[0].worst) == (0, None)
     finally:
         for path in photographs.rglob("*.txt"):
             path.rename(path.with_suffix(".jpg"))
 
 
-def test_a_preprocessing_that_does_not_resize_leaves_the_decoder_alone(photographs: Path) -> None:
+def test_without_a_resize_only_the_decoder_is_compared(photographs: Path) -> None:
     data = open_dataset(str(photographs))
-    found = compare_decoders(data, Preprocessing(resize=None, crop=96))
-    assert [d.pipeline for d in found] == [DECODER]
+    differences = compare_decoders(data, Preprocessing(resize=None, crop=96))
+    assert [d.pipeline for d in differences] == [DECODER]
 
 
-def test_with_a_model_changed_predictions_are_counted(
+def test_changed_predictions_are_counted_with_a_model(
     photographs: Path, small_checkpoint: Path
 ) -> None:
-    """Counted once more by hand."""
+    """Compared with a count by hand."""
     model = load_model(str(small_checkpoint))
     data, preprocessing = open_dataset(str(photographs)), Preprocessing.imagenet(32)
-    found = {d.pipeline: d for d in compare_decoders(data, preprocessing, model=model)}
+    differences = {d.pipeline: d for d in compare_decoders(data, preprocessing, model=model)}
     images = [
         preprocessing.apply_uint8(Image.open(photographs / data.image_id(i))) for i in range(12)
     ]
@@ -90,15 +90,15 @@ def test_with_a_model_changed_predictions_are_counted(
         theirs.append(preprocessing.apply_uint8(Image.fromarray(np.ascontiguousarray(small))))
     other = model.module(torch.from_numpy(preprocessing.normalize(np.stack(theirs)))).argmax(1)
     assert preprocessing.resize == 37
-    assert found[ALIASED].flips == int((ours != other).sum())
+    assert differences[ALIASED].flips == int((ours != other).sum())
 
 
 def test_data_without_files_is_refused() -> None:
-    with pytest.raises(UsageError, match="holds no image files"):
+    with pytest.raises(UsageError, match="contains no image files"):
         optimizer.preprocess("digits:test")
 
 
-def test_a_broken_image_is_named_or_left_out(photographs: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_or_skipped(photographs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
@@ -107,5 +107,5 @@ def test_a_broken_image_is_named_or_left_out(photographs: Path, tmp_path: Path) 
     (folder / "a" / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.jpg"):
         optimizer.preprocess(str(folder))
-    found = optimizer.preprocess(str(folder), skip_bad_images=True)
-    assert found[0].images == 2
+    differences = optimizer.preprocess(str(folder), skip_bad_images=True)
+    assert differences[0].images == 2

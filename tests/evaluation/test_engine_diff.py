@@ -38,19 +38,19 @@ def test_an_engine_does_not_differ_from_itself() -> None:
         ({"flops": 700}, ["FLOP share"]),
     ],
 )
-def test_what_differs_is_named(change: dict[str, Any], differing: list[str]) -> None:
+def test_each_difference_is_named(change: dict[str, Any], differing: list[str]) -> None:
     other = [ENGINE[0].model_copy(update=change), *ENGINE[1:]]
     first, *rest = compare_layers(ENGINE, other)
     assert first.modules == ["conv1", "relu"]
     assert first.differing == differing
-    # The share of the others changes with it, and nothing else of them.
+    # If the FLOPs change, so does the FLOP share of the other layers, and nothing else.
     assert [one.differing for one in rest] == ([["FLOP share"]] if "flops" in change else [])
     assert first.a is not None
     assert first.a.flop_share == pytest.approx(0.25)
 
 
-def test_another_fusion() -> None:
-    """In b the ReLU has a kernel of its own, which also rescales: conv1 is the one with FLOPs."""
+def test_a_different_fusion() -> None:
+    """In b the ReLU has its own kernel, which also rescales conv1; conv1 has the FLOPs."""
     apart = [ENGINE[0].model_copy(update={"torch_names": ["conv1"]}), ENGINE[1],
              layer("relu", "conv1", flops=None, type="kgen")]  # fmt: skip
     conv, relu = compare_layers(ENGINE, apart)
@@ -64,8 +64,8 @@ def test_another_fusion() -> None:
     assert relu.b.flop_share is None
 
 
-def test_a_layer_that_one_engine_does_not_name() -> None:
-    (found,) = compare_layers(ENGINE, [*ENGINE[:2], layer("fc", flops=0)])
-    assert found.modules == ["fc"]
-    assert found.a is None
-    assert found.differing == ["presence"]
+def test_a_layer_that_only_one_engine_lists() -> None:
+    (difference,) = compare_layers(ENGINE, [*ENGINE[:2], layer("fc", flops=0)])
+    assert difference.modules == ["fc"]
+    assert difference.a is None
+    assert difference.differing == ["presence"]

@@ -1,4 +1,4 @@
-"""Graphs as written, in every precision."""
+"""Execution of graphs as written, in every precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _half(path: Path, kind: ir.DataType) -> Path:
     return path
 
 
-def test_fp32_is_executed_as_pytorch_computes_it(tmp_path: Path) -> None:
+def test_fp32_agrees_with_pytorch(tmp_path: Path) -> None:
     path = classifier(tmp_path / "g.onnx")
     weights = {k: torch.from_numpy(v.const_value.numpy().copy())
                for k, v in ir.load(path).graph.initializers.items()}  # fmt: skip
@@ -46,7 +46,7 @@ def test_fp32_is_executed_as_pytorch_computes_it(tmp_path: Path) -> None:
     assert executor.run(IMAGES) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_fp16_is_executed_and_named_for_what_it_is(tmp_path: Path) -> None:
+def test_fp16_arithmetic_is_stated_in_the_name(tmp_path: Path) -> None:
     executor = open_step(_step(_half(tmp_path / "g.onnx", ir.DataType.FLOAT16), "fp16"), 8)
     exact = as_written(classifier(tmp_path / "fp32.onnx")).run(IMAGES)
     outputs = executor.run(IMAGES)
@@ -56,7 +56,7 @@ def test_fp16_is_executed_and_named_for_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(cpu_features().bf16, reason="this CPU computes BF16, OpenVINO runs the graph")
-def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path) -> None:
+def test_bf16_is_emulated_on_a_cpu_without_it(tmp_path: Path) -> None:
     path = _half(tmp_path / "g.onnx", ir.DataType.BFLOAT16)
     executor = open_step(_step(path, "bf16"), 8)
     assert executor.name.endswith("FP32 results rounded to BF16")
@@ -75,13 +75,13 @@ def test_bf16_rounds_every_result_where_the_cpu_cannot_compute_it(tmp_path: Path
     expected = rounded(x @ weights["fc.weight"].T + weights["fc.bias"]).numpy()
     outputs = executor.run(IMAGES)
     assert (outputs == outputs.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
-    # Sums in another order may round to the neighbour, 2^-8 apart.
+    # A different summation order may round to the neighbouring value, 2^-8 away.
     assert np.abs(outputs - expected).max() <= 2**-7 * np.abs(expected).max()
     plain = as_written(classifier(tmp_path / "fp32.onnx")).run(IMAGES)
     assert np.abs(outputs - expected).max() < np.abs(outputs - plain).max()
 
 
-def test_rounding_keeps_a_graph_without_bf16(tmp_path: Path) -> None:
+def test_a_graph_without_bf16_is_unchanged(tmp_path: Path) -> None:
     assert not round_to_bf16(ir.load(classifier(tmp_path / "g.onnx")))
 
 
@@ -89,15 +89,15 @@ def test_chunks_hold_a_bounded_number_of_pixels() -> None:
     assert [chunk_of(size) for size in (32, 224, 288, 1024)] == [98, 2, 1, 1]
 
 
-def test_chunks_give_what_the_whole_batch_gives(tmp_path: Path) -> None:
+def test_chunks_give_the_same_result_as_the_whole_batch(tmp_path: Path) -> None:
     session = as_written(classifier(tmp_path / "g.onnx"))
-    seen: list[int] = []
+    sizes: list[int] = []
 
     def run(batch: np.ndarray) -> np.ndarray:
-        seen.append(len(batch))
+        sizes.append(len(batch))
         return session.run(batch)
 
     whole = run(IMAGES)
     assert in_chunks(run, IMAGES, 3) == pytest.approx(whole, abs=1e-6)
     assert in_chunks(run, IMAGES, None) == pytest.approx(whole, abs=0)
-    assert seen == [4, 3, 1, 4]
+    assert sizes == [4, 3, 1, 4]

@@ -1,4 +1,4 @@
-"""Injected faults on a trained network: each is caught, and blamed on the hop that makes it."""
+"""Injected faults on a trained network: each is detected and attributed to the right hop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _validate(workshop: Workshop, *chains: Chain, **options: Any) -> ValidateRes
 def _edited(
     source: Path, target: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 ) -> Path:
-    """A copy of a graph with some initializers replaced; its own manifest is left behind."""
+    """A copy of a graph, without its manifest, with some initializers replaced."""
     proto = onnx.load(source)
     tensors = {t.name: t for t in proto.graph.initializer}
     arrays = {name: numpy_helper.to_array(t) for name, t in tensors.items()}
@@ -56,10 +56,10 @@ def _engine(graph: Path, precision: str = "int8") -> Path:
     return path
 
 
-# --- nothing is wrong ------------------------------------------------------------------------------
+# --- no fault ------------------------------------------------------------------------------
 
 
-def test_a_healthy_chain_passes_in_every_hop(workshop: Workshop) -> None:
+def test_a_correct_chain_passes_in_every_hop(workshop: Workshop) -> None:
     result = _validate(
         workshop,
         Chain(label="ov", model=workshop.onnx, graph=workshop.int8, engine=workshop.engine),
@@ -71,9 +71,9 @@ def test_a_healthy_chain_passes_in_every_hop(workshop: Workshop) -> None:
         ("ov", "graph int8", "ok"),
     ]
     assert (result.verdict, result.first_failing_hop) == ("pass", None)
-    own, export, graph, engine = result.hops
-    assert own.top1 is not None
-    assert own.top1 > 0.93
+    reference, export, graph, engine = result.hops
+    assert reference.top1 is not None
+    assert reference.top1 > 0.93
     assert (export.flips, export.drop_pp) == (0, 0.0)
     assert export.sqnr_db is not None
     assert export.sqnr_db > 100
@@ -88,7 +88,7 @@ def test_a_healthy_chain_passes_in_every_hop(workshop: Workshop) -> None:
     raise_for_verdict(result)
 
 
-def test_the_users_own_onnx_file_is_a_reference_too(workshop: Workshop) -> None:
+def test_the_users_onnx_file_can_be_the_reference(workshop: Workshop) -> None:
     data = workshop.data.select(IMAGES)
     chain = Chain(label="ov", model=workshop.onnx, graph=workshop.int8, engine=workshop.engine)
     result = validate([chain], workshop.onnx, data, GATES)
@@ -117,7 +117,7 @@ def test_half_precision_graphs_are_executed_as_written(workshop: Workshop, tmp_p
 # --- preprocessing and labels ------------------------------------------------------------------------
 
 
-def test_swapped_colour_channels_in_the_export_are_blamed_on_the_export(
+def test_swapped_colour_channels_are_attributed_to_the_export(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     swapped = _edited(
@@ -127,19 +127,19 @@ def test_swapped_colour_channels_in_the_export_are_blamed_on_the_export(
     )
     result = _validate(workshop, Chain.of(workshop.int8, model=swapped))
     assert result.first_failing_hop == "onnx fp32"
-    assert "the loss is in the export (onnx fp32), not in quantization" in result.finding
+    assert "the loss comes from the export (onnx fp32), not from quantization" in result.finding
     with pytest.raises(AccuracyGateFailed):
         raise_for_verdict(result)
 
 
-def test_a_wrong_mean_inside_a_graph_that_takes_pixels_is_blamed_on_it(
+def test_a_wrong_mean_in_a_graph_with_uint8_input_is_attributed_to_the_export(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     right = tmp_path / "pixels.onnx"
     export_onnx(workshop.model, right, input="uint8-nhwc")
-    healthy = _validate(workshop, Chain.of(right))
-    assert healthy.verdict == "pass"
-    assert healthy.hops[1].flips == 0
+    correct = _validate(workshop, Chain.of(right))
+    assert correct.verdict == "pass"
+    assert correct.hops[1].flips == 0
     wrong = _edited(
         right,
         tmp_path / "wrong.onnx",
@@ -147,13 +147,13 @@ def test_a_wrong_mean_inside_a_graph_that_takes_pixels_is_blamed_on_it(
     )
     result = _validate(workshop, Chain.of(wrong), Chain.of(workshop.int8, model=workshop.onnx))
     assert result.first_failing_hop == "onnx fp32"
-    assert "the loss is in the export" in result.finding
+    assert "the loss comes from the export" in result.finding
     by_name = {hop.name: hop.verdict for hop in result.hops}
     assert by_name["graph int8"] == "pass"
 
 
 @pytest.mark.parametrize("change", [{"color": "BGR"}, {"mean": (0.9, 0.9, 0.9)}])
-def test_wrong_preprocessing_of_the_reference_is_the_datas_fault(
+def test_wrong_preprocessing_of_the_reference_is_an_error(
     workshop: Workshop, change: dict[str, Any]
 ) -> None:
     wrong = replace(workshop.model, preprocessing=replace(workshop.model.preprocessing, **change))
@@ -163,7 +163,7 @@ def test_wrong_preprocessing_of_the_reference_is_the_datas_fault(
 
 
 @pytest.mark.parametrize("change", [{"color": "BGR"}, {"mean": (0.9, 0.9, 0.9)}])
-def test_an_engine_for_other_preprocessing_is_blamed_without_being_run(
+def test_an_engine_for_other_preprocessing_fails_without_being_run(
     workshop: Workshop, change: dict[str, Any]
 ) -> None:
     wrong = replace(workshop.model, preprocessing=replace(workshop.model.preprocessing, **change))
@@ -188,7 +188,7 @@ def test_a_shuffled_class_list_of_the_data_is_refused(workshop: Workshop, tmp_pa
         )
 
 
-def test_shuffled_labels_without_names_are_the_datas_fault(
+def test_shuffled_labels_without_class_names_are_an_error(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     with np.load(workshop.folder / "test.npz") as file:
@@ -200,7 +200,7 @@ def test_shuffled_labels_without_names_are_the_datas_fault(
         validate([Chain.of(workshop.onnx)], known, open_dataset(tmp_path / "shuffled.npz"), GATES)
 
 
-def test_a_shuffled_class_list_of_an_engine_is_blamed_on_the_engine(
+def test_a_shuffled_class_list_of_an_engine_is_attributed_to_the_engine(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     engine = tmp_path / "shuffled.blob"
@@ -212,7 +212,7 @@ def test_a_shuffled_class_list_of_an_engine_is_blamed_on_the_engine(
     write_text_atomically(manifest_path(engine), manifest.model_dump_json())
     result = _validate(workshop, Chain(label="ov", graph=workshop.int8, engine=engine))
     assert result.first_failing_hop == "ov"
-    assert "in another order: output 0 is '1', not '0'" in result.finding
+    assert "in a different order: output 0 is '1', not '0'" in result.finding
     assert result.hops[1].verdict == "pass"
 
 
@@ -224,15 +224,15 @@ def _scaled(workshop: Workshop, layer: str, folder: Path) -> Path:
     return _edited(workshop.int8, folder / "broken.onnx", lambda arrays: {name: arrays[name] * 4})
 
 
-def test_a_scale_times_four_in_one_layer_is_blamed_on_quantization_and_found(
+def test_a_scale_times_four_is_attributed_to_quantization_and_located(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     broken = _scaled(workshop, "layer2.0.downsample.0", tmp_path)
     chain = Chain(label="ov", model=workshop.onnx, graph=broken, engine=_engine(broken))
     result = _validate(workshop, chain, layers=True)
     assert (result.verdict, result.first_failing_hop) == ("fail", "graph int8")
-    where = "the loss is in quantization (graph int8), not in the export or the engine"
-    assert where in result.finding
+    source = "the loss comes from quantization (graph int8), not from the export or the engine"
+    assert source in result.finding
     fall = largest_fall(result.layers["graph int8"])
     assert fall is not None
     assert fall[0] == "layer2.0"
@@ -243,19 +243,19 @@ def test_a_scale_times_four_in_one_layer_is_blamed_on_quantization_and_found(
     ]
 
 
-def test_a_fault_that_costs_little_is_undecided_and_still_found(
+def test_a_fault_with_a_small_loss_is_inconclusive_but_located(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     broken = _scaled(workshop, "layer2.0.conv2", tmp_path)
     result = _validate(workshop, Chain.of(broken, model=workshop.onnx), layers=True)
     assert result.verdict == "inconclusive"
-    assert "the loss is in quantization (graph int8), not in the export" in result.finding
+    assert "the loss comes from quantization (graph int8), not from the export" in result.finding
     fall = largest_fall(result.layers["graph int8"])
     assert fall is not None
     assert fall[0] == "layer2.0"
 
 
-def test_a_healthy_int8_graph_falls_nowhere_by_much(workshop: Workshop) -> None:
+def test_a_correct_int8_graph_has_no_large_fall(workshop: Workshop) -> None:
     few = workshop.data.select(IMAGES[:64])
     blocks = layerwise(workshop.model, workshop.int8, few)
     assert all(block.sqnr_db is not None and block.sqnr_db > 20 for block in blocks)
@@ -264,14 +264,14 @@ def test_a_healthy_int8_graph_falls_nowhere_by_much(workshop: Workshop) -> None:
     assert fall[1] < 12
     by_file = layerwise(workshop.onnx, workshop.int8, few)
     assert [b.module for b in by_file] == [b.module for b in blocks]
-    for one, other in zip(by_file, blocks, strict=True):
-        assert one.sqnr_db == pytest.approx(other.sqnr_db, abs=0.1)
+    for from_file, from_model in zip(by_file, blocks, strict=True):
+        assert from_file.sqnr_db == pytest.approx(from_model.sqnr_db, abs=0.1)
 
 
-def test_an_engine_of_another_checkpoint_is_blamed_on_the_engine(
+def test_an_engine_of_another_checkpoint_is_attributed_to_the_engine(
     workshop: Workshop, tmp_path: Path
 ) -> None:
-    """The engine's own graph is gone, so only its outputs tell."""
+    """The engine's graph is missing, so only the outputs show the fault."""
     other = tmp_path / "other.onnx"
     export_onnx(load_model(str(workshop.other_checkpoint)), other)
     with torch.no_grad():
@@ -287,10 +287,10 @@ def test_an_engine_of_another_checkpoint_is_blamed_on_the_engine(
     write_text_atomically(manifest_path(engine), foreign.model_dump_json())
     result = _validate(workshop, Chain(label="ov", model=workshop.onnx, engine=engine))
     assert result.first_failing_hop == "ov"
-    assert "the loss is in the engine (ov), not in the export" in result.finding
+    assert "the loss comes from the engine (ov), not from the export" in result.finding
 
 
-def test_an_engine_of_another_graph_is_told_by_its_manifest(
+def test_an_engine_of_another_graph_is_detected_by_its_manifest(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
@@ -298,14 +298,14 @@ def test_an_engine_of_another_graph_is_told_by_its_manifest(
     engine = _engine(other, "fp32")
     result = _validate(workshop, Chain(label="ov", graph=workshop.onnx, engine=engine))
     assert result.first_failing_hop == "ov"
-    assert "was built from another graph (other.onnx) than the one given" in result.finding
+    assert "was built from a different graph (other.onnx), not the given one" in result.finding
     assert result.hops[1].verdict == "pass"
 
 
-def test_an_engine_with_its_own_graph_of_another_checkpoint_is_blamed_on_the_export(
+def test_a_consistent_chain_of_another_checkpoint_is_attributed_to_the_export(
     workshop: Workshop, tmp_path: Path
 ) -> None:
-    """The chain that lies beside the engine is sound in itself; it starts from other weights."""
+    """The engine and its graph agree with each other but come from different weights."""
     other = tmp_path / "other.onnx"
     model = load_model(str(workshop.other_checkpoint))
     with torch.no_grad():
@@ -314,10 +314,10 @@ def test_an_engine_with_its_own_graph_of_another_checkpoint_is_blamed_on_the_exp
     engine = _engine(other, "fp32")
     result = _validate(workshop, Chain.of(engine))
     assert result.first_failing_hop == "onnx fp32"
-    assert "was exported from another checkpoint" in result.finding
+    assert "was exported from a different checkpoint" in result.finding
 
 
-def test_a_frozen_batch_is_blamed_on_the_graph(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_fixed_batch_size_is_attributed_to_the_graph(workshop: Workshop, tmp_path: Path) -> None:
     frozen = tmp_path / "frozen.onnx"
     proto = onnx.load(workshop.onnx)
     for value in (*proto.graph.input, *proto.graph.output):
@@ -325,12 +325,12 @@ def test_a_frozen_batch_is_blamed_on_the_graph(workshop: Workshop, tmp_path: Pat
     onnx.save(proto, frozen)
     result = _validate(workshop, Chain.of(frozen), Chain.of(workshop.int8, model=workshop.onnx))
     assert result.first_failing_hop == "onnx fp32"
-    assert "the batch of frozen.onnx is frozen at 2" in result.finding
+    assert "the batch size of frozen.onnx is fixed at 2" in result.finding
     by_name = {hop.name: hop.verdict for hop in result.hops}
     assert by_name["graph int8"] == "pass"
 
 
-def test_a_changed_engine_file_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_modified_engine_file_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     from optimizer.errors import ArtifactError
 
     engine = tmp_path / "e.blob"

@@ -1,4 +1,4 @@
-"""Block by block: naming, alignment, and where the signal falls."""
+"""Block-by-block comparison: naming, alignment, and where the signal falls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimizer.results import BlockNoise
 from tests.evaluation.conftest import largest_fall
 
 
-def test_blocks_end_in_their_last_relu() -> None:
+def test_a_block_ends_at_its_last_relu() -> None:
     tensors = [
         "conv1", "relu", "maxpool",
         "layer1.0.conv1", "layer1.0.relu", "layer1.0.conv2", "layer1.0.add", "layer1.0.relu_1",
@@ -26,7 +26,7 @@ def test_blocks_end_in_their_last_relu() -> None:
     }
 
 
-def test_what_the_next_block_sees_is_the_dequantized_tensor() -> None:
+def test_the_dequantized_tensor_is_compared_if_a_block_is_quantized() -> None:
     tensors = [
         "maxpool", "maxpool.quantized", "maxpool.dequantized",
         "layer1.0.relu.quantized", "layer1.0.relu.dequantized", "layer1.0.conv2.weight.dequantized",
@@ -42,10 +42,10 @@ def test_what_the_next_block_sees_is_the_dequantized_tensor() -> None:
 
 def _sums(reference: np.ndarray, other: np.ndarray, parts: int = 3) -> _ChannelSums:
     sums = _ChannelSums(reference.shape[1])
-    for want, have in zip(
+    for expected, actual in zip(
         np.array_split(reference, parts), np.array_split(other, parts), strict=True
     ):
-        sums.add(want, have)
+        sums.add(expected, actual)
     return sums
 
 
@@ -69,8 +69,8 @@ def test_aligned_noise_is_the_residual_of_least_squares(seed: int) -> None:
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_scale_and_offset_of_a_channel_are_no_noise(seed: int) -> None:
-    """Equalization and shifted tensors: other numbers, the same information."""
+def test_scale_and_offset_of_a_channel_do_not_count_as_noise(seed: int) -> None:
+    """Equalization and shifted tensors change the values but not the information."""
     rng = np.random.default_rng(seed)
     reference = rng.normal(size=(9, 4, 3, 3)).astype(np.float32)
     noisy = reference + rng.normal(scale=0.1, size=reference.shape)
@@ -83,12 +83,12 @@ def test_scale_and_offset_of_a_channel_are_no_noise(seed: int) -> None:
     assert after.plain_db < before.plain_db
 
 
-def test_identical_tensors_have_no_noise_and_dead_channels_do_no_harm() -> None:
+def test_identical_tensors_and_dead_channels() -> None:
     reference = np.random.default_rng(0).normal(size=(6, 3, 2, 2)).astype(np.float32)
     reference[:, 1] = 0
     assert _sums(reference, reference).plain_db is None
     dead = reference.copy()
-    dead[:, 0] = 7.0  # a channel that no longer says anything
+    dead[:, 0] = 7.0  # a constant channel carries no information
     lost = float(((reference[:, 0] - reference[:, 0].mean()) ** 2).sum())
     expected = 10 * np.log10(float((reference**2).sum()) / lost)
     assert _sums(reference, dead).aligned_db == pytest.approx(expected, abs=1e-4)
@@ -96,7 +96,7 @@ def test_identical_tensors_have_no_noise_and_dead_channels_do_no_harm() -> None:
 
 def test_the_largest_fall_is_found() -> None:
     blocks = [("maxpool", 50.0), ("layer1.0", 48.0), ("layer2.0", 20.0), ("logits", 22.0)]
-    made = [BlockNoise(module=m, sqnr_db=db) for m, db in blocks]
-    assert largest_fall(made) == ("layer2.0", 28.0)
-    assert largest_fall(made[:1]) is None
+    noise = [BlockNoise(module=m, sqnr_db=db) for m, db in blocks]
+    assert largest_fall(noise) == ("layer2.0", 28.0)
+    assert largest_fall(noise[:1]) is None
     assert largest_fall([BlockNoise(module="logits", sqnr_db=None)]) is None

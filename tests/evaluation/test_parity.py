@@ -1,4 +1,4 @@
-"""One pass over the data on small graphs: what is summed, what fails, who is blamed."""
+"""Validation of small graphs in one pass: sums, failures, and the hop at fault."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
-    """Digits at 8 x 8, labelled with what the reference says: its top-1 is 100 %."""
+    """Digits at 8 x 8, labelled with the reference's predictions, so that its top-1 is 100 %."""
     digits = open_dataset("digits:test", limit=300)
     plain = Preprocessing(resize=None, crop=8)
     (pixels,) = digits.batches(300, plain, as_uint8=True)
@@ -45,13 +45,13 @@ def data(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageData
 
 
 def _noisy(path: Path, share: float, *, seed: int = 0, **metadata: str) -> Path:
-    """The reference with features scaled a little wrong, as a lossy precision pass leaves them."""
+    """The reference with slightly wrong feature scales, like a lossy precision pass."""
     gain = 1 + np.random.default_rng(1).normal(scale=share, size=(1, 5)).astype(np.float32)
     nodes = [helper.make_node("Mul", ["features", "gain"], ["seen"], "gain")]
     return classifier(path, seed=seed, middle=nodes, constants={"gain": gain}, **metadata)
 
 
-def test_the_same_file_against_itself_has_no_flip(reference: Path, data: ImageDataset) -> None:
+def test_a_file_compared_with_itself_has_no_flips(reference: Path, data: ImageDataset) -> None:
     result = validate([Chain.of(reference)], reference, data, GATES)
     (own, hop) = result.hops
     assert (own.name, own.parent, own.top1, own.verdict) == ("reference", None, 1.0, None)
@@ -60,8 +60,8 @@ def test_the_same_file_against_itself_has_no_flip(reference: Path, data: ImageDa
     assert hop.drop_ci95_pp[0] < 0 < hop.drop_ci95_pp[1] < 2
     assert (hop.sqnr_db, hop.max_abs_diff, hop.worst_image) == (None, 0.0, None)
     assert (result.verdict, result.first_failing_hop) == ("pass", None)
-    assert result.finding.startswith("reference.onnx keeps within 2 pp") or (
-        result.finding.startswith("onnx fp32 keeps within 2 pp")
+    assert result.finding.startswith("reference.onnx stays within the limit of 2 pp") or (
+        result.finding.startswith("onnx fp32 stays within the limit of 2 pp")
     )
     raise_for_verdict(result)
 
@@ -85,7 +85,7 @@ def test_sums_do_not_depend_on_the_batch(
     assert hop.worst_image == data.image_id(worst)
 
 
-def test_the_loss_is_blamed_on_the_hop_that_makes_it(
+def test_the_loss_is_attributed_to_the_hop_that_causes_it(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     model = _noisy(tmp_path / "m.onnx", 1e-4)
@@ -94,24 +94,24 @@ def test_the_loss_is_blamed_on_the_hop_that_makes_it(
     assert result.verdict == "fail"
     assert result.first_failing_hop == "graph int8"
     assert [hop.verdict for hop in result.hops] == [None, "pass", "fail"]
-    assert "the loss is in quantization (graph int8), not in the export" in result.finding
-    with pytest.raises(AccuracyGateFailed, match="the loss is in quantization"):
+    assert "the loss comes from quantization (graph int8), not from the export" in result.finding
+    with pytest.raises(AccuracyGateFailed, match="the loss comes from quantization"):
         raise_for_verdict(result)
 
 
-def test_the_export_is_blamed_where_later_hops_only_inherit(
+def test_the_loss_is_attributed_to_the_export_if_later_hops_only_inherit_it(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     model = _noisy(tmp_path / "m.onnx", 2.0, checkpoint="c9")
     graph = _noisy(tmp_path / "g.onnx", 2.0, precision="int8")
     result = validate([Chain(label="g", model=model, graph=graph)], reference, data, GATES)
     assert result.first_failing_hop == "onnx fp32"
-    assert "the loss is in the export (onnx fp32), not in quantization" in result.finding
-    assert "m.onnx was exported from another checkpoint" in result.finding
+    assert "the loss comes from the export (onnx fp32), not from quantization" in result.finding
+    assert "m.onnx was exported from a different checkpoint" in result.finding
     assert result.hops[2].flips_vs_parent == 0
 
 
-def test_too_few_images_are_inconclusive_and_say_how_many_would_do(
+def test_too_few_images_are_inconclusive_and_the_number_needed_is_stated(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     graph = _noisy(tmp_path / "g.onnx", 0.01, precision="int8")
@@ -126,18 +126,18 @@ def test_too_few_images_are_inconclusive_and_say_how_many_would_do(
     assert str(result.images_needed) in str(caught.value.hint).replace(",", "")
 
 
-def test_where_labels_are_chance_more_images_are_no_hint(
+def test_labels_at_chance_give_no_hint_to_use_more_images(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
-    """Classes in another order: the reference is wrong about nearly all, and so is any engine."""
+    """With shifted classes the reference, and so any engine, is wrong on nearly all images."""
     shifted = data.relabel((data.labels + 1) % 6, data.classes)
     graph = _noisy(tmp_path / "g.onnx", 0.3, precision="int8")
     result = validate([Chain.of(graph)], reference, shifted, GATES)
     assert result.hops[-1].flips
-    assert result.finding.startswith("the labels tell nothing about graph int8")
+    assert result.finding.startswith("the labels are uninformative for graph int8")
     with pytest.raises(Inconclusive) as caught:
         raise_for_verdict(result)
-    assert "more images tell no more" in str(caught.value.hint)
+    assert "more images will not help" in str(caught.value.hint)
 
 
 def test_flips_have_their_own_limit(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
@@ -147,7 +147,7 @@ def test_flips_have_their_own_limit(tmp_path: Path, reference: Path, data: Image
     strict = Gates(max_drop_pp=100.0, max_flips=0.01)
     result = validate([Chain.of(graph)], reference, data, strict)
     assert result.verdict == "fail"
-    assert "100 pp and 1 % flips" in result.finding
+    assert "100 pp and 1 % changed predictions" in result.finding
 
 
 def test_one_image_is_a_result(reference: Path, data: ImageDataset) -> None:
@@ -159,29 +159,27 @@ def test_one_image_is_a_result(reference: Path, data: ImageDataset) -> None:
 # --- executors that fail ---------------------------------------------------------------------------
 
 
-def test_nan_fails_its_hop_and_leaves_the_others(
-    tmp_path: Path, reference: Path, data: ImageDataset
-) -> None:
+def test_nan_fails_only_its_own_hop(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
     log = [helper.make_node("Log", ["negative"], ["seen"], "log"),]  # fmt: skip
     nodes = [helper.make_node("Neg", ["features"], ["negative"], "neg"), *log]
-    sick = classifier(tmp_path / "sick.onnx", middle=nodes, precision="fp16")
-    well = _noisy(tmp_path / "well.onnx", 1e-3, precision="int8")
+    broken = classifier(tmp_path / "broken.onnx", middle=nodes, precision="fp16")
+    good = _noisy(tmp_path / "good.onnx", 1e-3, precision="int8")
     result = validate(
-        [Chain(label="a", model=reference, graph=sick), Chain.of(well)], reference, data, GATES,
+        [Chain(label="a", model=reference, graph=broken), Chain.of(good)], reference, data, GATES,
         predictions=tmp_path / "p.npz",
     )  # fmt: skip
     by_name = {hop.name: hop for hop in result.hops}
     failed = by_name["graph fp16"]
     assert (failed.status, failed.verdict, failed.top1) == ("failed", "fail", None)
     assert failed.error is not None
-    assert failed.error.startswith("gives NaN or infinite logits for")
+    assert failed.error.startswith("returns NaN or infinite logits for")
     assert by_name["graph int8"].verdict == "pass"
     assert (result.verdict, result.first_failing_hop) == ("fail", "graph fp16")
     assert "graph fp16 cannot be compared with the reference" in result.finding
     assert set(read_predictions(tmp_path / "p.npz").classes) == {"reference", "graph int8"}
 
 
-def test_a_graph_that_cannot_run_fails_its_hop_and_leaves_the_others(
+def test_a_graph_that_cannot_run_fails_only_its_own_hop(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     """A batch baked into a Reshape: the dimension is symbolic and only one batch works."""
@@ -189,8 +187,8 @@ def test_a_graph_that_cannot_run_fails_its_hop_and_leaves_the_others(
     frozen = classifier(
         tmp_path / "frozen.onnx", middle=reshape, constants={"two": np.array([2, 5])}
     )
-    well = _noisy(tmp_path / "well.onnx", 1e-3, precision="int8")
-    result = validate([Chain.of(frozen), Chain.of(well)], reference, data, GATES)
+    good = _noisy(tmp_path / "good.onnx", 1e-3, precision="int8")
+    result = validate([Chain.of(frozen), Chain.of(good)], reference, data, GATES)
     by_name = {hop.name: hop for hop in result.hops}
     assert by_name["onnx fp32"].status == "failed"
     assert "reshape" in str(by_name["onnx fp32"].error).lower()
@@ -198,7 +196,7 @@ def test_a_graph_that_cannot_run_fails_its_hop_and_leaves_the_others(
     assert result.first_failing_hop == "onnx fp32"
 
 
-def test_a_fault_before_running_fails_its_hop(
+def test_a_mismatch_fails_its_hop_without_running_it(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     other = Preprocessing(resize=8, crop=8, mean=(0.1, 0.2, 0.3))
@@ -208,17 +206,17 @@ def test_a_fault_before_running_fails_its_hop(
     assert "g.onnx expects images with mean 0.1, 0.2, 0.3" in result.finding
 
 
-def test_a_sick_reference_stops_everything(tmp_path: Path, data: ImageDataset) -> None:
+def test_a_broken_reference_is_an_error(tmp_path: Path, data: ImageDataset) -> None:
     nodes = [
         helper.make_node("Neg", ["features"], ["negative"], "neg"),
         helper.make_node("Log", ["negative"], ["seen"], "log"),
     ]
-    sick = classifier(tmp_path / "sick.onnx", middle=nodes)
-    with pytest.raises(DataError, match="gives NaN or infinite logits"):
-        validate([Chain.of(sick)], sick, data, GATES)
+    broken = classifier(tmp_path / "broken.onnx", middle=nodes)
+    with pytest.raises(DataError, match="returns NaN or infinite logits"):
+        validate([Chain.of(broken)], broken, data, GATES)
 
 
-def test_an_engine_that_cannot_run_here_is_predicted_by_its_graph(
+def test_an_engine_that_cannot_run_is_judged_by_its_graph(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     backend = get_backend("tensorrt-rtx")
@@ -242,18 +240,23 @@ def test_an_engine_that_cannot_run_here_is_predicted_by_its_graph(
     hop = result.hops[-1]
     assert (hop.name, hop.status, hop.verdict, hop.n) == ("rtx", "built-not-run", None, 0)
     assert hop.error is not None
-    assert "rtx was built but cannot run here; its graph as written has" in result.finding
+    assert (
+        "rtx was built but cannot run on this machine; its graph, executed as written, has"
+        in result.finding
+    )
     # The graph decides for the chain; the audit needs no device.
     assert result.hops[1].verdict == "pass"
     assert result.audits["rtx"].verdict == "fail"
     assert result.verdict == "fail"
-    with pytest.raises(PrecisionAuditFailed, match="rtx does not compute what was asked"):
+    with pytest.raises(
+        PrecisionAuditFailed, match="rtx does not compute in the requested precision"
+    ):
         raise_for_verdict(result)
     alone = validate([Chain(label="rtx", engine=engine)], reference, data, GATES)
     assert alone.finding.startswith("no engine could be compared on this machine")
 
 
-def test_a_chain_that_nothing_could_decide_is_inconclusive(
+def test_a_chain_without_any_runnable_hop_is_inconclusive(
     tmp_path: Path, reference: Path, data: ImageDataset
 ) -> None:
     if get_backend("tensorrt-rtx").availability().can_run:
@@ -267,24 +270,26 @@ def test_a_chain_that_nothing_could_decide_is_inconclusive(
     engine = produce(plan, tmp_path / "e.rtx", write).path
     result = validate([Chain.of(engine)], reference, data, GATES)
     assert (result.verdict, result.images_needed) == ("inconclusive", None)
-    with pytest.raises(Inconclusive, match="was built but cannot run here"):
+    with pytest.raises(Inconclusive, match="was built but cannot run on this machine"):
         raise_for_verdict(result)
 
 
 def test_bad_input_is_refused(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
     chain = [Chain.of(reference)]
-    with pytest.raises(UsageError, match="batch: 0 is too small"):
+    with pytest.raises(UsageError, match=r"batch: 0 is too small \(at least 1\)"):
         validate(chain, reference, data, GATES, batch=0)
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="contains no images"):
         validate(chain, reference, data.select(np.array([], dtype=np.int64)), GATES)
     wrong = data.relabel(np.full(len(data), 9), None)
     with pytest.raises(DataError, match="label 9, but the model's 6 classes end at 5"):
         validate(chain, reference, wrong, GATES)
-    with pytest.raises(UsageError, match=r"predictions are an \.npz file"):
+    with pytest.raises(UsageError, match=r"predictions are written as \.npz"):
         validate(chain, reference, data, GATES, predictions=tmp_path / "p.csv")
 
 
-def test_the_result_survives_its_file(tmp_path: Path, reference: Path, data: ImageDataset) -> None:
+def test_a_result_is_read_back_unchanged(
+    tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
     graph = _noisy(tmp_path / "g.onnx", 0.3, precision="int8")
     result = validate([Chain.of(graph)], reference, data, GATES)
     write_result(result, tmp_path / "validate.json")

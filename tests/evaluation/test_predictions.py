@@ -1,4 +1,4 @@
-"""The file of predictions."""
+"""The predictions file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _recorded(seed: int = 0) -> tuple[Recorder, dict[str, np.ndarray]]:
     return recorder, logits
 
 
-def test_what_is_written_is_read_in_the_datasets_order(tmp_path: Path) -> None:
+def test_predictions_are_read_back_in_dataset_order(tmp_path: Path) -> None:
     recorder, logits = _recorded()
     ids = [f"i{k}" for k in range(20)]
     recorder.finish("abc", LABELS, ids).write(tmp_path / "p.npz")
@@ -40,22 +40,22 @@ def test_what_is_written_is_read_in_the_datasets_order(tmp_path: Path) -> None:
         assert (again.logits[hop] == expected).all()
 
 
-def test_ties_are_broken_as_argmax_breaks_them() -> None:
+def test_ties_are_broken_like_argmax() -> None:
     recorder = Recorder()
     recorder.start_batch(np.arange(2))
     logits = np.array([[1, 3, 3, 0], [2, 2, 2, 2]], np.float32)
     recorder.add("r", logits)
-    found = recorder.finish("", np.zeros(2, np.int64), ["a", "b"])
-    assert (found.classes["r"] == [[1, 2, 0, 3], [0, 1, 2, 3]]).all()
+    predictions = recorder.finish("", np.zeros(2, np.int64), ["a", "b"])
+    assert (predictions.classes["r"] == [[1, 2, 0, 3], [0, 1, 2, 3]]).all()
 
 
-def test_a_failed_hop_is_forgotten() -> None:
+def test_a_failed_hop_is_dropped() -> None:
     recorder, _ = _recorded()
     recorder.forget("x.blob")
     assert set(recorder.finish("", LABELS, [""] * 20).classes) == {"reference"}
 
 
-def test_processes_add_up_and_a_failure_in_one_counts_for_all() -> None:
+def test_processes_are_merged_and_a_failure_in_one_counts_for_all() -> None:
     whole, logits = _recorded()
     parts = []
     for rank in range(2):
@@ -77,15 +77,15 @@ def test_processes_add_up_and_a_failure_in_one_counts_for_all() -> None:
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "p.npz"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="is no file of predictions"):
+    with pytest.raises(ArtifactError, match="is not a predictions file"):
         read_predictions(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no predictions at"):
+    with pytest.raises(ArtifactError, match="no predictions file at"):
         read_predictions(tmp_path / "p.npz")
     np.savez(tmp_path / "p.npz", images=np.zeros(3))
-    with pytest.raises(ArtifactError, match="is no file of predictions"):
+    with pytest.raises(ArtifactError, match="is not a predictions file"):
         read_predictions(tmp_path / "p.npz")
     np.savez(tmp_path / "q.npz", head=np.array('{"schema_version": 99}'))
     with pytest.raises(ArtifactError, match="schema version 99"):

@@ -1,4 +1,4 @@
-"""Several processes: each image counts exactly once, and all end with the same result."""
+"""Several processes: each image counts exactly once, and all get the same result."""
 
 from __future__ import annotations
 
@@ -64,30 +64,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_processes_give_what_one_gives(folder: Path) -> None:
+def test_two_processes_give_the_same_result_as_one(folder: Path) -> None:
     alone = json.loads(_validate(folder, folder / "alone.npz"))
     mp.start_processes(_process, args=(folder,), nprocs=2, start_method="spawn")
     results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(2)]
     assert results[0] == results[1]
     assert results[0]["dataset"]["n"] == IMAGES
-    for one, both in zip(alone["hops"], results[0]["hops"], strict=True):
-        for name, value in one.items():
+    for single, sharded in zip(alone["hops"], results[0]["hops"], strict=True):
+        for name, value in single.items():
             if isinstance(value, float):
-                assert both[name] == pytest.approx(value, rel=1e-6)
+                assert sharded[name] == pytest.approx(value, rel=1e-6)
             else:
-                assert both[name] == value
-    expected, found = (
+                assert sharded[name] == value
+    expected, actual = (
         read_predictions(folder / "alone.npz"),
         read_predictions(folder / "p0.npz"),
     )
-    assert found.image_ids == expected.image_ids
-    assert (found.labels == expected.labels).all()
+    assert actual.image_ids == expected.image_ids
+    assert (actual.labels == expected.labels).all()
     for hop in expected.classes:
-        assert (found.classes[hop] == expected.classes[hop]).all()
+        assert (actual.classes[hop] == expected.classes[hop]).all()
 
 
-def test_torchrun_of_the_command_itself(folder: Path) -> None:
-    """One result is written, with each image in it once, and it is that of one process."""
+def test_the_command_under_torchrun(folder: Path) -> None:
+    """One result is written; it counts each image once and equals that of one process."""
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -99,12 +99,12 @@ def test_torchrun_of_the_command_itself(folder: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("details in v.json") == 1
-    found = json.loads((folder / "v.json").read_text())
-    assert found["dataset"]["n"] == IMAGES
+    result = json.loads((folder / "v.json").read_text())
+    assert result["dataset"]["n"] == IMAGES
     alone = json.loads(_validate(folder, folder / "alone.npz"))
-    for one, both in zip(alone["hops"], found["hops"], strict=True):
-        assert [both[key] for key in ("n", "top1", "flips")] == [
-            one[key] for key in ("n", "top1", "flips")
+    for single, sharded in zip(alone["hops"], result["hops"], strict=True):
+        assert [sharded[key] for key in ("n", "top1", "flips")] == [
+            single[key] for key in ("n", "top1", "flips")
         ]
     predictions = read_predictions(folder / "v.predictions.npz")
     assert predictions.image_ids == read_predictions(folder / "alone.npz").image_ids

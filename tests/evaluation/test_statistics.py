@@ -1,4 +1,4 @@
-"""Intervals, tests and gates, held against published numbers, other formulas and brute force."""
+"""Intervals, tests and gates, checked against published numbers, other formulas and brute force."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def _tango_score(losses: int, gains: int, n: int, drop: float) -> float:
         loss, rest = gain + drop, 1 - 2 * gain - drop
         return -float(xlogy(losses, loss) + xlogy(gains, gain) + xlogy(n - losses - gains, rest))
 
-    found = minimize_scalar(
+    solution = minimize_scalar(
         minus_likelihood,
         bounds=(max(0.0, -drop), (1 - drop) / 2),
         method="bounded",
         options={"xatol": 1e-12},
     )
-    gain = float(found.x)
+    gain = float(solution.x)
     return (losses - gains - n * drop) / math.sqrt(n * (2 * gain + drop - drop**2))
 
 
@@ -87,7 +87,7 @@ def test_the_upper_bound_solves_tangos_equation(losses: int, gains: int, n: int)
 
 @given(counts())
 @settings(max_examples=50, deadline=None)
-def test_the_interval_holds_the_drop_and_stays_in_range(c: tuple[int, int, int]) -> None:
+def test_the_interval_contains_the_drop_and_stays_in_range(c: tuple[int, int, int]) -> None:
     losses, gains, n = c
     low, high = drop_interval(losses, gains, n)
     assert -1 <= low <= (losses - gains) / n <= high <= 1
@@ -96,7 +96,7 @@ def test_the_interval_holds_the_drop_and_stays_in_range(c: tuple[int, int, int])
 
 @given(counts())
 @settings(max_examples=50, deadline=None)
-def test_exchanging_the_models_mirrors_the_interval(c: tuple[int, int, int]) -> None:
+def test_swapping_the_models_mirrors_the_interval(c: tuple[int, int, int]) -> None:
     losses, gains, n = c
     low, high = drop_interval(losses, gains, n)
     assert drop_interval(gains, losses, n) == pytest.approx((-high, -low), abs=1e-12)
@@ -104,7 +104,7 @@ def test_exchanging_the_models_mirrors_the_interval(c: tuple[int, int, int]) -> 
 
 @given(counts(), st.floats(0.5, 0.98), st.floats(0.005, 0.019))
 @settings(max_examples=50, deadline=None)
-def test_more_confidence_is_a_wider_interval(
+def test_higher_confidence_gives_a_wider_interval(
     c: tuple[int, int, int], less: float, more: float
 ) -> None:
     narrow, wide = drop_interval(*c, less), drop_interval(*c, less + more)
@@ -123,7 +123,7 @@ def test_one_more_loss_moves_both_bounds_up(c: tuple[int, int, int]) -> None:
     assert after[1] >= before[1] - 1e-9
 
 
-def test_arrays_give_what_single_calls_give() -> None:
+def test_arrays_give_the_same_as_single_calls() -> None:
     losses, gains = np.arange(40), np.arange(40)[::-1]
     low, high = drop_intervals(losses, gains, 540)
     for i in range(40):
@@ -181,7 +181,7 @@ def test_a_small_sample_does_not_pass_although_its_p_value_is_large() -> None:
     assert gate(few.interval_pp, 1.0) == "inconclusive"
 
 
-def test_the_gravest_verdict_wins() -> None:
+def test_the_worst_verdict_wins() -> None:
     assert worst_verdict() == "pass"
     assert worst_verdict("pass", None) == "pass"
     assert worst_verdict("pass", "inconclusive", None) == "inconclusive"
@@ -198,7 +198,7 @@ def test_the_gravest_verdict_wins() -> None:
 def test_images_needed_is_the_sample_size_of_a_paired_difference(
     drop: float, discordant: float, published: int
 ) -> None:
-    """At a limit of zero and one-sided 5 % it is the textbook's formula."""
+    """At a limit of zero and one-sided 5 % it is the textbook formula."""
     n = 1_000_000
     paired = Paired(n, round(n * (discordant + drop) / 2), round(n * (discordant - drop) / 2))
     z_alpha, z_power = norm.ppf(0.95), norm.ppf(0.8)
@@ -210,9 +210,7 @@ def test_images_needed_is_the_sample_size_of_a_paired_difference(
 @pytest.mark.parametrize(
     ("losses", "gains", "n"), [(0, 0, 300), (5, 3, 400), (3, 0, 540), (30, 5, 500), (2, 9, 200)]
 )
-def test_on_that_many_images_the_gate_decides_as_often_as_promised(
-    losses: int, gains: int, n: int
-) -> None:
+def test_the_gate_decides_with_the_stated_power(losses: int, gains: int, n: int) -> None:
     paired, limit = Paired(n, losses, gains), 0.02
     needed = images_needed(paired, limit)
     assert needed is not None
@@ -224,7 +222,7 @@ def test_on_that_many_images_the_gate_decides_as_often_as_promised(
     assert decided >= 0.75
 
 
-def test_no_flip_at_all_still_needs_enough_images_for_the_limit() -> None:
+def test_without_any_flip_enough_images_are_still_needed() -> None:
     needed = images_needed(Paired(100, 0, 0), 0.01)
     assert needed == 381  # z^2 (1 - limit) / limit
     assert drop_interval(0, 0, needed)[1] < 0.01 <= drop_interval(0, 0, needed - 1)[1]

@@ -1,4 +1,4 @@
-"""Running sums against the same numbers computed from all images at once."""
+"""Running sums compared with the same numbers computed from all images at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_batches_add_up_to_the_whole(seed: int, n: int, classes: int, cut: int) 
 
 @given(arrays(np.float32, (6, 7), elements=st.integers(-3, 3).map(float)))
 @settings(max_examples=60, deadline=None)
-def test_ties_are_broken_as_argmax_breaks_them(logits: np.ndarray) -> None:
+def test_ties_are_broken_like_argmax(logits: np.ndarray) -> None:
     for label in range(7):
         labels = np.full(6, label)
         assert ((label_rank(logits, labels) == 0) == (logits.argmax(1) == label)).all()
@@ -60,7 +60,7 @@ def test_ties_are_broken_as_argmax_breaks_them(logits: np.ndarray) -> None:
         assert (label_rank(logits, labels) == (order == label).argmax(1)).all()
 
 
-def test_top5_of_five_classes_says_nothing() -> None:
+def test_top5_of_five_classes_is_undefined() -> None:
     reference, _, logits, labels = _case(0, 8, 5)
     tally = Tally()
     tally.add(logits, labels, np.arange(8), reference, None)

@@ -1,4 +1,4 @@
-"""Results as a run leaves them, made by the models themselves."""
+"""Results as a run would write them, built from the result models."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _hop(name: str, parent: str | None, executor: str, precision: str, **more: A
     )
 
 
-def _audit(asked: str, share: float) -> Audit:
+def _audit(requested: str, share: float) -> Audit:
     layers = [
         LayerInfo(
             name="conv1_fused",
@@ -254,15 +254,15 @@ def _audit(asked: str, share: float) -> Audit:
         ),
     ]
     differing = layers if share < 1 else []
-    shares = {asked: share} | ({"fp32": 1 - share} if share < 1 else {})
+    shares = {requested: share} | ({"fp32": 1 - share} if share < 1 else {})
     return Audit(
-        asked=asked,
+        asked=requested,
         computed=shares,
         share=share,
         min_share=0.95,
         differing=differing,
         verdict="pass",
-        reason=f"{share:.1%} of the FLOPs are computed in {asked}, at least 95 % were asked for.",
+        reason=f"{share:.1%} of the FLOPs are computed in {requested}, at least 95 % are required.",
     )
 
 
@@ -347,7 +347,7 @@ def _validate() -> ValidateResult:
                 max_abs_diff=2.4e-06,
                 tolerance=1e-4,
                 verdict="pass",
-                reason="Alone, repeated and among others: the same logits within the tolerance.",
+                reason="Alone, repeated and with others: the same logits within the tolerance.",
             )
             for _, _, precision, file, *_ in ENGINES
             if precision == "int8"
@@ -467,7 +467,7 @@ def failing() -> RunResult:
     check.verdict, check.max_abs_diff = "fail", 0.84
     check.failing, check.reason = (
         ["permuted, batch 8, image 17"],
-        "Outputs depend on the neighbours.",
+        "Outputs depend on the other images.",
     )
     for index, engine in enumerate(run.bench.engines):
         if engine.name == "OpenVINO BF16" and engine.batch == 8:
@@ -515,7 +515,7 @@ def inconclusive() -> RunResult:
         share=None,
         min_share=0.95,
         verdict="inconclusive",
-        reason="ONNX Runtime does not tell what its fused layers compute in.",
+        reason="ONNX Runtime does not report the precision of its fused layers.",
     )
     return run
 
@@ -544,7 +544,7 @@ def many(count: int = 40) -> RunResult:
 
 
 def hostile() -> RunResult:
-    """Every text that a user or a model file can choose is an attack."""
+    """Every text that a user or a model file controls is an attack."""
     run = full()
     assert run.bench
     assert run.validate_
@@ -621,7 +621,7 @@ def _curve(engine: str, bound: LatencyBound | None) -> Curve:
 
 
 def swept() -> RunResult:
-    """A run with a sweep of one engine under a bound, and of one without."""
+    """A run with two sweeps: one engine with a latency bound, one without."""
     run = full()
     assert run.bench
     bound = LatencyBound(percentile="p90", max_latency_ms=30.0)

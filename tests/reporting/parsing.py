@@ -1,4 +1,4 @@
-"""What a browser would see of a page, as far as the tests ask: elements, tables, text."""
+"""A minimal HTML parser for the tests: elements, tables and text of a page."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Element:
     children: list[Element | str] = field(default_factory=list)
 
     def walk(self) -> list[Element]:
-        found = [self]
+        elements = [self]
         for child in self.children:
             if isinstance(child, Element):
-                found += child.walk()
-        return found
+                elements += child.walk()
+        return elements
 
     def all(self, tag: str, **attributes: str) -> list[Element]:
         return [
@@ -29,8 +29,8 @@ class Element:
         ]
 
     def by_id(self, name: str) -> Element:
-        (found,) = [e for e in self.walk() if e.attributes.get("id") == name]
-        return found
+        (element,) = [e for e in self.walk() if e.attributes.get("id") == name]
+        return element
 
     @property
     def text(self) -> str:
@@ -38,7 +38,7 @@ class Element:
 
     @property
     def words(self) -> str:
-        """The text as it is read: spaces collapsed, joiners left out."""
+        """The visible text: whitespace collapsed, word joiners removed."""
         return " ".join(self.text.replace("\u2060", "").split())
 
     def has_class(self, name: str) -> bool:
@@ -53,7 +53,7 @@ class _Builder(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = Element(tag, dict(attrs))
-        assert len(element.attributes) == len(attrs), f"an attribute twice on {tag}"
+        assert len(element.attributes) == len(attrs), f"duplicate attribute on {tag}"
         self.open[-1].children.append(element)
         if tag not in VOID:
             self.open.append(element)
@@ -70,7 +70,7 @@ class _Builder(HTMLParser):
 
 
 def parse(page: str) -> Element:
-    """The page as a tree; an element that is not closed, or closed twice, is an error."""
+    """The page as a tree; an unclosed element, or one closed twice, is an error."""
     builder = _Builder()
     builder.feed(page)
     builder.close()
@@ -103,8 +103,10 @@ def table_rows(page: Element, table_id: str) -> list[dict[str, Element]]:
 
 
 def _heading(th: Element) -> str:
-    own = [c if isinstance(c, str) else "" if c.has_class("hint") else c.text for c in th.children]
-    return " ".join("".join(own).split())
+    parts = [
+        c if isinstance(c, str) else "" if c.has_class("hint") else c.text for c in th.children
+    ]
+    return " ".join("".join(parts).split())
 
 
 def name(cell: Element) -> str:

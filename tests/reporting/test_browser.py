@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing logged, nothing loaded, nothing wider than the screen."""
+"""The page in a real browser: no console output, no requests, nothing wider than the screen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = [
     "--disable-sync",
     "--enable-logging=stderr",
 ]
-# A window has a least width, a frame has none; a media query inside sees the frame's width.
+# A window has a minimum width, a frame does not; media queries inside see the frame's width.
 FRAME = """<!doctype html><body style="margin:0">
 <iframe style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
 <script>
@@ -81,8 +81,8 @@ def test_the_console_stays_empty(tmp_path: Path) -> None:
     assert logged(browse(page, tmp_path / "profile")) == []
 
 
-def test_the_policy_stops_a_script_that_got_in(tmp_path: Path) -> None:
-    """Shows as well that the console is being listened to."""
+def test_the_policy_blocks_an_injected_script(tmp_path: Path) -> None:
+    """Also shows that the tests see the console."""
     text = render_html([(SAMPLES["full"](), Path())])
     page = tmp_path / "report.html"
     attack = "<script>document.title = 'owned'</script><img src='http://127.0.0.1:9/x.png'>"
@@ -100,15 +100,15 @@ def test_nothing_is_wider_than_the_screen(tmp_path: Path, sample: str, width: in
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, page=html.escape(text)), encoding="utf-8")
     run = browse(frame, tmp_path / "profile")
-    found = {k: int(v) for k, v in re.findall(r'data-(\w+)="(\d+)"', _opening_body(run.stdout))}
-    assert found["screen"] == width
-    assert found["cells"] == text.count("<td")
-    assert found["page"] <= width
-    assert found["cut"] == 0
-    assert found["sideways"] == 0, "tables that must be scrolled"
+    measured = {k: int(v) for k, v in re.findall(r'data-(\w+)="(\d+)"', _opening_body(run.stdout))}
+    assert measured["screen"] == width
+    assert measured["cells"] == text.count("<td")
+    assert measured["page"] <= width
+    assert measured["cut"] == 0
+    assert measured["sideways"] == 0, "tables that must be scrolled"
 
 
 def _opening_body(dom: str) -> str:
-    found = re.search("<body[^>]*>", dom)
-    assert found
-    return found[0]
+    measured = re.search("<body[^>]*>", dom)
+    assert measured
+    return measured[0]

@@ -15,7 +15,7 @@ ends = st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-3)
 
 
 @given(ends, ends)
-def test_an_axis_holds_its_data_and_has_few_round_ticks(a: float, b: float) -> None:
+def test_an_axis_contains_its_data_and_has_few_round_ticks(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
     if high - low < 1e-3 * max(abs(low), abs(high), 1e-3):
         return
@@ -26,10 +26,10 @@ def test_an_axis_holds_its_data_and_has_few_round_ticks(a: float, b: float) -> N
     assert 3 <= len(axis.ticks) <= 9
     assert all(0 <= position <= 100 for position, _ in axis.labels())
     texts = [text for _, text in axis.labels()]
-    assert len(set(texts)) == len(texts), "ticks are told apart"
+    assert len(set(texts)) == len(texts), "tick labels are distinct"
 
 
-def test_an_axis_of_equal_ends_is_no_division_by_zero() -> None:
+def test_an_axis_of_equal_ends_does_not_divide_by_zero() -> None:
     assert Axis.over(0, 0).at(0) == 0
     assert math.isfinite(Axis.over(5, 5).at(5))
 
@@ -48,13 +48,13 @@ def test_bars_start_at_zero_and_keep_their_proportions(full_run: RunResult) -> N
         assert mark.low < mark.at < mark.high
 
 
-def test_what_was_not_timed_is_named_beside_the_chart(full_run: RunResult) -> None:
+def test_engines_that_were_not_timed_are_named(full_run: RunResult) -> None:
     chart = throughput_chart(engine_rows(full_run))
     assert chart is not None
     assert chart.left_out == ["TensorRT-RTX FP16"]
 
 
-def test_no_time_no_chart(empty_run: RunResult) -> None:
+def test_without_timings_there_is_no_chart(empty_run: RunResult) -> None:
     assert throughput_chart(engine_rows(empty_run)) is None
     assert round_panels(empty_run) is None
 
@@ -68,11 +68,13 @@ def test_an_infinite_interval_is_not_drawn(full_run: RunResult) -> None:
     assert (mark.low, mark.high) == (None, None)
 
 
-def test_the_forest_holds_engines_only_and_puts_the_margin_right(failing_run: RunResult) -> None:
+def test_the_drop_chart_shows_engines_only_and_places_the_limit(failing_run: RunResult) -> None:
     assert failing_run.validate_
     chart = drop_chart(failing_run.validate_)
     assert chart is not None
-    assert len(chart.marks) == 5, "neither the reference, nor hops on the way, nor built-not-run"
+    assert len(chart.marks) == 5, (
+        "not the reference, intermediate hops or engines that were not run"
+    )
     assert chart.zero < chart.margin < 100
     for mark in chart.marks:
         assert mark.low is not None
@@ -81,7 +83,7 @@ def test_the_forest_holds_engines_only_and_puts_the_margin_right(failing_run: Ru
         assert (mark.kind == "pass") == (mark.high < chart.margin)
 
 
-def test_a_margin_beyond_all_intervals_is_still_on_the_chart(full_run: RunResult) -> None:
+def test_a_limit_above_all_intervals_is_still_on_the_chart(full_run: RunResult) -> None:
     assert full_run.validate_
     full_run.validate_.gates.max_drop_pp = 10.0
     chart = drop_chart(full_run.validate_)
@@ -109,7 +111,7 @@ def test_rounds_are_placed_by_their_deviation_and_disturbed_ones_marked(
     assert rounds.panels[0].dots[7].title.startswith("round 8: ")
 
 
-def test_one_round_is_no_series(full_run: RunResult) -> None:
+def test_a_single_round_is_not_plotted(full_run: RunResult) -> None:
     assert full_run.bench
     for engine in full_run.bench.engines:
         engine.round_medians_ms = engine.round_medians_ms[:1]

@@ -14,21 +14,21 @@ from optimizer.reporting.links import Links
 from optimizer.results import RunResult
 
 
-def test_no_sweep_no_table(full_run: RunResult, empty_run: RunResult) -> None:
+def test_without_a_sweep_there_is_no_table(full_run: RunResult, empty_run: RunResult) -> None:
     for run in (full_run, empty_run):
         assert curve_table(run, Links()) is None
         assert curve_charts(run) == []
         assert "Batch, threads and streams" not in render_html([(run, Path())])
 
 
-def test_every_setting_is_a_row_and_the_marks_stand_where_they_belong(swept_run: RunResult) -> None:
+def test_every_setting_is_a_row_with_its_marks(swept_run: RunResult) -> None:
     table = curve_table(swept_run, Links())
     assert table is not None
     assert len(table.rows) == 16
     names = [column.title for column in table.columns]
-    what, batch, streams = (names.index(n) for n in ("What it is", "Batch", "Streams"))
+    mark, batch, streams = (names.index(n) for n in ("Mark", "Batch", "Streams"))
     marked = {
-        (row.cells[batch].text, row.cells[streams].text): row.cells[what].text
+        (row.cells[batch].text, row.cells[streams].text): row.cells[mark].text
         for row in table.rows[:8]
     }
     assert marked["2", "1"] == "knee, best within the bound"
@@ -52,7 +52,7 @@ def test_the_chart_puts_higher_throughput_higher_and_longer_latency_to_the_right
     assert [line.name for line in chart.lines] == ["2 threads, 1 stream", "2 threads, 2 streams"]
     first, second = chart.lines
     assert [dot.label for dot in first.dots] == ["1", "2", "4", "8"]
-    assert [dot.label for dot in second.dots] == ["1", "2", "4"], "what failed is not drawn"
+    assert [dot.label for dot in second.dots] == ["1", "2", "4"], "failed settings are not shown"
     assert chart.left_out == ["batch 8, 2 threads, 2 streams"]
     for line in chart.lines:
         assert [d.x for d in line.dots] == sorted(d.x for d in line.dots)
@@ -70,7 +70,7 @@ def test_the_chart_puts_higher_throughput_higher_and_longer_latency_to_the_right
             assert (dot.x > chart.bound) == (point.latency_ms.p90 > 30)
 
 
-def test_a_percentile_that_nothing_supports_draws_no_chart(swept_run: RunResult) -> None:
+def test_without_the_percentile_there_is_no_chart(swept_run: RunResult) -> None:
     assert swept_run.bench
     curve = swept_run.bench.curves[0]
     for point in curve.points:
@@ -79,7 +79,7 @@ def test_a_percentile_that_nothing_supports_draws_no_chart(swept_run: RunResult)
     assert curve_chart(curve) is None
 
 
-def test_html_and_markdown_tell_the_same(swept_run: RunResult) -> None:
+def test_html_and_markdown_have_the_same_sentences(swept_run: RunResult) -> None:
     page, text = render_html([(swept_run, Path())]), render_markdown(swept_run)
     sentences = curve_sentences(swept_run)
     assert any("knee at batch 2" in s for s in sentences)
@@ -91,7 +91,7 @@ def test_html_and_markdown_tell_the_same(swept_run: RunResult) -> None:
     assert page.count('class="knee"') == 2
 
 
-def test_csv_has_the_sweep_as_rows_of_their_own(swept_run: RunResult, full_run: RunResult) -> None:
+def test_csv_has_separate_rows_for_the_sweep(swept_run: RunResult, full_run: RunResult) -> None:
     rows = list(csv.DictReader(io.StringIO(render_csv(swept_run))))
     swept = [row for row in rows if row["timing"] == "by the clock"]
     assert len(swept) == 16

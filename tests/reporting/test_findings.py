@@ -1,4 +1,4 @@
-"""The sentences at the head of the report say no more than the numbers."""
+"""The sentences at the top of the report agree with the numbers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from optimizer.reporting.findings import findings
 from optimizer.results import RunResult
 
 
-def _said(run: RunResult) -> list[str]:
+def _sentences(run: RunResult) -> list[str]:
     audits = run.validate_.audits if run.validate_ else {}
     return findings(run.validate_, run.bench, audits, run.stages)
 
 
 def test_the_fastest_engine_and_its_accuracy_come_first(full_run: RunResult) -> None:
     assert full_run.bench is not None
-    first, second, *_ = _said(full_run)
+    first, second, *_ = _sentences(full_run)
     smallest = min(c.batch for c in full_run.bench.comparisons)
     best = max(
         (c for c in full_run.bench.comparisons if c.batch == smallest), key=lambda c: c.ratio
@@ -23,31 +23,33 @@ def test_the_fastest_engine_and_its_accuracy_come_first(full_run: RunResult) -> 
     assert "of 540 predictions changed" in second
 
 
-def test_assumed_preprocessing_is_said(full_run: RunResult) -> None:
-    def said(source: str, assumed: bool) -> bool:
+def test_assumed_preprocessing_is_stated(full_run: RunResult) -> None:
+    def stated(source: str, assumed: bool) -> bool:
         settings = {"source": source, "preprocessing_assumed": assumed}
         loaded = full_run.stages[0].model_copy(update={"manifest": {"settings": settings}})
         stages = [loaded, *full_run.stages[1:]]
-        sentences = _said(full_run.model_copy(update={"stages": stages}))
-        return any("came without their preprocessing" in sentence for sentence in sentences)
+        sentences = _sentences(full_run.model_copy(update={"stages": stages}))
+        return any("do not state their preprocessing" in sentence for sentence in sentences)
 
-    assert said("w.pth", True)
-    assert not said("w.pth", False)
-    assert not said("resnet18:random", True)
+    assert stated("w.pth", True)
+    assert not stated("w.pth", False)
+    assert not stated("resnet18:random", True)
 
 
-def test_an_unsteady_machine_gets_no_factor(full_run: RunResult) -> None:
+def test_an_unsteady_machine_gives_no_speed_up(full_run: RunResult) -> None:
     assert full_run.bench is not None
     unsteady = full_run.bench.model_copy(
         update={"verdict": "inconclusive", "reason": "too unsteady"}
     )
-    (first, *_) = _said(full_run.model_copy(update={"bench": unsteady}))
+    (first, *_) = _sentences(full_run.model_copy(update={"bench": unsteady}))
     assert "could not be measured: too unsteady" in first
-    assert "times as fast" not in " ".join(_said(full_run.model_copy(update={"bench": unsteady})))
+    assert "times as fast" not in " ".join(
+        _sentences(full_run.model_copy(update={"bench": unsteady}))
+    )
 
 
 def test_a_speed_up_names_the_hardware_under_pytorch(full_run: RunResult) -> None:
-    """Beside an engine of a GPU, "PyTorch eager" says where it ran."""
+    """Compared with a GPU engine, "PyTorch eager" is named with its device."""
     assert full_run.bench is not None
     names = {"PyTorch eager FP32": "model.safetensors"}
     comparisons = [
@@ -66,7 +68,7 @@ def test_a_speed_up_names_the_hardware_under_pytorch(full_run: RunResult) -> Non
             for e in full_run.bench.engines
         ]
         bench = full_run.bench.model_copy(update={"engines": measured, "comparisons": comparisons})
-        return _said(full_run.model_copy(update={"bench": bench}))[0]
+        return _sentences(full_run.model_copy(update={"bench": bench}))[0]
 
     assert "as fast as PyTorch eager (" in first("cpu", "cpu")
     assert "as fast as PyTorch eager (" in first(None, None)
@@ -74,15 +76,15 @@ def test_a_speed_up_names_the_hardware_under_pytorch(full_run: RunResult) -> Non
     assert "as fast as PyTorch eager on the GPU (cuda:1) (" in first("cuda:1", "cuda:1")
 
 
-def test_what_failed_while_it_was_measured_is_said(full_run: RunResult) -> None:
+def test_failed_measurements_are_stated(full_run: RunResult) -> None:
     assert full_run.bench is not None
     broken = full_run.bench.model_copy(
         update={"failed": ["x"], "verdict": "fail", "reason": "1 measurement failed: x"}
     )
-    assert "1 measurement failed: x." in _said(full_run.model_copy(update={"bench": broken}))
+    assert "1 measurement failed: x." in _sentences(full_run.model_copy(update={"bench": broken}))
 
 
 def test_every_sample_has_sentences(any_run: RunResult) -> None:
-    for sentence in _said(any_run):
+    for sentence in _sentences(any_run):
         assert sentence.strip()
         assert sentence.endswith((".", "!", "?", ">", "`", "x")) or sentence[-1].isalnum()

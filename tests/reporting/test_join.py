@@ -10,7 +10,7 @@ from optimizer.reporting.join import baseline_label, baseline_name, engine_rows,
 from optimizer.results import BatchConsistency, Comparison, RunResult
 
 
-def test_speed_accuracy_audit_and_build_of_one_engine_meet(full_run: RunResult) -> None:
+def test_speed_accuracy_audit_and_build_of_an_engine_are_joined(full_run: RunResult) -> None:
     (row,) = [r for r in engine_rows(full_run) if r.name == "OpenVINO INT8"]
     assert [bench.batch for bench in row.benches] == [1, 8]
     assert row.hop is not None
@@ -23,7 +23,7 @@ def test_speed_accuracy_audit_and_build_of_one_engine_meet(full_run: RunResult) 
     assert row.path == "engines/model.int8.openvino.blob"
 
 
-def test_no_engine_is_lost_or_doubled(full_run: RunResult) -> None:
+def test_no_engine_is_lost_or_duplicated(full_run: RunResult) -> None:
     names = [row.name for row in engine_rows(full_run)]
     assert names == [
         "PyTorch eager FP32",
@@ -42,7 +42,7 @@ def test_the_reference_belongs_to_the_eager_baseline(full_run: RunResult) -> Non
     assert first.is_reference
 
 
-def test_an_engine_that_cannot_be_opened_here_keeps_the_audit_of_its_build(
+def test_an_engine_that_cannot_be_opened_has_the_audit_of_its_build(
     full_run: RunResult,
 ) -> None:
     last = engine_rows(full_run)[-1]
@@ -52,7 +52,7 @@ def test_an_engine_that_cannot_be_opened_here_keeps_the_audit_of_its_build(
     assert last.reasons == ["needs an NVIDIA GPU to be loaded; this machine has none"]
 
 
-def test_a_reason_told_twice_is_said_once(full_run: RunResult) -> None:
+def test_a_reason_recorded_twice_is_shown_once(full_run: RunResult) -> None:
     assert full_run.bench
     full_run.stages[-1].note = "built, not run: no NVIDIA driver"
     full_run.bench.engines[-1].error = "x.rtx cannot run here: no NVIDIA driver (run it elsewhere)"
@@ -73,7 +73,7 @@ def test_a_batch_that_failed_does_not_fail_the_engine(failing_run: RunResult) ->
     assert row.reasons == ["batch 8 failed: the process was killed at 24 GiB of memory"]
 
 
-def test_names_as_the_bench_gives_them_join_files_with_folders(full_run: RunResult) -> None:
+def test_file_names_in_the_bench_match_paths_elsewhere(full_run: RunResult) -> None:
     """The bench names an engine by its file name, the other results by a path."""
     assert full_run.bench
     full_run.stages[-1].note = "built, not run: needs an NVIDIA GPU to be loaded"
@@ -90,7 +90,7 @@ def test_names_as_the_bench_gives_them_join_files_with_folders(full_run: RunResu
     assert baseline_label(full_run.bench) == "PyTorch eager FP32 (model.safetensors)"
 
 
-def test_a_reference_that_fits_two_engines_joins_neither(full_run: RunResult) -> None:
+def test_an_ambiguous_reference_joins_no_engine(full_run: RunResult) -> None:
     assert full_run.bench
     assert full_run.validate_
     names = iter(["a/x.blob", "b/x.blob"])
@@ -110,7 +110,7 @@ def test_a_reference_that_fits_two_engines_joins_neither(full_run: RunResult) ->
     assert [c.engine for c in rows["x.blob"].consistency] == ["x.blob"]
 
 
-def test_a_comparison_the_other_way_round_is_turned(full_run: RunResult) -> None:
+def test_a_comparison_in_the_other_direction_is_inverted(full_run: RunResult) -> None:
     assert full_run.bench
     for index, c in enumerate(full_run.bench.comparisons):
         if c.b == "OpenVINO INT8" and c.batch == 1:
@@ -124,26 +124,28 @@ def test_a_comparison_the_other_way_round_is_turned(full_run: RunResult) -> None
                 verdict="slower",
             )
     (row,) = [r for r in engine_rows(full_run) if r.name == "OpenVINO INT8"]
-    turned = row.speedups[1]
-    assert (turned.a, turned.b) == ("PyTorch eager FP32", "OpenVINO INT8")
-    assert turned.ratio == pytest.approx(5)
-    assert turned.ci95 == pytest.approx((4, 10))
-    assert turned.verdict == "faster"
+    inverted = row.speedups[1]
+    assert (inverted.a, inverted.b) == ("PyTorch eager FP32", "OpenVINO INT8")
+    assert inverted.ratio == pytest.approx(5)
+    assert inverted.ci95 == pytest.approx((4, 10))
+    assert inverted.verdict == "faster"
 
 
 @given(st.floats(0.01, 100), st.floats(0.5, 1), st.floats(1, 2))
-def test_turning_keeps_the_ratio_inside_its_interval(ratio: float, low: float, high: float) -> None:
-    from optimizer.reporting.join import _against
+def test_inverting_keeps_the_ratio_inside_its_interval(
+    ratio: float, low: float, high: float
+) -> None:
+    from optimizer.reporting.join import _from_baseline
 
     c = Comparison(
         a="x", b="base", batch=1, ratio=ratio, ci95=(ratio * low, ratio * high), min_effect=0.02,
         verdict="inconclusive",
     )  # fmt: skip
-    turned = _against("base", c)
-    assert turned is not None
-    assert turned.ci95[0] <= turned.ratio * (1 + 1e-9)
-    assert turned.ratio <= turned.ci95[1] * (1 + 1e-9)
-    assert turned.ratio * c.ratio == pytest.approx(1)
+    inverted = _from_baseline("base", c)
+    assert inverted is not None
+    assert inverted.ci95[0] <= inverted.ratio * (1 + 1e-9)
+    assert inverted.ratio <= inverted.ci95[1] * (1 + 1e-9)
+    assert inverted.ratio * c.ratio == pytest.approx(1)
 
 
 def test_two_timings_of_one_name_at_one_batch_get_no_speed_up(full_run: RunResult) -> None:
@@ -155,14 +157,16 @@ def test_two_timings_of_one_name_at_one_batch_get_no_speed_up(full_run: RunResul
     assert list(row.speedups) == [8]
 
 
-def test_the_baseline_is_the_torch_engine_most_compared_with(full_run: RunResult) -> None:
+def test_the_baseline_is_the_torch_engine_in_most_comparisons(full_run: RunResult) -> None:
     assert full_run.bench
     other = full_run.bench.engines[0].model_copy(update={"name": "PyTorch, other layout"})
     full_run.bench.engines.insert(0, other)
     assert baseline_name(full_run.bench) == "PyTorch eager FP32"
 
 
-def test_without_torch_the_baseline_is_where_most_comparisons_start(full_run: RunResult) -> None:
+def test_without_torch_the_baseline_is_the_first_engine_of_most_comparisons(
+    full_run: RunResult,
+) -> None:
     assert full_run.bench
     full_run.bench.engines = [e for e in full_run.bench.engines if e.backend != "torch"]
     full_run.bench.comparisons = [
@@ -173,7 +177,7 @@ def test_without_torch_the_baseline_is_where_most_comparisons_start(full_run: Ru
     assert baseline_name(full_run.bench) is None
 
 
-def test_a_file_name_links_to_where_a_stage_put_it(full_run: RunResult) -> None:
+def test_a_file_name_links_to_the_file_of_its_stage(full_run: RunResult) -> None:
     assert file_in_run(full_run, "model.int8.ort.onnx") == "engines/model.int8.ort.onnx"
     assert file_in_run(full_run, "model.safetensors") == "model.safetensors"
     assert file_in_run(full_run, "elsewhere.onnx") is None

@@ -32,7 +32,7 @@ def test_no_name_becomes_a_scheme_a_host_or_an_attribute(file: str) -> None:
     try:
         file.encode()
     except UnicodeEncodeError:
-        return  # no JSON file holds a lone surrogate
+        return  # JSON files cannot contain a lone surrogate
     href = Links(Path("run")).to(file)
     if href is None:
         return

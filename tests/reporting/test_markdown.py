@@ -10,12 +10,12 @@ from .conftest import HOSTILE
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Cells of every pipe table; escaped pipes do not separate."""
-    found: list[list[list[str]]] = []
+    """Cells of every pipe table; escaped pipes are not separators."""
+    parsed: list[list[list[str]]] = []
     for block in re.findall(r"(?:^\|.*\|$\n?)+", text, flags=re.MULTILINE):
         lines = block.strip().splitlines()
-        found.append([[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines])
-    return found
+        parsed.append([[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines])
+    return parsed
 
 
 def test_every_table_is_rectangular(any_run: RunResult) -> None:
@@ -40,7 +40,7 @@ def test_the_essentials_are_there(full_run: RunResult) -> None:
     assert row[3] == r"[92.4](samples/model.int8.openvino.blob.b1.npz) \[91.8, 92.9\]"
     assert row[4] == r"5.84 \[5.77, 5.90\]"
     assert row[8] == r"+0.37 \[−0.62, +1.48\]"
-    assert row[-1] == "pass accuracy, precision, batches"
+    assert row[-1] == "pass accuracy, precision, batch consistency"
     assert "TensorRT-RTX FP16: built, not run: needs an NVIDIA GPU" in text
     assert "Too few samples for p99" in text
     assert f"```sh\n{full_run.command}\n```" in text
@@ -54,7 +54,7 @@ def test_units_and_notes(single_run: RunResult) -> None:
         assert f"- <sup>{mark}</sup> " in text
 
 
-def test_names_are_neither_markdown_nor_html(hostile_run: RunResult) -> None:
+def test_markdown_and_html_in_names_are_escaped(hostile_run: RunResult) -> None:
     hostile_run.findings = ["[link](javascript:x) **bold** `code` ![i](x)\n# heading", HOSTILE]
     text = render_markdown(hostile_run)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)

@@ -38,14 +38,14 @@ def sample() -> Table:
     )
 
 
-def test_empty_optional_columns_go_and_marks_follow_reading_order() -> None:
+def test_empty_optional_columns_are_dropped_and_marks_renumbered() -> None:
     table = sample().without_empty_columns()
     assert [column.heading for column in table.columns] == ["A", "C, ms"]
     assert [(note.mark, note.text) for note in table.notes] == [("a", "early"), ("b", "late")]
     assert [row.cells[1].mark for row in table.rows] == ["a", "b", None]
 
 
-def test_a_footnote_of_a_column_that_goes_is_dropped() -> None:
+def test_the_footnotes_of_a_dropped_column_are_dropped() -> None:
     assert sample().only(["A"]).notes == []
 
 

@@ -30,7 +30,7 @@ def main_rows(run: RunResult) -> list[dict[str, Element]]:
 
 
 def note_of(page: Element, cell: Element) -> str:
-    """The text of the footnote that a cell points to."""
+    """The text of the footnote that a cell refers to."""
     (link,) = [a for a in cell.all("a") if "footnote" in (a.attributes.get("aria-label") or "")]
     return page.by_id(str(link.attributes["href"]).removeprefix("#")).all("span")[0].words
 
@@ -48,7 +48,7 @@ def test_every_sample_is_well_formed_and_has_unique_ids(any_run: RunResult) -> N
             assert href.removeprefix("#") in ids
 
 
-def test_nothing_is_loaded_from_anywhere(any_run: RunResult) -> None:
+def test_the_page_loads_nothing(any_run: RunResult) -> None:
     text = render_html([(any_run, Path())])
     page = parse(text)
     assert not page.all("script")
@@ -89,21 +89,21 @@ def test_tables_have_captions_scopes_and_names_for_narrow_screens(any_run: RunRe
                 assert any(heading.startswith(" ".join(label.split())) for heading in headings)
 
 
-def test_pictures_have_a_text(full_run: RunResult) -> None:
+def test_drawings_have_a_label(full_run: RunResult) -> None:
     page = page_of(full_run)
     drawings = page.all("svg", role="img")
     assert len(drawings) == 12 + 5 + 12, "throughput, drops, rounds"
     assert all(drawing.attributes["aria-label"] for drawing in drawings)
 
 
-def test_sections_stand_in_the_order_of_a_sceptic(full_run: RunResult) -> None:
+def test_the_order_of_the_sections(full_run: RunResult) -> None:
     headings = [e.words for e in page_of(full_run).walk() if e.has_class("section-heading")]
     assert headings == [
         "What was measured",
         "Speed and accuracy",
         "Accuracy hop by hop",
         "Precision audit",
-        "Can the times be trusted",
+        "Reliability of the timings",
         "Builds",
         "What cannot be concluded",
         "How to reproduce",
@@ -162,7 +162,7 @@ def test_every_accuracy_in_the_main_table_is_the_result(failing_run: RunResult) 
         assert f"of {hop.n}" in row["Flips, images"].words
 
 
-def test_what_is_shown_is_the_rounded_value(full_run: RunResult) -> None:
+def test_displayed_numbers_are_the_rounded_values(full_run: RunResult) -> None:
     shown = [data for data in page_of(full_run).all("data") if data.words not in ("∞", "−∞")]
     assert len(shown) > 300
     for data in shown:
@@ -179,9 +179,9 @@ def test_every_number_of_the_hop_table_is_the_result(failing_run: RunResult) -> 
     for row in rows:
         (hop,) = [h for name, h in hops.items() if row["Hop"].words.startswith(name + " ")]
         if hop.status == "ok" and hop.parent:
-            assert value(row["SQNR to hop before, dB"]) == hop.sqnr_vs_parent_db
-            assert value(row["Flips to hop before, images"]) == hop.flips_vs_parent
-            assert value(row["SQNR to reference, dB"]) == hop.sqnr_db
+            assert value(row["SQNR vs previous hop, dB"]) == hop.sqnr_vs_parent_db
+            assert value(row["Flips vs previous hop, images"]) == hop.flips_vs_parent
+            assert value(row["SQNR vs reference, dB"]) == hop.sqnr_db
             assert value(row["McNemar p"]) == hop.mcnemar_p
             assert value(row["Largest difference"]) == hop.max_abs_diff
             assert value(row["Drop, pp"]) == hop.drop_pp
@@ -205,7 +205,7 @@ def test_latencies_and_costs_are_the_results(full_run: RunResult) -> None:
         assert cost["Host to device, ms"].words == "0.0004"
         assert value(cost["First call, ms"]) == engine.first_inference_ms
         assert value(cost["Process start, s"]) == 0.31
-        assert "Energy, J an image" not in cost, "nothing was recorded"
+        assert "Energy, J per image" not in cost, "nothing was recorded"
 
 
 def test_units_are_in_the_headings(full_run: RunResult) -> None:
@@ -215,7 +215,7 @@ def test_units_are_in_the_headings(full_run: RunResult) -> None:
     ]
     assert headings == [
         "Engine",
-        "Precision" + "asked → computed",
+        "Precision" + "requested → computed",
         "Batch, images",
         "Throughput, images/s" + "95 % interval",
         "Speed-up, ×" + "95 % interval",
@@ -230,22 +230,22 @@ def test_units_are_in_the_headings(full_run: RunResult) -> None:
     ]
 
 
-def test_precision_asked_and_computed_stand_together(full_run: RunResult) -> None:
+def test_requested_and_computed_precision_are_in_one_cell(full_run: RunResult) -> None:
     cell = main_rows(full_run)[-2]["Precision"]
     assert cell.words == "int8 → int8 97.1 %, fp32 2.9 %"
 
 
-def test_a_share_is_rounded_to_neither_all_nor_nothing(full_run: RunResult) -> None:
+def test_a_share_is_not_rounded_to_0_or_100_percent(full_run: RunResult) -> None:
     assert full_run.validate_
     audit = full_run.validate_.audits["model.int8.openvino.blob"]
     audit.share, audit.computed = 0.9999, {"int8": 0.9999, "fp32": 0.0001}
     page = page_of(full_run)
     (row,) = [r for r in table_rows(page, "r1-audit") if r["Engine"].words == "OpenVINO INT8"]
     assert row["Computed, % of FLOPs"].words == "int8 > 99.9 %, fp32 < 0.1 %"
-    assert row["In the asked precision, %"].words == "> 99.9"
+    assert row["In the requested precision, %"].words == "> 99.9"
 
 
-def test_a_storage_only_engine_is_called_so_and_not_by_what_it_computes(
+def test_a_storage_only_engine_is_labelled_as_such(
     full_run: RunResult,
 ) -> None:
     assert full_run.bench
@@ -259,7 +259,7 @@ def test_a_storage_only_engine_is_called_so_and_not_by_what_it_computes(
 # --- what is missing ---------------------------------------------------------------------------
 
 
-def test_a_percentile_without_enough_samples_is_a_dash_that_says_so(full_run: RunResult) -> None:
+def test_a_percentile_without_enough_samples_is_a_dash_with_a_footnote(full_run: RunResult) -> None:
     page = page_of(full_run)
     (row,) = [
         r
@@ -270,7 +270,7 @@ def test_a_percentile_without_enough_samples_is_a_dash_that_says_so(full_run: Ru
     assert row["p99, ms"].text.strip().startswith("–")
     assert "n = 192" in row["p99, ms"].words
     assert note_of(page, row["p99, ms"]) == (
-        "Too few samples for p99: a distribution-free 95 % bound needs 299."
+        "Too few samples for p99: a distribution-free 95 % bound needs 299 samples."
     )
 
 
@@ -288,7 +288,7 @@ def test_every_dash_of_the_main_table_has_a_footnote(any_run: RunResult) -> None
     assert dashes
 
 
-def test_no_footnote_is_left_without_a_cell(any_run: RunResult) -> None:
+def test_every_footnote_belongs_to_a_cell(any_run: RunResult) -> None:
     page = page_of(any_run)
     targets = {a.attributes["href"] for a in page.all("a")}
     for notes in [ul for ul in page.all("ul") if ul.has_class("notes")]:
@@ -314,7 +314,7 @@ def test_built_not_run_is_shown_with_its_reason(full_run: RunResult) -> None:
     assert "The speed of TensorRT-RTX FP16: built, not run." in limits[0]
 
 
-def test_a_run_without_bench_says_so_where_speed_would_stand() -> None:
+def test_a_run_without_bench_states_that_instead_of_speed() -> None:
     page = page_of(SAMPLES["no-bench"]())
     assert "This run has no benchmark." in page.text
     rows = table_rows(page, "r1-engines")
@@ -325,7 +325,7 @@ def test_a_run_without_bench_says_so_where_speed_would_stand() -> None:
     assert value(rows[1]["Drop, pp"]) == 0.0
 
 
-def test_a_run_without_validation_says_so_where_accuracy_would_stand() -> None:
+def test_a_run_without_validation_states_that_instead_of_accuracy() -> None:
     page = page_of(SAMPLES["no-validate"]())
     assert "This run has no validation." in page.text
     rows = table_rows(page, "r1-engines")
@@ -348,7 +348,7 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(full_run: RunResult) 
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-def test_the_first_failing_hop_is_set_off(failing_run: RunResult, full_run: RunResult) -> None:
+def test_the_first_failing_hop_is_highlighted(failing_run: RunResult, full_run: RunResult) -> None:
     marked = [
         tr
         for tr in page_of(failing_run).by_id("r1-hops").all("tr")
@@ -360,12 +360,12 @@ def test_the_first_failing_hop_is_set_off(failing_run: RunResult, full_run: RunR
     assert not [tr for tr in page_of(full_run).walk() if tr.has_class("first-failing")]
 
 
-def test_inconclusive_says_what_would_decide_it(inconclusive_run: RunResult) -> None:
+def test_an_inconclusive_run_states_what_would_decide_it(inconclusive_run: RunResult) -> None:
     (decide,) = [e for e in page_of(inconclusive_run).all("div") if e.has_class("decide")]
     items = [li.words for li in decide.all("li")]
     assert items[0] == (
-        "Accuracy: 540 images cannot tell whether the drop is within 1 pp; "
-        "about 1,853 images would decide it."
+        "Accuracy: 540 images cannot decide whether the drop is within 1 pp; "
+        "about 1,853 images would."
     )
     assert items[1].startswith("Precision of ONNX Runtime FP32: ")
     assert "run again on a quieter machine" in items[2]
@@ -373,17 +373,19 @@ def test_inconclusive_says_what_would_decide_it(inconclusive_run: RunResult) -> 
     assert len(items) == 4
 
 
-def test_a_passing_run_with_nothing_open_lists_nothing(full_run: RunResult) -> None:
+def test_a_run_without_open_questions_lists_none(full_run: RunResult) -> None:
     assert full_run.bench
     for comparison in full_run.bench.comparisons:
         comparison.verdict = "faster"
     assert not [e for e in page_of(full_run).all("div") if e.has_class("decide")]
 
 
-def test_a_control_that_is_not_equivalent_is_a_limit(inconclusive_run: RunResult) -> None:
+def test_a_control_that_is_not_equivalent_limits_the_conclusions(
+    inconclusive_run: RunResult,
+) -> None:
     text = page_of(inconclusive_run).words
-    assert "differences of this size between engines are not to be believed" in text
-    assert "the A/A control, an engine against itself, came out inconclusive" in text
+    assert "do not trust differences of this size between engines" in text
+    assert "the A/A control, an engine compared with itself, is inconclusive" in text
 
 
 def test_the_limit_of_the_sample_is_stated(full_run: RunResult) -> None:
@@ -395,17 +397,17 @@ def test_the_limit_of_the_sample_is_stated(full_run: RunResult) -> None:
 def test_noise_is_shown_block_by_block(full_run: RunResult) -> None:
     page = page_of(full_run)
     rows = table_rows(page, "r1-blocks")
-    assert [row["After"].words for row in rows] == ["maxpool", "layer1.0", "logits"]
+    assert [row["After block"].words for row in rows] == ["maxpool", "layer1.0", "logits"]
     assert [value(row["SQNR of ONNX INT8 (u8), dB"]) for row in rows] == [None, 31.8, 27.2]
     assert note_of(page, rows[0]["SQNR of ONNX INT8 (u8), dB"]).startswith(
         "The tensors are identical"
     )
-    assert note_of(page, rows[2]["SQNR of ONNX BF16, dB"]) == "Not looked into in this graph."
+    assert note_of(page, rows[2]["SQNR of ONNX BF16, dB"]) == "Not measured in this graph."
 
 
 def test_layers_that_differ_are_listed(full_run: RunResult) -> None:
     rows = table_rows(page_of(full_run), "r1-layers-6")
-    assert [(r["PyTorch modules"].words, value(r["Work, MFLOP an image"])) for r in rows] == [
+    assert [(r["PyTorch modules"].words, value(r["Work, MFLOP per image"])) for r in rows] == [
         ("conv1, relu", 236.027904),
         ("fc", 4.096),
     ]
@@ -414,7 +416,7 @@ def test_layers_that_differ_are_listed(full_run: RunResult) -> None:
 # --- evidence ----------------------------------------------------------------------------------
 
 
-def test_claims_link_to_the_files_of_the_run(full_run: RunResult) -> None:
+def test_numbers_link_to_the_files_of_the_run(full_run: RunResult) -> None:
     page = parse(render_html([(full_run, Path("runs/a b"))]))
     hrefs = {str(a.attributes["href"]) for a in page.all("a")}
     assert {
@@ -427,7 +429,7 @@ def test_claims_link_to_the_files_of_the_run(full_run: RunResult) -> None:
     assert all(href.startswith(("#", "runs/a%20b/")) for href in hrefs)
 
 
-def test_sources_are_the_results_of_the_stage_where_it_wrote_them(full_run: RunResult) -> None:
+def test_sources_are_the_result_files_of_the_stages(full_run: RunResult) -> None:
     record = full_run.stages[0].model_copy(update={"name": "bench", "file": "bench.json"})
     full_run.stages.append(record)
     page = page_of(full_run)
@@ -479,24 +481,24 @@ def _facts(page: Element) -> list[tuple[Element, Element]]:
     return list(zip(page.all("dt"), page.all("dd"), strict=True))
 
 
-def test_what_was_measured_on(full_run: RunResult) -> None:
+def test_the_facts_about_the_measurement(full_run: RunResult) -> None:
     facts = {dt.words: dd.words for dt, dd in _facts(page_of(full_run))}
     assert facts["Machine"].startswith(
         "cpu AMD EPYC 9354P; cores 2; instruction sets AVX2, AVX-512"
     )
     assert facts["Image size"] == "224 × 224 px"
-    assert facts["Batch"] == "1, 8 images"
+    assert facts["Batch sizes"] == "1, 8 images"
     assert facts["Threads"] == "2"
-    assert facts["Samples of each engine"] == "192 to 640 in 24 rounds"
+    assert facts["Samples per engine"] == "192 to 640 in 24 rounds"
     assert facts["Data"] == "digits:test, n = 540 images, sha256 40c96a7b8e1f"
     assert facts["Limits"] == "drop of at most 2 pp, flips of at most 2 % of the images"
     assert facts["Disturbed rounds"] == "8, 16"
 
 
-# --- size and hostility ------------------------------------------------------------------------
+# --- size and hostile input ------------------------------------------------------------------------
 
 
-def test_names_are_text_wherever_they_stand(hostile_run: RunResult) -> None:
+def test_names_are_escaped_everywhere(hostile_run: RunResult) -> None:
     text = render_html([(hostile_run, Path())])
     assert "<script" not in text.lower()
     page = parse(text)
@@ -508,7 +510,7 @@ def test_names_are_text_wherever_they_stand(hostile_run: RunResult) -> None:
         assert not str(link.attributes["href"]).lower().startswith("javascript:")
 
 
-def test_forty_engines_are_all_there(many_run: RunResult) -> None:
+def test_all_of_forty_engines_are_shown(many_run: RunResult) -> None:
     text = render_html([(many_run, Path())])
     assert len(table_rows(parse(text), "r1-engines")) == 40
     assert len(text) < 600_000
@@ -524,7 +526,7 @@ def test_a_page_stays_small(full_run: RunResult) -> None:
     assert len(render_html([(full_run, Path())])) < 300_000
 
 
-def test_several_runs_stand_side_by_side(full_run: RunResult, failing_run: RunResult) -> None:
+def test_several_runs_are_shown_side_by_side(full_run: RunResult, failing_run: RunResult) -> None:
     page = parse(render_html([(full_run, Path("a")), (failing_run, Path("b"))]))
     verdicts = [r["Verdict"].words for r in table_rows(page, "all-overview")]
     assert verdicts == ["✓pass", "✕fail"]
@@ -558,7 +560,7 @@ def _contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
+def test_colours_have_the_contrast_required_by_wcag(scheme: str) -> None:
     css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)
     block = blocks[0] if scheme == "light" else blocks[1]
@@ -574,7 +576,7 @@ def test_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
         assert _contrast(colours[bar], page) >= 3, bar
 
 
-def test_rendering_changes_nothing_in_the_results(any_run: RunResult) -> None:
+def test_rendering_does_not_change_the_results(any_run: RunResult) -> None:
     before = any_run.model_dump_json()
     render_html([(any_run, Path())])
     assert any_run.model_dump_json() == before

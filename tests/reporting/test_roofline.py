@@ -1,4 +1,4 @@
-"""Layers in the reports: positions under the ceilings, bars, tables, and where the profile lies."""
+"""Layers in the reports: positions under the ceilings, bars, tables and the profile file."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def test_blocks_lie_under_their_ceilings_on_logarithmic_scales(profile: ProfileR
     assert "crashed" in failed.sentence
     chart = view.roofline
     assert chart is not None
-    stem, first, second = chart.points  # a block without operations is no point
+    stem, first, second = chart.points  # a block without FLOPs is not shown
     assert [point.kind for point in chart.points] == ["fp32", "int8", "mixed"]
     lines = {line.kind: line for line in chart.lines}
     assert set(lines) == {"fp32", "int8", "memory", "cache"}
-    # Twice as high on a logarithmic scale is the same distance anywhere.
+    # Equal ratios are equal distances on a logarithmic scale.
     decade = {text: at for at, text in chart.y_ticks}
     assert decade["10"] - decade["100"] == pytest.approx(decade["100"] - decade["1,000"], abs=0.2)
     assert lines["fp32"].y1 == pytest.approx(decade["100"], abs=0.1)
     height = decade["10"] - decade["100"]
     assert stem.y - lines["fp32"].y1 == pytest.approx(height * math.log10(100 / 80), abs=0.2)
     assert first.y - lines["int8"].y1 == pytest.approx(height * math.log10(400 / 300), abs=0.2)
-    assert first.x > stem.x > second.x, "150, 80 and 2.5 operations a byte"
-    # The memory's line ends where it meets the highest ceiling: at 400 / 10 operations a byte.
+    assert first.x > stem.x > second.x, "150, 80 and 2.5 FLOP/byte"
+    # The memory line ends where it meets the highest ceiling: at 400 / 10 FLOP/byte.
     along = {text: at for at, text in chart.x_ticks}
     width = along["100"] - along["10"]
     assert lines["memory"].x2 == pytest.approx(along["10"] + width * math.log10(4), abs=0.2)
@@ -121,7 +121,7 @@ def test_the_page_has_every_block(profile: ProfileResult, full_run: RunResult) -
     assert len(rows) == 4
     assert value(rows[1]["Time, ms"]) == 1.0
     assert value(rows[1]["Rate, GFLOP/s"]) == pytest.approx(80)
-    assert value(rows[1]["Of its ceiling, %"]) == pytest.approx(80)
+    assert value(rows[1]["Share of ceiling, %"]) == pytest.approx(80)
     assert rows[2]["Bound by"].words == "compute"
     section = page.by_id("r1-roofline")
     assert section
@@ -131,7 +131,7 @@ def test_the_page_has_every_block(profile: ProfileResult, full_run: RunResult) -
     assert "r1-roofline" not in render_html([(full_run, Path())])
 
 
-def test_names_of_layers_cannot_write_markup(profile: ProfileResult, full_run: RunResult) -> None:
+def test_layer_names_are_escaped(profile: ProfileResult, full_run: RunResult) -> None:
     profile.engines[0].blocks[1].name = HOSTILE
     profile.engines[0].name = HOSTILE
     text = render_html([(full_run, Path())], [profile])
@@ -139,27 +139,27 @@ def test_names_of_layers_cannot_write_markup(profile: ProfileResult, full_run: R
     assert "<script" not in render_markdown(full_run, Path(), profile)
 
 
-def test_markdown_has_the_blocks_and_what_is_in_no_layer(
+def test_markdown_has_the_blocks_and_the_time_outside_the_layers(
     profile: ProfileResult, full_run: RunResult
 ) -> None:
     text = render_markdown(full_run, Path(), profile)
     assert "## Layers and roofline" in text
     assert "| layer1.0 | int8 | 2.00 \\[1.80, 2.40\\] |" in text
-    assert "The difference of +0.50 ms is in no layer" in text
+    assert "The difference of +0.50 ms is time outside the layers" in text
     assert "Layers and roofline" not in render_markdown(full_run)
 
 
-def test_ceilings_that_were_not_measured_are_said(profile: ProfileResult) -> None:
+def test_missing_ceilings_are_stated(profile: ProfileResult) -> None:
     assert [fact.label for fact in roof_facts(profile)] == ["fp32", "int8", "memory", "cache"]
     assert "100 GFLOP/s, fastest of 20 rounds (median 90.0): given" in roof_facts(profile)[0].text
-    blind = profile.model_copy(update={"ceilings": None, "ceilings_note": "not measured on GPUs"})
-    assert [fact.text for fact in roof_facts(blind)] == ["not measured on GPUs"]
-    view, _ = profile_views(blind)
+    without = profile.model_copy(update={"ceilings": None, "ceilings_note": "not measured on GPUs"})
+    assert [fact.text for fact in roof_facts(without)] == ["not measured on GPUs"]
+    view, _ = profile_views(without)
     assert view.roofline is None
     assert view.table is not None
 
 
-def test_a_profile_in_the_folder_or_given(
+def test_a_profile_in_the_run_folder_or_by_path(
     profile: ProfileResult, full_run: RunResult, tmp_path: Path
 ) -> None:
     folder, elsewhere = tmp_path / "run", tmp_path / "other.json"
@@ -175,7 +175,7 @@ def test_a_profile_in_the_folder_or_given(
     assert "Layers and roofline" in (tmp_path / "c.md").read_text()
 
 
-def test_a_profile_that_is_none_or_of_several_runs_is_refused(
+def test_a_wrong_profile_or_one_for_several_runs_is_refused(
     full_run: RunResult, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in "ab"]
@@ -186,6 +186,6 @@ def test_a_profile_that_is_none_or_of_several_runs_is_refused(
     write_result(full_run.bench, tmp_path / "bench.json")
     with pytest.raises(ArtifactError, match="result of bench, not of profile"):
         write_report(folders[:1], tmp_path / "r.md", profile=tmp_path / "bench.json")
-    with pytest.raises(UsageError, match="one profile belongs to one run") as error:
+    with pytest.raises(UsageError, match="one profile cannot be used for several runs") as error:
         write_report(folders, tmp_path / "r.md", profile=tmp_path / "bench.json")
     assert "profile.json" in str(error.value.hint)

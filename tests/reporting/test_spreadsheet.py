@@ -14,7 +14,7 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_one_row_an_engine_and_batch_with_exact_numbers(full_run: RunResult) -> None:
+def test_one_row_per_engine_and_batch_with_exact_numbers(full_run: RunResult) -> None:
     assert full_run.bench
     rows = read(render_csv(full_run))
     assert len(rows) == len(full_run.bench.engines)
@@ -101,7 +101,7 @@ def test_every_sample_has_the_same_columns(any_run: RunResult) -> None:
     assert header == render_csv(SAMPLES["full"]()).split("\n", 1)[0]
 
 
-def test_text_that_a_spreadsheet_would_run_is_quoted(full_run: RunResult) -> None:
+def test_text_that_a_spreadsheet_would_execute_is_quoted(full_run: RunResult) -> None:
     assert full_run.bench
     full_run.bench.engines[0].name = "=cmd|' /C calc'!A0"
     row = read(render_csv(full_run))[0]

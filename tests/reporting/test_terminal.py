@@ -30,16 +30,16 @@ def test_the_table_fits_a_wide_terminal(full_run: RunResult) -> None:
     assert line.split()[:7] == ["OpenVINO", "INT8", "int8", "1", "92.4", "5.84", "10.8"]
     assert "images/s" in text
     assert "built, not run: needs an NVIDIA GPU" in text
-    assert "f  " not in text, "footnotes of columns that are not shown are left out"
+    assert "f  " not in text, "footnotes of hidden columns are omitted"
 
 
-def test_a_narrow_terminal_loses_no_verdict(full_run: RunResult) -> None:
+def test_a_narrow_terminal_shows_the_verdict(full_run: RunResult) -> None:
     text = shown(full_run, width=60)
     assert max(map(len, text.splitlines())) <= 60
     assert "Verdict: Pass" in text
 
 
-def test_markup_in_names_is_printed(hostile_run: RunResult) -> None:
+def test_markup_in_names_is_printed_literally(hostile_run: RunResult) -> None:
     hostile_run.title = "[red]title[/]"
     hostile_run.findings = ["[/] closes nothing", HOSTILE]
     text = shown(hostile_run)
@@ -47,6 +47,6 @@ def test_markup_in_names_is_printed(hostile_run: RunResult) -> None:
     assert "- [/] closes nothing" in text
 
 
-def test_what_is_open_is_said(inconclusive_run: RunResult) -> None:
+def test_open_questions_are_listed(inconclusive_run: RunResult) -> None:
     text = " ".join(shown(inconclusive_run).split())
-    assert "Open: Accuracy: 540 images cannot tell" in text
+    assert "Open: Accuracy: 540 images cannot decide" in text

@@ -25,7 +25,7 @@ def test_a_run_is_read_as_it_was_written(folder: Path, full_run: RunResult) -> N
     assert load_run(folder) == full_run
 
 
-def test_a_folder_that_is_no_run_says_what_to_name(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no results\.json") as error:
         load_run(tmp_path)
     assert error.value.hint
@@ -41,7 +41,7 @@ def test_results_of_another_kind_are_refused(tmp_path: Path, full_run: RunResult
 
 
 @pytest.mark.parametrize("suffix", ["html", "HTML", "md", "csv"])
-def test_the_suffix_decides(folder: Path, tmp_path: Path, suffix: str) -> None:
+def test_the_suffix_selects_the_format(folder: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / "out" / f"report.{suffix}"
     write_report([folder], output)
     text = output.read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_links_lead_from_the_report_to_the_run(folder: Path, tmp_path: Path) -> 
         assert (output.parent / link).resolve() == (folder / "results.json").resolve()
 
 
-def test_a_report_holds_no_path_of_the_machine(folder: Path, tmp_path: Path) -> None:
+def test_a_report_contains_no_path_of_the_machine(folder: Path, tmp_path: Path) -> None:
     for suffix in ("html", "md", "csv"):
         output = folder / f"report.{suffix}"
         write_report([folder], output)

@@ -167,7 +167,7 @@ def test_each_profile_is_audited() -> None:
     ]
     judged = audit("fp16", worse)
     assert judged.verdict == "fail"
-    assert judged.reason.startswith("in profile 1, 0.0 % of the FLOPs are FP16")
+    assert judged.reason.startswith("in profile 1, 0.0 % of the FLOPs are computed in FP16")
 
 
 def own_layer(**changes: Any) -> str:

@@ -1,7 +1,7 @@
-"""The same faults through `optimizer.validate`: files go in, a verdict with an address comes out.
+"""The same faults end to end through `optimizer.validate`.
 
-`test_faults` looks at the hops one by one; here each fault is put where users make it and travels
-through real builds, the files that lie beside each other, and the engine.
+`test_faults` checks the hops individually; here each fault is introduced where users would introduce
+it and passes through real builds, neighbouring files and the engine.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(scope="module")
 def other(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of a network that is as good as the reference and another one."""
+    """The export of another network that is as accurate as the reference."""
     path = tmp_path_factory.mktemp("other") / "other.onnx"
     export_onnx(load_model(str(workshop.other_checkpoint)), path)
     return path
 
 
 def _validated(workshop: Workshop, engine: Path, **options: Any) -> ValidateResult:
-    given = {
+    defaults = {
         "reference": str(workshop.checkpoint),
         "data": str(workshop.folder / "test.npz"),
         "limit": 200,
-        "max_drop_pp": 5.0,
+        "max_drop": "5pp",
     }
-    return optimizer.validate([engine], **{**given, **options})
+    return optimizer.validate([engine], **{**defaults, **options})
 
 
 def _edited(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
@@ -65,13 +65,13 @@ def _built(graph: Path, precision: str = "fp32", **options: Any) -> Path:
 
 
 def _as_int8(workshop: Workshop, fp32: Path) -> Path:
-    """An INT8 engine of another FP32 graph, with its own statistics."""
+    """An INT8 engine of the given FP32 graph, with its own statistics."""
     calib = str(workshop.folder / "train.npz")
     return _built(fp32, "int8", calib=calib, calib_images=64)
 
 
 def test_swapped_colour_channels(workshop: Workshop, tmp_path: Path) -> None:
-    """In the export: the first layer reads blue for red, and quantization only follows it."""
+    """In the export: the first layer swaps red and blue, and quantization inherits it."""
     swapped = _edited(
         workshop.onnx,
         tmp_path / "model.onnx",
@@ -85,13 +85,13 @@ def test_swapped_colour_channels(workshop: Workshop, tmp_path: Path) -> None:
         "model.blob",
     ]
     assert (result.verdict, result.first_failing_hop) == ("fail", "onnx fp32")
-    assert "the loss is in the export (onnx fp32), not in" in result.finding
+    assert "the loss comes from the export (onnx fp32), not from" in result.finding
     with pytest.raises(AccuracyGateFailed):
         raise_for_verdict(result)
 
 
 def test_swapped_colour_channels_of_the_images(workshop: Workshop, tmp_path: Path) -> None:
-    """In the data: the reference itself falls, so no engine is judged."""
+    """In the data: the reference itself loses accuracy, so no engine is judged."""
     with np.load(workshop.folder / "test.npz") as file:
         arrays = dict(file)
     arrays["images"] = arrays["images"][..., ::-1]
@@ -104,7 +104,7 @@ def test_swapped_colour_channels_of_the_images(workshop: Workshop, tmp_path: Pat
 
 
 def test_a_wrong_mean(workshop: Workshop, tmp_path: Path) -> None:
-    """Inside an engine that takes pixels, where no manifest tells."""
+    """Inside an engine with uint8 input, where the manifest does not show it."""
     pixels = tmp_path / "pixels.onnx"
     export_onnx(workshop.model, pixels, input="uint8-nhwc")
     assert _validated(workshop, _built(pixels)).verdict == "pass"
@@ -115,11 +115,11 @@ def test_a_wrong_mean(workshop: Workshop, tmp_path: Path) -> None:
     )
     result = _validated(workshop, _built(wrong))
     assert (result.verdict, result.first_failing_hop) == ("fail", "onnx fp32")
-    assert "the loss is in the export (onnx fp32), not in the engine" in result.finding
+    assert "the loss comes from the export (onnx fp32), not from the engine" in result.finding
 
 
 def test_a_shuffled_class_list(workshop: Workshop, tmp_path: Path) -> None:
-    """Of the engine: it is blamed by name. Of the data: it is refused."""
+    """Of the engine: the hop fails. Of the data: it is refused."""
 
     def shuffle(proto: onnx.ModelProto) -> None:
         entry = next(p for p in proto.metadata_props if p.key == "resnet_opt.classes")
@@ -128,7 +128,10 @@ def test_a_shuffled_class_list(workshop: Workshop, tmp_path: Path) -> None:
     shuffled = _edited(workshop.onnx, tmp_path / "shuffled.onnx", shuffle)
     result = _validated(workshop, _built(shuffled))
     assert (result.verdict, result.first_failing_hop) == ("fail", "onnx fp32")
-    assert "shuffled.blob.graph.onnx has the reference's classes in another order" in result.finding
+    assert (
+        "shuffled.blob.graph.onnx has the reference's classes in a different order"
+        in result.finding
+    )
 
     with np.load(workshop.folder / "test.npz") as file:
         arrays = dict(file)
@@ -149,7 +152,7 @@ def test_one_layers_scale_times_four(workshop: Workshop, tmp_path: Path) -> None
     result = _validated(workshop, engine, exported=workshop.onnx, layers=True)
     assert (result.verdict, result.first_failing_hop) == ("fail", "graph int8")
     assert (
-        "the loss is in quantization (graph int8), not in the export or the engine"
+        "the loss comes from quantization (graph int8), not from the export or the engine"
         in result.finding
     )
     fall = largest_fall(result.layers["graph int8"])
@@ -157,8 +160,8 @@ def test_one_layers_scale_times_four(workshop: Workshop, tmp_path: Path) -> None
     assert fall[0] == "layer2.0"
 
 
-def test_a_graph_whose_batch_is_frozen(workshop: Workshop, tmp_path: Path) -> None:
-    """By an edit of the file; its engine takes batches of two alone and is not to blame."""
+def test_a_graph_with_a_fixed_batch_size(workshop: Workshop, tmp_path: Path) -> None:
+    """Fixed by editing the file; the engine accepts only batches of two but is not at fault."""
 
     def freeze(proto: onnx.ModelProto) -> None:
         for value in (*proto.graph.input, *proto.graph.output):
@@ -167,29 +170,29 @@ def test_a_graph_whose_batch_is_frozen(workshop: Workshop, tmp_path: Path) -> No
     frozen = _edited(workshop.onnx, tmp_path / "frozen.onnx", freeze)
     result = _validated(workshop, _built(frozen))
     assert (result.verdict, result.first_failing_hop) == ("fail", "onnx fp32")
-    assert "the batch of frozen.blob.graph.onnx is frozen at 2" in result.finding
+    assert "the batch size of frozen.blob.graph.onnx is fixed at 2" in result.finding
 
 
 def test_an_engine_of_another_checkpoint(workshop: Workshop, other: Path) -> None:
-    """As accurate as the right one, so that no accuracy tells: the file does, and the flips do."""
+    """As accurate as the right one: only the metadata and the flips show the difference."""
     engine = _built(other)
     accurate = _validated(workshop, engine)
     assert accurate.verdict != "fail"
-    assert "other.blob.graph.onnx was exported from another checkpoint" in accurate.finding
+    assert "other.blob.graph.onnx was exported from a different checkpoint" in accurate.finding
     flips = _validated(workshop, engine, max_flips=0.001)
     assert (flips.verdict, flips.first_failing_hop) == ("fail", "onnx fp32")
-    assert "the loss is in the export (onnx fp32)" in flips.finding
-    assert "other.blob.graph.onnx was exported from another checkpoint" in flips.finding
+    assert "the loss comes from the export (onnx fp32)" in flips.finding
+    assert "other.blob.graph.onnx was exported from a different checkpoint" in flips.finding
 
 
 def test_an_engine_of_another_checkpoint_between_the_right_files(
     workshop: Workshop, other: Path, tmp_path: Path
 ) -> None:
-    """The right export, and an engine whose graph came from other weights."""
+    """The right export, and an engine whose graph comes from different weights."""
     stats = tmp_path / "stats.npz"
     optimizer.calibrate(other, stats, calib=str(workshop.folder / "train.npz"), calib_images=64)
     graph = tmp_path / "graph.onnx"
     quantize(other, graph, precision="int8", target="openvino", stats=stats)
     result = _validated(workshop, _built(graph, "int8"), exported=workshop.onnx, max_flips=0.001)
     assert (result.verdict, result.first_failing_hop) == ("fail", "graph int8")
-    assert "graph.onnx was exported from another checkpoint" in result.finding
+    assert "graph.onnx was exported from a different checkpoint" in result.finding
