@@ -340,12 +340,12 @@ def validate(
     """
     from optimizer.cli.printing import print_validated
     from optimizer.evaluation import raise_for_verdict
-    from optimizer.evaluation.shards import rank_and_world
+    from optimizer.evaluation.shards import is_first_process
     from optimizer.verbs.validate import validate as verb
 
     with _bars() as progress:
         result = verb(engines, options, output=output, progress=progress)
-    if rank_and_world()[0] != 0:  # torchrun: every process has the same result
+    if not is_first_process():  # torchrun: every process has the same result
         return
     print_validated(result, output, as_json)
     raise_for_verdict(result)

@@ -18,7 +18,7 @@ from optimizer.evaluation.reference import Reference
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.models.weights import CHECKPOINTS
 
-__all__ = ["REFERENCE", "Chain", "Step", "exported_beside", "plan_steps"]
+__all__ = ["REFERENCE", "Chain", "Step", "find_exported_model", "plan_steps"]
 
 REFERENCE = "reference"
 
@@ -96,7 +96,7 @@ class Step:
     device: str | None = None
 
 
-def exported_beside(path: Path) -> Path | None:
+def find_exported_model(path: Path) -> Path | None:
     """The FP32 file an engine's graph was made from, if it is in the same folder or the one above."""
     try:
         graph = graph_of(path)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TypeVar
 
-__all__ = ["gathered", "joined", "local_device", "rank_and_world"]
+__all__ = ["gathered", "is_first_process", "joined", "local_device", "rank_and_world"]
 
 _T = TypeVar("_T")
 
@@ -32,6 +32,14 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints what all have; true without torchrun.
+
+    Works before the process group is joined and after it was left.
+    """
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def rank_and_world() -> tuple[int, int]:

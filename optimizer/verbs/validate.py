@@ -51,8 +51,8 @@ def validate(
     from optimizer.engines.placement import check_device, device_of
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as compare_hops
-    from optimizer.evaluation.chain import exported_beside
-    from optimizer.evaluation.shards import rank_and_world
+    from optimizer.evaluation.chain import find_exported_model
+    from optimizer.evaluation.shards import is_first_process
 
     paths = [Path(engine) for engine in as_list(engines)]
     if not paths:
@@ -65,7 +65,7 @@ def validate(
     chains = [
         Chain.of(
             path,
-            model=options.exported or exported_beside(path),
+            model=options.exported or find_exported_model(path),
             device=device_of(path, options.device),
         )
         for path in paths
@@ -88,7 +88,7 @@ def validate(
         predictions=None if predictions is None else Path(predictions),
         progress=progress,
     )
-    if output is not None and rank_and_world()[0] == 0:  # torchrun: all have the same result
+    if output is not None and is_first_process():
         write_result(result, output)
     return result
 
