@@ -38,7 +38,7 @@ def written(path: Path) -> BenchResult:
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
-        ({"crash": True}, "crashed: its process was ended by SIGSEGV"),
+        ({"crash": True}, "crashed: killed by SIGSEGV"),
         ({"nan": True}, "returned NaN or infinity"),
         ({"raise": "device lost"}, "RuntimeError: device lost"),
     ],
