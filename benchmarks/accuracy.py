@@ -1,18 +1,17 @@
-"""What a validation costs: time, memory, and decoding beside torchvision's DataLoader.
+"""Cost of a validation: time, memory, and decoding compared with PyTorch's DataLoader.
 
     python benchmarks/accuracy.py [--images 256 1024] [--rounds 9]
 
 ResNet-50 at 224 px, two cores, chain: PyTorch, FP32 ONNX, INT8 graph as written, INT8 OpenVINO.
-Writes ``reports/accuracy/validate.json`` and ``validate.md``; exit code 1 if a target is missed
-for sure.
+Writes ``reports/accuracy/validate.json`` and ``validate.md``. Exits with code 1 if a target is
+certainly missed.
 
-The images are pieces of the two photographs that scikit-learn bundles, cut at random places (fixed
-seed), brought to 500 x 375 and saved as JPEGs of about 110 kB, ImageNet's usual size. The network's
-weights are random and the labels arbitrary: this measures what validating costs, not what it finds.
+The images are random crops (fixed seed) of the two photographs bundled with scikit-learn, resized to
+500 x 375 and saved as JPEGs of about 110 kB, the usual size in ImageNet. Weights are random and labels
+arbitrary: this measures the cost of validating, not its result.
 
-Memory is the sum, over the command and all its processes, of the largest resident set that each of
-them ever had (the kernel's VmHWM). They need not have had it at the same time, and pages that they
-share count for each: it is an upper bound.
+Memory is the sum of the peak resident set (the kernel's VmHWM) of the command and all its processes.
+This is an upper bound: the peaks need not coincide, and shared pages count once per process.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def make_images(folder: Path, count: int, seed: int = 0) -> float:
     """Write ``count`` JPEGs in ImageFolder layout; the same for the same seed.
 
     Returns:
-        Their mean size, bytes.
+        Their mean size in bytes.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -75,11 +74,11 @@ def make_images(folder: Path, count: int, seed: int = 0) -> float:
     return statistics.mean(sizes)
 
 
-# --- validating ----------------------------------------------------------------------------------
+# --- validation ----------------------------------------------------------------------------------
 
 
 def make_engine(folder: Path, images: Path) -> tuple[Path, Path]:
-    """A ResNet-50 in FP32 ONNX and as an INT8 engine calibrated on 32 of the images."""
+    """Make a ResNet-50 as FP32 ONNX and as an INT8 engine calibrated on 32 of the images."""
     model, engine = folder / "model.onnx", folder / "int8.blob"
     optimizer.export("resnet50:random", model)
     optimizer.build(
@@ -89,7 +88,7 @@ def make_engine(folder: Path, images: Path) -> tuple[Path, Path]:
 
 
 def validate(engine: Path, images: Path, result: Path) -> dict[str, Any]:
-    """Run the command as a user would and look at what it uses."""
+    """Run the command as a user would, and measure its resources."""
     command = [
         sys.executable, "-m", "optimizer", "validate", str(engine), "--reference",
         "resnet50:random", "--data", str(images), "--workers", str(CORES), "--max-drop", "100pp",
@@ -103,16 +102,16 @@ def validate(engine: Path, images: Path, result: Path) -> dict[str, Any]:
         peaks |= _peaks(process.pid)
         time.sleep(0.1)
     command_s = time.perf_counter() - started
-    found = read_result(result)
-    assert isinstance(found, ValidateResult)
-    assert found.timing is not None
-    if found.verdict != "pass":
-        raise SystemExit(f"the validation itself came out {found.verdict}: {found.finding}")
-    timing = found.timing
+    validation = read_result(result)
+    assert isinstance(validation, ValidateResult)
+    assert validation.timing is not None
+    if validation.verdict != "pass":
+        raise SystemExit(f"the verdict is {validation.verdict}: {validation.finding}")
+    timing = validation.timing
     pass_cpu_s = timing.decoding_cpu_s + sum(timing.hops_cpu_s.values())
     cpu_s = pass_cpu_s + timing.consistency_cpu_s
     return {
-        "images": found.dataset.n,
+        "images": validation.dataset.n,
         "command_s": command_s,
         **timing.model_dump(),
         "ideal_s": cpu_s / CORES,
@@ -120,23 +119,23 @@ def validate(engine: Path, images: Path, result: Path) -> dict[str, Any]:
         "pass_ratio": timing.pass_s / (pass_cpu_s / CORES),
         "peak_bytes": sum(peaks.values()),
         "peak_bytes_of_each_process": list(peaks.values()),
-        "hops": [{"name": hop.name, "executor": hop.executor} for hop in found.hops],
+        "hops": [{"name": hop.name, "executor": hop.executor} for hop in validation.hops],
     }
 
 
 def _peaks(pid: int) -> dict[int, int]:
-    """Largest resident set so far, bytes, of a process and all below it, by process id."""
+    """Peak resident set so far in bytes, of a process and its descendants, by process id."""
     peaks: dict[int, int] = {}
     with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
-            # Until it has become another program, a child is the parent's own memory.
+            # A forked child shows the memory of its parent until `exec`.
             if process.pid != pid and process.cmdline() == root.cmdline():
                 continue
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-            found = re.search(r"VmHWM:\s+(\d+) kB", status)
-            if found is not None:  # a process that has just ended has no memory
-                peaks[process.pid] = int(found[1]) * 1024
+            match = re.search(r"VmHWM:\s+(\d+) kB", status)
+            if match is not None:  # absent for a process that has just ended
+                peaks[process.pid] = int(match[1]) * 1024
     return peaks
 
 
@@ -144,24 +143,24 @@ def _peaks(pid: int) -> dict[int, int]:
 
 
 def ours(images: Path, workers: int) -> Iterator[int]:
-    """Images of each batch, float32 and normalized, as `validate` reads them."""
+    """Yield batch sizes while reading float32 normalized images as `validate` does."""
     dataset = open_dataset(images, workers=workers)
     for batch in dataset.batches(BATCH, Preprocessing.imagenet()):
         yield len(batch.images)
 
 
 def theirs(images: Path, workers: int) -> Iterator[int]:
-    """The same from torchvision's ImageFolder and torch's DataLoader, with its own defaults."""
+    """The same with torchvision's ImageFolder and PyTorch's DataLoader, with default settings."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    same = Preprocessing.imagenet()
+    preprocessing = Preprocessing.imagenet()
     pipeline = transforms.Compose([
-        transforms.Resize(same.resize),
-        transforms.CenterCrop(same.crop),
+        transforms.Resize(preprocessing.resize),
+        transforms.CenterCrop(preprocessing.crop),
         transforms.ToTensor(),
-        transforms.Normalize(same.mean, same.std),
+        transforms.Normalize(preprocessing.mean, preprocessing.std),
     ])  # fmt: skip
     dataset = ImageFolder(str(images), pipeline)
     for tensors, _ in DataLoader(dataset, batch_size=BATCH, num_workers=workers):
@@ -169,10 +168,10 @@ def theirs(images: Path, workers: int) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int], workers: int) -> tuple[float, float]:
-    """Images a second once all workers are busy, and over the whole pass, start included.
+    """Images per second once all workers are busy, and over the whole pass including the start.
 
-    The clock of the first starts after as many batches as there are workers: DataLoader's workers
-    make a batch each, so that their first batches come together.
+    The first rate is measured after as many batches as there are workers: each DataLoader worker
+    makes one batch, so their first batches arrive together.
     """
     started = steady = time.perf_counter()
     counted = total = 0
@@ -187,18 +186,18 @@ def rate(batches: Iterator[int], workers: int) -> tuple[float, float]:
 
 
 def compare(images: Path, workers: int, rounds: int) -> dict[str, Any]:
-    """Both readers in turn, in random order within each round; 95 % interval of the ratio."""
+    """Compare both readers, interleaved in random order; 95 % interval of the ratio."""
     random = np.random.RandomState(workers)
     readers = {"resnet-opt": ours, "DataLoader": theirs}
     for reader in readers.values():
-        rate(reader(images, workers), workers)  # the files into the page cache, the libraries in
+        rate(reader(images, workers), workers)  # warms the page cache and imports
     steady: dict[str, list[float]] = {name: [] for name in readers}
     whole: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
         for name in random.permutation(list(readers)):
-            one, other = rate(readers[name](images, workers), workers)
-            steady[name].append(one)
-            whole[name].append(other)
+            steady_rate, whole_rate = rate(readers[name](images, workers), workers)
+            steady[name].append(steady_rate)
+            whole[name].append(whole_rate)
     return {
         "workers": workers,
         "rounds": rounds,
@@ -211,7 +210,7 @@ def compare(images: Path, workers: int, rounds: int) -> dict[str, Any]:
 
 
 def _ratio(a: list[float], b: list[float]) -> dict[str, float]:
-    """Geometric mean of paired ratios, with Student's interval of its logarithm."""
+    """Geometric mean of paired ratios, with Student's t interval of the logarithm."""
     from scipy.stats import t
 
     logs = [math.log(x / y) for x, y in zip(a, b, strict=True)]
@@ -228,16 +227,16 @@ def _ratio(a: list[float], b: list[float]) -> dict[str, float]:
 
 
 def verdicts(report: dict[str, Any]) -> dict[str, str]:
-    """Each target, and whether it was reached: ``yes``, ``no`` or ``cannot tell``."""
+    """Whether each target was reached: ``yes``, ``no`` or ``cannot tell``."""
     runs = report["validations"]
-    slow = any(found["ratio"]["high"] < 1 for found in report["decoding"])
-    fast = all(found["ratio"]["low"] >= 1 for found in report["decoding"])
-    words = {True: "yes", False: "no"}
+    slow = any(pair["ratio"]["high"] < 1 for pair in report["decoding"])
+    fast = all(pair["ratio"]["low"] >= 1 for pair in report["decoding"])
+    answers = {True: "yes", False: "no"}
     return {
-        f"wall time at most {WALL_TARGET} x CPU time / cores": words[
+        f"wall time at most {WALL_TARGET} x CPU time / cores": answers[
             runs[-1]["ratio"] <= WALL_TARGET
         ],
-        "peak memory at most 1.5 GiB": words[max(r["peak_bytes"] for r in runs) <= MEMORY_TARGET],
+        "peak memory at most 1.5 GiB": answers[max(r["peak_bytes"] for r in runs) <= MEMORY_TARGET],
         "decoding at least as fast as DataLoader": "no"
         if slow
         else "yes"
@@ -247,7 +246,7 @@ def verdicts(report: dict[str, Any]) -> dict[str, str]:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     lines = [
         "# What a validation costs",
         "",
@@ -286,16 +285,18 @@ def as_markdown(report: dict[str, Any]) -> str:
         "| workers | resnet-opt | DataLoader | ratio | start included |",
         "|---|---|---|---|---|",
     ]
-    for found in report["decoding"]:
-        own, other = (
-            statistics.median(found["images_per_s"][name]) for name in ("resnet-opt", "DataLoader")
+    for pair in report["decoding"]:
+        resnet_opt, data_loader = (
+            statistics.median(pair["images_per_s"][name]) for name in ("resnet-opt", "DataLoader")
         )
         shown = [
             f"{r['ratio']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-            for r in (found["ratio"], found["ratio_start_included"])
+            for r in (pair["ratio"], pair["ratio_start_included"])
         ]
-        lines.append(f"| {found['workers']} | {own:.0f} | {other:.0f} | {shown[0]} | {shown[1]} |")
-    lines += ["", *(f"* {name}: {said}" for name, said in report["targets"].items())]
+        lines.append(
+            f"| {pair['workers']} | {resnet_opt:.0f} | {data_loader:.0f} | {shown[0]} | {shown[1]} |"
+        )
+    lines += ["", *(f"* {name}: {answer}" for name, answer in report["targets"].items())]
     return "\n".join(lines) + "\n"
 
 
@@ -306,21 +307,21 @@ def main() -> int:
     parser.add_argument("--decoding-images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        mean_bytes = make_images(folder / "decoding", asked.decoding_images)
+        mean_bytes = make_images(folder / "decoding", options.decoding_images)
         _, engine = make_engine(folder, folder / "decoding")
         validations = []
-        for count in sorted(asked.images):
+        for count in sorted(options.images):
             images = folder / f"images{count}"
             make_images(images, count)
             validations.append(validate(engine, images, folder / "validate.json"))
             print(json.dumps(validations[-1]), flush=True)
         decoding = [
-            compare(folder / "decoding", workers, asked.rounds) for workers in range(1, CORES + 1)
+            compare(folder / "decoding", workers, options.rounds) for workers in range(1, CORES + 1)
         ]
     report: dict[str, Any] = {
         "device": fingerprint(),
@@ -330,9 +331,9 @@ def main() -> int:
         "decoding": decoding,
     }
     report["targets"] = verdicts(report)
-    asked.output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(asked.output / "validate.json", json.dumps(report, indent=2) + "\n")
-    write_text_atomically(asked.output / "validate.md", as_markdown(report))
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(options.output / "validate.json", json.dumps(report, indent=2) + "\n")
+    write_text_atomically(options.output / "validate.md", as_markdown(report))
     print(as_markdown(report))
     return 1 if "no" in report["targets"].values() else 0
 

@@ -2,12 +2,12 @@
 
     python benchmarks/cpu.py [--duration 10s]
 
-Random seeded weights and images: the numbers are about speed, not accuracy. Engines are measured by
-``resnet-opt bench`` (one process each, rounds interleaved in random order). Then each CPU engine is
-paired with a bare loop around its library on the same graph, in two processes, block by block in
-random order. Writes ``reports/cpu/bench.json``, ``reports/cpu/direct.json`` and
-``reports/cpu/summary.md``, and the figures of batch 1 into README.md.
-``--write-only`` makes the two texts again from the recorded JSON files.
+Weights and images are random and seeded: the figures show speed, not accuracy. ``resnet-opt bench``
+measures the engines (one process each, rounds interleaved in random order). Then each CPU engine is
+compared with a bare loop around its library on the same graph, in two processes, with blocks
+interleaved in random order. Writes ``reports/cpu/bench.json``, ``reports/cpu/direct.json`` and
+``reports/cpu/summary.md``, and the figures for batch 1 into README.md.
+``--write-only`` regenerates the two texts from the recorded JSON files.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from optimizer.units import parse_duration
 ROOT = Path(__file__).parent.parent
 REPORTS = ROOT / "reports" / "cpu"
 BLOCKS = 16
-# Calls in a block: enough for a median at batch 1, and a batch of 8 takes eight times as long.
+# Calls per block by batch size: enough for a median at batch 1; batch 8 takes eight times as long.
 CALLS = {1: 20, 8: 5}
 FIXED = {"fixed_batch": (1, 8)}
 
 
 def engines(folder: Path) -> dict[str, Path]:
-    """Build what is compared; the TensorRT lowering runs in ONNX Runtime as a peer of our own."""
+    """Build the engines; graphs quantized for TensorRT run on CPU engines for comparison."""
     material = random_resnet50(folder)
     model, graph, stats = material.checkpoint, material.graph, material.statistics
-    made = {"PyTorch eager, channels-last": model}
+    built = {"PyTorch eager, channels-last": model}
     for engine, suffix in (("openvino", ".blob"), ("onnxruntime", ".ort.onnx")):
         for precision in ("fp32", "int8"):
-            made[f"{engine} {precision}"] = optimizer.build(
+            built[f"{engine} {precision}"] = optimizer.build(
                 graph,
                 folder / f"{engine}-{precision}{suffix}",
                 precision=precision,
@@ -64,31 +64,31 @@ def engines(folder: Path) -> dict[str, Path]:
         stats=stats,
         high_precision="fp32",
     ).path
-    made["onnxruntime int8, TensorRT's lowering"] = optimizer.build(
+    built["onnxruntime int8, TensorRT's lowering"] = optimizer.build(
         foreign,
         folder / "onnxruntime-int8-tensorrt-lowering.ort.onnx",
         precision="int8",
         engine="onnxruntime",
     ).path
-    made["openvino int8, TensorRT's lowering"] = optimizer.build(
+    built["openvino int8, TensorRT's lowering"] = optimizer.build(
         foreign,
         folder / "openvino-int8-tensorrt-lowering.blob",
         precision="int8",
         engine="openvino",
         backend_options=FIXED,
     ).path
-    return made
+    return built
 
 
-# --- against a bare loop -------------------------------------------------------------------------
+# --- compared with a bare loop -------------------------------------------------------------------
 
 
 def direct(
     name: str, engine: Path, library: str, batch: int, threads: int, seed: int
 ) -> dict[str, Any]:
-    """Our session and a bare loop around the library on the same graph, in turn."""
+    """Compare our session with a bare loop around the library on the same graph, interleaved."""
     graph = engine.with_name(engine.name + ".graph.onnx")
-    # Our engine has a model for the fixed batch, and so has the library.
+    # Our engine has a model for the fixed batch, so the library gets one too.
     loop = "openvino fixed" if library == "openvino" else library
     workers = {
         kind: subprocess.Popen(
@@ -114,8 +114,8 @@ def direct(
             medians[kind].append(float(worker.stdout.readline()))
     for worker in workers.values():
         worker.communicate()
-    bare, own = ([np.array([m]) for m in medians[kind]] for kind in (loop, "ours"))
-    speed = ratio_of_medians(bare, own, seed=seed)
+    bare, session = ([np.array([m]) for m in medians[kind]] for kind in (loop, "ours"))
+    speed = ratio_of_medians(bare, session, seed=seed)
     return {
         "engine": name,
         "batch": batch,
@@ -159,7 +159,7 @@ def rows(result: BenchResult, batches: list[int]) -> list[str]:
 
 
 def summary(result: BenchResult, pairs: list[dict[str, Any]]) -> str:
-    """Markdown tables of both parts."""
+    """The Markdown tables of both parts."""
     head = (
         f"{result.device.get('cpu')} ({', '.join(result.device.get('flags') or [])}); "
         f"`python benchmarks/cpu.py`; verdict of the run: {result.verdict} ({result.reason})."
@@ -180,7 +180,7 @@ def summary(result: BenchResult, pairs: list[dict[str, Any]]) -> str:
 
 
 def write(result: BenchResult, pairs: list[dict[str, Any]]) -> None:
-    """Write the summary, and the README's table."""
+    """Write the summary and the README's table."""
     (REPORTS / "summary.md").write_text(summary(result, pairs), encoding="utf-8")
     write_into_readme("cpu", "\n" + "\n".join(rows(result, [1])) + "\n")
 
@@ -200,15 +200,15 @@ def main() -> None:
 
 
 def measure(duration: float) -> None:
-    """Both parts, into their JSON files."""
+    """Measure both parts and write their JSON files."""
     threads = int(fingerprint().get("cores") or 2)
     with tempfile.TemporaryDirectory() as name:
-        made = engines(Path(name))
+        built = engines(Path(name))
         result = optimizer.bench(
-            list(made.values()), batch=[1, 8], duration=f"{duration}s", threads=threads
+            list(built.values()), batch=[1, 8], duration=f"{duration}s", threads=threads
         )
         pairs = [
-            direct(label, made[label], label.split()[0], batch, threads, seed)
+            direct(label, built[label], label.split()[0], batch, threads, seed)
             for seed, (label, batch) in enumerate(
                 (f"{library} {precision}", batch)
                 for library in ("openvino", "onnxruntime")

@@ -1,16 +1,16 @@
-"""Every way to run ResNet-50 on this CPU, side by side in one go.
+"""Compares many ways to run ResNet-50 on this CPU in one run.
 
     python benchmarks/cpu_peers.py [--python nncf=…/bin/python] [--quick]
 
-PyTorch (eager, channels-last, compiled), ONNX Runtime and OpenVINO called directly, OpenVINO's own
-``benchmark_app``, the graphs of ONNX Runtime's quantizer and of NNCF, and ours: the engine that
-``--engine auto`` chooses and the one it does not. OpenVINO runs graphs as they were exported, for any
-batch, and reshaped to the batch at hand (``benchmark_app`` does the latter; our engines hold both).
-Each is a process of its own; in every round each computes one block, in an order drawn anew, and what
-is compared is paired by round. Random seeded weights and noise: the numbers are about speed alone.
-NNCF is run by the interpreter that has it.
+PyTorch (eager, channels-last, compiled), ONNX Runtime and OpenVINO called directly, OpenVINO's
+``benchmark_app``, graphs of ONNX Runtime's quantizer and of NNCF, and our engines: the one chosen by
+``--engine auto`` and the other one. OpenVINO runs graphs as exported, for any batch, and reshaped to
+the batch size (like ``benchmark_app``; our engines contain both). Each runs in its own process. In
+every round each computes one block, in random order, and comparisons are paired by round. Weights and
+images are random and seeded: the figures show speed only. NNCF runs in the interpreter of its own
+environment.
 Writes ``reports/cpu/peers.json`` and ``reports/cpu/peers.md``. ``--quick`` is a smoke test on a small
-network; its figures mean nothing.
+network; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REPORTS = Path(__file__).parent.parent / "reports" / "cpu"
 QUANTIZERS = {"onnxruntime's quantizer": "onnxruntime u8 minmax",
               "NNCF": "nncf symmetric, no bias correction"}  # fmt: skip
 AIMS = {"int8": 1.03, "fp32": 1.0, "bf16": 1.0}
-"""What the engine that `auto` chooses shall be, in units of the fastest peer."""
+"""Target speed of the engine chosen by `auto`, relative to the fastest peer."""
 _MEDIAN = re.compile(r"Median:\s+([\d.]+) (ms|us)")
 
 LOOP = """
@@ -99,13 +99,13 @@ for line in sys.stdin:
 
 
 class Peer(Protocol):
-    """Something that computes blocks of calls."""
+    """Computes blocks of calls."""
 
     def block(self, calls: int) -> float:
-        """The median of so many calls, milliseconds."""
+        """Median time of ``calls`` calls, in milliseconds."""
 
     def close(self) -> None:
-        """End it."""
+        """Stop the peer."""
 
 
 class Loop:
@@ -125,7 +125,7 @@ class Loop:
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()
             self.close()
-            raise RuntimeError(last[-1] if last else "it ended without a word")
+            raise RuntimeError(last[-1] if last else "it ended without output")
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -145,12 +145,12 @@ class Loop:
 
 
 class BenchmarkApp:
-    """OpenVINO's ``benchmark_app``, started anew for every block."""
+    """OpenVINO's ``benchmark_app``, started again for every block."""
 
     def __init__(self, graph: Path, batch: int, threads: int, size: int) -> None:
         app = Path(sys.executable).with_name("benchmark_app")
         if not app.is_file():
-            raise RuntimeError("openvino's benchmark_app is not beside this interpreter")
+            raise RuntimeError("OpenVINO's benchmark_app is not installed beside this interpreter")
         shape = f"images[{batch},3,{size},{size}]"
         self._command = [
             str(app), "-m", str(graph), "-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1",
@@ -160,22 +160,22 @@ class BenchmarkApp:
 
     def block(self, calls: int) -> float:
         """See `Peer`."""
-        done = subprocess.run(
+        completed = subprocess.run(
             [*self._command, "-niter", str(calls)], capture_output=True, text=True, check=False
         )
-        found = _MEDIAN.search(done.stdout)
-        if found is None:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
-            raise RuntimeError(f"benchmark_app said: {said[-1]}")
-        return float(found[1]) * {"ms": 1.0, "us": 1e-3}[found[2]]
+        match = _MEDIAN.search(completed.stdout)
+        if match is None:
+            lines = (completed.stderr or completed.stdout).strip().splitlines() or ["no output"]
+            raise RuntimeError(f"benchmark_app failed: {lines[-1]}")
+        return float(match[1]) * {"ms": 1.0, "us": 1e-3}[match[2]]
 
     def close(self) -> None:
-        """Nothing: it has ended."""
+        """Does nothing: the process has ended."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: how a graph is run. ``kind`` is a loop's, or ``benchmark_app``."""
+    """One row of the table: how a graph is run. ``kind`` is that of `LOOP`, or ``benchmark_app``."""
 
     name: str
     kind: str
@@ -183,19 +183,19 @@ class Entry:
     ours: bool = False
 
     def start(self, batch: int, threads: int, size: int) -> Peer:
-        """Start it."""
+        """Start the peer."""
         if self.kind == "benchmark_app":
             return BenchmarkApp(self.path, batch, threads, size)
         return Loop(self.kind, self.path, batch, threads, size)
 
 
-# --- what is run ---------------------------------------------------------------------------------
+# --- the peers -----------------------------------------------------------------------------------
 
 
 def entries(
     folder: Path, arch: str, size: int, python: dict[str, str]
 ) -> tuple[dict[str, list[Entry]], list[str]]:
-    """What is compared at each precision, the engine that `auto` chooses first; what is missing."""
+    """Entries by precision, starting with the engine chosen by `auto`; and missing peers."""
     checkpoint = folder / "model.safetensors"
     save_checkpoint(load_model(arch, image_size=size), checkpoint, details={})
     graph = optimizer.export(str(checkpoint), folder / "fp32.onnx").path
@@ -206,7 +206,7 @@ def entries(
     stats = optimizer.calibrate(
         graph, folder / "stats.npz", calib=str(folder / "noise.npz"), calib_images=32
     ).path
-    found = {
+    listed_by_precision = {
         "fp32": [
             *ours("fp32", graph, folder, stats),
             *[Entry(kind.replace("torch", "PyTorch"), kind, checkpoint)
@@ -219,31 +219,33 @@ def entries(
         "int8": ours("int8", graph, folder, stats),
     }  # fmt: skip
     for backend, name in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")):
-        own = next(e for e in found["int8"] if f"({backend})" in e.name).path
-        lowered = own.with_name(own.name + ".graph.onnx")
-        found["int8"].append(Entry(f"{name} called directly, our graph", backend, lowered))
+        our_engine = next(e for e in listed_by_precision["int8"] if f"({backend})" in e.name).path
+        lowered = our_engine.with_name(our_engine.name + ".graph.onnx")
+        listed_by_precision["int8"].append(
+            Entry(f"{name} called directly, our graph", backend, lowered)
+        )
         if backend == "openvino":
-            found["int8"] += [
+            listed_by_precision["int8"] += [
                 Entry(
                     "OpenVINO called directly, our graph, fixed batch", "openvino fixed", lowered
                 ),
                 Entry("OpenVINO's benchmark_app, our graph", "benchmark_app", lowered),
             ]
     if cpu_features().bf16:
-        found["bf16"] = [
+        listed_by_precision["bf16"] = [
             *ours("bf16", graph, folder, stats),
             Entry("PyTorch compiled", "torch compiled bf16", checkpoint),
             Entry("OpenVINO called directly", "openvino bf16", graph),
             Entry("OpenVINO called directly, fixed batch", "openvino fixed bf16", graph),
         ]
-    missing = [] if "bf16" in found else ["BF16: this CPU has no instructions for it"]
+    missing = [] if "bf16" in listed_by_precision else ["BF16: this CPU has no instructions for it"]
     for name, key in QUANTIZERS.items():
         facts = run_quantizer(key, python, folder)
         if "seconds" not in facts:
             missing.append(f"{name}: {facts.get('reason', facts['status'])}")
             continue
         path = folder / f"{slug(key)}.onnx"
-        found["int8"] += [
+        listed_by_precision["int8"] += [
             Entry(f"{name}'s graph in {engine}", kind, path)
             for kind, engine in (
                 ("openvino", "OpenVINO"),
@@ -251,13 +253,13 @@ def entries(
                 ("onnxruntime", "ONNX Runtime"),
             )
         ]
-    return found, missing
+    return listed_by_precision, missing
 
 
 def ours(precision: str, graph: Path, folder: Path, stats: Path) -> list[Entry]:
-    """Our engines of a precision: the one that `auto` chooses first."""
+    """Our engines for a precision, starting with the one chosen by `auto`."""
     chosen = choose_engine(precision)
-    made = []
+    engines = []
     for name in dict.fromkeys([chosen, "openvino", "onnxruntime"]):
         if precision == "bf16" and name == "onnxruntime":
             continue
@@ -270,8 +272,8 @@ def ours(precision: str, graph: Path, folder: Path, stats: Path) -> list[Entry]:
             backend_options={"fixed_batch": (1, 8)} if name == "openvino" else None,
         ).path
         label = f"ours, auto ({name})" if name == chosen else f"ours ({name})"
-        made.append(Entry(label, "ours", path, ours=True))
-    return made
+        engines.append(Entry(label, "ours", path, ours=True))
+    return engines
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ def ours(precision: str, graph: Path, folder: Path, stats: Path) -> list[Entry]:
 def compare(
     listed: list[Entry], batch: int, threads: int, size: int, blocks: int, calls: int
 ) -> list[dict[str, Any]]:
-    """All entries side by side; the first is what the others are held against."""
+    """Measure all entries, interleaved; the others are compared with the first."""
     alive: dict[str, Peer] = {}
     failed: dict[str, str] = {}
     medians: dict[str, list[float]] = {}
@@ -311,15 +313,15 @@ def compare(
     ]
 
 
-def row(entry: Entry, batch: int, first: list[float], own: list[float]) -> dict[str, Any]:
-    """One line of the table."""
-    rate = wall_rate(np.full(len(own), float(batch)), np.array(own) / 1e3)
-    speed = ratio_of_medians([np.array([m]) for m in own], [np.array([m]) for m in first])
+def row(entry: Entry, batch: int, first: list[float], medians: list[float]) -> dict[str, Any]:
+    """One row of the table."""
+    rate = wall_rate(np.full(len(medians), float(batch)), np.array(medians) / 1e3)
+    speed = ratio_of_medians([np.array([m]) for m in medians], [np.array([m]) for m in first])
     return {
         "name": entry.name,
         "ours": entry.ours,
         "batch": batch,
-        "median_ms": float(np.median(own)),
+        "median_ms": float(np.median(medians)),
         "images_per_s": rate.value,
         "images_per_s_ci95": rate.ci95,
         "speed_of_auto_in_units_of_it": speed.value,
@@ -328,14 +330,14 @@ def row(entry: Entry, batch: int, first: list[float], own: list[float]) -> dict[
 
 
 def aims(rows: list[dict[str, Any]], precision: str) -> str:
-    """How the engine that `auto` chooses stands to the fastest peer and to our other engine."""
+    """Compare the engine chosen by `auto` with the fastest peer and with our other engine."""
     timed = [r for r in rows if "error" not in r]
     peers = [r for r in timed if not r["ours"]]
-    said = []
+    sentences = []
     if peers:
         best = max(peers, key=lambda r: r["images_per_s"])
         ratio, ends = best["speed_of_auto_in_units_of_it"], best["ci95"]
-        said.append(
+        sentences.append(
             f"auto is {ratio:.3f} times as fast as the fastest peer, {best['name']}{interval(ends)}; "
             f"aim {AIMS[precision]:.2f}: {'reached' if ratio >= AIMS[precision] else 'not reached'}"
         )
@@ -343,12 +345,12 @@ def aims(rows: list[dict[str, Any]], precision: str) -> str:
     for other in others:
         ratio, ends = other["speed_of_auto_in_units_of_it"], other["ci95"]
         right = "chose the fastest" if not ends or ends[1] >= 1 else "did not choose the fastest"
-        said.append(f"auto {right}: {ratio:.3f} times {other['name']}{interval(ends)}")
-    return "; ".join(said) + "."
+        sentences.append(f"auto {right}: {ratio:.3f} times {other['name']}{interval(ends)}")
+    return "; ".join(sentences) + "."
 
 
 def interval(ends: Any) -> str:
-    """`` (0.99 to 1.02)``, or nothing."""
+    """`` (0.99 to 1.02)``, or an empty string."""
     return f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
 
 
@@ -385,26 +387,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: the figures mean nothing"
+        "--quick", action="store_true", help="smoke test; the figures are meaningless"
     )
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the two files")
     options = parser.parse_args()
     if options.quick and options.output == REPORTS:
-        parser.error("--quick needs an --output of its own: its figures are no report")
+        parser.error("--quick needs a different --output: its figures must not replace the report")
     python = dict(entry.split("=", 1) for entry in options.python)
     arch, size, blocks, calls = "resnet50:random", 224, 30, {1: 20, 8: 4}
     if options.quick:
         arch, size, blocks, calls = "resnet18:random", 32, 6, {1: 2}
     threads = cpu_features().physical_cores
     with tempfile.TemporaryDirectory() as name:
-        found, missing = entries(Path(name), arch, size, python)
+        listed_by_precision, missing = entries(Path(name), arch, size, python)
         tables = [
             {
                 "precision": precision,
                 "batch": batch,
                 "rows": compare(listed, batch, threads, size, blocks, calls[batch]),
             }
-            for precision, listed in found.items()
+            for precision, listed in listed_by_precision.items()
             for batch in calls
         ]
     plan = {"arch": arch.partition(":")[0], "size": size, "threads": threads, "blocks": blocks}

@@ -1,9 +1,9 @@
-"""The demo, cold and again: its times, its report, and its output into the README.
+"""Records the demo: its times with an empty and a warm cache, its report and its output.
 
     python benchmarks/demo.py
 
-Runs ``resnet-opt demo`` with an empty cache, then once more, in a temporary folder. Writes the small
-files of the run and ``times.json`` to ``reports/demo/``, and what the demo printed to README.md.
+Runs ``resnet-opt demo`` twice in a temporary folder, the first time with an empty cache. Writes the
+small files of the run and ``times.json`` to ``reports/demo/``, and the output of the demo to README.md.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ KEPT = ("report.html", "report.md", "results.json", "validate.json", "bench.json
 
 
 def demo(folder: Path) -> tuple[float, str, int]:
-    """Run the demo; wall seconds, what it printed, and its exit code."""
+    """Run the demo; returns wall seconds, output and exit code."""
     environment = {**os.environ, "RESNET_OPT_CACHE": str(folder / "cache"), "COLUMNS": "100"}
     started = time.perf_counter()
-    done = subprocess.run(
+    completed = subprocess.run(
         [str(Path(sys.executable).with_name("resnet-opt")), "demo"],
         cwd=folder,
         env=environment,
@@ -38,7 +38,7 @@ def demo(folder: Path) -> tuple[float, str, int]:
         text=True,
         check=False,
     )
-    return time.perf_counter() - started, done.stdout, done.returncode
+    return time.perf_counter() - started, completed.stdout, completed.returncode
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         folder = Path(name)
         cold, printed, code = demo(folder)
         if code != 0:
-            raise SystemExit(f"the demo ended with exit code {code}:\n{printed}")
+            raise SystemExit(f"the demo failed with exit code {code}:\n{printed}")
         OUTPUT.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             shutil.copyfile(folder / "runs" / "demo" / file, OUTPUT / file)

@@ -1,21 +1,21 @@
-"""How often is a verdict on speed wrong, and what does the harness cost?
+"""Error rates of speed verdicts, and the overhead of the harness.
 
     python benchmarks/false_alarms.py [--quick] [--part recordings|live|overhead]
 
-Leave the machine alone meanwhile (about an hour). Five parts:
+Takes about an hour on an otherwise idle machine. Five parts:
 
 1. *Recordings*: each engine, started six times, is measured in interleaved rounds, on a quiet machine
-   and with one core loaded at random by a process that burns it.
-2. *Experiments*: 2,000 A/A experiments are cut out of each recording and judged as `bench` does,
-   once as they are and once with the candidate slowed down by 5 %.
-3. *Live*: 20 whole runs of `bench` on two copies of one engine.
-4. *Overhead*: the harness against a bare loop around the library, block by block in random order.
-5. *Cost of a call*: the harness around an engine that does nothing.
+   and with random load on one core.
+2. *Experiments*: 2,000 A/A experiments are resampled from each recording and judged as `bench` does,
+   once unchanged and once with the candidate slowed down by 5 %.
+3. *Live*: 20 complete runs of `bench` on two copies of one engine.
+4. *Overhead*: the harness compared with a bare loop around the library, interleaved in random order.
+5. *Cost of a call*: the harness with an engine that does nothing.
 
-Writes ``reports/cpu/false_alarms.json``, ``.md`` and the marked block of ``docs/measuring.md``;
-``--part`` measures one part anew and keeps the others; ``--write-only`` makes the texts again from the
-JSON file. Exit code 1 if a limit is not held.
-``--quick`` is a smoke test on a small network; its figures mean nothing.
+Writes ``reports/cpu/false_alarms.json``, ``.md`` and the marked block of ``docs/measuring.md``.
+``--part`` measures one part again and keeps the others. ``--write-only`` regenerates the texts from the
+JSON file. Exits with code 1 if a limit is exceeded.
+``--quick`` is a smoke test on a small network; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PARTS = ("recordings", "live", "overhead")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything."""
+    """Sizes and durations of all parts."""
 
     arch: str = "resnet50:random"
     overhead_arch: str = "resnet18:random"
@@ -72,9 +72,9 @@ class Plan:
     engines: tuple[tuple[str, str], ...] = (("openvino", "int8"), ("onnxruntime", "fp32"))
     starts: int = 6
     recorded_s: float = 90.0
-    """Time of the rounds of one start."""
+    """Seconds of rounds per start."""
     experiment_s: float = 15.0
-    """The same of an experiment, which has three engines: the baseline, its control, another."""
+    """Seconds of rounds per engine in an experiment (baseline, control, candidate)."""
     experiments: int = 2000
     live: int = 20
     live_s: float = 10.0
@@ -110,8 +110,8 @@ while True:
 
 
 @contextlib.contextmanager
-def burning(on: bool) -> Iterator[None]:
-    """Half a second of load and half a second of rest on one core, on average, at random."""
+def random_load(on: bool) -> Iterator[None]:
+    """Load one core at random: on average half a second of load, then half a second of rest."""
     process = subprocess.Popen([sys.executable, "-c", BURNER]) if on else None
     try:
         yield
@@ -124,7 +124,7 @@ def burning(on: bool) -> Iterator[None]:
 def build(
     plan: Plan, arch: str, folder: Path, kinds: tuple[tuple[str, str], ...]
 ) -> dict[str, Path]:
-    """Engines with random seeded weights."""
+    """Build engines with random seeded weights."""
     folder.mkdir()
     graph = optimizer.export(arch, folder / "model.onnx", image_size=plan.image_size).path
     stats = None
@@ -152,12 +152,12 @@ def build(
 
 
 def experiments(name: str, path: Path, plan: Plan, loaded: bool, threads: int) -> dict[str, Any]:
-    """Record an engine and cut experiments out of the recording."""
+    """Record an engine and resample experiments from the recording."""
     cells = [
         Cell(name=f"{name} {i}", engine=path, batch=1, image_size=None, threads=threads)
         for i in range(plan.starts)
     ]
-    with burning(loaded):
+    with random_load(loaded):
         started = time.monotonic()
         measured = measure(cells, Limits(duration_s=plan.recorded_s), seed=0, progress=Silent())
         seconds = time.monotonic() - started
@@ -171,7 +171,7 @@ def experiments(name: str, path: Path, plan: Plan, loaded: bool, threads: int) -
         min_effect=MIN_EFFECT,
         seed=0,
     )
-    # The clock of all processes is the same; between blocks lies their coming to rest.
+    # All processes share a clock; the time between blocks is spent waiting for idle threads.
     calls = np.concatenate([b.calls for m in measured.cells for b in m.blocks])
     rounds_s = float((calls.sum(axis=1).max() - calls[:, 0].min()) / 1e9)
     return {
@@ -189,20 +189,20 @@ def experiments(name: str, path: Path, plan: Plan, loaded: bool, threads: int) -
 
 
 def shares(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as it is written."""
+    """An outcome as recorded in the JSON file."""
     return {
         "experiments": outcome.experiments,
         "alike": dict(outcome.alike),
         "slowed": dict(outcome.slowed),
         "unsteady": outcome.unsteady,
         "false_alarms": outcome.false_alarms,
-        "found": outcome.found,
+        "found": outcome.detected,
         "wrong": outcome.wrong,
     }
 
 
 def live(path: Path, plan: Plan, threads: int) -> list[dict[str, Any]]:
-    """Whole runs of `bench` on two copies of one engine."""
+    """Run `bench` repeatedly on two copies of one engine."""
     twin = path.with_name(f"twin-{path.name}")
     shutil.copyfile(path, twin)
     manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
@@ -217,20 +217,26 @@ def live(path: Path, plan: Plan, threads: int) -> list[dict[str, Any]]:
             threads=threads,
             seed=seed,
         )
-        (found,) = result.comparisons
-        rows.append({"ratio": found.ratio, "ci95": list(found.ci95), "verdict": found.verdict})
+        (comparison,) = result.comparisons
+        rows.append(
+            {
+                "ratio": comparison.ratio,
+                "ci95": list(comparison.ci95),
+                "verdict": comparison.verdict,
+            }
+        )
     return rows
 
 
 def overhead(path: Path, plan: Plan, threads: int) -> dict[str, Any]:
-    """The harness and a bare loop on the same graph, block by block in random order."""
+    """Compare the harness with a bare loop on the same graph, interleaved in random order."""
     graph = path.with_name(path.name + ".graph.onnx")
     loop = subprocess.Popen(
         [
             sys.executable,
             "-c",
             LOOP,
-            "openvino fixed",  # as the engine is at this batch
+            "openvino fixed",  # the engine also has a model for this batch
             str(graph),
             "1",
             str(threads),
@@ -272,29 +278,29 @@ def overhead(path: Path, plan: Plan, threads: int) -> dict[str, Any]:
 
 
 def _harness_block(worker: Worker, calls: int) -> float:
-    """The median of a block as the harness takes it: a lead-in of one call, and a rest after it."""
+    """Median call in ms of a block timed by the harness, with one lead-in call and a rest."""
     header, arrays = worker.ask(
         "time", timeout_s=300, seconds=0, min_calls=calls, min_lead_in=1, longest_rest_s=0.25
     )
     return float(np.median(arrays["calls"][header["lead_in"] :, 2])) / 1e6
 
 
-class Nothing:
+class EmptyBatch:
     """A bound batch that does nothing."""
 
     def upload(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     enqueue = wait = download = upload
 
     def output(self) -> Any:
-        """Never asked for."""
+        """Never called."""
         raise NotImplementedError
 
 
 def call_cost_us() -> float:
-    """What the harness takes for a call, microseconds (median)."""
-    calls, _ = time_calls(Nothing(), seconds=0.5, min_calls=1000)
+    """Median time of the harness per call, in microseconds."""
+    calls, _ = time_calls(EmptyBatch(), seconds=0.5, min_calls=1000)
     return float(np.median(np.diff(calls[:, 0]))) / 1e3
 
 
@@ -302,7 +308,7 @@ def call_cost_us() -> float:
 
 
 def limits(report: dict[str, Any]) -> dict[str, bool]:
-    """Which limits are held."""
+    """Whether each limit holds."""
     rows = report["recordings"]
     alarms = sum(run["verdict"] in {"faster", "slower"} for run in report["live"])
     quiet = [row for row in rows if not row["loaded"]]
@@ -330,7 +336,7 @@ def limits(report: dict[str, Any]) -> dict[str, bool]:
 
 
 def text(report: dict[str, Any]) -> str:
-    """The tables in Markdown, as they stand in the report and in the docs."""
+    """The tables in Markdown, for the report and the docs."""
     head = (
         f"Measured on {machine(report['device'])} by `python benchmarks/false_alarms.py`; smallest "
         f"effect of interest {MIN_EFFECT:.0%}."
@@ -368,7 +374,7 @@ def text(report: dict[str, Any]) -> str:
 
 
 def measured(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
-    """These parts."""
+    """Measure the given parts."""
     threads = cpu_features().physical_cores
     report: dict[str, Any] = {"device": fingerprint(), "plan": asdict(plan)}
     with tempfile.TemporaryDirectory() as name:
@@ -377,41 +383,41 @@ def measured(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
             report["overhead"] = overhead(next(iter(small.values())), plan, threads)
             report["call_us"] = call_cost_us()
         if {"recordings", "live"} & set(parts):
-            made = build(plan, plan.arch, Path(name) / "engines", plan.engines)
+            engines = build(plan, plan.arch, Path(name) / "engines", plan.engines)
         if "live" in parts:
-            report["live"] = live(next(iter(made.values())), plan, threads)
+            report["live"] = live(next(iter(engines.values())), plan, threads)
         if "recordings" in parts:
             report["recordings"] = [
                 experiments(label, path, plan, loaded, threads)
-                for label, path in made.items()
+                for label, path in engines.items()
                 for loaded in (False, True)
             ]
     return report
 
 
 def main() -> int:
-    """Measure and write; 1 if a limit is not held."""
+    """Measure and write; returns 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: the figures mean nothing"
+        "--quick", action="store_true", help="smoke test; the figures are meaningless"
     )
     parser.add_argument("--write-only", action="store_true")
-    parser.add_argument("--part", choices=PARTS, help="measure one part anew, keep the others")
+    parser.add_argument("--part", choices=PARTS, help="measure one part again and keep the others")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the two files")
-    parser.add_argument("--recorded", type=float, help="seconds of one start in a recording")
+    parser.add_argument("--recorded", type=float, help="seconds per start in a recording")
     options = parser.parse_args()
     if options.quick and options.output == REPORTS:
-        parser.error("--quick needs an --output of its own: its figures are no report")
+        parser.error("--quick needs a different --output: its figures must not replace the report")
     path = options.output / "false_alarms.json"
     if (options.part or options.write_only) and not path.is_file():
-        parser.error(f"{path} is not there yet: measure all parts first")
+        parser.error(f"{path} does not exist: measure all parts first")
     options.output.mkdir(parents=True, exist_ok=True)
     if not options.write_only:
         plan = QUICK if options.quick else Plan()
         if options.recorded:
             plan = replace(plan, recorded_s=options.recorded)
-        known = json.loads(path.read_text(encoding="utf-8")) if options.part else {}
-        report = known | measured(plan, [options.part] if options.part else PARTS)
+        previous = json.loads(path.read_text(encoding="utf-8")) if options.part else {}
+        report = previous | measured(plan, [options.part] if options.part else PARTS)
         write_text_atomically(
             path, json.dumps({**report, "limits": limits(report)}, indent=1) + "\n"
         )

@@ -1,14 +1,12 @@
-"""How often the gate and its interval are wrong when the truth is known.
+"""Error rates of the accuracy gate and coverage of its interval for a known true drop.
 
-For a cell (images, discordance, true drop) two answers: by *enumeration* of every pair of counts
-that can occur (no randomness; leaves out a probability of 1e-9), and by *simulation*, which checks
-the enumeration.
+There are two answers for each cell (images, discordance, true drop): *enumeration* of every possible
+pair of counts (exact, omitting a probability of 1e-9), and *simulation*, which checks it.
 
-With 2,000 independent draws a coverage of exactly 95 % has a standard error of 0.5 points, so that
-2 % of good cells would show less than 94 %. The draws are therefore spread evenly: a lattice of two
-uniform numbers with a random shift, through the inverse distribution functions (Cranley and
-Patterson 1976, SIAM Journal on Numerical Analysis 13). They are unbiased, and their error is
-several times smaller.
+With 2,000 independent draws, an estimated coverage of 95 % has a standard error of 0.5 points, so 2 %
+of correct cells would show less than 94 %. The draws are therefore quasi-random: a two-dimensional
+lattice with a random shift (Cranley and Patterson 1976, SIAM Journal on Numerical Analysis 13), mapped
+through the inverse distribution functions. They are unbiased, and their error is several times smaller.
 """
 
 from __future__ import annotations
@@ -24,18 +22,18 @@ from optimizer.evaluation.paired_statistics import drop_intervals
 
 __all__ = ["Cell", "Shares", "enumerate_cell", "grid", "simulate_cell"]
 
-_LEFT_OUT = 1e-10
+_OMITTED = 1e-10
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples fill the unit interval most evenly
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A known truth.
+    """A combination of parameters with a known true drop.
 
     Attributes:
-        n: Images.
+        n: Number of images.
         discordant: Probability that exactly one of the two models is right.
-        drop: True loss of accuracy, a fraction of one; at most ``discordant``.
+        drop: True loss of accuracy as a fraction; at most ``discordant``.
     """
 
     n: int
@@ -50,28 +48,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of outcomes in one cell, fractions of one."""
+    """Shares of outcomes in one cell, as fractions."""
 
     covered: float
-    """The interval holds the true drop."""
+    """The interval contains the true drop."""
     passed: float
-    """The gate passes: the interval lies below the margin."""
+    """The gate passes: the interval is below the margin."""
     failed: float
-    """The gate fails: the interval lies above the margin."""
+    """The gate fails: the interval is above the margin."""
     inconclusive: float
 
 
 def grid(
     images: Iterable[int], discordances: Iterable[float], drops: Iterable[float]
 ) -> Iterator[Cell]:
-    """All combinations that can be (a drop larger than the discordance cannot)."""
+    """All valid combinations; a drop cannot exceed the discordance."""
     for n, discordant, drop in itertools.product(images, discordances, drops):
         if drop <= discordant:
             yield Cell(n, discordant, drop)
 
 
 def simulate_cell(cell: Cell, margin: float, draws: int, rng: np.random.Generator) -> Shares:
-    """Shares among ``draws`` random comparisons, spread evenly by a randomly shifted lattice."""
+    """Estimate the shares from ``draws`` comparisons on a randomly shifted lattice."""
     from scipy.stats import binom
 
     loss, gain = cell.rates
@@ -85,13 +83,13 @@ def simulate_cell(cell: Cell, margin: float, draws: int, rng: np.random.Generato
 
 
 def enumerate_cell(cell: Cell, margin: float) -> Shares:
-    """Shares by the probability of every pair of counts."""
+    """Compute the shares from the probability of every pair of counts."""
     from scipy.stats import binom
 
     loss, gain = cell.rates
     losses, gains = np.meshgrid(_likely(cell.n, loss), _likely(cell.n, gain), indexing="ij")
     weight = binom.pmf(losses, cell.n, loss) * binom.pmf(gains, cell.n - losses, gain / (1 - loss))
-    possible = weight > _LEFT_OUT / weight.size
+    possible = weight > _OMITTED / weight.size
     weight = weight[possible]
     return _shares(cell, margin, losses[possible], gains[possible], weight / weight.sum())
 
@@ -99,7 +97,7 @@ def enumerate_cell(cell: Cell, margin: float) -> Shares:
 def _likely(n: int, probability: float) -> NDArray[np.int64]:
     from scipy.stats import binom
 
-    low, high = binom.ppf([_LEFT_OUT, 1 - _LEFT_OUT], n, probability)
+    low, high = binom.ppf([_OMITTED, 1 - _OMITTED], n, probability)
     return np.arange(max(int(low), 0), min(int(high), n) + 1, dtype=np.int64)
 
 

@@ -1,12 +1,11 @@
-"""Where the time of ResNet-50 at 224 px goes on this CPU, and how far each block is from the ceilings.
+"""Time per layer of ResNet-50 at 224 px on this CPU, compared with the ceilings of the machine.
 
     python benchmarks/layers.py [--duration 10s]
 
-FP32 and INT8 on OpenVINO and ONNX Runtime, and PyTorch eager, by ``resnet-opt profile``: layer by
-layer, each engine in a process of its own, against ceilings measured anew in the same run. Random
-seeded weights and images: the numbers are about speed, not accuracy. Writes
-``reports/cpu/layers.json`` and ``reports/cpu/layers.md``. ``--write-only`` makes the text again from
-the recorded JSON file.
+``resnet-opt profile`` times FP32 and INT8 on OpenVINO and ONNX Runtime, and PyTorch eager, layer by
+layer, each engine in its own process, and measures the ceilings in the same run. Weights and images
+are random and seeded: the figures show speed, not accuracy. Writes ``reports/cpu/layers.json`` and
+``reports/cpu/layers.md``. ``--write-only`` regenerates the text from the recorded JSON file.
 """
 
 from __future__ import annotations
@@ -44,29 +43,29 @@ def measure(duration_s: float) -> ProfileResult:
                 path = folder / f"{engine}-{precision}{suffix}"
                 optimizer.build(graph, path, precision=precision, engine=engine, stats=stats)
                 paths.append(path)
-        found = optimizer.profile(paths, duration=f"{duration_s}s", remeasure=True)
-    for profiled in found.engines:
-        profiled.file = profiled.name  # where it lay is gone
-    return found
+        result = optimizer.profile(paths, duration=f"{duration_s}s", remeasure=True)
+    for profiled in result.engines:
+        profiled.file = profiled.name  # the folder was temporary
+    return result
 
 
 def check(result: ProfileResult) -> None:
-    """Refuse to record ceilings that cannot be those of the machine.
+    """Refuse to record implausible ceilings.
 
     Raises:
-        SystemExit: FP32 products outside of what a core computes, which would be a wrong unit, or INT8
-            products below half of them: a plain loop instead of a kernel.
+        SystemExit: The FP32 rate per core is implausible (a wrong unit), or the INT8 rate is below
+            half of the FP32 rate (a plain loop instead of an optimized kernel).
     """
     assert result.ceilings is not None, "these engines run on the CPU"
     products, threads = result.ceilings.compute, result.ceilings.threads
     if not 1e9 < products["fp32"].rate / threads < 1e12:
-        raise SystemExit(f"FP32 products at {products['fp32'].rate:.3g} operations a second")
+        raise SystemExit(f"FP32 products at {products['fp32'].rate:.3g} operations per second")
     if products["int8"].rate < 0.5 * products["fp32"].median:
-        raise SystemExit(f"INT8 products at {products['int8'].rate:.3g} operations a second")
+        raise SystemExit(f"INT8 products at {products['int8'].rate:.3g} operations per second")
 
 
 def save_images(path: Path) -> None:
-    """Seeded noise to calibrate on: ranges of random weights need no photographs."""
+    """Write seeded noise for calibration; random weights need no photographs."""
     images = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), np.uint8)
     np.savez(path, images=images, labels=np.arange(32) % 10)
 
@@ -97,22 +96,22 @@ def text(result: ProfileResult) -> str:
 
 
 def ceilings(result: ProfileResult) -> Iterator[str]:
-    """What the machine reaches."""
-    found = result.ceilings
-    assert found is not None, "these engines run on the CPU"
+    """The ceilings of the machine."""
+    measured = result.ceilings
+    assert measured is not None, "these engines run on the CPU"
     yield "## The ceilings"
     yield ""
     yield "| ceiling | fastest round | median | what |"
     yield "|---|---:|---:|---|"
-    for kind, one in found.compute.items():
+    for kind, one in measured.compute.items():
         yield f"| {kind} | {one.rate / 1e9:.0f} G/s | {one.median / 1e9:.0f} | {one.how} |"
-    for kind, one in (("memory", found.memory), ("cache", found.cache)):
+    for kind, one in (("memory", measured.memory), ("cache", measured.cache)):
         yield f"| {kind} | {one.rate / 1e9:.1f} GB/s | {one.median / 1e9:.1f} | {one.how} |"
     yield ""
 
 
 def overview(engines: Sequence[EngineProfile]) -> Iterator[str]:
-    """Whole calls and their layers."""
+    """Whole calls and the sums of their layers."""
     yield "## Whole calls"
     yield ""
     yield "| engine | whole call, ms | layers, ms | in no layer, ms | of the ceilings |"
@@ -131,7 +130,7 @@ def overview(engines: Sequence[EngineProfile]) -> Iterator[str]:
 
 
 def int8_against_fp32(engines: Sequence[EngineProfile]) -> Iterator[str]:
-    """Where the INT8 time goes: by kind of layer, and what each block gains."""
+    """INT8 time by kind of layer, and the speed-up of each block."""
     yield "## Where the INT8 time goes"
     yield ""
     for backend, _ in ENGINES:
@@ -161,7 +160,7 @@ def int8_against_fp32(engines: Sequence[EngineProfile]) -> Iterator[str]:
 
 
 def blocks(engine: EngineProfile) -> Iterator[str]:
-    """Every block of one engine."""
+    """All blocks of one engine."""
     yield f"## {engine.name}"
     yield ""
     if engine.status != "ok":
@@ -186,21 +185,21 @@ def _reached(part: TimedPart) -> str:
 
 
 def main() -> None:
-    """Measure, or take what was measured, and write."""
+    """Measure or read the recorded result, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--duration", default="10s", help="time an engine")
+    parser.add_argument("--duration", default="10s", help="time per engine")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the two files")
     parser.add_argument("--write-only", action="store_true")
-    asked = parser.parse_args()
-    file = asked.output / "layers.json"
-    if not asked.write_only:
-        asked.output.mkdir(parents=True, exist_ok=True)
-        measured = measure(parse_duration(asked.duration))
+    options = parser.parse_args()
+    file = options.output / "layers.json"
+    if not options.write_only:
+        options.output.mkdir(parents=True, exist_ok=True)
+        measured = measure(parse_duration(options.duration))
         check(measured)
         write_result(measured, file)
     result = read_result(file)
     if not isinstance(result, ProfileResult):
-        raise SystemExit(f"{file.name} holds no profile")
+        raise SystemExit(f"{file.name} is not a profile")
     file.with_suffix(".md").write_text(text(result), encoding="utf-8")
     print(text(result))
 

@@ -1,11 +1,11 @@
-"""LoadGen's single-stream latency against the same calls timed on our side of it.
+"""LoadGen's single-stream latency compared with our own timing of the same calls.
 
     python benchmarks/loadgen.py [--duration 30s]
 
 ResNet-50 at 224 px with random seeded weights on OpenVINO and ONNX Runtime, FP32 and INT8. LoadGen
-times a query from outside; the code that it calls times the same call from inside. The two medians
+times each query from outside; the code that it calls times the same call from inside. The two medians
 must agree within 0.5 %. Writes ``reports/cpu/loadgen.json`` and ``reports/cpu/loadgen.md``.
-Exit code 1 if they do not agree.
+Exits with code 1 if they do not agree.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LIMIT = 0.005
 MEASURED = ("openvino fp32", "openvino int8", "onnxruntime fp32", "onnxruntime int8")
 
 
-def agreement(found: list[ScenarioResult]) -> dict[str, Any]:
-    """The two medians of every engine and how far they lie apart."""
+def agreement(scenarios: list[ScenarioResult]) -> dict[str, Any]:
+    """The two medians of each engine and their relative difference."""
     rows: list[dict[str, Any]] = []
-    for scenario in found:
+    for scenario in scenarios:
         if scenario.timed_p50_ms is None:
             raise SystemExit(f"{scenario.engine}: {scenario.error}")
         outside, inside = scenario.latency_ms["p50"], scenario.timed_p50_ms
@@ -55,11 +55,11 @@ def agreement(found: list[ScenarioResult]) -> dict[str, Any]:
     return {
         "label": SCENARIO_LABEL,
         "device": fingerprint(),
-        "loadgen": found[0].loadgen,
+        "loadgen": scenarios[0].loadgen,
         "limit": LIMIT,
         "limit_held": held,
         "rows": rows,
-        "scenarios": [scenario.model_dump(mode="json") for scenario in found],
+        "scenarios": [scenario.model_dump(mode="json") for scenario in scenarios],
     }
 
 
@@ -88,16 +88,16 @@ def text(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, write, and say whether the limit holds."""
+    """Measure and write; returns 1 if the limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--duration", default="30s")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the two files")
     options = parser.parse_args()
     scenarios = check_scenarios(["single-stream"])
     with tempfile.TemporaryDirectory() as name:
-        made = {k: v for k, v in engines(Path(name)).items() if k in MEASURED}
-        found = run_scenarios(
-            made,
+        built = {k: v for k, v in engines(Path(name)).items() if k in MEASURED}
+        results = run_scenarios(
+            built,
             scenarios,
             Request(
                 engine="",
@@ -108,10 +108,10 @@ def main() -> int:
                 batch=1,
                 max_latency_ms=15.0,
             ),
-            devices=dict.fromkeys(made.values()),
+            devices=dict.fromkeys(built.values()),
             progress=Silent(),
         )
-    report = agreement(found)
+    report = agreement(results)
     options.output.mkdir(parents=True, exist_ok=True)
     write_text_atomically(options.output / "loadgen.json", json.dumps(report, indent=2) + "\n")
     write_text_atomically(options.output / "loadgen.md", text(report))

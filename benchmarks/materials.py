@@ -1,4 +1,4 @@
-"""What several benchmarks measure: models as graphs with calibration statistics."""
+"""Models shared by several benchmarks: graphs with calibration statistics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ class Material:
     """A model, ready to be built.
 
     Attributes:
-        name: What reports call it.
-        checkpoint, graph, statistics: Its files.
-        image_size: Side of its images, pixels.
-        data: Labelled images that judge its engines; ``None`` for random weights, whose accuracy
-            means nothing.
+        name: Name in reports.
+        checkpoint, graph, statistics: Files of the model.
+        image_size: Height and width of the images in pixels.
+        data: Labelled test images; ``None`` for random weights, whose accuracy is meaningless.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Material:
 
 
 def random_resnet50(folder: Path) -> Material:
-    """ResNet-50 at 224 px with seeded random weights, calibrated on noise: for speed alone."""
+    """ResNet-50 at 224 px with seeded random weights, calibrated on noise; for speed only."""
     from optimizer.models import load_model, save_checkpoint
 
     checkpoint = folder / "model.safetensors"

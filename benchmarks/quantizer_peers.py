@@ -1,8 +1,8 @@
 """One quantizer, run alone: ``python quantizer_peers.py PEER graph.onnx images.npy output.onnx``.
 
-`quantizers.py` starts this file once a peer, with the interpreter of the environment that has the
-peer installed; it imports nothing of this package but for the rows that are this package's own.
-The last line of its output is JSON: seconds, peak memory, the peer's version.
+`quantizers.py` runs this file once per peer, with the interpreter of the peer's environment. It
+imports this package only for this package's own rows. The last line of its output is JSON: seconds,
+peak memory and the peer's version.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def onnxruntime_static(graph: str, images: Images, output: str, *, kind: str, me
 
 
 def nncf(graph: str, images: Images, output: str, *, preset: str, correction: str) -> str:
-    """NNCF's post-training quantization of an ONNX model; ``correction`` of biases as NNCF has it."""
+    """NNCF's post-training quantization of an ONNX model; ``correction`` is NNCF's bias correction."""
     import nncf as library
     import onnx
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
@@ -101,7 +101,7 @@ def olive(graph: str, images: Images, output: str, *, kind: str, method: str) ->
 
     @Registry.register_dataset("calibration")
     class Calibration(torch.utils.data.Dataset[Any]):
-        """The images, one at a time; Olive makes batches of them."""
+        """Single images; Olive batches them."""
 
         def __init__(self, **_: Any) -> None:
             pass
@@ -135,13 +135,13 @@ def olive(graph: str, images: Images, output: str, *, kind: str, method: str) ->
             "cache_dir": str(folder / "cache"),
         }
     )
-    made = next(path for path in folder.glob("*.onnx"))
-    shutil.copyfile(made, output)
+    quantized = next(path for path in folder.glob("*.onnx"))
+    shutil.copyfile(quantized, output)
     return "olive-ai"
 
 
 def ours(graph: str, images: Images, output: str, **options: Any) -> str:
-    """This package: calibrate and quantize in one go, graph around INT8 in FP32 for comparison."""
+    """This package: calibrate and quantize in one step, with FP32 around INT8 for comparison."""
     from dataclasses import replace
 
     import onnx_ir as ir
@@ -163,7 +163,7 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     for batch in np.array_split(images, max(1, len(images) // 32)):
         collector.add(batch)
     statistics = collector.statistics
-    del collector  # and the session that it looks through
+    del collector  # and its session
     model = ir.load(graph)
     encodings = compute_encodings(
         model, statistics, rules, digest(Path(graph)), EncodingOptions(**options)
@@ -215,13 +215,13 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def _peak_bytes() -> int:
-    """Linux's ``VmHWM``; ``getrusage`` would hand on the peak of the process that started this one."""
+    """Linux's ``VmHWM``, because ``getrusage`` inherits the peak of the parent."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> int:
-    """Quantize and tell what it took."""
+    """Quantize, and print time, memory and version."""
     peer, graph, images, output = sys.argv[1:]
     function, options = PEERS[peer]
     data = np.load(images, mmap_mode="r")

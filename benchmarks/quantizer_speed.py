@@ -1,11 +1,11 @@
-"""The graphs of several quantizers, compiled and measured side by side at 224 px.
+"""Speed of the graphs of several quantizers at 224 px.
 
     python benchmarks/quantizer_speed.py [--python nncf=…/bin/python] [--python modelopt=…/bin/python]
 
-ResNet-50 with random seeded weights and noise images: the numbers are about speed alone. Every graph
-is compiled by the same backend with the same settings; `resnet-opt bench` measures them, one process
-an engine, rounds interleaved. Then this package's quantizer and NNCF's are timed, in turn, on 512
-images. Writes ``reports/quantizers/speed.json`` and ``speed.md``.
+ResNet-50 with random seeded weights and noise images: the figures show speed only. All graphs are
+compiled by the same backend with the same settings; `resnet-opt bench` measures them with one process
+per engine and interleaved rounds. Then this package's quantizer and NNCF's are timed alternately on
+512 images. Writes ``reports/quantizers/speed.json`` and ``speed.md``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ON_OPENVINO = (
     "onnxruntime u8 minmax",
 )
 TIMED = (
-    "ours openvino" if cpu_features().vnni else "ours openvino without VNNI",  # what is the default
+    "ours openvino" if cpu_features().vnni else "ours openvino without VNNI",  # the default here
     "nncf symmetric",
 )
 ROUNDS = 2
@@ -50,7 +50,7 @@ ON_ONNXRUNTIME = ("ours onnxruntime", "ours onnxruntime without VNNI", "onnxrunt
 
 
 def quantize(folder: Path, python: dict[str, str]) -> dict[str, Any]:
-    """All graphs, and what making them took."""
+    """Make all graphs; returns the facts of each quantizer."""
     export(folder)
     save_images(folder, 32)
     facts = {}
@@ -61,20 +61,20 @@ def quantize(folder: Path, python: dict[str, str]) -> dict[str, Any]:
 
 
 def export(folder: Path) -> None:
-    """The FP32 graph; an export that is there already is kept."""
+    """Export the FP32 graph, unless it exists."""
     checkpoint = folder / "model.safetensors"
     save_checkpoint(load_model("resnet50:random"), checkpoint, details={})
     optimizer.export(str(checkpoint), folder / "fp32.onnx")
 
 
 def save_images(folder: Path, count: int) -> None:
-    """Noise, as the graph takes it."""
+    """Write noise images as input of the graph."""
     images = np.random.default_rng(0).normal(size=(count, 3, 224, 224)).astype(np.float32)
     np.save(folder / "calibration.npy", images)
 
 
 def timed(folder: Path, python: dict[str, str]) -> list[dict[str, Any]]:
-    """Seconds and memory of quantizers on 512 images, in turn."""
+    """Time and memory of the quantizers on 512 images, alternating."""
     save_images(folder, 512)
     return [
         {"name": name, "images": 512, **run_quantizer(name, python, folder)}
@@ -84,8 +84,8 @@ def timed(folder: Path, python: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def compile_graphs(folder: Path, facts: dict[str, Any]) -> dict[str, list[Path]]:
-    """Engines by backend."""
-    made: dict[str, list[Path]] = {"openvino": [], "onnxruntime": []}
+    """Compile the graphs; returns engines by backend."""
+    built: dict[str, list[Path]] = {"openvino": [], "onnxruntime": []}
     for engine, names in (("openvino", ON_OPENVINO), ("onnxruntime", ON_ONNXRUNTIME)):
         for name in names:
             if "seconds" not in facts[name]:
@@ -100,18 +100,18 @@ def compile_graphs(folder: Path, facts: dict[str, Any]) -> dict[str, list[Path]]
             onnx.save(proto, graph)
             output = folder / f"{slug(name)}.{engine}"
             fixed = {"fixed_batch": BATCHES} if engine == "openvino" else None
-            made[engine].append(
+            built[engine].append(
                 optimizer.build(
                     graph, output, precision="int8", engine=engine, backend_options=fixed
                 ).path
             )
-    return made
+    return built
 
 
 def markdown(
     results: dict[str, BenchResult], timings: list[dict[str, Any]], device: dict[str, Any]
 ) -> str:
-    """A table a backend, and one of the quantizers' own times; ``device`` is what measured them."""
+    """One table per backend and one of the quantizers' times, measured on ``device``."""
     lines = [
         "# The graphs of several quantizers at 224 px",
         "",
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--duration", default="5s")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
-    parser.add_argument("--timed-only", action="store_true", help="time the quantizers anew")
+    parser.add_argument("--timed-only", action="store_true", help="only time the quantizers again")
     options = parser.parse_args()
     python = dict(entry.split("=", 1) for entry in options.python)
     REPORTS.mkdir(parents=True, exist_ok=True)

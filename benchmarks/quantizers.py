@@ -1,13 +1,12 @@
-"""Post-training quantizers against each other. Writes ``reports/quantizers/``.
+"""Compares post-training quantizers. Writes ``reports/quantizers/``.
 
     python benchmarks/quantizers.py MODEL [--calib digits:train] [--test digits:test]
         [--python nncf=…/bin/python] [--python modelopt=…/bin/python] [--python olive=…/bin/python]
 
-Same FP32 graph, same calibration images, same held-out test images for everyone. Each quantizer
-runs alone in a process of its own; the graph it writes is executed by ONNX Runtime as written
-(graph optimizations off), so what is lost is lost by quantization and by no engine. A peer that
-another environment has is run by that environment's interpreter (``--python``); one that cannot be
-run is in the table with the reason.
+All use the same FP32 graph, calibration images and held-out test images. Each quantizer runs in its
+own process. ONNX Runtime executes its graph as written (graph optimizations off), so the error is
+that of quantization, not of an engine. Peers in other environments are run by the interpreter of
+that environment (``--python``). Peers that cannot be run are listed with the reason.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _TIMEOUT_S = 3600
 
 
 def main() -> int:
-    """Run every quantizer and write the table."""
+    """Run all quantizers and write the table."""
     options = _options()
     output = Path(options.output)
     if not options.write_only:
         output.mkdir(parents=True, exist_ok=True)
-        for result in _measured(options):  # after every row: what was measured is not lost
+        for result in _measured(options):  # after every row, so that nothing is lost
             write_text_atomically(
                 output / f"{options.name}.json",
                 json.dumps(result, indent=1, allow_nan=False) + "\n",
@@ -59,7 +58,7 @@ def main() -> int:
 
 
 def _measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The result so far, after each quantizer."""
+    """Yield the result so far after each quantizer."""
     python = dict(entry.split("=", 1) for entry in options.python)
     folder = Path(options.keep or tempfile.mkdtemp(prefix="quantizers."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,19 +96,23 @@ def _measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", help="a checkpoint, or resnet50:random and the like")
+    parser.add_argument("model", help="a checkpoint, or a name such as resnet50:random")
     parser.add_argument(
-        "--write-only", action="store_true", help="make the texts again from the recorded JSON"
+        "--write-only", action="store_true", help="regenerate the texts from the recorded JSON"
     )
     parser.add_argument("--calib", default="digits:train", help="calibration images")
     parser.add_argument("--test", default="digits:test", help="held-out images")
-    parser.add_argument("--test-images", type=int, default=None, help="all by default")
+    parser.add_argument(
+        "--test-images", type=int, default=None, help="number of test images; all by default"
+    )
     parser.add_argument("--calib-images", type=int, default=256)
-    parser.add_argument("--only", action="append", choices=PEERS, help="instead of all")
+    parser.add_argument(
+        "--only", action="append", choices=PEERS, help="run only this quantizer (repeatable)"
+    )
     parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--python", action="append", default=[], metavar="PEER=INTERPRETER")
-    parser.add_argument("--keep", help="a folder for the graphs, which are thrown away otherwise")
-    parser.add_argument("--name", default="quantizers", help="of the two files")
+    parser.add_argument("--keep", help="keep the graphs in this folder")
+    parser.add_argument("--name", default="quantizers", help="name of the two files")
     parser.add_argument("-o", "--output", default="reports/quantizers")
     return parser.parse_args()
 
@@ -121,31 +124,34 @@ def _images(name: str, preprocessing: Any, limit: int | None) -> tuple[Any, Any]
 
 
 def slug(name: str) -> str:
-    """A quantizer's name as a part of a file's."""
+    """A quantizer's name as part of a file name."""
     return name.replace(",", "").replace(" ", "-")
 
 
 def run_quantizer(name: str, python: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Run one quantizer in its own process."""
-    # Absolute, for it is started in another folder; not resolved, for a venv's is a link.
+    """Run one quantizer in its own process; returns its facts or the reason why it failed."""
+    # Absolute, because it starts in another folder; not resolved, because in a venv it is a link.
     interpreter = str(Path(python.get(name.split(maxsplit=1)[0], sys.executable)).absolute())
-    own = folder / "input.onnx"  # some quantizers write into the file they are given
-    shutil.copyfile(folder / "fp32.onnx", own)
+    copy = folder / "input.onnx"  # some quantizers modify their input file
+    shutil.copyfile(folder / "fp32.onnx", copy)
     command = [
         interpreter,
         str(Path(__file__).with_name("quantizer_peers.py")),
         name,
-        str(own),
+        str(copy),
         str(folder / "calibration.npy"),
         str(folder / f"{slug(name)}.onnx"),
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, cwd=folder
     )
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return {"status": "not run", "reason": lines[-1] if lines else f"exit {done.returncode}"}
-    facts: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if completed.returncode != 0:
+        lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+        return {
+            "status": "not run",
+            "reason": lines[-1] if lines else f"exit {completed.returncode}",
+        }
+    facts: dict[str, Any] = json.loads(completed.stdout.strip().splitlines()[-1])
     return facts
 
 
@@ -169,7 +175,7 @@ def _db(reference: Any, other: Any) -> float:
 def _activations_alone(
     graph: Path, encodings: Path, rules: TargetRules, test: Any, reference: Any
 ) -> float:
-    """SQNR with this package's tensor encodings and FP32 weights: a bound for better weights."""
+    """SQNR with this package's tensor encodings and FP32 weights: an upper bound for better weights."""
     import onnx_ir as ir
     import torch
 
@@ -190,25 +196,25 @@ def _activations_alone(
 
 
 def _activations(path: Path) -> dict[str, int]:
-    """How many quantized tensors have which integer type and zero point."""
+    """Number of quantized tensors by integer type and zero point."""
     proto = onnx.load(path)
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
-    found: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for node in proto.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
             continue
         zero = constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)
         kind = {"int8": "s8", "uint8": "u8"}[str(zero.dtype)]
         point = int(np.ravel(zero)[0])
-        found[f"{kind} zero {point}" if point in {0, 128} else f"{kind} other"] += 1
-    return dict(found)
+        kinds[f"{kind} zero {point}" if point in {0, 128} else f"{kind} other"] += 1
+    return dict(kinds)
 
 
 def _best(rows: Iterable[dict[str, Any]], *, signed: bool) -> dict[str, Any] | None:
-    """The best peer, among all or among those whose every zero point is 0 in s8."""
+    """The best peer; with ``signed``, among those that use only s8 with zero point 0."""
     peers = [
         r
         for r in rows
@@ -231,7 +237,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _short_table(result: dict[str, Any]) -> str:
-    """For the README: the peers, and this package with every pass."""
+    """The README's table: the peers, and this package with all passes."""
     lines = ["| quantizer | SQNR dB | flips | activations |", "|---|---|---|---|"]
     for row in result["rows"]:
         name = row["name"]
@@ -243,7 +249,7 @@ def _short_table(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """The report as Markdown."""
     model = result["model"]
     setting = (
         f"{model['arch']} at {model['image_size']} px: {result['calibration_images']} calibration images "

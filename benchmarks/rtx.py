@@ -1,13 +1,12 @@
-"""Twelve ahead-of-time builds by TensorRT-RTX in a row, and what each of them is.
+"""Consecutive ahead-of-time builds by TensorRT-RTX: size, audit, time and memory of each.
 
     python benchmarks/rtx.py [--keep FOLDER] [--write-only]
 
-ResNet-50 at 224 px with seeded random weights, batches 1:8:32, no GPU needed. FP32, FP16, INT8 and
-FP8 for three targets each, and INT8 for sm75, which compiles to half-precision convolutions: the
-audit refuses it. INT8 and FP8 are calibrated on a few digits without further passes, since neither
-sizes nor seconds depend on the values of scales. Writes ``reports/tensorrt/rtx.json`` and
-``rtx.md``, and the table into docs/tensorrt.md. (This file is not called ``tensorrt.py``, which would
-stand before the library of that name.)
+ResNet-50 at 224 px with seeded random weights, batches 1:8:32; no GPU needed. FP32, FP16, INT8 and
+FP8 for three targets each, and INT8 for sm75, which compiles to half-precision convolutions and
+fails the audit. INT8 and FP8 are calibrated on a few digits without further passes, because sizes and
+times do not depend on the scales. Writes ``reports/tensorrt/rtx.json`` and ``rtx.md``, and the table
+into docs/tensorrt.md. (A file named ``tensorrt.py`` would shadow the library.)
 """
 
 from __future__ import annotations
@@ -44,23 +43,23 @@ BUILDS = [
     ("int8", ("sm75",)),  # refused by the audit
 ]  # fmt: skip
 LARGEST_BYTES = {"fp32": 104e6, "fp16": 52e6, "int8": 37e6, "fp8": 104e6}
-"""Of an engine of ResNet-50; its weights are stored once."""
+"""Size limits of a ResNet-50 engine; its weights are stored once."""
 _MB, _MIB = 1e6, 2**20
 
 
 def main() -> int:
-    """Build everything, and write the report and the table."""
+    """Build all engines, and write the report and the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--keep", type=Path, help="keep graphs and engines in this folder")
-    parser.add_argument("--write-only", action="store_true", help="only write the tables again")
+    parser.add_argument("--write-only", action="store_true", help="only regenerate the tables")
     options = parser.parse_args()
     if not options.write_only:
         with tempfile.TemporaryDirectory(prefix="rtx.") as temporary:
             folder = options.keep or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             result = run(folder)
-        if wrong := broken(result):  # nothing is recorded that the page could not stand for
-            print("not recorded: " + "; ".join(wrong), file=sys.stderr)
+        if violations := violated_limits(result):
+            print("not recorded: " + "; ".join(violations), file=sys.stderr)
             return 1
         REPORTS.mkdir(parents=True, exist_ok=True)
         write_text_atomically(REPORTS / "rtx.json", json.dumps(result, indent=1) + "\n")
@@ -71,19 +70,19 @@ def main() -> int:
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """All builds, one after the other, watched from the process that starts them."""
+    """Run all builds one after the other, and check the parent process for leaks."""
     graphs = make_graphs(folder)
     process = psutil.Process()
-    rows, watched = [], []
+    rows, completed = [], []
     for precision, targets in BUILDS:
-        rows.append(one(folder, graphs[precision], precision, targets))
+        rows.append(build_one(folder, graphs[precision], precision, targets))
         rows[-1]["parent_rss"] = process.memory_info().rss
         rows[-1]["parent_open_files"] = process.num_fds()
         rows[-1]["parent_children"] = len(process.children(recursive=True))
         if "engine_bytes" in rows[-1]:
-            watched.append(rows[-1])
+            completed.append(rows[-1])
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    first, last = watched[0], watched[-1]
+    first, last = completed[0], completed[-1]
     return {
         "model": "resnet50:random, 224 px",
         "profile": list(PROFILE),
@@ -91,9 +90,9 @@ def run(folder: Path) -> dict[str, Any]:
         "machine": fingerprint(),
         "load_average": os.getloadavg()[0],
         "builds": rows,
-        # From after the first build, which loads what every later one uses.
+        # Measured after the first build, which loads what later ones reuse.
         "leak": {
-            "builds": len(watched),
+            "builds": len(completed),
             "rss_bytes": last["parent_rss"] - first["parent_rss"],
             "open_files": last["parent_open_files"] - first["parent_open_files"],
             "children": last["parent_children"] - first["parent_children"],
@@ -103,7 +102,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def make_graphs(folder: Path) -> dict[str, Path]:
-    """The explicit graph of every precision."""
+    """The graph of each precision."""
     graphs = {"fp32": optimizer.export("resnet50:random", folder / "fp32.onnx").path}
     statistics = optimizer.calibrate(
         graphs["fp32"], folder / "fp32.stats.npz", calib="digits:train", calib_images=10
@@ -120,13 +119,15 @@ def make_graphs(folder: Path) -> dict[str, Path]:
     return graphs
 
 
-def one(folder: Path, graph: Path, precision: str, targets: tuple[str, ...]) -> dict[str, Any]:
-    """One build: the command a user runs, and its audit."""
+def build_one(
+    folder: Path, graph: Path, precision: str, targets: tuple[str, ...]
+) -> dict[str, Any]:
+    """Run one build with its audit."""
     row: dict[str, Any] = {"precision": precision, "targets": list(targets)}
     output = folder / f"{precision}-{'-'.join(targets)}.rtx"
     started = time.perf_counter()
     try:
-        made = optimizer.build(
+        built = optimizer.build(
             graph,
             output,
             precision=precision,
@@ -137,60 +138,60 @@ def one(folder: Path, graph: Path, precision: str, targets: tuple[str, ...]) -> 
         )
     except UnsupportedPrecision as error:
         return {**row, "refused": error.message}
-    details = made.manifest.details
+    details = built.manifest.details
     layers = [LayerInfo.model_validate(raw) for raw in details["layers"]]
-    judged = audit(precision, layers)
+    outcome = audit(precision, layers)
     seconds = time.perf_counter() - started
     return {
         **row,
         "engine_bytes": output.stat().st_size,
         "layers": len(layers),
-        "computed": judged.computed,
-        "verdict": judged.verdict,
+        "computed": outcome.computed,
+        "verdict": outcome.verdict,
         "library_s": details["build_s"],
         "own_s": seconds - details["build_s"],
         "peak_bytes": details["build_peak_bytes"],
     }
 
 
-def broken(result: dict[str, Any]) -> list[str]:
-    """Limits that a run does not hold, of what does not depend on how busy a machine is."""
-    found = []
+def violated_limits(result: dict[str, Any]) -> list[str]:
+    """The violated limits, among those that do not depend on the load of the machine."""
+    violations = []
     for build in result["builds"]:
         if "refused" in build:
             continue
         name = f"{build['precision']} for {' + '.join(build['targets'])}"
-        most = LARGEST_BYTES[build["precision"]]
-        if build["engine_bytes"] > most:
-            found.append(f"{name} has {build['engine_bytes']:,} bytes, more than {most:,.0f}")
+        limit = LARGEST_BYTES[build["precision"]]
+        if build["engine_bytes"] > limit:
+            violations.append(f"{name} has {build['engine_bytes']:,} bytes, more than {limit:,.0f}")
         expected = "fail" if build["targets"] == ["sm75"] else "pass"
         if build["verdict"] != expected:
-            found.append(f"{name}: the audit says {build['verdict']}, not {expected}")
+            violations.append(f"{name}: the audit verdict is {build['verdict']}, not {expected}")
     leak = result["leak"]
     if leak["builds"] < 12:
-        found.append(f"only {leak['builds']} builds")
+        violations.append(f"only {leak['builds']} builds")
     if leak["open_files"] > 0 or leak["children"] > 0 or leak["rss_bytes"] >= 50 * _MIB:
-        found.append(f"the process that starts builds leaks: {leak}")
+        violations.append(f"the parent process leaks: {leak}")
     if leak["left_behind"]:
-        found.append(f"left behind: {', '.join(leak['left_behind'])}")
-    return found
+        violations.append(f"left behind: {', '.join(leak['left_behind'])}")
+    return violations
 
 
 def table(result: dict[str, Any]) -> str:
-    """One row a build."""
+    """The table, with one row per build."""
     lines = [
         "| precision | target | engine | layers | audited | audit | library | own part | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["builds"]:
-        what = f"| {row['precision'].upper()} | {' + '.join(row['targets'])} |"
+        head = f"| {row['precision'].upper()} | {' + '.join(row['targets'])} |"
         if "refused" in row:
-            lines.append(f"{what} refused: {row['refused']} | | | | | | |")
+            lines.append(f"{head} refused: {row['refused']} | | | | | | |")
             continue
         shares = ", ".join(f"{k.upper()} {100 * v:.4g} %" for k, v in row["computed"].items())
         peak = row["peak_bytes"]
         lines.append(
-            f"{what} {row['engine_bytes'] / _MB:.1f} MB | {row['layers']} | {shares} | "
+            f"{head} {row['engine_bytes'] / _MB:.1f} MB | {row['layers']} | {shares} | "
             f"{row['verdict']} | {row['library_s']:.1f} s | {row['own_s']:.1f} s | "
             f"{'–' if peak is None else f'{peak / _MIB:.0f} MiB'} |"
         )
@@ -198,12 +199,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def block(result: dict[str, Any]) -> str:
-    """What docs/tensorrt.md quotes: the table, and where it is from."""
+    """The block of docs/tensorrt.md: the table and its conditions."""
     return f"\n{table(result)}\n\n{conditions(result)}\n"
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """On what the builds were made."""
+    """Versions and machine of the builds."""
     machine = result["machine"]
     return (
         f"TensorRT-RTX {result['libraries']['tensorrt-rtx']}, {result['model']}, profile "
@@ -213,7 +214,7 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The page."""
+    """The report as Markdown."""
     leak = result["leak"]
     return (
         "# Ahead-of-time builds by TensorRT-RTX\n\n"

@@ -1,8 +1,8 @@
-"""What starting costs: ``resnet-opt --help``, ``import optimizer``, and a whole export.
+"""Start-up times: ``resnet-opt --help``, ``import optimizer``, and a whole export.
 
     python benchmarks/startup.py
 
-Each command is a process of its own, run several times; the median is what counts. Writes
+Each command runs several times in a new process; the median is reported. Writes
 ``reports/startup/startup.json``.
 """
 
@@ -24,7 +24,7 @@ OUTPUT = Path(__file__).parent.parent / "reports" / "startup" / "startup.json"
 
 
 def measure(command: list[str], runs: int) -> dict[str, Any]:
-    """Wall seconds (all, median) and peak memory in bytes of a command."""
+    """Wall seconds (all runs and median) and peak memory in bytes of a command."""
     seconds, peak = [], 0
     for _ in range(runs):
         started = time.perf_counter()
@@ -60,8 +60,8 @@ def main() -> None:
         }
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps({"device": fingerprint(), "measured": measured}, indent=2) + "\n")
-    for name, found in measured.items():
-        print(f"{name:<28} {found['median_s']:6.2f} s   {found['peak_bytes'] / 2**20:7.0f} MiB")
+    for name, result in measured.items():
+        print(f"{name:<28} {result['median_s']:6.2f} s   {result['peak_bytes'] / 2**20:7.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How often is the accuracy gate wrong? Writes ``reports/statistics/simulation.json``.
+"""Error rates of the accuracy gate. Writes ``reports/statistics/simulation.json``.
 
 Run: ``python benchmarks/statistics_simulation.py`` (two minutes on one core; no data needed). The
-table in docs/accuracy.md is written from it, ``--write-only`` writes that alone.
+table in docs/accuracy.md is generated from it; ``--write-only`` writes only the table.
 
-Every cell is enumerated exactly and simulated with 2,000 random draws. Exit code 1 if a limit is
-broken by either: passes at a true drop equal to the margin at most 5 %, fails at a true drop of
-zero at most 5 %, coverage at least 94 %; or if a simulated share is further from the exact one
-than 2,000 independent draws would explain (p < 1e-6).
+Every cell is enumerated exactly and simulated with 2,000 random draws. Exits with code 1 if either
+exceeds a limit (at most 5 % passes at a true drop equal to the margin, at most 5 % fails at a true
+drop of zero, at least 94 % coverage), or if a simulated share differs from the exact one by more
+than 2,000 independent draws explain (p < 1e-6).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "reports" / "statistics" / "simulation.json"
 
 
-def one_cell(cell: Cell, rng: np.random.Generator) -> dict[str, Any]:
-    """Exact and simulated shares of one cell, and how surprising their distance is."""
+def evaluate_cell(cell: Cell, rng: np.random.Generator) -> dict[str, Any]:
+    """Exact and simulated shares of one cell, and the p-value of their difference."""
     exact = enumerate_cell(cell, MARGIN)
     drawn = simulate_cell(cell, MARGIN, DRAWS, rng)
-    surprise = min(
+    p_value = min(
         float(binomtest(round(getattr(drawn, name) * DRAWS), DRAWS, share).pvalue)
         for name, share in asdict(exact).items()
     )
@@ -51,12 +51,12 @@ def one_cell(cell: Cell, rng: np.random.Generator) -> dict[str, Any]:
         "drop": cell.drop,
         "exact": asdict(exact),
         "simulated": asdict(drawn),
-        "p_simulated_given_exact": surprise,
+        "p_simulated_given_exact": p_value,
     }
 
 
 def table(report: dict[str, Any]) -> str:
-    """What docs/accuracy.md shows: how often an engine that loses nothing passes, by images."""
+    """The table of docs/accuracy.md: how often an engine without loss passes, by image count."""
     passed = {
         (c["images"], c["discordant"]): c["exact"]["passed"]
         for c in report["cells"]
@@ -73,9 +73,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def measured() -> dict[str, Any]:
-    """The whole grid, and whether the limits hold."""
+    """Evaluate the whole grid and check the limits."""
     rng = np.random.default_rng(SEED)
-    cells = [one_cell(cell, rng) for cell in grid(IMAGES, DISCORDANCES, DROPS)]
+    cells = [evaluate_cell(cell, rng) for cell in grid(IMAGES, DISCORDANCES, DROPS)]
     at_margin = [c for c in cells if c["drop"] == MARGIN]
     at_zero = [c for c in cells if c["drop"] == 0]
     summary = {
@@ -87,8 +87,8 @@ def measured() -> dict[str, Any]:
         }
         for kind in ("exact", "simulated")
     }
-    surprise = min(c["p_simulated_given_exact"] for c in cells)
-    held = surprise > 1e-6 and all(
+    smallest_p = min(c["p_simulated_given_exact"] for c in cells)
+    held = smallest_p > 1e-6 and all(
         s["largest_share_of_passes_at_the_margin"] <= 0.05
         and s["largest_share_of_fails_without_a_drop"] <= 0.05
         and s["smallest_coverage"] >= 0.94
@@ -100,15 +100,15 @@ def measured() -> dict[str, Any]:
         "seed": SEED,
         "limits_held": held,
         "summary": summary,
-        "smallest_p_simulated_given_exact": surprise,
+        "smallest_p_simulated_given_exact": smallest_p,
         "cells": cells,
     }
 
 
 def main() -> int:
-    """Run the grid, write the report and the table, say whether the limits hold."""
+    """Run the grid, and write the report and the table; returns 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--write-only", action="store_true", help="only write the table again")
+    parser.add_argument("--write-only", action="store_true", help="only regenerate the table")
     if not parser.parse_args().write_only:
         write_text_atomically(REPORT, json.dumps(measured(), indent=1) + "\n")
     report = json.loads(REPORT.read_text(encoding="utf-8"))

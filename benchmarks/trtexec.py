@@ -1,12 +1,12 @@
-"""NVIDIA's own timing tool beside our sessions: its command line, and what it prints.
+"""Runs NVIDIA's timing tools for comparison with our sessions, and parses their output.
 
-``trtexec`` comes with TensorRT, ``tensorrt_rtx`` with TensorRT-RTX; both time an engine file with
-random input. Both are started here as our own measurement is made: 200 ms of warm-up, one CUDA
-graph, no transfers, a spinning wait. From 11.0 on that is trtexec's default and the flags for it
-are accepted and ignored, so the same command line serves all versions.
+``trtexec`` comes with TensorRT and ``tensorrt_rtx`` with TensorRT-RTX; both time an engine file with
+random input. They run with the settings of our own measurement: 200 ms of warm-up, one CUDA graph, no
+transfers, spin wait. Since 11.0 these are trtexec's defaults and the flags are ignored, so the same
+command line works for all versions.
 
-What it calls *throughput* counts a whole batch as one query: that is batches/s here, and images/s
-is that times the batch.
+The tools' *throughput* counts a batch as one query: it is called batches/s here; images/s is that
+times the batch size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 WARM_UP_MS = 200
 
 
-class ToolFailed(Exception):  # noqa: N818 - reads as the sentence it is
-    """The tool could not time the engine; the message is its own."""
+class ToolFailed(Exception):  # noqa: N818 - reads better
+    """The tool could not time the engine; the message is from the tool."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """One line of the performance summary, milliseconds."""
+    """One line of the performance summary, in milliseconds."""
 
     minimum: float
     maximum: float
@@ -51,16 +51,16 @@ class Times:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What the tool measured.
+    """The measurements of the tool.
 
     Attributes:
-        version: ``10.16.1`` as its banner tells it, ``""`` if it does not.
-        batch: Images of a query.
-        batches_per_s: Its throughput.
+        version: Version from the banner, such as ``10.16.1``; ``""`` without one.
+        batch: Images per query.
+        batches_per_s: Throughput in queries per second.
         gpu_compute_ms: GPU time between the first and the last kernel of a query.
-        latency_ms: With transfers, where it makes any.
-        enqueue_ms: Host time of starting a query.
-        warnings: What it warns of, such as unstable clocks.
+        latency_ms: Latency of a query, including transfers if there are any.
+        enqueue_ms: Host time for enqueuing a query.
+        warnings: Warnings, such as unstable clocks.
     """
 
     version: str
@@ -73,16 +73,16 @@ class ToolResult:
 
     @property
     def images_per_s(self) -> float:
-        """Throughput in images."""
+        """Throughput in images per second."""
         return self.batches_per_s * self.batch
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with both kinds of throughput."""
+        """All fields, with both kinds of throughput."""
         return {**asdict(self), "images_per_s": self.images_per_s}
 
 
 def find_tool(backend: str) -> str | None:
-    """The tool of a backend on the PATH, or ``None``."""
+    """The path of a backend's tool; ``None`` if it is not on the PATH."""
     return shutil.which(TOOLS[backend])
 
 
@@ -95,7 +95,7 @@ def command(
     seconds: float,
     device: int = 0,
 ) -> list[str]:
-    """The command line that times an engine at one shape, the batch first."""
+    """The command line that times an engine at one input shape (batch first)."""
     return [
         tool,
         f"--loadEngine={engine}",
@@ -123,11 +123,11 @@ def time_engine(
     """Run the tool on an engine.
 
     Raises:
-        ToolFailed: It ended with an error, printed no summary, or took too long.
+        ToolFailed: The tool failed, printed no summary, or timed out.
     """
     line = command(tool, engine, input_name=input_name, shape=shape, seconds=seconds, device=device)
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             line,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -137,21 +137,21 @@ def time_engine(
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        raise ToolFailed(f"{Path(tool).name} did not end within {timeout_s:.0f} s") from None
-    if done.returncode != 0:
-        raise ToolFailed(_error(Path(tool).name, done.stdout, done.returncode))
-    return parse(done.stdout, batch=shape[0])
+        raise ToolFailed(f"{Path(tool).name} timed out after {timeout_s:.0f} s") from None
+    if completed.returncode != 0:
+        raise ToolFailed(_error(Path(tool).name, completed.stdout, completed.returncode))
+    return parse(completed.stdout, batch=shape[0])
 
 
 def parse(text: str, *, batch: int) -> ToolResult:
     """Read the performance summary of trtexec 8 to 11 or tensorrt_rtx.
 
     Args:
-        text: All that the tool printed.
-        batch: Images of a query, which the tool does not print.
+        text: The output of the tool.
+        batch: Images per query, which the tool does not print.
 
     Raises:
-        ToolFailed: There is no complete summary.
+        ToolFailed: The summary is missing or incomplete.
     """
     _, mark, summary = text.rpartition("=== Performance summary ===")
     throughput = re.search(r"Throughput: ([\d.e+-]+) qps", summary)
@@ -170,11 +170,11 @@ def parse(text: str, *, batch: int) -> ToolResult:
 
 
 def _times(summary: str, name: str) -> Times | None:
-    # "H2D Latency" ends in "Latency" too: the name must follow the tag "[I] ".
-    found = re.search(rf"\[I\] {name}: (.+)", summary)
-    if found is None:
+    # The name must follow the tag "[I] ", because "H2D Latency" also ends in "Latency".
+    match = re.search(rf"\[I\] {name}: (.+)", summary)
+    if match is None:
         return None
-    values = dict(re.findall(r"([\w()%.]+) = ([\d.e+-]+) ms", found[1]))
+    values = dict(re.findall(r"([\w()%.]+) = ([\d.e+-]+) ms", match[1]))
     try:
         minimum, maximum, mean, median = (
             float(values.pop(key)) for key in ("min", "max", "mean", "median")
@@ -190,11 +190,11 @@ def _times(summary: str, name: str) -> Times | None:
 
 
 def _version(text: str) -> str:
-    """The banner has it as 8 and four digits (``v8602``), 10 and more with six, or with dots."""
-    found = re.search(r"\[(?:TensorRT|TensorRT-RTX) v([\d.]+)\]", text)
-    if found is None:
+    """Parse the banner: four digits for version 8 (``v8602``), six since 10, or with dots."""
+    match = re.search(r"\[(?:TensorRT|TensorRT-RTX) v([\d.]+)\]", text)
+    if match is None:
         return ""
-    digits = found[1]
+    digits = match[1]
     if "." in digits:
         return digits
     if len(digits) == 4:
@@ -205,5 +205,5 @@ def _version(text: str) -> str:
 def _error(name: str, text: str, code: int) -> str:
     errors = re.findall(r"\[E\] (.+)", text)
     lines = errors or [line for line in text.splitlines() if line.strip()][-1:]
-    reason = lines[0].strip()[:300] if lines else "it printed nothing"
-    return f"{name} {f'ended with code {code}' if code else 'printed no summary'}: {reason}"
+    reason = lines[0].strip()[:300] if lines else "no output"
+    return f"{name} {f'failed with exit code {code}' if code else 'printed no summary'}: {reason}"

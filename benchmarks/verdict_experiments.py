@@ -1,11 +1,11 @@
-"""How often the verdict is wrong: experiments cut out of long recordings of real engines.
+"""Error rates of the speed verdict, from experiments resampled from long recordings of real engines.
 
-A *recording* is one engine, started several times, measured in interleaved rounds for much longer
-than a benchmark takes. An experiment takes what a run of `bench` has: three of the starts (the
-baseline, its control, a candidate) and a stretch of consecutive rounds, the same ones of all three.
-Nothing is modelled: drift, load and the difference between starts are those of the machine. Since
-baseline and candidate are the same engine, *faster* and *slower* are false alarms; with the
-candidate's calls made longer by a known factor, anything but *slower* or *inconclusive* is wrong.
+A *recording* is one engine, started several times and measured in interleaved rounds for much longer
+than a benchmark. An experiment uses the data of one `bench` run: three of the starts (baseline,
+control, candidate) and a window of consecutive rounds, the same for all three. Nothing is modelled:
+drift, load and start-to-start variation are those of the machine. Baseline and candidate are the same
+engine, so *faster* and *slower* are false alarms. If the candidate's calls are lengthened by a known
+factor, any verdict except *slower* and *inconclusive* is wrong.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Recording:
     """Rounds of one engine, started several times.
 
     Attributes:
-        starts: A list of rounds for each start, milliseconds a call; the same rounds of all.
+        starts: A list of rounds for each start, in milliseconds per call; all have the same rounds.
     """
 
     starts: Sequence[Sequence[NDArray[np.float64]]]
 
     @property
     def rounds(self) -> int:
-        """How many rounds every start has."""
+        """Number of rounds of each start."""
         return len(self.starts[0])
 
 
 def record(cells: Sequence[Measured]) -> Recording:
-    """The compute spans of cells that were measured together.
+    """Make a recording from the compute spans of cells that were measured together.
 
     Raises:
         ValueError: Fewer than three cells, or one of them failed.
     """
     failed = [m.error for m in cells if m.status != "ok"]
     if failed or len(cells) < 3:
-        raise ValueError(f"three starts that work are needed: {failed or len(cells)}")
+        raise ValueError(f"at least three successful starts are needed: {failed or len(cells)}")
     return Recording([[block.spans_ms[:, 1] for block in m.blocks] for m in cells])
 
 
@@ -58,10 +58,10 @@ class Outcome:
     """Verdicts of many experiments.
 
     Attributes:
-        alike: Of the candidate as it was: counts by verdict.
-        slowed: Of the same candidate with every call made longer.
-        unsteady: Experiments whose control reached so far that a run of `bench` with ``--against``
-            would have said that nothing can be said.
+        alike: Counts by verdict for the unchanged candidate.
+        slowed: Counts by verdict for the same candidate with longer calls.
+        unsteady: Experiments whose control varies so much that a run of `bench` with ``--against``
+            would have been inconclusive.
     """
 
     alike: Mapping[ComparisonVerdict, int]
@@ -70,17 +70,17 @@ class Outcome:
 
     @property
     def experiments(self) -> int:
-        """How many there were."""
+        """Number of experiments."""
         return sum(self.alike.values())
 
     @property
     def false_alarms(self) -> float:
-        """Share of experiments that call an engine faster or slower than itself."""
+        """Share of experiments that find an engine faster or slower than itself."""
         return (self.alike.get("faster", 0) + self.alike.get("slower", 0)) / self.experiments
 
     @property
-    def found(self) -> float:
-        """Share of experiments that find the slowdown."""
+    def detected(self) -> float:
+        """Share of experiments that detect the slowdown."""
         return self.slowed.get("slower", 0) / self.experiments
 
     @property
@@ -98,21 +98,21 @@ def repeat(
     min_effect: float,
     seed: int,
 ) -> Outcome:
-    """Cut experiments out of a recording and judge each as `bench` does.
+    """Resample experiments from a recording and judge each as `bench` does.
 
     Args:
         recording: The recording.
-        rounds: Rounds of an experiment.
-        experiments: How many; each has a stretch of rounds and three starts of its own choice.
-        slowdown: By how much the slowed candidate's calls are longer, 0.05 for 5 %.
+        rounds: Rounds per experiment.
+        experiments: Number of experiments, each with a random window and three random starts.
+        slowdown: Relative lengthening of the slowed candidate's calls; 0.05 for 5 %.
         min_effect: Smallest difference of interest.
-        seed: Decides stretches, starts and resampling.
+        seed: Seed for windows, starts and resampling.
 
     Raises:
-        ValueError: The recording has fewer rounds than an experiment.
+        ValueError: The recording has fewer rounds than an experiment needs.
     """
     if rounds > recording.rounds:
-        raise ValueError(f"{rounds} rounds cannot be cut out of {recording.rounds}")
+        raise ValueError(f"{rounds} rounds cannot be drawn from {recording.rounds}")
     generator = np.random.default_rng(seed)
     alike: Counter[ComparisonVerdict] = Counter()
     slowed: Counter[ComparisonVerdict] = Counter()
@@ -129,7 +129,7 @@ def repeat(
         drift = max(control.value, 1 / control.value) - 1
         unsteady += floor > UNSTEADY
         alike[judge(speed, min_effect=min_effect, floor=floor, drift=drift)] += 1
-        # Calls that are all longer by a factor have exactly this ratio and this interval.
+        # If all calls are longer by a factor, the ratio and interval are exactly these.
         factor = 1 + slowdown
         worse = Estimate(speed.value / factor, (speed.ci95[0] / factor, speed.ci95[1] / factor))
         slowed[judge(worse, min_effect=min_effect, floor=floor, drift=drift)] += 1

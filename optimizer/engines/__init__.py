@@ -1,4 +1,4 @@
-"""Engines: backends that compile graphs, and the one door through which engines are opened."""
+"""Engines: the backends that compile graphs, and opening compiled engines."""
 
 from optimizer.engines.opening import closing, open_engine, open_streams
 from optimizer.engines.protocol import (

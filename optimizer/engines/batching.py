@@ -1,4 +1,4 @@
-"""Batches of any size through an engine of a fixed one."""
+"""Checks batches, and runs batches of any size on engines of a fixed size."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["check_batch", "compiled_profiles", "run_in_chunks"]
 
 
 def check_batch(batch: Array, spec: TensorSpec) -> None:
-    """Refuse a batch that does not fit an engine's input.
+    """Refuse a batch that does not match an engine's input.
 
     Raises:
-        UsageError: Wrong rank, image size or dtype, or no images.
+        UsageError: Wrong rank, image size or dtype, or an empty batch.
     """
     expected = spec.shape[1:]
     fits = batch.ndim == len(spec.shape) and all(
@@ -34,24 +34,24 @@ def check_batch(batch: Array, spec: TensorSpec) -> None:
 
 
 def compiled_profiles(settings: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """The (min, opt, max) batches that an engine was compiled for.
+    """The (min, opt, max) batch sizes that an engine was compiled for.
 
     Args:
-        settings: Of its manifest.
+        settings: The settings of its manifest.
 
     Returns:
-        One of equal numbers for a fixed batch; none for an engine that says nothing of batches.
+        One profile of three equal sizes for a fixed batch; empty if the manifest records none.
     """
     if batch := settings.get("batch"):
         return [(int(batch),) * 3]
     further = (settings.get("options") or {}).get("profiles") or []
-    asked = [*([settings["profile"]] if settings.get("profile") else []), *further]
-    return [(int(low), int(best), int(high)) for low, best, high in asked]
+    profiles = [*([settings["profile"]] if settings.get("profile") else []), *further]
+    return [(int(low), int(best), int(high)) for low, best, high in profiles]
 
 
 def run_in_chunks(compute: Callable[[Array], Array], batch: Array, size: int) -> Array:
     """Compute a batch of any size in chunks of exactly ``size`` images.
 
-    The surplus rows of the last chunk are dropped; see `chunks`.
+    Padding rows of the last chunk are dropped; see `chunks`.
     """
     return np.concatenate([compute(chunk)[:count] for chunk, count in chunks(batch, size)])

@@ -1,8 +1,7 @@
-"""One build in a process of its own, within limits of memory and time.
+"""Runs a build in a child process with limits on memory and time.
 
-A crash of a compiler (they do crash) ends its process and not the user's run; a library that
-keeps threads or memory takes them along; and whatever ends a build, nothing of it stays: the process
-works in a folder of its own, which goes with it, and so do processes that it started.
+A crashing compiler ends only the child, and its threads and memory are released with it. The child
+works in a temporary folder, which is removed however the build ends, as are processes it started.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from optimizer.errors import BuildError, UsageError
 from optimizer.processes import ChildFailed, Limits, call, memory_bytes
 from optimizer.progress import Progress
 
-__all__ = ["build_apart", "build_here"]
+__all__ = ["build_here", "build_in_child"]
 
 _HINTS = {
-    "deadline": "a longer --build-timeout, or a lower --opt-level",
-    "memory": "a larger --memory-limit",
-    "killed": "free some, and say with --memory-limit how much a build may take",
-    "crashed": "try again; if it stays, build another precision to find the culprit",
+    "deadline": "set a longer --build-timeout, or a lower --opt-level",
+    "memory": "set a larger --memory-limit",
+    "killed": "free some memory, and limit the build with --memory-limit",
+    "crashed": "try again; if it crashes again, try another precision to narrow it down",
 }
 
 
-def build_apart(
+def build_in_child(
     backend: Backend,
     graph: Path,
     output: Path,
@@ -38,15 +37,15 @@ def build_apart(
     """Build in a new process.
 
     Returns:
-        What the backend found out, and the largest resident memory of the process in bytes
-        (``None`` where the system does not tell).
+        The result of the backend, and the peak resident memory of the process in bytes (``None``
+        if the system does not report it).
 
     Raises:
-        ResnetOptError: What the backend raised.
-        BuildError: It crashed, raised anything else, or went beyond a limit; the message names it.
-        UsageError: The backend belongs to the user's script, which a child never imports.
+        ResnetOptError: The error that the backend raised.
+        BuildError: The build crashed, raised another exception, or exceeded a limit.
+        UsageError: The backend is defined in the user's script, which a child never imports.
     """
-    folders = _folders_of(backend)
+    folders = _import_folders(backend)
     with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
         inside = Path(folder) / output.name
         try:
@@ -69,23 +68,23 @@ def build_apart(
 def build_here(
     backend: Backend, graph: Path, output: Path, settings: BuildSettings, *, progress: Progress
 ) -> tuple[Built, int | None]:
-    """Build in this process; what `build_apart` has called in a child."""
+    """Build in this process; `build_in_child` calls this in the child."""
     built = backend.build(graph, output, settings, progress)
     peak, now = memory_bytes()
     return built, None if now is None else peak
 
 
-def _folders_of(backend: Backend) -> list[str]:
-    """Where the module of a third party's backend is imported from; it may be the current folder."""
+def _import_folders(backend: Backend) -> list[str]:
+    """Where a third-party backend is imported from; it may be the current folder."""
     top = type(backend).__module__.partition(".")[0]
     if top == "optimizer":
         return []
     if top == "__main__":
         raise UsageError(
-            f"the backend {backend.name} is defined in the script that is run, "
-            "and builds run in processes that do not import it",
-            hint="put the backend into a module of its own",
+            f"the backend {backend.name} is defined in the main script, "
+            "which build processes do not import",
+            hint="move the backend into its own module",
         )
     module = sys.modules[top]
-    place = next(iter(getattr(module, "__path__", ())), None) or module.__file__
-    return [] if place is None else [os.path.dirname(os.path.abspath(place))]  # noqa: PTH100, PTH120
+    location = next(iter(getattr(module, "__path__", ())), None) or module.__file__
+    return [] if location is None else [os.path.dirname(os.path.abspath(location))]  # noqa: PTH100, PTH120

@@ -1,4 +1,4 @@
-"""Options of a build as backends take them, and back again from what a manifest records."""
+"""Converts build options into settings for backends, and recorded settings back into flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optimizer.graphs.facts import GraphFacts
 from optimizer.options import BuildOptions, EngineOptions, TensorRtOptions, to_flags
 from optimizer.options.engine_options import check_names
 
-__all__ = ["check_taken", "flags_of", "settings_of"]
+__all__ = ["check_supported", "flags_of", "settings_of"]
 
 _FIELDS = {
     "target": "targets",
@@ -20,51 +20,51 @@ _FIELDS = {
     "timing_cache": "timing_cache",
     "threads": "threads",
 }
-"""Options that are fields of `BuildSettings`, and their names there."""
-_OWN = tuple(
+"""Options that are fields of `BuildSettings`, with the names of the fields."""
+_BACKEND_OPTIONS = tuple(
     name
     for model in (EngineOptions, TensorRtOptions)
     for name in model.model_fields
     if name not in {*_FIELDS, "profile", "min_share"}
 )
-"""Options that a backend takes by name."""
+"""Options that are passed to the backend by name."""
 
 
 def settings_of(options: BuildOptions, facts: GraphFacts | None) -> BuildSettings:
-    """The options as backends take them.
+    """Convert build options into `BuildSettings`.
 
     Args:
-        options: Options that the engine takes.
-        facts: Of the graph; ``None`` for a checkpoint.
+        options: Options that the engine supports.
+        facts: Facts of the graph; ``None`` for a checkpoint.
     """
     given = options.as_given()
-    own = {name: getattr(options, name) for name in _OWN if name in given}
+    backend_options = {name: getattr(options, name) for name in _BACKEND_OPTIONS if name in given}
     profile, *further = options.profile or (None,)
     if further:
-        own["profiles"] = further
+        backend_options["profiles"] = further
     return BuildSettings(
         precision=options.precision,
         batch=facts.input_shape[0] if facts else None,
         profile=profile,
-        options=own,
+        options=backend_options,
         **{field: getattr(options, name) for name, field in _FIELDS.items()},
     )
 
 
 def flags_of(settings: Mapping[str, Any]) -> str:
-    """The flags of ``build`` that give recorded settings again.
+    """The ``build`` flags that reproduce recorded settings.
 
     Args:
-        settings: Of an engine's manifest.
+        settings: The settings of an engine's manifest.
     """
-    own = dict(settings.get("options") or {})
-    profiles = [settings.get("profile"), *(own.pop("profiles", None) or ())]
+    backend_options = dict(settings.get("options") or {})
+    profiles = [settings.get("profile"), *(backend_options.pop("profiles", None) or ())]
     raw: dict[str, Any] = {
         "precision": settings.get("precision"),
         "engine": settings.get("backend"),
         "profile": [":".join(map(str, profile)) for profile in profiles if profile],
         **{name: settings.get(field) for name, field in _FIELDS.items()},
-        **own,
+        **backend_options,
     }
     if raw["workspace"] is not None:
         raw["workspace"] = f"{raw['workspace']}B"
@@ -76,11 +76,11 @@ def flags_of(settings: Mapping[str, Any]) -> str:
     return shlex.join(to_flags(BuildOptions.parse(given)))
 
 
-def check_taken(engine: str, settings: BuildSettings) -> None:
+def check_supported(engine: str, settings: BuildSettings) -> None:
     """Refuse settings that belong to other engines.
 
     Raises:
-        UsageError: Which one, and whose it is.
+        UsageError: Names the setting and its engine.
     """
     given = {name: getattr(settings, field) for name, field in _FIELDS.items()}
     given |= {"profile": settings.profile, **settings.options}
@@ -93,5 +93,5 @@ def check_taken(engine: str, settings: BuildSettings) -> None:
 
 
 def _is_given(value: Any) -> bool:
-    """Whether a setting was requested; zero is a value, and is equal to ``False``."""
+    """Whether a setting was requested; zero is a value although it equals ``False``."""
     return value is not None and value is not False and value not in ([], ())

@@ -1,4 +1,4 @@
-"""Building an engine: checked first, compiled in a process of its own, written whole."""
+"""Builds an engine: checks options first, compiles in a child process, writes atomically."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from optimizer.artifacts import (
     write_atomically,
     write_text_atomically,
 )
-from optimizer.engines.build_process import build_apart
-from optimizer.engines.build_settings import check_taken
+from optimizer.engines.build_process import build_in_child
+from optimizer.engines.build_settings import check_supported
 from optimizer.engines.opening import GRAPH_SUFFIX
 from optimizer.engines.protocol import Backend, BuildSettings
 from optimizer.engines.registry import get_backend
@@ -44,47 +44,47 @@ def build_engine(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compile a graph into an engine with a manifest; the graph is copied beside it.
+    """Compile a graph into an engine with a manifest, and copy the graph beside it.
 
     Args:
-        graph: ONNX file whose precision is explicit (a checkpoint for the ``torch`` engine).
+        graph: ONNX file with explicit precision (a checkpoint for the ``torch`` engine).
         output: The engine file.
         backend_name: Name of the backend.
-        settings: Options of the build; ``precision`` must be what the graph carries.
-        cache: Where artifacts are kept by key.
-        limits: Of the library's memory and time; they do not decide what an engine is.
-        progress: Told of the steps.
+        settings: Options of the build; ``precision`` must be that of the graph.
+        cache: Cache of artifacts; ``None`` to always build.
+        limits: Limits on memory and time; not part of the cache key.
+        progress: Receives progress updates.
 
     Raises:
-        GraphError, UsageError: The graph or an option is wrong.
+        GraphError, UsageError: The graph or an option is invalid.
         EnvironmentFault: The backend cannot build here.
-        BuildError: The library failed, crashed, or went beyond a limit.
+        BuildError: The library failed, crashed, or exceeded a limit.
     """
     backend = get_backend(backend_name)
-    own = check_buildable(backend, settings)
+    backend_settings = check_buildable(backend, settings)
     facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     _check_precision(facts, settings, graph)
-    card = facts or _checkpoint_card(graph)
+    source = facts or _checkpoint_facts(graph)
 
     plan = Plan(
         kind="engine",
         settings={
             "backend": backend_name,
-            **_plain(settings),
-            **own,
-            "arch": card.arch,
-            **({"preprocessing_assumed": True} if _assumed(card) else {}),
+            **_recorded(settings),
+            **backend_settings,
+            "arch": source.arch,
+            **({"preprocessing_assumed": True} if _preprocessing_assumed(source) else {}),
             **({"keep": facts.keep} if facts is not None and facts.keep else {}),
         },
         inputs=[Input.of("graph" if facts else "checkpoint", graph)],
         libraries=library_versions(*backend.libraries),
         device=backend.device(),
-        preprocessing=card.preprocessing,
-        classes=card.classes,
+        preprocessing=source.preprocessing,
+        classes=source.classes,
     )
 
     def write(path: Path) -> dict[str, Any]:
-        built, peak = build_apart(
+        built, peak = build_in_child(
             backend, graph, path, settings, limits or Limits(), progress or Silent()
         )
         return {
@@ -92,7 +92,7 @@ def build_engine(
             "build_s": built.seconds,
             "build_peak_bytes": peak,
             "notes": [*built.notes, *(facts.notes if facts is not None else ())],
-            "image_size": card.image_size,
+            "image_size": source.image_size,
             **({"built_on": built.machine} if built.machine else {}),
         }
 
@@ -103,25 +103,26 @@ def build_engine(
 
 
 def check_buildable(backend: Backend, settings: BuildSettings) -> dict[str, Any]:
-    """Refuse what cannot be built here before anything is computed for it.
+    """Refuse a build that cannot succeed here, before anything is computed.
 
     Returns:
-        What the backend adds to the manifest's settings.
+        The settings that the backend adds to the manifest.
 
     Raises:
         MissingLibrary: The backend cannot build here.
-        UnsupportedPrecision, UsageError: It does not compute this, or lacks an option.
+        UnsupportedPrecision: The backend does not compute this precision.
+        UsageError: The backend does not have one of the options.
     """
-    check_taken(backend.name, settings)
-    found = backend.availability()
-    if not found.can_build:
-        raise MissingLibrary(f"cannot build for {backend.name}: {found.reason}", hint=found.hint)
+    check_supported(backend.name, settings)
+    status = backend.availability()
+    if not status.can_build:
+        raise MissingLibrary(f"cannot build for {backend.name}: {status.reason}", hint=status.hint)
     return backend.engine_settings(settings)
 
 
 @dataclass(frozen=True)
-class _Card:
-    """What an engine must know of a checkpoint; a graph's facts say the same."""
+class _CheckpointFacts:
+    """What an engine's manifest needs from a checkpoint; the counterpart of `GraphFacts`."""
 
     arch: str
     image_size: int
@@ -130,11 +131,11 @@ class _Card:
     classes: list[str] | None
 
 
-def _checkpoint_card(path: Path) -> _Card:
+def _checkpoint_facts(path: Path) -> _CheckpointFacts:
     from optimizer.models import load_model
 
     model = load_model(str(path))
-    return _Card(
+    return _CheckpointFacts(
         arch=model.arch,
         image_size=model.image_size,
         preprocessing=model.preprocessing.to_dict(),
@@ -143,9 +144,9 @@ def _checkpoint_card(path: Path) -> _Card:
     )
 
 
-def _assumed(card: GraphFacts | _Card) -> bool:
-    """Whether an engine that is a checkpoint has preprocessing that nobody told."""
-    return isinstance(card, _Card) and card.preprocessing_assumed
+def _preprocessing_assumed(source: GraphFacts | _CheckpointFacts) -> bool:
+    """Whether the source is a checkpoint whose preprocessing was assumed."""
+    return isinstance(source, _CheckpointFacts) and source.preprocessing_assumed
 
 
 def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: Path) -> None:
@@ -153,29 +154,33 @@ def _check_precision(facts: GraphFacts | None, settings: BuildSettings, graph: P
     if carried != settings.precision:
         raise UsageError(
             f"{graph.name} is an {carried.upper()} graph, not {settings.precision.upper()}",
-            hint=f"resnet-opt quantize {graph.name} --precision {settings.precision} first",
+            hint=f"first run resnet-opt quantize {graph.name} --precision {settings.precision}",
         )
 
 
-def _plain(settings: BuildSettings) -> dict[str, Any]:
-    plain = asdict(settings)
-    plain["timing_cache"] = None  # it decides how long a build takes, not what it may become
-    plain["options"] = dict(settings.options)
-    return plain
+def _recorded(settings: BuildSettings) -> dict[str, Any]:
+    recorded = asdict(settings)
+    recorded["timing_cache"] = None  # it changes only how long the build takes
+    recorded["options"] = dict(settings.options)
+    return recorded
 
 
 def keep_graph(graph: Path, output: Path) -> None:
-    """Put the graph beside the engine, as one file, with its manifest if it has one."""
-    beside = output.with_name(output.name + GRAPH_SUFFIX)
-    if graph.resolve() == beside.resolve():
+    """Copy the graph beside the engine, as one file, with its manifest if it has one."""
+    graph_copy = output.with_name(output.name + GRAPH_SUFFIX)
+    if graph.resolve() == graph_copy.resolve():
         return
-    if beside.is_file() and manifest_path(beside).is_file() and digest(beside) == digest(graph):
+    if (
+        graph_copy.is_file()
+        and manifest_path(graph_copy).is_file()
+        and digest(graph_copy) == digest(graph)
+    ):
         return
-    with write_atomically(beside) as temporary:
+    with write_atomically(graph_copy) as temporary:
         copy_as_one_file(graph, temporary)
     sidecar = find_manifest(graph)
-    if sidecar is not None and digest(beside) == digest(graph):
+    if sidecar is not None and digest(graph_copy) == digest(graph):
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
         write_text_atomically(
-            manifest_path(beside), json.dumps({**raw, "file": beside.name}, indent=2) + "\n"
+            manifest_path(graph_copy), json.dumps({**raw, "file": graph_copy.name}, indent=2) + "\n"
         )

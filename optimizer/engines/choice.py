@@ -1,4 +1,4 @@
-"""Which engine computes a precision on this machine: the capability matrix, applied."""
+"""Chooses the engine for a precision on this machine (``--engine auto``)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _ON_CPU = {
     "mixed": ("openvino", "onnxruntime"),
     "bf16": ("openvino",),
 }
-"""The fastest first."""
+"""Fastest first."""
 
 
 def choose_engine(precision: str) -> str:
-    """The fastest engine here that computes a precision.
+    """Return the fastest engine on this machine that computes a precision.
 
-    A GPU with TensorRT, then a GPU with TensorRT-RTX, comes first. On a CPU, FP32, INT8 and
-    a mix of them go to OpenVINO, BF16 too if the CPU has the instructions; but FP32 goes to ONNX
-    Runtime where vectors have 256 bits, where its kernels are the faster ones
-    (``reports/cpu-avx2/peers.md``; with 512 bits ``reports/cpu/peers.md``). What is left (FP16, FP8,
-    BF16 without instructions) is compiled ahead of time by TensorRT-RTX: built here, run elsewhere.
+    TensorRT on a GPU comes first, then TensorRT-RTX on a GPU. On a CPU, OpenVINO computes FP32,
+    INT8 and mixed precision, and BF16 if the CPU has the instructions. ONNX Runtime is preferred
+    for FP32 on CPUs with 256-bit vectors, where its kernels are faster
+    (``reports/cpu-avx2/peers.md``; for 512 bits see ``reports/cpu/peers.md``). Everything else (FP16,
+    FP8, BF16 without the instructions) is compiled ahead of time by TensorRT-RTX, to run elsewhere.
 
     Raises:
-        MissingDevice: Nothing here computes or compiles it.
+        MissingDevice: No engine on this machine computes or compiles the precision.
     """
     for name in ("tensorrt", "tensorrt-rtx"):
         if get_backend(name).availability().can_run:
@@ -44,5 +44,5 @@ def choose_engine(precision: str) -> str:
     if ahead.can_build:
         return "tensorrt-rtx"
     raise MissingDevice(
-        f"nothing on this machine computes {precision.upper()}: {ahead.reason}", hint=ahead.hint
+        f"no engine on this machine computes {precision.upper()}: {ahead.reason}", hint=ahead.hint
     )

@@ -1,4 +1,4 @@
-"""Layers of an engine as PyTorch's modules, with their operations from the graph."""
+"""Maps the layers of an engine to PyTorch modules and adds their FLOPs."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ __all__ = ["Annotator", "annotate"]
 
 
 class Annotator:
-    """Fills in ``flops`` of engine layers, and keeps only those names that are PyTorch modules.
+    """Fills in the ``flops`` of engine layers and keeps only names of PyTorch modules.
 
     Args:
-        graph: The graph that the engines were built from; it is read once.
+        graph: The graph that the engines were built from. It is read once.
     """
 
     def __init__(self, graph: Path) -> None:
         self._flops = layer_flops(graph)
-        # OpenVINO names a layer by its output: "logits" and not "fc" at the end of the graph.
+        # OpenVINO names a layer by its output: the last one is "logits", not "fc".
         nodes = open_checked(graph).proto.graph.node
-        self._known = {output: node.name for node in nodes for output in node.output}
-        self._known |= {name: name for name in self._known.values()}
+        self._modules = {output: node.name for node in nodes for output in node.output}
+        self._modules |= {name: name for name in self._modules.values()}
 
     def __call__(self, layers: list[LayerInfo]) -> list[LayerInfo]:
-        """New layers; one made of several modules gets the sum of their operations.
+        """Return annotated copies; a layer fused from several modules gets the sum of their FLOPs.
 
         Args:
-            layers: As an engine reports them; ``torch_names`` may hold names it made up.
+            layers: As the engine reports them; ``torch_names`` may contain names that it invented.
         """
-        filled = []
+        annotated = []
         for layer in layers:
-            known = (self._known[name] for name in layer.torch_names if name in self._known)
-            names = list(dict.fromkeys(known))
+            modules = (self._modules[name] for name in layer.torch_names if name in self._modules)
+            names = list(dict.fromkeys(modules))
             total = sum(self._flops.get(name, 0) for name in names)
-            filled.append(layer.model_copy(update={"torch_names": names, "flops": total or None}))
-        return filled
+            annotated.append(
+                layer.model_copy(update={"torch_names": names, "flops": total or None})
+            )
+        return annotated
 
 
 def annotate(layers: list[LayerInfo], graph: Path) -> list[LayerInfo]:
-    """`Annotator` for the layers of one engine."""
+    """Annotate the layers of one engine; see `Annotator`."""
     return Annotator(graph)(layers)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: FP32 and INT8 graphs on the CPU, or a GPU provider; and graphs exactly as written."""
+"""ONNX Runtime: engines for the CPU or a GPU provider, and graphs executed exactly as written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from optimizer.engines.protocol import (
 from optimizer.engines.protocol import Session as AnySession
 from optimizer.engines.providers import Choice, read_choice
 from optimizer.engines.providers.session import tensor_spec
-from optimizer.engines.providers.settings import own_options, with_cache
+from optimizer.engines.providers.settings import options_from_settings, with_cache
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
 from optimizer.graphs.taps import session_as_written, session_options
@@ -36,16 +36,16 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["OnnxRuntime", "as_written"]
 
 PROVIDERS = ["CPUExecutionProvider"]
-_SETTLING = 3
-"""Calls of a profiled session that do not count: they allocate, and fill the caches."""
+_WARMUP_CALLS = 3
+"""Calls of a profiled session that are not measured: they allocate and fill caches."""
 
 
 class OnnxRuntime:
     """The ``onnxruntime`` backend.
 
-    An engine for the CPU is the model after all graph optimizations. An engine for a provider of a
-    GPU is the graph itself and what the provider is told: it is optimized, divided and compiled by
-    the libraries of the machine that opens it.
+    A CPU engine is the model after all graph optimizations. An engine for a GPU provider is the
+    graph itself with the provider's options; it is optimized, partitioned and compiled by the
+    libraries of the machine that opens it.
     """
 
     name = "onnxruntime"
@@ -66,7 +66,7 @@ class OnnxRuntime:
         )
 
     def device(self) -> dict[str, Any]:
-        """See `Backend.device`; layouts are chosen for the CPU's vector width."""
+        """See `Backend.device`; layouts depend on the CPU's vector width."""
         cpu = cpu_features()
         return {"kind": "cpu", "model": cpu.model, "flags": cpu.flags}
 
@@ -86,7 +86,7 @@ class OnnxRuntime:
         progress.start(f"onnxruntime {settings.precision}", total=2)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(output)
-        # By itself it decides by the suffix, and .ort would be another format.
+        # By default the suffix decides, and .ort is another format.
         options.add_session_config_entry("session.save_model_format", "ONNX")
         started = time.perf_counter()
         try:
@@ -110,9 +110,9 @@ class OnnxRuntime:
         self,
         path: Path,
         manifest: Manifest,
-        device: str | None,  # noqa: ARG002 - the provider looks for it when it is opened
+        device: str | None,  # noqa: ARG002 - the provider checks it on opening
     ) -> None:
-        """See `ChecksMachine.check_machine`; what a provider of a GPU compiles anew fits any CPU."""
+        """See `ChecksMachine.check_machine`; GPU providers compile on opening, so any CPU fits."""
         from optimizer.engines.opening import check_same_device, check_versions
 
         check_versions(self, path, manifest)
@@ -126,7 +126,7 @@ class OnnxRuntime:
         threads: int | None = None,
         device: str | None = None,
     ) -> AnySession:
-        """See `Backend.load`; ``device`` is for a provider of a GPU.
+        """See `Backend.load`; ``device`` applies to GPU providers.
 
         Raises:
             MissingLibrary, MissingDevice: The engine's provider cannot be used here.
@@ -141,14 +141,14 @@ class OnnxRuntime:
         threads: int | None = None,
         device: str | None = None,
     ) -> list[AnySession]:
-        """See `ConcurrentBackend.load_streams`; ``device`` is for a provider of a GPU.
+        """See `ConcurrentBackend.load_streams`; ``device`` applies to GPU providers.
 
-        A session has one pool of threads, and every thread that calls it computes too: with the
-        callers, the pool has as many threads as were asked for.
+        A session has one thread pool, and every calling thread computes too, so the pool is made
+        smaller: pool and callers together are the requested number of threads.
 
         Raises:
             MissingLibrary, MissingDevice: The engine's provider cannot be used here.
-            UsageError: A provider of a GPU, which computes one batch at a time.
+            UsageError: GPU providers compute only one batch at a time.
         """
         return self.load_with(engine, Opening(), streams=streams, threads=threads, device=device)
 
@@ -161,7 +161,7 @@ class OnnxRuntime:
         threads: int | None = None,
         device: str | None = None,
     ) -> list[AnySession]:
-        """See `ChoosesOpening.load_with`: a provider that compiles keeps its engines in the cache."""
+        """See `ChoosesOpening.load_with`; providers that compile store engines in ``opening.cache``."""
         import onnxruntime as ort
 
         from optimizer.artifacts import read_manifest
@@ -182,28 +182,28 @@ class OnnxRuntime:
             return [load_with_provider(engine, settings, choice, session_options(count), device)]
         pool = max(1, (count or cpu_features().physical_cores) - streams + 1)
 
-        def opened(profile: Path | None = None) -> Any:
+        def open_session(profile: Path | None = None) -> Any:
             options = session_options(pool)
-            # The file is optimized already; doing it again would only cost start-up time.
+            # The file is already optimized; optimizing again would only delay the start.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if profile is not None:
                 options.enable_profiling = True
                 options.profile_file_prefix = str(profile)
             return ort.InferenceSession(engine, options, providers=PROVIDERS)
 
-        shared = opened()
-        return [Session(shared, engine, opened) for _ in range(streams)]
+        shared = open_session()
+        return [Session(shared, engine, open_session) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """What this backend adds to the manifest's settings; checked before a build is started.
+        """See `Backend.engine_settings`.
 
         Raises:
             UnsupportedPrecision: The provider does not compute this precision.
-            UsageError: An unknown provider, or an option that it or this backend does not have.
-            MissingLibrary, MissingDevice: The provider cannot be used here, or not on this GPU.
+            UsageError: Unknown provider, or an option that it or this backend does not have.
+            MissingLibrary, MissingDevice: The provider cannot be used here or on this GPU.
         """
         choice = read_choice(settings.options)
-        own_options(choice.provider, settings)
+        options_from_settings(choice.provider, settings)
         if settings.precision not in choice.provider.computed and not settings.options.get(
             "storage_only"
         ):
@@ -244,9 +244,8 @@ class Session:
 
     Args:
         session: The library's session.
-        engine: The engine's file; ``None`` for a graph that is executed as written.
-        reopen: Opens the same engine once more, with a profile that is written to files whose
-            names start as given.
+        engine: The engine file; ``None`` for a graph executed as written.
+        reopen: Opens the engine again with profiling; takes the prefix of the profile's file.
     """
 
     def __init__(
@@ -262,7 +261,7 @@ class Session:
         self.output = tensor_spec(session.get_outputs()[0])
 
     def run(self, batch: Array) -> Array:
-        """See `Session.run` of the protocol."""
+        """See `Session.run`."""
         check_batch(batch, self.input)
         size = self.input.shape[0]
         if size is not None:
@@ -274,37 +273,37 @@ class Session:
         return np.asarray(outputs, np.float32)
 
     def bind(self, batch: Array) -> _Bound:
-        """See `Session.bind` of the protocol; the batch must have the engine's own size."""
+        """See `Session.bind`; the batch must have the engine's own size."""
         check_batch(batch, self.input)
         return _Bound(self._session, self.input.name, self.output.name, np.ascontiguousarray(batch))
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers` of the protocol."""
+        """See `Session.layers`."""
         return layers_of(self._engine) if self._engine is not None else []
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
-        """See `TimesLayers.time_layers`: from the profile of a second session on the same file."""
+        """See `TimesLayers.time_layers`; profiles a second session on the same file."""
         if self._engine is None or self._reopen is None:
             raise UsageError(
-                "a graph that is executed as written is not timed by layer",
+                "a graph that is executed as written cannot be timed by layer",
                 hint="build an engine from it: resnet-opt build --engine onnxruntime",
             )
         check_batch(batch, self.input)
         with tempfile.TemporaryDirectory() as folder:
             session = self._reopen(Path(folder) / "layers")
             bound = _Bound(session, self.input.name, self.output.name, np.ascontiguousarray(batch))
-            for _ in range(_SETTLING + calls):
+            for _ in range(_WARMUP_CALLS + calls):
                 bound.enqueue()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return timed_by_profile(self._engine, events, calls)
 
     def close(self) -> None:
-        """See `Session.close` of the protocol."""
+        """See `Session.close`."""
         self._session = None
 
 
 class _Bound:
-    """One batch bound by `IOBinding`: no copy and no allocation in the timed call."""
+    """One batch bound with `IOBinding`: no copy or allocation in the timed call."""
 
     def __init__(self, session: Any, input_name: str, output_name: str, batch: Array) -> None:
         import onnxruntime as ort
@@ -318,17 +317,17 @@ class _Bound:
         self._binding.bind_ortvalue_output(output_name, self._output)
 
     def upload(self) -> None:
-        """Nothing: the engine reads the batch where it lies."""
+        """Does nothing: the engine reads the batch in place."""
 
     def enqueue(self) -> None:
-        """Compute."""
+        """Compute synchronously."""
         self._session.run_with_iobinding(self._binding)
 
     def wait(self) -> None:
-        """Nothing: `enqueue` has computed."""
+        """Does nothing: `enqueue` is synchronous."""
 
     def download(self) -> None:
-        """Nothing: the outputs are in host memory."""
+        """Does nothing: the outputs are in host memory."""
 
     def output(self) -> Array:
         """See `Bound.output`."""
@@ -336,9 +335,9 @@ class _Bound:
 
 
 def as_written(graph: Path, *, threads: int | None = None) -> Session:
-    """Open a graph to be executed node by node as its text says, with no optimization.
+    """Open a graph for execution node by node without optimizations.
 
-    This is the executor of every hop between PyTorch and an engine: an INT8 graph computes its
-    Q/DQ nodes one by one in FP32, so what it loses is lost by quantization and not by an engine.
+    This is the reference between PyTorch and an engine: it computes the Q/DQ nodes of an INT8 graph
+    one by one in FP32, so its error is that of quantization, not of an engine.
     """
     return Session(session_as_written(graph, threads))

@@ -1,4 +1,4 @@
-"""Layers of an ONNX Runtime engine: what its file says of them, and what a profile adds."""
+"""Layers of an ONNX Runtime engine: from its file, and timed from a profile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CASTS = {"QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "ReorderInpu
 
 
 def layers_of(engine: Path) -> list[LayerInfo]:
-    """Layers of an optimized model: an operation that ends in INT8 kernels carries their name."""
+    """Layers of an optimized model; INT8 is recognized by operator name or output type."""
     proto = open_onnx(engine).proto
     types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.value_info}
     layers = []
@@ -50,16 +50,16 @@ def layers_of(engine: Path) -> list[LayerInfo]:
 
 
 def _modules(node: Any) -> list[str]:
-    """Names that may be the PyTorch module of a fused node: its weight still carries it.
+    """Candidate PyTorch modules of a fused node, from the names of its parameters.
 
-    Other quantizers rename weights; a fused convolution is then told by its own name, to which ONNX
-    Runtime adds ``_token_42``. `annotate` drops what is no module.
+    Other quantizers rename weights; a fused convolution is then identified by its own name, to which
+    ONNX Runtime appends ``_token_42``. `annotate` drops names that are not modules.
     """
-    marks = (".weight", ".bias")
-    stems = [name.split(mark)[0] for name in node.input for mark in marks if mark in name]
-    own = re.sub(r"_token_\d+$|_nchwc$", "", node.name)
-    named_itself = node.op_type in _FUSED or not stems
-    return list(dict.fromkeys([*stems[:1], *([own] if named_itself else [])]))
+    suffixes = (".weight", ".bias")
+    stems = [name.split(suffix)[0] for name in node.input for suffix in suffixes if suffix in name]
+    node_name = re.sub(r"_token_\d+$|_nchwc$", "", node.name)
+    use_node_name = node.op_type in _FUSED or not stems
+    return list(dict.fromkeys([*stems[:1], *([node_name] if use_node_name else [])]))
 
 
 Event = Mapping[str, Any]
@@ -68,28 +68,28 @@ Event = Mapping[str, Any]
 def timed_by_profile(engine: Path, events: Sequence[Event], calls: int) -> list[LayerInfo]:
     """Layers with their times, from the events of a session's profile.
 
-    A node's event is the time in its kernel; what the profile itself costs falls between events. A
-    name that the optimizer made up (``relu_nchwc`` for a convolution with its ReLU) is mapped to
-    modules by the parameters the node reads, else by what is left without the optimizer's endings.
+    A node's event covers the time in its kernel; profiling overhead falls between events. Names
+    invented by the optimizer (``relu_nchwc`` for a convolution with its ReLU) are mapped to modules
+    by the node's parameters, or by the name without the optimizer's suffix.
 
     Args:
         engine: The optimized model that was run.
-        events: The profile, as `end_profiling` wrote it.
-        calls: How many of the last runs count.
+        events: The profile, as written by `end_profiling`.
+        calls: Number of runs to use, counted from the end.
 
     Returns:
-        One layer a node that ran, in the order of running: the median time over the runs, and the
-        bytes of its inputs, outputs and parameters. The session packs weights away, so parameters
-        are counted as the file has them.
+        One layer per node that ran, in execution order, with the median time over the runs and the
+        bytes of its inputs, outputs and parameters. Parameters are counted as stored in the file,
+        because the session prepacks weights.
 
     Raises:
-        EnvironmentFault: The profile does not hold as many runs.
+        EnvironmentFault: The profile has fewer runs than that.
     """
     runs = sorted((e for e in events if e["name"] == "model_run"), key=lambda e: int(e["ts"]))
     kernels = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
     if len(runs) < calls:
         raise EnvironmentFault(
-            f"ONNX Runtime's profile holds {len(runs)} of {calls} runs: it ended too early",
+            f"ONNX Runtime's profile is truncated: it has {len(runs)} of {calls} runs",
             hint="profile for a shorter --duration",
         )
     starts = [int(run["ts"]) for run in runs]
@@ -100,13 +100,13 @@ def timed_by_profile(engine: Path, events: Sequence[Event], calls: int) -> list[
             spent = times.setdefault(int(kernel["args"]["node_index"]), {})
             spent[run] = spent.get(run, 0.0) + kernel["dur"] / 1e3
     last = {int(kernel["args"]["node_index"]): kernel for kernel in kernels}
-    known = dict(enumerate(zip(layers_of(engine), _parameter_bytes(engine), strict=True)))
+    file_nodes = dict(enumerate(zip(layers_of(engine), _parameter_bytes(engine), strict=True)))
     layers = []
     for index, spent in times.items():
-        node, parameters = known.get(index, (None, 0))
-        arguments, ran = last[index]["args"], last[index]["name"].removesuffix("_kernel_time")
-        if node is None or not ran.startswith(node.name):  # put in by the session, not in the file
-            node, parameters = _unknown(ran, arguments), int(arguments["parameter_size"])
+        node, parameters = file_nodes.get(index, (None, 0))
+        arguments, name = last[index]["args"], last[index]["name"].removesuffix("_kernel_time")
+        if node is None or not name.startswith(node.name):  # inserted by the session
+            node, parameters = _unknown(name, arguments), int(arguments["parameter_size"])
         moved = int(arguments["activation_size"]) + int(arguments["output_size"]) + parameters
         layers.append(node.model_copy(update={"time_ms": median(spent.values()), "bytes": moved}))
     return layers
@@ -117,7 +117,7 @@ def _unknown(name: str, arguments: Mapping[str, Any]) -> LayerInfo:
 
 
 def _parameter_bytes(engine: Path) -> list[int]:
-    """Bytes of the parameters that each node reads, in the order of the file."""
+    """Bytes of the parameters that each node reads, in file order."""
     from onnx import helper
 
     graph = open_onnx(engine).proto.graph

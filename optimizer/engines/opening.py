@@ -1,4 +1,4 @@
-"""Opening an engine: everything that can be refused is refused before its library sees it."""
+"""Opens engines after checking their manifests; unsuitable engines never reach their library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GRAPH_SUFFIX = ".graph.onnx"
 
 
 def graph_of(engine: Path) -> Path | None:
-    """The graph an engine was built from, if it still lies beside it."""
+    """The graph an engine was built from, if it is still beside the engine."""
     graph = engine.with_name(engine.name + GRAPH_SUFFIX)
     return graph if graph.is_file() else None
 
@@ -44,13 +44,13 @@ def open_engine(path: Path, *, threads: int | None = None, device: str | None = 
 
     Args:
         path: An engine built by ``resnet-opt build``, or a checkpoint.
-        threads: Threads to compute with; ``None`` for all physical cores.
-        device: Which device, ``cuda:1``; ``None`` for the backend's first.
+        threads: Compute threads; ``None`` for all physical cores.
+        device: Device such as ``cuda:1``; ``None`` for the backend's first.
 
     Raises:
-        ArtifactError: No manifest, a changed file, another kind of artifact, or an engine of
-            another backend version or device.
-        EnvironmentFault: The machine cannot run this kind of engine.
+        ArtifactError: The manifest is missing, the file was changed, it is another kind of
+            artifact, or it was built for another library version or device.
+        EnvironmentFault: This machine cannot run this kind of engine.
     """
     return _checked_backend(path, device).load(path, threads=threads, device=device)
 
@@ -67,22 +67,22 @@ def open_streams(
 
     Args:
         path: As for `open_engine`.
-        streams: How many sessions.
-        threads: Threads that all of them compute with together.
-        device: Which device.
-        opening: How to open it, where its backend leaves a choice.
+        streams: Number of sessions.
+        threads: Compute threads of all sessions together.
+        device: Device such as ``cuda:1``.
+        opening: How to open the engine, if its backend offers a choice.
 
     Raises:
         ArtifactError, EnvironmentFault: As `open_engine`.
-        UsageError: The backend computes one batch at a time only, or not in that way.
+        UsageError: The backend computes only one batch at a time, or lacks the variant.
     """
     backend = _checked_backend(path, device)
     if opening is not None and isinstance(backend, ChoosesOpening):
         return backend.load_with(path, opening, streams=streams, threads=threads, device=device)
     if opening is not None and opening.variant is not None:
         raise UsageError(
-            f"{path.name} cannot be run as {opening.variant}, which is a way to run a checkpoint",
-            hint="give the checkpoint too",
+            f"{path.name} cannot be run as {opening.variant}: only checkpoints can",
+            hint="add the checkpoint to the command",
         )
     if streams == 1:
         return [backend.load(path, threads=threads, device=device)]
@@ -94,7 +94,7 @@ def open_streams(
 
 
 def _checked_backend(path: Path, device: str | None) -> Backend:
-    """The backend of an engine or a checkpoint, which was found fit to be opened here."""
+    """The backend of a file, after checking that the file can be opened here."""
     if path.suffix in CHECKPOINTS and not _is_engine(path):
         return get_backend("torch")
     artifact = load_artifact(path)
@@ -118,19 +118,20 @@ def _is_engine(path: Path) -> bool:
 def check_opens(
     backend: Backend, path: Path, manifest: Manifest, *, device: str | None = None
 ) -> None:
-    """Compare what the engine was built for with what is here.
+    """Compare what the engine was built for with this machine.
 
-    A backend that knows better than by equality what fits what (`ChecksMachine`) is asked.
+    Backends that implement `ChecksMachine` decide for themselves. For others, library versions and
+    device must be equal.
 
     Raises:
-        MissingLibrary, MissingDevice: Nothing here can run it.
-        ArtifactError: Another library version or device; the message names the difference and the
-            command that rebuilds.
+        MissingLibrary, MissingDevice: This machine cannot run the engine.
+        ArtifactError: The library version or device differs; the error names the difference and
+            the rebuild command.
     """
-    found = backend.availability()
-    if not found.can_run:
-        kind = MissingDevice if found.can_build else MissingLibrary
-        raise kind(f"{path.name} cannot run here: {found.reason}", hint=found.hint)
+    status = backend.availability()
+    if not status.can_run:
+        kind = MissingDevice if status.can_build else MissingLibrary
+        raise kind(f"{path.name} cannot run here: {status.reason}", hint=status.hint)
     if isinstance(backend, ChecksMachine):
         backend.check_machine(path, manifest, device)
         return
@@ -139,17 +140,17 @@ def check_opens(
 
 
 def check_versions(backend: Backend, path: Path, manifest: Manifest) -> None:
-    """Refuse an engine of another version of the backend's libraries.
+    """Refuse an engine that was built by other versions of the backend's libraries.
 
     Raises:
-        ArtifactError: The message names the difference and the command that rebuilds.
+        ArtifactError: They differ; the error names the difference and the rebuild command.
     """
-    here = library_versions(*backend.libraries)
+    installed = library_versions(*backend.libraries)
     for name in backend.libraries:
-        built, now = manifest.libraries.get(name), here.get(name)
+        built, now = manifest.libraries.get(name), installed.get(name)
         if built is not None and now is not None and built != now:
             raise ArtifactError(
-                f"{path.name} was built by {name} {built}, here is {now}",
+                f"{path.name} was built with {name} {built}, but {now} is installed",
                 hint=rebuild_command(path, manifest),
             )
 
@@ -158,25 +159,26 @@ def check_same_device(backend: Backend, path: Path, manifest: Manifest) -> None:
     """Refuse an engine that was built for another device.
 
     Raises:
-        ArtifactError: The message names the difference and the command that rebuilds.
+        ArtifactError: They differ; the error names the difference and the rebuild command.
     """
     present = backend.device()
     for field, built in (manifest.device or {}).items():
         now = present.get(field)
         if now is not None and now != built:
             raise ArtifactError(
-                f"{path.name} was built for {field} {_words(built)}, here is {_words(now)}",
+                f"{path.name} was built for {field} {_format_value(built)}, "
+                f"but this machine has {_format_value(now)}",
                 hint=rebuild_command(path, manifest),
             )
 
 
 def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None) -> str:
-    """The command line that makes this engine again, from the graph beside it if it is there.
+    """The command that rebuilds this engine, from the graph beside it if there is one.
 
     Args:
         path: The engine.
-        manifest: Its manifest, with all that it was built with.
-        target: Another compute capability than it was built for.
+        manifest: Its manifest, with the settings of the build.
+        target: Compute capability to build for instead of the original ones.
     """
     from optimizer.engines.build_settings import flags_of
 
@@ -186,13 +188,13 @@ def rebuild_command(path: Path, manifest: Manifest, *, target: str | None = None
     return f"resnet-opt build {source} {flags_of(settings)} -o {path.name}"
 
 
-def _words(value: object) -> str:
+def _format_value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @contextlib.contextmanager
 def closing(session: Session) -> Iterator[Session]:
-    """Close a session at the end of a ``with`` block."""
+    """Close a session when the ``with`` block ends."""
     try:
         yield session
     finally:

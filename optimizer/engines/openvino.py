@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: FP32, BF16 (where the CPU computes it) and INT8 graphs."""
+"""OpenVINO on the CPU: FP32, INT8 and, if the CPU supports it, BF16 graphs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.layer_annotation import Annotator
 from optimizer.engines.openvino_layers import (
-    CALLS_A_COPY,
-    SETTLING,
+    CALLS_PER_COPY,
+    WARMUP_CALLS,
     LayerClock,
     bytes_moved,
     layers_of,
 )
 from optimizer.engines.openvino_models import (
-    SUMS_INSIDE,
+    FUSED_SUMS,
     Compiled,
     Models,
     compile_model,
@@ -44,9 +44,9 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["FIXED_BATCHES", "OpenVino", "Session"]
 
 _HINTS = {"fp32": "f32", "int8": "f32", "mixed": "f32", "bf16": "bf16"}
-"""The precision hint is always set: its default turns FP32 graphs into BF16 on some CPUs."""
+"""Precision hints. Always set, because the default runs FP32 graphs in BF16 on some CPUs."""
 FIXED_BATCHES = (1,)
-"""Sizes that an engine is compiled for one by one if nothing is asked; see `openvino_models`."""
+"""Default batch sizes that get their own compiled model; see `openvino_models`."""
 
 
 class OpenVino:
@@ -67,7 +67,7 @@ class OpenVino:
         return Availability(True, True, f"openvino {version}, device CPU")
 
     def device(self) -> dict[str, Any]:
-        """See `Backend.device`; kernels are chosen for the CPU's instruction sets."""
+        """See `Backend.device`; kernels depend on the CPU's instruction sets."""
         cpu = cpu_features()
         return {"kind": "cpu", "model": cpu.model, "flags": cpu.flags}
 
@@ -87,17 +87,17 @@ class OpenVino:
         try:
             compiled = compile_model(core, core.read_model(graph), properties, facts.precision)
             progress.advance()
-            annotated = Annotator(graph)
-            layers = annotated(layers_of(compiled))
+            annotate = Annotator(graph)
+            layers = annotate(layers_of(compiled))
             fixed = {}
             for size in sizes:
                 progress.advance(note=f"for batch {size}")
                 model = core.read_model(graph)
                 model.reshape([size, *model.inputs[0].partial_shape[1:]])
-                alone = compile_model(core, model, properties, facts.precision)
-                _check_same_precisions(layers, annotated(layers_of(alone)), size)
-                fixed[size] = alone.export_model().getvalue()
-                del alone
+                fixed_model = compile_model(core, model, properties, facts.precision)
+                _check_same_precisions(layers, annotate(layers_of(fixed_model)), size)
+                fixed[size] = fixed_model.export_model().getvalue()
+                del fixed_model
             output.write_bytes(pack(compiled.export_model().getvalue(), fixed))
         except RuntimeError as error:
             raise BuildError(
@@ -136,26 +136,29 @@ class OpenVino:
         return [Session(models) for _ in range(streams)]
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """What this backend adds to the manifest's settings."""
+        """See `Backend.engine_settings`."""
         return {
             "hint": self._hint(settings),
             "fixed_batches": self._fixed_batches(settings),
-            **(SUMS_INSIDE if settings.precision in {"int8", "mixed"} else {}),
+            **(FUSED_SUMS if settings.precision in {"int8", "mixed"} else {}),
         }
 
     def _fixed_batches(self, settings: BuildSettings) -> list[int]:
-        """Sizes of batch that the engine is compiled for one by one, beside any size."""
-        asked = settings.options.get("fixed_batch")
+        """Batch sizes that get their own compiled model, besides the model for any size."""
+        requested = settings.options.get("fixed_batch")
         if settings.batch is not None:
-            if asked:
+            if requested:
                 raise UsageError(
-                    f"the graph has a fixed batch of {settings.batch} and takes no other",
-                    hint="leave out --fixed-batch, or export with --batch dynamic",
+                    f"the graph has a fixed batch of {settings.batch}",
+                    hint="remove --fixed-batch, or export with --batch dynamic",
                 )
             return []
-        sizes = sorted({int(size) for size in (asked if asked is not None else FIXED_BATCHES)})
+        sizes = sorted({int(size) for size in (FIXED_BATCHES if requested is None else requested)})
         if sizes and sizes[0] < 1:
-            raise UsageError(f"a batch of {sizes[0]}", hint="--fixed-batch 1,8, or none")
+            raise UsageError(
+                f"--fixed-batch must be at least 1, not {sizes[0]}",
+                hint="--fixed-batch 1,8, or none",
+            )
         return sizes
 
     def _hint(self, settings: BuildSettings) -> str:
@@ -179,7 +182,7 @@ class Session:
     """An engine's models, each with one infer request.
 
     Args:
-        models: The engine's models, or a graph that was compiled on the way.
+        models: The engine's models, or a graph compiled in memory.
     """
 
     def __init__(self, models: Models | Compiled) -> None:
@@ -189,7 +192,7 @@ class Session:
         self.output = spec_of(models.any_batch.outputs[0])
 
     def run(self, batch: Array) -> Array:
-        """See `Session.run` of the protocol."""
+        """See `Session.run`."""
         check_batch(batch, self.input)
         size = self.input.shape[0]
         if size is not None:
@@ -204,29 +207,29 @@ class Session:
         return np.array(outputs[0], np.float32)
 
     def bind(self, batch: Array) -> _Bound:
-        """See `Session.bind` of the protocol; the batch must have the engine's own size."""
+        """See `Session.bind`; the batch must have the engine's own size."""
         check_batch(batch, self.input)
         model = self._open_models().for_batch(len(batch))
         return _Bound(model, np.ascontiguousarray(batch))
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers` of the protocol."""
+        """See `Session.layers`."""
         return layers_of(self._open_models().any_batch)
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
-        """See `TimesLayers.time_layers`; on fresh copies, because of `LayerClock`."""
+        """See `TimesLayers.time_layers`; reopens the model regularly, because of `LayerClock`."""
         check_batch(batch, self.input)
         batch = np.ascontiguousarray(batch)
         spent: dict[str, list[float]] = {}
-        for done in range(0, calls, CALLS_A_COPY):
-            compiled = self._open_models().anew(len(batch), PERF_COUNT="YES")
+        for done in range(0, calls, CALLS_PER_COPY):
+            compiled = self._open_models().reopen(len(batch), PERF_COUNT="YES")
             bound, clock = _Bound(compiled, batch), LayerClock()
-            for call in range(SETTLING + min(CALLS_A_COPY, calls - done)):
+            for call in range(WARMUP_CALLS + min(CALLS_PER_COPY, calls - done)):
                 bound.enqueue()
                 for name, seconds in clock.read(bound.request).items():
-                    if call >= SETTLING:
+                    if call >= WARMUP_CALLS:
                         spent.setdefault(name, []).append(seconds)
-        times = {name: max(0.0, 1e3 * float(np.median(one))) for name, one in spent.items()}
+        times = {name: max(0.0, 1e3 * float(np.median(values))) for name, values in spent.items()}
         moved = bytes_moved(compiled)
         layers = [
             layer.model_copy(
@@ -236,12 +239,12 @@ class Session:
             if layer.name in times
         ]
         return layers + [
-            LayerInfo(name=name, type="unknown", precision="unknown", time_ms=one)
-            for name, one in times.items()
+            LayerInfo(name=name, type="unknown", precision="unknown", time_ms=time_ms)
+            for name, time_ms in times.items()
         ]
 
     def close(self) -> None:
-        """See `Session.close` of the protocol."""
+        """See `Session.close`."""
         self._requests.clear()
         self._models = None
 
@@ -251,7 +254,7 @@ class Session:
 
 
 class _Bound:
-    """One batch in shared memory; computing is synchronous, as a CPU engine is called."""
+    """One batch in shared memory, computed synchronously."""
 
     def __init__(self, compiled: Any, batch: Array) -> None:
         import openvino as ov
@@ -261,17 +264,17 @@ class _Bound:
         self.request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
 
     def upload(self) -> None:
-        """Nothing: the engine reads the batch where it lies."""
+        """Does nothing: the engine reads the batch in place."""
 
     def enqueue(self) -> None:
-        """Compute."""
+        """Compute synchronously."""
         self.request.infer(share_outputs=True)
 
     def wait(self) -> None:
-        """Nothing: `enqueue` has computed."""
+        """Does nothing: `enqueue` is synchronous."""
 
     def download(self) -> None:
-        """Nothing: the outputs are in host memory."""
+        """Does nothing: the outputs are in host memory."""
 
     def output(self) -> Array:
         """See `Bound.output`."""
@@ -279,19 +282,19 @@ class _Bound:
 
 
 def _check_same_precisions(
-    layers: Sequence[LayerInfo], alone: Sequence[LayerInfo], size: int
+    layers: Sequence[LayerInfo], fixed: Sequence[LayerInfo], size: int
 ) -> None:
-    """A model for one size computes each layer with weights in what the audited one computes it in.
+    """Check that the model for one size uses the audited precision in each layer with weights.
 
     Raises:
-        BuildError: It does not; the message names the layer.
+        BuildError: A layer differs; the message names it.
     """
     audited = {name: layer.precision for layer in layers for name in layer.torch_names}
-    for layer in alone:
+    for layer in fixed:
         for name in layer.torch_names if layer.flops else ():
             if audited.get(name, layer.precision) != layer.precision:
                 raise BuildError(
                     f"OpenVINO computes {name} in {layer.precision} for batch {size} and in "
-                    f"{audited[name]} for others",
+                    f"{audited[name]} for other sizes",
                     hint="--fixed-batch none",
                 )

@@ -1,4 +1,4 @@
-"""The layers of models that OpenVINO compiled: what they compute in, and how long each takes."""
+"""Layers of models compiled by OpenVINO: their precisions and times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optimizer.graphs.facts import graph_facts
 from optimizer.results import LayerInfo
 
 __all__ = [
-    "CALLS_A_COPY", "SETTLING", "LayerClock", "TimedGraph", "bytes_moved", "layers_of", "time_layers",
+    "CALLS_PER_COPY", "WARMUP_CALLS", "LayerClock", "TimedGraph", "bytes_moved", "layers_of", "time_layers",
 ]  # fmt: skip
 
 _PRECISIONS = {
@@ -31,15 +31,15 @@ _PRECISIONS = {
 }
 
 
-SETTLING = 3
-"""Calls of a freshly opened model that do not count: they allocate, and fill the caches."""
-CALLS_A_COPY = 20
-"""Calls after which a model is opened anew, because of `LayerClock`."""
+WARMUP_CALLS = 3
+"""Calls of a newly opened model that are not measured: they allocate and fill caches."""
+CALLS_PER_COPY = 20
+"""Calls after which a model is reopened, because of `LayerClock`."""
 _SKIPPED = {"Input", "Output", "Const", "Result", "Parameter"}
 
 
 def layers_of(compiled: Any) -> list[LayerInfo]:
-    """Layers of the execution graph, as the plugin tells them."""
+    """Layers of the execution graph, as the plugin reports them."""
     layers = []
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = {str(k): str(v.astype(str)) for k, v in op.get_rt_info().items()}
@@ -61,7 +61,7 @@ def layers_of(compiled: Any) -> list[LayerInfo]:
 
 
 def bytes_moved(compiled: Any) -> dict[str, int]:
-    """Bytes of the inputs (weights among them) and outputs of each layer, as it last ran."""
+    """Bytes of the inputs (including weights) and outputs of each layer in its last run."""
     moved = {}
     for op in compiled.get_runtime_model().get_ordered_ops():
         ports = [*op.inputs(), *op.outputs()]
@@ -73,11 +73,11 @@ def bytes_moved(compiled: Any) -> dict[str, int]:
 
 
 class LayerClock:
-    """Times of single calls, from counters that are means over all calls.
+    """Recovers times of single calls from counters that report running means.
 
-    The plugin's counters are means since the model was loaded, in whole microseconds. The call
-    number ``k`` took ``k`` times the mean after it less ``k - 1`` times the mean before it, with an
-    error of up to ``k`` microseconds: so no clock is read more than some twenty times.
+    The plugin's counters are means since the model was loaded, in whole microseconds. Call ``k`` took
+    ``k`` times the mean after it minus ``k - 1`` times the mean before it, with an error of up to
+    ``k`` microseconds. A clock is therefore used for about twenty calls only.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class LayerClock:
         self._means: dict[str, float] = {}
 
     def read(self, request: Any) -> dict[str, float]:
-        """Seconds of each layer in the call that is just over."""
+        """Seconds of each layer in the last call."""
         means = {
             layer.node_name: layer.real_time.total_seconds()
             for layer in request.get_profiling_info()
@@ -101,12 +101,11 @@ class LayerClock:
 
 @dataclass(frozen=True)
 class TimedGraph:
-    """Where the time of one image goes.
+    """Times of one inference.
 
     Attributes:
-        total_ms: Wall time of one inference.
-        layers: The layers with their own times (``time_ms``); what the plugin does between them
-            is in the total alone.
+        total_ms: Wall time of the inference.
+        layers: The layers with ``time_ms``; time between layers counts only in the total.
     """
 
     total_ms: float
@@ -114,16 +113,16 @@ class TimedGraph:
 
 
 def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) -> list[TimedGraph]:
-    """Time graphs layer by layer on one image, in turns, as this backend compiles them.
+    """Time graphs layer by layer on one image, interleaved, as this backend compiles them.
 
-    Times are lower quartiles: what else the machine does only ever adds to them. Call it in a
-    process of its own, where no other library's threads wait. The graphs are compiled anew every
-    twenty rounds, because of `LayerClock`.
+    Times are lower quartiles, because disturbances only add time. Call it in a separate process,
+    without threads of other libraries. Graphs are recompiled every twenty rounds, because of
+    `LayerClock`.
 
     Args:
-        graphs: FP32 or INT8 graphs of a dynamic batch.
-        image_size: Height and width of the image.
-        rounds: Inferences of each graph that count; three more come first after each compilation.
+        graphs: FP32 or INT8 graphs with a dynamic batch.
+        image_size: Height and width of the image in pixels.
+        rounds: Measured inferences per graph; three warm-up inferences follow each compilation.
 
     Raises:
         BuildError: OpenVINO cannot compile a graph.
@@ -132,41 +131,41 @@ def time_layers(graphs: Sequence[Path], image_size: int, *, rounds: int = 60) ->
 
     core = ov.Core()
     properties = {**config("f32", None), "PERF_COUNT": "YES"}
-    carried = [(path, graph_facts(path).precision) for path in graphs]
+    precisions = [(path, graph_facts(path).precision) for path in graphs]
     totals: list[list[float]] = [[] for _ in graphs]
     times: list[dict[str, list[float]]] = [{} for _ in graphs]
-    for done in range(0, rounds, CALLS_A_COPY):
+    for done in range(0, rounds, CALLS_PER_COPY):
         try:
             compiled = [
                 compile_model(core, core.read_model(path), properties, precision)
-                for path, precision in carried
+                for path, precision in precisions
             ]
         except RuntimeError as error:
             line = first_line(error)
             raise BuildError(f"OpenVINO could not compile the graphs: {line}") from error
         batch = _noise(spec_of(compiled[0].inputs[0]), image_size)
-        copies = [(one.create_infer_request(), LayerClock()) for one in compiled]
-        for turn in range(SETTLING + min(CALLS_A_COPY, rounds - done)):
+        copies = [(model.create_infer_request(), LayerClock()) for model in compiled]
+        for turn in range(WARMUP_CALLS + min(CALLS_PER_COPY, rounds - done)):
             for number, (request, clock) in enumerate(copies):
                 started = time.perf_counter()
                 request.infer([batch])
                 seconds = time.perf_counter() - started
                 spent = clock.read(request)
-                if turn < SETTLING:
+                if turn < WARMUP_CALLS:
                     continue
                 totals[number].append(seconds)
-                for name, one in spent.items():
-                    times[number].setdefault(name, []).append(one)
+                for name, layer_s in spent.items():
+                    times[number].setdefault(name, []).append(layer_s)
     return [
         TimedGraph(
             _quartile_ms(total),
             [
                 layer.model_copy(update={"time_ms": _quartile_ms(spent[layer.name])})
-                for layer in annotate(layers_of(one), path)
+                for layer in annotate(layers_of(model), path)
                 if layer.name in spent
             ],
         )
-        for path, one, total, spent in zip(graphs, compiled, totals, times, strict=True)
+        for path, model, total, spent in zip(graphs, compiled, totals, times, strict=True)
     ]
 
 

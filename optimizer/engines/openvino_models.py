@@ -1,11 +1,11 @@
-"""The compiled models in an OpenVINO engine: one for batches of any size, others for one size each.
+"""The compiled models in an OpenVINO engine: one for any batch size, and some for one size each.
 
-A model compiled for one shape plans its memory once and asks for no shapes while it runs. At 224
-pixels that is worth a few percent, at 32 pixels more than a tenth.
+A model compiled for one shape plans its memory once and infers no shapes at run time. That saves a
+few percent at 224 pixels and more than 10 % at 32 pixels.
 
-An engine file is what OpenVINO exports, and OpenVINO by itself imports it. The models for fixed
-sizes stand behind that, in a comment at the end of its XML: as the blocks in which they differ from
-the first, for the weights are the same.
+An engine file is an OpenVINO export, and plain OpenVINO can import it. The models for fixed sizes
+are appended in a comment at the end of its XML, as the blocks in which they differ from the first,
+because the weights are the same.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from optimizer.errors import ArtifactError, UsageError
 from optimizer.targets.hardware import cpu_features
 
 __all__ = [
-    "SUMS_INSIDE", "Compiled", "Models", "compile_model", "config", "first_line", "pack", "spec_of",
+    "FUSED_SUMS", "Compiled", "Models", "compile_model", "config", "first_line", "pack", "spec_of",
 ]  # fmt: skip
 
-SUMS_INSIDE = {"SNIPPETS_MODE": "DISABLE"}
-"""For INT8 models; see `compile_model`."""
+FUSED_SUMS = {"SNIPPETS_MODE": "DISABLE"}
+"""Property for INT8 models; see `compile_model`."""
 
 _OPEN, _CLOSE = b"\n<!-- resnet-opt fixed batches ", b" -->"
 _BLOCK = 4096
 
 
 class Models:
-    """The models of one engine, each opened when it is first needed.
+    """The models of one engine, each opened on first use.
 
     Args:
-        blob: What `pack` made.
-        config: OpenVINO's properties, for every model.
+        blob: The output of `pack`.
+        config: OpenVINO properties for every model.
         device: OpenVINO's device.
     """
 
@@ -54,11 +54,11 @@ class Models:
 
     @property
     def any_batch(self) -> Any:
-        """The model for batches of any size, or of the one size of the graph."""
+        """The model for any batch size, or for the fixed size of the graph."""
         return self._opened[None]
 
     def for_batch(self, size: int) -> Any:
-        """The model for a batch of this size: its own if there is one."""
+        """The model for a batch of this size: a fixed-size model if there is one."""
         if size not in self._fixed:
             return self.any_batch
         with self._lock:  # streams share the models
@@ -66,8 +66,8 @@ class Models:
                 self._opened[size] = self._open(self._restored(size))
             return self._opened[size]
 
-    def anew(self, size: int, **properties: str) -> Any:
-        """The same as `for_batch`, opened once more with further properties."""
+    def reopen(self, size: int, **properties: str) -> Any:
+        """A second copy of the `for_batch` model, opened with additional properties."""
         return self._open(
             self._restored(size) if size in self._fixed else self._first, **properties
         )
@@ -80,31 +80,31 @@ class Models:
 
 
 class Compiled:
-    """A graph that was compiled on the way, in the place of an engine's `Models`."""
+    """A graph compiled in memory, in place of an engine's `Models`."""
 
     def __init__(self, model: Any) -> None:
         self.any_batch = model
 
     def for_batch(self, size: int) -> Any:
-        """The graph, which takes any size."""
+        """The model of the graph, which takes any size."""
         del size
         return self.any_batch
 
-    def anew(self, size: int, **properties: str) -> Any:
-        """Refuse: the graph is not opened twice."""
+    def reopen(self, size: int, **properties: str) -> Any:
+        """Always refuses: there is no file to open again."""
         del size, properties
         raise UsageError(
-            "a graph compiled on the way is not timed by layer",
+            "a graph compiled in memory cannot be timed by layer",
             hint="build an engine from it: resnet-opt build --engine openvino",
         )
 
 
 def pack(model: bytes, fixed: Mapping[int, bytes]) -> bytes:
-    """Put the models for fixed sizes behind the one for any size.
+    """Append the models for fixed sizes to the model for any size.
 
     Args:
         model: The exported model for any size.
-        fixed: Exported models by the size of their batch.
+        fixed: Exported models by batch size.
     """
     if not fixed:
         return model
@@ -117,16 +117,16 @@ def _split(blob: bytes) -> tuple[bytes, dict[int, dict[str, Any]]]:
     if at < 0:
         return blob, {}
     try:
-        told = json.loads(blob[at + len(_OPEN) : -len(_CLOSE)])
-        return blob[:at], {int(size): difference for size, difference in told.items()}
+        differences = json.loads(blob[at + len(_OPEN) : -len(_CLOSE)])
+        return blob[:at], {int(size): difference for size, difference in differences.items()}
     except ValueError as error:
         raise ArtifactError(
-            "the engine's models for fixed batches cannot be read", hint="build it again"
+            "the engine's models for fixed batches are damaged", hint="build the engine again"
         ) from error
 
 
 def _difference(model: bytes, other: bytes) -> dict[str, Any]:
-    """The blocks of ``other`` that are not at the same place in ``model``."""
+    """The blocks of ``other`` that differ from the block at the same position in ``model``."""
     ours, theirs = _blocks(model), _blocks(other)
     common = min(len(ours), len(theirs))
     changed = np.ones(len(theirs), bool)
@@ -149,13 +149,13 @@ def _restore(model: bytes, difference: Mapping[str, Any]) -> bytes:
 
 
 def _blocks(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes as rows of one block each, the last one filled up with zeros."""
+    """The bytes as one block per row, zero-padded."""
     missing = -len(data) % _BLOCK
     return np.frombuffer(data + bytes(missing), np.uint8).reshape(-1, _BLOCK)
 
 
 def config(hint: str, threads: int | None, streams: int = 1) -> dict[str, Any]:
-    """OpenVINO's properties for one inference at a time in each stream, as fast as it can be."""
+    """OpenVINO properties for lowest latency, with one inference at a time per stream."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": str(streams),
@@ -166,40 +166,40 @@ def config(hint: str, threads: int | None, streams: int = 1) -> dict[str, Any]:
 
 
 def compile_model(core: Any, model: Any, properties: Mapping[str, Any], precision: str) -> Any:
-    """Compile a model for the CPU, with the sums of INT8 graphs inside of convolutions.
+    """Compile a model for the CPU, keeping the residual sums of INT8 graphs fused.
 
-    The plugin makes one kernel of a block's last convolution, the sum with the shortcut and what
-    follows. Where the shortcut alone is quantized, its INT8 passes put a multiplication before the
-    sum, and in models of a fixed shape its compiler of small operations ("snippets") then takes the
-    sum away: 12 of the 16 of a ResNet-50 read and wrote FP32 (OpenVINO 2026.4). What is exported
-    has the sums where they were when it was compiled.
+    The plugin fuses a block's last convolution, the sum with the shortcut and what follows into one
+    kernel. If only the shortcut is quantized, its INT8 passes insert a multiplication before the sum,
+    and in fixed-shape models its snippets compiler then takes over the sum: 12 of the 16 sums of a
+    ResNet-50 read and wrote FP32 (OpenVINO 2026.4). Exported models keep the fusions of their
+    compilation.
 
     Args:
         core: An ``openvino.Core``.
-        model: What it has read.
+        model: A model read by ``core``.
         properties: See `config`.
-        precision: What the graph carries.
+        precision: Precision of the graph.
 
     Raises:
         RuntimeError: OpenVINO cannot compile it.
     """
     if precision in {"int8", "mixed"}:
         try:
-            return core.compile_model(model, "CPU", {**properties, **SUMS_INSIDE})
+            return core.compile_model(model, "CPU", {**properties, **FUSED_SUMS})
         except RuntimeError as error:
-            if next(iter(SUMS_INSIDE)) not in str(error):  # a release without that property
+            if next(iter(FUSED_SUMS)) not in str(error):  # a release without this property
                 raise
     return core.compile_model(model, "CPU", dict(properties))
 
 
 def spec_of(port: Any) -> TensorSpec:
-    """Name, shape and type of a model's input or output."""
+    """Name, shape and dtype of a model's input or output."""
     shape = tuple(int(d.get_length()) if d.is_static else None for d in port.partial_shape)
     dtype = {"f32": "float32", "u8": "uint8"}.get(port.element_type.get_type_name(), "float32")
     return TensorSpec(port.any_name, shape, dtype)
 
 
 def first_line(error: Exception) -> str:
-    """What is worth saying of OpenVINO's errors, which tell their own call stack first."""
+    """The last line of an OpenVINO error, which starts with its call stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

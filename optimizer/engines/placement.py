@@ -1,4 +1,4 @@
-"""On which device engines run: ``--device cuda:1`` is for those that run on a GPU."""
+"""Decides on which device each engine runs; ``--device cuda:1`` applies to GPU engines only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["PYTORCH_ON_CPU", "check_device", "device_of", "placed", "runs_on", "
 _ON_CPU = {"openvino", "torch"}
 _ON_GPU = {"tensorrt", "tensorrt-rtx"}
 PYTORCH_ON_CPU = (
-    "PyTorch here cannot use the GPU (a build without CUDA, or one that the driver is too old for): "
-    "it was computed on the CPU, and engines of the GPU are compared with that"
+    "PyTorch cannot use the GPU here (built without CUDA, or the driver is too old): "
+    "PyTorch ran on the CPU, and GPU engines are compared with that"
 )
 
 
 def runs_on_gpu(settings: Mapping[str, Any]) -> bool:
     """Whether an engine with these manifest settings runs on a GPU.
 
-    A third party's backend is taken to have devices: it is told which, and may refuse it.
+    Third-party backends are assumed to: they get the device and may refuse it.
     """
     backend = settings.get("backend")
     if backend == "onnxruntime":
@@ -32,48 +32,47 @@ def runs_on_gpu(settings: Mapping[str, Any]) -> bool:
 
 
 def device_of(path: Path, device: str | None) -> str | None:
-    """The device to open a file on: ``None`` for what runs on the CPU."""
+    """The device to open a file on; ``None`` if it runs on the CPU."""
     if device is None:
         return None
     try:
         manifest = read_manifest(path)
     except ArtifactError:
-        return None  # a checkpoint; whatever else is wrong is told when the file is opened
+        return None  # a checkpoint; anything else is reported when the file is opened
     return device if manifest.kind == "engine" and runs_on_gpu(manifest.settings) else None
 
 
 def placed(paths: Sequence[Path], device: str | None) -> dict[Path, str | None]:
-    """The device to open each of several files on, that are compared with each other.
+    """Choose the device for each of several files that are compared with each other.
 
-    PyTorch runs where the engines beside it run: on the GPU if that was named or if one of them is
-    an engine of a GPU, and if PyTorch can use it. Beside PyTorch on a CPU such an engine proves
-    nothing.
+    PyTorch runs on the GPU if ``device`` names one or one of the engines runs on one, and if PyTorch
+    can use it: comparing a GPU engine with PyTorch on a CPU proves nothing.
 
     Args:
         paths: Engines and checkpoints.
-        device: The GPU that was asked for; ``None`` for the first.
+        device: The requested GPU; ``None`` for the first.
 
     Raises:
-        UsageError: ``device`` is no GPU's name, or nothing here runs on a GPU.
+        UsageError: ``device`` is not a GPU, or none of the files runs on a GPU.
     """
-    found = {path: device_of(path, device) for path in paths}
+    devices = {path: device_of(path, device) for path in paths}
     pytorch = [path for path in paths if _is_pytorch(path)]
-    wanted = device is not None or any(runs_on(path, None) == "cuda:0" for path in paths)
-    if pytorch and wanted and device_index(device) < _gpus_of_pytorch():
-        found |= dict.fromkeys(pytorch, f"cuda:{device_index(device)}")
-    if not set(found.values()) - {None}:
+    use_gpu = device is not None or any(runs_on(path, None) == "cuda:0" for path in paths)
+    if pytorch and use_gpu and device_index(device) < _gpus_of_pytorch():
+        devices |= dict.fromkeys(pytorch, f"cuda:{device_index(device)}")
+    if not set(devices.values()) - {None}:
         check_device(paths, device)
-    return found
+    return devices
 
 
 def runs_on(path: Path, device: str | None) -> str | None:
-    """``cpu`` or ``cuda:0``, where a file opened on a device runs.
+    """Where a file runs when it is opened on a device: ``cpu`` or ``cuda:0``.
 
-    ``None`` for the backend of a third party, which has devices of its own.
+    ``None`` for third-party backends, which may have other devices.
 
     Args:
         path: An engine or a checkpoint.
-        device: What `placed` or `device_of` says.
+        device: The device from `placed` or `device_of`.
     """
     if _is_pytorch(path):
         return device or "cpu"
@@ -89,7 +88,7 @@ def _is_pytorch(path: Path) -> bool:
     try:
         manifest = read_manifest(path)
     except ArtifactError:
-        return True  # a checkpoint; whatever else is wrong is told when the file is opened
+        return True  # a checkpoint; anything else is reported when the file is opened
     return manifest.kind != "engine" or manifest.settings.get("backend") == "torch"
 
 
@@ -103,12 +102,12 @@ def check_device(paths: Sequence[Path], device: str | None) -> None:
     """Refuse a device that none of the engines would use.
 
     Raises:
-        UsageError: ``device`` is no GPU's name, or all engines run on the CPU.
+        UsageError: ``device`` is not a GPU, or all engines run on the CPU.
     """
     if device is None:
         return
     device_index(device)
     if all(device_of(path, device) is None for path in paths):
         raise UsageError(
-            f"--device {device} is a GPU, and nothing here runs on one", hint="leave it out"
+            f"--device {device} is a GPU, but all engines run on the CPU", hint="remove --device"
         )

@@ -1,8 +1,8 @@
-"""What every kind of engine can do: the contract between this room and the ones after it.
+"""The interface of backends and sessions.
 
-A backend compiles a *graph* (an ONNX file whose precision is explicit) into an *engine*, loads it,
-runs it, and says which layers it has. It knows nothing of accuracy, timing or reports.
-Third parties add one through the entry-point group ``resnet_opt.engines``.
+A backend compiles a *graph* (an ONNX file with explicit precision) into an *engine*, loads it, runs
+it, and lists its layers. It knows nothing about accuracy, timing or reports.
+Third parties add backends through the entry-point group ``resnet_opt.engines``.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can build and run here, and if not, why and what would fix it."""
+    """Whether a backend can build and run on this machine; if not, why, and how to fix it."""
 
     can_build: bool
     can_run: bool
     reason: str
-    """One line: the versions found, or what is missing."""
+    """One line: the installed versions, or what is missing."""
     hint: str | None = None
-    """The command that would enable it."""
+    """The command that enables it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """Options of one build; a backend ignores none that it does not know: it refuses them.
+    """Options of one build. A backend refuses options that it does not support.
 
     Attributes:
-        precision: The precision the graph carries (``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``).
-        batch: ``None`` for a dynamic batch, else the fixed batch of the graph.
-        profile: (min, opt, max) batch of a dynamic engine; only TensorRT compiles it in.
-        targets: TensorRT-RTX compute capabilities, ``("sm86", "sm89")``; empty elsewhere.
-        workspace_bytes: Upper bound of the builder's scratch memory (TensorRT).
-        opt_level: Builder optimization level 0 to 5 (TensorRT).
-        timing_cache: TensorRT's timing cache file.
+        precision: Precision of the graph (``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8``).
+        batch: Fixed batch size of the graph; ``None`` if it is dynamic.
+        profile: (min, opt, max) batch size of a dynamic engine (TensorRT only).
+        targets: Compute capabilities for TensorRT-RTX, ``("sm86", "sm89")``; empty otherwise.
+        workspace_bytes: Maximum scratch memory of the builder (TensorRT).
+        opt_level: Builder optimization level, 0 to 5 (TensorRT).
+        timing_cache: Timing cache file (TensorRT).
         threads: Threads the engine is tuned for; ``None`` for all physical cores.
-        options: Further options of one backend, by its own names.
+        options: Backend-specific options by name.
     """
 
     precision: str
@@ -75,14 +75,14 @@ class BuildSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What a build found out, beside the file it wrote.
+    """The results of a build, besides the file it wrote.
 
     Attributes:
-        layers: The layers that were compiled. They go into the manifest, because some engines
-            cannot be opened where they were built.
-        seconds: Wall time of the library's own compilation.
-        notes: Remarks a user must know (an option the library ignored, say).
-        machine: What the build ran on where that decides where the engine runs (GPU, driver, CUDA).
+        layers: The compiled layers. They go into the manifest, because some engines cannot be
+            opened where they were built.
+        seconds: Wall time of the library's compilation.
+        notes: Remarks for the user, such as an option that the library ignored.
+        machine: Where it was built, if that limits where the engine runs (GPU, driver, CUDA).
     """
 
     layers: list[LayerInfo]
@@ -102,31 +102,30 @@ class TensorSpec:
 
 @runtime_checkable
 class Bound(Protocol):
-    """A batch bound to an engine, so that copies and compute can be timed apart.
+    """A batch bound to an engine, so that copies and compute can be timed separately.
 
-    ``upload``, ``compute`` and ``download`` are the three spans; on a CPU the first and the last
-    cost next to nothing. ``compute`` returns after the work is done; `enqueue` and `wait` are its
-    two halves for engines that work asynchronously.
+    On a CPU, `upload` and `download` cost almost nothing. `enqueue` followed by `wait` is the
+    computation; an engine that works synchronously computes in `enqueue`.
     """
 
     def upload(self) -> None:
-        """Copy the batch to the device and wait."""
+        """Copy the batch to the device and wait for the copy."""
 
     def enqueue(self) -> None:
         """Start the computation."""
 
     def wait(self) -> None:
-        """Wait until the computation started last is done."""
+        """Wait for the last computation to finish."""
 
     def download(self) -> None:
-        """Copy the outputs to the host and wait."""
+        """Copy the outputs to the host and wait for the copy."""
 
     def output(self) -> Array:
-        """The outputs of the last computation, N x classes float32; valid until the next one."""
+        """Outputs of the last computation, N x classes float32; valid until the next one."""
 
 
 class Session(Protocol):
-    """A loaded engine. One thread at a time may use it."""
+    """A loaded engine. Not thread-safe: use it from one thread at a time."""
 
     input: TensorSpec
     output: TensorSpec
@@ -135,41 +134,41 @@ class Session(Protocol):
         """Compute one batch.
 
         Args:
-            batch: N x 3 x H x W float32, or N x H x W x 3 uint8 where the graph takes images.
+            batch: N x 3 x H x W float32, or N x H x W x 3 uint8 if the graph takes images.
 
         Returns:
             N x classes float32, a new array.
         """
 
     def bind(self, batch: Array) -> Bound:
-        """Prepare to compute the same batch many times."""
+        """Prepare to compute the same batch repeatedly."""
 
     def layers(self) -> list[LayerInfo]:
-        """The engine's layers as it tells them; empty if it does not tell here."""
+        """The layers as the engine reports them; empty if it does not report them."""
 
     def close(self) -> None:
-        """Free what the engine holds; calling it again does nothing."""
+        """Release the engine's resources; calling it again does nothing."""
 
 
 @runtime_checkable
 class TimesLayers(Protocol):
-    """What a `Session` is too if its engine can be timed layer by layer; optional."""
+    """Optional interface of a `Session` whose engine can be timed layer by layer."""
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
-        """Time each layer with the library's own means; the session itself stays unprofiled.
+        """Time each layer with the library's profiler; the session itself stays unprofiled.
 
         Args:
             batch: As for `Session.bind`.
-            calls: Calls that count, after a few that do not.
+            calls: Measured calls, after a few warm-up calls.
 
         Returns:
-            The layers that ran, in the order of the engine, with ``time_ms`` (median over the
-            calls, or their mean where the library tells no single call) and, where the engine
-            tells them, the ``bytes`` of the whole batch. ``flops`` are of one image and may be
-            left to `optimizer.engines.layer_annotation.annotate`.
+            The layers that ran, in the engine's order, with ``time_ms`` (median over the calls,
+            or their mean if the library does not report single calls) and, if the engine reports
+            them, the ``bytes`` of the whole batch. ``flops`` are per image and may be left to
+            `optimizer.engines.layer_annotation.annotate`.
 
         Raises:
-            UsageError: This engine cannot be timed by layer, or not with this batch.
+            UsageError: The engine cannot be timed by layer, or not with this batch.
         """
 
 
@@ -179,28 +178,28 @@ class Backend(Protocol):
     name: str
     """The name on the command line."""
     suffix: str
-    """Suffix of an engine file, with the dot."""
+    """Suffix of an engine file, including the dot."""
     libraries: tuple[str, ...]
-    """Distributions whose versions decide what an engine is."""
+    """Distributions whose versions an engine depends on."""
 
     def availability(self) -> Availability:
-        """Whether this machine can build and run; imports no more than it must."""
+        """Whether this machine can build and run; imports as little as possible."""
 
     def device(self) -> dict[str, Any]:
-        """The device an engine is built for, as it goes into the manifest and the key."""
+        """The device an engine is built for, as recorded in the manifest and the cache key."""
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """What this backend adds to the manifest's settings; checked before a build is started.
+        """What this backend adds to the manifest's settings; checks them before a build.
 
         Raises:
             UnsupportedPrecision: The backend does not compute this precision here.
-            UsageError: An option this backend does not have.
+            UsageError: The backend does not have one of the options.
         """
 
     def build(
         self, graph: Path, output: Path, settings: BuildSettings, progress: Progress
     ) -> Built:
-        """Compile ``graph`` into ``output``; runs in the calling process.
+        """Compile ``graph`` into ``output`` in the calling process.
 
         Raises:
             GraphError: The graph cannot be compiled by this backend.
@@ -211,34 +210,34 @@ class Backend(Protocol):
     def load(
         self, engine: Path, *, threads: int | None = None, device: str | None = None
     ) -> Session:
-        """Load an engine; its manifest was checked before.
+        """Load an engine whose manifest has been checked.
 
         Args:
             engine: The engine file.
-            threads: Threads to compute with; ``None`` for all physical cores.
-            device: Which device, ``cuda:1``; ``None`` for the first.
+            threads: Compute threads; ``None`` for all physical cores.
+            device: Device such as ``cuda:1``; ``None`` for the first.
         """
 
 
 @runtime_checkable
 class ChecksMachine(Protocol):
-    """A backend that judges itself whether an engine fits this machine.
+    """A backend that decides for itself whether an engine fits this machine.
 
-    For the others, library versions and the device must be those of the build.
+    For other backends, library versions and device must equal those of the build.
     """
 
     def check_machine(self, path: Path, manifest: Manifest, device: str | None) -> None:
-        """Compare a manifest with this machine; called only where the backend can run.
+        """Compare a manifest with this machine; called only if the backend can run.
 
         Raises:
-            ArtifactError: What differs, and the command that rebuilds.
-            MissingDevice, UsageError: There is no such device.
+            ArtifactError: The engine does not fit; names the difference and the rebuild command.
+            MissingDevice, UsageError: The device does not exist.
         """
 
 
 @runtime_checkable
 class ConcurrentBackend(Protocol):
-    """A backend whose engines compute several batches at the same time; not every one does."""
+    """A backend whose engines can compute several batches concurrently."""
 
     def load_streams(
         self,
@@ -248,27 +247,27 @@ class ConcurrentBackend(Protocol):
         threads: int | None = None,
         device: str | None = None,
     ) -> Sequence[Session]:
-        """Load an engine once, as several sessions that compute beside each other.
+        """Load an engine once, as several sessions that compute concurrently.
 
-        The sessions share the engine and its weights. As any session, each is used by one thread.
+        The sessions share the engine and its weights. Each is used by one thread.
 
         Args:
-            engine: The engine file; its manifest was checked before.
-            streams: How many sessions.
-            threads: Threads that all of them compute with together; ``None`` for all physical
-                cores. At least ``streams``, where the engine computes on the CPU.
-            device: Which device, ``cuda:1``; ``None`` for the first.
+            engine: The engine file; its manifest has been checked.
+            streams: Number of sessions.
+            threads: Compute threads of all sessions together; ``None`` for all physical cores.
+                At least ``streams`` if the engine computes on the CPU.
+            device: Device such as ``cuda:1``; ``None`` for the first.
         """
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How an engine is opened, where its backend leaves a choice.
+    """How to open an engine, if its backend offers a choice.
 
     Attributes:
-        variant: Which of a backend's ways to compute; PyTorch has some (`optimizer.engines.torch`).
-        cache: A folder in which a library that compiles when an engine is opened keeps what it made,
-            for the next process that opens it.
+        variant: Execution variant of the backend; PyTorch has several (`optimizer.engines.torch`).
+        cache: Folder where a library that compiles on opening stores the result for the next
+            process that opens the engine.
     """
 
     variant: str | None = None
@@ -277,7 +276,7 @@ class Opening:
 
 @runtime_checkable
 class ChoosesOpening(Protocol):
-    """A backend whose engines may be opened in several ways."""
+    """A backend whose engines can be opened in several ways."""
 
     def load_with(
         self,
@@ -288,8 +287,8 @@ class ChoosesOpening(Protocol):
         threads: int | None = None,
         device: str | None = None,
     ) -> Sequence[Session]:
-        """As `ConcurrentBackend.load_streams`; what it has no use for in ``opening`` is ignored.
+        """Like `ConcurrentBackend.load_streams`; ignores what does not apply in ``opening``.
 
         Raises:
-            UsageError: There is no such variant.
+            UsageError: The variant does not exist.
         """

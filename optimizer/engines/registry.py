@@ -1,4 +1,4 @@
-"""Which kinds of engine there are: the built-in ones, and third parties' by entry point."""
+"""The registry of backends: built-in ones, and third-party ones by entry point."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _registered: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> None:
-    """Add a backend in this process; a name that is taken is refused.
+    """Add a backend in this process.
 
     Raises:
         UsageError: Another backend has this name.
@@ -33,26 +33,26 @@ def register(backend: Backend) -> None:
 
 
 def backends() -> dict[str, Backend]:
-    """All backends by name; libraries are not imported, so one that is missing is still listed."""
-    found = {name: _create(target) for name, target in _BUILT_IN.items()}
+    """All backends by name, including those whose library is not installed."""
+    available = {name: _create(target) for name, target in _BUILT_IN.items()}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name not in found:
-            found[entry.name] = entry.load()()
-    return {**found, **_registered}
+        if entry.name not in available:
+            available[entry.name] = entry.load()()
+    return {**available, **_registered}
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of this name.
+    """The backend with this name.
 
     Raises:
-        UsageError: There is none; the message lists those there are.
+        UsageError: There is no such backend; the hint lists those that exist.
     """
     if name in _BUILT_IN:
         return _create(_BUILT_IN[name])
-    found = backends()
-    if name not in found:
-        raise UsageError(f"unknown engine {name!r}", hint=f"one of auto, {', '.join(found)}")
-    return found[name]
+    available = backends()
+    if name not in available:
+        raise UsageError(f"unknown engine {name!r}", hint=f"one of auto, {', '.join(available)}")
+    return available[name]
 
 
 def _create(target: str) -> Backend:

@@ -1,4 +1,4 @@
-"""Whether an INT8 graph's weights make sums of 16 bits overflow on a CPU without VNNI."""
+"""Detects INT8 weights whose 16-bit sums saturate on a CPU without VNNI."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["saturation_note"]
 
 
 def saturation_note(graph: Path, target: str) -> str | None:
-    """What is to be said of a graph's weights, on this CPU.
+    """Report how many channels of a graph may saturate on this CPU.
 
-    Graphs that `quantize` wrote for this target have none that saturate; others may, silently.
+    Graphs written by `quantize` for this target have none. Others may saturate silently.
 
     Args:
         graph: A Q/DQ graph.
         target: ``openvino`` or ``onnxruntime``.
 
     Returns:
-        One line; ``None`` where products are added in 32 bits, or no weight is INT8.
+        One line; ``None`` if products are accumulated in 32 bits or no weight is INT8.
     """
     from onnx import TensorProto, numpy_helper
 
@@ -42,17 +42,17 @@ def saturation_note(graph: Path, target: str) -> str | None:
     for node in proto.node:
         if node.op_type not in {"Conv", "Gemm"} or node.input[1] not in weights:
             continue
-        known = {a.name: a.i for a in node.attribute if a.name in {"group", "transB"}}
+        attributes = {a.name: a.i for a in node.attribute if a.name in {"group", "transB"}}
         integers = numpy_helper.to_array(weights[node.input[1]])
-        if node.op_type == "Gemm" and not known.get("transB", 0):
+        if node.op_type == "Gemm" and not attributes.get("transB", 0):
             integers = np.ascontiguousarray(integers.T)
-        found = unsafe_channels(integers, WeightGrid.of(rules, known.get("group", 1)))
-        channels, unsafe = channels + len(found), unsafe + int(found.sum())
+        saturating = unsafe_channels(integers, WeightGrid.of(rules, attributes.get("group", 1)))
+        channels, unsafe = channels + len(saturating), unsafe + int(saturating.sum())
     if not channels:
         return None
     if not unsafe:
-        return "no VNNI: INT8 products are added in 16 bits; none of these weights saturate"
+        return "no VNNI: INT8 products are accumulated in 16 bits; none of these weights saturate"
     return (
         f"no VNNI: {unsafe} of {channels} channels have weights whose products saturate in 16 bits; "
-        f"resnet-opt quantize {graph.name} --precision int8 --target {target} rounds them again"
+        f"resnet-opt quantize {graph.name} --precision int8 --target {target} rounds them to safe values"
     )

@@ -1,12 +1,11 @@
-"""PyTorch eager, module by module: forward hooks that read the clock.
+"""Times PyTorch eager module by module, with forward hooks.
 
-Hooks and not ``torch.profiler``: a hook costs a function call before and after each of some hundred
-and fifty modules and stands at the module itself, so nothing has to be mapped. The profiler records
-every operator below them, several to a module, each with an event that it allocates and keeps, and
-names operators and no modules.
+Hooks are used instead of ``torch.profiler`` because they cost one function call before and after
+each of about 150 modules, and they name the module. The profiler records every operator, several
+per module, allocates an event for each, and names operators instead of modules.
 
-What a module does besides calling others (the residual addition, which is no module, and Python) is
-its own time and a layer too: no time between the first and the last hook is lost.
+Time that a module spends outside its submodules (residual additions, Python) counts as its own
+layer, so no time between the first and the last hook is lost.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from optimizer.results import LayerInfo
 
 __all__ = ["time_modules"]
 
-_SETTLING = 2
-"""Calls that do not count."""
+_WARMUP_CALLS = 2
+"""Calls that are not measured."""
 
 
 def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
@@ -31,21 +30,21 @@ def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
 
     Args:
         module: The network, in evaluation mode.
-        bound: Computes a batch with it.
-        calls: Calls that count.
+        bound: A batch bound to the network.
+        calls: Measured calls.
 
     Returns:
-        A layer for every module, in the order in which they first finish, with the median of its
-        own time, the FLOPs of one image and the bytes of the batch. A module that others are in has
-        its own type and no bytes.
+        One layer per module, in the order in which modules first finish, with the median time
+        excluding submodules, the FLOPs per image and the bytes of the batch. A module that contains
+        others has no bytes.
     """
     runs: list[dict[str, float]] = []
     with _hooked(module, bound, runs) as work:
-        for _ in range(_SETTLING + calls):
+        for _ in range(_WARMUP_CALLS + calls):
             runs.append({})
             bound.enqueue()
             bound.wait()
-    counted = runs[_SETTLING:]
+    counted = runs[_WARMUP_CALLS:]
     kinds = {name: type(part).__name__ for name, part in module.named_modules()}
     return [
         LayerInfo(
@@ -65,18 +64,18 @@ def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
 def _hooked(
     module: Any, bound: Bound, runs: list[dict[str, float]]
 ) -> Iterator[dict[str, tuple[int, int]]]:
-    """Hooks on every module that add its own milliseconds to the last of ``runs``.
+    """Install hooks that add each module's time without submodules, in ms, to the last run.
 
     Yields:
-        FLOPs of one image and bytes of the batch by module, filled in by the first run.
+        FLOPs per image and bytes per batch by module, filled in by the first run.
     """
     work: dict[str, tuple[int, int]] = {}
     handles = []
-    inside = [0.0]  # milliseconds of the modules that were called by each one that is running
+    inside = [0.0]  # ms spent in submodules, for each module that is running
     started: list[float] = []
 
     def clock() -> float:
-        bound.wait()  # on a GPU the work is only begun; a CPU has nothing to wait for
+        bound.wait()  # GPU work is asynchronous; on a CPU this returns at once
         return time.perf_counter() * 1e3
 
     def before(_module: Any, _inputs: Any) -> None:
@@ -86,13 +85,13 @@ def _hooked(
     def after(name: str) -> Any:
         def hook(part: Any, inputs: Any, output: Any) -> None:
             spent = clock() - started.pop()
-            own = spent - inside.pop()
+            exclusive = spent - inside.pop()
             inside[-1] += spent
-            runs[-1][name] = runs[-1].get(name, 0.0) + own
+            runs[-1][name] = runs[-1].get(name, 0.0) + exclusive
             if len(runs) == 1:
                 flops, moved = work.get(name, (0, 0))
-                more = (0, 0) if any(part.children()) else _work(part, inputs, output)
-                work[name] = (flops + more[0], moved + more[1])
+                added = (0, 0) if any(part.children()) else _work(part, inputs, output)
+                work[name] = (flops + added[0], moved + added[1])
 
         return hook
 
@@ -107,12 +106,12 @@ def _hooked(
 
 
 def _work(part: Any, inputs: Any, output: Any) -> tuple[int, int]:
-    """FLOPs of one image (of modules with a weight matrix) and bytes of the call."""
-    own = [*part.parameters(), *part.buffers()]
-    tensors = [tensor for tensor in (*own, *inputs, output) if hasattr(tensor, "element_size")]
+    """FLOPs per image (for modules with a weight matrix) and bytes of the call."""
+    state = [*part.parameters(), *part.buffers()]
+    tensors = [tensor for tensor in (*state, *inputs, output) if hasattr(tensor, "element_size")]
     moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     weight = getattr(part, "weight", None)
     if weight is None or weight.dim() < 2:
         return 0, moved
-    positions = output[0, 0].numel()  # one for a fully connected layer
+    positions = output[0, 0].numel()  # 1 for a fully connected layer
     return 2 * weight.numel() * positions, moved

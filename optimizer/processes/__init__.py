@@ -1,13 +1,13 @@
-"""The one room that starts processes: children that run our code, and tools of the system.
+"""Starts all processes: children that run our code, and system tools.
 
-`call` runs one function in a child and returns what it returns; `Child` is a child that goes on
-answering over its pipes. Both start a fresh interpreter that never searches the current folder and
-never imports the user's script, in a process group of its own, and that group ends with this process,
-however this process ends.
+`call` runs one function in a child and returns its result. `Child` is a long-running child that
+answers requests over pipes. Both start a fresh interpreter that never searches the current folder
+and never imports the user's script. Each child leads its own process group, which is killed when
+this process ends, however it ends.
 """
 
 from optimizer.processes.calls import Limits, call, give_up
-from optimizer.processes.child import Child, ChildFailed, ending
+from optimizer.processes.child import Child, ChildFailed, describe_exit
 from optimizer.processes.launching import cpus_for
 from optimizer.processes.memory import give_back_memory, memory_bytes
 from optimizer.processes.tools import output_of
@@ -18,7 +18,7 @@ __all__ = [
     "Limits",
     "call",
     "cpus_for",
-    "ending",
+    "describe_exit",
     "give_back_memory",
     "give_up",
     "memory_bytes",

@@ -1,6 +1,6 @@
-"""One function in a child: called by its name, within limits, with its result or its exception.
+"""Calls one function in a child, with limits, and returns its result or raises its exception.
 
-Arguments and results are pickled, between the two ends of one pipe that belong to this package.
+Arguments and results are pickled; both ends of the pipes belong to this package.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from optimizer.progress import Progress
 __all__ = ["Limits", "answer_call", "call", "give_up"]
 
 _MIB = 2**20
-_UNLOADING_S = 5.0
+_UNLOAD_WAIT_S = 5.0
 _LENGTH = struct.Struct(">Q")
-_LONGEST = 1 << 36
-_WORDS = 500
+_MAX_LENGTH = 1 << 36
+_MAX_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may take.
+    """Limits of a call.
 
     Attributes:
         seconds: Wall time of the process, from its start.
-        memory_bytes: Resident host memory of the process and of those it starts, looked at twenty
-            times a second; ``None`` for no limit. (A limit of the address space would not do:
-            CUDA reserves far more addresses than it uses memory.)
+        memory_bytes: Resident host memory of the process and its descendants, checked twenty times
+            per second; ``None`` for no limit. (An address-space limit would not work: CUDA reserves
+            far more address space than it uses memory.)
     """
 
     seconds: float = 1800.0
@@ -58,20 +58,20 @@ def call(
 
     Args:
         function: ``module:function`` inside this package.
-        arguments: What it is called with; pickled, and unpickled by the child.
-        limits: Of time and memory.
-        threads: Threads that its libraries compute with; ``None`` leaves that to them.
+        arguments: Arguments of the function; pickled.
+        limits: Limits on time and memory.
+        threads: Compute threads of its libraries; ``None`` for their defaults.
         cpus: CPUs to run on; ``None`` for all that this process may use.
-        import_from: Further folders that the child imports modules from.
-        progress: If it is given, the function gets a keyword ``progress`` that reports to it.
+        import_from: Additional folders to import modules from.
+        progress: If given, the function gets a keyword ``progress`` that forwards updates to it.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        ResnetOptError: What the function raised, if it is one of ours.
-        ChildFailed: It crashed, was killed, passed a limit, or raised anything else.
-        EnvironmentFault: No process can be started.
+        ResnetOptError: The function raised it.
+        ChildFailed: The child crashed, was killed, exceeded a limit, or raised another exception.
+        EnvironmentFault: The process cannot be started.
     """
     limits = limits or Limits()
     child = Child(
@@ -86,7 +86,7 @@ def call(
         if limits.memory_bytes is not None:
             child.patience.watch = _MemoryWatch(child.pid, limits.memory_bytes)
         result = _exchange(child, (tuple(arguments), progress is not None), progress)
-        child.end(_UNLOADING_S)
+        child.end(_UNLOAD_WAIT_S)
     except TimeoutError:
         raise ChildFailed(
             f"did not finish within the time limit of {limits.seconds:g} s", reason="deadline"
@@ -97,11 +97,11 @@ def call(
 
 
 def give_up(error: Exception) -> NoReturn:
-    """Have ``error`` raised by `call` in the parent, and end this child at once.
+    """Make `call` in the parent raise ``error``, and end this child at once.
 
-    For callbacks of native code that no exception may pass through; any thread may call it.
+    For callbacks from native code, which exceptions must not cross. Any thread may call it.
     """
-    assert _reply is not None, "not in a child that was called"
+    assert _reply is not None, "not in a child started by `call`"
     _reply(pickle.dumps(_describe(error)))
     os._exit(1)
 
@@ -145,32 +145,32 @@ def _exchange(child: Child, request: Any, progress: Progress | None) -> Any:
 
 
 class _MemoryWatch:
-    """Raises as soon as a process and what it started take more than they may."""
+    """Raises when a process and its descendants exceed a memory limit."""
 
-    def __init__(self, pid: int, most: int) -> None:
-        self._pid, self._most = pid, most
+    def __init__(self, pid: int, limit: int) -> None:
+        self._pid, self._limit = pid, limit
 
     def __call__(self) -> None:
         used = resident_bytes(self._pid)
-        if used > self._most:
+        if used > self._limit:
             raise ChildFailed(
-                f"took {used / _MIB:,.0f} MiB of memory, "
-                f"the memory limit is {self._most / _MIB:,.0f} MiB",
+                f"used {used / _MIB:,.0f} MiB of memory; "
+                f"the memory limit is {self._limit / _MIB:,.0f} MiB",
                 reason="memory",
             )
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and all that it started; zero where it is gone."""
+    """Resident memory in bytes of a process and its descendants; zero if it has ended."""
     import psutil
 
     try:
-        first = psutil.Process(pid)
-        family = [first, *first.children(recursive=True)]
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return 0
     total = 0
-    for process in family:
+    for process in processes:
         try:
             total += int(process.memory_info().rss)
         except psutil.NoSuchProcess:
@@ -185,7 +185,7 @@ _reply: Callable[[bytes], None] | None = None
 
 
 def answer_call(function: str, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Call ``function`` with what comes first in ``requests``, and answer how it ended."""
+    """Call ``function`` with the arguments in ``requests``, and send its result or exception."""
     global _reply  # noqa: PLW0603 - a child answers one call, and `give_up` must reach it
     lock = threading.Lock()
 
@@ -195,42 +195,42 @@ def answer_call(function: str, requests: BinaryIO, answers: BinaryIO) -> None:
 
     _reply = reply
     try:
-        arguments, relayed = _receive(requests)
-        options = {"progress": _Relay(reply)} if relayed else {}
+        arguments, wants_progress = _receive(requests)
+        options = {"progress": _Relay(reply)} if wants_progress else {}
         frame = pickle.dumps(("result", resolve(function)(*arguments, **options)))
-    except BaseException as error:  # noqa: BLE001 - the parent reports it; nothing is swallowed
+    except BaseException as error:  # noqa: BLE001 - sent to the parent
         frame = pickle.dumps(_describe(error))
     reply(frame)
 
 
 class _Relay:
-    """Progress in the child: every step goes to the parent as a message."""
+    """Progress in the child: sends every step to the parent."""
 
     def __init__(self, reply: Callable[[bytes], None]) -> None:
         self._reply = reply
 
     def start(self, label: str, total: int | None = None) -> None:
-        self._tell("start", label, total)
+        self._send_step("start", label, total)
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-        self._tell("advance", steps, note=note)
+        self._send_step("advance", steps, note=note)
 
     def finish(self, note: str | None = None) -> None:
-        self._tell("finish", note)
+        self._send_step("finish", note)
 
-    def _tell(self, step: str, *arguments: Any, **options: Any) -> None:
+    def _send_step(self, step: str, *arguments: Any, **options: Any) -> None:
         self._reply(pickle.dumps((step, (arguments, options))))
 
 
 def _describe(error: BaseException) -> _Message:
-    """An exception as a message: ours as itself, others as text."""
+    """An exception as a message: a `ResnetOptError` as itself, others as text."""
     if isinstance(error, ResnetOptError):
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301 - just dumped
-        except Exception:  # noqa: BLE001 - whatever a subclass does in its constructor
+        except Exception:  # noqa: BLE001 - constructors of subclasses may raise anything
             return "error", ResnetOptError(error.message, hint=error.hint)
         return "error", error
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARACTERS]
     return "raised", (f"raised {text}", "".join(traceback.format_exception(error)))
 
 
@@ -248,9 +248,9 @@ def _receive(stream: _Reader) -> Any:
     if len(head) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack(head)
-    if length > _LONGEST:
+    if length > _MAX_LENGTH:
         raise ValueError(f"a message of {length} bytes")
     frame = stream.read(length)
     if len(frame) < length:
         return None
-    return pickle.loads(frame)  # noqa: S301 - the other end is ours
+    return pickle.loads(frame)  # noqa: S301 - both ends are ours

@@ -1,4 +1,4 @@
-"""A child process: started, asked, found dead, ended with all it started."""
+"""A child process that answers over pipes and is killed together with everything it started."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from optimizer.errors import EnvironmentFault, ResnetOptError
 from optimizer.processes.launching import command, environment, search_path
 from optimizer.processes.pipes import AnswerPipe, Patience, RequestPipe
 
-__all__ = ["Child", "ChildFailed", "Reason", "ending"]
+__all__ = ["Child", "ChildFailed", "Reason", "describe_exit"]
 
 Reason = Literal["crashed", "killed", "ended", "closed", "garbled", "deadline", "memory", "raised"]
 _log = logging.getLogger(__name__)
-_DYING_S = 5.0
-_STEP_S = 0.005
+_EXIT_WAIT_S = 5.0
+_POLL_S = 0.005
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
-_WORDS = 200
+_MAX_CHARACTERS = 200
 
 
-class ChildFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
-    """A child gave no answer; the message is a predicate, its subject is up to the caller.
+class ChildFailed(ResnetOptError):  # noqa: N818 - reads better
+    """A child gave no answer. The message is a predicate; the caller adds the subject.
 
     Args:
-        message: What became of it, in one line: ``crashed: its process was ended by SIGSEGV``.
-        hint: What the reader can do about it.
-        reason: ``crashed``; ``killed`` (by SIGKILL from outside, which is what Linux does when
-            memory runs out); ``ended`` (by this process, before it was asked); ``closed`` (its
-            pipe, and went on running); ``garbled`` (what it sent is no answer); ``deadline`` and
-            ``memory`` (a limit was passed); ``raised`` (an exception that is none of ours).
-        last_lines: The end of what it wrote to its standard output and error.
+        message: What happened, in one line: ``crashed: killed by SIGSEGV``.
+        hint: What the user can do about it.
+        reason: ``crashed``; ``killed`` (by SIGKILL from outside, which Linux sends when memory runs
+            out); ``ended`` (by this process, before the request); ``closed`` (it closed its pipe
+            but kept running); ``garbled`` (it sent an invalid answer); ``deadline`` and ``memory``
+            (a limit was exceeded); ``raised`` (an exception other than `ResnetOptError`).
+        last_lines: The end of its standard output and error.
     """
 
     def __init__(
@@ -54,45 +54,45 @@ class ChildFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
         self.last_lines = tuple(last_lines)
 
 
-def ending(status: int | None) -> str:
-    """How a process ended, in words: ``by SIGKILL`` or ``with exit code 1``.
+def describe_exit(status: int | None) -> str:
+    """How a process ended: ``killed by SIGKILL`` or ``exit code 1``.
 
     Args:
-        status: The exit code, or minus the number of the signal; ``None`` if it is not known.
+        status: The exit code, or the negative signal number; ``None`` if unknown.
     """
     if status is None:
-        return "with an exit code that is not known"
+        return "unknown exit code"
     if status >= 0:
-        return f"with exit code {status}"
+        return f"exit code {status}"
     try:
-        return f"by {signal.Signals(-status).name}"
+        return f"killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"by signal {-status}"
+        return f"killed by signal {-status}"
 
 
 class Child:
-    """A running child process that answers over its pipes.
+    """A running child process that answers requests over pipes.
 
-    It leads a process group of its own: Ctrl-C reaches this process, which ends its children, and
-    what a child starts is ended with it.
+    It leads its own process group: Ctrl-C reaches only this process, which kills its children, and
+    processes started by a child are killed with it.
 
     Args:
         function: ``module:function`` inside this package. It is called with ``arguments`` and two
-            binary streams, what it is asked and where it answers; when it returns, the child ends.
+            binary streams, for requests and answers; the child ends when it returns.
         arguments: JSON values.
-        threads: Threads that its libraries compute with; ``None`` leaves that to them.
+        threads: Compute threads of its libraries; ``None`` for their defaults.
         cpus: CPUs to run on; ``None`` for all that this process may use.
-        import_from: Further folders to import modules from, after all others.
+        import_from: Additional folders to import modules from, searched last.
 
     Attributes:
-        pid: Process id, and id of the group.
-        started_ns: When it was started, on the performance counter (nanoseconds).
-        patience: The deadline of reading and writing.
-        requests: What it is asked goes here.
-        answers: What it answers comes from here.
+        pid: Process id, which is also the id of its process group.
+        started_ns: Start time on the performance counter, in nanoseconds.
+        patience: The deadline for reading and writing.
+        requests: Stream to write requests to.
+        answers: Stream to read answers from.
 
     Raises:
-        EnvironmentFault: No process can be started.
+        EnvironmentFault: The process cannot be started.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Child:
     ) -> None:
         self._function = function
         self._status: int | None = None
-        self._gone = self._ended_here = False
+        self._closed = self._killed_here = False
         self._last_lines: list[str] = []
         self.patience = Patience()
         settings = {
@@ -126,19 +126,19 @@ class Child:
         self, settings: dict[str, Any], threads: int | None, undo: contextlib.ExitStack
     ) -> None:
         self._errors = undo.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `end`
-        with contextlib.ExitStack() as theirs:
+        with contextlib.ExitStack() as child_ends:
             descriptors = []
             for child_reads in (True, False, True):
                 ends = os.pipe()
-                theirs.callback(os.close, ends[0 if child_reads else 1])
+                child_ends.callback(os.close, ends[0 if child_reads else 1])
                 undo.callback(os.close, ends[1 if child_reads else 0])
                 descriptors.append(ends if child_reads else ends[::-1])
-            (asked, requests), (answering, answers), (watched, self._life) = descriptors
-            inherited = [asked, answering, watched]
-            line = command(self._function, {**settings, "descriptors": inherited})
+            (request_end, requests), (answer_end, answers), (parent_end, self._life) = descriptors
+            inherited = [request_end, answer_end, parent_end]
+            command_line = command(self._function, {**settings, "descriptors": inherited})
             self.started_ns = time.perf_counter_ns()
             self._process = subprocess.Popen(
-                line,
+                command_line,
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
@@ -151,78 +151,78 @@ class Child:
         self.answers = AnswerPipe(answers, self.patience)
 
     def failure(self, unreadable: Exception | None = None) -> ChildFailed:
-        """Why it gave no answer; the process is gone afterwards.
+        """Find out why it gave no answer, and end the process.
 
         Args:
-            unreadable: What was wrong with what it sent; ``None`` if it sent nothing more.
+            unreadable: Why its answer could not be read; ``None`` if it sent none.
         """
-        if self._ended_here:
-            return ChildFailed(f"was ended before, {ending(self._status)}", reason="ended")
-        if not self._dies(_DYING_S if unreadable is None else 0.0):
+        if self._killed_here:
+            return ChildFailed(
+                f"was already stopped ({describe_exit(self._status)})", reason="ended"
+            )
+        if not self._exits_within(_EXIT_WAIT_S if unreadable is None else 0.0):
             self.end()
             if unreadable is not None:
-                return self._failed(f"sent something that is no answer: {unreadable}", "garbled")
-            return self._failed("closed its output and went on running", "closed")
+                return self._failed(f"sent an invalid answer: {unreadable}", "garbled")
+            return self._failed("closed its output but kept running", "closed")
         self.end()
-        said = f"its process was ended {ending(self._status)}"
-        if self._last_lines:
-            said += f" ({self._last_lines[-1][:_WORDS]})"
+        last = f" ({self._last_lines[-1][:_MAX_CHARACTERS]})" if self._last_lines else ""
         if self._status == -signal.SIGKILL:
             return self._failed(
-                f"was killed from outside, most likely because memory ran out: {said}", "killed"
+                f"was killed by SIGKILL, most likely because memory ran out{last}", "killed"
             )
-        return self._failed(f"crashed: {said}", "crashed")
+        return self._failed(f"crashed: {describe_exit(self._status)}{last}", "crashed")
 
     def _failed(self, message: str, reason: Reason) -> ChildFailed:
         return ChildFailed(message, reason=reason, last_lines=self._last_lines)
 
     @property
     def last_lines(self) -> Sequence[str]:
-        """The last lines it wrote to its standard output and error; empty before it ended."""
+        """The last lines of its standard output and error; empty until it has ended."""
         return self._last_lines
 
     def end(self, grace_s: float = 0.0) -> None:
-        """End the process and what it started; calling it again does nothing.
+        """End the process and everything it started; calling it again does nothing.
 
         Args:
-            grace_s: How long to wait for it to end by itself, now that nothing is asked any more.
+            grace_s: Seconds to wait for it to end by itself after its requests are closed.
         """
-        if self._gone:
+        if self._closed:
             return
         self.requests.close()
         try:
-            self._ended_here = not self._dies(grace_s)
-        finally:  # also when Ctrl-C cuts the waiting short
-            self._gone = True
-            # Its id stays taken until it is waited for, so no other group can be hit.
+            self._killed_here = not self._exits_within(grace_s)
+        finally:  # also when Ctrl-C interrupts the wait
+            self._closed = True
+            # Its id is not reused before `wait`, so no other group can be hit.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             code = self._process.wait()
             self._close()
-        if self._ended_here:
+        if self._killed_here:
             self._status = code
 
-    def _dies(self, seconds: float) -> bool:
-        """Wait until the process has ended; where it can be helped, its id stays taken."""
+    def _exits_within(self, seconds: float) -> bool:
+        """Wait for the process to end, if possible without freeing its id."""
         end = time.monotonic() + seconds
-        while not self._is_dead():
+        while not self._has_exited():
             if time.monotonic() >= end:
                 return False
-            time.sleep(_STEP_S)
+            time.sleep(_POLL_S)
         return True
 
-    def _is_dead(self) -> bool:
+    def _has_exited(self) -> bool:
         if not hasattr(os, "waitid"):
             self._status = self._process.poll()
             return self._status is not None
         try:
-            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # somebody in this process waits for whatever child ends
+            result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # other code in this process reaps every child
             return True
-        if found is None:
+        if result is None:
             return False
-        by_signal = found.si_code != os.CLD_EXITED
-        self._status = -found.si_status if by_signal else found.si_status
+        by_signal = result.si_code != os.CLD_EXITED
+        self._status = -result.si_status if by_signal else result.si_status
         return True
 
     def _close(self) -> None:
@@ -238,8 +238,8 @@ class Child:
             _log.info("%s wrote:\n%s", self._function, "\n".join(self._last_lines))
 
     def _disown(self) -> None:
-        """In a copy of this process that was made by `os.fork`: the child is not the copy's."""
-        self._gone = True
+        """Release the child in a forked copy of this process, which does not own it."""
+        self._closed = True
         self.requests.close()
         self.answers.close()
         os.close(self._life)
@@ -255,5 +255,5 @@ def _disown_all() -> None:
     _running.clear()
 
 
-# A copy that kept the pipes open would keep children alive after their parent.
+# A forked copy that kept the pipes open would keep children alive after their parent.
 os.register_at_fork(after_in_child=_disown_all)

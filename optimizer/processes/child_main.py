@@ -1,4 +1,4 @@
-"""What runs first in a child: it ties itself to its parent, then calls the function it is for."""
+"""Entry point of a child: ties itself to its parent, then calls the requested function."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["main", "resolve"]
 
 
 def main() -> None:
-    """Serve until the function returns; the command line is that of `launching.command`."""
+    """Run the function named on the command line (see `launching.command`)."""
     name, settings = sys.argv[2], json.loads(sys.argv[3])
-    asked, answering, watched = settings["descriptors"]
-    for descriptor in (asked, answering, watched):
+    request_end, answer_end, parent_end = settings["descriptors"]
+    for descriptor in (request_end, answer_end, parent_end):
         os.set_inheritable(descriptor, False)
-    _end_with_parent(watched)
-    _end_before_others()
+    _end_with_parent(parent_end)
+    _prefer_for_oom_kill()
     if settings["cpus"] is not None:
         os.sched_setaffinity(0, settings["cpus"])
     sys.path += [entry for entry in settings["path"] if entry not in sys.path]
     sys.argv = [name]
     status = 0
     try:
-        answers = os.fdopen(answering, "wb")
-        resolve(name)(*settings["arguments"], os.fdopen(asked, "rb"), answers)
+        answers = os.fdopen(answer_end, "wb")
+        resolve(name)(*settings["arguments"], os.fdopen(request_end, "rb"), answers)
         answers.flush()
     except BrokenPipeError:
-        pass  # whoever asked is gone
-    except BaseException:  # noqa: BLE001 - whoever asked reads it as the last words
+        pass  # the parent has ended
+    except BaseException:  # noqa: BLE001 - the parent reports the last lines
         traceback.print_exc()
         status = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    # A library that crashes or hangs while it is unloaded has answered all the same.
+    # Skip unloading: a library that crashes or hangs there must not spoil the answer.
     os._exit(status)
 
 
@@ -54,38 +54,38 @@ def resolve(name: str) -> Callable[..., Any]:
     return function
 
 
-def _end_with_parent(watched: int) -> None:
-    """End this process's group when the parent is gone, in whatever way it ended.
+def _end_with_parent(parent_end: int) -> None:
+    """Kill this process group when the parent ends, however it ends.
 
-    The parent holds the other end of a pipe that nothing is written to. Linux can be had to send
-    SIGKILL to the whole group when it closes, also while native code is running here. (The signal
-    of ``PR_SET_PDEATHSIG`` would come as soon as the *thread* ends that started this process, and
-    to this process alone.) Elsewhere a thread waits for it.
+    The parent holds the other end of a pipe that is never written to. Linux can send SIGKILL to the
+    whole group when the pipe closes, even while native code is running here. (``PR_SET_PDEATHSIG``
+    would signal only this process, and as soon as the *thread* that started it ends.) On other
+    systems a thread waits for the pipe to close.
     """
     try:
-        _have_kernel_kill(watched)
+        _request_kernel_kill(parent_end)
     except (AttributeError, OSError):
-        threading.Thread(target=_kill_at_end_of, args=[watched], daemon=True).start()
+        threading.Thread(target=_kill_on_close, args=[parent_end], daemon=True).start()
 
 
-def _have_kernel_kill(watched: int) -> None:
+def _request_kernel_kill(parent_end: int) -> None:
     import fcntl
 
-    fcntl.fcntl(watched, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+    fcntl.fcntl(parent_end, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(parent_end, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(parent_end, fcntl.F_SETFL, fcntl.fcntl(parent_end, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
-    poll.register(watched, select.POLLHUP)
-    if poll.poll(0):  # the parent was gone before
+    poll.register(parent_end, select.POLLHUP)
+    if poll.poll(0):  # the parent has already ended
         os._exit(1)
 
 
-def _kill_at_end_of(watched: int) -> None:
-    os.read(watched, 1)
+def _kill_on_close(parent_end: int) -> None:
+    os.read(parent_end, 1)
     os.killpg(0, signal.SIGKILL)
 
 
-def _end_before_others() -> None:
-    """Let Linux choose this process if memory runs out, and not the one that waits for it."""
+def _prefer_for_oom_kill() -> None:
+    """Make Linux kill this process, not its parent, if memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

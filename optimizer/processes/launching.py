@@ -1,9 +1,9 @@
-"""How an interpreter is started that runs our code and nobody else's.
+"""Starts interpreters that run only our code.
 
-A child sees what a fresh interpreter sees: the standard library, installed packages and
-``PYTHONPATH``, then whatever else this process has on its ``sys.path``. The current folder is left
-out of all of it, because a file there may carry the name of any library. This package is loaded from
-where this process has it (a folder or a zip file), by its location and not by a search.
+A child's search path is that of a fresh interpreter (the standard library, installed packages and
+``PYTHONPATH``), followed by the rest of this process's ``sys.path``. The current folder is always
+excluded, because a file there may have the name of any library. This package is loaded from the
+location this process uses (a folder or a zip file), without a search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optimizer.errors import EnvironmentFault
 
 __all__ = ["command", "cpus_for", "environment", "search_path"]
 
-# Absolute, as it is now: the current folder may be another one by the time a child is started.
+# Made absolute now: the current folder may have changed when a child is started.
 _ROOT = os.path.dirname(os.path.abspath(optimizer.__path__[0]))  # noqa: PTH100, PTH120
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _START = """\
@@ -39,22 +39,22 @@ def command(function: str, settings: Mapping[str, Any]) -> list[str]:
     """The command line of a child.
 
     Args:
-        function: What it runs, ``module:function``.
-        settings: What `optimizer.processes.child_main` reads; JSON values.
+        function: The function to run, ``module:function``.
+        settings: Settings for `optimizer.processes.child_main`; JSON values.
 
     Raises:
-        EnvironmentFault: Python does not know its own program.
+        EnvironmentFault: ``sys.executable`` is empty.
     """
     if not sys.executable:
         raise EnvironmentFault(
-            "cannot start a process: Python does not know its own program (sys.executable is empty)",
+            "cannot start a process: sys.executable is empty",
             hint="start Python by its full path, or set sys.executable",
         )
     return [sys.executable, *_isolation(), "-c", _START, _ROOT, function, json.dumps(settings)]
 
 
 def _isolation() -> list[str]:
-    """As isolated as this interpreter, and never with the current folder on the path."""
+    """Flags for the isolation of this interpreter; the current folder is never on the path."""
     if sys.flags.isolated:
         return ["-I"]
     return [
@@ -68,12 +68,12 @@ def environment(threads: int | None) -> dict[str, str]:
     """The environment of a child.
 
     Args:
-        threads: Threads that libraries compute with; ``None`` leaves the variables as they are.
+        threads: Compute threads of libraries; ``None`` leaves the variables unchanged.
     """
     counts = {} if threads is None else dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    # For every Python that a library may start in there.
+    # Also for Python processes that a library starts in the child.
     child = {**os.environ, **counts, "PYTHONSAFEPATH": "1"}
-    # An empty entry is the current folder too. (A full path stays, whatever folder it is.)
+    # An empty entry also means the current folder. Absolute paths stay.
     entries = child.pop("PYTHONPATH", "").split(os.pathsep)
     if kept := [entry for entry in entries if os.path.normpath(entry) != os.curdir]:
         child["PYTHONPATH"] = os.pathsep.join(kept)
@@ -81,23 +81,23 @@ def environment(threads: int | None) -> dict[str, str]:
 
 
 def search_path() -> list[str]:
-    """Where this process finds modules, without the current folder and what is relative to it."""
+    """This process's ``sys.path`` without the current folder and relative entries."""
     try:
-        here = Path.cwd().resolve()
+        current = Path.cwd().resolve()
     except OSError:  # it was deleted
-        here = None
-    # What else it may hold is no string, and no place to the import system either.
+        current = None
+    # The import system ignores entries that are not strings.
     entries = [entry for entry in sys.path if isinstance(entry, str)]
     absolute = [entry for entry in entries if Path(entry).is_absolute()]
-    return [entry for entry in absolute if Path(entry).resolve() != here]
+    return [entry for entry in absolute if Path(entry).resolve() != current]
 
 
 def cpus_for(threads: int) -> list[int] | None:
-    """CPUs to pin a process to: one hardware thread of each of as many cores.
+    """CPUs to pin a process to: one hardware thread on each of ``threads`` cores.
 
     Returns:
-        ``None`` where pinning would change nothing or the system does not tell: fewer cores than
-        threads, or no ``/sys``.
+        ``None`` if pinning would change nothing, if there are fewer cores than threads, or if the
+        system does not report its topology (no ``/sys``).
     """
     if not hasattr(os, "sched_getaffinity"):
         return None

@@ -1,4 +1,4 @@
-"""The ends of a child's pipes in this process: they wait up to a deadline and never longer."""
+"""This process's ends of a child's pipes, with a deadline for reading and writing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CHUNK = 1 << 20
 
 
 class Patience:
-    """How long to wait for a child, and what to look at meanwhile.
+    """How long to wait for a child, and what to check in the meantime.
 
     Attributes:
-        until: Deadline on the monotonic clock, seconds; ``None`` waits for ever.
-        watch: Called before and, twenty times a second, while something is waited for.
+        until: Deadline on the monotonic clock, in seconds; ``None`` for no deadline.
+        watch: Called before waiting and twenty times per second while waiting.
     """
 
     def __init__(self) -> None:
@@ -35,16 +35,16 @@ class Patience:
         while True:
             if self.watch is not None:
                 self.watch()
-            left = float("inf") if self.until is None else self.until - time.monotonic()
-            if left <= 0:
+            remaining = float("inf") if self.until is None else self.until - time.monotonic()
+            if remaining <= 0:
                 raise TimeoutError
-            step = left if self.watch is None else min(left, _WATCH_S)
+            step = remaining if self.watch is None else min(remaining, _WATCH_S)
             if poll.poll(None if step == float("inf") else step * 1000):
                 return
 
 
 class RequestPipe:
-    """Writes to a child; `BrokenPipeError` where it has gone."""
+    """Writes to a child; raises `BrokenPipeError` if the child has ended."""
 
     def __init__(self, descriptor: int, patience: Patience) -> None:
         os.set_blocking(descriptor, False)
@@ -57,17 +57,17 @@ class RequestPipe:
         """Write all of ``data``."""
         if self._descriptor is None:
             raise BrokenPipeError
-        left = memoryview(data)
-        while left:
+        remaining = memoryview(data)
+        while remaining:
             self._patience.wait(self._poll)
-            with contextlib.suppress(BlockingIOError):  # less room than one write must have
-                left = left[os.write(self._descriptor, left[:_CHUNK]) :]
+            with contextlib.suppress(BlockingIOError):  # not enough room in the pipe
+                remaining = remaining[os.write(self._descriptor, remaining[:_CHUNK]) :]
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Does nothing: writes are unbuffered."""
 
     def close(self) -> None:
-        """Close it, which a child sees as the end of its requests."""
+        """Close the pipe; the child reads this as the end of its requests."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -84,20 +84,20 @@ class AnswerPipe:
         self._buffer = bytearray()
 
     def readline(self, limit: int = -1, /) -> bytes:
-        """A line with its end; less at the end of the stream or at ``limit``."""
+        """A line including its newline; less at the end of the stream or at ``limit``."""
         while (end := self._buffer.find(b"\n")) < 0:
             if 0 <= limit <= len(self._buffer) or not self._fill():
                 return self._take(len(self._buffer))
         return self._take(end + 1)
 
     def read(self, size: int = -1, /) -> bytes:
-        """``size`` bytes, less at the end of the stream; all there are without a size."""
+        """``size`` bytes, or fewer at the end of the stream; everything without a size."""
         while (size < 0 or len(self._buffer) < size) and self._fill():
             pass
         return self._take(len(self._buffer) if size < 0 else size)
 
     def close(self) -> None:
-        """Close it; what was not read is lost."""
+        """Close the pipe; unread data is lost."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

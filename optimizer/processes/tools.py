@@ -1,4 +1,4 @@
-"""Tools of the system that are run for what they print."""
+"""Runs system tools for their output."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ __all__ = ["output_of"]
 
 
 def output_of(command: Sequence[str], *, seconds: float = 30.0) -> str | None:
-    """What a tool prints to its standard output.
+    """Run a tool and return its standard output, whatever its exit status.
 
     Args:
         command: The program and its arguments.
-        seconds: How long it may take; it is killed after that.
+        seconds: Time limit, after which the tool is killed.
 
     Returns:
-        ``None`` where the tool cannot be started or does not end in time. Its exit status is not
-        looked at.
+        ``None`` if the tool cannot be started or exceeds the time limit.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -31,4 +30,4 @@ def output_of(command: Sequence[str], *, seconds: float = 30.0) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout
+    return completed.stdout

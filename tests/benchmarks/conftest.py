@@ -1,4 +1,4 @@
-"""Engines of a third party, as the tests of `optimizer.profiling` install them."""
+"""Third-party engines, as installed by the tests of `optimizer.profiling`."""
 
 from tests.profiling.conftest import make_engine
 

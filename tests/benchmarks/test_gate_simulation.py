@@ -1,4 +1,4 @@
-"""The gate's error rates where the truth is known (a reduced grid; the full one is a benchmark)."""
+"""Error rates of the gate for known drops (a reduced grid; the full one is a benchmark)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_error_rates_and_coverage(cell: Cell) -> None:
     assert drawn.passed == pytest.approx(exact.passed, abs=0.05)
 
 
-def test_the_gate_is_not_only_careful_but_of_use() -> None:
+def test_the_gate_has_enough_power() -> None:
     assert enumerate_cell(Cell(2000, 0.01, 0.0), MARGIN).passed > 0.9
     assert enumerate_cell(Cell(10_000, 0.03, 0.02), MARGIN).failed > 0.99
 
@@ -43,8 +43,8 @@ def test_enumeration_agrees_with_independent_draws() -> None:
     assert np.mean(high < MARGIN) == pytest.approx(exact.passed, abs=0.006)
 
 
-def test_the_textbook_interval_would_not_do() -> None:
-    """Wald's interval is [0, 0] without discordant images: that is why it is not used."""
+def test_the_wald_interval_undercovers() -> None:
+    """Without discordant images the Wald interval is [0, 0], so it is not used."""
     cell = Cell(500, 0.002, 0.001)
     counts = np.random.default_rng(0).multinomial(
         500, [*cell.rates, 1 - cell.discordant], size=4000
@@ -55,5 +55,5 @@ def test_the_textbook_interval_would_not_do() -> None:
     assert enumerate_cell(cell, MARGIN).covered >= 0.94
 
 
-def test_cells_that_cannot_be_are_left_out() -> None:
+def test_impossible_cells_are_omitted() -> None:
     assert list(grid((500,), (0.002,), (0.0, 0.01))) == [Cell(500, 0.002, 0.0)]

@@ -1,4 +1,4 @@
-"""What a benchmark refuses to record."""
+"""Results that benchmarks refuse to record."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def builds(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"engine_bytes": 5.3e7}, "fp16 for sm86 has"),
-        ({"verdict": "fail"}, "the audit says fail, not pass"),
+        ({"verdict": "fail"}, "the audit verdict is fail, not pass"),
         ({"builds": 3}, "only 3 builds"),
         ({"open_files": 1}, "leaks"),
         ({"rss_bytes": 60 << 20}, "leaks"),
         ({"left_behind": [".m.rtx.1"]}, "left behind: .m.rtx.1"),
     ],
 )
-def test_builds_that_are_large_or_leak(changes: dict[str, Any], words: str) -> None:
-    assert rtx.broken(builds()) == []
-    (found,) = rtx.broken(builds(**changes))
-    assert words in found
+def test_oversized_and_leaking_builds_are_refused(changes: dict[str, Any], message: str) -> None:
+    assert rtx.violated_limits(builds()) == []
+    (violation,) = rtx.violated_limits(builds(**changes))
+    assert message in violation
 
 
 def profile(fp32: float, int8: float) -> ProfileResult:
@@ -57,7 +57,7 @@ def profile(fp32: float, int8: float) -> ProfileResult:
     )  # fmt: skip
 
 
-def test_ceilings_that_cannot_be() -> None:
+def test_implausible_ceilings_are_refused() -> None:
     layers.check(profile(1e11, 3e11))
     with pytest.raises(SystemExit, match="INT8 products at 4e\\+09"):
         layers.check(profile(1e11, 4e9))

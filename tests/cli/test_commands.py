@@ -509,7 +509,7 @@ def test_a_gpu_is_refused_for_engines_of_the_cpu(
 ) -> None:
     said = resnet_opt("bench", small_checkpoint, "--device", "cuda:9")
     assert said.code == 2
-    assert "--device cuda:9 is a GPU, and nothing here runs on one" in said.errors[0]
+    assert "--device cuda:9 is a GPU, but all engines run on the CPU" in said.errors[0]
 
 
 @pytest.mark.slow

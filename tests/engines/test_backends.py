@@ -1,4 +1,4 @@
-"""One template for every engine that runs on a CPU: build, open, run, tell, refuse."""
+"""One set of tests for every CPU engine: building, opening, running, layers, and refused input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optimizer.engines import (
     open_engine,
     open_streams,
 )
-from optimizer.engines.building import build_engine
+from optimizer.engines.building import build_engine, check_buildable
 from optimizer.engines.onnxruntime import as_written
 from optimizer.engines.opening import graph_of
 from optimizer.errors import UnsupportedPrecision, UsageError
@@ -43,7 +43,7 @@ class Case:
     backend: Backend
     precision: str
     graph: Path
-    """What it computes, as written."""
+    """The graph that the engine was built from."""
     engine: Path
 
 
@@ -63,7 +63,7 @@ def _images(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 3, 32, 32)).astype(np.float32)
 
 
-def test_it_computes_what_the_graph_says(case: Case) -> None:
+def test_an_engine_matches_its_graph(case: Case) -> None:
     images = _images(16)
     expected = as_written(case.graph).run(images)
     with closing(open_engine(case.engine, threads=1)) as session:
@@ -71,7 +71,7 @@ def test_it_computes_what_the_graph_says(case: Case) -> None:
     assert outputs.shape == (16, 10)
     assert outputs.dtype == np.float32
     noise = 20 * np.log10(np.linalg.norm(expected) / np.linalg.norm(outputs - expected))
-    # An INT8 engine may round a tie the other way: one step of one tensor, and what follows from it.
+    # INT8 engines may round ties differently: one step in one tensor, and its consequences.
     assert noise > (20 if case.precision == "int8" else 80)
 
 
@@ -81,13 +81,13 @@ def test_rows_do_not_depend_on_the_batch(case: Case) -> None:
         together = session.run(images)
         alone = np.concatenate([session.run(image[None]) for image in images])
     difference = np.abs(together - alone).max(axis=1) / np.abs(together).max()
-    # INT8: a rounding that falls the other way is one step of one tensor, in single images.
+    # INT8: a tie rounded differently shifts one tensor by one step, in single images.
     stepped = difference > 2e-3
     assert stepped.sum() <= (1 if case.precision == "int8" else 0)
     assert difference.max() < (5e-2 if case.precision == "int8" else 2e-3)
 
 
-def test_a_bound_batch_is_the_batch(case: Case) -> None:
+def test_a_bound_batch_gives_the_same_outputs(case: Case) -> None:
     images = _images(4)
     with closing(open_engine(case.engine, threads=1)) as session:
         expected = session.run(images)
@@ -101,15 +101,15 @@ def test_a_bound_batch_is_the_batch(case: Case) -> None:
         np.testing.assert_array_equal(bound.output(), expected)
 
 
-def test_streams_compute_beside_each_other_what_each_alone_would(case: Case) -> None:
+def test_concurrent_streams_match_a_single_session(case: Case) -> None:
     batches = [_images(3, seed) for seed in range(2)]
     with closing(open_engine(case.engine, threads=1)) as session:
         expected = [session.run(batch) for batch in batches]
     sessions = open_streams(case.engine, 2, threads=2)
     with ThreadPoolExecutor(2) as threads:
         for _ in range(5):
-            found = list(threads.map(lambda s, b: s.run(b), sessions, batches))
-            for got, want in zip(found, expected, strict=True):
+            outputs = list(threads.map(lambda s, b: s.run(b), sessions, batches))
+            for got, want in zip(outputs, expected, strict=True):
                 np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
     for session in sessions:
         session.close()
@@ -123,20 +123,20 @@ def test_outputs_are_not_overwritten(case: Case) -> None:
         np.testing.assert_array_equal(first, kept)
 
 
-def test_layers_tell_their_precision(case: Case) -> None:
+def test_layers_report_their_precision(case: Case) -> None:
     layers = load_artifact(case.engine).manifest.details["layers"]
     if case.backend.name == "torch":
         with closing(open_engine(case.engine, threads=1)) as session:
             assert {layer.precision for layer in session.layers()} == {"fp32"}
         return
     weighted = [layer for layer in layers if layer.get("flops")]
-    found = {name for layer in weighted for name in layer["torch_names"]}
-    assert {"conv1", "layer1.0.conv1", "layer4.1.conv2", "fc"} <= found
+    names = {name for layer in weighted for name in layer["torch_names"]}
+    assert {"conv1", "layer1.0.conv1", "layer4.1.conv2", "fc"} <= names
     convolutions = [layer for layer in weighted if layer["torch_names"] != ["fc"]]
     assert {layer["precision"] for layer in convolutions} == {case.precision}
 
 
-def test_the_manifest_says_how_it_was_made(case: Case) -> None:
+def test_the_manifest_records_the_build(case: Case) -> None:
     manifest = load_artifact(case.engine, kind="engine").manifest
     assert manifest.settings["backend"] == case.backend.name
     assert manifest.settings["precision"] == case.precision
@@ -160,25 +160,23 @@ def test_the_manifest_says_how_it_was_made(case: Case) -> None:
     ],
     ids=["size", "pixels", "rank", "none"],
 )
-def test_a_batch_that_does_not_fit_is_refused(case: Case, images: np.ndarray) -> None:
+def test_an_unsuitable_batch_is_refused(case: Case, images: np.ndarray) -> None:
     with closing(open_engine(case.engine, threads=1)) as session:
         with pytest.raises(UsageError, match="the engine takes N x 3 x 32 x 32 float32"):
             session.run(images)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_fp16_is_refused_by_name_and_allowed_as_storage(
-    name: str, small_graph: Path, tmp_path: Path
-) -> None:
+def test_fp16_is_refused_except_as_storage(name: str, small_graph: Path, tmp_path: Path) -> None:
     backend = get_backend(name)
     with pytest.raises(UnsupportedPrecision, match="would compute in FP32"):
         backend.engine_settings(BuildSettings(precision="fp16"))
     half = quantize(small_graph, tmp_path / "half.onnx", precision="fp16").path
     settings = BuildSettings(precision="fp16", options={"storage_only": True})
-    made = build_engine(half, tmp_path / f"half{backend.suffix}", name, settings)
-    assert "fp16 storage, FP32 compute" in made.manifest.details["notes"]
+    built = build_engine(half, tmp_path / f"half{backend.suffix}", name, settings)
+    assert "fp16 storage, FP32 compute" in built.manifest.details["notes"]
     images = _images(4)
-    with closing(open_engine(made.path, threads=1)) as session:
+    with closing(open_engine(built.path, threads=1)) as session:
         np.testing.assert_allclose(
             session.run(images), as_written(half).run(images), atol=1e-2, rtol=1e-2
         )
@@ -209,8 +207,8 @@ def test_a_static_engine_takes_any_number_of_images(
     expected = as_written(small_graph).run(images)
     for name in ("openvino", "onnxruntime"):
         output = tmp_path / f"static{get_backend(name).suffix}"
-        made = build_engine(graph.path, output, name, BuildSettings(precision="fp32", batch=4))
-        with closing(open_engine(made.path, threads=1)) as session:
+        built = build_engine(graph.path, output, name, BuildSettings(precision="fp32", batch=4))
+        with closing(open_engine(built.path, threads=1)) as session:
             np.testing.assert_allclose(
                 session.run(images), expected, atol=1e-4 * np.abs(expected).max()
             )
@@ -226,23 +224,48 @@ def test_an_engine_without_its_manifest_is_refused(small_engines: Engines, tmp_p
     assert not manifest_path(copy).exists()
 
 
+_WITH_PROVIDERS = "tensorrt, tensorrt-rtx and onnxruntime"
+_ENGINES_WITH = {
+    "--target": "tensorrt-rtx",
+    "--tf32": "tensorrt and tensorrt-rtx",
+    **dict.fromkeys(["--profile", "--workspace", "--opt-level", "--timing-cache"], _WITH_PROVIDERS),
+}
+_REFUSED_BY_CPU_PROVIDER = {
+    **{
+        ("onnxruntime", flag): (f"provider cpu has no {flag}", f"remove {flag}")
+        for flag in ("--profile", "--workspace", "--opt-level")
+    },
+    ("onnxruntime", "--timing-cache"): (
+        "--timing-cache does not apply to provider cpu",
+        "remove it",
+    ),
+}
+"""Options that ONNX Runtime supports, but only with GPU providers."""
+
+
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "torch"])
 @pytest.mark.parametrize(
-    ("setting", "wrong"),
+    ("setting", "flag"),
     [
-        ({"profile": (1, 8, 32)}, "no profile: it takes batches of any size"),
-        ({"targets": ("sm86",)}, "no target: it compiles for the CPU at hand"),
-        ({"workspace_bytes": 1 << 30}, "no workspace: it measures no kernels"),
-        ({"opt_level": 0}, "no optimization level"),
-        ({"timing_cache": Path("cache")}, "no timing cache"),
-        ({"options": {"tf32": True}}, "no tf32: that is an option of TensorRT"),
+        ({"profile": (1, 8, 32)}, "--profile"),
+        ({"targets": ("sm86",)}, "--target"),
+        ({"workspace_bytes": 1 << 30}, "--workspace"),
+        ({"opt_level": 0}, "--opt-level"),
+        ({"timing_cache": Path("cache")}, "--timing-cache"),
+        ({"options": {"tf32": True}}, "--tf32"),
     ],
 )
-def test_what_only_tensorrt_has_is_refused_elsewhere(
-    name: str, setting: dict[str, Any], wrong: str
+def test_tensorrt_options_are_refused_by_other_engines(
+    name: str, setting: dict[str, Any], flag: str
 ) -> None:
     backend = get_backend(name)
-    with pytest.raises(UsageError, match=wrong) as caught:
-        backend.engine_settings(BuildSettings(precision="fp32", **setting))
-    assert "--engine tensorrt" in str(caught.value.hint)
-    backend.engine_settings(BuildSettings(precision="fp32"))
+    with pytest.raises(UsageError) as caught:
+        check_buildable(backend, BuildSettings(precision="fp32", **setting))
+    assert (caught.value.message, caught.value.hint) == _REFUSED_BY_CPU_PROVIDER.get(
+        (name, flag),
+        (
+            f"{flag} is for {_ENGINES_WITH[flag]}, not for {name}",
+            f"leave it out, or --engine {_ENGINES_WITH[flag].split(',')[0].split()[0]}",
+        ),
+    )
+    check_buildable(backend, BuildSettings(precision="fp32"))

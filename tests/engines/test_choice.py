@@ -1,4 +1,4 @@
-"""The engine that ``auto`` takes on a CPU."""
+"""The engine that ``auto`` chooses on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEW = replace(cpu_features(), avx2=True, avx512=True, vnni=True, bf16=True)
 
 @pytest.mark.skipif(
     any(get_backend(n).availability().can_run for n in ("tensorrt", "tensorrt-rtx")),
-    reason="a GPU comes first here",
+    reason="this machine has a GPU, which comes first",
 )
 @pytest.mark.parametrize(
     ("cpu", "precision", "engine"),
@@ -30,7 +30,7 @@ NEW = replace(cpu_features(), avx2=True, avx512=True, vnni=True, bf16=True)
         (NEW, "fp16", "tensorrt-rtx"),
     ],
 )
-def test_what_auto_takes(
+def test_auto_chooses_by_precision_and_cpu(
     cpu: CpuFeatures, precision: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if engine == "tensorrt-rtx" and not get_backend(engine).availability().can_build:

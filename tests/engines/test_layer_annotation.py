@@ -1,4 +1,4 @@
-"""Layers of engines are told by PyTorch's modules alone."""
+"""Layers of engines are named by PyTorch modules only."""
 
 from __future__ import annotations
 

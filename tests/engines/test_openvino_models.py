@@ -1,4 +1,4 @@
-"""The models of an OpenVINO engine: packed into one file, and opened by the size of the batch."""
+"""The models of an OpenVINO engine: packed into one file and opened by batch size."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ _EDIT = st.tuples(st.integers(0, 20_000), st.binary(max_size=64))
     st.lists(_EDIT, max_size=4),
     st.integers(-9_000, 9_000),
 )
-def test_what_is_packed_is_unpacked(
-    model: bytes, edits: list[tuple[int, bytes]], longer: int
-) -> None:
+def test_packing_round_trips(model: bytes, edits: list[tuple[int, bytes]], longer: int) -> None:
     other = bytearray(model[: len(model) + min(longer, 0)] + bytes(max(longer, 0)))
     for at, new in edits:
         other[at : at + len(new)] = new
@@ -46,8 +44,8 @@ def test_equal_weights_are_stored_once() -> None:
     assert len(pack(model, fixed)) < len(model) + 20_000
 
 
-def test_a_cut_end_is_an_error() -> None:
-    with pytest.raises(ArtifactError, match="fixed batches"):
+def test_a_truncated_file_is_an_error() -> None:
+    with pytest.raises(ArtifactError, match="models for fixed batches are damaged"):
         _split(pack(b"model", {1: b"another"})[:-9])
 
 
@@ -63,7 +61,7 @@ def _models(engine: Path) -> Models:
     return Models(engine.read_bytes(), config("f32", 1))
 
 
-def test_each_size_has_a_model_of_its_own(engine: Path) -> None:
+def test_each_fixed_size_has_its_own_model(engine: Path) -> None:
     models = _models(engine)
     shapes = {
         size: str(models.for_batch(size).inputs[0].partial_shape).split(",")[0].strip("[")
@@ -71,7 +69,7 @@ def test_each_size_has_a_model_of_its_own(engine: Path) -> None:
     }
     assert shapes == {1: "1", 2: "?", 4: "4"}
     assert models.for_batch(4) is models.for_batch(4)
-    assert models.anew(4, PERF_COUNT="YES") is not models.for_batch(4)
+    assert models.reopen(4, PERF_COUNT="YES") is not models.for_batch(4)
     assert models.for_batch(2) is models.any_batch
 
 
@@ -87,10 +85,10 @@ def test_every_model_computes_the_same(engine: Path) -> None:
     assert np.allclose(in_pairs, together, atol=1e-4)
 
 
-def test_residual_sums_stay_inside_of_convolutions(
+def test_residual_sums_stay_fused_into_convolutions(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
-    """In the models of fixed sizes too, where the plugin by itself takes most of them out."""
+    """Also in fixed-size models, where the plugin by default splits most of them off."""
     graph = quantize(
         small_graph, tmp_path / "int8.onnx", precision="int8", target="openvino",
         stats=small_statistics,
@@ -101,24 +99,24 @@ def test_residual_sums_stay_inside_of_convolutions(
     sums = {node.name for node in onnx.load(graph).graph.node if node.op_type == "Add"}
     models = _models(engine)
     for model in (models.any_batch, models.for_batch(1)):
-        inside = {
+        fused = {
             name
             for layer in layers_of(model)
             if layer.type == "Convolution"
             for name in layer.torch_names
         }
         assert len(sums) == 8
-        assert sums <= inside
+        assert sums <= fused
 
 
-def test_openvino_imports_the_file_by_itself(engine: Path) -> None:
+def test_plain_openvino_imports_the_file(engine: Path) -> None:
     import openvino as ov
 
     model = ov.Core().import_model(engine.read_bytes(), "CPU", {})
     assert model.inputs[0].partial_shape[0].is_dynamic
 
 
-def test_the_sizes_are_on_record(engine: Path) -> None:
+def test_the_manifest_records_the_sizes(engine: Path) -> None:
     manifest = read_manifest(engine)
     assert manifest.settings["fixed_batches"] == [1, 4]
     assert "--fixed-batch 1,4" in rebuild_command(engine, manifest)
@@ -127,11 +125,17 @@ def test_the_sizes_are_on_record(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (BuildSettings(precision="fp32", options={"fixed_batch": (0,)}), "a batch of 0"),
-        (BuildSettings(precision="fp32", batch=2, options={"fixed_batch": (1,)}), "fixed batch"),
+        (
+            BuildSettings(precision="fp32", options={"fixed_batch": (0,)}),
+            "--fixed-batch must be at least 1, not 0",
+        ),
+        (
+            BuildSettings(precision="fp32", batch=2, options={"fixed_batch": (1,)}),
+            "the graph has a fixed batch of 2",
+        ),
     ],
 )
-def test_sizes_that_cannot_be(
+def test_invalid_sizes_are_refused(
     small_graph: Path, tmp_path: Path, settings: BuildSettings, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -141,5 +145,5 @@ def test_sizes_that_cannot_be(
 
 def test_other_engines_have_no_fixed_batches(small_graph: Path, tmp_path: Path) -> None:
     settings = BuildSettings(precision="fp32", options={"fixed_batch": (1,)})
-    with pytest.raises(UsageError, match="fixed batch"):
+    with pytest.raises(UsageError, match="--fixed-batch is for openvino, not for onnxruntime"):
         build_engine(small_graph, tmp_path / "x.ort.onnx", "onnxruntime", settings)

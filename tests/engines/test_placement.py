@@ -1,4 +1,4 @@
-"""``--device``: for engines that run on a GPU, refused where nothing does."""
+"""``--device`` applies to GPU engines, and is refused if there are none."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def engine(path: Path, **settings: Any) -> Artifact:
         ({"backend": "onnxruntime", "options": {"provider": "cpu"}}, False),
         ({"backend": "onnxruntime", "options": {"provider": "cuda"}}, True),
         ({"backend": "tensorrt"}, True),
-        ({"backend": "somebody-else"}, True),
+        ({"backend": "third-party"}, True),
     ],
 )
-def test_who_runs_on_a_gpu(settings: dict[str, Any], gpu: bool) -> None:
+def test_which_engines_run_on_a_gpu(settings: dict[str, Any], gpu: bool) -> None:
     assert runs_on_gpu(settings) is gpu
 
 
-def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
+def test_the_device_applies_to_gpu_engines_only(tmp_path: Path) -> None:
     host = engine(tmp_path / "a.blob", backend="openvino").path
     gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
     checkpoint = tmp_path / "model.safetensors"
@@ -49,19 +49,19 @@ def test_a_device_goes_to_those_that_have_one(tmp_path: Path) -> None:
     assert device_of(gpu, None) is None
     check_device([host, checkpoint, gpu], "cuda:1")
     check_device([host], None)
-    with pytest.raises(UsageError, match="nothing here runs on one"):
+    with pytest.raises(UsageError, match="but all engines run on the CPU"):
         check_device([host, checkpoint], "cuda:9")
     with pytest.raises(UsageError, match="unknown device 'gpu0'"):
         check_device([gpu], "gpu0")
 
 
-def test_pytorch_runs_where_the_engines_beside_it_run(
+def test_pytorch_runs_on_the_gpu_beside_gpu_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faster than PyTorch on a CPU is no finding about an engine of a GPU."""
+    """Being faster than PyTorch on a CPU says nothing about a GPU engine."""
     host = engine(tmp_path / "a.blob", backend="openvino").path
     gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
-    other = engine(tmp_path / "c.x", backend="somebody-else").path
+    other = engine(tmp_path / "c.x", backend="third-party").path
     checkpoint = tmp_path / "model.safetensors"
     copied = engine(tmp_path / "copy.safetensors", backend="torch").path
     monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 2)
@@ -72,25 +72,25 @@ def test_pytorch_runs_where_the_engines_beside_it_run(
     }  # fmt: skip
     assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: "cuda:1"}
     assert placed([checkpoint], "cuda") == {checkpoint: "cuda:0"}
-    with pytest.raises(UsageError, match="nothing here runs on one"):
+    with pytest.raises(UsageError, match="but all engines run on the CPU"):
         placed([checkpoint, host], "cuda:2")
     monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 0)
     assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: None}
-    with pytest.raises(UsageError, match="nothing here runs on one"):
+    with pytest.raises(UsageError, match="but all engines run on the CPU"):
         placed([checkpoint], "cuda:0")
 
 
-def test_where_a_file_runs(tmp_path: Path) -> None:
+def test_the_device_a_file_runs_on(tmp_path: Path) -> None:
     provider = {"backend": "onnxruntime", "options": {"provider": "cuda"}}
     assert runs_on(engine(tmp_path / "a.onnx", **provider).path, "cuda:1") == "cuda:1"
     assert runs_on(engine(tmp_path / "b.onnx", backend="onnxruntime").path, None) == "cpu"
     assert runs_on(engine(tmp_path / "c.plan", backend="tensorrt").path, None) == "cuda:0"
-    assert runs_on(engine(tmp_path / "d.x", backend="somebody-else").path, None) is None
+    assert runs_on(engine(tmp_path / "d.x", backend="third-party").path, None) is None
     assert runs_on(tmp_path / "model.safetensors", None) == "cpu"
     assert runs_on(tmp_path / "model.safetensors", "cuda:0") == "cuda:0"
 
 
-def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> None:
+def test_a_gpu_provider_engine_may_come_from_another_cpu(tmp_path: Path) -> None:
     backend = OnnxRuntime()
     elsewhere = {"kind": "cpu", "model": "another CPU", "flags": []}
 
@@ -99,8 +99,8 @@ def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> No
             kind="engine", settings={"backend": "onnxruntime", "options": options}, inputs=[],
             libraries=library_versions(*backend.libraries), device=elsewhere,
         )  # fmt: skip
-        made = produce(plan, tmp_path / name, lambda path: path.write_bytes(b"an engine") and {})
-        return made.path, made.manifest
+        built = produce(plan, tmp_path / name, lambda path: path.write_bytes(b"an engine") and {})
+        return built.path, built.manifest
 
     check_opens(backend, *manifest("gpu.onnx", provider="cuda"))
     with pytest.raises(ArtifactError, match="was built for model another CPU") as caught:
@@ -108,15 +108,15 @@ def test_an_engine_of_a_provider_may_come_from_another_cpu(tmp_path: Path) -> No
     assert "--engine onnxruntime" in str(caught.value.hint)
 
 
-def test_the_command_that_rebuilds_has_the_provider(tmp_path: Path) -> None:
-    made = engine(
+def test_the_rebuild_command_includes_the_provider(tmp_path: Path) -> None:
+    built = engine(
         tmp_path / "m.onnx",
         backend="onnxruntime",
         precision="fp16",
         options={"provider": "cuda", "provider_options": {"use_tf32": "1", "prefer_nhwc": "1"}},
     )
-    words = rebuild_command(made.path, made.manifest)
-    assert "--engine onnxruntime --provider cuda --provider-option " in words
-    assert "--provider-option use_tf32=1" in words
-    assert "--provider-option prefer_nhwc=1" in words
-    assert "--provider cuda" in words
+    command = rebuild_command(built.path, built.manifest)
+    assert "--engine onnxruntime --provider cuda --provider-option " in command
+    assert "--provider-option use_tf32=1" in command
+    assert "--provider-option prefer_nhwc=1" in command
+    assert "--provider cuda" in command

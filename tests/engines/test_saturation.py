@@ -1,8 +1,7 @@
-"""What an engine says of its weights on a CPU that adds products in 16 bits."""
+"""Notes about weights on a CPU that accumulates products in 16 bits."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from optimizer.engines.saturation import saturation_note
+from optimizer.precision import quantize
 from optimizer.targets import rules
 from optimizer.targets.hardware import cpu_features
-from tests.conftest import Quantized
 
 
 @pytest.fixture
@@ -23,11 +22,11 @@ def old_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("old_cpu")
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
-def test_only_weights_that_do_not_saturate_are_said_not_to(
-    target: str, small_graph: Path, small_quantized: Quantized, tmp_path: Path
+def test_saturating_weights_are_counted(
+    target: str, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     graph = tmp_path / "int8.onnx"
-    shutil.copyfile(small_quantized("int8", target), graph)
+    quantize(small_graph, graph, precision="int8", target=target, stats=small_statistics)
     assert saturation_note(small_graph, target) is None
     note = saturation_note(graph, target)
     assert note is not None

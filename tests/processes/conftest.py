@@ -1,4 +1,4 @@
-"""A folder of traps, children that find the functions of these tests, and waiting for ends."""
+"""A trap folder, and helpers that wait for processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Trap:
-    """A folder whose files carry the names of libraries, and remember that they were run."""
+    """A folder of files with the names of libraries, which record that they were executed."""
 
     def __init__(self, root: Path, names: Iterable[str] | None = None) -> None:
         self.folder = root / "trap"
@@ -31,7 +31,7 @@ class Trap:
                 self.set(name)
 
     def set(self, name: str) -> None:
-        """Lay one trap."""
+        """Add one trap."""
         code = (
             f"with open({str(self._marker)!r}, 'a') as file: file.write({name!r} + ' ')\n"
             f"raise ImportError('executed in the current folder: {name}')\n"
@@ -40,31 +40,31 @@ class Trap:
 
     @property
     def executed(self) -> str:
-        """What was run of it."""
+        """Names of the files that were executed."""
         return self._marker.read_text() if self._marker.exists() else ""
 
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trap:
-    """The current folder is full of traps."""
+    """Make a trap folder the current folder."""
     trap = Trap(tmp_path)
     monkeypatch.chdir(trap.folder)
     return trap
 
 
 def assert_gone(processes: Iterable[psutil.Process]) -> None:
-    """Wait until none of them runs any more."""
-    left = list(processes)
-    assert left
+    """Wait until none of the processes is running."""
+    remaining = list(processes)
+    assert remaining
     end = time.monotonic() + 60
-    while left:
-        assert time.monotonic() < end, f"go on running: {left}"
-        left = [one for one in left if runs(one)]
+    while remaining:
+        assert time.monotonic() < end, f"still running: {remaining}"
+        remaining = [process for process in remaining if runs(process)]
         time.sleep(0.02)
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it does; what nobody has waited for yet does not."""
+    """Whether a process is running; zombies are not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -72,9 +72,9 @@ def runs(process: psutil.Process) -> bool:
 
 
 def wait_for_text(path: Path) -> str:
-    """What another process writes into a file."""
+    """Wait for another process to write a file, and return the text."""
     end = time.monotonic() + 120
     while not (path.exists() and path.read_text()):
-        assert time.monotonic() < end, f"nothing is written to {path}"
+        assert time.monotonic() < end, f"nothing was written to {path}"
         time.sleep(0.02)
     return path.read_text()

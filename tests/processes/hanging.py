@@ -1,4 +1,4 @@
-"""A backend whose builds start a process of their own and never end."""
+"""A backend whose builds start a process and never end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Hanging:
     def build(self, graph: Path, output: Path, settings: BuildSettings, progress: Any) -> Built:
         output.write_text("half an engine")
         subprocess.Popen(["sleep", "600"]).wait()
-        raise AssertionError("it was to be ended")
+        raise AssertionError("the build should have been killed")
 
     def load(self, engine: Path, *, threads: int | None = None, device: str | None = None) -> Any:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What children are made to do in these tests. Imports nothing that a folder of traps could hold."""
+"""Functions that children run in these tests. Imports nothing that a trap folder could shadow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def import_module(name: str) -> str:
 
 
 class OddError(ResnetOptError):
-    """Cannot be pickled: its constructor wants something else."""
+    """Cannot be unpickled: its constructor takes other arguments."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"number {number}", hint="another number")
@@ -96,13 +96,13 @@ def sleep(seconds: float, marker: str | None = None) -> None:
 
 
 def hold_the_interpreter(marker: str) -> None:
-    """Native code that never lets another thread run Python."""
+    """Native code that holds the interpreter lock."""
     Path(marker).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(600)
 
 
 def start_another(marker: str) -> None:
-    """Start a process that knows nothing of us, and wait for it."""
+    """Start a foreign process and wait for it."""
     started = subprocess.Popen(["sleep", "600"])
     Path(marker).write_text(f"{os.getpid()} {started.pid}")
     started.wait()
@@ -113,7 +113,7 @@ def start_and_leave() -> int:
 
 
 def call_another(marker: str) -> None:
-    """A child of a child, by the same door."""
+    """A child that starts a child with `call`."""
     call("tests.processes.targets:sleep", [600, marker])
 
 
@@ -138,7 +138,7 @@ def give_up_in_a_thread(how: str) -> None:
     def work() -> None:
         try:
             fail(how)
-        except Exception as error:  # noqa: BLE001 - as native code's callbacks do
+        except Exception as error:  # noqa: BLE001 - like callbacks from native code
             give_up(error)
 
     threading.Thread(target=work).start()
@@ -147,7 +147,7 @@ def give_up_in_a_thread(how: str) -> None:
 
 def print_a_lot() -> str:
     print("x" * 200_000)
-    os.system("echo printed by a process of its own")
+    os.system("echo printed by another process")
     return "result"
 
 

@@ -1,4 +1,4 @@
-"""One function in a child: what comes back, what goes wrong, what is left of it."""
+"""Calling functions in a child: results, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optimizer.processes import Child, ChildFailed, Limits, call
 from tests.processes.conftest import ROOT, assert_gone
 
 
-def ask(function: str, *arguments: Any, **options: Any) -> Any:
+def call_target(function: str, *arguments: Any, **options: Any) -> Any:
     return call(
         f"tests.processes.targets:{function}", arguments, import_from=[str(ROOT)], **options
     )
@@ -32,69 +32,72 @@ def open_files() -> int:
     return psutil.Process().num_fds()
 
 
-# --- what comes back -----------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
-def test_arguments_and_results_cross_as_they_are() -> None:
+def test_arguments_and_results_are_unchanged() -> None:
     a = np.arange(3_000_000, dtype=np.float64).reshape(3, -1)
-    result = ask("add", a, 1.0)
+    result = call_target("add", a, 1.0)
     np.testing.assert_array_equal(result, a + 1.0)
-    assert ask("add", (Path("a"),), (None,)) == (Path("a"), None)
+    assert call_target("add", (Path("a"),), (None,)) == (Path("a"), None)
 
 
-def test_a_child_is_one_of_ours_and_apart() -> None:
-    seen = ask("look_around", threads=3, cpus=[min(os.sched_getaffinity(0))])
-    assert seen["package"] == optimizer.__file__
-    assert seen["parent"] == os.getpid()
-    assert seen["pid"] == seen["group"] == seen["session"] != os.getpid()
-    assert seen["arguments"] == ["optimizer.processes.calls:answer_call"]
-    assert seen["main"] is None, "it has no script"
-    assert seen["stdin"] == b""
-    assert seen["threads"] == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
-    assert seen["cpus"] == [min(os.sched_getaffinity(0))]
-    assert seen["first_to_go"] == "1000"
-    assert len(seen["descriptors"]) == 3 + 3 + 1, "its pipes, and the folder that was listed"
+def test_a_child_uses_this_package_in_its_own_session() -> None:
+    child = call_target("look_around", threads=3, cpus=[min(os.sched_getaffinity(0))])
+    assert child["package"] == optimizer.__file__
+    assert child["parent"] == os.getpid()
+    assert child["pid"] == child["group"] == child["session"] != os.getpid()
+    assert child["arguments"] == ["optimizer.processes.calls:answer_call"]
+    assert child["main"] is None, "a child has no script"
+    assert child["stdin"] == b""
+    assert child["threads"] == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    assert child["cpus"] == [min(os.sched_getaffinity(0))]
+    assert child["first_to_go"] == "1000"
+    assert len(child["descriptors"]) == 3 + 3 + 1, "its pipes and the listed folder"
 
 
-def test_threads_are_left_alone_where_nobody_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_variables_are_unchanged_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    assert ask("look_around")["threads"] == {"OMP_NUM_THREADS": "5", "MKL_NUM_THREADS": None}
+    assert call_target("look_around")["threads"] == {
+        "OMP_NUM_THREADS": "5",
+        "MKL_NUM_THREADS": None,
+    }
 
 
-def test_progress_is_reported_here() -> None:
-    heard: list[Any] = []
+def test_progress_is_forwarded() -> None:
+    updates: list[Any] = []
 
-    class Ear:
+    class Recorder:
         def start(self, label: str, total: int | None = None) -> None:
-            heard.append((label, total))
+            updates.append((label, total))
 
         def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-            heard.append((steps, note))
+            updates.append((steps, note))
 
         def finish(self, note: str | None = None) -> None:
-            heard.append(note)
+            updates.append(note)
 
-    assert ask("report_steps", progress=Ear()) == "counted"
-    assert heard == [("count", 2), (1, None), (1, "done"), "two"]
+    assert call_target("report_steps", progress=Recorder()) == "counted"
+    assert updates == [("count", 2), (1, None), (1, "done"), "two"]
 
 
-def test_what_is_printed_does_not_come_between(capfd: pytest.CaptureFixture[str]) -> None:
-    assert ask("print_a_lot") == "result"
+def test_printed_output_does_not_disturb_the_result(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call_target("print_a_lot") == "result"
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_may_be_asked_in_threads_and_in_an_event_loop() -> None:
+def test_calls_work_in_threads_and_in_an_event_loop() -> None:
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda i: ask("add", i, 1), range(3))) == [1, 2, 3]
+        assert list(pool.map(lambda i: call_target("add", i, 1), range(3))) == [1, 2, 3]
 
     async def main() -> tuple[int, int]:
-        return ask("add", 1, 1), await asyncio.to_thread(ask, "add", 2, 2)
+        return call_target("add", 1, 1), await asyncio.to_thread(call_target, "add", 2, 2)
 
     assert asyncio.run(main()) == (2, 4)
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,11 +109,11 @@ def test_it_may_be_asked_in_threads_and_in_an_event_loop() -> None:
     ],
 )
 @pytest.mark.parametrize("function", ["fail", "give_up_in_a_thread"])
-def test_our_exceptions_cross_as_themselves(
+def test_our_exceptions_are_raised_unchanged(
     function: str, how: str, kind: type[ResnetOptError], code: int, hint: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        ask(function, how)
+        call_target(function, how)
     assert type(caught.value) is kind
     assert (caught.value.exit_code, caught.value.hint) == (code, hint)
     assert caught.value.message in {"lost too much", "no such GPU", "number 7"}
@@ -131,13 +134,13 @@ def test_other_exceptions_are_named_with_their_traceback(
     function: str, argument: str, message: str
 ) -> None:
     with pytest.raises(ChildFailed, match=message) as caught:
-        ask(function, argument)
+        call_target(function, argument)
     assert caught.value.reason == "raised"
     assert "Traceback" in str(caught.value.__cause__)
     assert "\n" not in caught.value.message
 
 
-def test_what_cannot_be_sent_is_named() -> None:
+def test_a_result_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(ChildFailed, match=r"raised .*pickle") as caught:
         call("threading:Lock")
     assert caught.value.reason == "raised"
@@ -146,32 +149,32 @@ def test_what_cannot_be_sent_is_named() -> None:
 @pytest.mark.parametrize(
     ("how", "reason", "message"),
     [
-        ("SIGSEGV", "crashed", "crashed: its process was ended by SIGSEGV (the library's last"),
-        ("SIGTERM", "crashed", "crashed: its process was ended by SIGTERM (the library's last"),
-        ("exit", "crashed", "crashed: its process was ended with exit code 7 (the library's last"),
+        ("SIGSEGV", "crashed", "crashed: killed by SIGSEGV (the library's last"),
+        ("SIGTERM", "crashed", "crashed: killed by SIGTERM (the library's last"),
+        ("exit", "crashed", "crashed: exit code 7 (the library's last"),
         (
             "SIGKILL",
             "killed",
-            "was killed from outside, most likely because memory ran out: its process was ended by",
+            "was killed by SIGKILL, most likely because memory ran out (the library's last",
         ),
     ],
 )
-def test_an_obituary_says_how_it_ended(how: str, reason: str, message: str) -> None:
+def test_the_failure_says_how_the_child_ended(how: str, reason: str, message: str) -> None:
     with pytest.raises(ChildFailed) as caught:
-        ask("die", how)
+        call_target("die", how)
     assert caught.value.reason == reason
     assert caught.value.message.startswith(message)
     assert caught.value.last_lines == ("the library's last words",)
 
 
-def test_a_deadline_is_kept() -> None:
+def test_a_deadline_is_enforced() -> None:
     with pytest.raises(ChildFailed, match=r"within the time limit of 0\.5 s") as caught:
-        ask("sleep", 600, limits=Limits(seconds=0.5))
+        call_target("sleep", 600, limits=Limits(seconds=0.5))
     assert caught.value.reason == "deadline"
 
 
-def test_a_deadline_is_kept_while_it_does_not_even_read() -> None:
-    """More than a pipe holds, to a child that is stopped."""
+def test_a_deadline_is_enforced_while_writing() -> None:
+    """More data than a pipe holds, to a stopped child."""
     child = echo()
     try:
         os.kill(child.pid, signal.SIGSTOP)
@@ -183,59 +186,59 @@ def test_a_deadline_is_kept_while_it_does_not_even_read() -> None:
 
 
 @pytest.mark.parametrize("in_another", [False, True])
-def test_a_memory_limit_is_kept(in_another: bool) -> None:
+def test_a_memory_limit_is_enforced(in_another: bool) -> None:
     limits = Limits(seconds=120, memory_bytes=300 << 20)
-    with pytest.raises(ChildFailed, match=r"MiB of memory, the memory limit is 300 MiB") as caught:
-        ask("hold_memory", 400, in_another, limits=limits)
+    with pytest.raises(ChildFailed, match=r"MiB of memory; the memory limit is 300 MiB") as caught:
+        call_target("hold_memory", 400, in_another, limits=limits)
     assert caught.value.reason == "memory"
     assert not psutil.Process().children()
 
 
 def test_a_child_that_closes_its_pipe_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimizer.processes.child._DYING_S", 0.5)
-    with pytest.raises(ChildFailed, match="closed its output and went on running") as caught:
-        ask("close_everything")
+    monkeypatch.setattr("optimizer.processes.child._EXIT_WAIT_S", 0.5)
+    with pytest.raises(ChildFailed, match="closed its output but kept running") as caught:
+        call_target("close_everything")
     assert caught.value.reason == "closed"
     assert not psutil.Process().children()
 
 
-def test_nonsense_is_no_answer() -> None:
-    with pytest.raises(ChildFailed, match="sent something that is no answer") as caught:
-        ask("send_nonsense")
+def test_an_invalid_answer_is_reported() -> None:
+    with pytest.raises(ChildFailed, match="sent an invalid answer") as caught:
+        call_target("send_nonsense")
     assert caught.value.reason == "garbled"
     assert not psutil.Process().children()
 
 
 @pytest.mark.parametrize("program", ["", None])
-def test_a_python_that_does_not_know_itself(
+def test_an_empty_executable_is_reported(
     program: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
     with pytest.raises(EnvironmentFault, match=r"sys\.executable is empty") as caught:
-        ask("add", 1, 1)
+        call_target("add", 1, 1)
     assert caught.value.exit_code == 3
     assert caught.value.hint is not None
 
 
-def test_a_python_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_executable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     before = open_files()
     with pytest.raises(EnvironmentFault, match=r"cannot start a process: .*/no/such/python"):
-        ask("add", 1, 1)
+        call_target("add", 1, 1)
     assert open_files() == before
 
 
-# --- what is left --------------------------------------------------------------------------------
+# --- cleanup -------------------------------------------------------------------------------------
 
 
-def test_nothing_is_left_of_calls_that_ended_in_any_way() -> None:
-    ask("add", 1, 1)
+def test_calls_leave_nothing_behind_however_they_end() -> None:
+    call_target("add", 1, 1)
     gc.collect()
     before = open_files()
     threads = threading.active_count()
     for function, argument in (("add", 1), ("fail", "gate"), ("die", "SIGSEGV"), ("sleep", 600)):
         try:
-            ask(function, argument, limits=Limits(seconds=2))
+            call_target(function, argument, limits=Limits(seconds=2))
         except ResnetOptError:
             continue
     assert open_files() == before
@@ -243,11 +246,11 @@ def test_nothing_is_left_of_calls_that_ended_in_any_way() -> None:
     assert not psutil.Process().children()
 
 
-def test_what_a_child_started_ends_with_it() -> None:
-    assert_gone([psutil.Process(ask("start_and_leave"))])
+def test_descendants_end_with_the_child() -> None:
+    assert_gone([psutil.Process(call_target("start_and_leave"))])
 
 
-# --- children that go on answering ---------------------------------------------------------------
+# --- long-running children -----------------------------------------------------------------------
 
 
 def echo(prefix: str = "") -> Child:
@@ -256,20 +259,20 @@ def echo(prefix: str = "") -> Child:
     return child
 
 
-def test_a_child_answers_until_nothing_is_asked_any_more() -> None:
-    child = echo("you said ")
+def test_a_child_answers_until_its_requests_are_closed() -> None:
+    child = echo("answer: ")
     for word in (b"one\n", b"two\n"):
         child.requests.write(word)
-        assert child.answers.readline() == b"you said " + word
+        assert child.answers.readline() == b"answer: " + word
     child.end(60)
-    assert child.failure().message == "crashed: its process was ended with exit code 0"
+    assert child.failure().message == "crashed: exit code 0"
     child.end()
     with pytest.raises(BrokenPipeError):
         child.requests.write(b"three\n")
     assert child.answers.readline() == b""
 
 
-def test_a_child_lives_on_when_the_thread_ends_that_started_it() -> None:
+def test_a_child_outlives_the_thread_that_started_it() -> None:
     started: list[Child] = []
     thread = threading.Thread(target=lambda: started.append(echo()))
     thread.start()

@@ -1,4 +1,4 @@
-"""A folder whose files carry the names of libraries: nothing in it is executed, by any child."""
+"""No child executes files in the current folder that have the names of libraries."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(
     *command: object, expect: int | None = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run in the current folder."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [str(word) for word in command],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if expect is not None:
-        assert done.returncode == expect, done.stderr
-    return done
+        assert completed.returncode == expect, completed.stderr
+    return completed
 
 
 @pytest.fixture
@@ -56,8 +56,7 @@ def photos(tmp_path: Path) -> Path:
 # --- each kind of child --------------------------------------------------------------------------
 
 
-def test_the_traps_work(trap: Trap) -> None:
-    """A child as others start it falls into them."""
+def test_traps_catch_ordinary_children(trap: Trap) -> None:
     run(sys.executable, "-m", "json.tool", expect=None)
     assert "json" in trap.executed
 
@@ -68,10 +67,12 @@ def test_a_call(trap: Trap) -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
-def test_a_build(trap: Trap, tmp_path: Path, small_graph: Path, engine: str) -> None:
-    graph = small_graph if engine != "torch" else small_graph.with_name("small.safetensors")
-    made = build_engine(graph, tmp_path / "engine", engine, BuildSettings(precision="fp32"))
-    assert made.path.stat().st_size > 0
+def test_a_build(
+    trap: Trap, tmp_path: Path, small_graph: Path, small_checkpoint: Path, engine: str
+) -> None:
+    graph = small_graph if engine != "torch" else small_checkpoint
+    built = build_engine(graph, tmp_path / "engine", engine, BuildSettings(precision="fp32"))
+    assert built.path.stat().st_size > 0
     assert trap.executed == ""
 
 
@@ -103,8 +104,8 @@ def test_a_scenario_of_loadgen(trap: Trap, make_engine: MakeEngine) -> None:
         threads=1,
         batch=1,
     )
-    found = run_scenario("e", "offline", request)
-    assert (found.status, found.error) == ("ok", None)
+    result = run_scenario("e", "offline", request)
+    assert (result.status, result.error) == ("ok", None)
     assert trap.executed == ""
 
 
@@ -113,9 +114,9 @@ def test_ceilings(trap: Trap) -> None:
     assert trap.executed == ""
 
 
-def test_the_time_of_a_search(trap: Trap, small_graph: Path) -> None:
-    (found,) = timed([small_graph], 32)
-    assert found.total_ms > 0
+def test_timing_in_a_search(trap: Trap, small_graph: Path) -> None:
+    (timing,) = timed([small_graph], 32)
+    assert timing.total_ms > 0
     assert trap.executed == ""
 
 
@@ -142,26 +143,26 @@ VERBS = {
 def test_a_verb(
     trap: Trap, tmp_path: Path, photos: Path, small_graph: Path, small_checkpoint: Path, verb: str
 ) -> None:
-    """As the console script runs it: the current folder is not on its path either."""
+    """Run like the console script, which does not have the current folder on its path."""
     out = tmp_path / "out"
     out.mkdir()
     line = VERBS[verb].format(
         graph=small_graph, checkpoint=small_checkpoint, photos=photos, out=out
     )
-    done = run(
+    completed = run(
         sys.executable, "-P", "-m", "optimizer", *line.split(), expect=None,
         RESNET_OPT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert trap.executed == ""
-    assert done.returncode in {0, 4, 5, 6}, done.stderr
-    assert any(out.iterdir()), done.stderr
+    assert completed.returncode in {0, 4, 5, 6}, completed.stderr
+    assert any(out.iterdir()), completed.stderr
 
 
 @pytest.mark.slow
 def test_python_m_does_not_search_the_current_folder(
     tmp_path: Path, small_graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python itself does for what is imported first; everything else is looked for elsewhere."""
+    """Python itself does for its first imports; everything else is imported from elsewhere."""
     trap = Trap(tmp_path, ["argparse", "json", "numpy", "onnx", "pickle", "selectors", "subprocess",
                            "sitecustomize", "usercustomize"])  # fmt: skip
     monkeypatch.chdir(trap.folder)
@@ -185,22 +186,20 @@ def imported(name: str = "a_plugin") -> Path:
     return Path(call("tests.processes.targets:import_module", [name], import_from=[str(ROOT)]))
 
 
-def test_modules_are_found_by_pythonpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_found_on_pythonpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = module_in(tmp_path / "plugins")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     assert imported().parent == folder
 
 
-def test_modules_are_found_where_this_process_finds_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_are_found_on_sys_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = module_in(tmp_path / "plugins")
     monkeypatch.syspath_prepend(str(folder))
     assert imported().parent == folder
 
 
 @pytest.mark.parametrize("entry", ["", ".", "./"])
-def test_pythonpath_does_not_bring_the_current_folder_in(
+def test_pythonpath_does_not_add_the_current_folder(
     entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(module_in(tmp_path / "here"))
@@ -229,8 +228,8 @@ def script(tmp_path: Path, before: str = "", after: str = "") -> Path:
     return path
 
 
-def test_the_same_package_is_found_whatever_the_current_folder(tmp_path: Path) -> None:
-    """From a checkout, by an entry relative to a folder that is then left and deleted."""
+def test_the_same_package_is_found_from_any_current_folder(tmp_path: Path) -> None:
+    """From a checkout, by an entry relative to a folder that is left and deleted afterwards."""
     (tmp_path / "checkout").symlink_to(ROOT)
     (tmp_path / "gone").mkdir()
     path = script(
@@ -238,8 +237,8 @@ def test_the_same_package_is_found_whatever_the_current_folder(tmp_path: Path) -
         "import os; os.chdir(sys.argv[1]); sys.path.insert(0, 'checkout')",
         "os.chdir('gone'); os.rmdir('../gone')",
     )
-    done = run(sys.executable, path, tmp_path, PYTHONPATH="")
-    ours, theirs = done.stdout.split()
+    completed = run(sys.executable, path, tmp_path, PYTHONPATH="")
+    ours, theirs = completed.stdout.split()
     assert ours == theirs == str(tmp_path / "checkout" / "optimizer" / "__init__.py")
 
 
@@ -249,15 +248,15 @@ def test_the_same_package_is_found_in_a_zip_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as file:
         for path in package.rglob("*.py"):
             file.write(path, path.relative_to(package.parent))
-    done = run(sys.executable, script(tmp_path), PYTHONPATH=str(packed))
-    ours, theirs = done.stdout.split()
+    completed = run(sys.executable, script(tmp_path), PYTHONPATH=str(packed))
+    ours, theirs = completed.stdout.split()
     assert ours == theirs == str(packed / "optimizer" / "__init__.py")
 
 
 def test_an_isolated_python_has_isolated_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`python -I` looks at no variable, and neither do its children."""
+    """`python -I` ignores environment variables, and so do its children."""
     folder = module_in(tmp_path / "plugins")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "isolated.py"
@@ -266,6 +265,6 @@ def test_an_isolated_python_has_isolated_children(
         "from optimizer.processes import call\n"
         "print(*call('tests.processes.targets:look_around')['path'])\n"
     )
-    done = run(sys.executable, "-I", path, PYTHONPATH=str(folder))
-    assert str(folder) not in done.stdout.split()
-    assert str(ROOT) in done.stdout.split()
+    completed = run(sys.executable, "-I", path, PYTHONPATH=str(folder))
+    assert str(folder) not in completed.stdout.split()
+    assert str(ROOT) in completed.stdout.split()

@@ -1,4 +1,4 @@
-"""Nothing outlives the process that started it, however that one ends."""
+"""No child outlives the process that started it, however that process ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = "tests.processes.targets"
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Parents to be killed; whatever a failing test leaves is ended."""
+    """Parents to be killed; the fixture ends those that a failing test leaves running."""
     parents: list[subprocess.Popen[bytes]] = []
     yield parents
     for parent in parents:
@@ -32,7 +32,7 @@ def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
 def parent_that_runs(
     code: str, started: list[subprocess.Popen[bytes]], folder: Path
 ) -> subprocess.Popen[bytes]:
-    """A script that does something long."""
+    """Start a script that runs for a long time."""
     script = folder / "parent.py"
     script.write_text(code)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -46,15 +46,15 @@ def parent_that_runs(
     return parent
 
 
-def family(parent: subprocess.Popen[bytes], size: int) -> list[psutil.Process]:
-    """What a parent has started, as soon as it is so many."""
+def descendants(parent: subprocess.Popen[bytes], size: int) -> list[psutil.Process]:
+    """The processes a parent has started, as soon as there are ``size``."""
     limit = time.monotonic() + 120
     while True:
         assert parent.poll() is None, "it ended by itself"
-        found = psutil.Process(parent.pid).children(recursive=True)
-        if len(found) >= size:
-            return found
-        assert time.monotonic() < limit, found
+        processes = psutil.Process(parent.pid).children(recursive=True)
+        if len(processes) >= size:
+            return processes
+        assert time.monotonic() < limit, processes
         time.sleep(0.02)
 
 
@@ -73,13 +73,13 @@ CALL = "from optimizer.processes import call\n"
 def test_a_call(
     how: signal.Signals, function: str, started: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    """Also while native code holds the interpreter, with processes of others and with our own."""
+    """Also while native code holds the interpreter lock, and with grandchildren."""
     marker = tmp_path / "marker"
     arguments = [600, str(marker)] if function == "sleep" else [str(marker)]
     code = f"{CALL}call('{TARGETS}:{function}', {arguments}, import_from=[{str(ROOT)!r}])"
     parent = parent_that_runs(code, started, tmp_path)
     wait_for_text(marker)
-    processes = family(parent, 2 if function.endswith("another") else 1)
+    processes = descendants(parent, 2 if function.endswith("another") else 1)
     end(parent, how)
     assert_gone(processes)
     errors = (tmp_path / "errors").read_text()
@@ -106,7 +106,7 @@ def test_a_build(
 ) -> None:
     output = tmp_path / "engines" / "e.hanging"
     parent = parent_that_runs(hanging_build(small_graph, output), started, tmp_path)
-    processes = family(parent, 2)  # the build and what it started
+    processes = descendants(parent, 2)  # the build and its child
     end(parent, how)
     assert_gone(processes)
     assert not output.exists()
@@ -126,11 +126,11 @@ def test_a_measurement(
     code = (
         "from pathlib import Path\n"
         "from optimizer.profiling import bench\n"
-        f"bench([Path(e) for e in {engines}], threads=1, control=False, duration_s=1.0, "
+        f"bench([Path(e) for e in {engines}], threads=1, control=False, duration='1s', "
         "call_timeout_s=600)"
     )
     parent = parent_that_runs(code, started, tmp_path)
-    processes = family(parent, 2)
+    processes = descendants(parent, 2)
     end(parent, how)
     assert_gone(processes)
 
@@ -153,10 +153,10 @@ def test_a_scenario_of_loadgen(
         f"run_scenario('e', 'single-stream', Request(**{request}))"
     )
     parent = parent_that_runs(code, started, tmp_path)
-    processes = family(parent, 1)
+    processes = descendants(parent, 1)
     (folder,) = tmp_path.glob("loadgen-*")
     limit = time.monotonic() + 120
-    while not (folder / "mlperf_log_detail.txt").exists():  # the test itself runs
+    while not (folder / "mlperf_log_detail.txt").exists():  # LoadGen's test is running
         assert time.monotonic() < limit
         time.sleep(0.02)
     end(parent, how)
@@ -178,7 +178,7 @@ def test_a_build_of_the_command_line(
         "main()"
     )
     parent = parent_that_runs(code, started, tmp_path)
-    processes = family(parent, 1)
+    processes = descendants(parent, 1)
     end(parent, signal.SIGKILL)
     assert_gone(processes)
     assert not output.exists()
@@ -201,10 +201,10 @@ child.answers.readline()
 """
 
 
-def test_a_copy_of_this_process_neither_ends_a_child_nor_keeps_it(
+def test_a_forked_copy_neither_ends_nor_keeps_a_child(
     started: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`os.fork`, and multiprocessing where it forks, copy the ends of the pipes."""
+    """`os.fork`, also in multiprocessing, copies the ends of the pipes."""
     monkeypatch.chdir(tmp_path)
     parent = parent_that_runs(FORKED, started, tmp_path)
     copy = psutil.Process(int(wait_for_text(tmp_path / "copy")))
@@ -238,7 +238,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("by", ["kernel", "thread"])
-def test_where_linux_does_not_watch_the_parent_a_thread_does(
+def test_the_kernel_or_a_thread_watches_the_parent(
     by: str, started: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     marker = tmp_path / "marker"

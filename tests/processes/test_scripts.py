@@ -1,4 +1,4 @@
-"""Scripts as people write them: no `__main__` guard, from standard input, in threads and loops."""
+"""Scripts without a `__main__` guard, from standard input, in threads and in event loops."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ build()
 
 
 def run(command: list[str], folder: Path, text: str | None = None) -> list[str]:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *command],
         input=text, capture_output=True, text=True, check=False, cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
              "RESNET_OPT_CACHE": str(folder / "cache")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.splitlines()
 
 
 def check(printed: list[str], out: str) -> None:
-    """Both engines are there, and nothing was run a second time."""
+    """Both engines were built, and the script ran only once."""
     assert printed == ["run once", f"{out}m.blob", f"{out}m.ort.onnx"]
     for path in printed[1:]:
         assert Path(path).stat().st_size > 0
@@ -101,11 +101,12 @@ except UsageError as error:
 """
 
 
-def test_a_backend_that_belongs_to_the_script_is_refused(small_graph: Path, tmp_path: Path) -> None:
+def test_a_backend_defined_in_the_script_is_refused(small_graph: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(IN_THE_SCRIPT.format(graph=str(small_graph)))
     (line,) = run(["script.py"], tmp_path)
-    assert line.startswith("the backend own is defined in the script that is run")
-    assert "a module of its own" in line
+    expected = "the backend own is defined in the main script, which build processes do not import"
+    assert line.startswith(expected)
+    assert "move the backend into its own module" in line
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
@@ -129,10 +130,8 @@ class Mine(Hanging):
 """
 
 
-def test_a_backend_in_a_module_beside_the_script_is_built_with(
-    small_graph: Path, tmp_path: Path
-) -> None:
-    """Its folder is looked into after all others, although it is the current one."""
+def test_a_backend_in_a_module_beside_the_script_works(small_graph: Path, tmp_path: Path) -> None:
+    """Its folder is searched last, although it is the current one."""
     (tmp_path / "my_backend.py").write_text(MY_BACKEND)
     (tmp_path / "my_helper.py").write_text("ENGINE = 'an engine'")
     (tmp_path / "script.py").write_text(BESIDE_THE_SCRIPT.format(graph=str(small_graph)))

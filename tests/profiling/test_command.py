@@ -38,7 +38,7 @@ def written(path: Path) -> BenchResult:
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
-        ({"crash": True}, "crashed: its process was ended by SIGSEGV"),
+        ({"crash": True}, "crashed: killed by SIGSEGV"),
         ({"nan": True}, "returned NaN or infinity"),
         ({"raise": "device lost"}, "RuntimeError: device lost"),
     ],
@@ -84,8 +84,8 @@ def test_a_machine_on_which_nothing_can_be_said_exits_with_6(
         (["--duration", "2000h"], "within 0 s and 24 h"),
         (["--batch", "9"], "batches 2 to 8, not 9"),
         (["--batch", "2,2"], "batches must be different"),
-        (["--batch", "4", "--streams", "0"], "the streams"),
-        (["--batch", "4", "--threads", "x"], "the threads"),
+        (["--batch", "4", "--streams", "0"], "streams: '0' is not a positive whole number"),
+        (["--batch", "4", "--threads", "x"], "threads: 'x' is not a positive whole number"),
         (["--batch", "4", "--max-latency", "15"], "no unit of time"),
         (["--batch", "4", "--scenario", "offlne"], "unknown scenario 'offlne'"),
     ],

@@ -114,7 +114,7 @@ def test_it_ends_when_nobody_asks_any_more() -> None:
     child.answers.readline()
     child.requests.close()
     assert child.answers.readline() == b""
-    assert child.failure().message == "crashed: its process was ended with exit code 0"
+    assert child.failure().message == "crashed: exit code 0"
     assert list(child.last_lines) == []
 
 

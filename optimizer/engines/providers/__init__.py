@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what each is, needs, takes, and whether it works here."""
+"""ONNX Runtime's execution providers: their options, requirements, status and sessions."""
 
 from optimizer.engines.providers.settings import Choice, lowering_target, read_choice
 from optimizer.engines.providers.table import PROVIDERS, Provider

@@ -1,4 +1,4 @@
-"""Building and opening engines of ONNX Runtime for a provider of a GPU."""
+"""Builds and opens ONNX Runtime engines for GPU providers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.providers.partition import (
     ASSIGNMENT_KEY,
-    assigned,
     describe_partition,
     graph_layers,
+    node_providers,
 )
 from optimizer.engines.providers.session import ProviderSession, open_with_provider
 from optimizer.engines.providers.settings import DEFAULT_PROFILE, Choice, with_build_settings
@@ -37,13 +37,13 @@ def build_with_provider(
     options: Any,
     progress: Progress,
 ) -> Built:
-    """Let a provider take a graph, see which nodes it took, and write the graph as the engine.
+    """Open a graph with a provider, check which nodes it runs, and store the graph as the engine.
 
     Raises:
         MissingLibrary, MissingDevice: The provider cannot be used here.
-        GraphError: The graph is damaged, or INT8 that is not lowered for TensorRT.
+        GraphError: The graph is damaged, or is INT8 but not quantized for TensorRT.
         BuildError: A layer with weights would run on the CPU.
-        UsageError: A setting that the provider does not have.
+        UsageError: The provider does not have one of the settings.
     """
     choice = _resolved(choice, settings, graph)
     index = check_usable(choice.provider, None)
@@ -59,24 +59,24 @@ def build_with_provider(
     progress.finish(f"{len(layers)} layers")
     notes = [*describe_partition(choice, layers), "the provider compiles when the engine is opened"]
     if settings.options.get("storage_only"):
-        notes.append(f"{settings.precision} storage, computed in what the layers say")
+        notes.append(f"{settings.precision} storage; the layers list the compute precision")
     return Built(layers=layers, seconds=seconds, notes=notes)
 
 
 def opened_layers(session: Any, graph: Path, choice: Choice) -> list[LayerInfo]:
-    """The layers of an opened graph with their operations, none of them on the CPU.
+    """The layers of an opened graph, checked not to run on the CPU.
 
     Raises:
-        BuildError: One is on the CPU although a provider of a GPU was asked for.
+        BuildError: A layer runs on the CPU although a GPU provider was requested.
     """
-    layers = annotate(graph_layers(graph, choice, assigned(session)), graph)
-    left = [layer.name for layer in layers if layer.tactic == CPU.registered]
-    if left and choice.provider is not CPU:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    layers = annotate(graph_layers(graph, choice, node_providers(session)), graph)
+    on_cpu = [layer.name for layer in layers if layer.tactic == CPU.registered]
+    if on_cpu and choice.provider is not CPU:
+        more = f" and {len(on_cpu) - 3} more" if len(on_cpu) > 3 else ""
         raise BuildError(
-            f"provider {choice.provider.name} does not take {', '.join(left[:3])}{more}: "
+            f"provider {choice.provider.name} does not support {', '.join(on_cpu[:3])}{more}: "
             "the CPU would compute it",
-            hint="another --precision or provider; resnet-opt doctor tells which are usable",
+            hint="try another --precision or provider; resnet-opt doctor lists the usable ones",
         )
     return layers
 
@@ -84,18 +84,18 @@ def opened_layers(session: Any, graph: Path, choice: Choice) -> list[LayerInfo]:
 def load_with_provider(
     engine: Path, settings: Mapping[str, Any], choice: Choice, options: Any, device: str | None
 ) -> ProviderSession:
-    """Open an engine with the provider and the options that it was built with.
+    """Open an engine with the provider and options that it was built with.
 
     Args:
         engine: The engine file.
         settings: The settings of its manifest.
-        choice: What they say of the provider.
+        choice: The provider and options from these settings.
         options: Session options.
-        device: Which GPU.
+        device: GPU such as ``cuda:1``; ``None`` for the first.
 
     Raises:
         MissingLibrary, MissingDevice: The provider cannot be used here.
-        UsageError: ``device`` is no device's name.
+        UsageError: ``device`` is not a valid device name.
         BuildError: A layer with weights would run on the CPU here.
     """
     index = check_usable(choice.provider, device)
@@ -110,8 +110,8 @@ def load_with_provider(
     options.add_session_config_entry(ASSIGNMENT_KEY, "1")
     session = open_with_provider(engine, options, choice, index)
     layers = opened_layers(session, engine, choice)
-    # A plugin works with the onnxruntime for CPUs too, which cannot allocate on the GPU: then the
-    # plugin copies, inside of the computation.
+    # A plugin also works with the CPU build of onnxruntime, which cannot allocate GPU memory. Then
+    # the plugin copies during the computation.
     bound_on_gpu = choice.provider.plugin is None or provider_status(CUDA).usable
     memory = ("cuda", index) if bound_on_gpu else ("cpu", 0)
     return ProviderSession(session, layers, memory, _batches(choice, built, engine))

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime on a GPU: opened without falling back, batches bound in its memory."""
+"""ONNX Runtime sessions on a GPU: no silent fallback, and batches bound in device memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optimizer.engines.cuda_bindings import HINT_DEVICE
 from optimizer.engines.protocol import Array, TensorSpec
 from optimizer.engines.providers.settings import Choice
 from optimizer.engines.providers.shared_objects import preload
-from optimizer.engines.providers.status import library_of, needs_of
+from optimizer.engines.providers.status import library_of, required_libraries
 from optimizer.engines.providers.table import CUDA, PROVIDERS, Provider
 from optimizer.errors import (
     BuildError,
@@ -37,9 +37,9 @@ _graph_ids = itertools.count(1)
 
 
 def open_with_provider(model: Path, options: Any, choice: Choice, device: int) -> Any:
-    """Open a session in which the asked provider really is.
+    """Open a session that really uses the requested provider.
 
-    ONNX Runtime goes on with the CPU if a provider cannot be started, with a line on standard
+    If a provider cannot start, ONNX Runtime falls back to the CPU and prints a line to standard
     error. Here that line becomes the error.
 
     Args:
@@ -49,19 +49,19 @@ def open_with_provider(model: Path, options: Any, choice: Choice, device: int) -
         device: Index of the GPU.
 
     Raises:
-        MissingLibrary: The provider could not be started; the message is ONNX Runtime's own.
-        MissingDevice: It does not show the GPU.
-        BuildError: It could not make anything of the graph.
+        MissingLibrary: The provider could not start; the message is from ONNX Runtime.
+        MissingDevice: The provider does not list the GPU.
+        BuildError: The provider could not open the graph.
     """
     import onnxruntime as ort
 
     provider = choice.provider
     _load_libraries(provider)
-    with _standard_error() as said:
+    with _captured_stderr() as captured:
         try:
             if provider.plugin is not None:
                 _add_plugin(options, choice, device)
-                # Providers that were added to the options may not be named again.
+                # Providers in the options must not be listed again.
                 session = ort.InferenceSession(model, options, enable_fallback=0)
             else:
                 session = ort.InferenceSession(
@@ -69,24 +69,24 @@ def open_with_provider(model: Path, options: Any, choice: Choice, device: int) -
                 )
         except ResnetOptError:
             raise
-        except Exception as error:  # ONNX Runtime's own have no class in common
-            raise _failure(provider, [*said(), str(error)]) from error
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise _failure(provider, [*captured(), str(error)]) from error
         if provider.registered not in session.get_providers():
-            raise _failure(provider, said(), started=False)
-    session.disable_fallback()  # nor while it runs
+            raise _failure(provider, captured(), started=False)
+    session.disable_fallback()  # nor at run time
     return session
 
 
 def _chain(choice: Choice, device: int) -> list[tuple[str, dict[str, str]]]:
-    """The provider, those beneath it, and the CPU, which ONNX Runtime always has."""
-    where = {"device_id": str(device)}
+    """The provider, its fallbacks, and the CPU, which ONNX Runtime always needs."""
+    device_option = {"device_id": str(device)}
     chain: list[tuple[str, dict[str, str]]] = []
     provider: Provider | None = choice.provider
     while provider is not None and provider.on_gpu:
-        # What lies beneath takes what is left over, in the same type: no TF32 for FP32.
-        own = choice.options if provider is choice.provider else {"use_tf32": "0"}
-        chain.append((provider.registered, {**where, **own}))
-        provider = PROVIDERS[provider.beneath] if provider.beneath is not None else None
+        # Fallbacks compute in the same type: no TF32 for FP32.
+        options = choice.options if provider is choice.provider else {"use_tf32": "0"}
+        chain.append((provider.registered, {**device_option, **options}))
+        provider = PROVIDERS[provider.fallback] if provider.fallback is not None else None
     return [*chain, ("CPUExecutionProvider", {})]
 
 
@@ -94,66 +94,66 @@ def _add_plugin(options: Any, choice: Choice, device: int) -> None:
     import onnxruntime as ort
 
     registered, module = choice.provider.registered, str(choice.provider.plugin)
-    if all(found.ep_name != registered for found in ort.get_ep_devices()):
-        # Importing it loads the libraries that it brings.
+    if all(listed.ep_name != registered for listed in ort.get_ep_devices()):
+        # The import loads the libraries that the module contains.
         path = importlib.import_module(module).get_library_path()
         ort.register_execution_provider_library(registered, path)
-    devices = [found for found in ort.get_ep_devices() if found.ep_name == registered]
+    devices = [listed for listed in ort.get_ep_devices() if listed.ep_name == registered]
     if device >= len(devices):
         raise MissingDevice(
-            f"provider {choice.provider.name} shows {len(devices)} GPU(s), not cuda:{device}",
+            f"provider {choice.provider.name} lists {len(devices)} GPU(s), but not cuda:{device}",
             hint=HINT_DEVICE,
         )
     options.add_provider_for_devices([devices[device]], dict(choice.options))
 
 
 def _load_libraries(provider: Provider) -> None:
-    # Batches of a plugin lie in memory that the CUDA provider's library allocates.
-    for one in (CUDA, provider) if provider.on_gpu else ():
-        _load_for(one)
+    # The CUDA provider's library allocates the memory for a plugin's batches.
+    for loaded in (CUDA, provider) if provider.on_gpu else ():
+        _load_for(loaded)
 
 
 def _load_for(provider: Provider) -> None:
     path = library_of(provider)
     if path is not None:
-        preload(needs_of(provider, path), path.parent if provider.plugin else None)
+        preload(required_libraries(provider, path), path.parent if provider.plugin else None)
 
 
 def _failure(provider: Provider, lines: Sequence[str], *, started: bool = True) -> ResnetOptError:
-    """What ONNX Runtime said, as an error: of its provider's libraries, or else of the graph."""
+    """Convert ONNX Runtime's messages into an error about the provider's libraries or the graph."""
     text = " ".join(lines)
-    found = re.search(r"with error: (.+?: cannot open shared object file)", text)
-    if started and found is None:
-        return BuildError(f"provider {provider.name} failed: {_first_words(text)}")
-    reason = found[1] if found is not None else _first_words(text)
+    missing = re.search(r"with error: (.+?: cannot open shared object file)", text)
+    if started and missing is None:
+        return BuildError(f"provider {provider.name} failed: {_shortened(text)}")
+    reason = missing[1] if missing is not None else _shortened(text)
     return MissingLibrary(
         f"ONNX Runtime could not start its provider {provider.name}: {reason}",
-        hint="resnet-opt doctor names what each provider needs",
+        hint="resnet-opt doctor lists what each provider needs",
     )
 
 
-def _first_words(text: str) -> str:
-    # Colour codes, and the place in ONNX Runtime's own source.
+def _shortened(text: str) -> str:
+    # Remove colour codes and positions in ONNX Runtime's source.
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     plain = re.sub(r"\S*/onnxruntime_src/\S+", "", plain)
-    return " ".join(plain.split())[:300] or "it does not say why"
+    return " ".join(plain.split())[:300] or "no reason given"
 
 
 @contextlib.contextmanager
-def _standard_error() -> Iterator[Any]:
-    """Keep what is written to standard error, by native code too; without a fault it goes on there.
+def _captured_stderr() -> Iterator[Any]:
+    """Capture standard error, including native code; without an exception it is printed afterwards.
 
     Yields:
-        A function that returns the lines so far.
+        A function that returns the captured lines.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
+    with tempfile.TemporaryFile() as file:
         original = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(file.fileno(), 2)
 
         def lines() -> list[str]:
-            kept.seek(0)
-            return kept.read().decode(errors="replace").splitlines()
+            file.seek(0)
+            return file.read().decode(errors="replace").splitlines()
 
         try:
             yield lines
@@ -165,19 +165,19 @@ def _standard_error() -> Iterator[Any]:
 
 
 def tensor_spec(node: Any) -> TensorSpec:
-    """What a session tells of an input or output."""
+    """Name, shape and dtype of a session's input or output."""
     shape = tuple(d if isinstance(d, int) else None for d in node.shape)
     return TensorSpec(node.name, shape, "uint8" if node.type == "tensor(uint8)" else "float32")
 
 
 class ProviderSession:
-    """See `optimizer.engines.protocol.Session`; batches are computed in the provider's memory.
+    """See `optimizer.engines.protocol.Session`; batches are in the provider's memory.
 
     Args:
         session: ONNX Runtime's session.
-        layers: The layers with who runs them.
-        memory: Where batches lie, by ONNX Runtime's name (``cuda``, ``cpu``), and the index.
-        batches: Smallest and largest batch that it is compiled for; ``None`` where free.
+        layers: The layers with their providers.
+        memory: Where batches are stored: ONNX Runtime's device name (``cuda``, ``cpu``) and index.
+        batches: Smallest and largest compiled batch size; ``None`` for no limit.
     """
 
     def __init__(
@@ -225,14 +225,14 @@ class ProviderSession:
         """See `Session.bind`.
 
         Raises:
-            UsageError: The batch is not one that the engine is compiled for.
+            UsageError: The engine is not compiled for this batch size.
         """
         check_batch(batch, self.input)
         low, high = self._batches
         if len(batch) < low or (high is not None and len(batch) > high):
             raise UsageError(
                 f"the engine is compiled for batches of {low} to {high}, not {len(batch)}",
-                hint="build it with another --profile",
+                hint="build the engine with another --profile",
             )
         return self._bound(batch)
 
@@ -250,7 +250,7 @@ class ProviderSession:
 
 
 class DeviceBound:
-    """See `optimizer.engines.protocol.Bound`; input and output lie in the provider's memory."""
+    """See `optimizer.engines.protocol.Bound`; input and output are in the provider's memory."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class DeviceBound:
         self._session = session
         self.images = len(batch)
         self._host = np.ascontiguousarray(batch)
-        # Memory of its own: made from an array, it may share that array's memory with the caller.
+        # Separate memory: a value created from an array may share the caller's memory.
         self._input = ort.OrtValue.ortvalue_from_shape_and_type(
             list(self._host.shape), self._host.dtype, *memory
         )
@@ -278,12 +278,12 @@ class DeviceBound:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(source.name, self._input)
         self._binding.bind_ortvalue_output(target.name, self._output)
-        # A captured CUDA graph holds these very addresses; each binding has a graph of its own.
+        # A captured CUDA graph contains these addresses, so each binding needs its own graph.
         self._run_options = ort.RunOptions()
         self._run_options.add_run_config_entry("gpu_graph_id", str(next(_graph_ids)))
 
     def fill(self, batch: Array) -> None:
-        """Take another batch of the same size; `upload` copies it."""
+        """Use another batch of the same size; `upload` copies it."""
         self._host = np.ascontiguousarray(batch)
 
     def upload(self) -> None:

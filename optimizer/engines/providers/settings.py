@@ -1,4 +1,4 @@
-"""Which provider an engine of ONNX Runtime asks for, and its options, read and checked."""
+"""Reads and checks the provider and the provider options of an ONNX Runtime engine."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ __all__ = [
     "Choice",
     "find_provider",
     "lowering_target",
-    "own_options",
+    "options_from_settings",
     "read_choice",
     "with_build_settings",
     "with_cache",
 ]
 
 DEFAULT_PROFILE = (1, 8, 32)
-"""Batches of a provider that compiles, if none are given; the same as of the TensorRT engines."""
+"""Default batch sizes of providers that compile; the same as for TensorRT engines."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A provider and its options, as strings, as ONNX Runtime takes them."""
+    """A provider and its options, as strings for ONNX Runtime."""
 
     provider: Provider
     options: Mapping[str, str]
 
 
 def find_provider(name: str) -> Provider:
-    """The provider of this name.
+    """The provider with this name.
 
     Raises:
-        UsageError: There is none; the message lists those there are.
+        UsageError: There is no such provider; the hint lists those that exist.
     """
     if name not in PROVIDERS:
         raise UsageError(
@@ -48,26 +48,26 @@ def find_provider(name: str) -> Provider:
 
 
 def lowering_target(engine: str, provider: str | None) -> str:
-    """Whose rules an INT8 graph for an engine follows; ONNX Runtime's provider decides.
+    """The quantization target for an engine; for ONNX Runtime it depends on the provider.
 
     Raises:
-        UsageError: No such provider, or an engine that has none.
+        UsageError: Unknown provider, or the engine has no providers.
     """
     if provider is None:
         return engine
     if engine != "onnxruntime":
         raise UsageError(
-            f"--provider {provider} is a setting of ONNX Runtime, not of {engine}",
+            f"--provider {provider} is an option of ONNX Runtime, not of {engine}",
             hint="--engine onnxruntime",
         )
     return find_provider(provider).target
 
 
 def read_choice(options: Mapping[str, Any]) -> Choice:
-    """Read ``provider`` and ``provider_options`` of a build's options.
+    """Read ``provider`` and ``provider_options`` from a build's options.
 
     Raises:
-        UsageError: An unknown provider, or an option that it does not have.
+        UsageError: Unknown provider, or the provider does not have one of the options.
     """
     provider = find_provider(str(options.get("provider") or CPU.name))
     given = {name: str(value) for name, value in (options.get("provider_options") or {}).items()}
@@ -82,70 +82,70 @@ def _check_option(provider: Provider, name: str) -> None:
     reasons = dict(provider.refused)
     if name in reasons:
         raise UsageError(
-            f"option {name} of provider {provider.name} is not taken: {reasons[name]}",
-            hint="leave it out",
+            f"option {name} of provider {provider.name} is not allowed: {reasons[name]}",
+            hint="remove it",
         )
-    close = difflib.get_close_matches(name, sorted(provider.options), n=3)
-    known = ", ".join(close or sorted(provider.options))
+    suggestions = difflib.get_close_matches(name, sorted(provider.options), n=3)
+    names = ", ".join(suggestions or sorted(provider.options))
     raise UsageError(
         f"provider {provider.name} has no option {name!r}",
-        hint=f"one of {known}" if known else "leave it out",
+        hint=f"one of {names}" if names else "remove it",
     )
 
 
 def with_build_settings(
     choice: Choice, settings: BuildSettings, input_name: str, shape: tuple[int | None, ...]
 ) -> Choice:
-    """Put what a build says in general terms into the provider's own options.
+    """Translate general build settings into options of the provider.
 
-    FP32 means FP32: TF32, which both CUDA and TensorRT use for it unless told otherwise, is turned
-    off where there is an option for it. A provider that compiles gets shapes to compile for, since
-    it would otherwise compile again for every new batch size.
+    FP32 means FP32: TF32, the default of CUDA and TensorRT, is turned off if there is an option for
+    it. A provider that compiles gets shapes, because otherwise it compiles again for every new batch
+    size.
 
     Args:
-        choice: The provider and what the user says of it, which wins.
-        settings: The build.
+        choice: The provider and the user's options, which take precedence.
+        settings: The settings of the build.
         input_name: Name of the graph's input.
-        shape: Its shape; ``None`` where dynamic.
+        shape: Shape of the graph's input; ``None`` for dynamic dimensions.
 
     Raises:
-        UsageError: A setting that the provider does not have.
+        UsageError: The provider does not have one of the settings.
     """
     provider = choice.provider
-    made: dict[str, str] = {}
+    options: dict[str, str] = {}
     if "use_tf32" in provider.options:
-        made["use_tf32"] = "0"
+        options["use_tf32"] = "0"
     if provider.profile_options is not None and shape[0] is None:
         low, best, high = _profile(settings)
         rest = "x".join("?" if size is None else str(size) for size in shape[1:])
         if "?" in rest:
             raise UsageError(
-                f"provider {provider.name} needs a fixed image size, {input_name} has a dynamic one",
+                f"provider {provider.name} needs a fixed image size, but {input_name} has a dynamic one",
                 hint="export it with --image-size",
             )
-        made |= {
+        options |= {
             f"{provider.profile_options}_{which}_shapes": f"{input_name}:{batch}x{rest}"
             for which, batch in (("min", low), ("opt", best), ("max", high))
         }
-    made |= own_options(provider, settings)
-    return Choice(provider, {**made, **choice.options})
+    options |= options_from_settings(provider, settings)
+    return Choice(provider, {**options, **choice.options})
 
 
 def with_cache(choice: Choice, folder: Path) -> Choice:
-    """Let a provider that compiles keep what it made in a folder; what the user says of it wins.
+    """Make a provider that compiles cache its engines in a folder; the user's options take precedence.
 
-    Without that it compiles again in every process that opens the engine, for minutes.
+    Without a cache, every process that opens the engine compiles it again, which takes minutes.
     """
-    options = choice.provider.options
-    made: dict[str, str] = {}
-    if "trt_engine_cache_path" in options:
-        made = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
-    elif "nv_runtime_cache_path" in options:
-        made = {"nv_runtime_cache_path": str(folder)}
-    if not made or set(made) & set(choice.options):
+    supported = choice.provider.options
+    options: dict[str, str] = {}
+    if "trt_engine_cache_path" in supported:
+        options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    elif "nv_runtime_cache_path" in supported:
+        options = {"nv_runtime_cache_path": str(folder)}
+    if not options or set(options) & set(choice.options):
         return choice
     folder.mkdir(parents=True, exist_ok=True)
-    return Choice(choice.provider, {**choice.options, **made})
+    return Choice(choice.provider, {**choice.options, **options})
 
 
 def _profile(settings: BuildSettings) -> tuple[int, int, int]:
@@ -158,21 +158,21 @@ def _profile(settings: BuildSettings) -> tuple[int, int, int]:
     return low, best, high
 
 
-def own_options(provider: Provider, settings: BuildSettings) -> dict[str, str]:
-    """Workspace and optimization level, by the names the provider has for them.
+def options_from_settings(provider: Provider, settings: BuildSettings) -> dict[str, str]:
+    """Workspace and optimization level as options of the provider.
 
     Raises:
-        UsageError: A setting that the provider does not have.
+        UsageError: The provider does not have one of the settings.
     """
     _profile(settings)
     if settings.timing_cache is not None:
         raise UsageError(
-            f"--timing-cache would be used once: provider {provider.name} compiles at every start",
+            f"--timing-cache does not apply to provider {provider.name}",
             hint="--provider-option trt_timing_cache_enable=1 and trt_timing_cache_path=FOLDER"
             if "trt_timing_cache_path" in provider.options
-            else "leave it out",
+            else "remove it",
         )
-    asked = (
+    requested = (
         (
             "--workspace",
             settings.workspace_bytes,
@@ -182,12 +182,12 @@ def own_options(provider: Provider, settings: BuildSettings) -> dict[str, str]:
         ("--profile", settings.profile if provider.profile_options is None else None, ()),
         ("--target", settings.targets or None, ()),
     )
-    found: dict[str, str] = {}
-    for flag, value, names in asked:
+    options: dict[str, str] = {}
+    for flag, value, names in requested:
         if value is None:
             continue
-        mine = [name for name in names if name in provider.options]
-        if not mine:
-            raise UsageError(f"provider {provider.name} has no {flag}", hint="leave it out")
-        found[mine[0]] = str(value)
-    return found
+        supported = [name for name in names if name in provider.options]
+        if not supported:
+            raise UsageError(f"provider {provider.name} has no {flag}", hint=f"remove {flag}")
+        options[supported[0]] = str(value)
+    return options

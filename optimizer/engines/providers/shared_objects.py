@@ -1,4 +1,4 @@
-"""What a provider's shared object links, and where on this machine it is found."""
+"""The libraries that a provider's shared object links, and where they are on this machine."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from optimizer.processes import output_of
 
-__all__ = ["locate", "needed", "other_versions", "preload", "version_of"]
+__all__ = ["linked_libraries", "locate", "other_versions", "preload", "version_of"]
 
-# What every Linux with glibc and a C++ runtime has.
+# Present on every Linux with glibc and a C++ runtime.
 _SYSTEM = re.compile(r"^(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|z)\.so\.|ld-linux)")
 _DISTRIBUTION_FOLDERS = ("tensorrt_libs",)
-"""Packages beside ``nvidia`` whose own folder holds libraries."""
+"""Packages besides ``nvidia`` whose folder contains libraries."""
 
 
-def needed(path: Path) -> list[str]:
-    """The libraries a shared object links (its ``DT_NEEDED`` entries), those of the system left out.
+def linked_libraries(path: Path) -> list[str]:
+    """The libraries a shared object links (its ``DT_NEEDED`` entries), without system libraries.
 
     Raises:
-        ValueError: The file is no shared object.
+        ValueError: The file is not a shared object.
     """
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSection
@@ -34,33 +34,33 @@ def needed(path: Path) -> list[str]:
         try:
             section = ELFFile(file).get_section_by_name(".dynamic")
         except ELFError as error:
-            raise ValueError(f"{path.name} is no shared object: {error}") from error
+            raise ValueError(f"{path.name} is not a shared object: {error}") from error
         tags = section.iter_tags("DT_NEEDED") if isinstance(section, DynamicSection) else ()
-        # pyelftools gives each kind of tag an attribute of its own.
+        # pyelftools adds an attribute named after the kind of tag.
         names = [str(getattr(tag, "needed")) for tag in tags]  # noqa: B009
     return [name for name in names if not _SYSTEM.match(name)]
 
 
-def locate(name: str, beside: Path | None = None) -> Path | None:
-    """Where the loader, or a Python package, has a library.
+def locate(name: str, folder: Path | None = None) -> Path | None:
+    """Find a library in Python packages or on the loader's path.
 
     Args:
-        name: Its soname, ``libcudnn.so.9``.
-        beside: A further folder to look into; there also by a longer version
-            (``libcudart.so.13.4.36``).
+        name: Its soname, such as ``libcudnn.so.9``.
+        folder: A folder to search first; files with a longer version (``libcudart.so.13.4.36``)
+            match there too.
     """
-    if beside is not None:
-        for found in sorted(beside.glob(f"{name}*")):
-            return found
-    for folder in (*_package_folders(), *_library_path()):
-        if (folder / name).is_file():
-            return folder / name
+    if folder is not None:
+        for path in sorted(folder.glob(f"{name}*")):
+            return path
+    for searched in (*_package_folders(), *_library_path()):
+        if (searched / name).is_file():
+            return searched / name
     listed = _loader_cache().get(name)
     return Path(listed) if listed is not None else None
 
 
 def other_versions(name: str) -> list[str]:
-    """Other major versions of a library that are here: ``libnvinfer.so.11`` for ``libnvinfer.so.10``."""
+    """Other installed major versions: ``libnvinfer.so.11`` for ``libnvinfer.so.10``."""
     stem, version = version_of(name)
     pattern = re.compile(rf"{re.escape(stem)}\.so\.(\d+)$")
     names = {
@@ -72,21 +72,21 @@ def other_versions(name: str) -> list[str]:
     return sorted(n for n in names if (match := pattern.match(n)) and match[1] != version)
 
 
-def preload(names: list[str], beside: Path | None = None) -> None:
-    """Load libraries that lie where the loader does not look, in the order given.
+def preload(names: list[str], folder: Path | None = None) -> None:
+    """Load libraries that are outside the loader's path.
 
-    One that cannot be loaded is left for the provider to name. Two rounds, since they link
-    each other.
+    Failures are ignored; the provider reports them. There are two rounds, because the libraries
+    link each other.
     """
-    left = [path for name in names if (path := locate(name, beside)) is not None]
+    remaining = [path for name in names if (path := locate(name, folder)) is not None]
     for _ in range(2):
         failed = []
-        for path in left:
+        for path in remaining:
             try:
                 ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
             except OSError:
                 failed.append(path)
-        left = failed
+        remaining = failed
 
 
 def version_of(name: str) -> tuple[str, str]:
@@ -104,8 +104,8 @@ def _package_folders() -> tuple[Path, ...]:
             spec = importlib.util.find_spec(package)
         except (ImportError, ValueError):
             continue
-        for place in (spec.submodule_search_locations or []) if spec is not None else []:
-            root = Path(place)
+        for location in (spec.submodule_search_locations or []) if spec is not None else []:
+            root = Path(location)
             folders += [*root.glob("*/lib"), root] if package == "nvidia" else [root]
     return tuple(folders)
 
@@ -116,7 +116,7 @@ def _library_path() -> list[Path]:
 
 @functools.cache
 def _loader_cache() -> dict[str, str]:
-    """The loader's own list, name to path; empty where there is no ``ldconfig``."""
+    """The loader's cache, name to path; empty without ``ldconfig``."""
     if sys.platform != "linux":
         return {}
     for command in ("ldconfig", "/sbin/ldconfig", "/usr/sbin/ldconfig"):
@@ -124,8 +124,8 @@ def _loader_cache() -> dict[str, str]:
         if listing is None:
             continue
         rows = (line.split(" => ") for line in listing.splitlines() if " => " in line)
-        found: dict[str, str] = {}
-        for left, path in rows:
-            found.setdefault(left.split()[0], path.strip())
-        return found
+        cache: dict[str, str] = {}
+        for entry, path in rows:
+            cache.setdefault(entry.split()[0], path.strip())
+        return cache
     return {}

@@ -1,4 +1,4 @@
-"""Whether a provider can be used on this machine, and what is missing if not."""
+"""Whether a provider can be used on this machine, and what is missing otherwise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from optimizer.engines.cuda import cuda_status, device_index
 from optimizer.engines.cuda_bindings import HINT_DEVICE
 from optimizer.engines.providers.shared_objects import (
+    linked_libraries,
     locate,
-    needed,
     other_versions,
     version_of,
 )
@@ -24,14 +24,14 @@ __all__ = [
     "check_computes",
     "check_usable",
     "library_of",
-    "needs_of",
     "provider_status",
+    "required_libraries",
     "statuses",
 ]
 
 _DRIVER = {"libcuda", "libnvidia-ml"}
 _HINTS = {
-    # A wheel of CUDA 13 names its major version in the library, not in the package.
+    # CUDA 13 wheels have the major version in the library's name, not in the package's.
     "libcudart": "pip install nvidia-cuda-runtime",
     "libcublas": "pip install nvidia-cublas",
     "libcublasLt": "pip install nvidia-cublas",
@@ -46,16 +46,16 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class ProviderStatus:
-    """What came of looking for a provider, without loading anything.
+    """Status of a provider, determined without loading it.
 
     Attributes:
-        provider: Its name.
-        usable: Everything it links is here, and a GPU if it needs one.
-        reason: One line: what is here, or what is missing.
-        needs: The libraries its shared object links, with their major versions.
-        missing: Those of them that are not found.
-        hint: What would make it usable.
-        no_device: Only the driver or a GPU is missing.
+        provider: Name of the provider.
+        usable: Whether its libraries, and a GPU if it needs one, are present.
+        reason: One line: what is present, or what is missing.
+        needs: The libraries that it needs, with their major versions.
+        missing: Those that were not found.
+        hint: How to make it usable.
+        no_device: Whether only the driver or a GPU is missing.
     """
 
     provider: str
@@ -74,38 +74,42 @@ def library_of(provider: Provider) -> Path | None:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return None
-    folder = Path(spec.origin).parent
-    path = (folder if provider.plugin else folder / "capi") / provider.shared_object
+    package = Path(spec.origin).parent
+    path = (package if provider.plugin else package / "capi") / provider.shared_object
     return path if path.is_file() else None
 
 
-def needs_of(provider: Provider, path: Path) -> list[str]:
-    """What a provider's shared object links and opens, and the provider beneath it."""
-    names = [*needed(path), *provider.opens]
-    if provider.beneath is not None:
-        beneath = PROVIDERS[provider.beneath]
-        below = library_of(beneath)
-        names += needs_of(beneath, below) if below is not None else []
+def required_libraries(provider: Provider, path: Path) -> list[str]:
+    """The libraries that a provider and its fallback link or open."""
+    names = [*linked_libraries(path), *provider.opens]
+    if provider.fallback is not None:
+        fallback = PROVIDERS[provider.fallback]
+        fallback_path = library_of(fallback)
+        if fallback_path is not None:
+            names += required_libraries(fallback, fallback_path)
     return list(dict.fromkeys(names))
 
 
 def provider_status(provider: Provider) -> ProviderStatus:
-    """Look for a provider, what it links, and a GPU."""
+    """Check that a provider, the libraries it needs, and a GPU are present."""
     if importlib.util.find_spec("onnxruntime") is None:
         reason = "onnxruntime is not installed"
         return ProviderStatus(provider.name, False, reason, hint=provider.hint)
     if not provider.on_gpu:
-        return ProviderStatus(provider.name, True, "in every build of ONNX Runtime")
+        return ProviderStatus(provider.name, True, "included in every build of ONNX Runtime")
     path = library_of(provider)
     if path is None:
-        what = provider.plugin or "this build of onnxruntime"
-        missing = "is not installed" if provider.plugin else f"has no {provider.title} provider"
-        return ProviderStatus(provider.name, False, f"{what} {missing}", hint=provider.hint)
-    needs = needs_of(provider, path)
-    beside = path.parent if provider.plugin else None
-    missing_names = [name for name in needs if locate(name, beside) is None]
+        reason = (
+            f"{provider.plugin} is not installed"
+            if provider.plugin
+            else f"this build of onnxruntime has no {provider.title} provider"
+        )
+        return ProviderStatus(provider.name, False, reason, hint=provider.hint)
+    needs = required_libraries(provider, path)
+    folder = path.parent if provider.plugin else None
+    missing_names = [name for name in needs if locate(name, folder) is None]
     if missing_names:
-        reason = f"missing {', '.join(map(_with_others, missing_names))}"
+        reason = f"missing {', '.join(map(_with_other_versions, missing_names))}"
         stems = {version_of(name)[0] for name in missing_names}
         return ProviderStatus(
             provider.name, False, reason, needs, missing_names,
@@ -113,7 +117,7 @@ def provider_status(provider: Provider) -> ProviderStatus:
         )  # fmt: skip
     status = cuda_status()
     if not status.devices:
-        reason = f"all its libraries are here, but {status.fault}"
+        reason = f"all its libraries are present, but {status.fault}"
         return ProviderStatus(
             provider.name, False, reason, needs, hint=status.hint or HINT_DEVICE, no_device=True
         )
@@ -122,28 +126,28 @@ def provider_status(provider: Provider) -> ProviderStatus:
 
 
 def statuses() -> list[ProviderStatus]:
-    """All providers."""
+    """The status of every provider."""
     return [provider_status(provider) for provider in PROVIDERS.values()]
 
 
 def check_usable(provider: Provider, device: str | None) -> int:
-    """Refuse a provider that cannot be used here, or a GPU that is not there.
+    """Refuse a provider that cannot be used here, or a GPU that does not exist.
 
     Returns:
         The GPU's index.
 
     Raises:
-        MissingLibrary: A library is missing; the message names each.
-        MissingDevice: Only the driver or the GPU is.
-        UsageError: ``device`` is no device's name.
+        MissingLibrary: Libraries are missing; the message names them.
+        MissingDevice: Only the driver or the GPU is missing.
+        UsageError: ``device`` is not a valid device name.
     """
     index = device_index(device)
-    found = provider_status(provider)
-    if not found.usable:
-        kind: type[ResnetOptError] = MissingDevice if found.no_device else MissingLibrary
+    status = provider_status(provider)
+    if not status.usable:
+        kind: type[ResnetOptError] = MissingDevice if status.no_device else MissingLibrary
         raise kind(
-            f"ONNX Runtime's provider {provider.name} cannot be used here: {found.reason}",
-            hint=found.hint,
+            f"ONNX Runtime's provider {provider.name} cannot be used here: {status.reason}",
+            hint=status.hint,
         )
     devices = cuda_status().devices
     if index >= len(devices):
@@ -153,18 +157,19 @@ def check_usable(provider: Provider, device: str | None) -> int:
     return index
 
 
-def _with_others(name: str) -> str:
+def _with_other_versions(name: str) -> str:
     others = other_versions(name)
-    return f"{name} (here is {', '.join(others)})" if others else name
+    return f"{name} ({', '.join(others)} is installed)" if others else name
 
 
 def check_computes(
     provider: Provider, precision: str, capability: tuple[int, int], *, storage_only: bool = False
 ) -> None:
-    """Refuse a GPU that the library under a provider does not run on, or a precision on it.
+    """Refuse a GPU or precision that the library behind a provider does not support.
 
     Raises:
-        MissingDevice, UnsupportedPrecision: As the message says.
+        MissingDevice: The library does not run on this GPU.
+        UnsupportedPrecision: The GPU does not compute this precision.
     """
     library = {"tensorrt": TENSORRT, "nv-tensorrt-rtx": TENSORRT_RTX}.get(provider.name)
     if library is None:
@@ -175,7 +180,7 @@ def check_computes(
 
 
 def _hint(missing: list[str], needs: list[str]) -> str:
-    """The commands that install what is missing; the driver only if nothing else is."""
+    """The commands that install missing libraries, and a hint if the driver is missing."""
     versions = dict(version_of(name) for name in needs)
     cuda = versions.get("libcudart", "13")
     commands = []
@@ -183,10 +188,10 @@ def _hint(missing: list[str], needs: list[str]) -> str:
         stem, version = version_of(name)
         template = _HINTS.get(stem)
         if template is not None:
-            following = int(version) + 1 if version.isdecimal() else version
-            commands.append(template.format(cuda=cuda, version=version, next=following))
+            next_major = int(version) + 1 if version.isdecimal() else version
+            commands.append(template.format(cuda=cuda, version=version, next=next_major))
     if any(version_of(name)[0] in _DRIVER for name in missing):
         commands.append(HINT_DEVICE)
     unknown = [name for name in missing if version_of(name)[0] not in {*_HINTS, *_DRIVER}]
-    commands += [f"install what provides {name}" for name in unknown]
+    commands += [f"install the package that contains {name}" for name in unknown]
     return "; ".join(dict.fromkeys(commands))

@@ -1,4 +1,4 @@
-"""The providers as data: names, libraries, options, and what each makes of a graph."""
+"""The providers as data: names, libraries, options and precisions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ nv_persistent_context_memory nv_profile_max_shapes nv_profile_min_shapes nv_prof
 nv_profiling_output_file nv_runtime_cache_path nv_use_external_data_initializer
 nv_use_sync_gpu_allocator nv_weight_streaming_budget
 """
-_IN_THE_GRAPH = "the precision is what the graph says, and this would let TensorRT change it"
+_IN_THE_GRAPH = "the graph defines the precision, and this would let TensorRT change it"
 _NO_ADDRESS = "an address in another program's memory has no meaning here"
 _BY_DEVICE = "the GPU is chosen when the engine is opened: --device cuda:1"
 
@@ -40,22 +40,22 @@ class Provider:
 
     Attributes:
         name: The name on the command line.
-        title: What a person calls it.
-        registered: ONNX Runtime's own name.
-        shared_object: File of the provider's library; ``None`` for what is in ONNX Runtime itself.
-        plugin: The module that brings the library, where ONNX Runtime does not.
-        opens: Libraries that it opens while it runs instead of linking them.
-        beneath: The provider that takes the nodes that this one does not.
-        hint: The command that installs what is missing.
-        target: Whose rules an INT8 graph follows (see `optimizer.targets`).
-        computed: Precisions in which it computes; others are refused.
-        options: Names of the options that make sense in a command, from the names in the shared
-            objects of onnxruntime-gpu 1.31.1 and of the plugin 0.5.0.
-        refused: Options that exist and are refused, with the reason.
+        title: The name in texts.
+        registered: The name in ONNX Runtime.
+        shared_object: File of the provider's library; ``None`` if it is part of ONNX Runtime.
+        plugin: The module that contains the library, if it is not part of onnxruntime-gpu.
+        opens: Libraries that it opens at run time instead of linking them.
+        fallback: The provider for the nodes that this one does not support.
+        hint: The command that installs it.
+        target: The quantization target of its INT8 graphs (see `optimizer.targets`).
+        computed: Precisions that it computes; others are refused.
+        options: Names of the options that make sense on the command line, taken from the shared
+            objects of onnxruntime-gpu 1.31.1 and plugin 0.5.0.
+        refused: Options that exist but are refused, with the reason.
         typed_by_graph: Whether it computes node by node in the types of the graph. A compiler
-            (TensorRT) tells nothing of what it made of the nodes that it took.
-        profile_options: Prefix of the options for the smallest, best and largest shapes.
-        distributions: Packages that bring the library under it, for the manifest.
+            (TensorRT) does not report what its nodes became.
+        profile_options: Prefix of the options for the smallest, optimal and largest shapes.
+        distributions: Packages that contain the underlying library, for the manifest.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Provider:
     shared_object: str | None = None
     plugin: str | None = None
     opens: tuple[str, ...] = ()
-    beneath: str | None = None
+    fallback: str | None = None
     hint: str = "pip install onnxruntime-gpu"
     target: str = "tensorrt"
     computed: frozenset[str] = frozenset()
@@ -76,7 +76,7 @@ class Provider:
 
     @property
     def on_gpu(self) -> bool:
-        """It computes on a GPU."""
+        """Whether it computes on a GPU."""
         return self.shared_object is not None
 
 
@@ -93,9 +93,9 @@ CUDA = Provider(
     title="CUDA",
     registered="CUDAExecutionProvider",
     shared_object="libonnxruntime_providers_cuda.so",
-    # Not linked since 1.31, but asked for by its own message, and no convolution runs without it.
+    # Not linked since 1.31, but its error message asks for it and convolutions need it.
     opens=("libcudnn.so.9",),
-    # It has no INT8 convolution: Q/DQ graphs are computed in floating point between the pairs.
+    # It has no INT8 convolution: Q/DQ graphs run in floating point between the Q/DQ nodes.
     computed=frozenset({"fp32", "fp16"}),
     distributions=("nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cublas"),
     options=frozenset(_CUDA_OPTIONS.split()),
@@ -112,12 +112,12 @@ TENSORRT = Provider(
     registered="TensorrtExecutionProvider",
     shared_object="libonnxruntime_providers_tensorrt.so",
     opens=("libnvinfer_plugin.so.10",),
-    beneath="cuda",
+    fallback="cuda",
     computed=frozenset({"fp32", "fp16", "bf16", "int8", "fp8", "mixed"}),
     options=frozenset(_TENSORRT_OPTIONS.split()),
     refused=(
         ("device_id", _BY_DEVICE),
-        # With none of these the provider builds strongly typed networks.
+        # Without any of these, the provider builds strongly typed networks.
         *((f"trt_{precision}_enable", _IN_THE_GRAPH) for precision in ("fp16", "bf16", "int8")),
         ("trt_int8_calibration_table_name", _IN_THE_GRAPH),
         ("trt_int8_use_native_calibration_table", _IN_THE_GRAPH),

@@ -1,4 +1,4 @@
-"""Sessions with bound memory, here the host's; and a provider that cannot be started, for real."""
+"""Sessions with bound host memory, and providers that really cannot start here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_batches_are_split_and_padded(
     np.testing.assert_allclose(outputs, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_memory_is_reused_and_outputs_stay(opened: ProviderSession) -> None:
+def test_memory_is_reused_but_outputs_are_not_overwritten(opened: ProviderSession) -> None:
     first = opened.run(images(4, 1))
     kept = first.copy()
     second = opened.run(images(4, 2))
@@ -49,7 +49,7 @@ def test_memory_is_reused_and_outputs_stay(opened: ProviderSession) -> None:
     assert np.abs(second - first).max() > 0
 
 
-def test_a_bound_batch_has_its_spans(opened: ProviderSession) -> None:
+def test_a_bound_batch_copies_only_on_request(opened: ProviderSession) -> None:
     batch = images(3)
     bound = opened.bind(batch)
     assert isinstance(bound, Bound)
@@ -59,7 +59,7 @@ def test_a_bound_batch_has_its_spans(opened: ProviderSession) -> None:
         bound.wait()
         bound.download()
     np.testing.assert_array_equal(bound.output(), opened.run(batch))
-    # Nothing is computed on what was not uploaded, and nothing is seen that was not downloaded.
+    # New data takes effect only after `upload`, and outputs change only after `download`.
     before = bound.output().copy()
     bound.fill(images(3, 5))
     bound.enqueue()
@@ -86,14 +86,14 @@ def test_a_batch_of_another_size_is_refused(opened: ProviderSession) -> None:
         opened.run(np.zeros((2, 3, 16, 16), np.float32))
 
 
-def test_a_graph_that_cannot_be_read_is_no_missing_library(tmp_path: Path) -> None:
+def test_an_unreadable_graph_is_not_a_missing_library(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_text("no graph", encoding="ascii")
     with pytest.raises(BuildError, match=r"provider cpu failed: .*text\.onnx"):
         open_with_provider(path, ort.SessionOptions(), read_choice({}), 0)
 
 
-def test_a_provider_that_is_there_is_not_in_doubt(small_graph: Path) -> None:
+def test_an_available_provider_opens(small_graph: Path) -> None:
     session = open_with_provider(small_graph, ort.SessionOptions(), read_choice({}), 0)
     assert session.get_providers() == ["CPUExecutionProvider"]
 
@@ -113,17 +113,17 @@ except MissingLibrary as error:
 
 
 @pytest.mark.parametrize(
-    ("provider", "words"),
+    ("provider", "reason"),
     [
         ("cuda", "cannot open shared object file"),
         ("tensorrt", "cannot open shared object file"),
         ("nv-tensorrt-rtx", "libcuda.so.1"),
     ],
 )
-def test_a_provider_that_cannot_start_is_an_error_in_its_own_words(
-    provider: str, words: str, small_graph: Path
+def test_a_provider_that_cannot_start_is_an_error_with_its_message(
+    provider: str, reason: str, small_graph: Path
 ) -> None:
-    """ONNX Runtime itself goes on with the CPU here and says so only on standard error."""
+    """ONNX Runtime itself falls back to the CPU and reports it only on standard error."""
     if library_of(PROVIDERS[provider]) is None:
         pytest.skip(f"{PROVIDERS[provider].shared_object} is not installed")
     if provider_status(PROVIDERS[provider]).usable:
@@ -136,6 +136,6 @@ def test_a_provider_that_cannot_start_is_an_error_in_its_own_words(
         timeout=120,
     )
     assert done.stdout.startswith(f"ONNX Runtime could not start its provider {provider}: ")
-    assert words in done.stdout
+    assert reason in done.stdout
     assert "onnxruntime_src" not in done.stdout
     assert "Falling back" not in done.stdout + done.stderr

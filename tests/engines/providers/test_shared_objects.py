@@ -1,4 +1,4 @@
-"""What a shared object links is read from real ones, compiled here."""
+"""Linked libraries are read from real shared objects, compiled here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from optimizer.engines.providers.shared_objects import (
+    linked_libraries,
     locate,
-    needed,
     other_versions,
     preload,
     version_of,
@@ -47,22 +47,20 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_linked_without_the_system(pair: Path) -> None:
-    assert needed(pair / "libupper.so.3") == ["liblower.so.7"]
-    assert needed(pair / "below" / "liblower.so.7") == []
+def test_linked_libraries_without_system_libraries(pair: Path) -> None:
+    assert linked_libraries(pair / "libupper.so.3") == ["liblower.so.7"]
+    assert linked_libraries(pair / "below" / "liblower.so.7") == []
 
 
-@pytest.mark.parametrize("contents", [b"", b"no shared object at all", b"\x7fELF" + b"\0" * 8])
-def test_what_is_no_shared_object_is_refused(contents: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("contents", [b"", b"not a shared object", b"\x7fELF" + b"\0" * 8])
+def test_other_files_are_refused(contents: bytes, tmp_path: Path) -> None:
     path = tmp_path / "libfalse.so"
     path.write_bytes(contents)
-    with pytest.raises(ValueError, match="is no shared object"):
-        needed(path)
+    with pytest.raises(ValueError, match="is not a shared object"):
+        linked_libraries(path)
 
 
-def test_a_library_is_found_where_the_loader_looks(
-    pair: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_is_found_on_the_loader_path(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("liblower.so.7") is None
     assert locate("liblower.so.7", pair / "below") == pair / "below" / "liblower.so.7"
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{pair / 'below'}")
@@ -70,7 +68,7 @@ def test_a_library_is_found_where_the_loader_looks(
     assert locate("libupper.so.3") is None
 
 
-def test_another_major_version_is_told(
+def test_other_major_versions_are_listed(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for version in ("8", "8.1.0", "x"):
@@ -80,12 +78,12 @@ def test_another_major_version_is_told(
     assert other_versions("liblower.so.8") == []
 
 
-def test_a_longer_version_beside_the_provider_counts(pair: Path, tmp_path: Path) -> None:
+def test_a_longer_version_beside_the_provider_matches(pair: Path, tmp_path: Path) -> None:
     shutil.copy(pair / "below" / "liblower.so.7", tmp_path / "liblower.so.7.1.2")
     assert locate("liblower.so.7", tmp_path) == tmp_path / "liblower.so.7.1.2"
 
 
-def test_libraries_are_loaded_whatever_their_order(pair: Path) -> None:
+def test_libraries_are_loaded_in_any_order(pair: Path) -> None:
     with pytest.raises(OSError, match=r"liblower\.so\.7"):
         ctypes.CDLL(str(pair / "libupper.so.3"))
     both = pair / "both"
@@ -96,15 +94,15 @@ def test_libraries_are_loaded_whatever_their_order(pair: Path) -> None:
     assert ctypes.CDLL("libupper.so.3").upper() == 8
 
 
-def test_versions_are_in_the_name() -> None:
+def test_version_from_soname() -> None:
     assert version_of("libnvinfer.so.10") == ("libnvinfer", "10")
 
 
 @pytest.mark.parametrize(("provider", "library"), [(CUDA, "libcudart"), (TENSORRT, "libnvinfer")])
-def test_the_installed_providers_tell_what_they_need(provider: object, library: str) -> None:
+def test_requirements_of_the_installed_providers(provider: object, library: str) -> None:
     path = library_of(provider)  # type: ignore[arg-type]
     if path is None:
-        pytest.skip("this build of onnxruntime has no provider of a GPU")
-    found = dict(version_of(name) for name in needed(path))
-    assert found[library].isdecimal()
-    assert not {"libc", "libm", "libstdc++"} & set(found)
+        pytest.skip("this build of onnxruntime has no GPU provider")
+    versions = dict(version_of(name) for name in linked_libraries(path))
+    assert versions[library].isdecimal()
+    assert not {"libc", "libm", "libstdc++"} & set(versions)

@@ -1,4 +1,4 @@
-"""Whether a provider can be used here, and what is missing: asked of this very machine."""
+"""Whether providers can be used, and what is missing, on this machine."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def test_the_cpu_can_always_be_used() -> None:
     assert provider_status(PROVIDERS["cpu"]).usable
 
 
-def test_every_provider_is_told_of() -> None:
-    assert [found.provider for found in statuses()] == list(PROVIDERS)
+def test_every_provider_is_listed() -> None:
+    assert [status.provider for status in statuses()] == list(PROVIDERS)
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_what_is_missing_is_named_and_fixed(name: str) -> None:
-    found = provider_status(PROVIDERS[name])
-    if found.usable:
-        assert not found.missing
-        assert found.hint is None
+def test_missing_libraries_are_named_with_a_hint(name: str) -> None:
+    status = provider_status(PROVIDERS[name])
+    if status.usable:
+        assert not status.missing
+        assert status.hint is None
         return
-    assert found.hint
-    for library in found.missing:
-        assert library in found.reason
-        assert library in found.needs
+    assert status.hint
+    for library in status.missing:
+        assert library in status.reason
+        assert library in status.needs
     with pytest.raises(EnvironmentFault, match=f"provider {name} cannot be used here"):
         check_usable(PROVIDERS[name], "cuda:9")
 
@@ -45,28 +45,28 @@ def test_what_is_missing_is_named_and_fixed(name: str) -> None:
 def test_a_missing_driver_is_a_missing_device() -> None:
     if library_of(PROVIDERS["cuda"]) is None:
         pytest.skip("this build of onnxruntime has no CUDA provider")
-    found = provider_status(PROVIDERS["cuda"])
-    if "libcuda.so.1" not in found.missing:
+    status = provider_status(PROVIDERS["cuda"])
+    if "libcuda.so.1" not in status.missing:
         pytest.skip("this machine has an NVIDIA driver")
-    assert found.no_device == (found.missing == ["libcuda.so.1"])
-    assert "NVIDIA GPU and its driver" in str(found.hint)
+    assert status.no_device == (status.missing == ["libcuda.so.1"])
+    assert "NVIDIA GPU and its driver" in str(status.hint)
 
 
-def test_the_tensorrt_provider_tells_its_major_version() -> None:
+def test_the_tensorrt_provider_needs_a_major_version() -> None:
     if library_of(PROVIDERS["tensorrt"]) is None:
         pytest.skip("this build of onnxruntime has no TensorRT provider")
-    found = provider_status(PROVIDERS["tensorrt"])
-    assert any(name.startswith("libnvinfer.so.") for name in found.needs)
-    # What TensorRT leaves is the CUDA provider's, so it needs that one's libraries too.
-    assert set(provider_status(PROVIDERS["cuda"]).needs) <= set(found.needs)
+    status = provider_status(PROVIDERS["tensorrt"])
+    assert any(name.startswith("libnvinfer.so.") for name in status.needs)
+    # The CUDA provider is its fallback, so it needs those libraries too.
+    assert set(provider_status(PROVIDERS["cuda"]).needs) <= set(status.needs)
 
 
-def test_a_device_has_a_name_like_cuda_1() -> None:
+def test_an_invalid_device_name_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown device 'gpu'"):
         check_usable(PROVIDERS["cuda"], "gpu")
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     if not provider_status(PROVIDERS["cuda"]).usable:
         pytest.skip(provider_status(PROVIDERS["cuda"]).reason)
     devices = cuda_status().devices
@@ -82,23 +82,23 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         ("nv-tensorrt-rtx", "int8", (7, 5), "half precision on sm75"),
     ],
 )
-def test_a_gpu_that_does_not_compute_it_is_refused(
+def test_an_unsupported_gpu_or_precision_is_refused(
     provider: str, precision: str, capability: tuple[int, int], message: str
 ) -> None:
     with pytest.raises((MissingDevice, UnsupportedPrecision), match=message):
         check_computes(PROVIDERS[provider], precision, capability)
 
 
-def test_a_gpu_that_computes_it_is_not_refused() -> None:
+def test_a_supported_gpu_and_precision_are_accepted() -> None:
     check_computes(PROVIDERS["tensorrt"], "fp8", (9, 0))
     check_computes(PROVIDERS["nv-tensorrt-rtx"], "int8", (8, 6))
     check_computes(PROVIDERS["cuda"], "fp16", (5, 0))
 
 
-def test_commands_that_mend_fit_the_versions() -> None:
+def test_hints_match_the_required_versions() -> None:
     needs = ["libnvinfer.so.10", "libcudnn.so.9", "libcudart.so.13", "libcuda.so.1", "libx.so.2"]
     assert _hint(["libnvinfer.so.10"], needs) == 'pip install "tensorrt-cu13>=10,<11"'
     assert _hint(["libcudnn.so.9", "libcuda.so.1"], needs).startswith(
         "pip install nvidia-cudnn-cu13; run it on"
     )
-    assert _hint(["libx.so.2"], needs) == "install what provides libx.so.2"
+    assert _hint(["libx.so.2"], needs) == "install the package that contains libx.so.2"
