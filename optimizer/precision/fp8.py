@@ -77,7 +77,7 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
 
 
 def quantized_layers(topology: Topology) -> list[ir.Node]:
-    """The layers that compute in FP8: all that have another layer before them."""
+    """The layers that compute in FP8: all that have another weighted layer upstream."""
     after_layer: dict[str, bool] = {}
     for node in topology.nodes.values():  # in graph order: producers come first
         producers = [topology.producer(tensor) for tensor in topology.data_inputs(node)]

@@ -29,8 +29,10 @@ def test_a_scaled_half_changes_every_scale_by_the_same_factor() -> None:
     assert backwards == differences
 
 
-def test_scales_of_digits_differ_a_little_and_are_sorted(small_graph: Path) -> None:
-    differences = optimizer.compare_halves(small_graph, calib="digits:train", calib_images=64)
+def test_scales_of_digits_differ_a_little_and_are_sorted(small_graph: Path, tmp_path: Path) -> None:
+    differences = optimizer.calibrate(
+        small_graph, tmp_path / "s.npz", calib="digits:train", calib_images=64, halves=True
+    ).halves
     assert len(differences) > 20
     assert [entry.mse for entry in differences] == sorted(
         (entry.mse for entry in differences), reverse=True
@@ -38,6 +40,8 @@ def test_scales_of_digits_differ_a_little_and_are_sorted(small_graph: Path) -> N
     assert 0.0 < differences[0].mse < 2.0
 
 
-def test_too_few_images_are_rejected(small_graph: Path) -> None:
+def test_too_few_images_are_rejected(small_graph: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few to split into halves"):
-        optimizer.compare_halves(small_graph, calib="digits:train", calib_images=15)
+        optimizer.calibrate(
+            small_graph, tmp_path / "s.npz", calib="digits:train", calib_images=15, halves=True
+        )

@@ -257,8 +257,8 @@ def test_the_classifier_in_onnx_runtime_has_int8_cost() -> None:
 
 
 def test_calibration_images_are_rejected_for_validation(tmp_path: Path) -> None:
-    from optimizer.stages.making import open_images
-    from optimizer.stages.state import Run
+    from optimizer.progress import Silent
+    from optimizer.verbs.job import Job
 
     recipe = parse_recipe(
         {
@@ -268,12 +268,11 @@ def test_calibration_images_are_rejected_for_validation(tmp_path: Path) -> None:
             "validate": {"data": "digits:test"},
         }
     )
-    state = Run.__new__(Run)
-    object.__setattr__(state, "recipe", recipe)
+    job = Job(recipe, tmp_path, None, Silent())
     with pytest.raises(
         UsageError, match="256 of the 540 images of digits:test are also in"
     ) as caught:
-        open_images(state)
+        job.open_images()
     assert "leave out --calib" in str(caught.value.hint)
 
 
