@@ -1,4 +1,4 @@
-"""Precision lives in the graph: FP32 graphs in, explicit FP16, BF16 and INT8 graphs out."""
+"""Precision conversion: FP32 graphs become explicit FP16, BF16, FP8 and INT8 graphs."""
 
 from optimizer.graphs.facts import is_quantized
 from optimizer.precision.calibration import calibrate, halves

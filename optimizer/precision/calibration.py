@@ -1,4 +1,4 @@
-"""The room's first stage: `calibrate` takes statistics, `halves` tells how firm they are."""
+"""Calibration: `calibrate` collects statistics, `halves` checks how stable their scales are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "halves"]
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
-_ADVISED_IMAGES = 64
+_RECOMMENDED_IMAGES = 64
 
 
 def calibrate(
@@ -36,28 +36,28 @@ def calibrate(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Take statistics of all tensors that any target may quantize.
+    """Collect statistics of all tensors that any target may quantize.
 
     Args:
-        graph: The FP32 graph, with its preprocessing in the metadata; of a Q/DQ graph, the float
-            graph that it stands for is calibrated and left beside the output.
-        dataset: Calibration images; their number and order do not matter beyond what they show.
-        output: Where the statistics go (``.npz``).
-        batch: Images at a time.
-        preprocessing_from: What knows the preprocessing of a graph that does not say it.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        graph: The FP32 graph, with its preprocessing in the metadata. For a Q/DQ graph, its
+            equivalent float graph is calibrated and written next to the output.
+        dataset: Calibration images; their order does not matter.
+        output: Path of the statistics (``.npz``).
+        batch: Batch size.
+        preprocessing_from: ONNX file or model to take the preprocessing from if the graph lacks it.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
         DataError: Fewer than 8 images.
-        GraphError: The graph cannot be quantized, or gives NaN.
+        GraphError: The graph cannot be quantized, or produces NaN or infinite values.
     """
     from optimizer.precision.int8.encode import LEAST_IMAGES
 
     if len(dataset) < LEAST_IMAGES:
         raise DataError(
-            f"{len(dataset)} calibration images say nothing about ranges",
-            hint=f"at least {LEAST_IMAGES}, better 256 and more: --calib-images",
+            f"{len(dataset)} calibration images are too few to estimate ranges",
+            hint=f"use at least {LEAST_IMAGES}, better 256 or more: --calib-images",
         )
     graph = prepared(
         graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
@@ -81,11 +81,11 @@ def calibrate(
         notes = []
         if dataset.skipped:
             notes.append(
-                f"{len(dataset.skipped)} unreadable images left out, "
+                f"{len(dataset.skipped)} unreadable images were skipped, "
                 f"the first is {dataset.skipped[0]}"
             )
-        if len(dataset) < _ADVISED_IMAGES:
-            notes.append(f"{len(dataset)} images are few; 256 and more give steadier ranges")
+        if len(dataset) < _RECOMMENDED_IMAGES:
+            notes.append(f"only {len(dataset)} images; 256 or more give more stable ranges")
         return {"tensors": len(statistics.tensors), "notes": notes}
 
     return produce(plan, output, write, cache=cache)
@@ -99,14 +99,14 @@ def halves(
     preprocessing_from: str | None = None,
     progress: Progress | None = None,
 ) -> list[Moved]:
-    """Take statistics of two disjoint, stratified halves and compare their scales.
+    """Calibrate on two disjoint, stratified halves of the images and compare the scales.
 
     Args:
         graph: The FP32 graph, or a Q/DQ graph.
-        dataset: The images; an odd one out is left out.
-        batch: Images at a time.
-        preprocessing_from: What knows the preprocessing of a graph that does not say it.
-        progress: Told of the steps.
+        dataset: The images; of an odd number, one is not used.
+        batch: Batch size.
+        preprocessing_from: As in `calibrate`.
+        progress: Receives progress updates.
 
     Returns:
         See `optimizer.precision.int8.halves.compare_halves`.
@@ -122,8 +122,8 @@ def halves(
     size = len(dataset) // 2
     if size < LEAST_IMAGES:
         raise DataError(
-            f"{len(dataset)} calibration images cannot be halved",
-            hint=f"at least {2 * LEAST_IMAGES}: --calib-images",
+            f"{len(dataset)} calibration images are too few to split into halves",
+            hint=f"use at least {2 * LEAST_IMAGES}: --calib-images",
         )
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
@@ -151,10 +151,10 @@ def _collect(graph: Path, dataset: Dataset, batch: int, progress: Progress) -> S
     preprocessing = Preprocessing.from_dict(metadata.preprocessing)
     collector = Collector(observed, tapped(graph, list(observed)))
     progress.start("calibrate", total=len(dataset))
-    images = metadata.get("input") == "uint8-nhwc"
-    for part in _batches(dataset, batch, preprocessing, as_uint8=images):
-        collector.add(part)
-        progress.advance(len(part))
+    as_uint8 = metadata.get("input") == "uint8-nhwc"
+    for images in _batches(dataset, batch, preprocessing, as_uint8=as_uint8):
+        collector.add(images)
+        progress.advance(len(images))
     statistics = collector.statistics
     progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
     return statistics

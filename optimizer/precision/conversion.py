@@ -1,4 +1,4 @@
-"""The room's stages after calibration: `encode` (encodings) and `quantize` (a graph)."""
+"""Conversion after calibration: `encode` computes encodings, `quantize` writes a graph."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-"""What `quantize` writes by itself; ``mixed`` needs the search, a later room."""
+"""What `quantize` can write; ``mixed`` needs the search (`optimizer.search`)."""
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
@@ -56,16 +56,16 @@ def encode(
 
     Args:
         graph: The FP32 graph.
-        statistics: What `calibrate` wrote for this graph.
-        output: Where the encodings go (``.encodings.json``).
+        statistics: Written by `calibrate` for this graph.
+        output: Path of the encodings (``.encodings.json``).
         rules: The target's rules.
-        options: Which passes compute them; ``None`` for the best closed form.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        options: Passes to run; ``None`` for the defaults.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
-        ArtifactError: The statistics are of another graph.
-        DataError: The statistics are of too few images.
+        ArtifactError: The statistics belong to another graph.
+        DataError: The statistics come from too few images.
     """
     from optimizer.precision.int8 import Statistics, compute_encodings
     from optimizer.precision.int8.encode import REVISION
@@ -110,45 +110,46 @@ def quantize(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Turn an FP32 graph into an explicit graph of another precision.
+    """Convert an FP32 graph to an explicit graph of another precision.
 
-    Encodings that are computed on the way are written beside the graph, as
-    ``<output stem>.encodings.json``. A Q/DQ graph is read into a float graph first, which is left
-    beside the output; for INT8 its integers and ranges are carried over to the target.
+    Computed encodings are written next to the graph, as ``<output stem>.encodings.json``. A Q/DQ
+    graph is first converted to a float graph, which is written next to the output; for INT8, its
+    integers and ranges are carried over to the target.
 
     Args:
-        graph: The FP32 graph, or a Q/DQ graph of any origin.
-        output: Where the graph goes (``.onnx``).
-        options: ``precision`` is one of `PRECISIONS`. ``stats`` are needed for FP8, and for INT8
-            unless ``encodings`` are given, or ``graph`` is quantized and states all that the target
-            needs; for FP16 and BF16 they show which tensors the type cannot hold, and what computes
-            those stays in FP32. Of a Q/DQ graph the range method alone counts. Options of
-            calibration and search are for the verbs.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        graph: The FP32 graph, or a Q/DQ graph from any quantizer.
+        output: Path of the graph (``.onnx``).
+        options: ``precision`` is one of `PRECISIONS`. ``stats`` are required for FP8, and for INT8
+            unless ``encodings`` are given or ``graph`` is quantized and has everything the target
+            needs. For FP16 and BF16 they show which tensors exceed the type's range; the nodes that
+            read or write those stay in FP32. For a Q/DQ graph, only the range method is used.
+            Calibration and search options are ignored here.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: Unknown precision or target, or no statistics where they are needed.
-        ArtifactError: Statistics or encodings of another graph.
+        UsageError: Unknown precision or target, or required statistics are missing.
+        ArtifactError: Statistics or encodings belong to another graph.
         GraphError: The graph cannot be read or converted.
-        DataError: The target quantizes what a Q/DQ graph leaves in float, without statistics.
+        DataError: The target quantizes a tensor that a Q/DQ graph leaves in float, and there are no
+            statistics.
     """
     if options.precision not in PRECISIONS:
         raise UsageError(
             f"precision {options.precision!r} needs a search",
-            hint=f"one of {', '.join(PRECISIONS)}",
+            hint=f"use one of {', '.join(PRECISIONS)}",
         )
     check_options(graph, options.precision, options)
-    adopting: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "preprocessing_from": options.preprocessing_from, "cache": cache, "progress": progress
     }  # fmt: skip
-    carried = is_quantized(graph)
-    if options.precision == "fp32" and (carried or options.preprocessing_from is not None):
-        return float_graph(graph, output, **adopting)
-    prepared_graph = prepared(graph, output, **adopting)
+    from_quantized = is_quantized(graph)
+    if options.precision == "fp32" and (from_quantized or options.preprocessing_from is not None):
+        return float_graph(graph, output, **shared)
+    prepared_graph = prepared(graph, output, **shared)
     job = _Job(
         graph=prepared_graph,
-        quantized=graph if carried else None,
+        quantized=graph if from_quantized else None,
         output=output,
         options=options,
         sha256=Input.of("model", prepared_graph).sha256,
@@ -173,7 +174,7 @@ def quantize(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One call of `quantize`: the FP32 graph, and the Q/DQ graph it was read from if there is one."""
+    """One call of `quantize`: the FP32 graph, and the Q/DQ graph it came from, if any."""
 
     graph: Path
     quantized: Path | None
@@ -186,12 +187,12 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Conversion:
-    """What decides a graph of one precision, and the pass that changes it in place.
+    """The in-place pass that converts a graph to one precision, and what its result depends on.
 
     Attributes:
-        settings: What goes into the manifest and the key.
-        inputs: The files it reads beside the graph.
-        apply: Changes the graph; returns remarks for the user.
+        apply: Changes the graph; returns notes for the user.
+        settings: Recorded in the manifest and the cache key.
+        inputs: Files read in addition to the graph.
     """
 
     apply: Callable[[ir.Model], list[str]]
@@ -231,7 +232,7 @@ def _half(job: _Job) -> _Conversion:
 def _fp8(job: _Job) -> _Conversion:
     statistics = job.options.stats
     if statistics is None:
-        raise UsageError("FP8 needs calibration data", hint="--calib DATA, or --stats FILE")
+        raise UsageError("FP8 needs calibration data", hint="use --calib DATA or --stats FILE")
     _check_statistics(statistics, job.sha256)
     high_precision = rules_with("tensorrt", job.options.high_precision).high_precision
 
@@ -256,10 +257,10 @@ def _int8(job: _Job) -> _Conversion:
     def apply(model: ir.Model) -> list[str]:
         from optimizer.precision.int8 import Encodings, lower
 
-        chosen = Encodings.load(encodings)
-        chosen.check_belongs(job.sha256, rules)
-        lower(model, chosen, rules)
-        return chosen.notes
+        loaded = Encodings.load(encodings)
+        loaded.check_belongs(job.sha256, rules)
+        lower(model, loaded, rules)
+        return loaded.notes
 
     return _Conversion(
         apply=apply,
@@ -278,36 +279,36 @@ _CONVERSIONS: dict[str, Callable[[_Job], _Conversion]] = {
 
 
 def _encodings(job: _Job, rules: TargetRules) -> Path:
-    """Encodings of an FP32 graph: carried over from a Q/DQ graph if there is one, else computed."""
+    """Encodings of an FP32 graph: carried over from its Q/DQ graph if there is one, else computed."""
     statistics = job.options.stats
     output = job.output.with_name(f"{job.output.stem}.encodings.json")
-    making: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
+    shared: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
     if job.quantized is not None:
         if statistics is not None:
             _check_statistics(statistics, job.sha256)
         return carry_over(
             job.quantized, job.graph, output, rules,
-            statistics=statistics, method=job.options.method, **making,
+            statistics=statistics, method=job.options.method, **shared,
         ).path  # fmt: skip
     if statistics is None:
         raise UsageError(
             "INT8 needs calibration data",
-            hint="--calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
+            hint="use --calib DATA (digits:train, a folder, file.npz), --stats FILE or --encodings FILE",
         )
-    return encode(job.graph, statistics, output, rules, options=job.options, **making).path
+    return encode(job.graph, statistics, output, rules, options=job.options, **shared).path
 
 
 def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[str]:
-    """Convert, but for what the type cannot hold; a sentence for every node that is kept."""
+    """Convert to a half type, except out-of-range nodes; returns a note for each of those."""
     import onnx_ir as ir
 
-    from optimizer.precision.half import beyond, to_half
+    from optimizer.precision.half import out_of_range, to_half
     from optimizer.precision.int8 import Statistics
 
-    kind = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
-    seen = Statistics.load(statistics).largest if statistics is not None else {}
-    kept = beyond(model, kind, seen)
-    to_half(model, kind, kept)
+    dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    largest = Statistics.load(statistics).largest if statistics is not None else {}
+    kept = out_of_range(model, dtype, largest)
+    to_half(model, dtype, kept)
     notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
     forget_precision(model)
     if kept:
@@ -316,29 +317,29 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
 
 
 def rules_with(target: str, high_precision: str | None) -> TargetRules:
-    """Rules of a target, with another type around INT8 than its own if one is named.
+    """The rules of a target, optionally with another type around its INT8 layers.
 
     Raises:
-        UsageError: No such target or type.
+        UsageError: Unknown target or type.
     """
     rules = rules_for(target)
     if high_precision is None:
         return rules
     if high_precision not in {"fp16", "fp32"}:
-        raise UsageError(f"unknown high precision {high_precision!r}", hint="fp16 or fp32")
+        raise UsageError(f"unknown high precision {high_precision!r}", hint="use fp16 or fp32")
     return replace(rules, high_precision=cast("Any", high_precision))
 
 
 def _check_statistics(statistics: Path, graph_sha256: str) -> None:
-    """Refuse stale statistics before anything is computed with them."""
+    """Reject statistics of another graph before anything is computed with them."""
     if find_manifest(statistics) is None:
         raise ArtifactError(
-            f"{statistics.name} has no manifest beside it", hint="resnet-opt calibrate makes both"
+            f"{statistics.name} has no manifest", hint="resnet-opt calibrate writes both files"
         )
     manifest = load_artifact(statistics, kind="statistics").manifest
-    taken_from = next((i.sha256 for i in manifest.inputs if i.role == "graph"), None)
-    if taken_from != graph_sha256:
+    graph_of_statistics = next((i.sha256 for i in manifest.inputs if i.role == "graph"), None)
+    if graph_of_statistics != graph_sha256:
         raise ArtifactError(
-            f"{statistics.name} was taken from another graph (its sha256 differs)",
-            hint="calibrate this graph: weights, opset or preprocessing have changed",
+            f"{statistics.name} belongs to another graph (its sha256 differs)",
+            hint="calibrate this graph again: weights, opset or preprocessing have changed",
         )

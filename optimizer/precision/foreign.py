@@ -1,9 +1,9 @@
-"""Stages for graphs of somebody else: INT8 graphs as float graphs, preprocessing that they lack.
+"""Third-party graphs: convert INT8 graphs to float graphs, add missing preprocessing metadata.
 
-An INT8 graph becomes two artifacts: the float graph that it stands for (``<stem>.float.onnx``),
-which can be calibrated, exported to other precisions and compared like any FP32 graph, and
-encodings of that float graph for a target, with the source's integers and ranges. Both name the
-INT8 graph among their inputs.
+An INT8 graph becomes two artifacts: its equivalent float graph (``<stem>.float.onnx``), which can be
+calibrated, converted to other precisions and compared like any FP32 graph; and encodings of that
+float graph for a target, with the source's integers and ranges. Both list the INT8 graph among their
+inputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["carry_over", "float_graph", "prepared"]
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy")
-_ADOPTED = ("preprocessing", "classes", "arch")
+_BORROWED = ("preprocessing", "classes", "arch")
 
 
 def prepared(
@@ -45,35 +45,35 @@ def prepared(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The FP32 graph that a stage works on.
+    """Return the FP32 graph to work on, writing it first if necessary.
 
     Args:
         graph: An FP32 graph, or a Q/DQ graph.
-        output: What the stage writes; a float graph that is needed goes beside it.
+        output: What the caller will write; the float graph, if needed, goes next to it.
         preprocessing_from: As in `float_graph`.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Returns:
-        ``graph`` itself if it is FP32 and asks for nothing, else ``<graph stem>.float.onnx``.
+        ``graph`` if it is FP32 and ``preprocessing_from`` is ``None``, else
+        ``<graph stem>.float.onnx``.
 
     Raises:
         GraphError: As in `float_graph`.
-        UsageError: The output has the name of the float graph.
+        UsageError: The output has the same name as the float graph.
     """
     if preprocessing_from is None and not is_quantized(graph):
         return graph
-    beside = output.with_name(f"{graph.stem}.float.onnx")
-    if beside == output:
+    float_path = output.with_name(f"{graph.stem}.float.onnx")
+    if float_path == output:
         raise UsageError(
-            f"{output.name} is the name of the float graph that is read out of {graph.name}",
-            hint="give the output another name",
+            f"{output.name} is also the name of the float graph of {graph.name}",
+            hint="choose another output name",
         )
-    check_output(beside, [graph, preprocessing_from])
-    made = float_graph(
-        graph, beside, preprocessing_from=preprocessing_from, cache=cache, progress=progress
-    )
-    return made.path
+    check_output(float_path, [graph, preprocessing_from])
+    return float_graph(
+        graph, float_path, preprocessing_from=preprocessing_from, cache=cache, progress=progress
+    ).path
 
 
 def float_graph(
@@ -84,20 +84,20 @@ def float_graph(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write the FP32 graph that a graph of somebody else stands for.
+    """Write the FP32 equivalent of a third-party graph, with complete metadata.
 
     Args:
-        graph: A Q/DQ graph, which is read; or an FP32 graph that only lacks its preprocessing.
-        output: Where the FP32 graph goes (``.onnx``).
-        preprocessing_from: What knows the preprocessing, if the graph does not say it: an ONNX
-            file of this project, or a model (checkpoint or name).
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        graph: A Q/DQ graph, or an FP32 graph without preprocessing metadata.
+        output: Path of the FP32 graph (``.onnx``).
+        preprocessing_from: Where to take missing preprocessing from: an ONNX file written by this
+            project, or a model (checkpoint or name).
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
-        GraphError: The graph cannot be read, or nobody knows its preprocessing.
+        GraphError: The graph cannot be read, or its preprocessing is unknown or does not fit.
     """
-    metadata = _adopted(graph, preprocessing_from)
+    metadata = _float_metadata(graph, preprocessing_from)
     plan = Plan(
         kind="graph",
         settings={"precision": "fp32", "metadata": metadata},
@@ -130,50 +130,49 @@ def float_graph(
     return produce(plan, output, write, cache=cache)
 
 
-def _adopted(graph: Path, preprocessing_from: str | None) -> Metadata:
-    """What the FP32 graph is to say of itself, beyond what the source does."""
-    own = metadata_of(graph)
+def _float_metadata(graph: Path, preprocessing_from: str | None) -> Metadata:
+    """Metadata of the FP32 graph: the source's own, completed from ``preprocessing_from``."""
+    metadata = metadata_of(graph)
     if preprocessing_from is not None:
-        other = _told_by(preprocessing_from)
-        told = other.preprocessing
-        if own.preprocessing not in (None, told):
+        donor = _donor_metadata(preprocessing_from)
+        if metadata.preprocessing not in (None, donor.preprocessing):
             raise GraphError(
-                f"{graph.name} says which preprocessing it expects, and {preprocessing_from} says another",
+                f"{graph.name} has preprocessing metadata that differs from {preprocessing_from}",
                 hint="leave out --preprocessing-from",
             )
-        own = Metadata(
-            {name: other[name] for name in _ADOPTED if other.get(name, "[]") != "[]"} | own
+        metadata = Metadata(
+            {name: donor[name] for name in _BORROWED if donor.get(name, "[]") != "[]"} | metadata
         )
-    if "preprocessing" not in own:
+    if "preprocessing" not in metadata:
         raise GraphError(
-            f"{graph.name} does not say which preprocessing it expects",
-            hint="--preprocessing-from the FP32 graph (resnet-opt export) or checkpoint it is from",
+            f"{graph.name} does not state its preprocessing",
+            hint="--preprocessing-from the FP32 graph (resnet-opt export) or checkpoint it comes from",
         )
-    kept = {name: own[name] for name in (*_ADOPTED, "checkpoint_sha256") if name in own}
+    kept = {name: metadata[name] for name in (*_BORROWED, "checkpoint_sha256") if name in metadata}
     source, _ = input_and_output(open_onnx(graph, weights=False).proto, graph.name)
-    kind = source.type.tensor_type
-    pixels = kind.elem_type == 2  # TensorProto.UINT8
-    batch = kind.shape.dim[0].dim_value if kind.shape.dim else 0
+    tensor_type = source.type.tensor_type
+    is_uint8 = tensor_type.elem_type == 2  # TensorProto.UINT8
+    batch = tensor_type.shape.dim[0].dim_value if tensor_type.shape.dim else 0
     return Metadata(
         kept
         | {
             "precision": "fp32",
-            "input": "uint8-nhwc" if pixels else "float32-nchw",
+            "input": "uint8-nhwc" if is_uint8 else "float32-nchw",
             "batch": str(batch or "dynamic"),
         }
     )
 
 
-def _told_by(source: str) -> Metadata:
-    """Preprocessing, classes and architecture, as a graph carries them."""
+def _donor_metadata(source: str) -> Metadata:
+    """Preprocessing, classes and architecture of a graph or model, as graph metadata."""
     if source.endswith(".onnx"):
-        found = metadata_of(Path(source))
-        if "preprocessing" not in found:
+        metadata = metadata_of(Path(source))
+        if "preprocessing" not in metadata:
             raise GraphError(
-                f"{Path(source).name} does not say which preprocessing it expects either",
-                hint="give a graph from resnet-opt export, or a checkpoint",
+                f"{Path(source).name} does not state its preprocessing either",
+                hint="use a graph from resnet-opt export, or a checkpoint",
             )
-        return found
+        return metadata
     from optimizer.models import load_model
 
     model = load_model(source)
@@ -187,7 +186,7 @@ def _told_by(source: str) -> Metadata:
 
 
 def _check_fits(model: ir.Model, metadata: Metadata) -> None:
-    """Refuse preprocessing of another image size and classes of another number."""
+    """Reject preprocessing of another image size, and another number of classes."""
     from optimizer.data import Preprocessing
 
     assert metadata.preprocessing is not None
@@ -197,15 +196,15 @@ def _check_fits(model: ir.Model, metadata: Metadata) -> None:
     if any(isinstance(side, int) and side != size for side in sides):
         raise GraphError(
             f"the graph takes images of {sides[0]} x {sides[1]}, "
-            f"the preprocessing makes {size} x {size}",
-            hint="--preprocessing-from what this graph was made from",
+            f"the preprocessing produces {size} x {size}",
+            hint="--preprocessing-from the model that this graph was made from",
         )
     classes = metadata.classes
     out = model.graph.outputs[0].shape
     if classes and out is not None and isinstance(out[-1], int) and out[-1] != len(classes):
         raise GraphError(
-            f"the graph has {out[-1]} outputs, and there are {len(classes)} class names",
-            hint="--preprocessing-from what this graph was made from",
+            f"the graph has {out[-1]} outputs, but there are {len(classes)} class names",
+            hint="--preprocessing-from the model that this graph was made from",
         )
 
 
@@ -220,21 +219,21 @@ def carry_over(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write the encodings of an INT8 graph, carried over to a target.
+    """Carry the encodings of an INT8 graph over to a target and write them.
 
     Args:
         source: The INT8 graph.
-        graph: The float graph that `float_graph` wrote for it; the encodings belong to this one.
-        output: Where the encodings go (``.encodings.json``).
+        graph: The float graph that `float_graph` wrote for it; the encodings belong to this graph.
+        output: Path of the encodings (``.encodings.json``).
         rules: The target's rules.
-        statistics: Statistics of ``graph``, for what the source does not tell.
-        method: Range method for what comes from statistics.
-        cache: Where artifacts are kept by key.
-        progress: Told of the steps.
+        statistics: Statistics of ``graph``, for tensors that the source does not quantize.
+        method: Range method for tensors whose ranges come from statistics.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
-        DataError: Something must come from statistics, and there are none.
-        GraphError: The graph cannot be read, or its weights cannot be kept.
+        DataError: Statistics are needed, and there are none.
+        GraphError: The graph cannot be read, or its weights cannot be carried over.
     """
     inputs = [Input.of("source", source), Input.of("model", graph)]
     if statistics is not None:
@@ -247,25 +246,25 @@ def carry_over(
     )
 
     def write(path: Path) -> dict[str, Any]:
-        from optimizer.precision.int8 import Statistics, encodings_from, read_quantized
+        from optimizer.precision.int8 import Statistics, carry_over_encodings, read_quantized
 
         progress_ = progress or Silent()
         progress_.start(f"carry over to {rules.name}", total=1)
-        seen = Statistics.load(statistics) if statistics is not None else None
+        loaded = Statistics.load(statistics) if statistics is not None else None
         try:
-            carried = encodings_from(
-                read_quantized(open_onnx(source, weights=False).to_ir()), rules, seen,
+            encodings = carry_over_encodings(
+                read_quantized(open_onnx(source, weights=False).to_ir()), rules, loaded,
                 graph_sha256=inputs[1].sha256, method=method,
             )  # fmt: skip
         except ResnetOptError as error:
             raise type(error)(f"{source.name}: {error.message}", hint=error.hint) from error
-        carried.save(path)
+        encodings.save(path)
         progress_.advance()
-        progress_.finish("; ".join(carried.notes) or "everything is kept as it was")
+        progress_.finish("; ".join(encodings.notes) or "everything unchanged")
         return {
-            "tensors": len(carried.tensors),
-            "layers": len(carried.layers),
-            "notes": carried.notes,
+            "tensors": len(encodings.tensors),
+            "layers": len(encodings.layers),
+            "notes": encodings.notes,
         }
 
     return produce(plan, output, write, cache=cache)

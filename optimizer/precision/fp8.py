@@ -1,14 +1,14 @@
 """FP8 graphs (E4M3): Q/DQ pairs around the layers, with scales from calibration statistics.
 
-Placement: the input and the weight of every layer but the stem. The stem reads images of three
-channels, which is little work and the whole of the signal; pooling and Adds stay high too, since no
-kernel computes them in FP8.
+Placement: the input and the weight of every layer except the stem. The stem reads images with three
+channels: it is little work and carries the whole signal. Pooling and Adds stay in high precision
+too, because no kernel computes them in FP8.
 
-Scales: the largest absolute value over 448. A floating type has the same relative error over its
-whole range, so clipping, which pays for integers, buys nothing here; weights have a scale per output
-channel. Source of the type: Micikevicius et al. 2022, "FP8 Formats for Deep Learning".
+Scales: the largest absolute value divided by 448. A floating-point type has the same relative error
+over its whole range, so clipping, which helps integers, gains nothing here. Weights have one scale
+per output channel. Source of the type: Micikevicius et al. 2022, "FP8 Formats for Deep Learning".
 
-Not handled: E5M2, and correction of the biases (the error of FP8 is relative and has no mean).
+Not handled: E5M2, and bias correction (the error of FP8 is relative and has zero mean).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
         True.
 
     Raises:
-        GraphError: The graph is not what `analyse` takes, or its operator set knows no FP8.
-        DataError: The statistics lack a tensor that is needed.
+        GraphError: `analyse` does not accept the graph, or its opset does not support FP8.
+        DataError: The statistics lack a required tensor.
     """
     opset = model.graph.opset_imports.get("", 0)
     if opset < _OPSET:
         raise GraphError(
-            f"operator set {opset} knows no FP8", hint=f"export it with --opset {_OPSET} or later"
+            f"opset {opset} does not support FP8", hint=f"export with --opset {_OPSET} or later"
         )
     topology = analyse(model)
     kind = np.float16 if high_precision == "fp16" else np.float32
@@ -58,15 +58,15 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
     kept = [str(node.name) for node in topology.layers() if node not in layers]
     sources = dict.fromkeys(topology.data_inputs(node)[0] for node in layers)
     for tensor in sources:
-        seen = statistics.tensors.get(tensor)
-        if seen is None:
+        observed = statistics.tensors.get(tensor)
+        if observed is None:
             raise DataError(
-                f"the statistics know nothing of {tensor}", hint="calibrate this graph again"
+                f"the statistics do not contain {tensor}", hint="calibrate this graph again"
             )
-        scale = scales_for(seen.absolute_maximum.max(keepdims=True), kind)
-        users = [(node, 0) for node in layers if topology.data_inputs(node)[0] == tensor]
+        scale = scales_for(observed.absolute_maximum.max(keepdims=True), kind)
+        readers = [(node, 0) for node in layers if topology.data_inputs(node)[0] == tensor]
         zero = np.zeros((), ml_dtypes.float8_e4m3fn)
-        write_pair(model.graph, tensor, scale.reshape(()), zero, users)
+        write_pair(model.graph, tensor, scale.reshape(()), zero, readers)
     for node in layers:
         _write_weight(topology, node, kind)
     if high_precision == "fp16":
@@ -77,23 +77,23 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
 
 
 def quantized_layers(topology: Topology) -> list[ir.Node]:
-    """The layers that compute in FP8: all that come after another one."""
-    known: dict[str, bool] = {}
-    for node in topology.nodes.values():  # in graph order, so inputs are known
+    """The layers that compute in FP8: all that have another weighted layer upstream."""
+    after_layer: dict[str, bool] = {}
+    for node in topology.nodes.values():  # in graph order: producers come first
         producers = [topology.producer(tensor) for tensor in topology.data_inputs(node)]
-        known[str(node.name)] = any(
-            p is not None and (p.op_type in WEIGHTED or known[str(p.name)]) for p in producers
+        after_layer[str(node.name)] = any(
+            p is not None and (p.op_type in WEIGHTED or after_layer[str(p.name)]) for p in producers
         )
-    return [node for node in topology.layers() if known[str(node.name)]]
+    return [node for node in topology.layers() if after_layer[str(node.name)]]
 
 
 def scales_for(largest: NDArray[np.floating], kind: type[np.floating]) -> NDArray[np.float32]:
-    """Scales at which the largest values become 448, as the graph will hold them.
+    """Scales that map the largest values to 448, as the graph will store them.
 
     Args:
         largest: Largest absolute values; zero gives a scale of one.
-        kind: The type that the graph stores them in; they are rounded up to it, so that nothing
-            saturates.
+        kind: The type in which the graph stores the scales. They are rounded up to it, so that
+            nothing saturates.
     """
     wide = largest.astype(np.float64)
     exact = np.where(wide > 0, wide / LARGEST, 1.0)

@@ -1,11 +1,11 @@
-"""FP16 and BF16 graphs: every floating-point constant and operation in the half type.
+"""FP16 and BF16 graphs: all floating-point constants and operations in the half type.
 
-Inputs and outputs stay float32 (a Cast at each end). Nothing is kept in FP32 by a guess or by a list
-of operations: a node is, if a constant it reads or a tensor it reads or writes has values beyond the
-type (`beyond`). For tensors that is what calibration saw; without statistics, constants alone count.
+Inputs and outputs stay float32 (a Cast at each end). There is no list of operations to keep in FP32:
+a node stays in FP32 only if a constant it reads, or a tensor it reads or writes, exceeds the range of
+the type (`out_of_range`). Ranges of tensors come from calibration; without statistics, only constants
+are checked.
 
-Not handled: a tensor that stays inside the type on all calibration images and leaves it on others;
-`beyond` knows no more than what was seen.
+Not handled: a tensor that stays in range on all calibration images and overflows on others.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from optimizer.errors import GraphError
 from optimizer.graphs.editing import add_constant, insert_after, make_cast
 from optimizer.graphs.metadata import write_metadata
 
-__all__ = ["LARGEST", "beyond", "overflowing", "to_half"]
+__all__ = ["LARGEST", "out_of_range", "overflowing_constants", "to_half"]
 
 _NUMPY = {
     ir.DataType.FLOAT16: np.dtype(np.float16),
     ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
-"""The largest value of each type."""
+"""The largest finite value of each type."""
 _NAMES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 BF16_OPSET = 22
-"""Conv and pooling take bfloat16 from this operator set on."""
+"""The first opset in which Conv and pooling accept bfloat16."""
 
 
-def overflowing(model: ir.Model, kind: ir.DataType) -> list[str]:
-    """Names of constants that the type cannot hold."""
-    limit = LARGEST[kind]
+def overflowing_constants(model: ir.Model, dtype: ir.DataType) -> list[str]:
+    """Names of constants with values outside the range of the type."""
+    limit = LARGEST[dtype]
     return [
         name
         for name, value in model.graph.initializers.items()
@@ -46,89 +46,89 @@ def overflowing(model: ir.Model, kind: ir.DataType) -> list[str]:
     ]
 
 
-def beyond(
-    model: ir.Model, kind: ir.DataType, seen: Mapping[str, float] | None = None
+def out_of_range(
+    model: ir.Model, dtype: ir.DataType, largest: Mapping[str, float] | None = None
 ) -> dict[str, str]:
-    """Nodes that a half type cannot compute, each with the reason.
+    """Nodes that cannot be computed in a half type, each with the reason.
 
     Args:
         model: The FP32 graph; its nodes have names.
-        kind: ``FLOAT16`` or ``BFLOAT16``.
-        seen: Largest absolute value of tensors on the calibration images. The input of a ReLU is as
-            large as its output, and need not be there.
+        dtype: ``FLOAT16`` or ``BFLOAT16``.
+        largest: Largest absolute value of each tensor on the calibration images. The input of a
+            ReLU may be missing: the value of its output is used.
 
     Returns:
-        Reasons by node, in the order of the graph.
+        Reasons by node name, in graph order.
     """
-    limit, title = LARGEST[kind], _NAMES[kind].upper()
-    large = {name: size for name, size in (seen or {}).items() if size > limit}
+    limit, title = LARGEST[dtype], _NAMES[dtype].upper()
+    large = {name: value for name, value in (largest or {}).items() if value > limit}
     for node in model.graph:
         output, source = str(node.outputs[0].name), node.inputs[0] if node.inputs else None
         if node.op_type == "Relu" and output in large and source is not None:
             large.setdefault(str(source.name), large[output])
-    constants = set(overflowing(model, kind))
-    found: dict[str, str] = {}
+    constants = set(overflowing_constants(model, dtype))
+    reasons: dict[str, str] = {}
     for node in model.graph:
         names = [str(v.name) for v in (*node.outputs, *node.inputs) if v is not None]
         for name in names:
             if name in large:
-                found[str(node.name)] = (
-                    f"{name} reaches {large[name]:,.0f} on the calibration images, and {title} ends "
-                    f"at {limit:,.0f}"
+                reasons[str(node.name)] = (
+                    f"{name} reaches {large[name]:,.0f} on the calibration images, above the {title} "
+                    f"maximum of {limit:,.0f}"
                 )
                 break
             if name in constants:
-                found[str(node.name)] = f"{name} has values beyond {limit:,.0f}"
+                reasons[str(node.name)] = f"{name} has values above {limit:,.0f}"
                 break
-    return found
+    return reasons
 
 
-def to_half(model: ir.Model, kind: ir.DataType, keep: Collection[str] = ()) -> bool:
+def to_half(model: ir.Model, dtype: ir.DataType, keep: Collection[str] = ()) -> bool:
     """Convert float32 constants and operations of a graph to FP16 or BF16, in place.
 
     Args:
         model: The graph; float32 or uint8 input, float32 output.
-        kind: ``FLOAT16`` or ``BFLOAT16``.
-        keep: Nodes that stay in FP32, from `beyond`; Casts stand around them.
+        dtype: ``FLOAT16`` or ``BFLOAT16``.
+        keep: Nodes that stay in FP32, from `out_of_range`; Casts are inserted around them.
 
     Returns:
         True.
 
     Raises:
-        GraphError: A constant of another node does not fit into the type; the message names it.
+        GraphError: A constant read by a node outside ``keep`` exceeds the range of the type.
     """
     graph = model.graph
-    for name in overflowing(model, kind):
+    for name in overflowing_constants(model, dtype):
         if any(use.node.name not in keep for use in graph.initializers[name].uses()):
             raise GraphError(
-                f"{name} has values that {_NAMES[kind].upper()} cannot hold",
-                hint="--precision bf16, which has the range of FP32"
-                if kind == ir.DataType.FLOAT16
+                f"{name} has values outside the range of {_NAMES[dtype].upper()}",
+                hint="use --precision bf16, which has the range of FP32"
+                if dtype == ir.DataType.FLOAT16
                 else None,
             )
     for name, value in list(graph.initializers.items()):
         if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
-            _convert(graph, name, value, kind, keep)
+            _convert(graph, name, value, dtype, keep)
     for node in graph:
         if node.name in keep:
             continue
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", kind)
+            node.attributes["to"] = ir.AttrInt64("to", dtype)
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.dtype = kind
-    _cast_between(graph, kind, keep)
-    _cast_outputs(graph, kind)
-    write_metadata(model, precision=_NAMES[kind])
-    if kind == ir.DataType.BFLOAT16:
+                output.dtype = dtype
+    _cast_between(graph, dtype, keep)
+    _cast_outputs(graph, dtype)
+    write_metadata(model, precision=_NAMES[dtype])
+    if dtype == ir.DataType.BFLOAT16:
         graph.opset_imports[""] = max(graph.opset_imports.get("", 0), BF16_OPSET)
     return True
 
 
 def _convert(
-    graph: ir.Graph, name: str, value: ir.Value, kind: ir.DataType, keep: Collection[str]
+    graph: ir.Graph, name: str, value: ir.Value, dtype: ir.DataType, keep: Collection[str]
 ) -> None:
-    """Turn a constant into the half type; what kept nodes read of it stays as it is."""
+    """Convert a constant to the half type; kept nodes get an FP32 copy."""
     kept = [use for use in value.uses() if use.node.name in keep]
     if kept and len(kept) == len(list(value.uses())):
         return
@@ -138,24 +138,24 @@ def _convert(
         copy = add_constant(graph, f"{name}.float", exact)
         for use in kept:
             use.node.replace_input_with(use.idx, copy)
-    value.const_value = ir.tensor(exact.astype(_NUMPY[kind]), dtype=kind, name=name)
-    value.dtype = kind
+    value.const_value = ir.tensor(exact.astype(_NUMPY[dtype]), dtype=dtype, name=name)
+    value.dtype = dtype
 
 
-def _cast_between(graph: ir.Graph, kind: ir.DataType, keep: Collection[str]) -> None:
-    """A Cast wherever a tensor has the one type and its reader computes in the other."""
+def _cast_between(graph: ir.Graph, dtype: ir.DataType, keep: Collection[str]) -> None:
+    """Insert a Cast wherever the dtype of a tensor differs from the one its reader computes in."""
     casts: dict[tuple[str, ir.DataType], ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Cast":
             continue
-        wanted = ir.DataType.FLOAT if node.name in keep else kind
+        required = ir.DataType.FLOAT if node.name in keep else dtype
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in {ir.DataType.FLOAT, kind}:
+            if value is None or value.dtype not in {ir.DataType.FLOAT, dtype}:
                 continue
-            if value.dtype != wanted:
-                key = (str(value.name), wanted)
+            if value.dtype != required:
+                key = (str(value.name), required)
                 if key not in casts:
-                    casts[key] = _cast(graph, value, wanted)
+                    casts[key] = _cast(graph, value, required)
                 node.replace_input_with(index, casts[key])
 
 
@@ -167,10 +167,10 @@ def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
     return cast.outputs[0]
 
 
-def _cast_outputs(graph: ir.Graph, kind: ir.DataType) -> None:
+def _cast_outputs(graph: ir.Graph, dtype: ir.DataType) -> None:
     for index, value in enumerate(list(graph.outputs)):
         producer = value.producer()
-        if producer is None or value.dtype != kind:
+        if producer is None or value.dtype != dtype:
             continue
         name = str(value.name)
         cast = make_cast(value, ir.DataType.FLOAT, name=f"{name}.to_float", output=name)

@@ -1,4 +1,4 @@
-"""The options of a conversion, checked before anything is computed."""
+"""Checks of the conversion options, before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["check_options"]
 
 
 def check_options(graph: Path, precision: str, options: Conversion) -> None:
-    """Refuse options that would do nothing, or that the graph has no layers for.
+    """Reject options that would have no effect, and unknown layers to keep.
 
     Args:
-        graph: The graph that is to be converted, FP32 or Q/DQ.
-        precision: The precision requested, ``mixed`` among them.
-        options: The options requested; defaults are never refused.
+        graph: The graph to convert, FP32 or Q/DQ.
+        precision: The requested precision, including ``mixed``.
+        options: The requested options; defaults are never rejected.
 
     Raises:
-        UsageError: Options of encodings for another precision than INT8 and mixed, beside encodings
-            that are complete, or for a Q/DQ graph, which brings its own (of these the range method
-            alone counts); layers to keep that the graph does not have.
+        UsageError: Encoding options were given for a precision other than INT8 and mixed, together
+            with an encodings file, or for a Q/DQ graph, which has its own encodings (only the range
+            method is accepted there); or the graph does not have a layer to keep.
     """
     given = {name: _flag(name, value) for name, value in _encoding_options(options).items()}
     if not given:
@@ -31,18 +31,18 @@ def check_options(graph: Path, precision: str, options: Conversion) -> None:
     flags = ", ".join(given.values())
     if precision not in {"int8", "mixed"}:
         raise UsageError(
-            f"{flags}: this is for INT8 layers, and {precision.upper()} has none",
-            hint=f"leave out {flags}, or --precision int8",
+            f"{flags}: only for INT8 layers; {precision.upper()} has none",
+            hint=f"leave out {flags}, or use --precision int8",
         )
     if options.encodings is not None:
         raise UsageError(
-            f"{flags}: {options.encodings.name} is used as it is",
+            f"{flags}: {options.encodings.name} is used unchanged",
             hint=f"leave out {flags}, or edit the file",
         )
     if list(given) != ["method"] and is_quantized(graph):
         flags = ", ".join(text for name, text in given.items() if name != "method")
         raise UsageError(
-            f"{flags}: {graph.name} is quantized and brings integers of its own",
+            f"{flags}: {graph.name} is already quantized, so its own encodings are used",
             hint=f"leave out {flags}, or quantize its float graph (resnet-opt quantize "
             f"{graph.name} --precision fp32)",
         )
@@ -50,12 +50,12 @@ def check_options(graph: Path, precision: str, options: Conversion) -> None:
         from optimizer.graphs.importing import load_graph
         from optimizer.graphs.topology import analyse
 
-        preprocessed_metadata(graph)  # reports what is wrong with a file that is no graph
+        preprocessed_metadata(graph)  # has the better error for a file that is not a graph
         analyse(load_graph(graph)).check_layers(options.keep)
 
 
 def _encoding_options(options: Conversion) -> dict[str, object]:
-    """The options of encodings that were given, by name."""
+    """The encoding options that were given, by name."""
     return options.of_kind(EncodingOptions).as_given()
 
 

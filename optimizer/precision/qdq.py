@@ -1,4 +1,4 @@
-"""Q/DQ written into a graph: pairs around tensors, stored weights and biases."""
+"""Write Q/DQ into a graph: pairs on tensors, quantized weights and biases."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def write_pair(
     zero_point: NDArray,
     readers: Iterable[tuple[ir.Node, int]],
 ) -> None:
-    """Put a Q/DQ pair after a tensor's producer, for these readers alone.
+    """Insert a Q/DQ pair after a tensor's producer, for the given readers only.
 
     Args:
         graph: The graph.
-        tensor: The name that the pair's own names begin with.
+        tensor: Prefix of the names of the pair.
         scale: One value.
-        zero_point: One value; its type is that of the stored numbers.
-        readers: Nodes, each with the number of the input that is to read the pair.
+        zero_point: One value; its dtype is that of the quantized tensor.
+        readers: Nodes that will read the pair, each with the index of its input.
     """
-    places = list(readers)
-    first, index = places[0]
+    uses = list(readers)
+    first, index = uses[0]
     source = first.inputs[index]
     assert source is not None
     constants = [
@@ -45,18 +45,18 @@ def write_pair(
     describe(stored, f"{tensor}.quantized", source.shape, kind)
     describe(dequantize.outputs[0], f"{tensor}.dequantized", source.shape, ir.DataType.FLOAT)
     insert_after(graph, source, [quantize, dequantize])
-    for node, number in places:
-        node.replace_input_with(number, dequantize.outputs[0])
+    for node, input_index in uses:
+        node.replace_input_with(input_index, dequantize.outputs[0])
 
 
 def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray) -> None:
-    """Replace a layer's float weight by stored numbers behind a DequantizeLinear.
+    """Replace a layer's float weight by a quantized one and a DequantizeLinear.
 
     Args:
         graph: The graph.
         node: A Conv or Gemm with a constant weight.
-        stored: Output channel first; its type is that of the zero points, which are zero.
-        scale: One value an output channel.
+        stored: The quantized weight, output channels first; the zero points are zero, of its dtype.
+        scale: One value per output channel.
     """
     axis = 0
     if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
@@ -64,8 +64,8 @@ def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray
     old = node.inputs[1]
     assert old is not None
     stem = f"{node.name}.weight"
-    new = {"q": stored, "scale": scale, "zero_point": np.zeros(len(scale), stored.dtype)}
-    inputs = [add_constant(graph, f"{stem}.{part}", array) for part, array in new.items()]
+    constants = {"q": stored, "scale": scale, "zero_point": np.zeros(len(scale), stored.dtype)}
+    inputs = [add_constant(graph, f"{stem}.{part}", array) for part, array in constants.items()]
     dequantize = ir.node(
         "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{stem}.dequantize"
     )
@@ -76,13 +76,13 @@ def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray
 
 
 def write_bias(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray) -> None:
-    """Replace a layer's bias by stored numbers behind a DequantizeLinear.
+    """Replace a layer's bias by an INT32 bias and a DequantizeLinear.
 
     Args:
         graph: The graph.
         node: A layer whose third input is a constant.
-        stored: int32[O]; its zero point is zero.
-        scale: float32[O], the scales of its products.
+        stored: int32[O]; the zero point is zero.
+        scale: float32[O], input scale times weight scale.
     """
     old = node.inputs[2]
     assert old is not None

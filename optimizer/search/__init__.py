@@ -1,4 +1,4 @@
-"""Mixed precision: which layers stay in high precision so that the accuracy stays in the budget."""
+"""Mixed precision: find the layers to keep in high precision to meet an accuracy budget."""
 
 from optimizer.search.mixed_search import check_data, images_for, judge, mixed, search_path
 from optimizer.search.split import divided

@@ -1,15 +1,16 @@
-"""What keeping a layer costs in time: measured where the engine runs here, else by a model.
+"""The cost in time of keeping a layer: measured if the engine runs here, else modelled.
 
-* OpenVINO tells the time of every layer, so the all-INT8 and the FP32 graph are timed in turns, in
-  a process of their own, and a layer costs the difference (``measured``).
-* ONNX Runtime's CPU provider profiles too, but one kept layer changes its neighbours there, and a
-  GPU may not be at hand: a roofline, the larger of FLOPs over the peak and bytes over the
-  bandwidth (``model``). For a CPU the rates are this machine's, as `resnet-opt profile` measures
-  them; for TensorRT they are those of a data sheet (`GPU`). It ranks layers; it is no forecast.
+* OpenVINO reports the time of every layer. The all-INT8 and the FP32 graph are timed interleaved, in
+  a separate process, and the cost of a layer is the difference (``measured``).
+* ONNX Runtime's CPU provider has a profiler too, but there a kept layer changes its neighbours; and
+  a GPU may not be available. These use a roofline, the larger of FLOPs over peak rate and bytes over
+  bandwidth (``model``). For a CPU, the rates are this machine's, as measured by `resnet-opt profile`;
+  for TensorRT, they come from a data sheet (`GPU`). The model ranks layers; it does not forecast
+  times.
 
-Not handled: what an engine does between layers (conversions at the border of the precisions) is not
-in a layer's own time, so `FrontPoint.predicted_ms` is a lower bound where islands are many. What was
-chosen is therefore timed as a whole too (`SearchResult.timed_ms`).
+Not handled: work between layers (conversions where the precision changes) is not part of any layer's
+time, so `FrontPoint.predicted_ms` is a lower bound if the precision changes often. The chosen graph
+is therefore timed as a whole too (`SearchResult.timed_ms`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from optimizer.targets.rules import TargetRules
 
 __all__ = ["GPU", "Costs", "Machine", "measured_costs", "modelled_costs", "timed"]
 
-_LEAST_SHARE = 0.02
-"""Keeping a layer is never free: at least this share of its time in high precision."""
+_MIN_COST_SHARE = 0.02
+"""Minimum cost of keeping a layer, as a fraction of its time in high precision."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Machine:
     """Rates of a roofline.
 
     Attributes:
-        name: Whose they are, with the source.
-        int8, fp16, fp32: Peak of products, operations a second (a multiply-add is two).
-        bandwidth: Memory, bytes a second.
+        name: The device and the source of the rates.
+        int8, fp16, fp32: Peak rate, operations per second (a multiply-add counts as two).
+        bandwidth: Memory bandwidth, bytes per second.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Machine:
 
     @classmethod
     def of(cls, measured: Ceilings) -> Machine:
-        """A CPU's: half types are computed in FP32 there."""
+        """The measured rates of a CPU, which computes half types in FP32."""
         fp32 = measured.compute["fp32"].rate
         int8 = measured.compute["int8"].rate if "int8" in measured.compute else 2.0 * fp32
         return cls(
@@ -76,14 +77,14 @@ GPU = Machine(
 
 @dataclass(frozen=True)
 class Costs:
-    """Times of one image by the layers that are kept.
+    """Predicts the time per image from the kept layers.
 
     Attributes:
         source: ``measured`` or ``model``.
-        reason: What was measured, or the constants.
-        int8_ms, high_ms: Each weighted layer in INT8 and in high precision, milliseconds.
-        rest_ms: Everything else.
-        falls_back: Layers that run in high precision too, although they are not kept.
+        reason: The measurement, or the constants of the model.
+        int8_ms, high_ms: Time of each weighted layer in INT8 and in high precision, milliseconds.
+        rest_ms: Time of everything else, milliseconds.
+        falls_back: By the kept layers, further layers that run in high precision too.
     """
 
     source: Literal["measured", "model"]
@@ -94,7 +95,7 @@ class Costs:
     falls_back: Callable[[Collection[str]], Collection[str]] = lambda _: ()
 
     def predict(self, kept: Collection[str]) -> float:
-        """Milliseconds of one image with these layers in high precision."""
+        """Milliseconds per image with these layers in high precision."""
         high = {*kept, *self.falls_back(kept)}
         return self.rest_ms + sum(
             self.high_ms[name] if name in high else self.int8_ms[name] for name in self.int8_ms
@@ -102,26 +103,26 @@ class Costs:
 
 
 def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: int) -> Costs:
-    """Costs on OpenVINO, on this machine.
+    """Measure layer costs with OpenVINO on this machine.
 
     Args:
         int8: The graph with every layer in INT8.
         fp32: The FP32 graph.
         layers: Weighted layers.
-        image_size: Height and width of the image.
+        image_size: Height and width of the image, pixels.
 
     Raises:
-        BuildError: OpenVINO cannot compile one of them, or crashed.
+        BuildError: OpenVINO cannot compile a graph, or crashed.
     """
     low, high = timed((int8, fp32), image_size)
     high_ms = _by_layer(high, layers)
     int8_ms = {
-        name: min(spent, (1.0 - _LEAST_SHARE) * high_ms[name])
+        name: min(spent, (1.0 - _MIN_COST_SHARE) * high_ms[name])
         for name, spent in _by_layer(low, layers).items()
     }
     return Costs(
         source="measured",
-        reason="OpenVINO's own times of the layers of the INT8 and the FP32 graph, one image of "
+        reason="layer times reported by OpenVINO for the INT8 and the FP32 graph, one image of "
         f"{image_size} pixels, lower quartiles",
         int8_ms=int8_ms,
         high_ms=high_ms,
@@ -130,19 +131,19 @@ def measured_costs(int8: Path, fp32: Path, layers: Collection[str], image_size: 
 
 
 def timed(graphs: Sequence[Path], image_size: int) -> list[TimedGraph]:
-    """Time graphs on OpenVINO in turns; see `optimizer.engines.openvino_layers.time_layers`.
+    """Time graphs interleaved on OpenVINO; see `optimizer.engines.openvino_layers.time_layers`.
 
     Raises:
-        BuildError: OpenVINO cannot compile one of them, or crashed.
+        BuildError: OpenVINO cannot compile a graph, or crashed.
     """
-    # A process of its own: the threads of libraries that are loaded here would disturb it.
+    # In a separate process, because the threads of libraries loaded here would disturb it.
     try:
-        found: list[TimedGraph] = call(
+        times: list[TimedGraph] = call(
             "optimizer.engines.openvino_layers:time_layers", [graphs, image_size]
         )
     except ChildFailed as failure:
         raise BuildError(f"timing openvino {failure.message}", hint="try again") from failure
-    return found
+    return times
 
 
 def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:
@@ -155,13 +156,13 @@ def _by_layer(timed: TimedGraph, layers: Collection[str]) -> dict[str, float]:
 
 
 def modelled_costs(graph: Path, topology: Topology, rules: TargetRules, machine: Machine) -> Costs:
-    """Costs by a roofline.
+    """Predict layer costs with a roofline model.
 
     Args:
         graph: The FP32 graph's file.
         topology: The same graph.
         rules: The target's rules.
-        machine: What will compute it.
+        machine: Rates of the device.
     """
     work = layer_work(graph)
     names = [str(node.name) for node in topology.layers()]
@@ -169,7 +170,7 @@ def modelled_costs(graph: Path, topology: Topology, rules: TargetRules, machine:
     peak, size = (machine.fp16, 2) if half else (machine.fp32, 4)
     return Costs(
         source="model",
-        reason=f"a roofline with the rates of {machine.name}",
+        reason=f"roofline model with the rates of {machine.name}",
         int8_ms={name: _roofline_ms(work[name], machine.int8, 1, machine) for name in names},
         high_ms={name: _roofline_ms(work[name], peak, size, machine) for name in names},
         falls_back=_falls_back(topology, rules),
@@ -184,21 +185,21 @@ def _roofline_ms(work: LayerWork, peak: float, size: int, machine: Machine) -> f
 def _falls_back(
     topology: Topology, rules: TargetRules
 ) -> Callable[[Collection[str]], Collection[str]]:
-    """ONNX Runtime multiplies integers only where the product's output is quantized too."""
+    """ONNX Runtime computes a layer in INT8 only if its output is quantized too."""
     if rules.name != "onnxruntime":
         return lambda _: ()
-    behind: dict[str, list[str]] = {}
+    outputs: dict[str, list[str]] = {}
     for node in topology.nodes.values():
         if node.op_type == "Gemm" and rules.bias == "int32":
-            continue  # its product is INT32 with the bias, and dequantized after
+            continue  # INT32 sum with an INT32 bias, dequantized afterwards
         if node.op_type in WEIGHTED:
             tensor = str(node.outputs[0].name)
             readers = [topology.nodes[edge.node] for edge in topology.consumers(tensor)]
             relus = [str(r.outputs[0].name) for r in readers if r.op_type == "Relu"]
-            behind[str(node.name)] = [tensor, *relus]
+            outputs[str(node.name)] = [tensor, *relus]
 
     def falls_back(kept: Collection[str]) -> Collection[str]:
         quantized = {edge.tensor for edge in topology.quantized_edges(rules, kept)}
-        return [name for name, tensors in behind.items() if not quantized & set(tensors)]
+        return [name for name, tensors in outputs.items() if not quantized & set(tensors)]
 
     return falls_back

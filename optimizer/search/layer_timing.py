@@ -1,4 +1,4 @@
-"""What a search knows of time: costs of the layers before it, the chosen graph as a whole after it."""
+"""Times for a search: costs of the layers before it, whole graphs after it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from optimizer.search.variants import Variants
 from optimizer.search.walk import Point
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["costs_of", "timed_wholes"]
+__all__ = ["costs_of", "timed_graphs"]
 
 
 def costs_of(
     graph: Path, facts: GraphFacts, variants: Variants, cache: Cache | None, progress: Progress
 ) -> Costs:
-    """Measured where the target's engine runs here and tells the times of its layers, else modelled.
+    """Layer costs: measured if the target's engine runs here and reports layer times, else modelled.
 
     Args:
         graph: The FP32 graph's file.
-        facts: What is known of it.
+        facts: Facts about the graph.
         variants: The same graph, with the rules and encodings of the target.
-        cache: Where this machine's ceilings are kept, for a model of its CPU.
-        progress: Told if they are measured.
+        cache: Cache of this machine's measured ceilings, for a model of its CPU.
+        progress: Receives progress updates if the ceilings are measured.
 
     Raises:
-        BuildError: Measuring crashed.
+        BuildError: Timing crashed.
     """
     runs = variants.rules.name == "openvino" and get_backend("openvino").availability().can_run
     if runs and facts.image_size is not None:
@@ -44,16 +44,16 @@ def costs_of(
     if variants.rules.name == "tensorrt":
         return modelled_costs(graph, variants.topology, variants.rules, GPU)
     threads = cpu_features().physical_cores
-    here = Machine.of(ceilings(threads, cache=cache, progress=progress))
-    return modelled_costs(graph, variants.topology, variants.rules, here)
+    this_cpu = Machine.of(ceilings(threads, cache=cache, progress=progress))
+    return modelled_costs(graph, variants.topology, variants.rules, this_cpu)
 
 
-def timed_wholes(
+def timed_graphs(
     graph: Path, facts: GraphFacts, variants: Variants, costs: Costs, chosen: Point
 ) -> tuple[float, float, float] | None:
-    """The all-INT8, the chosen and the FP32 graph, milliseconds an image.
+    """Time the all-INT8, the chosen and the FP32 graph: milliseconds per image.
 
-    ``None`` if the costs are a model's, or nothing is kept.
+    ``None`` if the costs are modelled, or no layer is kept.
     """
     if costs.source == "model" or facts.image_size is None or not chosen.kept:
         return None

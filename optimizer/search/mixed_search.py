@@ -1,8 +1,8 @@
-"""The room's stages: `search` finds the encodings of a mixed graph, `judge` has the last word.
+"""Mixed-precision search: `search` finds the encodings, `judge` validates the resulting graph.
 
-Three sets of images that share none: one calibrates and ranks the layers, one is walked on, and one
-judges what comes out. The result is written as ``<output stem>.search.json`` after the search and
-again with the verdict in it.
+It uses three disjoint sets of images: one to calibrate and rank the layers, one to search on, and one
+to validate the result. The result is written to ``<output stem>.search.json`` after the search, and
+again with the verdict.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from optimizer.results import (
     write_result,
 )
 from optimizer.search.cost import Costs
-from optimizer.search.layer_timing import costs_of, timed_wholes
+from optimizer.search.layer_timing import costs_of, timed_graphs
 from optimizer.search.sensitivity import Sensitivity, rank
 from optimizer.search.split import Budget, Split, divided
 from optimizer.search.variants import Variants
@@ -49,35 +49,37 @@ _BATCH = 32
 
 
 def images_for(options: Conversion) -> ImageDataset:
-    """Open the images that calibrate and are searched on, after a look at the options.
+    """Check the options and open the images for calibration and search.
 
     Args:
-        options: ``calib`` to calibrate with and to search on; ``data`` only to make sure that the
-            images that will judge are others; ``stats`` and ``encodings``, which a search cannot use.
+        options: ``calib`` has the images for calibration and search; ``data`` is only checked to
+            have no images in common with them; ``stats`` and ``encodings`` are rejected.
 
     Raises:
-        UsageError: Images are missing or not apart from each other.
+        UsageError: Images are missing, the two sets overlap, or an option does not apply.
     """
-    calib, data, ready = options.calib, options.data, options.encodings or options.stats
-    if ready is not None:
+    calib, data, unusable = options.calib, options.data, options.encodings or options.stats
+    if unusable is not None:
         raise UsageError(
-            f"a search calibrates on a part of --calib and walks on the rest, not on {ready}",
-            hint="leave it out; --precision int8 takes statistics and encodings, kept layers too",
+            f"a search calibrates and searches on --calib and cannot use {unusable}",
+            hint="leave it out, or use --precision int8, which accepts statistics, encodings and --keep",
         )
     if calib is None:
-        raise UsageError("a search needs images", hint="--calib digits:train, a folder or file.npz")
+        raise UsageError(
+            "a search needs images", hint="use --calib digits:train, a folder or file.npz"
+        )
     if data is None:
         raise UsageError(
-            "a search needs other images to judge what it finds",
-            hint="--data digits:test, a folder or file.npz",
+            "a search needs other images to validate its result",
+            hint="use --data digits:test, a folder or file.npz",
         )
     skip = options.skip_bad_images
     dataset = open_dataset(calib, skip_bad_images=skip, workers=options.workers)
     if skip:
         dataset = dataset.verify()
-    judging = open_dataset(data)
-    for seen in divided(dataset, options.calib_images):
-        check_data(seen, judging)
+    validation = open_dataset(data)
+    for part in divided(dataset, options.calib_images):
+        check_data(part, validation)
     return dataset
 
 
@@ -91,17 +93,17 @@ def mixed(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Search, and write the graph that was found; its encodings lie beside it.
+    """Search, and write the resulting graph and its encodings next to it.
 
     Args:
         graph: The FP32 graph.
-        output: Where the graph goes (``.onnx``).
-        dataset: Labelled images to calibrate with and to search on, from `images_for`.
-        options: The target, the budget (``max_drop``), how many images calibrate, and the passes
-            that compute the encodings; layers that they keep are kept in any case.
-        result: Where the `SearchResult` goes.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        output: Path of the graph (``.onnx``).
+        dataset: Labelled images for calibration and search, from `images_for`.
+        options: The target, the budget (``max_drop``), the number of calibration images, and the
+            passes that compute the encodings; layers in ``keep`` are always kept.
+        result: Path of the `SearchResult`.
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
         DataError, GraphError, UsageError: As `search`.
@@ -128,12 +130,12 @@ def mixed(
 
 
 def search_path(output: Path) -> Path:
-    """Where the result lies beside an engine or a graph."""
+    """Path of the search result next to an engine or graph."""
     return output.with_name(f"{output.stem}.search.json")
 
 
 def check_data(calib: ImageDataset, data: ImageDataset) -> None:
-    """Refuse to judge on images that calibrated, or that a search has seen.
+    """Reject validation images that calibration or the search uses.
 
     Raises:
         UsageError: The two have images in common.
@@ -141,9 +143,9 @@ def check_data(calib: ImageDataset, data: ImageDataset) -> None:
     shared = shared_images(calib, data)
     if shared:
         raise UsageError(
-            f"{shared} of the {len(data)} images of {data.name} are in {calib.name} too",
-            hint="leave out --calib, then a part of the data calibrates and the rest judges; or give "
-            "--data images that neither calibration nor the search has seen",
+            f"{shared} of the {len(data)} images of {data.name} are also in {calib.name}",
+            hint="leave out --calib to calibrate on one part of the data and validate on the rest, or use "
+            "--data with images that neither calibration nor the search uses",
         )
 
 
@@ -157,25 +159,25 @@ def search(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Find the fastest graph whose accuracy stays inside a budget, and write its encodings.
+    """Find the fastest graph within an accuracy budget, and write its encodings.
 
     Args:
         graph: The FP32 graph.
-        output: Where the encodings go (``.encodings.json``).
-        dataset: Labelled images to calibrate with and to search on; they are divided.
-        options: As for `mixed`.
-        result: Where the `SearchResult` goes (``.search.json``).
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        output: Path of the encodings (``.encodings.json``).
+        dataset: Labelled images, which are split for calibration and search.
+        options: As in `mixed`.
+        result: Path of the `SearchResult` (``.search.json``).
+        cache: Artifact cache.
+        progress: Receives progress updates.
 
     Raises:
         DataError: Too few images.
         GraphError: The graph cannot be quantized or simulated.
-        UsageError: Labels that do not fit the graph, or options a search cannot use.
+        UsageError: The labels do not fit the graph, or an option does not apply to a search.
     """
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
-    calibration, walked = (
+    calibration, search_images = (
         check_fits(part, int(facts.output_shape[1] or 0), facts.classes)
         for part in divided(dataset, options.calib_images)
     )
@@ -194,19 +196,19 @@ def search(
         max_drop_pp=options.max_drop,
         statistics=statistics.path,
         calibration_images=len(calibration),
-        walked=walked,
+        search_images=search_images,
         preprocessing=preprocessing,
         cache=cache,
         progress=progress or Silent(),
     )
-    made = produce(job.plan(), output, job.write, cache=cache)
-    write_result(SearchResult.model_validate(made.manifest.details["search"]), result)
-    return made
+    artifact = produce(job.plan(), output, job.write, cache=cache)
+    write_result(SearchResult.model_validate(artifact.manifest.details["search"]), result)
+    return artifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """One search: everything that decides what it finds."""
+    """One search: everything that its result depends on."""
 
     graph: Path
     facts: GraphFacts
@@ -215,7 +217,7 @@ class _Search:
     max_drop_pp: float
     statistics: Path
     calibration_images: int
-    walked: ImageDataset
+    search_images: ImageDataset
     preprocessing: Preprocessing
     cache: Cache | None
     progress: Progress
@@ -234,20 +236,22 @@ class _Search:
             inputs=[
                 Input.of("model", self.graph),
                 Input.of("statistics", self.statistics),
-                Input(role="search", file=self.walked.name, sha256=self.walked.sha256),
+                Input(
+                    role="search", file=self.search_images.name, sha256=self.search_images.sha256
+                ),
             ],
             libraries=library_versions(*_LIBRARIES),
             device=get_backend("openvino").device() if on_cpu else None,
         )
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Search, and write the encodings of the graph that was chosen."""
+        """Search, and write the encodings of the chosen graph."""
         variants, split, costs = self._prepared()
         walk = Walk(variants, split, Budget(self.max_drop_pp), costs)
-        ranked, chosen = _found(walk, variants, self.progress)
+        ranked, chosen = _run(walk, variants, self.progress)
         chosen.encodings.save(path)
-        timed_ms = timed_wholes(self.graph, self.facts, variants, costs, chosen)
-        found = SearchResult(
+        timed_ms = timed_graphs(self.graph, self.facts, variants, costs, chosen)
+        result = SearchResult(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             graph=self.graph.name,
             target=self.rules.name,
@@ -258,16 +262,16 @@ class _Search:
             high_ms=costs.predict(variants.layers),
             timed_ms=timed_ms,
             calibration_images=self.calibration_images,
-            search_images=len(self.walked),
-            sensitivity=[_sensitivity(one, costs, variants) for one in ranked],
+            search_images=len(self.search_images),
+            sensitivity=[_layer_sensitivity(entry, costs, variants) for entry in ranked],
             front=[_front_point(point, walk.front, variants) for point in walk.front],
             chosen=walk.front.index(chosen),
             finding=_finding(chosen, walk.front[0], variants, costs, timed_ms),
         )
-        return {"search": found.model_dump(mode="json")}
+        return {"search": result.model_dump(mode="json")}
 
     def _prepared(self) -> tuple[Variants, Split, Costs]:
-        """The variants of the graph, the FP32 answers on the images, and what layers cost."""
+        """The variants of the graph, the FP32 logits on the search images, and the layer costs."""
         self.progress.start(f"prepare the search for {self.rules.name}", total=3)
         variants = Variants(
             load_graph(self.graph),
@@ -276,15 +280,15 @@ class _Search:
             Input.of("model", self.graph).sha256,
             self.passes,
         )
-        self.progress.advance(note="FP32 answers")
-        pixels = self.facts.input_dtype == "uint8"
-        batches = self.walked.batches(_BATCH, self.preprocessing, as_uint8=pixels)
+        self.progress.advance(note="FP32 logits")
+        as_uint8 = self.facts.input_dtype == "uint8"
+        batches = self.search_images.batches(_BATCH, self.preprocessing, as_uint8=as_uint8)
         images = [batch.images for batch in batches]
-        split = Split(variants.simulation, variants.base, images, self.walked.labels)
-        self.progress.advance(note="times of the layers")
+        split = Split(variants.simulation, variants.base, images, self.search_images.labels)
+        self.progress.advance(note="layer times")
         costs = costs_of(self.graph, self.facts, variants, self.cache, self.progress)
         self.progress.advance()
-        self.progress.finish(f"{costs.source} {costs.predict(()):.3g} ms an image in INT8")
+        self.progress.finish(f"{costs.source} {costs.predict(()):.3g} ms per image in INT8")
         return variants, split, costs
 
 
@@ -296,43 +300,43 @@ def judge(
     *,
     progress: Progress | None = None,
 ) -> ValidateResult:
-    """Compare what was found with the FP32 graph on images that the search never saw.
+    """Compare the resulting graph with the FP32 graph on images that the search did not use.
 
     Args:
-        file: The engine, or the graph where none is built.
+        file: The engine, or the graph if no engine is built.
         graph: The FP32 graph.
-        result: The `SearchResult`; the verdict is added to it.
-        options: ``data`` is the name of the labelled images.
-        progress: Where every batch is reported.
+        result: Path of the `SearchResult`; the verdict is added to it.
+        options: ``data`` names the labelled images.
+        progress: Receives progress updates.
     """
     from optimizer.evaluation import Chain, validate
 
-    said = read_result(result)
-    assert isinstance(said, SearchResult)
+    search_result = read_result(result)
+    assert isinstance(search_result, SearchResult)
     verdict = validate(
         [Chain.of(file, model=graph)],
         graph,
         open_dataset(
             str(options.data), skip_bad_images=options.skip_bad_images, workers=options.workers
         ),
-        Gates(max_drop_pp=said.max_drop_pp),
+        Gates(max_drop_pp=search_result.max_drop_pp),
         progress=progress,
     )
-    write_result(said.model_copy(update={"validation": verdict}), result)
+    write_result(search_result.model_copy(update={"validation": verdict}), result)
     return verdict
 
 
 def _preprocessing(graph: Path, facts: GraphFacts) -> Preprocessing:
     if facts.preprocessing is None:
         raise GraphError(
-            f"{graph.name} does not say which preprocessing it expects",
+            f"{graph.name} does not state its preprocessing",
             hint="export it with resnet-opt export",
         )
     return Preprocessing.from_dict(facts.preprocessing)
 
 
-def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensitivity], Point]:
-    """Walk if there is a need to."""
+def _run(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensitivity], Point]:
+    """Rank the layers and search, unless the first graph is already within the budget."""
     first = walk.start()
     if first.inside:
         return [], first
@@ -349,12 +353,12 @@ def _found(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sen
     return ranked, chosen
 
 
-def _sensitivity(one: Sensitivity, costs: Costs, variants: Variants) -> LayerSensitivity:
-    kept = variants.start | {one.layer}
-    gain = one.sqnr - one.without
+def _layer_sensitivity(measured: Sensitivity, costs: Costs, variants: Variants) -> LayerSensitivity:
+    kept = variants.start | {measured.layer}
+    gain = measured.sqnr - measured.baseline
     return LayerSensitivity(
-        layer=one.layer,
-        sqnr_db=_finite(one.sqnr),
+        layer=measured.layer,
+        sqnr_db=_finite(measured.sqnr),
         gain_db=_finite(gain),
         cost_ms=costs.predict(kept) - costs.predict(variants.start),
     )
@@ -380,10 +384,10 @@ def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> Fr
     )
 
 
-def _dominates(one: Point, other: Point) -> bool:
-    """At least as fast and as clean, and better in one of the two."""
-    mine, theirs = ((-point.predicted_ms, point.measured.db) for point in (one, other))
-    return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+def _dominates(a: Point, b: Point) -> bool:
+    """Whether ``a`` is at least as good as ``b`` in time and SQNR, and better in one of them."""
+    ours, theirs = ((-point.predicted_ms, point.measured.db) for point in (a, b))
+    return all(x >= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
 
 
 def _finding(
@@ -394,20 +398,22 @@ def _finding(
     timed_ms: tuple[float, float, float] | None,
 ) -> str:
     tally, total = chosen.measured.tally, len(variants.layers)
-    answers = f"{tally.flips} of {tally.n} images of the search change class"
+    changes = f"{tally.flips} of {tally.n} search images change class"
     if chosen is first:
-        whole = f"{len(first.kept)} of {total} layers kept as asked" if first.kept else "all-INT8"
-        return f"the {whole} graph is inside the budget already: {answers}"
+        kind = (
+            f"{len(first.kept)} of {total} layers kept as requested" if first.kept else "all-INT8"
+        )
+        return f"the graph is already within the budget ({kind}): {changes}"
     names = variants.in_order(chosen.kept)
-    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    told = "timed" if timed_ms else "by the model"
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    how = "timed" if timed_ms else "predicted by the model"
     low, mix, high = timed_ms or (
         costs.predict(()),
         chosen.predicted_ms,
         costs.predict(variants.layers),
     )
     return (
-        f"{len(names)} of {total} layers kept ({some}): {answers} instead of "
-        f"{first.measured.tally.flips}; {told} {mix:.3g} ms an image, all-INT8 {low:.3g}, "
+        f"{len(names)} of {total} layers kept ({listed}): {changes} instead of "
+        f"{first.measured.tally.flips}; {how} {mix:.3g} ms per image, all-INT8 {low:.3g}, "
         f"all-{variants.rules.high_precision.upper()} {high:.3g}"
     )

@@ -1,9 +1,9 @@
-"""Which layers hurt most as INT8: the signal to noise at the output with each one alone kept.
+"""Sensitivity of layers to INT8: the SQNR of the output with each layer alone in high precision.
 
-Measured at the output and not at the layer, since what a layer loses may be drowned later on or
-amplified. Biases are corrected anew for every layer, as they will be in the graph that is written:
-otherwise a part of what is gained would be given away as a wrong mean.
-Not handled: layers that help only together; `walk` measures again as layers are added.
+It is measured at the output and not at the layer, because later layers may hide or amplify the error.
+Biases are corrected again for every layer, as in the final graph; otherwise a mean error would offset
+part of the gain.
+Not handled: layers that help only in combination; `walk` measures again as layers are added.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ __all__ = ["Sensitivity", "noise_power", "rank"]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer's share of the noise.
+    """Sensitivity of one layer.
 
     Attributes:
         layer: The layer.
-        sqnr: Signal to noise at the output with it alone in high precision, dB; infinite without
-            noise.
-        without: The same with every layer in INT8.
+        sqnr: SQNR of the output with only this layer (and those always kept) in high precision,
+            dB; infinite without noise.
+        baseline: The same with this layer in INT8 too.
     """
 
     layer: str
     sqnr: float
-    without: float
+    baseline: float
 
     @property
     def removed(self) -> float:
-        """Noise power that keeping the layer takes away, in units of the signal's power."""
-        return noise_power(self.without) - noise_power(self.sqnr)
+        """Noise power removed by keeping the layer, relative to the signal power."""
+        return noise_power(self.baseline) - noise_power(self.sqnr)
 
 
 def noise_power(sqnr: float) -> float:
-    """Power of the noise in units of the signal's, from decibels."""
+    """Noise power relative to the signal power, from SQNR in dB."""
     return float(10.0 ** (-sqnr / 10.0))
 
 
 def rank(variants: Variants, advance: Callable[[int], None] = lambda _: None) -> list[Sensitivity]:
-    """Keep each layer alone (beside those that are kept anyway).
+    """Measure the sensitivity of every layer that is not always kept.
 
     Args:
         variants: The graph.
-        advance: Told how many layers were measured.
+        advance: Called with the number of layers just measured.
 
     Returns:
         The most sensitive layer first.
     """
-    (without,) = variants.sqnr([variants.start])
+    (baseline,) = variants.sqnr([variants.start])
     layers = [layer for layer in variants.layers if layer not in variants.start]
-    found = []
+    ranked = []
     for first in range(0, len(layers), AT_ONCE):
-        some = layers[first : first + AT_ONCE]
-        measured = variants.sqnr([variants.start | {layer} for layer in some])
-        found += [Sensitivity(*pair, without) for pair in zip(some, measured, strict=True)]
-        advance(len(some))
-    return sorted(found, key=lambda one: -one.sqnr)
+        group = layers[first : first + AT_ONCE]
+        measured = variants.sqnr([variants.start | {layer} for layer in group])
+        ranked += [Sensitivity(*pair, baseline) for pair in zip(group, measured, strict=True)]
+        advance(len(group))
+    return sorted(ranked, key=lambda entry: -entry.sqnr)

@@ -1,7 +1,8 @@
-"""The images that the search looks at: none that calibrated, and none that will judge.
+"""The images of the search: disjoint from those for calibration and for the final validation.
 
-A layer kept because it fixes the calibration images themselves would be kept for nothing, and a
-front that was chosen on the judge's images would flatter the graph it was chosen for.
+If layers were chosen on the calibration images, some would be kept only because they fix these very
+images; if they were chosen on the validation images, the result of the validation would be
+optimistically biased.
 """
 
 from __future__ import annotations
@@ -23,34 +24,37 @@ from optimizer.precision.int8.simulation import (
     Simulation,
     batches,
     exact_parameters,
-    stored_parameters,
+    quantized_parameters,
 )
 
 __all__ = ["Budget", "Measured", "Split", "divided"]
 
 _SEARCH_IMAGES = 512
 _BATCH = 32
-_HALF_AN_IMAGE = 0.5
+_MAX_EXPECTED_FLIPS = 0.5
 
 
 def divided(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]:
-    """The images to calibrate with, and up to 512 others for the search; stratified both.
+    """Split off the calibration images, and up to 512 others for the search; both stratified.
 
-    Which they are depends on the labels: divide what was opened, before `check_fits` maps labels to
-    outputs, so that everyone who asks gets the same images.
+    The split depends on the labels. Split the dataset as opened, before `check_fits` maps labels to
+    outputs, so that every caller gets the same images.
 
     Args:
-        dataset: Labelled images, as they were opened.
-        calibration: How many calibrate; at most half of them.
+        dataset: Labelled images, as opened.
+        calibration: Number of calibration images; at most half of the dataset is used.
+
+    Returns:
+        The calibration images and the search images.
 
     Raises:
-        DataError: Too few to calibrate.
+        DataError: Too few images to calibrate.
     """
     count = min(calibration, len(dataset) // 2)
     if count < LEAST_IMAGES:
         raise DataError(
-            f"{len(dataset)} images are too few to calibrate and to search on",
-            hint=f"at least {2 * LEAST_IMAGES}, better 1,000: --calib",
+            f"{len(dataset)} images are too few for calibration and search",
+            hint=f"use at least {2 * LEAST_IMAGES}, better 1,000: --calib",
         )
     chosen = stratified_subset(dataset.labels, count)
     rest = dataset.select(np.setdiff1d(np.arange(len(dataset)), chosen))
@@ -60,16 +64,16 @@ def divided(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]
 
 @dataclass(frozen=True)
 class Measured:
-    """How a variant did on the search's images.
+    """Accuracy of a variant on the search images.
 
-    Flips are rare, and none among a few hundred images may be luck. So the error of each image's
-    logits is also added to the FP32 logits of every other image: as many counts as pairs, which show
-    what the noise does to narrow decisions before an image happens to flip. (It takes the error to
-    be independent of the image.)
+    Flips are rare: a few hundred images may show none by chance. So the logit error of each image is
+    also added to the FP32 logits of every other image, which gives one count per pair of images and
+    shows the effect of the noise on close decisions before an image actually flips. (This assumes
+    that the error is independent of the image.)
 
     Attributes:
-        tally: The counts as they were.
-        losses, gains, flips: Expected counts among as many images, from all pairs.
+        tally: The actual counts.
+        losses, gains, flips: Expected counts for the same number of images, from all pairs.
     """
 
     tally: Tally
@@ -81,7 +85,7 @@ class Measured:
     def drop_upper_pp(self) -> float:
         """Upper end of the paired 95 % interval of the drop, percentage points.
 
-        By the counted or the expected losses, whichever are more, and the gains that are fewer.
+        Conservative: uses the larger of the actual and expected losses, and the smaller gains.
         """
         losses = max(self.tally.losses, self.losses)
         gains = min(self.tally.gains, self.gains)
@@ -89,38 +93,39 @@ class Measured:
 
     @property
     def db(self) -> float:
-        """Signal to noise of the logits; infinite without noise."""
+        """SQNR of the logits, dB; infinite without noise."""
         db = self.tally.noise.db
         return float("inf") if db is None else db
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Largest loss of top-1, percentage points, that images must rule out.
+    """The top-1 drop, in percentage points, that the images must rule out.
 
-    The upper end of the paired interval has to lie below it, as it will for the judge. On images
-    that the network knows by heart every flip is a loss, and the bound is one of the flips. Where
-    even no loss at all on so few images could not rule the drop out, no image may change its class
-    instead, and less than half of one may be expected to.
+    The upper end of the paired interval must be below it, as in the final validation. On images that
+    the network has memorized, every flip is a loss, so this also bounds the flips. If there are so
+    few images that even no loss at all could not rule out the drop, no image may change its class,
+    and fewer than 0.5 flips may be expected.
     """
 
     max_drop_pp: float
 
     def holds(self, measured: Measured) -> bool:
-        """Whether these images speak for the graph."""
+        """Whether the graph is within the budget on these images."""
         if 100 * drop_interval(0, 0, measured.tally.n)[1] >= self.max_drop_pp:
-            return measured.tally.flips == 0 and measured.flips < _HALF_AN_IMAGE
+            return measured.tally.flips == 0 and measured.flips < _MAX_EXPECTED_FLIPS
         return measured.drop_upper_pp < self.max_drop_pp
 
 
 class Split:
-    """Images with the FP32 network's answers.
+    """The search images with the FP32 network's logits.
 
     Args:
         simulation: The graph.
-        base: Encodings whose equalization the exact network has, which changes no answer.
-        images: As the graph takes them.
-        labels: N int64.
+        base: Encodings whose equalization is applied to the exact network; it does not change the
+            output.
+        images: Batches in the graph's input format.
+        labels: int64[N].
     """
 
     def __init__(
@@ -140,9 +145,9 @@ class Split:
         return len(self._labels)
 
     def measure(self, encodings: Encodings) -> Measured:
-        """Hold a variant against the FP32 network."""
-        simulation = self._simulation.keeping(encodings.keep)
-        stored = stored_parameters(simulation.topology, encodings)
+        """Compare a variant with the FP32 network."""
+        simulation = self._simulation.with_kept_layers(encodings.keep)
+        stored = quantized_parameters(simulation.topology, encodings)
         logits = self._logits(lambda batch: simulation.run(batch, stored, encodings))
         tally = Tally()
         order = np.arange(len(self._labels))
@@ -166,15 +171,15 @@ class Split:
 def _expected(
     reference: NDArray[np.float32], logits: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[float, float, float]:
-    """Losses, gains and flips among n images, from the n x n pairs of an image and an error."""
+    """Expected losses, gains and flips among n images, from the n x n pairs of image and error."""
     before = reference.argmax(axis=1)
-    right = before == labels
+    correct_before = before == labels
     losses = gains = flips = 0
     for error in logits - reference:
         after = (reference + error).argmax(axis=1)
-        still = after == labels
-        losses += int((right & ~still).sum())
-        gains += int((still & ~right).sum())
+        correct_after = after == labels
+        losses += int((correct_before & ~correct_after).sum())
+        gains += int((correct_after & ~correct_before).sum())
         flips += int((after != before).sum())
     n = len(labels)
     return losses / n, gains / n, flips / n

@@ -1,15 +1,15 @@
-"""The walk from all-INT8 towards high precision, until the accuracy is inside the budget.
+"""Greedy search from all-INT8 towards high precision, until the accuracy is within the budget.
 
-At each step the layer is kept that removes most noise from the output for the time it adds. What a
-layer removes depends on what is kept already (two readers of one tensor gain only together, others
-share a loss), so estimates from the step before are measured again, best first, until the best one
-is fresh.
+Each step keeps the layer that removes the most output noise per added time. How much a layer removes
+depends on the layers already kept (two readers of one tensor may help only together, or may remove
+the same noise), so estimates from the previous step are measured again, best first, until the best
+one is up to date.
 
 Source: lazy evaluation of Minoux 1978, "Accelerated greedy algorithms for maximizing submodular
-set functions". Noise is no submodular function, so it is a heuristic here: `_FRESH` bounds the work
-of a step, and in the end kept layers are given back that others have made superfluous. Superfluous
-means that the budget holds *and* the signal to noise stays: a few hundred images may show no flip at
-16 dB as at 41, and the judge has others.
+set functions". Noise is not a submodular function, so this is a heuristic here: `_MAX_REMEASURED`
+bounds the work of a step, and at the end kept layers that others have made superfluous go back to
+INT8. A layer is superfluous if without it the budget holds *and* the SQNR does not drop: a few
+hundred images may show no flip at 16 dB just as at 41 dB, and the final validation has other images.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from optimizer.search.variants import Kept, Variants
 
 __all__ = ["Point", "Walk"]
 
-_FRESH = 4
+_MAX_REMEASURED = 4
 _SLACK_DB = 0.5
 _LEAST_MS = 1e-9
-"""Layers that an engine computes in high precision anyway cost nothing to keep."""
+"""Lower bound of the cost, for layers that an engine computes in high precision anyway."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One graph on the way.
+    """One evaluated graph.
 
     Attributes:
         kept: Layers in high precision.
-        encodings: Its encodings, with the biases corrected for it.
-        measured: How it did on the search's images.
-        predicted_ms: Time of one image.
-        inside: Within the budget.
+        encodings: Its encodings, with corrected biases.
+        measured: Its accuracy on the search images.
+        predicted_ms: Predicted time per image, milliseconds.
+        inside: Whether it is within the budget.
     """
 
     kept: Kept
@@ -51,16 +51,16 @@ class Point:
 
 
 class Walk:
-    """A search for the fastest graph inside a budget.
+    """A search for the fastest graph within a budget.
 
     Args:
         variants: The graph.
-        split: Images of the search's own.
-        budget: What is to be kept.
-        costs: What keeping a layer costs.
+        split: The search images.
+        budget: The accuracy budget.
+        costs: Layer costs.
 
     Attributes:
-        front: The graphs that were looked at, in order.
+        front: The evaluated graphs, in order.
     """
 
     def __init__(self, variants: Variants, split: Split, budget: Budget, costs: Costs) -> None:
@@ -71,76 +71,76 @@ class Walk:
         self.front: list[Point] = []
 
     def start(self) -> Point:
-        """Look at the graph with as many layers in INT8 as there may be."""
-        return self._look(self._variants.start)
+        """Evaluate the graph with as many layers in INT8 as possible."""
+        return self._evaluate(self._variants.start)
 
     def run(
         self,
         sensitivities: Sequence[Sensitivity],
         advance: Callable[[Point], None] = lambda _: None,
     ) -> Point:
-        """Keep layers until the budget holds, then give back those it does not need.
+        """Keep layers until the budget holds, then drop those that are not needed.
 
         Args:
-            sensitivities: First estimates.
-            advance: Told of every graph.
+            sensitivities: Initial estimates.
+            advance: Called with every evaluated graph.
 
         Returns:
-            The fastest graph inside the budget. With every layer kept it is the FP32 network, so
-            there always is one.
+            The fastest graph within the budget. There always is one: with every layer kept it is
+            the FP32 network.
         """
         kept = self._variants.start
-        estimates = {one.layer: one.removed for one in sensitivities}
+        estimates = {entry.layer: entry.removed for entry in sensitivities}
         point = self.front[0]
         while not point.inside and estimates:
             layer = self._next(kept, estimates)
             del estimates[layer]
             kept = kept | {layer}
-            point = self._look(kept)
+            point = self._evaluate(kept)
             advance(point)
         return self._pruned(point, advance)
 
     def _next(self, kept: Kept, estimates: dict[str, float]) -> str:
-        """The layer that removes most noise for its time; estimates are brought up to date."""
+        """The layer that removes the most noise per added time; updates the estimates."""
         predict = self._costs.predict
         before = predict(kept)
 
         def worth(layer: str) -> float:
             added = max(predict(kept | {layer}) - before, _LEAST_MS)
             removed = estimates[layer]
-            # What removes nothing is the worse the more it costs.
+            # Among layers that remove nothing, cheaper is better.
             return removed / added if removed > 0 else removed * added
 
         if kept == self._variants.start:
-            return max(estimates, key=worth)  # that is what was measured
-        fresh: list[str] = []
-        (now,) = self._variants.sqnr([kept])
-        while (best := max(estimates, key=worth)) not in fresh:
-            if len(fresh) == _FRESH:
-                return max(fresh, key=worth)
-            (then,) = self._variants.sqnr([kept | {best}])
-            estimates[best] = noise_power(now) - noise_power(then)
-            fresh.append(best)
+            return max(estimates, key=worth)  # the estimates are for this graph
+        remeasured: list[str] = []
+        (current,) = self._variants.sqnr([kept])
+        while (best := max(estimates, key=worth)) not in remeasured:
+            if len(remeasured) == _MAX_REMEASURED:
+                return max(remeasured, key=worth)
+            (kept_too,) = self._variants.sqnr([kept | {best}])
+            estimates[best] = noise_power(current) - noise_power(kept_too)
+            remeasured.append(best)
         return best
 
     def _pruned(self, point: Point, advance: Callable[[Point], None]) -> Point:
-        """Give back superfluous layers, the most expensive first."""
+        """Return superfluous layers to INT8, the most expensive first."""
         kept = point.kept
-        own = kept - self._variants.start
-        if len(own) < 2:
+        added = kept - self._variants.start
+        if len(added) < 2:
             return point
-        by_cost = sorted(own, key=lambda name: self._costs.predict(kept - {name}))
+        by_cost = sorted(added, key=lambda name: self._costs.predict(kept - {name}))
         for layer in by_cost:
             fewer = point.kept - {layer}
-            if any(fewer == seen.kept for seen in self.front):
-                continue  # looked at on the way
-            tried = self._look(fewer)
-            advance(tried)
-            if tried.inside and tried.measured.db >= point.measured.db - _SLACK_DB:
-                point = tried
+            if any(fewer == evaluated.kept for evaluated in self.front):
+                continue
+            candidate = self._evaluate(fewer)
+            advance(candidate)
+            if candidate.inside and candidate.measured.db >= point.measured.db - _SLACK_DB:
+                point = candidate
         return point
 
-    def _look(self, kept: Kept) -> Point:
+    def _evaluate(self, kept: Kept) -> Point:
         encodings = self._variants.encodings(kept)
         measured = self._split.measure(encodings)
         inside = self._budget.holds(measured)

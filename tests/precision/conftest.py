@@ -1,4 +1,4 @@
-"""One thread for PyTorch: on a busy machine several wait for each other longer than they compute."""
+"""Use one PyTorch thread: on a busy machine, several spend more time waiting than computing."""
 
 from __future__ import annotations
 

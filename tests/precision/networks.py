@@ -1,4 +1,4 @@
-"""Small random residual networks in the exported form, for property tests."""
+"""Small random residual networks, as the exporter writes them, for property tests."""
 
 from __future__ import annotations
 
@@ -111,6 +111,6 @@ def _block(build: Builder, x: ir.Value, name: str, width: int, *, bottleneck: bo
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:
-    """Noise with a brightness of its own for each image: N x 3 x SIZE x SIZE float32."""
+    """Noise with a random brightness per image: N x 3 x SIZE x SIZE float32."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(n, 3, SIZE, SIZE)) + rng.normal(size=(n, 3, 1, 1))).astype(np.float32)

@@ -1,19 +1,19 @@
-"""An independent oracle: a Q/DQ ResNet executed in NumPy exactly as the ONNX text defines it.
+"""An independent oracle: executes a Q/DQ ResNet in NumPy exactly as the ONNX specification defines it.
 
 It shares no code with the quantizer, the simulation or an engine, and only tests use it. A layer
-whose inputs are both dequantized is computed as the sum it stands for: integers multiplied and added
-exactly (im2col, int64), one multiplication by the scales, bias, one rounding to float32. Whatever an
-engine returns beyond that is the engine's own arithmetic.
+whose inputs are both dequantized is computed exactly: integer multiplication and accumulation
+(im2col, int64), one multiplication by the scales, bias, one rounding to float32. Any difference of an
+engine comes from the engine's own arithmetic.
 
-Where one quantization step of difference comes from (never more, per quantized tensor):
+Sources of a difference of one quantization step (never more, per quantized tensor):
 
 * *ties*: QuantizeLinear divides by the scale and rounds half to even; an engine that multiplies by
-  the reciprocal, or sums in another order, lands on the other side of a half;
-* *bias*: integer kernels add the bias as int32 in units of the input's scale times the weight's,
+  the reciprocal, or sums in another order, may round a tie the other way;
+* *bias*: integer kernels add the bias as int32 in units of the input scale times the weight scale,
   which rounds it.
 
 Source: ONNX operator reference, QuantizeLinear-19, DequantizeLinear-19, Conv-11.
-Not handled: anything but the operations of a lowered ResNet; they are refused by name.
+Not handled: operations other than those of a lowered ResNet; these are rejected by name.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def execute(
     Args:
         model: A Q/DQ graph of a residual network, or a part of one.
         inputs: The graph's inputs by name.
-        watched: Tensors to return beside the graph's outputs.
+        watched: Tensors to return in addition to the graph's outputs.
 
     Returns:
         Tensors by name.
 
     Raises:
-        GraphError: An operation that this oracle does not know.
+        GraphError: The graph has an unsupported operation.
     """
     values: dict[str, Array] = dict(inputs)
     for name, value in model.graph.initializers.items():
@@ -64,15 +64,15 @@ def execute(
         else:
             result = operation(node, [values[n] for n in names if n is not None])
         values[str(node.outputs[0].name)] = result
-    wanted = [*(str(v.name) for v in model.graph.outputs), *watched]
-    return {name: values[name] for name in wanted}
+    requested = [*(str(v.name) for v in model.graph.outputs), *watched]
+    return {name: values[name] for name in requested}
 
 
 # --- quantization ------------------------------------------------------------------------------
 
 
 def _along(parameter: Array, rank: int, axis: int) -> Array:
-    """A scale or zero point per channel, shaped to be broadcast."""
+    """A per-channel scale or zero point, reshaped to broadcast."""
     if parameter.ndim == 0 or parameter.size == 1:
         return parameter.reshape(())
     shape = [1] * rank
@@ -85,7 +85,7 @@ def _quantize(node: ir.Node, inputs: list[Array]) -> Array:
     zero = inputs[2] if len(inputs) > 2 else np.uint8(0)
     axis = node.attributes.get_int("axis", 1)
     limits = np.iinfo(zero.dtype)
-    # The quotient is rounded to the type of x before it is rounded to a whole number.
+    # The quotient is rounded to the type of x before it is rounded to an integer.
     whole = np.rint((x / _along(scale, x.ndim, axis)).astype(x.dtype).astype(np.float64))
     shifted = whole + _along(np.asarray(zero), x.ndim, axis).astype(np.float64)
     return np.clip(shifted, limits.min, limits.max).astype(zero.dtype)
@@ -107,7 +107,7 @@ def _dequantize(node: ir.Node, inputs: list[Array]) -> Array:
 def _layer(
     node: ir.Node, names: list[str | None], values: dict[str, Array], sources: dict[str, ir.Node]
 ) -> Array:
-    """Conv or Gemm: in integers where both inputs are dequantized, else in float64."""
+    """Conv or Gemm: in int64 if both inputs are dequantized, else in float64."""
     operands, factors = [], np.float64(1.0)
     kind = values[str(names[0])].dtype
     integer = all(_is_dequantized(sources.get(str(n))) for n in names[:2])
@@ -159,7 +159,7 @@ def _columns(node: ir.Node, x: Array, kernel: tuple[int, ...], padding: float) -
     strides = list(node.attributes.get_ints("strides", ()) or (1, 1))
     dilations = list(node.attributes.get_ints("dilations", ()) or (1, 1))
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-        raise GraphError(f"{node.name} pads automatically, which this oracle does not")
+        raise GraphError(f"{node.name} has auto_pad, which the oracle does not support")
     border = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
     wide = np.pad(x, border, constant_values=padding)
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
@@ -176,7 +176,7 @@ def _max_pool(node: ir.Node, inputs: list[Array]) -> Array:
     (x,) = inputs
     kernel = tuple(node.attributes.get_ints("kernel_shape", ()) or ())
     if node.attributes.get_int("ceil_mode", 0):
-        raise GraphError(f"{node.name} rounds its size up, which this oracle does not")
+        raise GraphError(f"{node.name} has ceil_mode, which the oracle does not support")
     lowest = -np.inf if x.dtype.kind not in {"i", "u"} else np.iinfo(x.dtype).min
     columns = _columns(node, x, kernel, lowest)
     n, _, height, width = columns.shape

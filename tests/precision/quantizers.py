@@ -1,4 +1,4 @@
-"""Graphs as other quantizers write them: ONNX Runtime's own, and pairs in the manner of the others."""
+"""Graphs as other quantizers write them: by ONNX Runtime itself, and imitations of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.precision.networks import images
 
 
 class _Images:
-    """What ONNX Runtime's quantizer calibrates on."""
+    """Calibration data reader for ONNX Runtime's quantizer."""
 
     def __init__(self, batch: np.ndarray) -> None:
         self._batches: Iterator[dict[str, np.ndarray]] = iter([{"images": batch}])
@@ -79,8 +79,8 @@ def by_pairs(
 ) -> ir.Model:
     """Pairs as ModelOpt and QAT exports write them, in place.
 
-    Weights stay float behind a pair of their own; every reader of a layer's input has a pair of
-    its own. Without ``zero_points`` they are left out where that is allowed: u8 after a ReLU.
+    Float weights have a pair each, and so does every reader of a layer's input. Without
+    ``zero_points``, these are omitted where that is allowed: u8 after a ReLU.
     """
     graph = model.graph
     rectified = {str(n.outputs[0].name) for n in graph if n.op_type in {"Relu", "MaxPool"}}

@@ -1,4 +1,4 @@
-"""Calibrate, encode, quantize: artifacts, keys, and what is refused before anything is computed."""
+"""Calibrate, encode, quantize: artifacts, keys, and early rejection of bad input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optimizer.precision import calibrate, quantize
 from optimizer.precision.int8 import Encodings
 
 
-def _another(graph: Path, path: Path) -> Path:
+def _changed(graph: Path, path: Path) -> Path:
     """The same network with one weight changed."""
     proto = onnx.load(graph)
     weight = next(t for t in proto.graph.initializer if t.name == "conv1.weight")
@@ -32,21 +32,21 @@ def test_one_calibration_serves_every_target(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     for target in ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"):
-        made = quantize(
+        artifact = quantize(
             small_graph,
             tmp_path / f"{target}.onnx",
             precision="int8",
             target=target,
             stats=small_statistics,
         )
-        assert made.manifest.settings["precision"] == "int8"
+        assert artifact.manifest.settings["precision"] == "int8"
         encodings = Encodings.load(tmp_path / f"{target}.encodings.json")
-        assert encodings.target == made.manifest.settings["target"]
-        assert [i.role for i in made.manifest.inputs] == ["model", "encodings"]
-        assert made.manifest.classes == [str(digit) for digit in range(10)]
+        assert encodings.target == artifact.manifest.settings["target"]
+        assert [i.role for i in artifact.manifest.inputs] == ["model", "encodings"]
+        assert artifact.manifest.classes == [str(digit) for digit in range(10)]
 
 
-def test_encodings_of_another_target_or_graph_are_refused(
+def test_encodings_of_another_target_or_graph_are_rejected(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     quantize(
@@ -65,7 +65,7 @@ def test_encodings_of_another_target_or_graph_are_refused(
             target="tensorrt",
             encodings=encodings,
         )
-    other = _another(small_graph, tmp_path / "other.onnx")
+    other = _changed(small_graph, tmp_path / "other.onnx")
     with pytest.raises(ArtifactError, match="another graph"):
         quantize(
             other, tmp_path / "t.onnx", precision="int8", target="openvino", encodings=encodings
@@ -73,11 +73,11 @@ def test_encodings_of_another_target_or_graph_are_refused(
     assert not (tmp_path / "t.onnx").exists()
 
 
-def test_stale_statistics_are_refused(
+def test_stale_statistics_are_rejected(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
-    other = _another(small_graph, tmp_path / "other.onnx")
-    with pytest.raises(ArtifactError, match="taken from another graph"):
+    other = _changed(small_graph, tmp_path / "other.onnx")
+    with pytest.raises(ArtifactError, match="belongs to another graph"):
         quantize(other, tmp_path / "q.onnx", precision="int8", stats=small_statistics)
     changed = tmp_path / "s.npz"
     shutil.copy(small_statistics, changed)
@@ -90,7 +90,7 @@ def test_stale_statistics_are_refused(
         quantize(small_graph, tmp_path / "q.onnx", precision="int8", stats=changed)
 
 
-def test_another_method_is_another_artifact(
+def test_another_range_method_gives_another_artifact(
     small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "q.onnx"
@@ -108,14 +108,16 @@ def test_another_method_is_another_artifact(
     assert other.manifest.sha256 != first.manifest.sha256
 
 
-def test_statistics_know_what_they_saw(small_graph: Path, small_statistics: Path) -> None:
+def test_the_manifest_of_statistics_lists_their_inputs(
+    small_graph: Path, small_statistics: Path
+) -> None:
     manifest = load_artifact(small_statistics, kind="statistics").manifest
     assert {i.role for i in manifest.inputs} == {"graph", "calibration"}
     assert manifest.preprocessing is not None
     assert manifest.details["tensors"] > 20
 
 
-def test_what_cannot_be_asked(small_graph: Path, tmp_path: Path) -> None:
+def test_invalid_requests_are_rejected(small_graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision: 'int3' is not a choice"):
         quantize(small_graph, tmp_path / "q.onnx", precision="int3")
     with pytest.raises(UsageError, match="unknown target"):
@@ -123,17 +125,19 @@ def test_what_cannot_be_asked(small_graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs calibration data"):
         quantize(small_graph, tmp_path / "q.onnx", precision="int8")
     with pytest.raises(UsageError, match="method: 'magic' is not a choice"):
-        EncodingOptions(method="magic")
+        quantize(small_graph, tmp_path / "q.onnx", precision="int8", method="magic")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_images(small_graph: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_rejected(small_graph: Path, tmp_path: Path) -> None:
     few = open_dataset("digits:train", limit=10).select(np.arange(5))
     with pytest.raises(DataError, match="5 calibration images"):
         calibrate(small_graph, few, tmp_path / "s.npz")
 
 
-def test_a_graph_of_somebody_else_says_what_it_lacks(tmp_path: Path, small_graph: Path) -> None:
+def test_a_graph_without_preprocessing_metadata_is_rejected(
+    tmp_path: Path, small_graph: Path
+) -> None:
     proto = onnx.load(small_graph)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")

@@ -1,4 +1,4 @@
-"""The simulated network is the lowered graph, and correcting it takes the mean error away."""
+"""The simulated network equals the lowered graph, and bias correction removes the mean error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from optimizer.precision.int8.simulation import (
     Simulation,
     batches,
     exact_parameters,
-    stored_parameters,
+    quantized_parameters,
 )
 from optimizer.targets.rules import TARGETS, TargetRules
 from tests.precision.networks import images, network
@@ -41,8 +41,8 @@ def _encode(
     seed: int, rules: TargetRules, options: EncodingOptions, *, bottleneck: bool = True
 ) -> tuple[ir.Model, Encodings]:
     model = network(seed, bottleneck=bottleneck)
-    seen = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
-    return model, compute_encodings(model, seen, rules, "0", options)
+    observed = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
+    return model, compute_encodings(model, observed, rules, "0", options)
 
 
 @settings(max_examples=8)
@@ -55,24 +55,22 @@ def test_a_simulation_agrees_with_the_graph(target: str, seed: int, bottleneck: 
     simulation = Simulation(analyse(model), rules)
     batch = images(16, 9)
     (tensor,) = batches(batch, 16)
-    stored = stored_parameters(simulation.topology, encodings)
-    found = simulation.run(tensor, stored, encodings)["logits"].numpy()
+    stored = quantized_parameters(simulation.topology, encodings)
+    actual = simulation.run(tensor, stored, encodings)["logits"].numpy()
     exact = exact_parameters(simulation.topology, encodings.layers)
     plain = simulation.run(tensor, exact)["logits"].numpy()
     (reference,) = run(network(seed, bottleneck=bottleneck), batch)
     assert noise_db(reference, plain) > 90
     lower(model, encodings, rules)
     (written,) = run(model, batch)
-    # Ties that sums in another order break the other way are all that may differ.
-    assert noise_db(written, found) > noise_db(reference, written) + 6
+    # Only ties may differ, where sums in another order round the other way.
+    assert noise_db(written, actual) > noise_db(reference, written) + 6
 
 
 @settings(max_examples=8)
 @given(seed=SEEDS, bottleneck=st.booleans())
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
-def test_no_mean_error_is_left_where_a_layer_was_corrected(
-    target: str, seed: int, bottleneck: bool
-) -> None:
+def test_no_mean_error_remains_after_correction(target: str, seed: int, bottleneck: bool) -> None:
     rules = RULES[target]
     options = EncodingOptions(method="minmax", bias_correction="none")
     model, encodings = _encode(seed, rules, options, bottleneck=bottleneck)
@@ -88,7 +86,7 @@ def test_no_mean_error_is_left_where_a_layer_was_corrected(
     )
     after = simulation.run(
         batch,
-        stored_parameters(simulation.topology, corrected.encodings),
+        quantized_parameters(simulation.topology, corrected.encodings),
         corrected.encodings,
         watched,
     )
@@ -97,41 +95,41 @@ def test_no_mean_error_is_left_where_a_layer_was_corrected(
         axes = [axis for axis in range(exact[name].ndim) if axis != 1]
         error = (after[name] - exact[name]).mean(axes).abs().max()
         scale = exact[name].abs().max()
-        # An output that is quantized before its Add moves by a rounding, which is not corrected.
+        # An output that is quantized before its Add has a rounding error that is not corrected.
         assert error < (0.004 if name != "logits" else 1e-3) * scale
     assert encodings.layers["conv1"].bias != corrected.encodings.layers["conv1"].bias
 
 
-def test_correction_on_the_network_beats_none() -> None:
-    """Over many random networks and images that were not corrected on."""
-    better = []
+def test_correction_on_the_network_improves_the_output() -> None:
+    """Averaged over random networks, on images that were not used for correction."""
+    gains = []
     for seed in range(12):
-        quality = []
+        sqnrs = []
         for bias in ("none", "network"):
             options = EncodingOptions(method="minmax", bias_correction=bias)  # type: ignore[arg-type]
             model, encodings = _encode(seed, RULES["openvino"], options)
             lower(model, encodings, RULES["openvino"])
             batch = images(64, 77)
-            quality.append(noise_db(run(network(seed), batch)[0], run(model, batch)[0]))
-        better.append(quality[1] - quality[0])
-    assert np.mean(better) > 0.5
+            sqnrs.append(noise_db(run(network(seed), batch)[0], run(model, batch)[0]))
+        gains.append(sqnrs[1] - sqnrs[0])
+    assert np.mean(gains) > 0.5
 
 
 @pytest.mark.parametrize(
-    ("decibels", "taken"),
+    ("decibels", "chosen"),
     [
         ((30.0, 31.0, 31.2, 31.9), "0.5"),
         ((30.0, 31.0, 31.2, 32.1), "1"),
         ((32.1, 31.0, 31.2, 31.9), "0"),
     ],
 )
-def test_auto_keeps_the_middle_unless_another_step_is_clearly_better(
-    monkeypatch: pytest.MonkeyPatch, decibels: tuple[float, ...], taken: str
+def test_auto_uses_the_midpoint_unless_another_step_is_clearly_better(
+    monkeypatch: pytest.MonkeyPatch, decibels: tuple[float, ...], chosen: str
 ) -> None:
     scores = iter(decibels)
 
-    def scored(*given: Any) -> list[Corrected]:
-        return [replace(one, sqnr=next(scores, 0.0)) for one in correct_biases(*given)]
+    def scored(*args: Any) -> list[Corrected]:
+        return [replace(result, sqnr=next(scores, 0.0)) for result in correct_biases(*args)]
 
     monkeypatch.setattr(encode, "correct_biases", scored)
     _, encodings = _encode(0, RULES["openvino"], EncodingOptions())
@@ -140,30 +138,30 @@ def test_auto_keeps_the_middle_unless_another_step_is_clearly_better(
         + ", ".join(
             f"{t} {q:.1f} dB" for t, q in zip(["0", "0.25", "0.5", "1"], decibels, strict=True)
         )
-        + f"; {taken} is taken"
+        + f"; chose {chosen}"
     ]
     ends = [
         _encode(0, RULES["openvino"], EncodingOptions(method=method))[1].tensors["images"].scale
         for method in ("minmax", "mse")
     ]
-    share = float(taken)
+    share = float(chosen)
     assert encodings.tensors["images"].scale == pytest.approx(
         ends[0] ** (1.0 - share) * ends[1] ** share, rel=1e-6
     )
 
 
-def test_without_a_sample_histograms_decide_and_it_is_said() -> None:
-    seen = statistics(network(0), [images(32)])
-    seen.sample = seen.sample[:0]
-    encodings = compute_encodings(network(0), seen, RULES["openvino"], "0")
-    assert "carry no sample" in encodings.notes[0]
+def test_without_sample_images_histograms_are_used_with_a_note() -> None:
+    observed = statistics(network(0), [images(32)])
+    observed.sample = observed.sample[:0]
+    encodings = compute_encodings(network(0), observed, RULES["openvino"], "0")
+    assert "contain no sample images" in encodings.notes[0]
     plain = compute_encodings(
-        network(0), seen, RULES["openvino"], "0", EncodingOptions(bias_correction="none")
+        network(0), observed, RULES["openvino"], "0", EncodingOptions(bias_correction="none")
     )
     assert encodings.layers["conv1"].bias != plain.layers["conv1"].bias
 
 
-def test_a_graph_that_cannot_be_simulated_is_said() -> None:
+def test_a_graph_that_cannot_be_simulated_is_noted() -> None:
     def make() -> ir.Model:
         model = network(0)
         pool = next(n for n in model.graph if n.op_type == "GlobalAveragePool")

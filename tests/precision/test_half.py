@@ -1,4 +1,4 @@
-"""FP16 and BF16 graphs: every constant and tensor in the half type, float32 outside."""
+"""FP16 and BF16 graphs: constants and tensors in the half type, float32 inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import optimizer
 from optimizer.errors import GraphError
-from optimizer.precision.half import LARGEST, beyond, overflowing, to_half
+from optimizer.precision.half import LARGEST, out_of_range, overflowing_constants, to_half
 from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import noise_db, run, statistics
 
@@ -21,7 +21,7 @@ KINDS = [ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_everything_inside_is_half(kind: ir.DataType) -> None:
+def test_constants_and_inner_tensors_are_half(kind: ir.DataType) -> None:
     model = network(0)
     to_half(model, kind)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -41,31 +41,31 @@ def test_fp16_is_close() -> None:
 
 
 @pytest.mark.parametrize(("kind", "names"), [(KINDS[0], ["conv1.weight"]), (KINDS[1], [])])
-def test_what_does_not_fit_is_named(kind: ir.DataType, names: list[str]) -> None:
+def test_an_overflowing_constant_is_named(kind: ir.DataType, names: list[str]) -> None:
     model = network(0)
     weight = model.graph.initializers["conv1.weight"]
     assert weight.const_value is not None
     large = weight.const_value.numpy().copy()
     large.flat[0] = 1e6
     weight.const_value = ir.tensor(large, name="conv1.weight")
-    assert overflowing(model, kind) == names
+    assert overflowing_constants(model, kind) == names
     if names:
-        with pytest.raises(GraphError, match=r"conv1\.weight has values that FP16 cannot hold"):
+        with pytest.raises(GraphError, match=r"conv1\.weight has values outside the range of FP16"):
             to_half(model, kind)
 
 
-def test_bf16_takes_the_opset_it_needs(small_graph: Path, tmp_path: Path) -> None:
+def test_bf16_raises_the_opset(small_graph: Path, tmp_path: Path) -> None:
     from optimizer.precision import quantize
 
-    made = quantize(small_graph, tmp_path / "b.onnx", precision="bf16")
-    proto = onnx.load(made.path)
+    artifact = quantize(small_graph, tmp_path / "b.onnx", precision="bf16")
+    proto = onnx.load(artifact.path)
     assert proto.opset_import[0].version >= 22
     metadata = {p.key: p.value for p in proto.metadata_props}
     assert metadata["resnet_opt.precision"] == "bf16"
 
 
-def loud(seed: int, *, bottleneck: bool = True) -> ir.Model:
-    """The residual stream of the second block is beyond FP16, and the classifier scales it back."""
+def overflowing(seed: int, *, bottleneck: bool = True) -> ir.Model:
+    """The residual stream of the second block exceeds FP16, and the classifier scales it back."""
     model = network(seed, bottleneck=bottleneck)
 
     def scale(name: str, factor: float) -> None:
@@ -82,23 +82,23 @@ def loud(seed: int, *, bottleneck: bool = True) -> ir.Model:
     return model
 
 
-def seen(model: ir.Model) -> dict[str, float]:
+def largest_values(model: ir.Model) -> dict[str, float]:
     tensors = statistics(model, [images(64, 1)]).tensors
-    return {name: float(one.absolute_maximum.max()) for name, one in tensors.items()}
+    return {name: float(tensor.absolute_maximum.max()) for name, tensor in tensors.items()}
 
 
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 10_000), bottleneck=st.booleans())
-def test_what_overflows_in_calibration_stays_in_fp32(seed: int, bottleneck: bool) -> None:
-    tensors = seen(loud(seed, bottleneck=bottleneck))
+def test_tensors_that_overflow_in_calibration_stay_in_fp32(seed: int, bottleneck: bool) -> None:
+    tensors = largest_values(overflowing(seed, bottleneck=bottleneck))
     assume(tensors["layer1.1.relu_2"] > 2 * LARGEST[KINDS[0]])
-    kept = beyond(loud(seed, bottleneck=bottleneck), KINDS[0], tensors)
+    kept = out_of_range(overflowing(seed, bottleneck=bottleneck), KINDS[0], tensors)
     last = "layer1.1.conv3" if bottleneck else "layer1.1.conv2"
-    # The layer that makes it, and all that reads it until an average is small again.
+    # The layer that produces it, and all nodes that read it until the average pooling.
     assert {last, "layer1.1.add", "layer1.1.relu_2", "avgpool"} <= set(kept)
-    assert "on the calibration images, and FP16 ends at 65,504" in kept[last]
+    assert "on the calibration images, above the FP16 maximum of 65,504" in kept[last]
     assert not [name for name in kept if name.startswith(("conv1", "relu", "layer1.0"))]
-    model = loud(seed, bottleneck=bottleneck)
+    model = overflowing(seed, bottleneck=bottleneck)
     to_half(model, KINDS[0], kept)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     for node in model.graph:
@@ -106,28 +106,28 @@ def test_what_overflows_in_calibration_stays_in_fp32(seed: int, bottleneck: bool
             kind = ir.DataType.FLOAT if node.name in kept else KINDS[0]
             assert {v.dtype for v in (*node.inputs, *node.outputs) if v is not None} == {kind}
     batch = images(8)
-    (reference,) = run(loud(seed, bottleneck=bottleneck), batch)
+    (reference,) = run(overflowing(seed, bottleneck=bottleneck), batch)
     assert noise_db(reference, run(model, batch)[0]) > 40
-    blind = loud(seed, bottleneck=bottleneck)
-    to_half(blind, KINDS[0])
-    # A CPU computes in FP32 between its casts, so the tensor itself tells.
-    (stream,) = run(blind, batch, ["layer1.1.relu_2"])
+    all_half = overflowing(seed, bottleneck=bottleneck)
+    to_half(all_half, KINDS[0])
+    # A CPU computes in FP32 between its Casts, so look at the tensor itself.
+    (stream,) = run(all_half, batch, ["layer1.1.relu_2"])
     assert stream.dtype == np.float16
-    assert not np.isfinite(stream).all(), "FP16 alone should fail: nothing is tested"
+    assert not np.isfinite(stream).all(), "FP16 alone must overflow, otherwise nothing is tested"
 
 
 def test_bf16_holds_what_fp16_cannot() -> None:
-    assert beyond(loud(1), KINDS[1], seen(loud(1))) == {}
+    assert out_of_range(overflowing(1), KINDS[1], largest_values(overflowing(1))) == {}
 
 
-def test_nothing_is_kept_without_a_reason() -> None:
-    assert beyond(network(2), KINDS[0], seen(network(2))) == {}
-    assert beyond(network(2), KINDS[0]) == {}
-    large = dict.fromkeys(seen(network(2)), LARGEST[KINDS[0]])
-    assert beyond(network(2), KINDS[0], large) == {}
+def test_no_node_is_kept_without_a_reason() -> None:
+    assert out_of_range(network(2), KINDS[0], largest_values(network(2))) == {}
+    assert out_of_range(network(2), KINDS[0]) == {}
+    large = dict.fromkeys(largest_values(network(2)), LARGEST[KINDS[0]])
+    assert out_of_range(network(2), KINDS[0], large) == {}
 
 
-def test_a_constant_beyond_fp16_keeps_its_layer_alone() -> None:
+def test_a_constant_above_the_fp16_range_keeps_only_its_layer() -> None:
     def make() -> ir.Model:
         model = network(0)
         value = model.graph.initializers["fc.bias"]
@@ -137,8 +137,8 @@ def test_a_constant_beyond_fp16_keeps_its_layer_alone() -> None:
         value.const_value = ir.tensor(array, name="fc.bias")
         return model
 
-    kept = beyond(make(), KINDS[0])
-    assert kept == {"fc": "fc.bias has values beyond 65,504"}
+    kept = out_of_range(make(), KINDS[0])
+    assert kept == {"fc": "fc.bias has values above 65,504"}
     model = make()
     to_half(model, KINDS[0], kept)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -147,46 +147,50 @@ def test_a_constant_beyond_fp16_keeps_its_layer_alone() -> None:
     assert noise_db(run(make(), batch)[0], run(model, batch)[0]) > 50
 
 
-def test_a_shared_constant_is_there_in_both_types() -> None:
+def test_a_shared_constant_is_stored_in_both_types() -> None:
     model = network(0)
     shared = model.graph.initializers["layer1.0.conv1.bias"]
-    other = next(n for n in model.graph if n.name == "conv1")
-    other.replace_input_with(2, shared)
+    conv1 = next(n for n in model.graph if n.name == "conv1")
+    conv1.replace_input_with(2, shared)
     to_half(model, KINDS[0], ["conv1"])
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert model.graph.initializers["layer1.0.conv1.bias"].dtype == KINDS[0]
     assert model.graph.initializers["layer1.0.conv1.bias.float"].dtype == ir.DataType.FLOAT
 
 
-def test_the_graph_and_its_engine_say_what_was_kept(tmp_path: Path) -> None:
-    """Through the stage, with statistics from a file; a CPU engine stores half and says so."""
+def test_the_graph_and_its_engine_list_kept_layers(tmp_path: Path) -> None:
+    """End to end, with calibration from a file; a storage-only CPU engine has the notes too."""
     from optimizer.evaluation.precision_audit import audit_manifest
     from optimizer.graphs.facts import graph_facts
     from tests.search.networks import data, graph_file
 
-    graph = graph_file(tmp_path / "loud.onnx", loud(1))
+    graph = graph_file(tmp_path / "overflowing.onnx", overflowing(1))
     calib = data(tmp_path / "calib.npz", 64, 1)
-    made = optimizer.quantize(graph, tmp_path / "half.onnx", precision="fp16", calib=calib)
-    notes = made.manifest.details["notes"]
+    artifact = optimizer.quantize(graph, tmp_path / "half.onnx", precision="fp16", calib=calib)
+    notes = artifact.manifest.details["notes"]
     assert any(note.startswith("layer1.1.conv3 stays in FP32: layer1.1.") for note in notes)
-    facts = graph_facts(made.path)
+    facts = graph_facts(artifact.path)
     assert "layer1.1.conv3" in facts.keep
     assert facts.notes == notes
     engine = optimizer.build(
-        made.path, tmp_path / "half.blob", precision="fp16", engine="openvino", storage_only=True
+        artifact.path,
+        tmp_path / "half.blob",
+        precision="fp16",
+        engine="openvino",
+        storage_only=True,
     )
     assert set(notes) <= set(engine.manifest.details["notes"])
     assert audit_manifest(engine.manifest).verdict == "pass"
 
 
-def test_int8_with_fp16_around_says_what_that_cannot_hold() -> None:
+def test_tensors_that_overflow_the_fp16_around_int8_are_noted() -> None:
     from optimizer.options import EncodingOptions
     from optimizer.precision.int8 import compute_encodings
     from optimizer.targets.rules import TARGETS
 
     options = EncodingOptions(method="minmax", bias_correction="none")
-    around = statistics(loud(1), [images(64, 1)])
-    notes = compute_encodings(loud(1), around, TARGETS["tensorrt"], "0", options).notes
+    observed = statistics(overflowing(1), [images(64, 1)])
+    notes = compute_encodings(overflowing(1), observed, TARGETS["tensorrt"], "0", options).notes
     assert notes[0].startswith("layer1.1.")
     assert "--high-precision fp32" in notes[0]
-    assert not compute_encodings(loud(1), around, TARGETS["openvino"], "0", options).notes
+    assert not compute_encodings(overflowing(1), observed, TARGETS["openvino"], "0", options).notes

@@ -1,4 +1,4 @@
-"""Two halves of the calibration images: what moves, and that it is disjoint images that are seen."""
+"""Scales from two disjoint halves of the calibration images."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import statistics
 
 
-def test_equal_halves_do_not_move() -> None:
-    seen = statistics(network(0), [images(32)])
-    moved = compare_halves(seen, seen)
-    assert {one.tensor for one in moved} == set(seen.tensors)
-    assert {(one.minmax, one.mse) for one in moved} == {(0.0, 0.0)}
+def test_equal_halves_have_equal_scales() -> None:
+    observed = statistics(network(0), [images(32)])
+    differences = compare_halves(observed, observed)
+    assert {entry.tensor for entry in differences} == set(observed.tensors)
+    assert {(entry.minmax, entry.mse) for entry in differences} == {(0.0, 0.0)}
 
 
-def test_a_louder_half_moves_every_scale_by_its_loudness() -> None:
-    quiet, loud = (statistics(network(0), [factor * images(32)]) for factor in (1.0, 2.0))
-    moved = {one.tensor: one for one in compare_halves(quiet, loud)}
-    assert moved["images"].minmax == pytest.approx(1.0)
-    assert moved["images"].mse == pytest.approx(1.0, abs=0.02)
-    backwards = {one.tensor: one for one in compare_halves(loud, quiet)}
-    assert backwards == moved
+def test_a_scaled_half_changes_every_scale_by_the_same_factor() -> None:
+    small, large = (statistics(network(0), [factor * images(32)]) for factor in (1.0, 2.0))
+    differences = {entry.tensor: entry for entry in compare_halves(small, large)}
+    assert differences["images"].minmax == pytest.approx(1.0)
+    assert differences["images"].mse == pytest.approx(1.0, abs=0.02)
+    backwards = {entry.tensor: entry for entry in compare_halves(large, small)}
+    assert backwards == differences
 
 
-def test_digits_move_a_little_and_the_most_moving_come_first(small_graph: Path) -> None:
-    moved = optimizer.compare_halves(small_graph, calib="digits:train", calib_images=64)
-    assert len(moved) > 20
-    assert [one.mse for one in moved] == sorted((one.mse for one in moved), reverse=True)
-    assert 0.0 < moved[0].mse < 2.0
+def test_scales_of_digits_differ_a_little_and_are_sorted(small_graph: Path, tmp_path: Path) -> None:
+    differences = optimizer.calibrate(
+        small_graph, tmp_path / "s.npz", calib="digits:train", calib_images=64, halves=True
+    ).halves
+    assert len(differences) > 20
+    assert [entry.mse for entry in differences] == sorted(
+        (entry.mse for entry in differences), reverse=True
+    )
+    assert 0.0 < differences[0].mse < 2.0
 
 
-def test_too_few_images_are_refused(small_graph: Path) -> None:
-    with pytest.raises(DataError, match="cannot be halved"):
-        optimizer.compare_halves(small_graph, calib="digits:train", calib_images=15)
+def test_too_few_images_are_rejected(small_graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too few to split into halves"):
+        optimizer.calibrate(
+            small_graph, tmp_path / "s.npz", calib="digits:train", calib_images=15, halves=True
+        )

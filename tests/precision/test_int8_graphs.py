@@ -1,4 +1,4 @@
-"""Properties of encodings and lowering on random residual networks, and counts on real ones."""
+"""Properties of encodings and lowering on random residual networks, and pair counts on real ones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ TENSORRT = replace(TARGETS["tensorrt"], high_precision="fp32", constants="fp32")
 @settings(max_examples=15)
 @given(seed=SEEDS, bottleneck=KINDS)
 def test_equalization_changes_nothing_in_fp32(seed: int, bottleneck: bool) -> None:
-    """Written with no rounding at all, the equalized network is the network."""
+    """Without rounding, the equalized network equals the original."""
     from optimizer.precision.int8.encodings import LayerEncoding
     from optimizer.precision.int8.equalization import equalization_factors
 
@@ -115,8 +115,8 @@ def test_equalization_changes_nothing_in_fp32(seed: int, bottleneck: bool) -> No
             assert value is not None
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
     batch = images(8, 5)
-    (expected,), (found,) = run(make(), batch), run(model, batch)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    (expected,), (actual,) = run(make(), batch), run(model, batch)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
 def _unshifted(encodings: Encodings) -> Encodings:
@@ -135,9 +135,9 @@ def _unshifted(encodings: Encodings) -> Encodings:
 
 @settings(max_examples=15)
 @given(seed=SEEDS)
-@example(seed=180)  # a tie is turned here on some CPUs
-def test_the_shift_is_u8_in_disguise(seed: int) -> None:
-    """A shifted s8 tensor holds the integers of u8 with zero point 0, less 128."""
+@example(seed=180)  # a tie rounds the other way on some CPUs
+def test_the_shift_is_equivalent_to_u8(seed: int) -> None:
+    """A shifted s8 tensor holds the integers of u8 with zero point 0, minus 128."""
 
     def make() -> ir.Model:
         return network(seed, bottleneck=True)
@@ -149,14 +149,17 @@ def test_the_shift_is_u8_in_disguise(seed: int) -> None:
     lower(plain, _unshifted(encodings), TENSORRT)
     batch = images(8, 3)
     names = [f"{name}.quantized" for name, t in encodings.tensors.items() if t.shifted]
-    found, expected = run(shifted, batch, ["logits", *names]), run(plain, batch, ["logits", *names])
-    # Float rounding of the moved constants may turn a tie: one step, which the layers that follow
-    # may make a few of.
-    for number, (one, other) in enumerate(zip(found[1:], expected[1:], strict=True)):
-        steps = np.abs(one.astype(int) + 128 - other.astype(int))
+    actual, expected = (
+        run(shifted, batch, ["logits", *names]),
+        run(plain, batch, ["logits", *names]),
+    )
+    # Rounding of the constants in the biases may change a tie by one step, which later layers may
+    # amplify to a few.
+    for number, (a, b) in enumerate(zip(actual[1:], expected[1:], strict=True)):
+        steps = np.abs(a.astype(int) + 128 - b.astype(int))
         assert steps.max() <= (1 if number == 0 else 8)
         assert (steps > 0).mean() < 0.02
-    assert noise_db(expected[0], found[0]) > 30
+    assert noise_db(expected[0], actual[0]) > 30
 
 
 @settings(max_examples=10)
@@ -167,20 +170,20 @@ def test_u8_with_zero_point_128_holds_the_integers_of_s8(seed: int, bottleneck: 
 
     signed = replace(TARGETS["openvino"], weight_max=127, add_inputs="both")
     unsigned = replace(TARGETS["onnxruntime"], weight_max=127)
-    one, encodings = lowered(make, signed)
-    other, _ = lowered(make, unsigned)
+    in_s8, encodings = lowered(make, signed)
+    in_u8, _ = lowered(make, unsigned)
     batch = images(8, 3)
     names = [name for name, t in encodings.tensors.items() if t.dtype == "s8"]
     assert names
-    wanted = [f"{name}.quantized" for name in names]
-    for a, b in zip(run(one, batch, wanted), run(other, batch, wanted), strict=True):
+    watched = [f"{name}.quantized" for name in names]
+    for a, b in zip(run(in_s8, batch, watched), run(in_u8, batch, watched), strict=True):
         assert a.dtype == np.int8
         assert b.dtype == np.uint8
         np.testing.assert_array_equal(a.astype(int) + 128, b.astype(int))
 
 
 def _binary_fractions(model: ir.Model, encodings: Encodings) -> Encodings:
-    """Scales that are powers of two and biases that are multiples of 2^-12: sums are exact."""
+    """Scales rounded to powers of two and biases to multiples of 2^-12, so that sums are exact."""
 
     def power(scale: float) -> float:
         return float(2.0 ** np.round(np.log2(scale)))
@@ -204,42 +207,44 @@ def _binary_fractions(model: ir.Model, encodings: Encodings) -> Encodings:
 @settings(max_examples=10)
 @given(seed=SEEDS)
 def test_the_shift_is_exact(seed: int) -> None:
-    """Where no sum is rounded, the shifted graph gives the bits of the graph in u8."""
+    """Where no sum is rounded, the shifted graph is bitwise identical to the u8 graph."""
 
     def make() -> ir.Model:
         return network(seed, bottleneck=True)
 
-    seen = statistics(make(), [images(32, 1)])
+    observed = statistics(make(), [images(32, 1)])
     options = PLAIN.model_copy(update={"shift": True})
-    encodings = _binary_fractions(make(), compute_encodings(make(), seen, TENSORRT, "0", options))
+    encodings = _binary_fractions(
+        make(), compute_encodings(make(), observed, TENSORRT, "0", options)
+    )
     shifted, plain = make(), make()
     lower(shifted, encodings, TENSORRT)
     lower(plain, _unshifted(encodings), TENSORRT)
     batch = np.round(images(8, 3) * 8) / 8
-    (found,), (expected,) = run(shifted, batch), run(plain, batch)
-    np.testing.assert_array_equal(found, expected)
+    (actual,), (expected,) = run(shifted, batch), run(plain, batch)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @settings(max_examples=10)
 @given(seed=SEEDS, bottleneck=KINDS, shift=st.booleans())
-def test_the_faithful_lowering_holds_the_integers_of_tensorrt(
+def test_tensorrt_cpu_has_the_same_integers_as_tensorrt(
     seed: int, bottleneck: bool, shift: bool
 ) -> None:
-    """tensorrt-cpu stores 128 more than TensorRT's graph, everywhere, and computes the same."""
+    """tensorrt-cpu stores all integers plus 128 and computes the same logits."""
 
     def make() -> ir.Model:
         return network(seed, bottleneck=bottleneck)
 
     options = EncodingOptions(method="minmax", bias_correction="statistics", shift=shift)
     real = replace(TARGETS["tensorrt"], high_precision="fp32")
-    one, encodings = lowered(make, real, options)
-    other, faithful = lowered(make, TARGETS["tensorrt-cpu"], options)
+    for_gpu, encodings = lowered(make, real, options)
+    for_cpu, cpu_encodings = lowered(make, TARGETS["tensorrt-cpu"], options)
     assert [t.scale for t in encodings.tensors.values()] == [
-        t.scale for t in faithful.tensors.values()
+        t.scale for t in cpu_encodings.tensors.values()
     ]
     batch = images(8, 3)
-    wanted = ["logits", *(f"{name}.quantized" for name in encodings.tensors)]
-    left, right = run(one, batch, wanted), run(other, batch, wanted)
+    watched = ["logits", *(f"{name}.quantized" for name in encodings.tensors)]
+    left, right = run(for_gpu, batch, watched), run(for_cpu, batch, watched)
     np.testing.assert_array_equal(left[0], right[0])
     for a, b in zip(left[1:], right[1:], strict=True):
         assert (a.dtype, b.dtype) == (np.int8, np.uint8)
@@ -258,13 +263,13 @@ def test_a_lowered_graph_is_valid_and_close(target: str, seed: int, bottleneck: 
     model, _ = lowered(make, rules)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    # Of the calibration images: others may go far beyond the ranges of a random network.
+    # Calibration images: others may far exceed the ranges of a random network.
     batch = images(64, 1)[:16]
-    (expected,), (found,) = run(make(), batch), run(model, batch)
-    assert noise_db(expected, found) > 25
+    (expected,), (actual,) = run(make(), batch), run(model, batch)
+    assert noise_db(expected, actual) > 25
 
 
-def test_absorbed_relus_are_gone_and_nothing_else() -> None:
+def test_only_absorbed_relus_are_removed() -> None:
     def make() -> ir.Model:
         return network(1)
 
@@ -274,11 +279,11 @@ def test_absorbed_relus_are_gone_and_nothing_else() -> None:
     assert len([n for n in plain.graph if n.op_type == "Relu"]) == 7
 
 
-# --- what ONNX Runtime wants ------------------------------------------------------------------------
+# --- ONNX Runtime -----------------------------------------------------------------------------------
 
 
 def optimized(model: ir.Model, folder: Path) -> tuple[Counter[str], ort.InferenceSession]:
-    """The operations that ONNX Runtime executes."""
+    """The operations that ONNX Runtime executes after optimization, and the session."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
@@ -290,8 +295,8 @@ def optimized(model: ir.Model, folder: Path) -> tuple[Counter[str], ort.Inferenc
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
-def test_onnxruntime_computes_everything_on_integers(bottleneck: bool, tmp_path: Path) -> None:
-    """The classifier and the pooling too; only the logits come out as floats."""
+def test_onnxruntime_computes_everything_in_int8(bottleneck: bool, tmp_path: Path) -> None:
+    """Including the classifier and the pooling; only the logits are float."""
     model, _ = lowered(lambda: network(1, bottleneck=bottleneck), TARGETS["onnxruntime"])
     kinds, _ = optimized(model, tmp_path)
     assert kinds["QGemm"] == kinds["QLinearGlobalAveragePool"] == 1
@@ -302,10 +307,10 @@ def test_onnxruntime_computes_everything_on_integers(bottleneck: bool, tmp_path:
 
 @pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-20])
 @pytest.mark.parametrize("name", ["conv1", "fc", "layer1.1.conv2", "layer1.1.conv3"])
-def test_a_bias_beyond_all_products_of_its_channel_survives(
+def test_a_bias_much_larger_than_the_products_is_preserved(
     name: str, weight: float, tmp_path: Path
 ) -> None:
-    """Kernels hold a bias in units of the products, in 32 bits; next to no weights, tiny units."""
+    """Kernels store a bias in 32 bits in units of the products, which are tiny for tiny weights."""
 
     def make(weight: float = weight) -> ir.Model:
         model = network(3)
@@ -320,23 +325,23 @@ def test_a_bias_beyond_all_products_of_its_channel_survives(
     rules, batch = rules_for("onnxruntime"), images(32, 9)
     model, encodings = lowered(make, rules)
     (reference,) = run(make(), batch)
-    (found,) = optimized(model, tmp_path)[1].run(None, {"images": batch})
-    usual = optimized(lowered(lambda: make(1.0), rules)[0], tmp_path)[1]
-    (other,) = usual.run(None, {"images": batch})
-    assert noise_db(reference, found) > noise_db(run(make(1.0), batch)[0], other) - 3
+    (actual,) = optimized(model, tmp_path)[1].run(None, {"images": batch})
+    baseline = optimized(lowered(lambda: make(1.0), rules)[0], tmp_path)[1]
+    (baseline_logits,) = baseline.run(None, {"images": batch})
+    assert noise_db(reference, actual) > noise_db(run(make(1.0), batch)[0], baseline_logits) - 3
     if name == "fc":
         step = encodings.tensors["flatten"].scale * max(encodings.layers["fc"].weight_scale)
-        assert np.abs(found[:, 0] - reference[:, 0]).max() < 2 * step + 1e-3
+        assert np.abs(actual[:, 0] - reference[:, 0]).max() < 2 * step + 1e-3
 
 
-# --- what may be shifted ----------------------------------------------------------------------------
+# --- shiftable tensors ------------------------------------------------------------------------------
 
 
-def test_bottlenecks_shift_the_stream_and_basic_blocks_do_not() -> None:
+def test_the_stream_is_shifted_in_bottlenecks_and_not_in_basic_blocks() -> None:
     from optimizer.precision.int8.shift import shiftable
 
-    found = shiftable(analyse(network(0, bottleneck=True)), TENSORRT)
-    assert found == {"layer1.0.relu_1", "layer1.0.relu_2", "layer1.1.relu_1"}
+    bottleneck = shiftable(analyse(network(0, bottleneck=True)), TENSORRT)
+    assert bottleneck == {"layer1.0.relu_1", "layer1.0.relu_2", "layer1.1.relu_1"}
     basic = shiftable(analyse(network(0, bottleneck=False)), TENSORRT)
     assert basic == set()
 
@@ -344,7 +349,7 @@ def test_bottlenecks_shift_the_stream_and_basic_blocks_do_not() -> None:
 # --- encodings as a file ------------------------------------------------------------------------------
 
 
-def test_an_edited_encoding_is_what_is_lowered(tmp_path: Path) -> None:
+def test_edited_encodings_are_used_by_lowering(tmp_path: Path) -> None:
     model, encodings = lowered(lambda: network(2), TENSORRT, PLAIN)
     encodings.save(tmp_path / "e.json")
     text = (tmp_path / "e.json").read_text()
@@ -360,7 +365,7 @@ def test_an_edited_encoding_is_what_is_lowered(tmp_path: Path) -> None:
     assert float(scale.numpy()) == 0.125
 
 
-def test_encodings_of_an_earlier_version_are_read_unless_integers_were_learned(
+def test_encodings_of_an_earlier_version_are_read_unless_roundings_were_learned(
     tmp_path: Path,
 ) -> None:
     _, encodings = lowered(lambda: network(2), TENSORRT, PLAIN)
@@ -377,7 +382,7 @@ def test_encodings_of_an_earlier_version_are_read_unless_integers_were_learned(
         Encodings.load(path)
     earlier["layers"]["fc"] = {"weight_scale": [1.0]}
     path.write_text(json.dumps(earlier))
-    with pytest.raises(ArtifactError, match=r"e\.json does not fit .* layers\.fc\.bias"):
+    with pytest.raises(ArtifactError, match=r"e\.json is invalid at layers\.fc\.bias"):
         Encodings.load(path)
 
 
@@ -393,12 +398,14 @@ def _pairs_by_block(model: ir.Model) -> dict[str, int]:
     return dict(count)
 
 
-def _check_pairs(model: ir.Model, seen: Statistics, depths: tuple[int, ...], target: str) -> None:
+def _check_pairs(
+    model: ir.Model, observed: Statistics, depths: tuple[int, ...], target: str
+) -> None:
     """TensorRT: each block quantizes its two inner tensors and its output, which is the next
-    block's input and residual; a downsample's output too. OpenVINO pools the last block's output
-    on integers as well, and ONNX Runtime also takes integers from conv3 into the Add."""
+    block's input and residual; and the output of a downsample. OpenVINO also quantizes the last
+    block's output for pooling, and ONNX Runtime also the output of conv3 for the Add."""
     rules = TARGETS[target]
-    lower(model, compute_encodings(model, seen, rules, "0", PLAIN), rules)
+    lower(model, compute_encodings(model, observed, rules, "0", PLAIN), rules)
     counts = _pairs_by_block(model)
     weights = sum(n.op_type in {"Conv", "Gemm"} for n in model.graph)
     biases = int(rules.bias == "int32")
@@ -439,9 +446,9 @@ def test_pairs_per_block_of_whole_networks(
 
     small = replace(load_model(f"{arch}:random:10"), preprocessing=Preprocessing.digits(32))
     path = export_onnx(small, tmp_path / "m.onnx").path
-    seen = statistics_of_file(path)
+    observed = statistics_of_file(path)
     for target in targets:
-        _check_pairs(ir.load(path), seen, depths, target)
+        _check_pairs(ir.load(path), observed, depths, target)
 
 
 def statistics_of_file(path: Path) -> Statistics:

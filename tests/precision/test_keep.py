@@ -1,4 +1,4 @@
-"""Layers that stay in high precision: what is written for them, simulated and refused."""
+"""Layers that stay in high precision: lowering, simulation and rejected input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optimizer.errors import ArtifactError, UsageError
 from optimizer.graphs.topology import analyse
 from optimizer.options import EncodingOptions
 from optimizer.precision.int8 import Encodings, compute_encodings, lower
-from optimizer.precision.int8.simulation import Simulation, batches, stored_parameters
+from optimizer.precision.int8.simulation import Simulation, batches, quantized_parameters
 from optimizer.targets.rules import TARGETS
 from tests.precision.networks import images, network
 from tests.precision.test_int8_graphs import noise_db, run, statistics
@@ -42,8 +42,8 @@ def _encode(
     seed: int, target: str, options: EncodingOptions, *, bottleneck: bool = True
 ) -> tuple[ir.Model, Encodings]:
     model = network(seed, bottleneck=bottleneck)
-    seen = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
-    return model, compute_encodings(model, seen, RULES[target], "0", options)
+    observed = statistics(network(seed, bottleneck=bottleneck), [images(64, 1)])
+    return model, compute_encodings(model, observed, RULES[target], "0", options)
 
 
 @settings(max_examples=8)
@@ -52,7 +52,7 @@ def _encode(
 def test_kept_layers_compute_in_high_precision(
     target: str, case: tuple[int, bool, tuple[str, ...]]
 ) -> None:
-    """As written and as simulated; with no pair on the input and a plain weight."""
+    """As written and as simulated, with no pair on input or weight."""
     seed, bottleneck, keep = case
     options = EncodingOptions(method="minmax", keep=keep)
     model, encodings = _encode(seed, target, options, bottleneck=bottleneck)
@@ -60,14 +60,14 @@ def test_kept_layers_compute_in_high_precision(
     simulation = Simulation(analyse(model), RULES[target], encodings.keep)
     batch = images(16, 9)
     (tensor,) = batches(batch, 16)
-    stored = stored_parameters(simulation.topology, encodings)
-    found = simulation.run(tensor, stored, encodings)["logits"].numpy()
+    stored = quantized_parameters(simulation.topology, encodings)
+    actual = simulation.run(tensor, stored, encodings)["logits"].numpy()
     (reference,) = run(network(seed, bottleneck=bottleneck), batch)
     lower(model, encodings, RULES[target])
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     (written,) = run(model, batch)
-    # Ties that sums in another order break the other way are all that may differ.
-    assert noise_db(written, found) > min(noise_db(reference, written) + 6, 90)
+    # Only ties may differ, where sums in another order round the other way.
+    assert noise_db(written, actual) > min(noise_db(reference, written) + 6, 90)
     for node in model.graph:
         if node.op_type in {"Conv", "Gemm"}:
             sources = [v.producer() for v in node.inputs[:2] if v is not None]
@@ -78,13 +78,15 @@ def test_kept_layers_compute_in_high_precision(
 @settings(max_examples=5)
 @given(seed=st.integers(0, 10_000), bottleneck=st.booleans())
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_keeping_everything_is_the_network_itself(target: str, seed: int, bottleneck: bool) -> None:
+def test_keeping_all_layers_gives_the_fp32_network(
+    target: str, seed: int, bottleneck: bool
+) -> None:
     options = EncodingOptions(keep=tuple(LAYERS[bottleneck]))
     model, encodings = _encode(seed, target, options, bottleneck=bottleneck)
     lower(model, encodings, RULES[target])
     batch = images(8, 3)
-    (expected,), (found,) = run(network(seed, bottleneck=bottleneck), batch), run(model, batch)
-    np.testing.assert_array_equal(found, expected)
+    (expected,), (actual,) = run(network(seed, bottleneck=bottleneck), batch), run(model, batch)
+    np.testing.assert_array_equal(actual, expected)
     assert not [n for n in model.graph if n.op_type.endswith("Linear")]
     assert model.metadata_props["resnet_opt.precision"] == "fp32"
 
@@ -92,7 +94,7 @@ def test_keeping_everything_is_the_network_itself(target: str, seed: int, bottle
 @settings(max_examples=8)
 @given(case=kept())
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
-def test_keeping_less_needs_no_pair_that_keeping_more_needs(
+def test_keeping_more_layers_only_removes_pairs(
     target: str, case: tuple[int, bool, tuple[str, ...]]
 ) -> None:
     seed, bottleneck, keep = case
@@ -102,7 +104,7 @@ def test_keeping_less_needs_no_pair_that_keeping_more_needs(
     assert set(topology.quantized_edges(RULES[target], (*keep, "fc"))) <= set(some)
 
 
-def test_an_add_goes_with_the_layer_it_fuses_with() -> None:
+def test_an_add_is_kept_with_the_layer_it_fuses_with() -> None:
     topology = analyse(network(0))
 
     def places(*keep: str, target: str = "openvino") -> set[tuple[str, int]]:
@@ -119,12 +121,12 @@ def test_an_add_goes_with_the_layer_it_fuses_with() -> None:
     assert everything - places("fc") == {("fc", 0), ("avgpool", 0)}
 
 
-def test_an_unknown_layer_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_layer_is_rejected_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"no layer 'layer1\.0\.cov2'.*mean layer1\.0\.conv2"):
         _encode(0, "openvino", EncodingOptions(keep=("layer1.0.cov2",)))
 
 
-def test_the_list_can_be_edited_in_both_directions(tmp_path: Path) -> None:
+def test_layers_can_be_added_to_and_removed_from_the_list(tmp_path: Path) -> None:
     _, encodings = _encode(1, "openvino", EncodingOptions(keep=("fc", "conv1")))
     encodings.save(tmp_path / "e.json")
     text = (tmp_path / "e.json").read_text()
@@ -138,7 +140,7 @@ def test_the_list_can_be_edited_in_both_directions(tmp_path: Path) -> None:
 
 
 def test_a_kept_layer_cannot_read_a_shifted_tensor() -> None:
-    """Edited by hand only: computed encodings do not shift what a kept layer reads."""
+    """Only possible in an edited file: computed encodings never shift inputs of kept layers."""
     model, encodings = _encode(1, "tensorrt", EncodingOptions())
     assert encodings.tensors["layer1.0.relu_1"].shifted
     with pytest.raises(ArtifactError, match=r"layer1\.0\.relu_1 is shifted"):

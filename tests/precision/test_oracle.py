@@ -1,8 +1,8 @@
-"""ONNX Runtime, as written and compiled, and OpenVINO INT8 against the oracle, piece by piece.
+"""Compare ONNX Runtime, as written and compiled, and OpenVINO INT8 with the oracle, piece by piece.
 
-A piece is what lies between quantized tensors, with the Q/DQ pairs at its inputs. Each piece is
-given the values that the oracle's own integers stand for, which the pairs turn into these integers
-again, so a difference in one piece does not travel into the next.
+A piece is a subgraph between quantized tensors, including the Q/DQ pairs at its inputs. Each piece
+gets the dequantized integers of the oracle as inputs, which its pairs quantize to the same integers
+again, so a difference in one piece does not propagate to the next.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def _graph(target: str, seed: int, *, bottleneck: bool) -> ir.Model:
 class Piece:
     """A part of a graph, with the oracle's values at its inputs and its output."""
 
-    def __init__(self, proto: onnx.ModelProto, known: dict[str, np.ndarray]) -> None:
+    def __init__(self, proto: onnx.ModelProto, values: dict[str, np.ndarray]) -> None:
         self.proto = proto
         self.name = proto.graph.output[0].name
-        self.expected = known[self.name]
+        self.expected = values[self.name]
         after = {n.input[0]: n.output[0] for n in proto.graph.node}
         self.feed = {
-            i.name: known[i.name]
+            i.name: values[i.name]
             if i.name == "images"
-            else known[f"{after[i.name].removesuffix('.quantized')}.dequantized"]
+            else values[f"{after[i.name].removesuffix('.quantized')}.dequantized"]
             for i in proto.graph.input
         }
 
 
 def _pieces(model: ir.Model, folder: Path) -> list[Piece]:
-    """Each quantized tensor from the quantized tensors before it; the logits too."""
+    """One piece per quantized tensor, and one for the logits."""
     protos = _extracted(model, folder)
     watched = [proto.graph.output[0].name for proto in protos]
     watched += [name.replace(".quantized", ".dequantized") for name in watched if name != "logits"]
-    known = execute(model, {"images": images(6, 2)}, watched)
-    return [Piece(proto, known | {"images": images(6, 2)}) for proto in protos]
+    values = execute(model, {"images": images(6, 2)}, watched)
+    return [Piece(proto, values | {"images": images(6, 2)}) for proto in protos]
 
 
 def _extracted(model: ir.Model, folder: Path) -> list[onnx.ModelProto]:
@@ -108,20 +108,20 @@ def _onnxruntime(piece: Piece, level: str) -> np.ndarray:
 @settings(max_examples=6, phases=NO_SHRINKING)
 @given(seed=SEEDS, bottleneck=st.booleans())
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_written_graphs_are_at_most_a_tie_away(
+def test_graphs_as_written_differ_only_by_ties(
     target: str, seed: int, bottleneck: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Executed as written, every integer is the oracle's, but for sums that end on a half."""
+    """Executed as written, all integers equal the oracle's, except for rounding ties."""
     model = _graph(target, seed, bottleneck=bottleneck)
     off, total = 0, 0
     for piece in _pieces(model, tmp_path_factory.mktemp("pieces")):
-        found = _onnxruntime(piece, "DISABLE")
+        actual = _onnxruntime(piece, "DISABLE")
         if piece.name == "logits":
-            np.testing.assert_allclose(found, piece.expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(actual, piece.expected, rtol=1e-4, atol=1e-5)
             continue
-        steps = np.abs(found.astype(int) - piece.expected.astype(int))
+        steps = np.abs(actual.astype(int) - piece.expected.astype(int))
         assert steps.max() <= 1, piece.name
-        # Some tensors have a few hundred values, where two ties would be too large a share.
+        # Counted over all tensors: some have a few hundred values, where two ties are too many.
         off, total = off + int((steps > 0).sum()), total + steps.size
     assert off / total < 0.002
 
@@ -129,38 +129,38 @@ def test_written_graphs_are_at_most_a_tie_away(
 @settings(max_examples=4, phases=NO_SHRINKING)
 @given(seed=SEEDS, bottleneck=st.booleans())
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_compiled_pieces_are_at_most_one_step_away(
+def test_compiled_pieces_differ_by_at_most_one_step(
     engine: str, seed: int, bottleneck: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Compiled, biases are rounded to the sums' unit and scales multiplied: one step, rarely."""
+    """Compiled kernels round biases to accumulator units and fuse scales: rarely one step off."""
     model = _graph(engine, seed, bottleneck=bottleneck)
     folder = tmp_path_factory.mktemp("pieces")
     off, total = 0, 0
     for piece in _pieces(model, folder):
-        found = _openvino(piece, folder) if engine == "openvino" else _onnxruntime(piece, "ENABLE")
+        actual = _openvino(piece, folder) if engine == "openvino" else _onnxruntime(piece, "ENABLE")
         if piece.name == "logits":
-            assert noise_db(piece.expected, found) > 45
+            assert noise_db(piece.expected, actual) > 45
             continue
-        steps = np.abs(found.astype(int) - piece.expected.astype(int))
+        steps = np.abs(actual.astype(int) - piece.expected.astype(int))
         assert steps.max() <= 1, piece.name
         off, total = off + int((steps > 0).sum()), total + steps.size
     assert off / total < 0.02
 
 
-def test_a_whole_network_follows_the_oracle() -> None:
-    """The oracle's logits are those of the graph executed as written, up to travelled ties."""
+def test_a_whole_network_agrees_with_the_oracle() -> None:
+    """The logits equal those of the graph executed as written, up to propagated ties."""
     model = _graph("openvino", 5, bottleneck=True)
     batch = images(16, 4)
     assert noise_db(execute(model, {"images": batch})["logits"], run(model, batch)[0]) > 40
 
 
-def test_it_agrees_with_exact_fp32_on_an_unquantized_graph() -> None:
+def test_the_oracle_agrees_with_fp32_on_an_unquantized_graph() -> None:
     batch = images(4, 4)
-    found = execute(network(7), {"images": batch})["logits"]
-    assert noise_db(found, run(network(7), batch)[0]) > 110
+    actual = execute(network(7), {"images": batch})["logits"]
+    assert noise_db(actual, run(network(7), batch)[0]) > 110
 
 
-def test_halves_round_to_even_and_ends_saturate() -> None:
+def test_ties_round_to_even_and_values_saturate() -> None:
     scale = ir.Value(name="s", const_value=ir.tensor(np.float32(2.0)))
     zero = ir.Value(name="z", const_value=ir.tensor(np.int8(0)))
     x = ir.Value(name="x")
@@ -170,11 +170,11 @@ def test_halves_round_to_even_and_ends_saturate() -> None:
         [x], node.outputs, nodes=[node], initializers=[scale, zero], opset_imports={"": 20}
     )
     values = np.array([1, 3, 5, -1, -3, 1000, -1000], np.float32)
-    found = execute(ir.Model(graph, ir_version=10), {"x": values})["y"]
-    np.testing.assert_array_equal(found, np.array([0, 2, 2, 0, -2, 127, -128], np.int8))
+    actual = execute(ir.Model(graph, ir_version=10), {"x": values})["y"]
+    np.testing.assert_array_equal(actual, np.array([0, 2, 2, 0, -2, 127, -128], np.int8))
 
 
-def test_an_unknown_operation_is_named() -> None:
+def test_the_error_names_an_unknown_operation() -> None:
     model = network(0)
     next(n for n in model.graph if n.op_type == "Relu").op_type = "Selu"
     with pytest.raises(GraphError, match="relu: Selu is no operation"):

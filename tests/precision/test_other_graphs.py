@@ -1,4 +1,4 @@
-"""Graphs of other makers and of other networks: quantized as well, or refused in time."""
+"""Graphs from other tools and of other networks: quantized correctly, or rejected early."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TARGET_NAMES = ["tensorrt-cpu", "openvino", "onnxruntime"]
 def built(
     seed: int, body: Callable[[Builder, ir.Value], ir.Value], *, pool: bool = True
 ) -> ir.Model:
-    """A stem, whatever ``body`` makes of it, pooling and a classifier."""
+    """A stem, the layers that ``body`` adds, pooling and a classifier."""
     build = Builder(seed)
     x = ir.Value(
         name="images",
@@ -79,7 +79,7 @@ def clipped(build: Builder, x: ir.Value) -> ir.Value:
 
 
 def pooled_shortcut(build: Builder, x: ir.Value) -> ir.Value:
-    """ResNet-D: the shortcut is pooled on average and then convolved."""
+    """ResNet-D: average pooling and a convolution in the shortcut."""
     half = SIZE // 2
     y = build.conv(x, "block.conv", 12, 3, stride=2)
     z = build._emit(
@@ -90,16 +90,16 @@ def pooled_shortcut(build: Builder, x: ir.Value) -> ir.Value:
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
 @pytest.mark.parametrize("body", [squeezed, clipped, pooled_shortcut])
-def test_other_blocks_are_quantized_too(
+def test_other_kinds_of_blocks_are_quantized(
     body: Callable[[Builder, ir.Value], ir.Value], target: str
 ) -> None:
-    """What calibration observes is enough for every target; unknown operations stay as they are."""
+    """Calibration observes enough tensors for every target; unknown operations are not changed."""
     model, _ = lowered(lambda: built(3, body), TARGETS[target])
     batch = images(32, 9)
     assert noise_db(run(built(3, body), batch)[0], run(model, batch)[0]) > 18
 
 
-def test_an_average_pool_is_part_of_the_stream() -> None:
+def test_an_average_pool_is_part_of_the_residual_stream() -> None:
     topology = analyse(built(3, pooled_shortcut))
     assert topology.after_relu("block.pool")
     (group,) = [g for g in topology.channel_groups() if "block.pool" in g.tensors]
@@ -108,7 +108,7 @@ def test_an_average_pool_is_part_of_the_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "attributes", "known"),
+    ("operation", "attributes", "supported"),
     [
         ("AveragePool", {"pads": [0, 0, 1, 1]}, False),
         ("AveragePool", {"pads": [1, 1, 1, 1]}, True),
@@ -116,17 +116,17 @@ def test_an_average_pool_is_part_of_the_stream() -> None:
         ("MaxPool", {"pads": [0, 0, 0, 0], "dilations": [2, 2]}, False),
     ],
 )
-def test_poolings_that_cannot_be_simulated_are_known(
-    operation: str, attributes: dict[str, list[int]], known: bool
+def test_poolings_that_cannot_be_simulated_are_detected(
+    operation: str, attributes: dict[str, list[int]], supported: bool
 ) -> None:
     def pooled(build: Builder, x: ir.Value) -> ir.Value:
         return build._emit(operation, [x], "pool", (8, 7, 7), kernel_shape=[2, 2], **attributes)
 
-    assert Simulation.simulates(analyse(built(1, pooled))) is known
+    assert Simulation.supports(analyse(built(1, pooled))) is supported
 
 
-def test_the_flatten_of_a_map_is_not_equalized() -> None:
-    """Its features are positions of channels: one factor a channel has no place there."""
+def test_a_flattened_feature_map_is_not_equalized() -> None:
+    """Its features are pairs of channel and position, so factors per channel do not apply."""
 
     def make() -> ir.Model:
         return built(
@@ -134,14 +134,14 @@ def test_the_flatten_of_a_map_is_not_equalized() -> None:
         )
 
     topology = Topology(make())
-    seen = statistics(make(), [images(16, 1)])
-    assert "out" not in equalization_factors(topology, seen)
-    assert "relu" in equalization_factors(topology, seen)
+    observed = statistics(make(), [images(16, 1)])
+    assert "out" not in equalization_factors(topology, observed)
+    assert "relu" in equalization_factors(topology, observed)
     model, _ = lowered(make, TARGETS["openvino"])
     assert noise_db(run(make(), images(32, 9))[0], run(model, images(32, 9))[0]) > 25
 
 
-def test_a_second_output_is_refused() -> None:
+def test_a_second_output_is_rejected() -> None:
     model = network(1)
     pooled = next(n for n in model.graph if n.name == "maxpool").outputs[0]
     model.graph.outputs.append(pooled)
@@ -149,8 +149,8 @@ def test_a_second_output_is_refused() -> None:
         analyse(model)
 
 
-def test_zero_points_as_constant_nodes_are_seen(tmp_path: Path) -> None:
-    """An INT8 graph taken for FP32 would be a reference for itself."""
+def test_zero_points_in_constant_nodes_are_recognized(tmp_path: Path) -> None:
+    """An INT8 graph mistaken for FP32 would be compared with itself."""
     model, _ = lowered(lambda: network(1), TARGETS["openvino"])
     model.metadata_props.clear()
     proto = ir.to_proto(model)
@@ -168,8 +168,8 @@ def test_zero_points_as_constant_nodes_are_seen(tmp_path: Path) -> None:
     assert graph_facts(path).precision == "int8"
 
 
-def test_what_a_graph_kept_before_is_forgotten() -> None:
-    """The audit expects what the metadata name: a list of another graph fails a right engine."""
+def test_kept_layers_of_the_source_are_removed_from_the_metadata() -> None:
+    """The audit relies on this metadata: a stale list would fail a correct engine."""
     mixed, _ = lowered(
         lambda: network(1), TARGETS["openvino"], EncodingOptions(keep=("layer1.0.conv2",))
     )
@@ -186,24 +186,24 @@ def test_what_a_graph_kept_before_is_forgotten() -> None:
     assert "resnet_opt.keep" not in lowered(again, TARGETS["openvino"])[0].metadata_props
 
 
-def test_nothing_is_worse_than_nan() -> None:
+def test_nan_and_overflow_have_the_worst_sqnr() -> None:
     exact = torch.ones(4)
     assert sqnr(exact, torch.full((4,), float("nan"))) == float("-inf")
     assert sqnr(exact, torch.full((4,), float("inf"))) == float("-inf")
     assert sqnr(exact, exact) == float("inf")
 
 
-def test_images_beyond_fp16_are_kept_as_they_are() -> None:
-    """16-bit pixels: the sample of the statistics would overflow, and all biases with it."""
+def test_sample_images_that_exceed_fp16_stay_float32() -> None:
+    """16-bit pixels: a float16 sample would overflow, and with it all bias corrections."""
     model = network(3)
     weight = model.graph.initializers["conv1.weight"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * 1e-5, name="conv1.weight")
     big = [1e5 * images(32, 1)]
-    seen = statistics(model, big)
+    observed = statistics(model, big)
     assert np.abs(big[0]).max() > np.finfo(np.float16).max
-    assert np.isfinite(seen.sample).all()
-    assert seen.sample.dtype == np.float32
+    assert np.isfinite(observed.sample).all()
+    assert observed.sample.dtype == np.float32
     assert statistics(network(3), [images(32, 1)]).sample.dtype == np.float16
 
 
@@ -215,13 +215,13 @@ def test_a_scale_is_never_rounded_down_by_much(scale: float) -> None:
     assert stored_scale(scale, TARGETS["openvino"]) == pytest.approx(scale, rel=1e-6)
 
 
-def test_a_scale_beyond_the_type_is_refused() -> None:
-    with pytest.raises(GraphError, match="beyond float16"):
+def test_a_scale_outside_the_range_of_the_type_is_rejected() -> None:
+    with pytest.raises(GraphError, match="exceeds float16"):
         stored_scale(1e5, TARGETS["tensorrt"])
     assert stored_scale(1e5, TARGETS["openvino"]) == 1e5
 
 
-def test_biases_beyond_fp16_are_refused_by_name() -> None:
+def test_biases_that_exceed_fp16_are_rejected_by_name() -> None:
     def make() -> ir.Model:
         model = network(1)
         bias = model.graph.initializers["layer1.1.conv3.bias"]
@@ -229,12 +229,12 @@ def test_biases_beyond_fp16_are_refused_by_name() -> None:
         bias.const_value = ir.tensor(bias.const_value.numpy() + 1e6, name=bias.name)
         return model
 
-    with pytest.raises(GraphError, match=r"a bias of layer1\.1\.conv3 is .* beyond the FP16"):
+    with pytest.raises(GraphError, match=r"a bias of layer1\.1\.conv3 is .*, which exceeds FP16"):
         lowered(make, TARGETS["tensorrt-cpu"], EncodingOptions(equalize=False))
 
 
 def test_a_layer_without_weights_keeps_its_bias(tmp_path: Path) -> None:
-    """The last BatchNorm of a block begins at zero: what is left of the branch is its bias."""
+    """A zero-initialized last BatchNorm of a block leaves only the bias of the branch."""
 
     def make() -> ir.Model:
         model = network(3)
@@ -251,13 +251,13 @@ def test_a_layer_without_weights_keeps_its_bias(tmp_path: Path) -> None:
     assert noise_db(exact, computed) > noise_db(exact, as_written) - 0.5
 
 
-def test_the_classifier_of_onnx_runtime_costs_what_int8_costs() -> None:
-    """With its INT32 bias it computes on integers, so to keep it is not free."""
+def test_the_classifier_in_onnx_runtime_has_int8_cost() -> None:
+    """With its INT32 bias it runs in INT8, so keeping it is not free."""
     topology = analyse(network(1))
     assert _falls_back(topology, TARGETS["onnxruntime"])(()) == []
 
 
-def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
+def test_calibration_images_are_rejected_for_validation(tmp_path: Path) -> None:
     from optimizer.verbs.job import Job
 
     recipe = parse_recipe(
@@ -269,24 +269,26 @@ def test_calibration_images_do_not_judge(tmp_path: Path) -> None:
         }
     )
     job = Job(recipe, tmp_path, None, Silent())
-    with pytest.raises(UsageError, match="256 of the 540 images of digits:test are in") as caught:
+    with pytest.raises(
+        UsageError, match="256 of the 540 images of digits:test are also in"
+    ) as caught:
         job.open_images()
     assert "leave out --calib" in str(caught.value.hint)
 
 
-def test_lowering_needs_no_observed_tensor_that_calibration_lacks() -> None:
+def test_calibration_observes_all_tensors_that_lowering_needs() -> None:
     for body in (squeezed, clipped, pooled_shortcut):
         topology = analyse(built(1, body))
         observed = set(topology.observed())
         for rules in TARGETS.values():
             assert {edge.tensor for edge in topology.quantized_edges(rules)} <= observed
     with pytest.raises(DataError, match="calibrate this graph again"):
-        seen = statistics(network(1), [images(16, 1)])
-        del seen.tensors["relu"]
+        observed = statistics(network(1), [images(16, 1)])
+        del observed.tensors["relu"]
         from optimizer.precision.int8 import compute_encodings
 
         lower(
             network(1),
-            compute_encodings(network(1), seen, TARGETS["openvino"], "0"),
+            compute_encodings(network(1), observed, TARGETS["openvino"], "0"),
             TARGETS["openvino"],
         )

@@ -1,4 +1,4 @@
-"""No integer weights that come out of rounding can overflow the sums a kernel makes of them."""
+"""Rounded integer weights never saturate the 16-bit sums of a kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRIDS = st.sampled_from([WeightGrid(127, "channels"), WeightGrid(127, "matrix")]
 
 
 def _neighbours(kernel: np.ndarray, pairs: str) -> list[tuple[int, int]]:
-    """Written out from the rule: channels at one position, or elements in height, width, channel."""
+    """Independent implementation: channels at one position, or elements by height, width, channel."""
     channels = kernel.shape[0]
     flat = np.moveaxis(kernel.reshape(channels, -1), 0, -1).astype(int)  # position x channel
     if pairs == "channels":
@@ -32,11 +32,11 @@ def _neighbours(kernel: np.ndarray, pairs: str) -> list[tuple[int, int]]:
 
 
 @given(WEIGHTS, GRIDS)
-def test_no_sum_of_two_products_overflows_16_bits(scaled: np.ndarray, grid: WeightGrid) -> None:
+def test_no_sum_of_two_products_saturates_16_bits(scaled: np.ndarray, grid: WeightGrid) -> None:
     integers = nearest(scaled, grid).astype(np.int8)
     for kernel in integers:
-        for one, other in _neighbours(kernel, grid.pairs):
-            products = [a * one + b * other for a in (0, 255) for b in (0, 255)]
+        for first, second in _neighbours(kernel, grid.pairs):
+            products = [a * first + b * second for a in (0, 255) for b in (0, 255)]
             assert min(products) >= -32768
             assert max(products) <= 32767
     if (sums := pair_sums(integers, grid)).size:
@@ -44,7 +44,9 @@ def test_no_sum_of_two_products_overflows_16_bits(scaled: np.ndarray, grid: Weig
 
 
 @given(WEIGHTS, GRIDS)
-def test_a_pair_that_fits_is_rounded_as_ever(scaled: np.ndarray, grid: WeightGrid) -> None:
+def test_weights_whose_pairs_fit_are_rounded_to_nearest(
+    scaled: np.ndarray, grid: WeightGrid
+) -> None:
     free = nearest(scaled, WeightGrid(127))
     if not (sums := pair_sums(free.astype(np.int8), grid)).size or sums.max() <= PAIR_LIMIT:
         np.testing.assert_array_equal(nearest(scaled, grid), free)
@@ -52,21 +54,23 @@ def test_a_pair_that_fits_is_rounded_as_ever(scaled: np.ndarray, grid: WeightGri
 
 @given(st.floats(1, 127, width=32), st.floats(1, 127, width=32), st.sampled_from([-1, 1]))
 def test_a_pair_that_does_not_fit_becomes_the_nearest_that_does(
-    one: float, other: float, sign: int
+    first: float, second: float, sign: int
 ) -> None:
-    scaled = sign * np.array([[one, other]], np.float32)
-    found = nearest(scaled, WeightGrid(127, "channels"))
+    scaled = sign * np.array([[first, second]], np.float32)
+    rounded = nearest(scaled, WeightGrid(127, "channels"))
     best = min(
         float(np.square(np.abs(scaled[0]) - (a, b)).sum())
         for a in range(128)
         for b in range(min(127, PAIR_LIMIT - a) + 1)
     )
-    assert float(np.square(found - scaled).sum()) == pytest.approx(best, abs=1e-3)
+    assert float(np.square(rounded - scaled).sum()) == pytest.approx(best, abs=1e-3)
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), GRIDS)
-def test_scales_by_error_are_never_worse_than_seven_bits(seed: int, grid: WeightGrid) -> None:
+def test_least_squared_error_scales_are_never_worse_than_seven_bits(
+    seed: int, grid: WeightGrid
+) -> None:
     weight = np.random.default_rng(seed).normal(size=(8, 6, 3, 3)).astype(np.float32)
 
     def error(grid: WeightGrid, method: str) -> np.ndarray:
@@ -78,7 +82,7 @@ def test_scales_by_error_are_never_worse_than_seven_bits(seed: int, grid: Weight
 
 
 @given(WEIGHTS, GRIDS)
-def test_min_max_scales_clip_nothing(weight: np.ndarray, grid: WeightGrid) -> None:
+def test_min_max_scales_do_not_clip(weight: np.ndarray, grid: WeightGrid) -> None:
     scale = scales_of(weight, grid, "minmax").reshape(-1, *([1] * (weight.ndim - 1)))
     scaled = weight / np.maximum(scale, 1e-20)
     assert (np.abs(nearest(scaled, grid) - scaled) <= 0.501).all()

@@ -1,4 +1,4 @@
-"""Statistics: the same bits whatever the batch, the order or the split."""
+"""Statistics: bitwise identical for any batch size, order or split of the images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_batches_and_order_do_not_matter(values: np.ndarray, random: object) -> 
 
 
 @given(VALUES, st.integers(0, 6))
-def test_merging_is_seeing_all(values: np.ndarray, cut: int) -> None:
+def test_merged_statistics_equal_those_of_all_images(values: np.ndarray, cut: int) -> None:
     cut = min(cut, len(values))
     left = (
         collect(values[:cut], [cut])
@@ -69,7 +69,7 @@ def test_merging_is_seeing_all(values: np.ndarray, cut: int) -> None:
 
 
 @given(VALUES)
-def test_counts_are_the_values(values: np.ndarray) -> None:
+def test_histograms_match_numpy(values: np.ndarray) -> None:
     tensor = collect(np.abs(values), [len(values)], positive=True)
     assert tensor.counts.sum() == values.size
     assert (tensor.zeros == (values == 0).sum(axis=(0, 2, 3))).all()
@@ -84,18 +84,19 @@ def test_counts_are_the_values(values: np.ndarray) -> None:
 def test_a_real_network_gives_the_same_statistics_for_any_batch(
     small_graph: Path, tmp_path: Path
 ) -> None:
-    """ResNet-18 in ONNX Runtime, whose kernels sum a single image in another order than a batch."""
+    """ResNet-18 in ONNX Runtime, whose kernels sum single images and batches in different order."""
     from optimizer.data import open_dataset
     from optimizer.precision import calibrate
 
     digits = open_dataset("digits:train", limit=33)
-    kept = []
+    results = []
     for batch in (1, 7, 32):
-        made = calibrate(small_graph, digits, tmp_path / f"{batch}.npz", batch=batch)
-        kept.append(Statistics.load(made.path))
-    for other in kept[1:]:
-        np.testing.assert_array_equal(other.sample, kept[0].sample)
-        assert all(same(other.tensors[name], kept[0].tensors[name]) for name in kept[0].tensors)
+        artifact = calibrate(small_graph, digits, tmp_path / f"{batch}.npz", batch=batch)
+        results.append(Statistics.load(artifact.path))
+    first = results[0]
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.sample, first.sample)
+        assert all(same(other.tensors[name], first.tensors[name]) for name in first.tensors)
 
 
 def test_the_sample_does_not_depend_on_the_order() -> None:
@@ -126,23 +127,23 @@ def test_real_kernels_give_the_same_scales_for_any_batch(seed: int) -> None:
     assert encodings[0].tensors == encodings[1].tensors == encodings[2].tensors
 
 
-def test_statistics_survive_their_file(tmp_path: Path) -> None:
+def test_statistics_can_be_saved_and_loaded(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(8, 4, 5, 5)).astype(np.float32)
-    found = Statistics({"a": collect(values, [8])}, {"graph": "x"})
-    found.save(tmp_path / "s.npz")
+    saved = Statistics({"a": collect(values, [8])}, {"graph": "x"})
+    saved.save(tmp_path / "s.npz")
     loaded = Statistics.load(tmp_path / "s.npz")
     assert loaded.key == {"graph": "x"}
-    assert same(found.tensors["a"], loaded.tensors["a"])
+    assert same(saved.tensors["a"], loaded.tensors["a"])
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive"])
-def test_a_file_that_holds_no_statistics(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_statistics_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.npz").write_bytes(content)
-    with pytest.raises(ArtifactError, match="does not hold calibration statistics"):
+    with pytest.raises(ArtifactError, match="does not contain calibration statistics"):
         Statistics.load(tmp_path / "s.npz")
 
 
-def test_nan_names_the_layer() -> None:
+def test_the_error_for_nan_names_the_layer() -> None:
     def execute(batch: np.ndarray) -> dict[str, np.ndarray]:
         return {"layer1.0.conv2": np.full((len(batch), 2), np.nan, np.float32)}
 
@@ -152,7 +153,7 @@ def test_nan_names_the_layer() -> None:
         _ = collector.statistics
 
 
-def test_too_few_images_are_refused() -> None:
+def test_too_few_images_are_rejected() -> None:
     from tests.precision.test_int8_graphs import statistics
 
     few = statistics(network(0), [np.zeros((7, 3, 8, 8), np.float32)])
@@ -190,20 +191,20 @@ def test_least_squares_is_never_worse_than_min_max(values: np.ndarray, levels: i
     if dist.largest == 0:
         assert range_of(dist, levels, "mse") == 1.0
         return
-    ours = _error(dist, range_of(dist, levels, "mse"), levels)
-    assert ours <= _error(dist, dist.largest, levels) * (1 + 1e-9)
+    error = _error(dist, range_of(dist, levels, "mse"), levels)
+    assert error <= _error(dist, dist.largest, levels) * (1 + 1e-9)
 
 
 @given(hnp.arrays(np.float32, (32, 2, 3, 3), elements=st.floats(-100, 100, width=32)))
-def test_every_method_stays_inside_what_was_seen(values: np.ndarray) -> None:
+def test_every_method_stays_within_the_observed_range(values: np.ndarray) -> None:
     dist = distribution(collect(values, [32]))
     assert dist.counts.sum() == pytest.approx(values.size)
     for method in METHODS:
         assert 0 < range_of(dist, 127, method) <= max(dist.largest, 1.0) * (1 + 1e-6)
 
 
-def test_an_outlier_does_not_decide() -> None:
-    """One value of 100,000 is worth clipping for all but min-max."""
+def test_only_min_max_covers_an_outlier() -> None:
+    """One outlier among 100,000 values is clipped by all methods except min-max."""
     values = np.abs(np.random.default_rng(0).normal(size=(512, 1, 14, 14))).astype(np.float32)
     values[0, 0, 0, 0] = 30.0
     dist = distribution(collect(values, [512], positive=True))
@@ -212,7 +213,7 @@ def test_an_outlier_does_not_decide() -> None:
         assert range_of(dist, 127, method) < 25, method
 
 
-def test_dead_channels_have_a_scale() -> None:
+def test_all_zero_channels_have_a_positive_scale() -> None:
     from optimizer.precision.int8.rounding import WeightGrid, scales_of
 
     weight = np.zeros((2, 3, 1, 1), np.float32)
@@ -222,10 +223,10 @@ def test_dead_channels_have_a_scale() -> None:
     assert (scales > 0).all()
 
 
-# --- what is no network for this -------------------------------------------------------------------------
+# --- rejected networks -------------------------------------------------------------------------------
 
 
-def test_unfused_batchnorm_and_quantized_graphs_are_refused() -> None:
+def test_unfused_batchnorm_and_quantized_graphs_are_rejected() -> None:
     from optimizer.graphs.topology import analyse
 
     model = network(0)
@@ -239,7 +240,7 @@ def test_unfused_batchnorm_and_quantized_graphs_are_refused() -> None:
         analyse(quantized)
 
 
-def test_shared_weights_are_refused() -> None:
+def test_shared_weights_are_rejected() -> None:
     from optimizer.graphs.topology import analyse
 
     model = network(0, blocks=3)
@@ -249,7 +250,7 @@ def test_shared_weights_are_refused() -> None:
         analyse(model)
 
 
-def test_weights_that_are_computed_are_refused() -> None:
+def test_computed_weights_are_rejected() -> None:
     from optimizer.graphs.topology import analyse
 
     model = network(0)

@@ -1,7 +1,7 @@
-"""The stem's max pooling, whose border of minus infinity a kernel may take for a border of zeros.
+"""The stem's max pooling: ONNX pads with minus infinity, but a kernel may pad with zeros.
 
-After a ReLU both are the same. In an INT8 graph for TensorRT the ReLU may be left to the saturation of
-the Q after it: then the tensor under the pooling must not be shifted.
+After a ReLU both are equivalent. In an INT8 graph for TensorRT, saturation of the following Q may
+replace the ReLU: then the input of the pooling must not be shifted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from optimizer.graphs.topology import analyse
-from optimizer.precision.int8 import EncodingOptions
+from optimizer.options import EncodingOptions
 from optimizer.precision.int8.shift import shiftable
 from optimizer.targets.rules import TARGETS
 from tests.precision.networks import images, network
@@ -23,13 +23,13 @@ SIDE = 8
 
 
 def pool(values: np.ndarray, border: float) -> np.ndarray:
-    """Max pooling as the stem has it (3 x 3, stride 2, one pixel of border), with a chosen border."""
+    """The stem's max pooling (3 x 3, stride 2, one pixel of padding), padded with ``border``."""
     padded = np.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=border)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     return windows[:, :, ::2, ::2].max(axis=(4, 5))
 
 
-def test_the_oracle_is_onnx_max_pooling() -> None:
+def test_the_reference_pooling_agrees_with_onnxruntime() -> None:
     node = helper.make_node(
         "MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
     )
@@ -43,11 +43,11 @@ def test_the_oracle_is_onnx_max_pooling() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = -np.abs(np.random.default_rng(0).standard_normal(shape, np.float32))
-    (found,) = session.run(None, {"x": values})
-    np.testing.assert_array_equal(found, pool(values, -np.inf))
+    (actual,) = session.run(None, {"x": values})
+    np.testing.assert_array_equal(actual, pool(values, -np.inf))
 
 
-def test_a_border_of_zeros_is_harmless_after_a_relu_and_wrong_when_shifted() -> None:
+def test_zero_padding_is_correct_after_a_relu_and_wrong_when_shifted() -> None:
     values = np.random.default_rng(0).standard_normal((4, 8, SIDE, SIDE), np.float32)
     positive = np.maximum(values, 0)
     np.testing.assert_array_equal(pool(positive, 0.0), pool(positive, -np.inf))
@@ -59,11 +59,11 @@ def test_a_border_of_zeros_is_harmless_after_a_relu_and_wrong_when_shifted() -> 
     np.testing.assert_array_equal(wrong[inside], right[inside])
     edge = np.ones_like(right, bool)
     edge[inside] = False
-    assert (wrong[edge] > right[edge] + 0.1).mean() > 0.5, "most of the border is another image"
+    assert (wrong[edge] > right[edge] + 0.1).mean() > 0.5, "most border values should differ"
 
 
 def padded_with_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph on a library whose max pooling pads with zeros."""
+    """The graph as computed by kernels whose max pooling pads with zeros."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     nodes = []
@@ -99,12 +99,12 @@ def logits(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_graph_for_tensorrt_means_the_same_on_either_kind_of_kernel(
+def test_graphs_for_tensorrt_do_not_depend_on_the_padding_of_max_pooling(
     seed: int, bottleneck: bool
 ) -> None:
     import onnx_ir as ir
 
-    options = EncodingOptions(method="minmax", bias="none", equalize=False, shift=True)
+    options = EncodingOptions(method="minmax", bias_correction="none", equalize=False, shift=True)
     model, encodings = lowered(
         lambda: network(seed, bottleneck=bottleneck), TARGETS["tensorrt-cpu"], options
     )
@@ -115,7 +115,7 @@ def test_a_graph_for_tensorrt_means_the_same_on_either_kind_of_kernel(
     np.testing.assert_array_equal(logits(padded_with_zeros(written), batch), logits(written, batch))
 
 
-def test_pooling_without_a_border_is_shifted_still() -> None:
+def test_pooling_without_padding_is_shifted() -> None:
     model = network(0, bottleneck=True)
     for node in model.graph:
         if node.op_type == "MaxPool":

@@ -1,4 +1,4 @@
-"""One thread for PyTorch, and the variants of the hostile network for all who only look."""
+"""One PyTorch thread, and shared variants of the hostile network for tests that do not modify them."""
 
 from __future__ import annotations
 

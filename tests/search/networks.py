@@ -1,4 +1,4 @@
-"""Small networks with one layer that INT8 cannot take, and images that they classify."""
+"""A small network with one layer that is inaccurate in INT8, and images that it classifies."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["HOSTILE", "OPTIONS", "data", "graph_file", "hostile", "labelled", "s
 
 HOSTILE = "layer1.0.conv2"
 _SEED, _CHANNEL = 1, 1
-"""A network and a channel that is alive in it."""
+"""A network and one of its active channels."""
 OPTIONS = EncodingOptions(method="minmax", equalize=False)
-"""Equalization would fix the network that `hostile` makes."""
+"""No equalization: it would fix the network of `hostile`."""
 
 
 def _scale(model: ir.Model, name: str, channel: tuple[int | slice, ...], factor: float) -> None:
@@ -31,11 +31,11 @@ def _scale(model: ir.Model, name: str, channel: tuple[int | slice, ...], factor:
 
 
 def hostile() -> ir.Model:
-    """The network, with one channel a thousand times as large where `HOSTILE` reads it.
+    """A network in which one input channel of `HOSTILE` is a thousand times as large as before.
 
-    Its weights for that channel are a thousandth, so the network computes what it did; but the
-    tensor's one scale leaves nothing of the other channels, and one scale an output channel nothing
-    of those weights.
+    The weights of `HOSTILE` for that channel are divided by a thousand, so the FP32 output does not
+    change. But with one scale for the tensor, the other channels are rounded to zero, and with one
+    scale per output channel, so are those weights.
     """
     model = network(_SEED)
     _scale(model, "layer1.0.conv1.weight", (_CHANNEL,), 1000.0)
@@ -45,7 +45,7 @@ def hostile() -> ir.Model:
 
 
 def graph_file(path: Path, model: ir.Model | None = None) -> Path:
-    """`hostile`, or another of these networks, as the exporter would write it."""
+    """`hostile`, or another network, saved as the exporter would write it."""
     model = model or hostile()
     metadata = {
         "preprocessing": json.dumps(Preprocessing(resize=SIZE, crop=SIZE).to_dict()),
@@ -59,14 +59,14 @@ def graph_file(path: Path, model: ir.Model | None = None) -> Path:
 
 
 def labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and what `hostile` says they are: float32 and int64."""
+    """Images and the classes that `hostile` predicts in FP32: float32 and int64."""
     batch = images(count, seed)
     (logits,) = run(network(_SEED), batch)
     return batch, logits.argmax(axis=1).astype(np.int64)
 
 
 def data(path: Path, count: int, seed: int) -> str:
-    """An ``.npz`` file of `labelled` images."""
+    """Write `labelled` images to an ``.npz`` file; returns its path."""
     batch, labels = labelled(count, seed)
     np.savez(path, images=batch, labels=labels)
     return str(path)

@@ -1,4 +1,4 @@
-"""Costs: measured on a real engine, or by the stated model."""
+"""Layer costs: measured with a real engine, or modelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.search.networks import graph_file, hostile
 CPU = Machine("a CPU", int8=3e11, fp16=1e11, fp32=1e11, bandwidth=2e10)
 
 
-def test_times_of_every_layer_are_measured(variants: Variants, tmp_path: Path) -> None:
+def test_the_time_of_every_layer_is_measured(variants: Variants, tmp_path: Path) -> None:
     graph = graph_file(tmp_path / "m.onnx")
     model = hostile()
     lower(model, variants.base, variants.rules)
@@ -32,13 +32,13 @@ def test_times_of_every_layer_are_measured(variants: Variants, tmp_path: Path) -
     assert before > 0
     for layer in variants.layers:
         assert costs.predict({layer}) >= before
-    together = costs.predict(variants.layers) - before
-    alone = sum(costs.predict({layer}) - before for layer in variants.layers)
-    assert together == pytest.approx(alone)
+    all_kept = costs.predict(variants.layers) - before
+    separately = sum(costs.predict({layer}) - before for layer in variants.layers)
+    assert all_kept == pytest.approx(separately)
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_the_model_calls_int8_faster(target: str, tmp_path: Path) -> None:
+def test_the_model_predicts_that_int8_is_faster(target: str, tmp_path: Path) -> None:
     graph = graph_file(tmp_path / "m.onnx")
     topology = analyse(ir.load(graph))
     machine = GPU if target == "tensorrt" else CPU
@@ -56,19 +56,19 @@ def test_the_model_calls_int8_faster(target: str, tmp_path: Path) -> None:
 
 
 def test_a_neighbour_falls_back_in_onnx_runtime(tmp_path: Path) -> None:
-    """Its product is an integer only if what reads it quantizes it."""
+    """A layer runs in INT8 only if its output is quantized."""
     graph = graph_file(tmp_path / "m.onnx")
     topology = analyse(ir.load(graph))
     costs = modelled_costs(graph, topology, rules_for("onnxruntime"), CPU)
-    fallen = set(costs.falls_back({"layer1.0.conv2"})) - set(costs.falls_back(()))
-    assert fallen == {"layer1.0.conv1"}
-    own = costs.high_ms["layer1.0.conv2"] - costs.int8_ms["layer1.0.conv2"]
-    assert costs.predict({"layer1.0.conv2"}) - costs.predict(()) > own
+    falling_back = set(costs.falls_back({"layer1.0.conv2"})) - set(costs.falls_back(()))
+    assert falling_back == {"layer1.0.conv1"}
+    own_cost = costs.high_ms["layer1.0.conv2"] - costs.int8_ms["layer1.0.conv2"]
+    assert costs.predict({"layer1.0.conv2"}) - costs.predict(()) > own_cost
     assert not modelled_costs(graph, topology, rules_for("tensorrt"), GPU).falls_back({"fc"})
 
 
-def test_a_cpus_rates_are_the_measured_ones() -> None:
-    def reached(rate: float) -> Ceiling:
+def test_the_rates_of_a_cpu_are_measured() -> None:
+    def ceiling(rate: float) -> Ceiling:
         return Ceiling(rate=rate, median=rate, rounds=1, how="")
 
     measured = Ceilings(
@@ -76,9 +76,9 @@ def test_a_cpus_rates_are_the_measured_ones() -> None:
         device={"cpu": "EPYC"},
         threads=2,
         libraries={},
-        compute={"fp32": reached(1e9), "int8": reached(3e9)},
-        memory=reached(5e9),
-        cache=reached(9e9),
+        compute={"fp32": ceiling(1e9), "int8": ceiling(3e9)},
+        memory=ceiling(5e9),
+        cache=ceiling(9e9),
     )
     machine = Machine.of(measured)
     assert (machine.int8, machine.fp16, machine.fp32) == (3e9, 1e9, 1e9)
@@ -88,7 +88,7 @@ def test_a_cpus_rates_are_the_measured_ones() -> None:
     assert Machine.of(measured).int8 == 2e9
 
 
-def test_work_of_a_layer(tmp_path: Path) -> None:
+def test_the_work_of_a_layer(tmp_path: Path) -> None:
     ir.save(network(0, width=4), tmp_path / "m.onnx")
     work = layer_work(tmp_path / "m.onnx")["conv1"]
     assert (work.weights, work.inputs, work.outputs) == (4 * 3 * 9, 3 * SIZE**2, 4 * SIZE**2)

@@ -1,4 +1,4 @@
-"""The layer that INT8 hurts most comes first."""
+"""The most sensitive layer comes first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.search.networks import HOSTILE
 
 
 def test_the_hostile_layer_is_the_most_sensitive(variants: Variants) -> None:
-    told: list[int] = []
-    ranked = rank(variants, told.append)
-    assert sum(told) == len(variants.layers)
+    advances: list[int] = []
+    ranked = rank(variants, advances.append)
+    assert sum(advances) == len(variants.layers)
     assert {one.layer for one in ranked} == set(variants.layers)
     assert ranked[0].layer == HOSTILE
     assert ranked[0].sqnr > ranked[1].sqnr + 5

@@ -1,4 +1,4 @@
-"""Variants: one set of ranges and scales, whatever is kept."""
+"""Variants: one set of ranges and scales for any kept layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.search.conftest import variants_for
 from tests.search.networks import HOSTILE, OPTIONS, hostile, statistics
 
 
-def test_what_is_measured_is_what_is_written(variants: Variants) -> None:
+def test_the_simulated_sqnr_agrees_with_the_written_graph(variants: Variants) -> None:
     kept = frozenset({HOSTILE, "fc"})
     encodings = variants.encodings(kept)
     assert encodings.keep == variants.in_order(kept)
@@ -26,20 +26,20 @@ def test_what_is_measured_is_what_is_written(variants: Variants) -> None:
     assert noise_db(reference, written) == pytest.approx(simulated, abs=1.0)
 
 
-def test_keeping_everything_leaves_no_noise(variants: Variants) -> None:
-    none, everything = variants.sqnr([frozenset(), frozenset(variants.layers)])
-    assert none < 25
-    assert everything > 100
+def test_keeping_all_layers_leaves_no_noise(variants: Variants) -> None:
+    none_kept, all_kept = variants.sqnr([frozenset(), frozenset(variants.layers)])
+    assert none_kept < 25
+    assert all_kept > 100
 
 
-def test_biases_do_not_depend_on_what_was_corrected_before(variants: Variants) -> None:
-    """Correcting in company gives what correcting alone gives."""
-    some = [frozenset({name}) for name in variants.layers]
-    together = variants.sqnr(some)
-    np.testing.assert_allclose(together, [variants.sqnr([one])[0] for one in some], atol=1e-3)
+def test_biases_do_not_depend_on_other_variants(variants: Variants) -> None:
+    """Variants corrected together get the same SQNR as separately."""
+    single = [frozenset({name}) for name in variants.layers]
+    together = variants.sqnr(single)
+    np.testing.assert_allclose(together, [variants.sqnr([kept])[0] for kept in single], atol=1e-3)
 
 
-def test_a_tensor_that_may_no_longer_be_shifted_keeps_its_range() -> None:
+def test_a_tensor_that_can_no_longer_be_shifted_keeps_its_range() -> None:
     shifting = variants_for("tensorrt")
     tensor = "layer1.0.relu_1"
     before = shifting.base.tensors[tensor]
@@ -50,16 +50,16 @@ def test_a_tensor_that_may_no_longer_be_shifted_keeps_its_range() -> None:
     lower(hostile(), shifting.encodings(frozenset({"layer1.0.conv3"})), shifting.rules)
 
 
-def test_what_a_search_cannot_use_is_refused(variants: Variants) -> None:
-    seen = statistics(hostile(), [images(64, 1)])
-    with pytest.raises(UsageError, match="corrects biases on the network"):
+def test_options_and_statistics_that_do_not_fit_a_search_are_rejected(variants: Variants) -> None:
+    observed = statistics(hostile(), [images(64, 1)])
+    with pytest.raises(UsageError, match="needs bias correction on the network"):
         Variants(
             hostile(),
-            seen,
+            observed,
             variants.rules,
             "0",
             OPTIONS.model_copy(update={"bias_correction": "statistics"}),
         )
-    seen.sample = seen.sample[:0]
-    with pytest.raises(DataError, match="no sample"):
-        Variants(hostile(), seen, variants.rules, "0", OPTIONS)
+    observed.sample = observed.sample[:0]
+    with pytest.raises(DataError, match="no sample images"):
+        Variants(hostile(), observed, variants.rules, "0", OPTIONS)

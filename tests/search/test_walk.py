@@ -1,4 +1,4 @@
-"""The walk keeps what has to be kept, and nothing else."""
+"""The search keeps the layers that have to be kept, and no others."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def test_the_hostile_layer_is_kept_first(variants: Variants, split: Split) -> No
     assert chosen.encodings.keep == variants.in_order(chosen.kept)
     assert first.predicted_ms == len(variants.layers)
     assert chosen.predicted_ms == first.predicted_ms + len(chosen.kept)
-    # No kept layer can be given back without a loss.
+    # No kept layer can go back to INT8 without a loss.
     for layer in chosen.kept if len(chosen.kept) > 1 else ():
         (fewer,) = [p for p in walk.front if p.kept == chosen.kept - {layer}]
         assert not fewer.inside or fewer.measured.db < chosen.measured.db - 0.5
 
 
-def test_a_budget_that_holds_everywhere_keeps_nothing(variants: Variants, split: Split) -> None:
+def test_a_budget_that_always_holds_keeps_no_layers(variants: Variants, split: Split) -> None:
     walk = Walk(variants, split, Budget(100.0), _costs(variants))
     assert walk.start().inside
     assert walk.run(rank(variants)) is walk.front[0]
     assert len(walk.front) == 1
 
 
-def test_a_budget_of_nothing_ends_without_a_flip(variants: Variants, split: Split) -> None:
-    seen: list[Point] = []
+def test_a_budget_of_zero_ends_without_a_flip(variants: Variants, split: Split) -> None:
+    points: list[Point] = []
     walk = Walk(variants, split, Budget(0.0), _costs(variants))
     walk.start()
-    chosen = walk.run(rank(variants), seen.append)
+    chosen = walk.run(rank(variants), points.append)
     assert chosen.inside
     assert chosen.measured.tally.flips == 0
-    assert walk.front[1:] == seen
+    assert walk.front[1:] == points
 
 
-def test_what_is_dear_is_kept_late(variants: Variants, split: Split) -> None:
+def test_expensive_layers_are_kept_late(variants: Variants, split: Split) -> None:
     ranked = rank(variants)
     second = ranked[1].layer
     walk = Walk(variants, split, Budget(0.0), _costs(variants, **{HOSTILE: 1e6, second: 1.001}))

@@ -1,6 +1,6 @@
-"""INT8: statistics, then encodings for a target, then lowering; three steps that stay apart."""
+"""INT8 quantization in three separate steps: statistics, encodings for a target, lowering."""
 
-from optimizer.precision.int8.carrying import encodings_from
+from optimizer.precision.int8.carry_over import carry_over_encodings
 from optimizer.precision.int8.encode import compute_encodings
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
 from optimizer.precision.int8.lowering import lower
@@ -15,8 +15,8 @@ __all__ = [
     "Statistics",
     "TensorEncoding",
     "TensorStatistics",
+    "carry_over_encodings",
     "compute_encodings",
-    "encodings_from",
     "lower",
     "read_quantized",
 ]

@@ -1,18 +1,18 @@
-"""From statistics and weights to encodings for one target.
+"""Compute encodings for one target from statistics and weights.
 
-The steps, each of which can be switched off: equalization, ranges of the tensors, scales of the
-weights, correction of the biases.
+The steps, each of which can be disabled: equalization, ranges of the tensors, scales of the weights,
+bias correction.
 
-Ranges. No method from histograms alone is good everywhere: where a network's tails are rare and
-carry nothing, the least squared error is 3 dB better at the output than min-max; where they carry
-the class, it is 6 dB worse, because what clipping takes away adds up over layers and rounding does
-not. ``auto`` measures: it goes from the one to the other in a few steps,
-min-max^(1 - t) * MSE^t, quantizes the network at each, corrects its biases, and compares the
-outputs on a part of the sample of calibration images that the statistics carry; the biases are then
-corrected on all of it. Half of the way is kept unless another step is clearly better: the ranges
-were made of these very images, which flatters the narrow ones, by 0.4 dB (min-max) to 1.4 dB (MSE)
-against images that were held out (two trainings of ResNet-50, three targets), and half of the way
-was within 0.15 dB of the best step there in each case.
+Ranges. No range method based only on histograms is good for all networks. Where outliers are rare
+and carry no information, least squared error is 3 dB better at the output than min-max; where they
+carry the class, it is 6 dB worse, because clipping errors accumulate over layers and rounding errors
+do not. ``auto`` measures: it interpolates between the two methods in a few steps,
+min-max^(1 - t) * MSE^t, quantizes the network at each step, corrects its biases, and compares the
+outputs on part of the calibration images sampled in the statistics; the biases are then corrected on
+the whole sample. The midpoint t = 0.5 is used unless another step is clearly better. The ranges come
+from these same images, which favours narrow ranges, by 0.4 dB (min-max) to 1.4 dB (MSE) compared with
+held-out images (two trainings of ResNet-50, three targets); on these, the midpoint was within
+0.15 dB of the best step in each case.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from optimizer.targets.rules import TargetRules
 __all__ = ["LEAST_IMAGES", "REVISION", "compute_encodings"]
 
 REVISION = 3
-"""Raised when the same options give other encodings than before: what a cache has kept is old then."""
+"""Incremented when the same options give different encodings, to invalidate cached ones."""
 
 
 LEAST_IMAGES = 8
 _STEPS = (0.0, 0.25, 0.5, 1.0)
-_MIDDLE = _STEPS.index(0.5)
-_CLEARLY = 0.8
-"""Decibels that another step must be better by than half of the way."""
+_MIDPOINT = _STEPS.index(0.5)
+_CLEARLY_BETTER_DB = 0.8
+"""By how much another step must exceed the midpoint."""
 _WITHOUT_SAMPLE = 0.25
-_AT_ONCE = 2
-"""More would spare computing the exact network again, and take the memory of one more each."""
-_LEAST_COMPARED = 8
+_STEPS_AT_ONCE = 2
+"""More would recompute the exact network less often, but each needs the memory of one network."""
+_MIN_COMPARED_IMAGES = 8
 
 
 def compute_encodings(
@@ -71,41 +71,41 @@ def compute_encodings(
     """Compute encodings of an FP32 graph for one target.
 
     Args:
-        model: The FP32 graph; it is not changed.
+        model: The FP32 graph; not modified.
         statistics: Statistics of this graph.
         rules: The target's rules.
-        graph_sha256: Digest of the graph's file, kept so that the encodings find their graph.
-        options: Which passes to run; ``None`` for the default ones.
+        graph_sha256: Digest of the graph's file, stored in the encodings to identify their graph.
+        options: Passes to run; ``None`` for the defaults.
 
     Returns:
-        The encodings; their ``notes`` say which passes could not run as asked, and why.
+        The encodings; their ``notes`` list passes that could not run as requested, and why.
 
     Raises:
-        DataError: Statistics of too few images, or without a tensor that is needed.
-        GraphError: The graph is not what `analyse` takes.
-        UsageError: A layer to keep that the graph does not have.
+        DataError: The statistics come from too few images, or lack a required tensor.
+        GraphError: `analyse` does not accept the graph, or a scale exceeds the target's type.
+        UsageError: The graph does not have a layer to keep.
     """
     options = options or EncodingOptions()
     if statistics.images < LEAST_IMAGES:
         raise DataError(
-            f"calibration saw {statistics.images} images, which say nothing about ranges",
-            hint=f"at least {LEAST_IMAGES} images, better 256 and more",
+            f"calibration on {statistics.images} images is not enough to estimate ranges",
+            hint=f"use at least {LEAST_IMAGES} images, better 256 or more",
         )
     topology = Topology(model)
     options = options.model_copy(update={"keep": topology.check_layers(options.keep)})
-    needed = {edge.tensor for edge in topology.quantized_edges(rules)}
-    missing = needed - set(statistics.tensors)
+    required = {edge.tensor for edge in topology.quantized_edges(rules)}
+    missing = required - set(statistics.tensors)
     if missing:
         raise DataError(
-            f"the statistics know nothing of {min(missing)}",
+            f"the statistics do not contain {min(missing)}",
             hint="calibrate this graph again",
         )
-    give_back_memory()  # of the calibration before
+    give_back_memory()  # allocated by calibration
     return _Encoder(topology, statistics, rules, graph_sha256, options).encodings()
 
 
 class _Encoder:
-    """The passes, with what they share."""
+    """The passes and their shared data."""
 
     def __init__(
         self,
@@ -128,79 +128,81 @@ class _Encoder:
         )
         may_shift = rules.shift and options.shift
         self.shifted = shiftable(topology, rules, options.keep) if may_shift else set()
-        # Kept layers too, so that the file can be edited in both directions.
+        # For kept layers too, so that layers can be removed from the list in the file.
         self.distributions = {
             edge.tensor: distribution(
                 statistics.tensors[edge.tensor], self.factors.get(edge.tensor)
             )
             for edge in topology.quantized_edges(rules)
         }
-        self.notes = _beyond_half(statistics) if rules.high_precision == "fp16" else []
+        self.notes = _fp16_overflow_notes(statistics) if rules.high_precision == "fp16" else []
         self.simulation = self._simulation()
         self.layers = {
-            str(node.name): _rounded_layer(topology, node, self.factors, rules, options)
+            str(node.name): _layer_encoding(topology, node, self.factors, rules, options)
             for node in topology.layers()
         }
 
     def encodings(self) -> Encodings:
         """Run the passes."""
         if self.options.method != "auto":
-            return self._finished(self._ranges(self.options.method))
+            return self._finalized(self._ranges(self.options.method))
         wide, narrow = self._ranges("minmax"), self._ranges("mse")
         if self.simulation is None:
-            return self._finished(_between(wide, narrow, _WITHOUT_SAMPLE))
-        tried = [
-            one
-            for start in range(0, len(_STEPS), _AT_ONCE)
-            for one in correct_biases(
+            return self._finalized(_interpolated(wide, narrow, _WITHOUT_SAMPLE))
+        candidates = [
+            corrected
+            for start in range(0, len(_STEPS), _STEPS_AT_ONCE)
+            for corrected in correct_biases(
                 self.simulation,
                 [
-                    self._encoded(_between(wide, narrow, step))
-                    for step in _STEPS[start : start + _AT_ONCE]
+                    self._encoded(_interpolated(wide, narrow, step))
+                    for step in _STEPS[start : start + _STEPS_AT_ONCE]
                 ],
-                self._few_images(),
+                self._comparison_images(),
             )
         ]
-        best = max(range(len(tried)), key=lambda index: tried[index].sqnr)
-        if tried[best].sqnr < tried[_MIDDLE].sqnr + _CLEARLY:
-            best = _MIDDLE
+        best = max(range(len(candidates)), key=lambda index: candidates[index].sqnr)
+        if candidates[best].sqnr < candidates[_MIDPOINT].sqnr + _CLEARLY_BETTER_DB:
+            best = _MIDPOINT
         self.notes.append(
             "auto ranges: "
             + ", ".join(
-                f"{step:g} {one.sqnr:.1f} dB" for step, one in zip(_STEPS, tried, strict=True)
+                f"{step:g} {candidate.sqnr:.1f} dB"
+                for step, candidate in zip(_STEPS, candidates, strict=True)
             )
-            + f"; {_STEPS[best]:g} is taken"
+            + f"; chose {_STEPS[best]:g}"
         )
-        return self._finished(_between(wide, narrow, _STEPS[best]))
+        return self._finalized(_interpolated(wide, narrow, _STEPS[best]))
 
-    def _few_images(self) -> NDArray[Any]:
-        """Enough of the sample to compare ranges, for every step computes the network on it."""
-        sample = self.statistics.at_once
-        return sample[: max(_LEAST_COMPARED, len(sample) // len(_STEPS))]
+    def _comparison_images(self) -> NDArray[Any]:
+        """A part of the sample, to limit the cost: every step computes the network on it."""
+        sample = self.statistics.simulation_sample
+        return sample[: max(_MIN_COMPARED_IMAGES, len(sample) // len(_STEPS))]
 
-    def _finished(self, ranges: Mapping[str, float]) -> Encodings:
+    def _finalized(self, ranges: Mapping[str, float]) -> Encodings:
         encodings = self._encoded(ranges)
         if self.options.bias_correction == "none":
             return encodings
         if self.options.bias_correction == "network" and self.simulation is not None:
-            (corrected,) = correct_biases(self.simulation, [encodings], self.statistics.at_once)
+            (corrected,) = correct_biases(
+                self.simulation, [encodings], self.statistics.simulation_sample
+            )
             return corrected.encodings
         for node in self.topology.layers():
-            if node.name not in self.options.keep:  # what is exact has no error of its own
+            if node.name not in self.options.keep:  # kept layers have no rounding error
                 correct_by_statistics(self.topology, node, encodings, self.statistics, self.factors)
         return encodings
 
     def _simulation(self) -> Simulation | None:
-        needed = self.options.bias_correction == "network" or self.options.method == "auto"
-        if not needed:
+        if self.options.bias_correction != "network" and self.options.method != "auto":
             return None
         if not len(self.statistics.sample):
-            reason = "the statistics carry no sample of images"
-        elif not Simulation.simulates(self.topology):
+            reason = "the statistics contain no sample images"
+        elif not Simulation.supports(self.topology):
             reason = "the graph has operations that cannot be simulated"
         else:
             return Simulation(self.topology, self.rules, self.options.keep)
-        self.notes.append(f"{reason}: ranges and biases are computed from histograms alone")
+        self.notes.append(f"{reason}: ranges and biases are computed from histograms only")
         return None
 
     def _levels(self, tensor: str) -> int:
@@ -208,14 +210,14 @@ class _Encoder:
         return 255 if unsigned or tensor in self.shifted else 127
 
     def _ranges(self, method: str) -> dict[str, float]:
-        """The largest absolute value that each tensor represents."""
+        """The range of each tensor: its largest absolute value that is not clipped."""
         return {
             name: range_of(dist, self._levels(name), method)
             for name, dist in self.distributions.items()
         }
 
     def _encoded(self, ranges: Mapping[str, float]) -> Encodings:
-        """Encodings with biases that are not corrected."""
+        """Encodings without bias correction."""
         tensors = self._tensors(ranges)
         return Encodings(
             target=self.rules.name,
@@ -226,15 +228,15 @@ class _Encoder:
             notes=self.notes,
             keep=list(self.options.keep),
             tensors=tensors,
-            layers={name: self._layer_reading(name, tensors) for name in self.layers},
+            layers={name: self._layer_for_bias(name, tensors) for name in self.layers},
         )
 
-    def _layer_reading(self, name: str, tensors: Mapping[str, TensorEncoding]) -> LayerEncoding:
+    def _layer_for_bias(self, name: str, tensors: Mapping[str, TensorEncoding]) -> LayerEncoding:
         layer = self.layers[name]
         if self.rules.bias != "int32":
             return layer.model_copy()
         source = self.topology.data_inputs(self.topology.nodes[name])[0]
-        return layer.holding_bias(tensors[source].scale)
+        return layer.with_bias_in_range(tensors[source].scale)
 
     def _tensors(self, ranges: Mapping[str, float]) -> dict[str, TensorEncoding]:
         encodings: dict[str, TensorEncoding] = {}
@@ -255,24 +257,24 @@ class _Encoder:
         return encodings
 
 
-def _beyond_half(statistics: Statistics) -> list[str]:
-    """What the FP16 around INT8 cannot hold."""
+def _fp16_overflow_notes(statistics: Statistics) -> list[str]:
+    """Notes on tensors that overflow the FP16 around the INT8 layers."""
     limit = LARGEST[ir.DataType.FLOAT16]
     return [
-        f"{name} reaches {largest:,.0f} on the calibration images, beyond the FP16 around INT8: "
-        "--high-precision fp32 holds it"
+        f"{name} reaches {largest:,.0f} on the calibration images and overflows the FP16 around "
+        "INT8 layers: use --high-precision fp32"
         for name, largest in statistics.largest.items()
         if largest > limit
     ]
 
 
-def _between(
+def _interpolated(
     wide: Mapping[str, float], narrow: Mapping[str, float], step: float
 ) -> dict[str, float]:
     return {name: wide[name] ** (1.0 - step) * narrow[name] ** step for name in wide}
 
 
-def _rounded_layer(
+def _layer_encoding(
     topology: Topology,
     node: ir.Node,
     factors: Mapping[str, NDArray[np.float32]],

@@ -1,11 +1,11 @@
-"""Encodings: scales, zero points, factors and corrected biases for one target; a readable file.
+"""Encodings: scales, zero points, factors and corrected biases for one target, in a readable file.
 
-The file (JSON, schema version 1) holds, by tensor, ``scale``, ``zero_point``, ``dtype`` and
-``shifted``; by layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
-which equalization divides its outputs and multiplies its inputs. Integers of the weights follow
-from these. ``keep`` names the layers that stay in high precision; they and their tensors have
-encodings all the same, so that a layer can be added to the list or taken from it. The file can be
-edited by hand and given back with ``--encodings``.
+The file (JSON, schema version 1) holds, per tensor, ``scale``, ``zero_point``, ``dtype`` and
+``shifted``; per layer, ``weight_scale`` per output channel, the corrected ``bias`` and the factors by
+which equalization divides its outputs and multiplies its inputs. The weight integers are computed
+from these. ``keep`` lists the layers that stay in high precision; they and their tensors have
+encodings too, so that layers can be added to the list or removed. The file can be edited by hand and
+passed to ``--encodings``.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ __all__ = ["LARGEST_BIAS", "Encodings", "LayerEncoding", "TensorEncoding", "stor
 
 SCHEMA_VERSION = 1
 LARGEST_BIAS = 2.0**30
-"""In units of a layer's products, where they are added in 32 bits: half of it is left for them."""
+"""Largest INT32 bias, in units of a layer's products: half of the 32-bit range is left for these."""
 
 
 def stored_scale(scale: float, rules: TargetRules) -> float:
-    """The scale as the graph will hold it, so that integers are rounded with the real one."""
+    """The scale as the graph will store it, so that integers are rounded with the actual value.
+
+    Raises:
+        GraphError: The scale exceeds the range of the type of the target's constants.
+    """
     kind = np.float16 if rules.constant_type == "fp16" else np.float32
     with np.errstate(over="ignore"):
         stored = kind(scale)
     if not np.isfinite(stored):
         raise GraphError(
-            f"a scale of {scale:g} is beyond {np.dtype(kind).name}, which the target holds it in",
-            hint="the weights or activations are out of proportion: check the checkpoint",
+            f"a scale of {scale:g} exceeds {np.dtype(kind).name}, the target's type for scales",
+            hint="weights or activations are extremely large: check the checkpoint",
         )
     if stored < np.finfo(kind).smallest_normal and float(stored) < scale:
-        # A whole part of it is rounded away down there: rather a coarser grid than a clipped one.
+        # Subnormals lose precision: rounding up gives a coarser grid, rounding down would clip.
         stored = np.nextafter(stored, kind(np.inf))
     return float(stored)
 
@@ -52,8 +56,8 @@ class _Model(BaseModel):
 class TensorEncoding(_Model):
     """How one tensor is stored as integers.
 
-    ``shifted`` says that the tensor is stored around its middle: the graph carries
-    ``x - 128 * scale`` with zero point 0, and the constant sits in the biases around it.
+    A ``shifted`` tensor is stored around its middle: the graph computes ``x - 128 * scale`` with
+    zero point 0, and the biases around it compensate for the constant.
     """
 
     scale: float = Field(gt=0)
@@ -63,7 +67,7 @@ class TensorEncoding(_Model):
 
     @property
     def offset(self) -> float:
-        """The constant that a shifted tensor lacks."""
+        """The constant subtracted from a shifted tensor; 0 for others."""
         return 128.0 * self.scale if self.shifted else 0.0
 
     @property
@@ -73,7 +77,7 @@ class TensorEncoding(_Model):
 
     @property
     def levels(self) -> tuple[int, int]:
-        """Smallest and largest multiple of the scale that is represented."""
+        """Smallest and largest representable value, in multiples of the scale."""
         low, high = self.bounds
         zero = self.zero_point - (128 if self.shifted else 0)
         return low - zero, high - zero
@@ -85,12 +89,12 @@ class LayerEncoding(_Model):
     weight_scale: list[float]
     bias: list[float]
     weight_max: int = Field(default=127, ge=1, le=128)
-    """128 for integers that were read and use -128, which has no positive counterpart."""
+    """128 for integers from another quantizer that include -128."""
     pairs: PairLayout = "free"
     input_factor: list[float] | None = None
-    """Each input channel's weights are multiplied by it (its tensor was divided by it)."""
+    """Per input channel: the weights are multiplied by it (the input tensor was divided by it)."""
     output_factor: list[float] | None = None
-    """Each output channel, bias included, is divided by it; ``bias`` has that done already."""
+    """Per output channel: weights and bias are divided by it; ``bias`` is divided already."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,14 +104,14 @@ class LayerEncoding(_Model):
             return raw
         if raw["rounding"] is not None:
             raise ArtifactError(
-                "the weights have integers that an earlier version learned (rounding); this version "
-                "does not read them",
+                "the file has learned weight roundings of an earlier version, which are no longer "
+                "supported",
                 hint="compute the encodings again from the statistics: --stats FILE",
             )
         return {name: value for name, value in raw.items() if name != "rounding"}
 
     def equalized(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The FP32 weight after equalization: O x I x …."""
+        """The FP32 weight after equalization, in the shape of ``weight``: O x I x …."""
         result = weight.astype(np.float32)
         if self.input_factor is not None:
             factor = np.asarray(self.input_factor, np.float32)
@@ -117,11 +121,12 @@ class LayerEncoding(_Model):
             result = result / factor.reshape(-1, *([1] * (weight.ndim - 1)))
         return result
 
-    def holding_bias(self, input_scale: float) -> LayerEncoding:
-        """The layer with products that are not too small for 32 bits to hold its bias.
+    def with_bias_in_range(self, input_scale: float) -> LayerEncoding:
+        """The layer with weight scales large enough for its bias to fit in 32 bits.
 
-        They are where a channel's weights are next to nothing and its bias is not; a coarser scale
-        loses only what such weights add. Half of the room is left for a correction of the bias.
+        The bias is stored in units of the products, input scale times weight scale. These are too
+        small where a channel's weights are nearly zero and its bias is not; a coarser scale loses
+        only the contribution of such weights. Half of the range is left for bias correction.
         """
         least = np.abs(self.bias) / (LARGEST_BIAS / 2 * input_scale)
         scales = np.maximum(self.weight_scale, least)
@@ -129,16 +134,16 @@ class LayerEncoding(_Model):
 
     @property
     def grid(self) -> WeightGrid:
-        """The integers that the weights may take."""
+        """The allowed weight integers."""
         return WeightGrid(self.weight_max, self.pairs)
 
     def integers(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Rounded weights, int8, in the shape of ``weight``."""
+        """Quantized weights, int8, in the shape of ``weight``."""
         integers = nearest(self.equalized(weight) / self._scales(weight.ndim), self.grid)
         return np.asarray(np.clip(integers, -128, 127), np.int8)
 
-    def represented(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weights that the integers stand for, after equalization."""
+    def dequantized(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Dequantized weights after equalization, float32."""
         return self.integers(weight) * self._scales(weight.ndim)
 
     def _scales(self, rank: int) -> NDArray[np.float32]:
@@ -161,7 +166,7 @@ class Encodings(_Model):
     layers: dict[str, LayerEncoding]
 
     def save(self, path: Path) -> None:
-        """Write as JSON, one tensor or layer a line."""
+        """Write as JSON, one tensor or layer per line."""
         raw = self.model_dump(mode="json")
         names = (
             "schema_version",
@@ -181,10 +186,10 @@ class Encodings(_Model):
 
     @classmethod
     def load(cls, path: Path) -> Encodings:
-        """Read what `save` wrote, maybe edited since.
+        """Read a file written by `save`, possibly edited since.
 
         Raises:
-            ArtifactError: Not such a file; the message names the entry that does not fit.
+            ArtifactError: Not an encodings file; the message names the invalid entry.
         """
         if not path.is_file():
             raise ArtifactError(f"no such file: {path}", hint="check the path")
@@ -193,22 +198,20 @@ class Encodings(_Model):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(
-                f"{path.name} does not fit its schema at {where}: {first['msg']}"
-            ) from error
+            raise ArtifactError(f"{path.name} is invalid at {where}: {first['msg']}") from error
         except ArtifactError as error:
             raise ArtifactError(f"{path.name}: {error.message}", hint=error.hint) from error
         if encodings.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path.name} has schema version {encodings.schema_version}, this is version {SCHEMA_VERSION}"
+                f"{path.name} has schema version {encodings.schema_version}, expected {SCHEMA_VERSION}"
             )
         return encodings
 
     def check_belongs(self, graph_sha256: str, rules: TargetRules) -> None:
-        """Refuse encodings of another graph or target.
+        """Reject encodings of another graph or target.
 
         Raises:
-            ArtifactError: They belong elsewhere.
+            ArtifactError: Graph, target or the target's CPU rules differ.
         """
         if self.graph_sha256 != graph_sha256:
             raise ArtifactError(

@@ -1,14 +1,14 @@
 """Equalization: one positive factor per channel, inside blocks and along the residual stream.
 
-ReLU, Add, max and average pooling commute with positive factors per channel, so a whole channel
-group (`Topology.channel_groups`) may be divided by one factor per channel, with its producers'
-weights and biases divided and its consumers' weights multiplied; in exact arithmetic nothing
-changes. What changes is how much of the tensor's one scale each channel can use.
+ReLU, Add, max and average pooling commute with positive factors per channel. So a whole channel
+group (`Topology.channel_groups`) can be divided by one factor per channel: the producers' weights
+and biases are divided by it, the consumers' weights multiplied. In exact arithmetic the output does
+not change, but the channels make better use of the tensor's single scale.
 
 Rules: the factor balances the channel's largest activation against the largest weight that reads
 it, activation^alpha / weight^(1 - alpha) (the form of SmoothQuant, Xiao et al. 2023, here on
 tensors after BatchNorm folding, and applied to the residual stream of a stage as one group).
-Not handled: groups that anything but weighted layers writes or reads (the graph's input, an
+Not handled: groups written or read by anything other than weighted layers (the graph's input, an
 unknown operation), and grouped convolutions.
 """
 
@@ -25,8 +25,8 @@ from optimizer.precision.int8.statistics import Statistics
 __all__ = ["ALPHA", "equalization_factors"]
 
 ALPHA = 0.85
-"""On two trainings of a ResNet-50, images that calibrated nothing have 0.2 to 0.7 dB less noise than with
-0.7; at 1 every channel fills its range, and new images go beyond it."""
+"""On two trainings of a ResNet-50, held-out images have 0.2 to 0.7 dB less noise than with 0.7; at 1
+every channel fills its range, and new images exceed it."""
 LARGEST_FACTOR = 64.0
 
 
@@ -37,17 +37,17 @@ def equalization_factors(
     alpha: float = ALPHA,
     quantized: Collection[str] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Factors by tensor name; tensors that are not in it keep their channels.
+    """Factors by tensor name; tensors without an entry are not scaled.
 
     Args:
         topology: The FP32 graph.
         statistics: Statistics of its tensors.
-        alpha: 0 looks at weights alone, 1 at activations alone.
-        quantized: Tensors that are stored as integers; ``None`` for all. A group without any of
-            them is left as it is: nothing in it is rounded.
+        alpha: 0 considers only weights, 1 only activations.
+        quantized: Quantized tensors; ``None`` for all. A group without any of them is not scaled,
+            because nothing in it is rounded.
 
     Returns:
-        float32[C] by tensor, the same array for all tensors of a group.
+        float32[C] by tensor name, the same array for all tensors of a group.
     """
     factors: dict[str, NDArray[np.float32]] = {}
     for group in topology.channel_groups():
@@ -64,12 +64,12 @@ def equalization_factors(
 def _factor(
     topology: Topology, statistics: Statistics, group: ChannelGroup, alpha: float
 ) -> NDArray[np.float32] | None:
-    seen = [
+    maxima = [
         statistics.tensors[t].absolute_maximum for t in group.tensors if t in statistics.tensors
     ]
-    if not seen:
+    if not maxima:
         return None
-    activation = np.max(seen, axis=0).astype(np.float64)
+    activation = np.max(maxima, axis=0).astype(np.float64)
     weights = []
     for name in group.consumers:
         weight = np.abs(topology.weight(topology.nodes[name]))

@@ -1,13 +1,13 @@
-"""Folding BatchNorm into quantized layers: the integers stay, their scales change.
+"""Fold BatchNorm into quantized layers: the integers stay, their scales change.
 
-QAT exports keep BatchNorm after a convolution whose weight stands behind a pair, because no exporter
-folds through that pair. A channel's factor gamma / sqrt(variance + epsilon) goes into the scale of
-its weights, a negative one into the signs of the integers too, and a factor of 0 leaves integers 0.
+QAT exports keep BatchNorm after a convolution with a Q/DQ pair on its weight, because exporters do
+not fold through the pair. A channel's factor gamma / sqrt(variance + epsilon) is multiplied into the
+scale of its weights; a negative factor also negates the integers, and a factor of 0 sets them to 0.
 
-``requires`` a graph whose pairs are taken out; ``ensures`` that every BatchNorm right after a
-convolution that nobody else reads is gone.
+``requires`` a graph whose pairs have been removed; ``ensures`` that every BatchNorm that directly
+follows a convolution and is its only reader is gone.
 Not handled: BatchNorm anywhere else, in training mode, or with computed statistics, which `analyse`
-refuses; a pair between convolution and BatchNorm.
+rejects; a pair between convolution and BatchNorm.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Folded", "fold_batchnorm"]
 
 @dataclass(frozen=True)
 class Folded:
-    """What one BatchNorm does to its convolution, by output channel.
+    """The affine function that one BatchNorm applies to its convolution, per output channel.
 
     Attributes:
-        factor: float64[O], by which outputs are multiplied.
-        shift: float64[O], which is added then.
+        factor: float64[O], multiplied with the outputs.
+        shift: float64[O], added afterwards.
     """
 
     factor: NDArray[np.float64]
@@ -39,14 +39,14 @@ class Folded:
 
 
 def fold_batchnorm(graph: ir.Graph, quantized: Collection[str]) -> dict[str, Folded]:
-    """Take out BatchNorm nodes; weights and biases are left to the caller.
+    """Remove BatchNorm nodes; the caller updates weights and biases.
 
     Args:
-        graph: The graph; the convolution takes over the name of the BatchNorm's output.
+        graph: The graph; the output of the convolution gets the name of the BatchNorm's output.
         quantized: Names of tensors that the source quantizes.
 
     Returns:
-        By the name of the convolution, what its weight and bias have to take over.
+        The function to fold into weight and bias, by the name of the convolution.
 
     Raises:
         GraphError: The source quantizes the tensor between a convolution and its BatchNorm.
@@ -56,10 +56,10 @@ def fold_batchnorm(graph: ir.Graph, quantized: Collection[str]) -> dict[str, Fol
         layer = _layer_of(node)
         if layer is None:
             continue
-        before = layer.outputs[0]
-        if before.name in quantized:
+        convolved = layer.outputs[0]
+        if convolved.name in quantized:
             raise GraphError(
-                f"{before.name} is quantized between {layer.name} and its BatchNorm",
+                f"{convolved.name} is quantized between {layer.name} and its BatchNorm",
                 hint="quantize after the BatchNorm, or fold it before quantizing",
             )
         gamma, beta, mean, variance = (_constant(node, index) for index in range(1, 5))
@@ -68,12 +68,12 @@ def fold_batchnorm(graph: ir.Graph, quantized: Collection[str]) -> dict[str, Fol
         folded[str(layer.name)] = Folded(factor, beta - mean * factor)
         name = node.outputs[0].name
         bypass(graph, node)
-        before.name = name
+        convolved.name = name
     return folded
 
 
 def _layer_of(node: ir.Node) -> ir.Node | None:
-    """The convolution that a BatchNorm can be folded into."""
+    """The convolution that a BatchNorm can be folded into, or ``None``."""
     if node.op_type != "BatchNormalization" or node.attributes.get_int("training_mode", 0) != 0:
         return None
     source = node.inputs[0]

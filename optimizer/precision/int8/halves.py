@@ -1,10 +1,10 @@
-"""Calibration on two disjoint halves of the images: how far each tensor's scale moves.
+"""Calibration on two disjoint halves of the images: how much each tensor's scale differs.
 
-A scale that moves much between halves rests on few images: more of them, or a method that does not
-follow single values, would serve better. Ranges are compared before equalization, by the two methods
-between which the default one chooses.
+A scale that differs a lot between the halves depends on few images: use more images, or a range
+method that is less sensitive to outliers. Ranges are compared before equalization, with the two
+methods that ``auto`` interpolates between.
 
-Not handled: what the moved scales cost at the output; `validate` tells that.
+Not handled: the effect of the differences on the output; see `validate`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Moved", "compare_halves"]
 
 @dataclass(frozen=True)
 class Moved:
-    """How far one tensor's scale moves between the halves.
+    """How much one tensor's scale differs between the halves.
 
     Attributes:
         tensor: The tensor's name.
-        minmax: The larger scale over the smaller one, minus one, by the largest value seen.
-        mse: The same by the least squared error.
+        minmax: The larger scale divided by the smaller one, minus one, with min-max ranges.
+        mse: The same with ranges of least squared error.
     """
 
     tensor: str
@@ -33,27 +33,27 @@ class Moved:
 
 
 def compare_halves(first: Statistics, second: Statistics) -> list[Moved]:
-    """Compare the scales that two sets of statistics of one graph give.
+    """Compare the scales computed from two sets of statistics of one graph.
 
     Args:
         first: Statistics of one half of the images.
         second: Statistics of the other half.
 
     Returns:
-        Every tensor, the one whose scale moves most (by squared error) first.
+        All tensors, sorted by ``mse``, the largest difference first.
     """
     moved = [
         Moved(
             name,
-            _moved(tensor, second.tensors[name], "minmax"),
-            _moved(tensor, second.tensors[name], "mse"),
+            _relative_difference(tensor, second.tensors[name], "minmax"),
+            _relative_difference(tensor, second.tensors[name], "mse"),
         )
         for name, tensor in first.tensors.items()
     ]
     return sorted(moved, key=lambda m: -m.mse)
 
 
-def _moved(first: TensorStatistics, second: TensorStatistics, method: str) -> float:
+def _relative_difference(first: TensorStatistics, second: TensorStatistics, method: str) -> float:
     levels = 255 if first.positive else 127
     low, high = sorted(range_of(distribution(t), levels, method) for t in (first, second))
     return high / low - 1.0

@@ -1,11 +1,12 @@
-"""Lowering: encodings written into the graph as explicit Q/DQ.
+"""Lowering: write encodings into the graph as explicit Q/DQ.
 
-``requires`` the FP32 graph the encodings were computed for; ``ensures`` a graph whose INT8 is said
-by QuantizeLinear / DequantizeLinear alone: one pair a quantized tensor (``relu.quantize``,
-``relu.dequantize``), one DequantizeLinear with INT8 constants a weight
-(``conv1.weight.dequantize``), and biases in the high-precision type; where the rules want it, the
+``requires`` the FP32 graph that the encodings were computed for; ``ensures`` a graph in which INT8 is
+expressed only by QuantizeLinear / DequantizeLinear: one pair per quantized tensor
+(``relu.quantize``, ``relu.dequantize``), one DequantizeLinear with INT8 constants per weight
+(``conv1.weight.dequantize``), and biases in the high-precision type. Where the rules require it, the
 bias of a fully connected layer is an INT32 constant behind a DequantizeLinear, in units of its
-products. Kept layers have weights in the high-precision type too, and no pair before them.
+products (input scale times weight scale). Kept layers have weights in the high-precision type, and
+no pair at their inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
-from optimizer.precision.int8.shift import entry_of, partner_of, shiftable
+from optimizer.precision.int8.shift import compensating_layer, producers_of, shiftable
 from optimizer.precision.qdq import write_bias, write_pair, write_weight
 from optimizer.targets.rules import TargetRules
 
@@ -34,16 +35,16 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
 
     Args:
         model: The FP32 graph.
-        encodings: Computed for this graph and target.
+        encodings: Encodings of this graph for this target.
         rules: The target's rules.
 
     Returns:
         True.
 
     Raises:
-        GraphError: The graph is not what `analyse` takes.
+        GraphError: `analyse` does not accept the graph, or FP16 cannot hold a bias.
         UsageError: The encodings keep a layer that the graph does not have.
-        ArtifactError: They were edited so that a kept layer reads a shifted tensor.
+        ArtifactError: The encodings were edited so that a kept layer reads a shifted tensor.
     """
     topology = analyse(model)
     keep = topology.check_layers(encodings.keep)
@@ -52,7 +53,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     biases = _biases(topology, encodings, edges)
     absorbed = _absorbed(topology, encodings, edges, rules)
     if rules.constant_type == "fp16":
-        biases = {name: _in_half(name, bias) for name, bias in biases.items()}
+        biases = {name: _rounded_to_fp16(name, bias) for name, bias in biases.items()}
     for node in list(topology.layers()):
         if node.name in keep:
             _write_exact(topology, node, encodings, biases[str(node.name)], rules)
@@ -61,33 +62,35 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     for tensor in dict.fromkeys(edge.tensor for edge in edges):
         places = [edge for edge in edges if edge.tensor == tensor]
         _write_pair(topology, tensor, encodings.tensors[tensor], places)
-    # Written down, so that the graph can be read back into encodings.
-    left_out = {str(r.outputs[0].name): str(r.inputs[0].name) for r in absorbed if r.inputs[0]}
+    # Recorded so that `read_quantized` can restore them.
+    absorbed_inputs = {
+        str(r.outputs[0].name): str(r.inputs[0].name) for r in absorbed if r.inputs[0]
+    }
     shifted = [name for name, encoding in encodings.tensors.items() if encoding.shifted]
     for relu in absorbed:
         bypass(model.graph, relu)
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
-    whole = "mixed" if edges else rules.high_precision
+    with_kept = "mixed" if edges else rules.high_precision
     forget_precision(model)
     write_metadata(
         model,
-        precision=whole if keep else "int8",
+        precision=with_kept if keep else "int8",
         target=rules.name,
         keep=keep or None,
-        absorbed=left_out,
+        absorbed=absorbed_inputs,
         shifted=shifted,
     )
     return True
 
 
-def _in_half(name: str, bias: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rounded_to_fp16(name: str, bias: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         half = bias.astype(np.float16).astype(np.float64)
     if not np.isfinite(half).all():
         raise GraphError(
-            f"a bias of {name} is {np.abs(bias).max():,.0f}, beyond the FP16 that TensorRT's is held in",
-            hint="--high-precision fp32",
+            f"a bias of {name} is {np.abs(bias).max():,.0f}, which exceeds FP16",
+            hint="use --high-precision fp32",
         )
     return half
 
@@ -98,7 +101,7 @@ def _check_shifted(topology: Topology, encodings: Encodings, rules: TargetRules)
         if tensor.shifted and name not in allowed:
             raise ArtifactError(
                 f"{name} is shifted, but not every layer that reads it is quantized",
-                hint='say "shifted": false there and double its scale, '
+                hint='set "shifted": false for it and double its scale, '
                 "or compute the encodings with --keep",
             )
 
@@ -106,7 +109,7 @@ def _check_shifted(topology: Topology, encodings: Encodings, rules: TargetRules)
 def _biases(
     topology: Topology, encodings: Encodings, edges: list[Edge]
 ) -> dict[str, NDArray[np.float64]]:
-    """Corrected biases, with the constants of shifted tensors added and given away."""
+    """Corrected biases, with the constants of shifted tensors added at consumers, subtracted at producers."""
     biases = {name: np.asarray(layer.bias, np.float64) for name, layer in encodings.layers.items()}
     for edge in edges:
         offset = encodings.tensors[edge.tensor].offset
@@ -114,16 +117,16 @@ def _biases(
             continue
         node = topology.nodes[edge.node]
         if topology.is_add(node):
-            partner = partner_of(topology, edge)
-            assert partner is not None, "only shiftable tensors are shifted"
-            biases[str(partner.name)] = biases[str(partner.name)] + offset
+            layer = compensating_layer(topology, edge)
+            assert layer is not None, "only shiftable tensors are shifted"
+            biases[str(layer.name)] = biases[str(layer.name)] + offset
         else:
             biases[edge.node] = biases[edge.node] + offset * _weight_sums(topology, node, encodings)
     for tensor, encoding in encodings.tensors.items():
         if encoding.shifted:
-            entry = entry_of(topology, tensor)
-            assert entry is not None, "only shiftable tensors are shifted"
-            name = str(entry.layer.name)
+            producers = producers_of(topology, tensor)
+            assert producers is not None, "only shiftable tensors are shifted"
+            name = str(producers.layer.name)
             biases[name] = biases[name] - encoding.offset
     return biases
 
@@ -138,14 +141,14 @@ def _weight_sums(topology: Topology, node: ir.Node, encodings: Encodings) -> NDA
 def _absorbed(
     topology: Topology, encodings: Encodings, edges: list[Edge], rules: TargetRules
 ) -> list[ir.Node]:
-    """ReLUs whose work the saturation of a QuantizeLinear does."""
+    """ReLUs that the saturation of a QuantizeLinear replaces."""
     relus = {}
     places = {(e.tensor, e.node, e.index) for e in edges}
     for tensor, encoding in encodings.tensors.items():
         if encoding.shifted:
-            entry = entry_of(topology, tensor)
-            assert entry is not None
-            relus[str(entry.relu.name)] = entry.relu
+            producers = producers_of(topology, tensor)
+            assert producers is not None
+            relus[str(producers.relu.name)] = producers.relu
             continue
         producer = topology.producer(tensor)
         if not rules.absorb_relu or encoding.dtype != "u8" or encoding.zero_point != 0:
@@ -173,7 +176,9 @@ def _write_layer(
     if rules.bias == "int32" and node.op_type == "Gemm":
         products = np.float32(source.scale) * scale
         stored = np.rint(bias / products.astype(np.float64))
-        if np.abs(stored).max(initial=0.0) <= LARGEST_BIAS:  # edited or foreign scales may differ
+        if (
+            np.abs(stored).max(initial=0.0) <= LARGEST_BIAS
+        ):  # edited or third-party scales may be too small
             write_bias(graph, node, stored.astype(np.int32), products)
 
 
@@ -184,7 +189,7 @@ def _write_exact(
     bias: NDArray[np.float64],
     rules: TargetRules,
 ) -> None:
-    """The weight of a kept layer, equalized; rounded where the target's own type would round it."""
+    """Write the equalized weight of a kept layer, rounded to FP16 if the target stores constants so."""
     graph = topology.model.graph
     weight = encodings.layers[str(node.name)].equalized(topology.weight(node))
     if rules.constant_type == "fp16":

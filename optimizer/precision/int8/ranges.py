@@ -1,7 +1,7 @@
-"""From a histogram to a scale: min-max, entropy and mean squared error.
+"""Compute tensor ranges from calibration histograms: min-max, entropy and mean squared error.
 
-A *distribution* is the histogram of a whole tensor with fine bins, made from its channels; the
-methods choose the largest absolute value that is still represented (the *range*).
+A *distribution* is the fine-binned histogram of a whole tensor, built from its channels; the methods
+choose the largest absolute value that is not clipped (the *range*).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FINE_BINS = 8192
 
 @dataclass(frozen=True)
 class Distribution:
-    """Absolute values of a tensor.
+    """Histogram of the absolute values of a tensor.
 
     Attributes:
-        largest: The largest absolute value seen.
+        largest: The largest absolute value.
         counts: float64[FINE_BINS] over [0, largest].
-        zeros: How many values are exactly zero (they are part of ``counts[0]`` too).
+        zeros: Number of exact zeros (also included in ``counts[0]``).
     """
 
     largest: float
@@ -36,7 +36,7 @@ class Distribution:
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """Middle of each bin."""
+        """Centre of each bin."""
         step = self.largest / len(self.counts)
         return np.asarray((np.arange(len(self.counts)) + 0.5) * step, np.float64)
 
@@ -44,14 +44,14 @@ class Distribution:
 def distribution(
     tensor: TensorStatistics, factors: NDArray[np.floating] | None = None
 ) -> Distribution:
-    """Join the channels of a tensor into one histogram of absolute values.
+    """Merge the channels of a tensor into one histogram of absolute values.
 
     Args:
         tensor: Statistics of the tensor.
-        factors: Positive factor by which each channel is divided (equalization).
+        factors: Positive factors by which the channels are divided (equalization).
 
     Returns:
-        The distribution; each coarse bin is spread evenly over the fine bins it covers.
+        The distribution; the count of each coarse bin is spread evenly over the fine bins it covers.
     """
     channels = len(tensor.exponent)
     divide = np.ones(channels) if factors is None else np.asarray(factors, np.float64)
@@ -62,7 +62,7 @@ def distribution(
         return Distribution(0.0, counts, float(tensor.zeros.sum()))
     width = np.ldexp(1.0, tensor.exponent) / divide
     number = np.arange(BINS) - tensor.origin
-    low = np.where(number >= 0, number, -number - 1)  # |x| of the bin's inner edge, in widths
+    low = np.where(number >= 0, number, -number - 1)  # |x| of the bin's inner edge, in bin widths
     inner = low[None, :] * width[:, None]
     outer = inner + width[:, None]
     counts = tensor.counts.astype(np.float64)
@@ -83,7 +83,7 @@ def _spread(
     on how many fine bins an interval covers.
     """
     step = largest / FINE_BINS
-    low = np.minimum(low, largest - step)  # the largest value may begin a bin of its own
+    low = np.minimum(low, largest - step)  # the largest value may start a new bin
     a, b = low / step, np.maximum(high, low + 1e-9 * largest) / step
     density = counts / (b - a)
     # cumulative(t) = sum density * (clip(t, a, b) - a); evaluated at the bin edges through ramps.
@@ -98,18 +98,18 @@ def _spread(
 
 
 def range_of(dist: Distribution, levels: int, method: str) -> float:
-    """The largest absolute value to represent.
+    """The largest absolute value that is not clipped.
 
     Args:
         dist: The distribution.
-        levels: Positive integers there are: 255 for u8 or shifted s8, 127 for s8.
+        levels: Number of positive levels: 255 for u8 or shifted s8, 127 for s8.
         method: One of `METHODS`.
 
     Returns:
-        The range; the scale is range / levels. 1.0 for a tensor that is all zeros.
+        The range; the scale is range / levels. 1.0 for an all-zero tensor.
 
     Raises:
-        UsageError: No such method.
+        UsageError: Unknown method.
     """
     if dist.largest == 0.0:
         return 1.0
@@ -119,7 +119,7 @@ def range_of(dist: Distribution, levels: int, method: str) -> float:
         return _least_squared_error(dist, levels)
     if method == "entropy":
         return _least_divergence(dist, levels)
-    raise UsageError(f"unknown range method {method!r}", hint=f"one of {', '.join(METHODS)}")
+    raise UsageError(f"unknown range method {method!r}", hint=f"use one of {', '.join(METHODS)}")
 
 
 def _least_squared_error(dist: Distribution, levels: int) -> float:
@@ -139,11 +139,11 @@ def _least_squared_error(dist: Distribution, levels: int) -> float:
 
 
 def _least_divergence(dist: Distribution, levels: int) -> float:
-    """Kullback-Leibler divergence between clipped and quantized histogram.
+    """Minimize the Kullback-Leibler divergence between the clipped and the quantized histogram.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017: candidates are prefixes of the
     histogram; outliers are folded into the last bin; within a level the mass is spread over the
-    bins that are not empty.
+    non-empty bins.
     """
     bins = 2048
     reference = dist.counts.copy()

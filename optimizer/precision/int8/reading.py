@@ -1,20 +1,20 @@
-"""Reading an INT8 graph of anybody: a float graph, scales of its tensors, integers of its weights.
+"""Read an INT8 graph from any quantizer: a float graph, tensor scales and weight integers.
 
-Takes graphs that say their INT8 by QuantizeLinear / DequantizeLinear: from NVIDIA ModelOpt and NNCF
-(float or integer weights behind a pair), ONNX Runtime's quantizer (INT8 weights, int32 biases),
-QAT exports, and `optimizer.precision.int8.lowering` itself.
+Accepts graphs that express INT8 by QuantizeLinear / DequantizeLinear: from NVIDIA ModelOpt and NNCF
+(float or integer weights behind a pair), ONNX Runtime's quantizer (INT8 weights, INT32 biases), QAT
+exports, and `optimizer.precision.int8.lowering` itself.
 
-Rules: a pair on a computed tensor becomes an entry of ``tensors`` and goes away; a Q, a DQ or both
-on a constant become a float constant, and for the weight of a layer an entry of ``weight_scales``.
-A zero point at the smallest integer, on a tensor that no ReLU has made, is a ReLU that somebody
-absorbed: it is put back. BatchNorm after a convolution (QAT exports leave it) goes into the scales
-of its weights. Half types around INT8 become float32 again, and the shift of this project's graphs
-for TensorRT is taken out of their biases.
+Rules: a pair on a computed tensor is removed and becomes an entry of ``tensors``; a Q, a DQ or both
+on a constant become a float constant and, for the weight of a layer, an entry of ``weight_scales``.
+A zero point equal to the smallest integer, on a tensor that is not the output of a ReLU, means that a
+quantizer absorbed the ReLU: it is restored. BatchNorm after a convolution (left by QAT exports) is
+folded into the scales of its weights. Half types around INT8 are converted to float32, and the shift
+in this project's graphs for TensorRT is removed from their biases.
 
-Not handled, and refused with the reason: operators on integers (QLinearConv and the like), integers
-of other than 8 bits, blockwise scales, scales per channel of a computed tensor, weights whose zero
-point leaves no signed 8 bits, a tensor with different scales at its readers, integers that anything
-but a DequantizeLinear reads, scales that are computed in the graph.
+Not handled, and rejected with the reason: integer operators (QLinearConv and similar), integers of
+other than 8 bits, blockwise scales, per-channel scales of a computed tensor, weights that do not fit
+in signed 8 bits once their zero point is subtracted, a tensor with different scales at its readers,
+integers read by anything other than a DequantizeLinear, scales computed in the graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from optimizer.graphs.facts import ON_INTEGERS, PAIR
 from optimizer.graphs.metadata import forget_precision, write_metadata
 from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
-from optimizer.precision.int8.undoing import (
+from optimizer.precision.int8.undo_lowering import (
     insert_relu,
     restore_relus,
     shifted_tensors,
@@ -46,15 +46,15 @@ __all__ = ["ReadModel", "ReadTensor", "ReadWeight", "read_quantized"]
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 _EIGHT_BITS = {ir.DataType.INT8: "s8", ir.DataType.UINT8: "u8"}
 _BITS = {"s8": (-128, 127), "u8": (0, 255)}
-_KEEP_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape"})
-_PLAIN = _KEEP_SIGN | {"Conv", "Gemm", "Relu", "Add", "Mul", "Cast", "Transpose"}
+_SIGN_PRESERVING = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape"})
+_OPSET_COMPATIBLE = _SIGN_PRESERVING | {"Conv", "Gemm", "Relu", "Add", "Mul", "Cast", "Transpose"}
 _OPSET = 20
-"""FP16 scales need 19; from 13 to here the operations of `_PLAIN` mean the same."""
+"""FP16 scales need opset 19; `_OPSET_COMPATIBLE` operations are the same from 13 to this one."""
 
 
 @dataclass(frozen=True)
 class ReadTensor:
-    """How the source stores one tensor."""
+    """The source's encoding of one tensor."""
 
     scale: float
     zero_point: int
@@ -62,16 +62,16 @@ class ReadTensor:
 
     @property
     def below(self) -> int:
-        """Levels below zero: 0 after a ReLU, 128 around zero."""
+        """Number of levels below zero: 0 after a ReLU, 128 if symmetric."""
         return self.zero_point - _BITS[self.dtype][0]
 
 
 @dataclass(frozen=True)
 class ReadWeight:
-    """How the source stores one layer's weights, output channel first.
+    """The source's encoding of one layer's weights, output channels first.
 
     Attributes:
-        scale: float32[O]; a scale of the whole tensor is repeated.
+        scale: float32[O]; a per-tensor scale is repeated.
         integers: int8, O x I x ….
     """
 
@@ -80,19 +80,19 @@ class ReadWeight:
 
     @property
     def sums(self) -> NDArray[np.float64]:
-        """Sum of what the integers stand for, by output channel: float64[O]."""
+        """Sum of the dequantized weights per output channel: float64[O]."""
         sums = self.integers.reshape(len(self.integers), -1).sum(axis=1, dtype=np.int64)
         return np.asarray(sums * self.scale.astype(np.float64))
 
 
 @dataclass
 class ReadModel:
-    """What `read_quantized` found.
+    """The result of `read_quantized`.
 
     Attributes:
-        float_model: FP32, without Q/DQ; weights are the values that their integers stand for.
-        tensors: Computed tensors with a pair, by their names in ``float_model``.
-        weight_scales: Quantized layers by the names of their nodes.
+        float_model: FP32, without Q/DQ; its weights are the dequantized integers.
+        tensors: Encodings of computed tensors, by their names in ``float_model``.
+        weight_scales: Encodings of quantized weights, by the names of their layers.
     """
 
     float_model: ir.Model
@@ -102,7 +102,7 @@ class ReadModel:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The constants of one Q or DQ node."""
+    """Scale, zero point, type and axis of one Q or DQ node."""
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int64]
@@ -117,7 +117,7 @@ class _Grid:
         )
 
     def along(self, array: NDArray[np.float32] | NDArray[np.int64], rank: int) -> NDArray:
-        """Scale or zero point, to be broadcast over a tensor of this rank."""
+        """Scale or zero point, reshaped to broadcast over a tensor of this rank."""
         if array.size == 1:
             return array.reshape([1] * rank)
         return array.reshape([-1 if axis == self.axis % rank else 1 for axis in range(rank)])
@@ -127,15 +127,16 @@ def read_quantized(model: ir.Model) -> ReadModel:
     """Read a Q/DQ graph.
 
     Args:
-        model: The graph; it is consumed and becomes ``float_model``.
+        model: The graph; modified in place, it becomes ``float_model``.
 
     Returns:
-        The float graph and what the source quantized.
+        The float graph and the source's encodings.
 
     Raises:
-        GraphError: There is no Q/DQ, or something that the module's docstring calls not handled.
+        GraphError: The graph has no Q/DQ, or something that this module does not handle (see its
+            docstring).
     """
-    _refuse_operators(model.graph)
+    _reject_integer_operators(model.graph)
     shifted = shifted_tensors(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)
@@ -157,56 +158,58 @@ def read_quantized(model: ir.Model) -> ReadModel:
     return read
 
 
-def _refuse_operators(graph: ir.Graph) -> None:
+def _reject_integer_operators(graph: ir.Graph) -> None:
     kinds = {node.op_type for node in graph}
     on_integers = sorted(kinds & ON_INTEGERS)
     if on_integers:
         raise GraphError(
-            f"the graph computes on integers ({', '.join(on_integers)}), "
-            "so that the float operations it stands for are gone",
+            f"the graph has integer operators ({', '.join(on_integers)}), "
+            "from which the float operations cannot be restored",
             hint="quantize with Q/DQ (onnxruntime: quant_format=QuantFormat.QDQ)",
         )
     foreign = [n for n in graph if n.op_type in PAIR and n.domain not in _DOMAINS]
     if foreign:
-        raise GraphError(f"{foreign[0].name} is a {foreign[0].op_type} of {foreign[0].domain}")
+        raise GraphError(
+            f"{foreign[0].name} is a {foreign[0].op_type} of the unknown domain {foreign[0].domain}"
+        )
     if not kinds & PAIR:
-        raise GraphError("the graph carries no Q/DQ: there is nothing to read")
+        raise GraphError("the graph has no Q/DQ nodes, so it is not quantized")
 
 
 def _finish(model: ir.Model) -> None:
     opsets = model.graph.opset_imports
-    if all(node.op_type in _PLAIN and node.domain == "" for node in model.graph):
+    if all(node.op_type in _OPSET_COMPATIBLE and node.domain == "" for node in model.graph):
         opsets[""] = max(opsets.get("", 0), _OPSET)
     forget_precision(model)
     write_metadata(model, precision="fp32")
 
 
 class _Reader:
-    """Takes the pairs out one by one, in the order of the graph."""
+    """Removes the pairs one by one, in graph order."""
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
-        self.found = ReadModel(model)
-        self.relus: dict[int, ir.Value] = {}
+        self.result = ReadModel(model)
+        self.restored_relus: dict[int, ir.Value] = {}
 
     def read(self) -> ReadModel:
-        """Take out all pairs."""
+        """Remove all pairs."""
         for node in list(self.graph):
             if node.op_type == "QuantizeLinear":
                 self._check_readers(node)
         for node in list(self.graph):
             if node.op_type == "DequantizeLinear":
                 self._dequantize(node)
-        return self.found
+        return self.result
 
     def _check_readers(self, node: ir.Node) -> None:
         value = node.outputs[0]
         readers = [n for n in value.consumers() if n.op_type != "DequantizeLinear"]
         if readers or value.is_graph_output() or not value.uses():
-            by = readers[0].name if readers else "nobody"
+            by = readers[0].name if readers else "no node"
             raise GraphError(
                 f"the integers of {_tensor(node)} are read by {by}, not by a DequantizeLinear",
-                hint="give the graph as the quantizer wrote it, before an engine fused it",
+                hint="use the graph that the quantizer wrote, before any engine optimized it",
             )
 
     def _dequantize(self, node: ir.Node) -> None:
@@ -220,10 +223,10 @@ class _Reader:
             else:
                 raise _wrong_type(node, source.dtype)
         elif quantize is None or quantize.op_type != "QuantizeLinear":
-            by = "outside" if quantize is None else quantize.name
+            source_name = "a graph input" if quantize is None else quantize.name
             raise GraphError(
-                f"{node.name} reads integers that come from {by}, not from a QuantizeLinear",
-                hint="give the graph as the quantizer wrote it, before an engine fused it",
+                f"{node.name} reads integers from {source_name}, not from a QuantizeLinear",
+                hint="use the graph that the quantizer wrote, before any engine optimized it",
             )
         else:
             self._pair(quantize, node)
@@ -246,17 +249,17 @@ class _Reader:
     def fold(self) -> None:
         """Fold BatchNorm into the layers before it, quantized or not."""
         layers = {str(node.name): node for node in self.graph}
-        for name, folded in fold_batchnorm(self.graph, self.found.tensors).items():
+        for name, folded in fold_batchnorm(self.graph, self.result.tensors).items():
             node, channels = layers[name], len(folded.factor)
             inputs = [_read(node, index) for index in (1, 2)]
             if inputs[0] is None:
-                continue  # computed: `analyse` says so
+                continue  # computed weight: `analyse` reports it
             column = folded.factor.reshape(-1, *([1] * (inputs[0].ndim - 1)))
             weight = (inputs[0] * column).astype(np.float32)
-            if name in self.found.weight_scales:
-                moved = _scaled(self.found.weight_scales[name], folded)
-                self.found.weight_scales[name] = moved
-                weight = moved.integers * moved.scale.reshape(column.shape)
+            if name in self.result.weight_scales:
+                scaled = _scaled(self.result.weight_scales[name], folded)
+                self.result.weight_scales[name] = scaled
+                weight = scaled.integers * scaled.scale.reshape(column.shape)
             old = np.zeros(channels) if inputs[1] is None else inputs[1].astype(np.float64)
             bias = (old * folded.factor + folded.shift).astype(np.float32)
             if inputs[1] is None:
@@ -269,13 +272,13 @@ class _Reader:
     def _tensor(self, quantize: ir.Node, dequantize: ir.Node, grid: _Grid) -> None:
         if grid.scale.size != 1:
             raise GraphError(
-                f"{_tensor(quantize)} has {grid.scale.size} scales, one a channel",
-                hint="quantize activations per tensor; only weights may have scales per channel",
+                f"{_tensor(quantize)} has {grid.scale.size} per-channel scales",
+                hint="quantize activations per tensor; only weights may have per-channel scales",
             )
         kind: Literal["s8", "u8"] = "s8" if grid.dtype == ir.DataType.INT8 else "u8"
         tensor = ReadTensor(float(grid.scale.item()), int(grid.zero_point.item()), kind)
         if dequantize.outputs[0].is_graph_output():
-            # The name of the graph's output goes to the tensor before it is written down.
+            # `bypass` gives the tensor the name of the graph's output; it is recorded under that name.
             bypass(self.graph, quantize)
             bypass(self.graph, dequantize)
             source = self.graph.outputs[0]
@@ -288,26 +291,26 @@ class _Reader:
             if not quantize.outputs[0].uses():
                 self.graph.remove(quantize, safe=True)
         name = str(source.name)
-        known = self.found.tensors.setdefault(name, tensor)
-        if known != tensor:
+        first_read = self.result.tensors.setdefault(name, tensor)
+        if first_read != tensor:
             raise GraphError(
-                f"{name} has two encodings: scale {known.scale:g} with zero point "
-                f"{known.zero_point}, and scale {tensor.scale:g} with {tensor.zero_point}",
-                hint="quantize it once for all its readers",
+                f"{name} has two encodings: scale {first_read.scale:g} with zero point "
+                f"{first_read.zero_point}, and scale {tensor.scale:g} with {tensor.zero_point}",
+                hint="quantize it with one scale for all its readers",
             )
 
     def _rectified(self, value: ir.Value) -> ir.Value:
-        """The tensor as a saturation at zero leaves it: itself, or a ReLU that is put back."""
+        """The tensor itself if it cannot be negative, otherwise the output of a restored ReLU."""
         if _non_negative(value):
             return value
-        if id(value) not in self.relus:
-            self.relus[id(value)] = insert_relu(self.graph, value, f"{value.name}.relu")
-        return self.relus[id(value)]
+        if id(value) not in self.restored_relus:
+            self.restored_relus[id(value)] = insert_relu(self.graph, value, f"{value.name}.relu")
+        return self.restored_relus[id(value)]
 
     # --- constants -------------------------------------------------------------------------------
 
     def _constant(self, node: ir.Node, integers: NDArray[np.int64], grid: _Grid, name: str) -> None:
-        """Replace a dequantized constant by float constants, one for each reader."""
+        """Replace a dequantized constant by float constants, one per reader."""
         rank = integers.ndim
         if grid.scale.size not in {1, integers.shape[grid.axis % rank] if rank else 1}:
             raise GraphError(f"{name} has {grid.scale.size} scales for a shape {integers.shape}")
@@ -316,7 +319,7 @@ class _Reader:
         for use in list(node.outputs[0].uses()):
             layer = use.node
             if layer.op_type in WEIGHTED and use.idx == 1:
-                self.found.weight_scales[str(layer.name)] = _weight(layer, signed, grid)
+                self.result.weight_scales[str(layer.name)] = _weight(layer, signed, grid)
             role = {1: "weight", 2: "bias"}.get(use.idx) if layer.op_type in WEIGHTED else None
             stem = f"{layer.name}.{role or f'input_{use.idx}'}"
             layer.replace_input_with(use.idx, self._register(stem, values))
@@ -331,14 +334,14 @@ def _weight(layer: ir.Node, signed: NDArray[np.int64], grid: _Grid) -> ReadWeigh
         raise GraphError(f"the weight of {layer.name} is {grid.dtype}, not INT8")
     if signed.min(initial=0) < -128 or signed.max(initial=0) > 127:
         raise GraphError(
-            f"the weight of {layer.name} has a zero point that leaves no signed 8 bits",
+            f"the weight of {layer.name} does not fit in signed 8 bits because of its zero point",
             hint="quantize weights symmetrically (onnxruntime: weight_type=QInt8)",
         )
     last = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
     outputs = signed.shape[1 if last else 0]
     if grid.scale.size != 1 and grid.axis % signed.ndim != int(last):
         raise GraphError(
-            f"the weight of {layer.name} has its scales along axis {grid.axis}, "
+            f"the weight of {layer.name} has scales along axis {grid.axis}, "
             "not along the output channels"
         )
     integers = np.ascontiguousarray(signed.T if last else signed).astype(np.int8)
@@ -346,7 +349,7 @@ def _weight(layer: ir.Node, signed: NDArray[np.int64], grid: _Grid) -> ReadWeigh
 
 
 def _scaled(weight: ReadWeight, folded: Folded) -> ReadWeight:
-    """Weights times a factor by channel; -128 that changes its sign becomes 127."""
+    """Weights times a factor per channel; a negated -128 becomes 127."""
     signs = np.sign(folded.factor).astype(np.int64)
     column = signs.reshape(-1, *([1] * (weight.integers.ndim - 1)))
     scale = np.abs(folded.factor) * weight.scale.astype(np.float64)
@@ -355,19 +358,19 @@ def _scaled(weight: ReadWeight, folded: Folded) -> ReadWeight:
 
 
 def _grid(node: ir.Node) -> _Grid:
-    """Scale, zero point and type of a Q or DQ node, checked."""
+    """Read and check the scale, zero point, type and axis of a Q or DQ node."""
     scale = _read(node, 1)
     if scale is None:
         raise GraphError(f"the scale of {_tensor(node)} is computed in the graph")
     if scale.ndim > 1 or node.attributes.get_int("block_size", 0) != 0:
         raise GraphError(
-            f"{_tensor(node)} has scales of blocks", hint="quantize per tensor or per channel"
+            f"{_tensor(node)} has blockwise scales", hint="quantize per tensor or per channel"
         )
-    usable = np.isfinite(scale) & (scale > 0)
-    if not usable.all():
+    valid = np.isfinite(scale) & (scale > 0)
+    if not valid.all():
         raise GraphError(
-            f"the scale of {_tensor(node)} is {scale[~usable].item(0):g}, which holds no values",
-            hint="calibrate the source again: a scale is positive",
+            f"the scale of {_tensor(node)} is {scale[~valid].item(0):g}, which is invalid",
+            hint="calibrate the source again: scales must be positive",
         )
     zero = _read(node, 2)
     kind = _type_of(node)
@@ -400,19 +403,19 @@ def _read(node: ir.Node, index: int) -> NDArray | None:
 def _wrong_type(node: ir.Node, kind: ir.DataType | None) -> GraphError:
     return GraphError(
         f"{_tensor(node)} is quantized to {kind}, not to 8-bit integers",
-        hint="quantize to INT8; other types are not read",
+        hint="quantize to INT8; other types are not supported",
     )
 
 
 def _tensor(node: ir.Node) -> str:
-    """The name a reader knows: what is quantized, or the integers."""
+    """The name of the quantized tensor, for error messages."""
     value = node.inputs[0]
     return str(value.name if value is not None else node.name)
 
 
 def _non_negative(value: ir.Value) -> bool:
     node = value.producer()
-    while node is not None and node.op_type in _KEEP_SIGN | PAIR:
+    while node is not None and node.op_type in _SIGN_PRESERVING | PAIR:
         source = node.inputs[0]
         assert source is not None
         node = source.producer()

@@ -1,19 +1,20 @@
-"""The shift: all 256 levels for a tensor after a ReLU, with zero point 0.
+"""The shift: use all 256 levels for a tensor after a ReLU, with zero point 0.
 
-TensorRT takes signed activations with zero point 0 only, which leaves half of the levels unused
-after a ReLU. Stored as ``x - 128 * scale`` instead, a tensor x in [0, 255 * scale] uses all of them:
-saturation at -128 *is* the ReLU, the producers' biases give 128 * scale away, and every consumer
-adds 128 * scale * sum(w) to its bias. Exact, except where a consumer pads: a border of zeros
-would have to be a border of -128.
+TensorRT accepts signed activations with zero point 0 only, so half of the levels are unused after a
+ReLU. Stored as ``x - 128 * scale`` instead, a tensor x in [0, 255 * scale] uses all levels:
+saturation at -128 *is* the ReLU, 128 * scale is subtracted from the producer's bias, and every
+consumer adds 128 * scale * sum(w) to its bias. This is exact, except where a consumer pads: its zero
+padding would have to be -128.
 
-That holds for max pooling that pads, too (a ResNet's stem). ONNX pads it with minus infinity, and after
-a ReLU zeros do as well; but shifted values lie around zero, where a kernel that pads with zeros
-replaces every negative maximum at the border. Nothing says which kernels do, and the fusion of
-convolution, ReLU and pooling that TensorRT has needs the ReLU. So the stem is not shifted.
+The same applies to max pooling with padding (a ResNet's stem). ONNX pads it with minus infinity.
+After a ReLU, zero padding is equivalent; but shifted values are centred on zero, where a kernel that
+pads with zeros replaces every negative maximum at the border. It is not documented which kernels do,
+and TensorRT's fusion of convolution, ReLU and pooling needs the ReLU. So the stem is not shifted.
 
-Rules: a tensor is shifted if a ReLU makes it (with max pooling without padding between at most), that
-ReLU's input is one bare layer or the Add of a bare layer and a residual, all with one consumer each,
-and every consumer of the tensor is quantized and a layer that does not pad, or an Add.
+Rules: a *bare layer* is a weighted layer whose output has a single consumer. A tensor is shifted if
+it is the output of a ReLU (possibly followed by max pooling without padding); the input of that ReLU
+is a bare layer, or the Add of a bare layer and a residual, with no other consumer; and every consumer
+of the tensor is quantized and is a layer without padding, or an Add.
 Not handled: networks whose residual stream feeds padded convolutions (ResNet-18/34); their stream
 keeps 128 levels.
 """
@@ -27,15 +28,15 @@ import onnx_ir as ir
 from optimizer.graphs.topology import WEIGHTED, Edge, Topology
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["Entry", "entry_of", "partner_of", "shiftable"]
+__all__ = ["Producers", "compensating_layer", "producers_of", "shiftable"]
 
 
-class Entry:
-    """How a shiftable tensor comes to be.
+class Producers:
+    """The nodes that produce a shiftable tensor.
 
     Attributes:
-        relu: The ReLU that the saturation replaces.
-        layer: The weighted layer whose bias gives the constant away.
+        relu: The ReLU that saturation replaces.
+        layer: The weighted layer from whose bias the constant is subtracted.
         residual: The other input of the Add between them; ``None`` without an Add.
     """
 
@@ -45,8 +46,8 @@ class Entry:
         self.residual = residual
 
 
-def entry_of(topology: Topology, tensor: str) -> Entry | None:
-    """Follow a tensor back to the layer that makes it; ``None`` if the rules do not hold."""
+def producers_of(topology: Topology, tensor: str) -> Producers | None:
+    """Trace a tensor back to the layer that produces it; ``None`` if the rules do not hold."""
     node = topology.producer(tensor)
     while node is not None and node.op_type == "MaxPool" and not topology.pads(node):
         tensor = topology.data_inputs(node)[0]
@@ -60,19 +61,19 @@ def entry_of(topology: Topology, tensor: str) -> Entry | None:
     if before is None or len(topology.consumers(source)) != 1:
         return None
     if before.op_type in WEIGHTED:
-        return Entry(node, before, None)
+        return Producers(node, before, None)
     if not topology.is_add(before):
         return None
     return _through_add(topology, node, before)
 
 
-def _through_add(topology: Topology, relu: ir.Node, add: ir.Node) -> Entry | None:
+def _through_add(topology: Topology, relu: ir.Node, add: ir.Node) -> Producers | None:
     first, second = topology.data_inputs(add)
     bare = [_bare_layer(topology, first), _bare_layer(topology, second)]
     if bare[0] is not None and (bare[1] is None or topology.depth(first) >= topology.depth(second)):
-        return Entry(relu, bare[0], second)
+        return Producers(relu, bare[0], second)
     if bare[1] is not None:
-        return Entry(relu, bare[1], first)
+        return Producers(relu, bare[1], first)
     return None
 
 
@@ -84,27 +85,28 @@ def _bare_layer(topology: Topology, tensor: str) -> ir.Node | None:
 
 
 def shiftable(topology: Topology, rules: TargetRules, keep: Collection[str] = ()) -> set[str]:
-    """Tensors that may be shifted under a target's rules; no kept layer reads one of them."""
+    """Tensors that may be shifted under a target's rules; no kept layer reads any of them."""
     quantized = topology.quantized_edges(rules, keep)
     places = {(edge.tensor, edge.node, edge.index) for edge in quantized}
-    found = set()
+    tensors = set()
     for tensor in {edge.tensor for edge in quantized}:
-        if entry_of(topology, tensor) is None:
+        if producers_of(topology, tensor) is None:
             continue
         uses = topology.consumers(tensor)
-        if all((tensor, e.node, e.index) in places and _takes(topology, e) for e in uses):
-            found.add(tensor)
-    return found
+        if all((tensor, e.node, e.index) in places and _accepts(topology, e) for e in uses):
+            tensors.add(tensor)
+    return tensors
 
 
-def _takes(topology: Topology, edge: Edge) -> bool:
+def _accepts(topology: Topology, edge: Edge) -> bool:
+    """Whether the reader of an edge can compensate for the constant of a shifted tensor."""
     node = topology.nodes[edge.node]
     if node.op_type in WEIGHTED:
         return not topology.pads(node)
-    return topology.is_add(node) and partner_of(topology, edge) is not None
+    return topology.is_add(node) and compensating_layer(topology, edge) is not None
 
 
-def partner_of(topology: Topology, edge: Edge) -> ir.Node | None:
-    """The bare layer at the other input of an Add: its bias makes up for a constant."""
+def compensating_layer(topology: Topology, edge: Edge) -> ir.Node | None:
+    """The bare layer at the other input of an Add; its bias can compensate for a constant."""
     other = topology.data_inputs(topology.nodes[edge.node])[1 - edge.index]
     return _bare_layer(topology, other)

@@ -1,12 +1,12 @@
-"""A residual network in PyTorch, exact or with its quantization simulated.
+"""A residual network in PyTorch, in FP32 or with simulated quantization.
 
-Passes that need more than histograms (`ranges` chosen by their effect, `correction`)
-compute a sample of the calibration images here, node by node. Numbers are float32; a quantized
-tensor holds the values that its integers stand for, so a simulated network agrees with the lowered
-graph executed as written up to the order of sums.
+Passes that need more than histograms (`ranges` chosen by their effect, `correction`) run a sample of
+the calibration images through it, node by node. All values are float32; a quantized tensor holds its
+dequantized values, so a simulated network agrees with the lowered graph executed as written, up to
+the order of summation.
 
-Not handled: operations other than those of a ResNet and of its input normalization; `simulates`
-tells, and the passes then leave the network as histograms alone make it.
+Not handled: operations other than those of a ResNet and its input normalization. `Simulation.supports`
+reports this, and the passes then work from histograms alone.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "FakeQuantize",
     "Parameters",
-    "Represent",
     "Simulation",
     "Step",
     "batches",
     "exact_layer",
     "exact_parameters",
-    "represented",
-    "representing",
-    "stored_layer",
-    "stored_parameters",
+    "fake_quantize",
+    "fake_quantizer",
+    "quantized_layer",
+    "quantized_parameters",
 ]
 
 Parameters = dict[str, tuple["torch.Tensor", "torch.Tensor"]]
-"""Weight and bias of each layer by its name."""
-Represent = Callable[[str, "torch.Tensor"], "torch.Tensor"]
-"""Maps a tensor's name and its values to the values that its integers stand for."""
+"""Weight and bias by layer name."""
+FakeQuantize = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+"""Maps a tensor's name and values to its quantized and dequantized values."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node, ready to compute.
+    """One node as a PyTorch computation.
 
     Attributes:
         name: The node's name.
         output: Its output tensor.
-        inputs: Computed inputs, each with whether a Q/DQ pair stands before it.
+        inputs: Names of computed inputs, each with whether it is quantized (has a Q/DQ pair).
         last: Tensors that no later step reads.
         compute: Maps inputs and parameters to the output.
     """
@@ -67,11 +67,11 @@ class Step:
 
 
 class Simulation:
-    """The steps of a graph under a target's rules.
+    """The steps of a graph, quantized by a target's rules.
 
     Args:
         topology: The FP32 graph.
-        rules: Where Q/DQ pairs stand.
+        rules: Decide where Q/DQ pairs are.
         keep: Layers in high precision.
     """
 
@@ -95,20 +95,20 @@ class Simulation:
         ]
         self.steps = _with_pairs(steps, topology, rules, self.keep)
 
-    def keeping(self, keep: Collection[str]) -> Simulation:
-        """The same graph with other layers in high precision; the operations are shared."""
-        other = copy(self)
-        other.keep = frozenset(keep)
-        other.steps = _with_pairs(self.steps, self.topology, self.rules, other.keep)
-        return other
+    def with_kept_layers(self, keep: Collection[str]) -> Simulation:
+        """The same graph with exactly these layers in high precision; the operations are shared."""
+        variant = copy(self)
+        variant.keep = frozenset(keep)
+        variant.steps = _with_pairs(self.steps, self.topology, self.rules, variant.keep)
+        return variant
 
     @staticmethod
-    def simulates(topology: Topology) -> bool:
-        """Whether every operation of a graph is known here."""
+    def supports(topology: Topology) -> bool:
+        """Whether all operations of a graph can be simulated."""
         return all(
             (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
             and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-            and (not node.op_type.endswith("Pool") or _pools_plainly(node))
+            and (not node.op_type.endswith("Pool") or _is_plain_pooling(node))
             for node in topology.nodes.values()
         )
 
@@ -122,55 +122,55 @@ class Simulation:
         """Compute the network.
 
         Args:
-            images: As the graph takes them.
-            parameters: From `exact_parameters` or `stored_parameters`.
-            encodings: How tensors are stored; ``None`` for FP32.
-            watched: Tensors to return beside the graph's output.
+            images: In the graph's input format.
+            parameters: From `exact_parameters` or `quantized_parameters`.
+            encodings: Encodings of the tensors; ``None`` for FP32.
+            watched: Tensors to return in addition to the graph's output.
 
         Returns:
-            By name, the output and the watched tensors.
+            The output and the watched tensors, by name.
         """
-        represent = None if encodings is None else representing(encodings)
-        return self.compute(images, parameters, represent, watched)
+        quantizer = None if encodings is None else fake_quantizer(encodings)
+        return self.compute(images, parameters, quantizer, watched)
 
     def compute(
         self,
         images: torch.Tensor,
         parameters: Parameters,
-        represent: Represent | None,
+        quantizer: FakeQuantize | None,
         watched: Iterable[str] = (),
     ) -> dict[str, torch.Tensor]:
-        """As `run`, with a function in the place of encodings."""
-        wanted = {self.topology.output, *watched}
+        """As `run`, with a function instead of encodings."""
+        requested = {self.topology.output, *watched}
         values = {self.topology.input: images}
-        kept = {name: images for name in wanted if name == self.topology.input}
+        results = {name: images for name in requested if name == self.topology.input}
         stored: dict[str, torch.Tensor] = {}
         for step in self.steps:
             values[step.output] = step.compute(
-                self.inputs_of(step, values, stored, represent), parameters
+                self.inputs_of(step, values, stored, quantizer), parameters
             )
-            if step.output in wanted:
-                kept[step.output] = values[step.output]
+            if step.output in requested:
+                results[step.output] = values[step.output]
             for name in step.last:
                 values.pop(name, None)
                 stored.pop(name, None)
-        return kept
+        return results
 
     def inputs_of(
         self,
         step: Step,
         values: Mapping[str, torch.Tensor],
         stored: dict[str, torch.Tensor],
-        represent: Represent | None,
+        quantizer: FakeQuantize | None,
     ) -> list[torch.Tensor]:
-        """Inputs of a step, quantized where the rules say so; ``stored`` remembers them."""
+        """Inputs of a step, quantized where the rules require it; ``stored`` caches these."""
         inputs = []
         for name, quantized in step.inputs:
-            if represent is None or not quantized:
+            if quantizer is None or not quantized:
                 inputs.append(values[name])
                 continue
             if name not in stored:
-                stored[name] = represent(name, values[name])
+                stored[name] = quantizer(name, values[name])
             inputs.append(stored[name])
         return inputs
 
@@ -178,7 +178,7 @@ class Simulation:
 def _with_pairs(
     steps: Iterable[Step], topology: Topology, rules: TargetRules, keep: Collection[str]
 ) -> list[Step]:
-    """The steps, with the pairs that a target wants before them."""
+    """The steps, with their inputs quantized as the target's rules require."""
     edges = {(e.node, e.index) for e in topology.quantized_edges(rules, keep)}
 
     def inputs(node: ir.Node) -> tuple[tuple[str, bool], ...]:
@@ -192,14 +192,14 @@ def _with_pairs(
     return [replace(step, inputs=inputs(topology.nodes[step.name])) for step in steps]
 
 
-def representing(encodings: Encodings) -> Represent:
-    """What quantized tensors hold under these encodings."""
-    return lambda name, values: represented(values, encodings.tensors[name])
+def fake_quantizer(encodings: Encodings) -> FakeQuantize:
+    """The quantize-dequantize function of these encodings."""
+    return lambda name, values: fake_quantize(values, encodings.tensors[name])
 
 
-def represented(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
-    """The values that a tensor's integers stand for."""
-    # In place: these passes are bound by memory.
+def fake_quantize(values: torch.Tensor, encoding: TensorEncoding) -> torch.Tensor:
+    """Quantize and dequantize a tensor."""
+    # In place: these passes are memory-bound.
     return values.div(encoding.scale).round_().clamp_(*encoding.levels).mul_(encoding.scale)
 
 
@@ -221,8 +221,8 @@ def exact_layer(
     return _tensor(layer.equalized(topology.weight(node))), _tensor(bias)
 
 
-def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
-    """Weights that the integers stand for (exact ones in kept layers), and the encodings' biases."""
+def quantized_parameters(topology: Topology, encodings: Encodings) -> Parameters:
+    """Dequantized weights (exact ones in kept layers) and the biases of the encodings."""
     parameters: Parameters = {}
     for node in topology.layers():
         layer = encodings.layers[str(node.name)]
@@ -230,31 +230,33 @@ def stored_parameters(topology: Topology, encodings: Encodings) -> Parameters:
             weight, _ = exact_layer(topology, node, layer)
             parameters[str(node.name)] = (weight, _tensor(np.asarray(layer.bias, np.float32)))
         else:
-            parameters[str(node.name)] = stored_layer(topology, node, layer)
+            parameters[str(node.name)] = quantized_layer(topology, node, layer)
     return parameters
 
 
-def stored_layer(
+def quantized_layer(
     topology: Topology, node: ir.Node, layer: LayerEncoding
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight that one layer's integers stand for, and its encoding's bias."""
-    weight = layer.represented(topology.weight(node))
+    """Dequantized weight and encoded bias of one layer."""
+    weight = layer.dequantized(topology.weight(node))
     return _tensor(weight), _tensor(np.asarray(layer.bias, np.float32))
 
 
 def batches(images: NDArray[Any], size: int) -> Iterator[torch.Tensor]:
-    """Images as tensors, float16 widened to float32."""
+    """Images as tensors, float16 converted to float32."""
     for start in range(0, len(images), size):
         part = images[start : start + size]
         yield _tensor(part.astype(np.float32) if part.dtype == np.float16 else part)
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """In the order in which PyTorch's convolutions are fastest on a CPU, which their outputs keep."""
+    """As a tensor, channels last if 4-D: the fastest layout for PyTorch convolutions on a CPU."""
     import torch
 
     tensor = torch.from_numpy(array)
-    if tensor.ndim != 4 or tensor.dtype == torch.uint8:  # pixels become channels last by themselves
+    if (
+        tensor.ndim != 4 or tensor.dtype == torch.uint8
+    ):  # uint8 NHWC input becomes channels last by itself
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
 
@@ -267,8 +269,7 @@ def _operation(
 ) -> Callable[[list[torch.Tensor], Parameters], torch.Tensor]:
     if node.op_type in WEIGHTED:
         return _layer(topology, node)
-    make = _OPERATIONS[node.op_type]
-    compute = make(topology, node)
+    compute = _OPERATIONS[node.op_type](topology, node)
     return lambda inputs, _: compute(*inputs)
 
 
@@ -296,8 +297,8 @@ def _layer(
     return convolve
 
 
-def _pools_plainly(node: ir.Node) -> bool:
-    """Whether a pooling has no holes, and an average as much padding at its ends as before."""
+def _is_plain_pooling(node: ir.Node) -> bool:
+    """Whether a pooling has no dilation, and an average pooling has symmetric padding."""
     pads = list(node.attributes.get_ints("pads", ()) or ())
     half = len(pads) // 2
     even = node.op_type != "AveragePool" or pads[:half] == pads[half:]
@@ -305,7 +306,7 @@ def _pools_plainly(node: ir.Node) -> bool:
 
 
 def _pads(node: ir.Node, rank: int) -> list[int]:
-    """ONNX pads (begins, then ends) as PyTorch wants them: last axis first, begin and end."""
+    """ONNX pads (all begins, then all ends) in PyTorch's order: last axis first, begin and end."""
     pads = list(node.attributes.get_ints("pads", ()) or [0] * (2 * rank))
     return [pads[side * rank + axis] for axis in reversed(range(rank)) for side in (0, 1)]
 

@@ -1,23 +1,23 @@
-"""Statistics: what calibration saw, streaming, in fixed memory, free of any engine.
+"""Calibration statistics: collected in one streaming pass, in fixed memory, independent of any engine.
 
-For every observed tensor and channel: minimum, maximum, mean, and a histogram. All of it is
-independent of the order and grouping of the images, bit for bit:
+Per observed tensor and channel: minimum, maximum, mean, and a histogram. All results are bitwise
+independent of the order and batching of the images:
 
-* Histogram bins have a width of 2^e and edges at its multiples. When a value falls outside, e
-  grows by one and neighbouring bins merge, which gives the very counts that binning everything at
-  the final width would have given.
-* Means are sums of fixed-point integers; integer addition does not care about its order.
+* Histogram bins have a width of 2^e and edges at multiples of it. When a value falls outside the
+  histogram, e is increased and neighbouring bins are merged, which gives exactly the counts of
+  binning everything at the final width.
+* Means are sums of fixed-point integers, and integer addition is associative.
 
-Histograms see at most `POSITIONS` positions of an image (a fixed grid); minimum, maximum and mean
-see all of them.
+Histograms use at most `POSITIONS` positions per image (a fixed grid); minimum, maximum and mean use
+all of them.
 
-The executor is given the images in groups of one fixed size whatever the batches that come in: a
-library's kernels may sum a single image in another order than a batch, in the last bits. Groups are
-small where images are large, so memory is bounded too.
+The executor always gets groups of one fixed size, whatever the size of the incoming batches: kernels
+may sum a single image in another order than a batch, which changes the last bits. Groups are smaller
+for larger images, so memory is bounded too.
 
-A sample of the images is kept beside the statistics, for the passes that need more than histograms
-(`ranges`, `correction`): those whose contents have the smallest digests, so that it does not depend
-on the order either.
+A sample of the images is stored with the statistics, for the passes that need more than histograms
+(`ranges`, `correction`). It consists of the images whose contents have the smallest digests, so it
+does not depend on the order either.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from optimizer.errors import ArtifactError, GraphError
 __all__ = ["Collector", "Executor", "Statistics", "TensorStatistics"]
 
 BINS = 512
-"""Bins a channel: all on the positive side of a tensor after a ReLU, half a side otherwise."""
+"""Bins per channel: all for positive values after a ReLU, otherwise half for each sign."""
 POSITIONS = 196
 _FIXED_POINT = 2.0**20
 _LEAST_EXPONENT = -60
 _GROUP_VALUES = 620_000
-"""Input values the executor is given at a time: 4 images of 224 x 224, 64 of 32 x 32 and below."""
+"""Input values per group of images: 4 images of 224 x 224, 64 of 32 x 32 or less."""
 _SAMPLE_VALUES = 10_000_000
 _SAMPLE_IMAGES = range(16, 257)
-_AT_ONCE_VALUES = 2_500_000
+_SIMULATION_VALUES = 2_500_000
 SCHEMA_VERSION = 2
 
 Executor = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
@@ -58,16 +58,17 @@ Executor = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 @dataclass
 class TensorStatistics:
-    """Statistics of one tensor, one row a channel.
+    """Statistics of one tensor, one row per channel.
 
     Attributes:
-        positive: The tensor comes from a ReLU: bins start at zero instead of -BINS / 2.
+        positive: The tensor is the output of a ReLU: bins start at zero instead of -BINS / 2.
         minimum, maximum: float32[C].
         sums: int64[C], fixed-point sum of per-image means.
-        zeros: int64[C], exact zeros among the binned values (they quantize without error).
+        zeros: int64[C], number of exact zeros among the binned values (they have no quantization
+            error).
         exponent: int32[C], bins are 2^exponent wide.
         counts: uint32[C, BINS].
-        images: How many images were seen.
+        images: Number of images.
     """
 
     positive: bool
@@ -81,7 +82,7 @@ class TensorStatistics:
 
     @classmethod
     def empty(cls, channels: int, *, positive: bool) -> TensorStatistics:
-        """Statistics of nothing."""
+        """Statistics of no images."""
         return cls(
             positive=positive,
             minimum=np.full(channels, np.inf, np.float32),
@@ -94,7 +95,7 @@ class TensorStatistics:
 
     @property
     def origin(self) -> int:
-        """Number of the bin that begins at zero."""
+        """Index of the bin that starts at zero."""
         return 0 if self.positive else BINS // 2
 
     @property
@@ -108,13 +109,13 @@ class TensorStatistics:
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """See a batch: N x C, or N x C x H x W float32.
+        """Add a batch: N x C, or N x C x H x W float32.
 
         Raises:
-            ValueError: NaN or infinite values; nothing of the batch is counted then.
+            ValueError: NaN or infinite values; nothing of the batch is counted.
         """
         flat = values.reshape(len(values), values.shape[1], -1)
-        low, high = flat.min(axis=(0, 2)), flat.max(axis=(0, 2))  # NaN goes through both
+        low, high = flat.min(axis=(0, 2)), flat.max(axis=(0, 2))  # both propagate NaN
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("NaN or infinite values")
         np.minimum(self.minimum, low, out=self.minimum)
@@ -122,13 +123,13 @@ class TensorStatistics:
         means = flat.mean(axis=2, dtype=np.float64)
         self.sums += np.rint(means * _FIXED_POINT).astype(np.int64).sum(axis=0)
         self.images += len(values)
-        self._widen(np.maximum(np.abs(low), np.abs(high)))
-        self._count(_thinned(values))
+        self._extend(np.maximum(np.abs(low), np.abs(high)))
+        self._count(_subsampled(values))
 
-    def _widen(self, largest: NDArray[np.float32]) -> None:
+    def _extend(self, largest: NDArray[np.float32]) -> None:
         half = BINS - self.origin
         _, exponent = np.frexp(largest.astype(np.float64))  # largest < 2^exponent
-        exponent = np.where(largest == 0, _LEAST_EXPONENT, exponent)  # frexp calls zero 2^0
+        exponent = np.where(largest == 0, _LEAST_EXPONENT, exponent)  # frexp(0) has exponent 0
         needed = np.maximum(exponent - int(np.log2(half)), _LEAST_EXPONENT).astype(np.int32)
         for channel in np.flatnonzero(needed > self.exponent):
             shift = int(needed[channel] - self.exponent[channel])
@@ -137,10 +138,10 @@ class TensorStatistics:
 
     def _count(self, sample: NDArray[np.float32]) -> None:
         channels = sample.shape[1]
-        # A product with a power of two is exact, and `_widen` has made room for every value.
+        # A product with a power of two is exact, and `_extend` has made the range wide enough.
         scaled = sample * np.ldexp(np.float32(1), -self.exponent)[None, :, None]
         if not self.positive:
-            np.floor(scaled, out=scaled)  # else the cast, which cuts off, does the same
+            np.floor(scaled, out=scaled)  # of non-negative values, the cast below takes the floor
         bins = scaled.astype(np.int32)
         bins += (np.arange(channels, dtype=np.int32) * BINS + self.origin)[None, :, None]
         counts = np.bincount(bins.ravel(), minlength=channels * BINS)
@@ -148,22 +149,22 @@ class TensorStatistics:
         self.zeros += (sample == 0).sum(axis=(0, 2))
 
     def merge(self, other: TensorStatistics) -> None:
-        """Take in what another collector saw of the same tensor."""
+        """Add the statistics that another collector has of the same tensor."""
         np.minimum(self.minimum, other.minimum, out=self.minimum)
         np.maximum(self.maximum, other.maximum, out=self.maximum)
         self.sums += other.sums
         self.zeros += other.zeros
         self.images += other.images
         for channel in range(len(self.exponent)):
-            mine, theirs = int(self.exponent[channel]), int(other.exponent[channel])
-            common = max(mine, theirs)
+            first, second = int(self.exponent[channel]), int(other.exponent[channel])
+            common = max(first, second)
             self.counts[channel] = _merged(
-                self.counts[channel], common - mine, self.origin
-            ) + _merged(other.counts[channel], common - theirs, self.origin)
+                self.counts[channel], common - first, self.origin
+            ) + _merged(other.counts[channel], common - second, self.origin)
             self.exponent[channel] = common
 
 
-def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _subsampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """N x C x P with at most `POSITIONS` positions of each image, on a fixed grid."""
     if values.ndim == 4:
         positions = values.shape[2] * values.shape[3]
@@ -174,7 +175,7 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _merged(counts: NDArray[np.uint32], shift: int, origin: int) -> NDArray[np.uint32]:
-    """Counts at bins 2^shift times as wide, with zero still at bin ``origin``."""
+    """Counts for bins 2^shift times as wide, with bin ``origin`` still starting at zero."""
     if shift == 0:
         return counts
     shift = min(31, shift)
@@ -190,10 +191,10 @@ class Statistics:
 
     Attributes:
         tensors: By tensor name.
-        key: What they were taken from: digests of graph, preprocessing and images.
-        sample: Some of the images, as the graph takes them: N x C x H x W (float16) or N x H x W x C
-            (uint8), the least digests first; at most 256, and at most some 10 million values. Empty if
-            none were kept.
+        key: Digests of their source: graph and images.
+        sample: Some of the images, in the graph's input format: N x C x H x W (float16, or float32
+            if float16 would overflow) or N x H x W x C (uint8), smallest digests first; at most 256
+            images, and about 10 million values. May be empty.
     """
 
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
@@ -202,30 +203,31 @@ class Statistics:
 
     @property
     def images(self) -> int:
-        """How many images were seen."""
+        """Number of images."""
         return max((t.images for t in self.tensors.values()), default=0)
 
     @property
     def largest(self) -> dict[str, float]:
         """The largest absolute value of each tensor."""
         return {
-            name: float(one.absolute_maximum.max(initial=0.0)) for name, one in self.tensors.items()
+            name: float(tensor.absolute_maximum.max(initial=0.0))
+            for name, tensor in self.tensors.items()
         }
 
     @property
-    def at_once(self) -> NDArray[Any]:
-        """As much of the sample as whole networks are computed with at once: 16 images at 224 px."""
+    def simulation_sample(self) -> NDArray[Any]:
+        """The part of the sample that whole networks are simulated on: 16 images at 224 x 224."""
         size = max(self.sample[0].size, 1) if len(self.sample) else 1
-        return self.sample[: max(_SAMPLE_IMAGES[0], _AT_ONCE_VALUES // size)]
+        return self.sample[: max(_SAMPLE_IMAGES[0], _SIMULATION_VALUES // size)]
 
     def save(self, path: Path) -> None:
         """Write as one compressed ``.npz`` file."""
         arrays: dict[str, NDArray[Any]] = {}
         header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
-        for number, (name, t) in enumerate(self.tensors.items()):
-            header["tensors"][name] = {"positive": t.positive, "images": t.images}
+        for number, (name, tensor) in enumerate(self.tensors.items()):
+            header["tensors"][name] = {"positive": tensor.positive, "images": tensor.images}
             for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts"):
-                arrays[f"{number}.{part}"] = getattr(t, part)
+                arrays[f"{number}.{part}"] = getattr(tensor, part)
         arrays["sample"] = self.sample
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with path.open("wb") as stream:
@@ -233,10 +235,10 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ArtifactError: Not such a file, damaged, or of another schema.
+            ArtifactError: Not a statistics file, damaged, or of another schema version.
         """
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -244,114 +246,115 @@ class Statistics:
                 if header["schema_version"] != SCHEMA_VERSION:
                     raise ArtifactError(
                         f"{path.name} has schema version {header['schema_version']}, "
-                        f"this is version {SCHEMA_VERSION}",
+                        f"expected {SCHEMA_VERSION}",
                         hint="calibrate again",
                     )
                 tensors = {}
-                for number, (name, facts) in enumerate(header["tensors"].items()):
+                for number, (name, fields) in enumerate(header["tensors"].items()):
                     parts = {
                         part: arrays[f"{number}.{part}"]
                         for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts")
                     }
-                    tensors[name] = TensorStatistics(**facts, **parts)
+                    tensors[name] = TensorStatistics(**fields, **parts)
                 sample = arrays["sample"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
-                f"{path.name} does not hold calibration statistics", hint="resnet-opt calibrate …"
+                f"{path.name} does not contain calibration statistics",
+                hint="write it with resnet-opt calibrate",
             ) from error
         return cls(tensors, header["key"], sample)
 
 
 class Collector:
-    """Feeds images through an executor and gathers statistics.
+    """Runs images through an executor and collects statistics.
 
     Args:
-        observed: Tensor names and whether each comes from a ReLU.
+        observed: Names of tensors, each with whether it is the output of a ReLU.
         execute: Runs the FP32 graph.
     """
 
     def __init__(self, observed: Mapping[str, bool], execute: Executor) -> None:
         self._observed = dict(observed)
         self._execute = execute
-        self._gathered = Statistics()
-        self._waiting: list[NDArray[Any]] = []
+        self._statistics = Statistics()
+        self._buffer: list[NDArray[Any]] = []
         self._sample: list[tuple[int, int, NDArray[Any]]] = []
-        self._seen = 0
+        self._image_count = 0
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        self._seeing: list[Future[None]] = []
+        self._updates: list[Future[None]] = []
 
     def add(self, batch: NDArray[Any]) -> None:
-        """See a batch of images, of any size.
+        """Add a batch of images, of any size.
 
         Raises:
-            GraphError: A tensor has NaN or infinite values, of this batch or of the one before; the
-                message names it.
+            GraphError: A tensor has NaN or infinite values on images of this batch or an earlier
+                one; the message names the tensor.
         """
-        self._waiting.extend(batch)
+        self._buffer.extend(batch)
         for image in batch:
-            self._keep(image)
-        while self._waiting and len(self._waiting) >= self._group(self._waiting[0]):
+            self._add_to_sample(image)
+        while self._buffer and len(self._buffer) >= self._group_size(self._buffer[0]):
             self._execute_group()
 
     @property
     def statistics(self) -> Statistics:
-        """Statistics of all images seen so far.
+        """Statistics of all images added so far.
 
         Raises:
-            GraphError: As `add`, of the images that came last.
+            GraphError: As `add`, on the remaining images.
         """
-        if self._waiting:
+        if self._buffer:
             self._execute_group()
-        self._finish()
+        self._wait()
         images = [image for _, _, image in sorted(self._sample, key=lambda e: (-e[0], e[1]))]
         if images:
             sample = np.stack(images)
-            self._gathered.sample = (
+            self._statistics.sample = (
                 sample
                 if sample.dtype == np.uint8 or np.abs(sample).max() > np.finfo(np.float16).max
                 else sample.astype(np.float16)
             )
-        return self._gathered
+        return self._statistics
 
     @staticmethod
-    def _group(image: NDArray[Any]) -> int:
+    def _group_size(image: NDArray[Any]) -> int:
         return min(64, max(2, _GROUP_VALUES // image.size))
 
-    def _keep(self, image: NDArray[Any]) -> None:
+    def _add_to_sample(self, image: NDArray[Any]) -> None:
         limit = max(_SAMPLE_IMAGES[0], min(_SAMPLE_IMAGES[-1], _SAMPLE_VALUES // image.size))
         digest = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big")
-        self._seen += 1
-        entry = (-digest, self._seen, image)  # the largest digest is the first to go
+        self._image_count += 1
+        entry = (-digest, self._image_count, image)  # the heap drops the largest digest first
         if len(self._sample) < limit:
             heapq.heappush(self._sample, entry)
         elif entry > self._sample[0]:
             heapq.heapreplace(self._sample, entry)
 
     def _execute_group(self) -> None:
-        size = self._group(self._waiting[0])
-        images, self._waiting = self._waiting[:size], self._waiting[size:]
+        size = self._group_size(self._buffer[0])
+        images, self._buffer = self._buffer[:size], self._buffer[size:]
         missing = size - len(images)
         values = self._execute(np.stack([*images, *[images[-1]] * missing]))
         count = len(images)
         for name, positive in self._observed.items():
-            if name not in self._gathered.tensors:
+            if name not in self._statistics.tensors:
                 channels = values[name].shape[1]
-                self._gathered.tensors[name] = TensorStatistics.empty(channels, positive=positive)
-        self._finish()
-        # Tensors do not depend on each other; they are looked at while the next group is computed.
-        self._seeing = [
-            self._pool.submit(self._see, name, values[name][:count]) for name in self._observed
+                self._statistics.tensors[name] = TensorStatistics.empty(channels, positive=positive)
+        self._wait()
+        # Tensors are independent: they are processed while the executor computes the next group.
+        self._updates = [
+            self._pool.submit(self._update, name, values[name][:count]) for name in self._observed
         ]
 
-    def _finish(self) -> None:
-        """Wait until the group before has been looked at."""
-        seeing, self._seeing = self._seeing, []
-        for job in seeing:
-            job.result()
+    def _wait(self) -> None:
+        """Wait until the previous group has been processed."""
+        updates, self._updates = self._updates, []
+        for update in updates:
+            update.result()
 
-    def _see(self, name: str, values: NDArray[Any]) -> None:
+    def _update(self, name: str, values: NDArray[Any]) -> None:
         try:
-            self._gathered.tensors[name].add(np.asarray(values, np.float32))
+            self._statistics.tensors[name].add(np.asarray(values, np.float32))
         except ValueError as error:
             raise GraphError(
                 f"{name} has {error} on the calibration images",

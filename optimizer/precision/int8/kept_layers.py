@@ -1,10 +1,10 @@
-"""Encodings with other layers in high precision, without computing ranges and scales again.
+"""Change which layers encodings keep in high precision, without recomputing ranges and scales.
 
-What changes: the list itself, and tensors after a ReLU that may no longer be stored around their
-middle because a layer that is kept reads them; those go from 255 levels to 127 over the same range.
-Biases are left as they are: correct them afterwards (`correction`).
-Not handled: fewer kept layers than the encodings were computed with. A tensor that could be shifted
-again is not, and groups that were not equalized stay so.
+This changes the list itself, and tensors after a ReLU that can no longer be shifted because a kept
+layer reads them; those have 127 instead of 255 levels over the same range. Biases are not changed:
+correct them afterwards (`correction`).
+Not handled: fewer kept layers than the encodings were computed with. Tensors that could be shifted
+again are not shifted, and groups that were not equalized stay so.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from optimizer.precision.int8.encodings import Encodings, TensorEncoding, stored
 from optimizer.precision.int8.shift import shiftable
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["keeping"]
+__all__ = ["with_kept_layers"]
 
 
-def keeping(
+def with_kept_layers(
     encodings: Encodings, keep: Collection[str], topology: Topology, rules: TargetRules
 ) -> Encodings:
     """The encodings with exactly these layers in high precision.
 
     Args:
-        encodings: Computed for the graph and target; not changed.
-        keep: Weighted layers, with those that the encodings keep already.
+        encodings: Encodings of the graph for the target; not modified.
+        keep: Weighted layers, including those that the encodings keep already.
         topology: The FP32 graph.
         rules: The target's rules.
 
     Raises:
-        UsageError: A layer that the graph does not have.
+        UsageError: The graph does not have one of the layers.
     """
     names = topology.check_layers(keep)
     allowed = shiftable(topology, rules, names)

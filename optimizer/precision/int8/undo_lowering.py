@@ -1,10 +1,11 @@
-"""Undoing what a lowering does beside its Q/DQ pairs: half types, absorbed ReLUs, the shift.
+"""Undo what lowering does in addition to Q/DQ pairs: half types, absorbed ReLUs, the shift.
 
-Each function takes one of them back, in place, so that an FP32 graph is left that `analyse` takes.
-What `lower` did is read from the graph's metadata (`Metadata.absorbed`, `Metadata.shifted`).
+Each function undoes one of these in place, so that the result is an FP32 graph that `analyse`
+accepts. What `lower` did is recorded in the graph's metadata (`Metadata.absorbed`,
+`Metadata.shifted`).
 
-Not handled: Casts between other types than the floating-point ones (pixels are left as they are),
-and shifted graphs that other tools have renamed since; they are refused.
+Not handled: Casts other than between floating-point types (uint8 inputs are left unchanged), and
+shifted graphs whose tensors another tool has renamed; these are rejected.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ from optimizer.errors import GraphError
 from optimizer.graphs.editing import bypass, describe, fresh_name, insert_after
 from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.topology import Topology
-from optimizer.precision.int8.shift import entry_of, partner_of
+from optimizer.precision.int8.shift import compensating_layer, producers_of
 
 __all__ = ["insert_relu", "restore_relus", "shifted_tensors", "unshift", "widen"]
 
 _HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _INTEGERS = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64})
-_MOVES = frozenset({"Transpose", "Identity", "Reshape"})
+_TYPE_PRESERVING = frozenset({"Transpose", "Identity", "Reshape"})
 
 
 def widen(model: ir.Model) -> bool:
-    """Turn FP16 and BF16 constants and operations into float32 and drop Casts between them.
+    """Convert FP16 and BF16 constants and operations to float32 and remove Casts between them.
 
     Returns:
         Whether there were any.
 
     Raises:
-        GraphError: The graph's input or output itself is of a half type.
+        GraphError: An input or output of the graph has a half type.
     """
     graph = model.graph
     for value in (*graph.inputs, *graph.outputs):
         if value.dtype in _HALF:
             raise GraphError(
-                f"{value.name} is {value.dtype}, a graph here takes and gives float32",
+                f"{value.name} is {value.dtype}, but inputs and outputs must be float32",
                 hint="convert it with float32 inputs and outputs (keep_io_types)",
             )
     changed = False
@@ -56,7 +57,7 @@ def widen(model: ir.Model) -> bool:
             changed = True
             source = node.inputs[0]
             assert source is not None
-            if _is_whole(source):
+            if _is_integer(source):
                 node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
             else:
                 bypass(graph, node)
@@ -72,12 +73,12 @@ def _to_float(cast: ir.Node) -> bool:
     return kind in _HALF or kind == ir.DataType.FLOAT
 
 
-def _is_whole(value: ir.Value) -> bool:
-    """Whether a value is known to hold integers: pixels, maybe in another order."""
+def _is_integer(value: ir.Value) -> bool:
+    """Whether a value has an integer type: uint8 pixels, possibly transposed."""
     producer = value.producer()
-    if value.dtype is None and producer is not None and producer.op_type in _MOVES:
+    if value.dtype is None and producer is not None and producer.op_type in _TYPE_PRESERVING:
         source = producer.inputs[0]
-        return source is not None and _is_whole(source)
+        return source is not None and _is_integer(source)
     return value.dtype in _INTEGERS
 
 
@@ -85,7 +86,7 @@ def _is_whole(value: ir.Value) -> bool:
 
 
 def insert_relu(graph: ir.Graph, source: ir.Value, name: str) -> ir.Value:
-    """A ReLU after a tensor, read by nobody yet; ``name`` is its name and its output's."""
+    """Insert a ReLU after a tensor, without readers; ``name`` names the node and its output."""
     taken = {str(n.name) for n in graph}
     relu = ir.node("Relu", [source], name=fresh_name(name, taken, ".restored"))
     describe(relu.outputs[0], name, source.shape, ir.DataType.FLOAT)
@@ -94,10 +95,10 @@ def insert_relu(graph: ir.Graph, source: ir.Value, name: str) -> ir.Value:
 
 
 def restore_relus(model: ir.Model) -> None:
-    """Put back the ReLUs that this project's lowering took out, by the graph's metadata.
+    """Restore the ReLUs that this project's lowering absorbed, from the graph's metadata.
 
-    Where another tool has renamed a tensor since, its ReLU is left to the rule for all graphs: a
-    zero point at the smallest integer is a ReLU.
+    If another tool has renamed the tensor since, the rule for third-party graphs applies instead: a
+    zero point equal to the smallest integer means a ReLU.
     """
     values = {str(v.name): v for n in model.graph for v in n.outputs}
     values |= {str(v.name): v for v in model.graph.inputs}
@@ -115,17 +116,17 @@ def restore_relus(model: ir.Model) -> None:
 
 
 def shifted_tensors(model: ir.Model) -> list[str]:
-    """Tensors that this project's lowering has shifted.
+    """Names of the tensors that this project's lowering shifted.
 
     Raises:
-        GraphError: A graph for TensorRT, written before graphs said so.
+        GraphError: A graph for TensorRT from a version that did not record them.
     """
     metadata = Metadata.of_model(model)
     if metadata.shifted is None and metadata.target.startswith("tensorrt"):
         raise GraphError(
-            "the graph was lowered for TensorRT by a version that did not write down which "
-            "tensors it shifted, so the constants in its biases cannot be told from the biases",
-            hint="resnet-opt quantize the FP32 graph it was made from",
+            "the graph was written by an earlier version that did not record which tensors it "
+            "shifted, so the shift cannot be removed from its biases",
+            hint="quantize the original FP32 graph again (resnet-opt quantize)",
         )
     return metadata.shifted or []
 
@@ -136,30 +137,30 @@ def unshift(
     scales: Mapping[str, float],
     weight_sums: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Give the constants of shifted tensors back to the biases, in place.
+    """Remove the constants of shifted tensors from the biases, in place.
 
     Args:
-        topology: The FP32 graph, its ReLUs restored.
+        topology: The FP32 graph, with its ReLUs restored.
         shifted: Names of the shifted tensors.
-        scales: Their scales.
-        weight_sums: Sum of the represented weights of each layer, float64[O] by its name.
+        scales: Their scales, by name.
+        weight_sums: Sums of the dequantized weights, float64[O] by layer name.
 
     Raises:
-        GraphError: The graph around a shifted tensor is not as `lower` left it.
+        GraphError: The graph around a shifted tensor was changed after `lower`.
     """
     biases = {str(node.name): topology.bias(node).astype(np.float64) for node in topology.layers()}
     for tensor in shifted:
-        known = tensor in scales and topology.has(tensor)
-        entry = entry_of(topology, tensor) if known else None
-        if entry is None:
+        present = tensor in scales and topology.has(tensor)
+        producers = producers_of(topology, tensor) if present else None
+        if producers is None:
             raise _changed(tensor)
         offset = 128.0 * scales[tensor]
-        biases[str(entry.layer.name)] += offset
+        biases[str(producers.layer.name)] += offset
         for edge in topology.consumers(tensor):
             node = topology.nodes[edge.node]
-            partner = partner_of(topology, edge) if topology.is_add(node) else None
-            if partner is not None:
-                biases[str(partner.name)] -= offset
+            layer = compensating_layer(topology, edge) if topology.is_add(node) else None
+            if layer is not None:
+                biases[str(layer.name)] -= offset
             elif edge.node in weight_sums:
                 biases[edge.node] -= offset * weight_sums[edge.node]
             else:
@@ -172,7 +173,6 @@ def unshift(
 
 def _changed(tensor: str) -> GraphError:
     return GraphError(
-        f"{tensor} is shifted (zero point 0, its middle in the biases), and the graph around it "
-        "was changed since resnet-opt wrote it",
-        hint="resnet-opt quantize the FP32 graph it was made from",
+        f"{tensor} is shifted, and the graph around it was changed after resnet-opt wrote it",
+        hint="quantize the original FP32 graph again (resnet-opt quantize)",
     )
