@@ -158,7 +158,7 @@ def ours(graph: str, images: Images, output: str, **options: Any) -> str:
     if pairs is not None:
         rules = replace(rules, pairs=pairs)
     topology = analyse(ir.load(graph))
-    observed = {name: topology.after_relu(name) for name in topology.observed()}
+    observed = {name: topology.after_relu(name) for name in topology.observed_tensors()}
     collector = Collector(observed, tapped(Path(graph), list(observed)))
     for batch in np.array_split(images, max(1, len(images) // 32)):
         collector.add(batch)

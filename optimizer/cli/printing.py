@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optimizer.artifacts import Artifact
     from optimizer.environment import Environment
     from optimizer.evaluation.decoders import Difference
-    from optimizer.precision.int8.halves import Moved
+    from optimizer.precision.int8.halves import ScaleDifference
     from optimizer.results import (
         BenchResult,
         EngineProfile,
@@ -76,7 +76,7 @@ def preprocessing_note(made: Artifact, model: str) -> str:
     )
 
 
-def halves_lines(halves: Sequence[Moved]) -> list[str]:
+def halves_lines(halves: Sequence[ScaleDifference]) -> list[str]:
     """How far scales move between two halves of the calibration images."""
     if not halves:
         return []

@@ -1,8 +1,8 @@
 """Images and labels, and how an image becomes the network's input."""
 
+from optimizer.data.class_matching import match_classes
 from optimizer.data.dataset import Batch, Dataset, ImageDataset
 from optimizer.data.datasets import DATA_FORMS, open_dataset
-from optimizer.data.fits import check_fits
 from optimizer.data.images import open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.data.subset import shared_images, stratified_subset
@@ -13,7 +13,7 @@ __all__ = [
     "Dataset",
     "ImageDataset",
     "Preprocessing",
-    "check_fits",
+    "match_classes",
     "open_dataset",
     "open_image",
     "shared_images",

@@ -31,7 +31,7 @@ from optimizer.graphs.onnx_files import copy_as_one_file
 from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 
-__all__ = ["Limits", "build_engine", "check_buildable", "keep_graph"]
+__all__ = ["Limits", "build_engine", "check_buildable", "copy_graph_beside"]
 
 
 def build_engine(
@@ -98,7 +98,7 @@ def build_engine(
 
     engine = produce(plan, output, write, cache=cache)
     if facts is not None:
-        keep_graph(graph, output)
+        copy_graph_beside(graph, output)
     return engine
 
 
@@ -165,7 +165,7 @@ def _recorded(settings: BuildSettings) -> dict[str, Any]:
     return recorded
 
 
-def keep_graph(graph: Path, output: Path) -> None:
+def copy_graph_beside(graph: Path, output: Path) -> None:
     """Copy the graph beside the engine, as one file, with its manifest if it has one."""
     graph_copy = output.with_name(output.name + GRAPH_SUFFIX)
     if graph.resolve() == graph_copy.resolve():

@@ -28,7 +28,7 @@ from optimizer.engines.providers.session import tensor_spec
 from optimizer.engines.providers.settings import options_from_settings, with_cache
 from optimizer.engines.saturation import saturation_note
 from optimizer.errors import BuildError, UnsupportedPrecision, UsageError
-from optimizer.graphs.taps import session_as_written, session_options
+from optimizer.graphs.taps import session_options, unoptimized_session
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
@@ -340,4 +340,4 @@ def as_written(graph: Path, *, threads: int | None = None) -> Session:
     This is the reference between PyTorch and an engine: it computes the Q/DQ nodes of an INT8 graph
     one by one in FP32, so its error is that of quantization, not of an engine.
     """
-    return Session(session_as_written(graph, threads))
+    return Session(unoptimized_session(graph, threads))

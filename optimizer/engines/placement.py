@@ -10,7 +10,14 @@ from optimizer.artifacts import read_manifest
 from optimizer.engines.cuda import device_index
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["PYTORCH_ON_CPU", "check_device", "device_of", "placed", "runs_on", "runs_on_gpu"]
+__all__ = [
+    "PYTORCH_ON_CPU",
+    "assign_devices",
+    "check_device",
+    "device_of",
+    "runs_on",
+    "runs_on_gpu",
+]
 
 _ON_CPU = {"openvino", "torch"}
 _ON_GPU = {"tensorrt", "tensorrt-rtx"}
@@ -42,7 +49,7 @@ def device_of(path: Path, device: str | None) -> str | None:
     return device if manifest.kind == "engine" and runs_on_gpu(manifest.settings) else None
 
 
-def placed(paths: Sequence[Path], device: str | None) -> dict[Path, str | None]:
+def assign_devices(paths: Sequence[Path], device: str | None) -> dict[Path, str | None]:
     """Choose the device for each of several files that are compared with each other.
 
     PyTorch runs on the GPU if ``device`` names one or one of the engines runs on one, and if PyTorch
@@ -72,7 +79,7 @@ def runs_on(path: Path, device: str | None) -> str | None:
 
     Args:
         path: An engine or a checkpoint.
-        device: The device from `placed` or `device_of`.
+        device: The device from `assign_devices` or `device_of`.
     """
     if _is_pytorch(path):
         return device or "cpu"

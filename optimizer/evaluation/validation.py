@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.artifacts import digest
-from optimizer.data import ImageDataset, check_fits
+from optimizer.data import ImageDataset, match_classes
 from optimizer.errors import (
     AccuracyGateFailed,
     DataError,
@@ -95,7 +95,7 @@ def validate(
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
     planned = plan_steps(chains, opened)  # report mismatched files before checking the data
-    data = check_fits(dataset, opened.num_classes, opened.classes)
+    data = match_classes(dataset, opened.num_classes, opened.classes)
     steps = {step.name: step for chain in planned.values() for step in chain}
     measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
     with joined(), measured as parity:

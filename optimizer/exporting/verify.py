@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.errors import GraphError
-from optimizer.graphs.onnx_files import checker_complaint, open_onnx
+from optimizer.graphs.onnx_files import checker_error, open_onnx
 
 if TYPE_CHECKING:
     from optimizer.models import Model
@@ -32,7 +32,7 @@ def verify_file(path: Path, model: Model, *, batch: int | None, input_kind: str)
         GraphError: A check fails; the message says which.
     """
     proto = open_onnx(path).proto
-    complaint = checker_complaint(proto)
+    complaint = checker_error(proto)
     if complaint is not None:
         raise GraphError(f"onnx.checker rejects the exported file: {complaint}")
     _check_batch_dimension(proto, batch)

@@ -12,8 +12,8 @@ from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.onnx_files import open_checked, open_onnx
 
 __all__ = [
-    "ON_INTEGERS",
-    "PAIR",
+    "INTEGER_OPS",
+    "QDQ_OPS",
     "GraphFacts",
     "LayerWork",
     "graph_facts",
@@ -23,8 +23,8 @@ __all__ = [
     "layer_work",
 ]
 
-PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
-ON_INTEGERS = frozenset(
+QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+INTEGER_OPS = frozenset(
     {
         "QLinearConv",
         "QLinearMatMul",
@@ -150,7 +150,7 @@ def is_quantized(graph: Path) -> bool:
         GraphError: As in `open_onnx`.
     """
     proto = open_onnx(graph, weights=False).proto
-    return any(node.op_type in PAIR | ON_INTEGERS for node in proto.graph.node)
+    return any(node.op_type in QDQ_OPS | INTEGER_OPS for node in proto.graph.node)
 
 
 def _precision(proto: Any, declared: str) -> str:

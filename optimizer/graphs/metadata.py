@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Metadata",
     "encoded",
-    "forget_precision",
     "metadata_of",
     "preprocessed_metadata",
+    "remove_precision_metadata",
     "write_metadata",
 ]
 
@@ -151,7 +151,7 @@ def write_metadata(
     model.metadata_props.update({_PREFIX + name: text for name, text in encoded(given).items()})
 
 
-def forget_precision(model: ir.Model) -> None:
+def remove_precision_metadata(model: ir.Model) -> None:
     """Remove the entries written by an earlier precision pass, in place."""
     for name in _PRECISION_KEYS:
         model.metadata_props.pop(_PREFIX + name, None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OnnxFile",
-    "checker_complaint",
+    "checker_error",
     "copy_as_one_file",
     "open_checked",
     "open_onnx",
@@ -112,13 +112,13 @@ def open_checked(path: Path) -> OnnxFile:
                 f"{path.name} has opset {entry.version}, but the installed onnx supports up to {newest}",
                 hint="export it with --opset 20, or update onnx",
             )
-    complaint = checker_complaint(opened.proto, full=False)
+    complaint = checker_error(opened.proto, full=False)
     if complaint is not None:
         raise GraphError(f"{path.name} is rejected by onnx.checker: {complaint}", hint=_EXPORT)
     return opened
 
 
-def checker_complaint(model: Any, *, full: bool = True) -> str | None:
+def checker_error(model: Any, *, full: bool = True) -> str | None:
     """The first line of `onnx.checker`'s error for a model; ``None`` if it is valid.
 
     Args:
@@ -148,7 +148,7 @@ def write_checked(model: ir.Model, path: Path) -> None:
         GraphError: `onnx.checker` rejects it.
     """
     write_graph(model, path)
-    complaint = checker_complaint(path)
+    complaint = checker_error(path)
     if complaint is not None:
         raise GraphError(f"the converted graph is not valid: {complaint}")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optimizer.graphs.onnx_files import open_onnx
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["chunks", "session_as_written", "session_options", "tapped"]
+__all__ = ["chunks", "session_options", "tapped", "unoptimized_session"]
 
 Array = NDArray[Any]
 
@@ -36,7 +36,7 @@ def session_options(threads: int | None) -> Any:
     return options
 
 
-def session_as_written(graph: Path | bytes, threads: int | None = None) -> Any:
+def unoptimized_session(graph: Path | bytes, threads: int | None = None) -> Any:
     """An ONNX Runtime session that executes a graph node by node, without optimization.
 
     Args:
@@ -75,7 +75,7 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
     for name in fetched:
         if name not in present:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = session_as_written(proto.SerializeToString())
+    session = unoptimized_session(proto.SerializeToString())
     first = source.type.tensor_type.shape.dim[0]
     fixed = int(first.dim_value) if first.HasField("dim_value") else None
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from optimizer.errors import GraphError, UsageError
 from optimizer.targets.rules import TARGETS, TargetRules
 
-__all__ = ["PASS_ON", "ChannelGroup", "Edge", "Topology", "analyse"]
+__all__ = ["PASS_THROUGH_OPS", "ChannelGroup", "Edge", "Topology", "analyse"]
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 HOMOGENEOUS = frozenset({"Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten"})
 """Operators that commute with a positive factor per channel (see `Topology.commutes`)."""
-PASS_ON = frozenset({"MaxPool", "Flatten"})
+PASS_THROUGH_OPS = frozenset({"MaxPool", "Flatten"})
 """Operators whose outputs are a selection of their inputs, so input and output share a scale."""
 
 
@@ -139,14 +139,14 @@ class Topology:
             raise GraphError(f"{value.name} of {node.name} is not a constant")
         return value.const_value.numpy()
 
-    def pads(self, node: ir.Node) -> bool:
+    def has_padding(self, node: ir.Node) -> bool:
         """Whether a convolution or pooling pads its input."""
         automatic = node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}
         return node.op_type in {"Conv", "MaxPool", "AveragePool"} and (
             automatic or any(node.attributes.get_ints("pads", ()) or ())
         )
 
-    def groups_of(self, node: ir.Node) -> int:
+    def conv_groups(self, node: ir.Node) -> int:
         """The ``group`` of a convolution."""
         return int(node.attributes.get_int("group", 1) or 1)
 
@@ -176,7 +176,7 @@ class Topology:
             producer = self.producer(self.data_inputs(producer)[0])
         return producer is not None and producer.op_type == "Relu"
 
-    def observed(self) -> list[str]:
+    def observed_tensors(self) -> list[str]:
         """Tensors whose statistics some target may need, in graph order."""
         quantized = {e.tensor for rules in TARGETS.values() for e in self.quantized_edges(rules)}
         observed: list[str] = []
@@ -321,7 +321,7 @@ class Topology:
             out.producers.append(str(node.name))
             source = groups[find(self.data_inputs(node)[0])]
             source.consumers.append(str(node.name))
-            if self.groups_of(node) != 1:
+            if self.conv_groups(node) != 1:
                 source.closed = False
         elif not self.commutes(node):
             out.closed = False

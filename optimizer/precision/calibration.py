@@ -17,7 +17,7 @@ from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from optimizer.data import Dataset, ImageDataset
-    from optimizer.precision.int8.halves import Moved
+    from optimizer.precision.int8.halves import ScaleDifference
     from optimizer.precision.int8.statistics import Statistics
 
 __all__ = ["calibrate", "halves"]
@@ -98,7 +98,7 @@ def halves(
     batch: int = 32,
     preprocessing_from: str | None = None,
     progress: Progress | None = None,
-) -> list[Moved]:
+) -> list[ScaleDifference]:
     """Calibrate on two disjoint, stratified halves of the images and compare the scales.
 
     Args:
@@ -145,7 +145,7 @@ def _collect(graph: Path, dataset: Dataset, batch: int, progress: Progress) -> S
     from optimizer.precision.int8 import Collector
 
     topology = analyse(load_graph(graph))
-    observed = {name: topology.after_relu(name) for name in topology.observed()}
+    observed = {name: topology.after_relu(name) for name in topology.observed_tensors()}
     metadata = preprocessed_metadata(graph)
     assert metadata.preprocessing is not None
     preprocessing = Preprocessing.from_dict(metadata.preprocessing)

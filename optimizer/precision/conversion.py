@@ -20,7 +20,11 @@ from optimizer.artifacts import (
 )
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.graphs.facts import is_quantized
-from optimizer.graphs.metadata import forget_precision, preprocessed_metadata, write_metadata
+from optimizer.graphs.metadata import (
+    preprocessed_metadata,
+    remove_precision_metadata,
+    write_metadata,
+)
 from optimizer.options import EncodingOptions, QuantizeOptions, takes_options
 from optimizer.precision.foreign import carry_over, float_graph, prepared
 from optimizer.precision.option_checks import check_options
@@ -310,7 +314,7 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
     kept = out_of_range(model, dtype, largest)
     to_half(model, dtype, kept)
     notes = [f"{name} stays in FP32: {reason}" for name, reason in kept.items()]
-    forget_precision(model)
+    remove_precision_metadata(model)
     if kept:
         write_metadata(model, keep=list(kept), notes=notes)
     return notes

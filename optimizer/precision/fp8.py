@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError, GraphError
-from optimizer.graphs.metadata import forget_precision, write_metadata
+from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
 from optimizer.graphs.topology import WEIGHTED, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.statistics import Statistics
@@ -71,7 +71,7 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
         _write_weight(topology, node, kind)
     if high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
-    forget_precision(model)
+    remove_precision_metadata(model)
     write_metadata(model, precision="fp8", keep=kept, target="tensorrt")
     return True
 

@@ -9,7 +9,7 @@ this process ends, however it ends.
 from optimizer.processes.calls import Limits, call, give_up
 from optimizer.processes.child import Child, ChildFailed, describe_exit
 from optimizer.processes.launching import cpus_for
-from optimizer.processes.memory import give_back_memory, memory_bytes
+from optimizer.processes.memory import memory_bytes, release_memory
 from optimizer.processes.tools import output_of
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "call",
     "cpus_for",
     "describe_exit",
-    "give_back_memory",
     "give_up",
     "memory_bytes",
     "output_of",
+    "release_memory",
 ]

@@ -82,9 +82,9 @@ def call(
         import_from=import_from,
     )
     try:
-        child.patience.until = time.monotonic() + limits.seconds
+        child.wait_policy.deadline = time.monotonic() + limits.seconds
         if limits.memory_bytes is not None:
-            child.patience.watch = _MemoryWatch(child.pid, limits.memory_bytes)
+            child.wait_policy.watch = _MemoryWatch(child.pid, limits.memory_bytes)
         result = _exchange(child, (tuple(arguments), progress is not None), progress)
         child.end(_UNLOAD_WAIT_S)
     except TimeoutError:

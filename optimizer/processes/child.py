@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from optimizer.errors import EnvironmentFault, ResnetOptError
 from optimizer.processes.launching import command, environment, search_path
-from optimizer.processes.pipes import AnswerPipe, Patience, RequestPipe
+from optimizer.processes.pipes import AnswerPipe, RequestPipe, WaitPolicy
 
 __all__ = ["Child", "ChildFailed", "Reason", "describe_exit"]
 
@@ -87,7 +87,7 @@ class Child:
     Attributes:
         pid: Process id, which is also the id of its process group.
         started_ns: Start time on the performance counter, in nanoseconds.
-        patience: The deadline for reading and writing.
+        wait_policy: The deadline for reading and writing.
         requests: Stream to write requests to.
         answers: Stream to read answers from.
 
@@ -108,7 +108,7 @@ class Child:
         self._status: int | None = None
         self._closed = self._killed_here = False
         self._last_lines: list[str] = []
-        self.patience = Patience()
+        self.wait_policy = WaitPolicy()
         settings = {
             "arguments": list(arguments),
             "cpus": None if cpus is None else list(cpus),
@@ -147,8 +147,8 @@ class Child:
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        self.requests = RequestPipe(requests, self.patience)
-        self.answers = AnswerPipe(answers, self.patience)
+        self.requests = RequestPipe(requests, self.wait_policy)
+        self.answers = AnswerPipe(answers, self.wait_policy)
 
     def failure(self, unreadable: Exception | None = None) -> ChildFailed:
         """Find out why it gave no answer, and end the process.

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["give_back_memory", "memory_bytes"]
+__all__ = ["memory_bytes", "release_memory"]
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Return freed memory to the system, if the C library supports it (glibc).
 
     After some tensors of tens of megabytes, glibc allocates later ones on its heap too and keeps

@@ -8,22 +8,22 @@ import select
 import time
 from collections.abc import Callable
 
-__all__ = ["AnswerPipe", "Patience", "RequestPipe"]
+__all__ = ["AnswerPipe", "RequestPipe", "WaitPolicy"]
 
 _WATCH_S = 0.05
 _CHUNK = 1 << 20
 
 
-class Patience:
+class WaitPolicy:
     """How long to wait for a child, and what to check in the meantime.
 
     Attributes:
-        until: Deadline on the monotonic clock, in seconds; ``None`` for no deadline.
+        deadline: On the monotonic clock, in seconds; ``None`` for no deadline.
         watch: Called before waiting and twenty times per second while waiting.
     """
 
     def __init__(self) -> None:
-        self.until: float | None = None
+        self.deadline: float | None = None
         self.watch: Callable[[], None] | None = None
 
     def wait(self, poll: select.poll) -> None:
@@ -35,7 +35,7 @@ class Patience:
         while True:
             if self.watch is not None:
                 self.watch()
-            remaining = float("inf") if self.until is None else self.until - time.monotonic()
+            remaining = float("inf") if self.deadline is None else self.deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
             step = remaining if self.watch is None else min(remaining, _WATCH_S)
@@ -46,10 +46,10 @@ class Patience:
 class RequestPipe:
     """Writes to a child; raises `BrokenPipeError` if the child has ended."""
 
-    def __init__(self, descriptor: int, patience: Patience) -> None:
+    def __init__(self, descriptor: int, wait_policy: WaitPolicy) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor: int | None = descriptor
-        self._patience = patience
+        self._wait_policy = wait_policy
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -59,7 +59,7 @@ class RequestPipe:
             raise BrokenPipeError
         remaining = memoryview(data)
         while remaining:
-            self._patience.wait(self._poll)
+            self._wait_policy.wait(self._poll)
             with contextlib.suppress(BlockingIOError):  # not enough room in the pipe
                 remaining = remaining[os.write(self._descriptor, remaining[:_CHUNK]) :]
 
@@ -76,9 +76,9 @@ class RequestPipe:
 class AnswerPipe:
     """Reads from a child."""
 
-    def __init__(self, descriptor: int, patience: Patience) -> None:
+    def __init__(self, descriptor: int, wait_policy: WaitPolicy) -> None:
         self._descriptor: int | None = descriptor
-        self._patience = patience
+        self._wait_policy = wait_policy
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN | select.POLLHUP)
         self._buffer = bytearray()
@@ -110,7 +110,7 @@ class AnswerPipe:
     def _fill(self) -> bool:
         if self._descriptor is None:
             return False
-        self._patience.wait(self._poll)
+        self._wait_policy.wait(self._poll)
         chunk = os.read(self._descriptor, _CHUNK)
         self._buffer += chunk
         return bool(chunk)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optimizer.engines.placement import PYTORCH_ON_CPU, placed, runs_on
+from optimizer.engines.placement import PYTORCH_ON_CPU, assign_devices, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.options import BenchOptions, SpeedOptions, takes_options
@@ -78,7 +78,7 @@ def bench(
 
     Engines are compared at each batch with the first of ``threads`` and of ``streams``; all other
     settings go into ``curves``. PyTorch runs where the engines run, if it can; see
-    `optimizer.engines.placement.placed`. The rounds of an engine exceed ``duration`` if a call is so
+    `optimizer.engines.placement.assign_devices`. The rounds of an engine exceed ``duration`` if a call is so
     slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. In LoadGen's server
     scenario ``max_latency`` bounds p99; without it, `SERVER_BOUND_MS` does.
 
@@ -197,7 +197,7 @@ def _planned(
     if variant is not None:
         baseline = pytorch_baseline(facts, variant)
         facts = [baseline, *facts]
-    devices = placed(paths, options.device)
+    devices = assign_devices(paths, options.device)
     settings = grid(facts, options.batch, threads, options.streams)
     size = options.image_size
     cells = [_cell(f, f.name, s, size, devices) for s in settings for f in facts]

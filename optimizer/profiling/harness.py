@@ -359,8 +359,8 @@ class _Runner:
         assert self._worker is not None
         # The answer comes after all the calls that were asked for, each of which has its own time.
         calls = limits["min_calls"] + limits.get("min_lead_in", 0)
-        patience = seconds * (1 + _LEAD_IN) + calls * self._limits.call_timeout_s
-        header, arrays = self._worker.ask("time", timeout_s=patience, seconds=seconds, **limits)
+        wait_policy = seconds * (1 + _LEAD_IN) + calls * self._limits.call_timeout_s
+        header, arrays = self._worker.ask("time", timeout_s=wait_policy, seconds=seconds, **limits)
         self.found.peak_rss_bytes = header["peak_rss_bytes"]
         if header["rss_bytes"] is not None and number >= 0:
             self._memory.append(header["rss_bytes"])

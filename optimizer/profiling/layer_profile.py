@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import Cache, digest, read_manifest
 from optimizer.engines.opening import graph_of, rebuild_command
-from optimizer.engines.placement import placed, runs_on
+from optimizer.engines.placement import assign_devices, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.options import ProfileOptions, takes_options
@@ -69,7 +69,7 @@ def profile(
 ) -> ProfileResult:
     """Time engines layer by layer and compare the layers with the machine's ceilings.
 
-    PyTorch runs where the engines run, if it can; see `optimizer.engines.placement.placed`. The
+    PyTorch runs where the engines run, if it can; see `optimizer.engines.placement.assign_devices`. The
     rounds of an engine exceed ``duration`` where opening its profiled copy, or `ROUNDS` rounds of
     three calls, take longer. GPU engines are never compared with the ceilings of the CPU.
 
@@ -101,7 +101,7 @@ def profile(
     paths = [Path(engine) for engine in engines]
     facts = describe_engines(paths, [batch])
     graphs = [_graph_beside(fact) for fact in facts]
-    devices = placed(paths, options.device)
+    devices = assign_devices(paths, options.device)
     on_cpu = [_on_cpu(fact, devices[fact.path]) for fact in facts]
     found = None
     if options.ceilings and any(on_cpu):

@@ -73,7 +73,7 @@ class Worker:
 
     def _answer(self, request: dict[str, Any] | None, timeout_s: float) -> Message:
         """The answer to a request, or without one the first message."""
-        self._child.patience.until = time.monotonic() + timeout_s
+        self._child.wait_policy.deadline = time.monotonic() + timeout_s
         try:
             if request is not None:
                 with contextlib.suppress(BrokenPipeError):  # it is gone: what is read says why

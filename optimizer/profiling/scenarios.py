@@ -79,7 +79,7 @@ def run_scenarios(
         engines: Engine files by name.
         scenarios: Which, checked by `check_scenarios`.
         template: What all tests have in common; its limit of latency is that of the server.
-        devices: The device to open each file on; see `optimizer.engines.placement.placed`.
+        devices: The device to open each file on; see `optimizer.engines.placement.assign_devices`.
         progress: Where steps are reported.
     """
     found: list[ScenarioResult] = []
@@ -188,13 +188,13 @@ def _test(request: Request) -> TestLog:
     Raises:
         ResnetOptError: The engine failed, its process crashed or hangs, or LoadGen's log is none.
     """
-    patience = _START_S + _PATIENCE * _least_s(request)
+    wait_policy = _START_S + _PATIENCE * _least_s(request)
     with tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
         try:
             call(
                 "optimizer.profiling.loadgen:run",
                 [replace(request, folder=folder)],
-                limits=Limits(seconds=patience),
+                limits=Limits(seconds=wait_policy),
                 threads=request.threads,
                 cpus=cpus_for(request.threads),
             )
@@ -202,7 +202,7 @@ def _test(request: Request) -> TestLog:
         except ChildFailed as failure:
             if failure.reason != "deadline":
                 raise
-            raise ChildFailed(f"hangs: no result within {patience:.3g} s") from failure
+            raise ChildFailed(f"hangs: no result within {wait_policy:.3g} s") from failure
         except (OSError, ValueError, KeyError) as error:
             raise ResnetOptError(f"LoadGen's log cannot be read: {error}") from error
 

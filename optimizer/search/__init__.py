@@ -1,6 +1,12 @@
 """Mixed precision: find the layers to keep in high precision to meet an accuracy budget."""
 
-from optimizer.search.mixed_search import check_data, images_for, judge, mixed, search_path
-from optimizer.search.split import divided
+from optimizer.search.mixed_search import (
+    check_disjoint,
+    judge,
+    mixed,
+    open_search_images,
+    search_path,
+)
+from optimizer.search.split import split_images
 
-__all__ = ["check_data", "divided", "images_for", "judge", "mixed", "search_path"]
+__all__ = ["check_disjoint", "judge", "mixed", "open_search_images", "search_path", "split_images"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
-from optimizer.data import ImageDataset, Preprocessing, check_fits, open_dataset, shared_images
+from optimizer.data import ImageDataset, Preprocessing, match_classes, open_dataset, shared_images
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
@@ -37,18 +37,18 @@ from optimizer.results import (
 from optimizer.search.cost import Costs
 from optimizer.search.layer_timing import costs_of, timed_graphs
 from optimizer.search.sensitivity import Sensitivity, rank
-from optimizer.search.split import Budget, Split, divided
+from optimizer.search.split import Budget, Split, split_images
 from optimizer.search.variants import Variants
 from optimizer.search.walk import Point, Walk
 from optimizer.targets.rules import TargetRules
 
-__all__ = ["check_data", "images_for", "judge", "mixed", "search", "search_path"]
+__all__ = ["check_disjoint", "judge", "mixed", "open_search_images", "search", "search_path"]
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy", "torch", "openvino")
 _BATCH = 32
 
 
-def images_for(options: Conversion) -> ImageDataset:
+def open_search_images(options: Conversion) -> ImageDataset:
     """Check the options and open the images for calibration and search.
 
     Args:
@@ -78,8 +78,8 @@ def images_for(options: Conversion) -> ImageDataset:
     if skip:
         dataset = dataset.verify()
     validation = open_dataset(data)
-    for part in divided(dataset, options.calib_images):
-        check_data(part, validation)
+    for part in split_images(dataset, options.calib_images):
+        check_disjoint(part, validation)
     return dataset
 
 
@@ -98,7 +98,7 @@ def mixed(
     Args:
         graph: The FP32 graph.
         output: Path of the graph (``.onnx``).
-        dataset: Labelled images for calibration and search, from `images_for`.
+        dataset: Labelled images for calibration and search, from `open_search_images`.
         options: The target, the budget (``max_drop``), the number of calibration images, and the
             passes that compute the encodings; layers in ``keep`` are always kept.
         result: Path of the `SearchResult`.
@@ -134,7 +134,7 @@ def search_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.search.json")
 
 
-def check_data(calib: ImageDataset, data: ImageDataset) -> None:
+def check_disjoint(calib: ImageDataset, data: ImageDataset) -> None:
     """Reject validation images that calibration or the search uses.
 
     Raises:
@@ -178,8 +178,8 @@ def search(
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
     calibration, search_images = (
-        check_fits(part, int(facts.output_shape[1] or 0), facts.classes)
-        for part in divided(dataset, options.calib_images)
+        match_classes(part, int(facts.output_shape[1] or 0), facts.classes)
+        for part in split_images(dataset, options.calib_images)
     )
     statistics = calibrate(
         graph,

@@ -27,17 +27,17 @@ from optimizer.precision.int8.simulation import (
     quantized_parameters,
 )
 
-__all__ = ["Budget", "Measured", "Split", "divided"]
+__all__ = ["Budget", "Measured", "Split", "split_images"]
 
 _SEARCH_IMAGES = 512
 _BATCH = 32
 _MAX_EXPECTED_FLIPS = 0.5
 
 
-def divided(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]:
+def split_images(dataset: ImageDataset, calibration: int) -> tuple[ImageDataset, ...]:
     """Split off the calibration images, and up to 512 others for the search; both stratified.
 
-    The split depends on the labels. Split the dataset as opened, before `check_fits` maps labels to
+    The split depends on the labels. Split the dataset as opened, before `match_classes` maps labels to
     outputs, so that every caller gets the same images.
 
     Args:

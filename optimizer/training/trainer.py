@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
-from optimizer.data import ImageDataset, Preprocessing, check_fits
+from optimizer.data import ImageDataset, Preprocessing, match_classes
 from optimizer.errors import DataError, UsageError
 from optimizer.models import Model, build_module, weights_digest, write_weights
 from optimizer.options import TrainOptions
@@ -168,7 +168,7 @@ def _train(
     if len(data) < 2 or num_classes < 2:
         raise DataError(f"{data.name} has too few images or classes to train on")
     if held_out is not None:
-        held_out = check_fits(_without_bad_images(held_out), num_classes, data.classes)
+        held_out = match_classes(_without_bad_images(held_out), num_classes, data.classes)
     preprocessing = preprocessing_for(data.name, settings.image_size, init)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():

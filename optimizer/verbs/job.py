@@ -428,13 +428,13 @@ def _check_apart(
     section: CalibrateSection,
 ) -> None:
     """Refuse to validate on images that calibrated, or that a search will see."""
-    from optimizer.search import check_data, divided
+    from optimizer.search import check_disjoint, split_images
 
     seen = [] if calibration is None else [calibration]
     if searched is not None:
-        seen += divided(searched, section.calib_images)
+        seen += split_images(searched, section.calib_images)
     for images in seen:
-        check_data(images, held_out)
+        check_disjoint(images, held_out)
 
 
 def _of_searched(options: BuildOptions, graph: Artifact) -> BuildOptions:

@@ -9,7 +9,7 @@ from optimizer.artifacts import Artifact
 from optimizer.results import Audit, SearchResult
 
 if TYPE_CHECKING:
-    from optimizer.precision.int8.halves import Moved
+    from optimizer.precision.int8.halves import ScaleDifference
 
 __all__ = [
     "BuildResult",
@@ -64,7 +64,7 @@ class CalibrateResult(_Made):
             unless it was requested.
     """
 
-    halves: tuple[Moved, ...] = ()
+    halves: tuple[ScaleDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

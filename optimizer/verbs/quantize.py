@@ -136,7 +136,7 @@ def _search(
     made = search.mixed(
         graph,
         output,
-        search.images_for(options) if images is None else images,
+        search.open_search_images(options) if images is None else images,
         options,
         result=found,
         cache=cache,

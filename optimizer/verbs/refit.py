@@ -48,7 +48,7 @@ def refit(
         UsageError: The engine is no TensorRT engine, or it is quantized and ``model`` a checkpoint.
         MissingLibrary, MissingDevice: Nothing here can do it.
     """
-    from optimizer.engines.building import keep_graph
+    from optimizer.engines.building import copy_graph_beside
     from optimizer.engines.opening import graph_of
     from optimizer.engines.tensorrt.weight_refit import check_refittable, refit_engine
     from optimizer.graphs.facts import graph_facts
@@ -84,7 +84,7 @@ def refit(
             return old.manifest.details
 
         made = produce(plan, output, write)
-        keep_graph(graph, output)
+        copy_graph_beside(graph, output)
     return made
 
 

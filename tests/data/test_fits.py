@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from optimizer.data import ImageDataset, check_fits, open_dataset
+from optimizer.data import ImageDataset, match_classes, open_dataset
 from optimizer.data.imagenet import IMAGENET_SYNSETS
 from optimizer.errors import DataError
 
@@ -26,32 +26,32 @@ def words() -> tuple[str, ...]:
 
 def test_equal_classes_match() -> None:
     data = dataset(("a", "b", "c"))
-    assert check_fits(data, 3, ("a", "b", "c")) is data
-    assert check_fits(data, 3, ["a", "b", "c"]) is data
+    assert match_classes(data, 3, ("a", "b", "c")) is data
+    assert match_classes(data, 3, ["a", "b", "c"]) is data
 
 
 def test_without_names_the_counts_must_match() -> None:
-    assert check_fits(dataset(None), 10, tuple("0123456789")).classes is None
-    assert len(check_fits(dataset(("a", "b")), 2, None)) == 30
+    assert match_classes(dataset(None), 10, tuple("0123456789")).classes is None
+    assert len(match_classes(dataset(("a", "b")), 2, None)) == 30
     with pytest.raises(DataError, match="label 9, but the model's 9 classes end at 8"):
-        check_fits(dataset(None), 9, None)
+        match_classes(dataset(None), 9, None)
     with pytest.raises(DataError, match="2 of the model's 3 classes"):
-        check_fits(dataset(("a", "b")), 3, None)
+        match_classes(dataset(("a", "b")), 3, None)
 
 
 def test_too_many_classes_are_rejected() -> None:
     with pytest.raises(DataError, match="data has 3 classes, but the model has 2"):
-        check_fits(dataset(("a", "b", "c")), 2, ("a", "b"))
+        match_classes(dataset(("a", "b", "c")), 2, ("a", "b"))
 
 
 def test_another_order_is_rejected_and_names_the_classes() -> None:
     with pytest.raises(DataError, match="another order: a, b; the model: b, a"):
-        check_fits(dataset(("a", "b")), 2, ("b", "a"))
+        match_classes(dataset(("a", "b")), 2, ("b", "a"))
 
 
 def test_fewer_classes_are_mapped_by_name() -> None:
     data = dataset(("bee", "cat"), [0, 1])
-    mapped = check_fits(data, 4, ("cat", "ant", "bee", "dog"))
+    mapped = match_classes(data, 4, ("cat", "ant", "bee", "dog"))
     assert mapped.labels[:4].tolist() == [2, 0, 2, 0]
     assert mapped.classes == ("cat", "ant", "bee", "dog")
     assert mapped.sha256 != data.sha256
@@ -60,31 +60,31 @@ def test_fewer_classes_are_mapped_by_name() -> None:
 
 def test_unknown_classes_are_rejected() -> None:
     with pytest.raises(DataError, match=r"'eel', which the model does not have .*cat, ant"):
-        check_fits(dataset(("bee", "eel")), 3, ("cat", "ant", "bee"))
+        match_classes(dataset(("bee", "eel")), 3, ("cat", "ant", "bee"))
 
 
 def test_duplicate_class_names_of_the_model_are_rejected() -> None:
     with pytest.raises(DataError, match="two classes named 'crane'"):
-        check_fits(dataset(("crane", "tench")), 3, ("crane", "tench", "crane"))
+        match_classes(dataset(("crane", "tench")), 3, ("crane", "tench", "crane"))
 
 
 def test_synsets_are_in_the_order_of_the_outputs() -> None:
     data = dataset(IMAGENET_SYNSETS)
-    assert check_fits(data, 1000, words()) is data
-    assert check_fits(data, 1000, None) is data
+    assert match_classes(data, 1000, words()) is data
+    assert match_classes(data, 1000, None) is data
     three = dataset(("n00000001", "n00000002", "n00000003"))
-    assert check_fits(three, 3, ("x", "y", "z")) is three
+    assert match_classes(three, 3, ("x", "y", "z")) is three
 
 
 def test_a_subset_of_the_synsets_is_mapped() -> None:
     # Two classes of Imagenette: tench and parachute.
     data = dataset(("n01440764", "n03888257"), [0, 1])
     for classes in (words(), None):
-        mapped = check_fits(data, 1000, classes)
+        mapped = match_classes(data, 1000, classes)
         names = words()
         assert [names[label] for label in mapped.labels[:2]] == ["tench", "parachute"]
     with pytest.raises(DataError, match="n00000001"):
-        check_fits(dataset(("n00000001", "n01440764")), 1000, words())
+        match_classes(dataset(("n00000001", "n01440764")), 1000, words())
 
 
 def test_the_list_of_synsets_is_complete() -> None:

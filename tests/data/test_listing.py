@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optimizer.data import Preprocessing, check_fits, open_dataset
+from optimizer.data import Preprocessing, match_classes, open_dataset
 from optimizer.data.imagenet import IMAGENET_SYNSETS
 from optimizer.errors import DataError
 
@@ -38,9 +38,9 @@ def test_lines_give_images_and_labels_in_their_order(flat: Path) -> None:
     data = open_dataset(flat)
     assert data.classes is None
     assert data.image_id(1) == NAMES[0]
-    assert check_fits(data, 1000, None) is data
+    assert match_classes(data, 1000, None) is data
     with pytest.raises(DataError, match="label 970, but the model's 100 classes end at 99"):
-        check_fits(data, 100, None)
+        match_classes(data, 100, None)
     (flat / "val.txt").rename(flat / "val_map.txt")
     assert _levels(flat / "val_map.txt") == _levels(flat) == ([2, 0, 3], [65, 970, 0])
 
@@ -52,7 +52,7 @@ def test_the_list_may_be_next_to_the_folder(flat: Path) -> None:
 
 def test_synsets_are_mapped_to_the_models_outputs(flat: Path) -> None:
     (flat / "val.txt").write_text(f"{NAMES[0]} n03888257\n{NAMES[1]} n01440764\n")
-    mapped = check_fits(open_dataset(flat), 1000, None)
+    mapped = match_classes(open_dataset(flat), 1000, None)
     assert [IMAGENET_SYNSETS[label] for label in mapped.labels] == ["n03888257", "n01440764"]
 
 

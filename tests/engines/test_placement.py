@@ -11,7 +11,13 @@ import optimizer.engines.placement as placement
 from optimizer.artifacts import Artifact, Manifest, Plan, library_versions, produce
 from optimizer.engines.onnxruntime import OnnxRuntime
 from optimizer.engines.opening import check_opens, rebuild_command
-from optimizer.engines.placement import check_device, device_of, placed, runs_on, runs_on_gpu
+from optimizer.engines.placement import (
+    assign_devices,
+    check_device,
+    device_of,
+    runs_on,
+    runs_on_gpu,
+)
 from optimizer.errors import ArtifactError, UsageError
 
 
@@ -65,19 +71,19 @@ def test_pytorch_runs_on_the_gpu_beside_gpu_engines(
     checkpoint = tmp_path / "model.safetensors"
     copied = engine(tmp_path / "copy.safetensors", backend="torch").path
     monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 2)
-    assert placed([host, checkpoint], None) == {host: None, checkpoint: None}
-    assert placed([other, checkpoint], None) == {other: None, checkpoint: None}
-    assert placed([gpu, checkpoint, copied, host], None) == {
+    assert assign_devices([host, checkpoint], None) == {host: None, checkpoint: None}
+    assert assign_devices([other, checkpoint], None) == {other: None, checkpoint: None}
+    assert assign_devices([gpu, checkpoint, copied, host], None) == {
         gpu: None, checkpoint: "cuda:0", copied: "cuda:0", host: None,
     }  # fmt: skip
-    assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: "cuda:1"}
-    assert placed([checkpoint], "cuda") == {checkpoint: "cuda:0"}
+    assert assign_devices([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: "cuda:1"}
+    assert assign_devices([checkpoint], "cuda") == {checkpoint: "cuda:0"}
     with pytest.raises(UsageError, match="but all engines run on the CPU"):
-        placed([checkpoint, host], "cuda:2")
+        assign_devices([checkpoint, host], "cuda:2")
     monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 0)
-    assert placed([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: None}
+    assert assign_devices([gpu, checkpoint], "cuda:1") == {gpu: "cuda:1", checkpoint: None}
     with pytest.raises(UsageError, match="but all engines run on the CPU"):
-        placed([checkpoint], "cuda:0")
+        assign_devices([checkpoint], "cuda:0")
 
 
 def test_the_device_a_file_runs_on(tmp_path: Path) -> None:

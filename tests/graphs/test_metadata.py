@@ -10,9 +10,9 @@ import pytest
 from optimizer.errors import GraphError
 from optimizer.graphs.metadata import (
     Metadata,
-    forget_precision,
     metadata_of,
     preprocessed_metadata,
+    remove_precision_metadata,
     write_metadata,
 )
 from tests.precision.networks import network
@@ -45,7 +45,7 @@ def test_entries_round_trip(tmp_path: Path) -> None:
     assert model.metadata_props["resnet_opt.keep"] == '["conv1", "fc"]'
     write_metadata(model, precision="fp16", keep=None)
     assert Metadata.of_model(model).keep == ["conv1", "fc"]
-    forget_precision(model)
+    remove_precision_metadata(model)
     assert set(Metadata.of_model(model)) == {
         "arch", "precision", "classes", "preprocessing", "batch"
     }  # fmt: skip

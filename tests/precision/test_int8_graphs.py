@@ -50,7 +50,7 @@ def run(model: ir.Model, batch: np.ndarray, names: list[str] | None = None) -> l
 
 
 def tapper(model: ir.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    names = [name for name in analyse(model).observed() if name != "images"]
+    names = [name for name in analyse(model).observed_tensors() if name != "images"]
 
     def execute(batch: np.ndarray) -> dict[str, np.ndarray]:
         return {**dict(zip(names, run(model, batch, names), strict=True)), "images": batch}
@@ -60,7 +60,9 @@ def tapper(model: ir.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 
 def statistics(model: ir.Model, batches: list[np.ndarray]) -> Statistics:
     topology = analyse(model)
-    collector = Collector({t: topology.after_relu(t) for t in topology.observed()}, tapper(model))
+    collector = Collector(
+        {t: topology.after_relu(t) for t in topology.observed_tensors()}, tapper(model)
+    )
     for batch in batches:
         collector.add(batch)
     return collector.statistics
@@ -455,7 +457,7 @@ def statistics_of_file(path: Path) -> Statistics:
     from optimizer.graphs.taps import tapped
 
     topology = analyse(ir.load(path))
-    observed = {t: topology.after_relu(t) for t in topology.observed()}
+    observed = {t: topology.after_relu(t) for t in topology.observed_tensors()}
     collector = Collector(observed, tapped(path, list(observed)))
     collector.add(np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32))
     return collector.statistics

@@ -279,7 +279,7 @@ def test_calibration_images_are_rejected_for_validation(tmp_path: Path) -> None:
 def test_calibration_observes_all_tensors_that_lowering_needs() -> None:
     for body in (squeezed, clipped, pooled_shortcut):
         topology = analyse(built(1, body))
-        observed = set(topology.observed())
+        observed = set(topology.observed_tensors())
         for rules in TARGETS.values():
             assert {edge.tensor for edge in topology.quantized_edges(rules)} <= observed
     with pytest.raises(DataError, match="calibrate this graph again"):

@@ -178,7 +178,7 @@ def test_a_deadline_is_enforced_while_writing() -> None:
     child = echo()
     try:
         os.kill(child.pid, signal.SIGSTOP)
-        child.patience.until = 0.0
+        child.wait_policy.deadline = 0.0
         with pytest.raises(TimeoutError):
             child.requests.write(b"x" * 10_000_000)
     finally:
@@ -255,7 +255,7 @@ def test_descendants_end_with_the_child() -> None:
 
 def echo(prefix: str = "") -> Child:
     child = Child("tests.processes.targets:echo_lines", [prefix], import_from=[str(ROOT)])
-    child.patience.until = None
+    child.wait_policy.deadline = None
     return child
 
 

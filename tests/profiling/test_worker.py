@@ -110,7 +110,7 @@ def test_a_hanging_engine_is_ended(worker: Worker, make_engine: MakeEngine) -> N
 
 def test_it_ends_when_nobody_asks_any_more() -> None:
     child = Child("optimizer.profiling.bench_worker:serve")
-    child.patience.until = time.monotonic() + 60
+    child.wait_policy.deadline = time.monotonic() + 60
     child.answers.readline()
     child.requests.close()
     assert child.answers.readline() == b""

@@ -17,7 +17,7 @@ from optimizer.graphs.facts import graph_facts
 from optimizer.options import EncodingOptions, QuantizeOptions
 from optimizer.precision.int8 import Encodings
 from optimizer.results import SearchResult, read_result
-from optimizer.search import divided, mixed_search, search_path
+from optimizer.search import mixed_search, search_path, split_images
 from tests.search.networks import HOSTILE, OPTIONS, data, graph_file, labelled
 
 
@@ -141,7 +141,7 @@ def test_the_search_uses_the_images_that_were_checked(
     np.savez(tmp_path / "c.npz", images=batch, labels=np.arange(64) % 2, classes=["d", "b"])
     validation = data(tmp_path / "d.npz", 16, 2)
     options = QuantizeOptions(calib=str(tmp_path / "c.npz"), data=str(validation), calib_images=16)
-    dataset = mixed_search.images_for(options)
+    dataset = mixed_search.open_search_images(options)
     used = []
 
     def record(_graph: Path, calibration: ImageDataset, *_: object, **__: object) -> None:
@@ -153,7 +153,7 @@ def test_the_search_uses_the_images_that_were_checked(
         mixed_search.mixed(
             graph, tmp_path / "m.onnx", dataset, options, result=tmp_path / "m.search.json"
         )
-    checked, _ = divided(dataset, 16)
+    checked, _ = split_images(dataset, 16)
     assert used[0].positions.tolist() == checked.positions.tolist()
     assert set(used[0].labels) == {1, 3}
 

@@ -7,25 +7,25 @@ import pytest
 from optimizer.data import open_dataset, shared_images
 from optimizer.errors import DataError
 from optimizer.evaluation.tally import Tally
-from optimizer.search.split import Budget, Measured, Split, divided
+from optimizer.search.split import Budget, Measured, Split, split_images
 from optimizer.search.variants import Variants
 from tests.search.networks import labelled
 
 
 def test_calibration_and_search_images_are_disjoint() -> None:
     digits = open_dataset("digits:train")
-    calibration, searched = divided(digits, 256)
+    calibration, searched = split_images(digits, 256)
     assert (len(calibration), len(searched)) == (256, 512)
     assert shared_images(calibration, searched) == 0
     # The same calibration images as without a search.
     assert calibration.sha256 == open_dataset("digits:train", limit=256).sha256
-    small, rest = divided(open_dataset("digits:train", limit=40), 256)
+    small, rest = split_images(open_dataset("digits:train", limit=40), 256)
     assert (len(small), len(rest)) == (20, 20)
 
 
 def test_too_few_images_are_rejected() -> None:
     with pytest.raises(DataError, match="too few for calibration and search"):
-        divided(open_dataset("digits:train", limit=15), 256)
+        split_images(open_dataset("digits:train", limit=15), 256)
 
 
 def _measured(n: int, losses: int = 0, flips: int = 0, expected: float = 0.0) -> Measured:

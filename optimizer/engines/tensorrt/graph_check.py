@@ -15,7 +15,7 @@ from typing import Any
 from optimizer.engines.protocol import TensorSpec
 from optimizer.engines.tensorrt.names import module_path
 from optimizer.errors import GraphError
-from optimizer.graphs.onnx_files import checker_complaint, open_onnx
+from optimizer.graphs.onnx_files import checker_error, open_onnx
 
 __all__ = ["CheckedGraph", "check_graph", "place"]
 
@@ -156,7 +156,7 @@ def _check_external_data(model: Any, path: Path) -> None:
 
 
 def _check_standard(path: Path) -> None:
-    complaint = checker_complaint(path, full=False)
+    complaint = checker_error(path, full=False)
     if complaint is not None:
         line = complaint.rstrip(".")
         raise GraphError(f"{path.name} is not valid ONNX: {line}", hint=_EXPORT)

@@ -32,7 +32,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError
-from optimizer.graphs.topology import PASS_ON, Topology, analyse
+from optimizer.graphs.topology import PASS_THROUGH_OPS, Topology, analyse
 from optimizer.precision.int8.encode import LEAST_IMAGES
 from optimizer.precision.int8.encodings import (
     Encodings,
@@ -226,7 +226,7 @@ class _CarryOver:
 
     def _layer(self, node: ir.Node, notes: _Notes) -> LayerEncoding:
         name = str(node.name)
-        grid = WeightGrid.of(self.rules, self.topology.groups_of(node))
+        grid = WeightGrid.of(self.rules, self.topology.conv_groups(node))
         weight = self.topology.weight(node)
         source = self.read.weight_scales.get(name)
         again = (
@@ -258,7 +258,7 @@ class _CarryOver:
         """Subtract the mean error of rounding again from the bias, if there are statistics."""
         tensor = self.topology.data_inputs(node)[0]
         observed = self.statistics.tensors.get(tensor) if self.statistics is not None else None
-        if observed is None or self.topology.groups_of(node) != 1:
+        if observed is None or self.topology.conv_groups(node) != 1:
             return
         change = layer.dequantized(weight) - weight
         error = change.sum(axis=tuple(range(2, weight.ndim)), dtype=np.float64) @ observed.mean
@@ -303,7 +303,7 @@ def _propagated(topology: Topology, tensors: Mapping[str, ReadTensor]) -> dict[s
     which the source does not quantize it.
     """
     result = dict(tensors)
-    nodes = [node for node in topology.nodes.values() if node.op_type in PASS_ON]
+    nodes = [node for node in topology.nodes.values() if node.op_type in PASS_THROUGH_OPS]
     edges = [(topology.data_inputs(node)[0], str(node.outputs[0].name)) for node in nodes]
     for source, output in edges:
         if source in result:

@@ -40,7 +40,7 @@ from optimizer.precision.int8.simulation import (
     quantized_layer,
 )
 from optimizer.precision.int8.statistics import BINS, Statistics, TensorStatistics
-from optimizer.processes import give_back_memory
+from optimizer.processes import release_memory
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def correct_biases(
         For each candidate, the corrected encodings and their SQNR.
     """
     results = _corrected(simulation, candidates, images)
-    give_back_memory()
+    release_memory()
     return results
 
 
@@ -217,7 +217,7 @@ def correct_by_statistics(
         statistics: Statistics of the graph.
         factors: Equalization factors (divisors of the channels) by tensor name.
     """
-    if topology.groups_of(node) != 1:
+    if topology.conv_groups(node) != 1:
         return
     source = topology.data_inputs(node)[0]
     layer = encodings.layers[str(node.name)]

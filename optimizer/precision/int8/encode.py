@@ -25,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import DataError
-from optimizer.graphs.topology import PASS_ON, Topology
+from optimizer.graphs.topology import PASS_THROUGH_OPS, Topology
 from optimizer.options import EncodingOptions, EncodingPasses
 from optimizer.precision.half import LARGEST
 from optimizer.precision.int8.correction import correct_biases, correct_by_statistics
@@ -41,7 +41,7 @@ from optimizer.precision.int8.rounding import WeightGrid, scales_of
 from optimizer.precision.int8.shift import shiftable
 from optimizer.precision.int8.simulation import Simulation
 from optimizer.precision.int8.statistics import Statistics
-from optimizer.processes import give_back_memory
+from optimizer.processes import release_memory
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["LEAST_IMAGES", "REVISION", "compute_encodings"]
@@ -100,7 +100,7 @@ def compute_encodings(
             f"the statistics do not contain {min(missing)}",
             hint="calibrate this graph again",
         )
-    give_back_memory()  # allocated by calibration
+    release_memory()  # allocated by calibration
     return _Encoder(topology, statistics, rules, graph_sha256, options).encodings()
 
 
@@ -243,7 +243,11 @@ class _Encoder:
         for name in ranges:
             producer = self.topology.producer(name)
             source = self.topology.data_inputs(producer)[0] if producer is not None else ""
-            if producer is not None and producer.op_type in PASS_ON and source in encodings:
+            if (
+                producer is not None
+                and producer.op_type in PASS_THROUGH_OPS
+                and source in encodings
+            ):
                 encodings[name] = encodings[source]
                 continue
             unsigned = self.topology.after_relu(name) and self.rules.relu_dtype == "u8"
@@ -284,7 +288,7 @@ def _layer_encoding(
     input_factor = factors.get(topology.data_inputs(node)[0])
     output_factor = factors.get(str(node.outputs[0].name))
     bias = topology.bias(node)
-    grid = WeightGrid.of(rules, topology.groups_of(node))
+    grid = WeightGrid.of(rules, topology.conv_groups(node))
     layer = LayerEncoding(
         weight_scale=[],
         weight_max=grid.largest,

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from optimizer.precision.int8.ranges import distribution, range_of
 from optimizer.precision.int8.statistics import Statistics, TensorStatistics
 
-__all__ = ["Moved", "compare_halves"]
+__all__ = ["ScaleDifference", "compare_halves"]
 
 
 @dataclass(frozen=True)
-class Moved:
+class ScaleDifference:
     """How much one tensor's scale differs between the halves.
 
     Attributes:
@@ -32,7 +32,7 @@ class Moved:
     mse: float
 
 
-def compare_halves(first: Statistics, second: Statistics) -> list[Moved]:
+def compare_halves(first: Statistics, second: Statistics) -> list[ScaleDifference]:
     """Compare the scales computed from two sets of statistics of one graph.
 
     Args:
@@ -43,7 +43,7 @@ def compare_halves(first: Statistics, second: Statistics) -> list[Moved]:
         All tensors, sorted by ``mse``, the largest difference first.
     """
     moved = [
-        Moved(
+        ScaleDifference(
             name,
             _relative_difference(tensor, second.tensors[name], "minmax"),
             _relative_difference(tensor, second.tensors[name], "mse"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError, GraphError
 from optimizer.graphs.editing import add_constant, bypass
-from optimizer.graphs.metadata import forget_precision, write_metadata
+from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
@@ -72,7 +72,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
     with_kept = "mixed" if edges else rules.high_precision
-    forget_precision(model)
+    remove_precision_metadata(model)
     write_metadata(
         model,
         precision=with_kept if keep else "int8",

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
 from optimizer.graphs.editing import add_constant, bypass, fresh_name
-from optimizer.graphs.facts import ON_INTEGERS, PAIR
-from optimizer.graphs.metadata import forget_precision, write_metadata
+from optimizer.graphs.facts import INTEGER_OPS, QDQ_OPS
+from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
 from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
 from optimizer.precision.int8.undo_lowering import (
@@ -160,19 +160,19 @@ def read_quantized(model: ir.Model) -> ReadModel:
 
 def _reject_integer_operators(graph: ir.Graph) -> None:
     kinds = {node.op_type for node in graph}
-    on_integers = sorted(kinds & ON_INTEGERS)
+    on_integers = sorted(kinds & INTEGER_OPS)
     if on_integers:
         raise GraphError(
             f"the graph has integer operators ({', '.join(on_integers)}), "
             "from which the float operations cannot be restored",
             hint="quantize with Q/DQ (onnxruntime: quant_format=QuantFormat.QDQ)",
         )
-    foreign = [n for n in graph if n.op_type in PAIR and n.domain not in _DOMAINS]
+    foreign = [n for n in graph if n.op_type in QDQ_OPS and n.domain not in _DOMAINS]
     if foreign:
         raise GraphError(
             f"{foreign[0].name} is a {foreign[0].op_type} of the unknown domain {foreign[0].domain}"
         )
-    if not kinds & PAIR:
+    if not kinds & QDQ_OPS:
         raise GraphError("the graph has no Q/DQ nodes, so it is not quantized")
 
 
@@ -180,7 +180,7 @@ def _finish(model: ir.Model) -> None:
     opsets = model.graph.opset_imports
     if all(node.op_type in _OPSET_COMPATIBLE and node.domain == "" for node in model.graph):
         opsets[""] = max(opsets.get("", 0), _OPSET)
-    forget_precision(model)
+    remove_precision_metadata(model)
     write_metadata(model, precision="fp32")
 
 
@@ -415,7 +415,7 @@ def _tensor(node: ir.Node) -> str:
 
 def _non_negative(value: ir.Value) -> bool:
     node = value.producer()
-    while node is not None and node.op_type in _SIGN_PRESERVING | PAIR:
+    while node is not None and node.op_type in _SIGN_PRESERVING | QDQ_OPS:
         source = node.inputs[0]
         assert source is not None
         node = source.producer()

@@ -49,7 +49,7 @@ class Producers:
 def producers_of(topology: Topology, tensor: str) -> Producers | None:
     """Trace a tensor back to the layer that produces it; ``None`` if the rules do not hold."""
     node = topology.producer(tensor)
-    while node is not None and node.op_type == "MaxPool" and not topology.pads(node):
+    while node is not None and node.op_type == "MaxPool" and not topology.has_padding(node):
         tensor = topology.data_inputs(node)[0]
         if len(topology.consumers(tensor)) != 1:
             return None
@@ -102,7 +102,7 @@ def _accepts(topology: Topology, edge: Edge) -> bool:
     """Whether the reader of an edge can compensate for the constant of a shifted tensor."""
     node = topology.nodes[edge.node]
     if node.op_type in WEIGHTED:
-        return not topology.pads(node)
+        return not topology.has_padding(node)
     return topology.is_add(node) and compensating_layer(topology, edge) is not None
 
 

@@ -284,7 +284,7 @@ def _layer(
     rank = topology.weight(node).ndim - 2
     strides = list(node.attributes.get_ints("strides", ()) or [1] * rank)
     dilations = list(node.attributes.get_ints("dilations", ()) or [1] * rank)
-    groups = topology.groups_of(node)
+    groups = topology.conv_groups(node)
     pads = _pads(node, rank)
     symmetric = all(pads[i] == pads[i + 1] for i in range(0, len(pads), 2))
     padding = list(reversed(pads[::2])) if symmetric else 0

@@ -11,12 +11,12 @@ from optimizer.data.dataset import ImageDataset
 from optimizer.data.imagenet import IMAGENET_SYNSETS
 from optimizer.errors import DataError
 
-__all__ = ["check_fits"]
+__all__ = ["match_classes"]
 
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def check_fits(
+def match_classes(
     dataset: ImageDataset, num_classes: int, classes: Sequence[str] | None
 ) -> ImageDataset:
     """Map the labels to indices of the model's outputs.
