@@ -1,4 +1,4 @@
-"""Flags from options: a command that takes a model gets one flag per field of it."""
+"""Flags from options: a command that takes a model gets one flag per field."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from optimizer.options import OptionInfo, Options, flag
 
 __all__ = ["Json", "NoCache", "Output", "argument", "with_flags"]
 
-Output = Annotated[
-    Path, Parameter(name=("--output", "-o"), help="Where the result goes.", metavar="FILE")
-]
+Output = Annotated[Path, Parameter(name=("--output", "-o"), help="Output file.", metavar="FILE")]
 Json = Annotated[
     bool,
     Parameter(name="--json", negative="", help="Print only the result, as JSON, to stdout."),
 ]
 NoCache = Annotated[
     bool,
-    Parameter(name="--no-cache", negative="", help="Make everything again and keep no copies."),
+    Parameter(name="--no-cache", negative="", help="Rebuild everything, and do not use the cache."),
 ]
 
 
@@ -38,10 +36,10 @@ _LONGEST_METAVAR = 9
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter ``options`` becomes the flags of its model's fields.
+    """Replace a command's parameter ``options`` with one flag per field of its model.
 
-    Flags that were given are checked by the model, so that a mistake gives the same sentence here,
-    in a recipe and in Python.
+    The model checks the values, so a mistake gives the same message on the command line, in a
+    recipe and in Python.
     """
     own = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
@@ -57,7 +55,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     expanded.sort(key=lambda parameter: parameter.kind)
 
     def parse(*arguments: Any, **keywords: Any) -> tuple[inspect.BoundArguments, Options]:
-        """The command's own arguments, and the options that the flags amount to."""
+        """The command's own arguments, and the options from the flags."""
         given = {
             name: keywords.pop(name)
             for name in model.model_fields
@@ -108,7 +106,7 @@ def _flags(model: type[Options]) -> Iterator[inspect.Parameter]:
 
 
 def _help(field: FieldInfo, info: OptionInfo) -> str:
-    """The description, which engines take the option, and the default."""
+    """The description, the engines that take the option, and the default."""
     text = field.description or ""
     owners = tuple(engine for engine in info.engines if engine not in {"tensorrt", "tensorrt-rtx"})
     if owners and not info.engines[0].startswith("tensorrt"):
@@ -120,7 +118,7 @@ def _help(field: FieldInfo, info: OptionInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """What a flag holds before the model reads it: a switch, a text, or several texts."""
+    """Type of a flag before the model parses it: a switch, a text, or several texts."""
     annotation = _without_none(field.annotation)
     if annotation is bool:
         return bool
@@ -137,7 +135,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """The type of a value that may be absent."""
+    """``T`` of ``T | None``, without annotations."""
     if get_origin(annotation) is Annotated:
         return _without_none(get_args(annotation)[0])
     inner = [part for part in get_args(annotation) if part is not type(None)]

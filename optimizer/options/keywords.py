@@ -1,4 +1,4 @@
-"""Options as keywords: what makes ``build(graph, output, precision="int8")`` work for every verb."""
+"""Options as keywords, so that every verb can be called like ``build(..., precision="int8")``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ResultT = TypeVar("ResultT")
 def takes_options(
     model: type[Options],
 ) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
-    """Let a function that takes ``options`` be called with their fields as keywords too.
+    """Let a function that takes ``options`` also take their fields as keywords.
 
-    The function is given a complete model. Callers give one, or keywords, or both, of which
-    keywords win; a mistake in them raises `optimizer.errors.UsageError` with the option's name.
-    The signature, and with it ``help()`` and completion, lists every field.
+    Callers pass a model, keywords, or both; keywords override the model. An invalid option raises
+    `optimizer.errors.UsageError` with its name. The function always receives a complete model. Its
+    signature, and so ``help()`` and completion, lists every field.
     """
 
     def decorate(function: Callable[..., ResultT]) -> Callable[..., ResultT]:
@@ -30,9 +30,9 @@ def takes_options(
 
         @functools.wraps(function)
         def verb(*arguments: Any, **keywords: Any) -> ResultT:
-            mine = {name: keywords.pop(name) for name in own.parameters if name in keywords}
+            named = {name: keywords.pop(name) for name in own.parameters if name in keywords}
             try:
-                bound = own.bind_partial(*arguments, **mine)
+                bound = own.bind_partial(*arguments, **named)
                 bound.arguments["options"] = model.of(bound.arguments.get("options"), keywords)
                 complete = own.bind(*bound.args, **bound.kwargs)
             except TypeError as error:

@@ -115,6 +115,6 @@ class BenchResult(Model):
 
     def as_table(self) -> Table:
         """One row per engine and batch size."""
-        from optimizer.results.result_tables import measured_table
+        from optimizer.results.result_tables import bench_table
 
-        return measured_table(self)
+        return bench_table(self)

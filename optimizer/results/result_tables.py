@@ -8,10 +8,10 @@ from optimizer.results.profile_result import EngineProfile, TimedPart
 from optimizer.results.validate_result import ValidateResult
 from optimizer.tables import Table
 
-__all__ = ["curve_table", "measured_table", "profile_table", "scenario_table", "validated_table"]
+__all__ = ["bench_table", "curve_table", "profile_table", "scenario_table", "validation_table"]
 
 
-def validated_table(result: ValidateResult) -> Table:
+def validation_table(result: ValidateResult) -> Table:
     """One row per hop."""
     rows = []
     for hop in result.hops:
@@ -34,7 +34,7 @@ def validated_table(result: ValidateResult) -> Table:
     return Table(columns, rows, result.finding)
 
 
-def measured_table(result: BenchResult) -> Table:
+def bench_table(result: BenchResult) -> Table:
     """One row per engine and batch size."""
     ratios = {(c.b, c.batch): c for c in result.comparisons}
     baseline = result.settings.get("baseline")

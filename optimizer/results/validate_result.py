@@ -144,6 +144,6 @@ class ValidateResult(Model):
 
     def as_table(self) -> Table:
         """One row per hop."""
-        from optimizer.results.result_tables import validated_table
+        from optimizer.results.result_tables import validation_table
 
-        return validated_table(self)
+        return validation_table(self)

@@ -113,7 +113,7 @@ def test_statistics_without_a_tensor_are_refused() -> None:
 def test_it_needs_calibration_data(small_graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="FP8 needs calibration data"):
         optimizer.quantize(small_graph, tmp_path / "out.onnx", precision="fp8")
-    with pytest.raises(UsageError, match="encodings are for INT8"):
+    with pytest.raises(UsageError, match="--encodings is for INT8"):
         optimizer.quantize(
             small_graph, tmp_path / "out.onnx", precision="fp8", encodings=tmp_path / "e.json"
         )

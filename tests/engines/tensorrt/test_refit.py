@@ -179,7 +179,7 @@ def test_what_is_no_refittable_engine(
 
 def test_an_engine_without_its_graph(engine: Path, small_checkpoint: Path, tmp_path: Path) -> None:
     Path(f"{engine}.graph.onnx").unlink()
-    with pytest.raises(ArtifactError, match="does not lie beside it") as caught:
+    with pytest.raises(ArtifactError, match="is not beside it") as caught:
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
     assert f"{engine.name}.graph.onnx" in str(caught.value.hint)
 
