@@ -1,4 +1,4 @@
-"""The exit code of a run: nothing but a pass is zero."""
+"""The exit code of a run: zero only for a pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optimizer.results import (
 from optimizer.verbs.run import verdict_of
 
 
-def _ended(**parts: Any) -> RunResult:
+def _run(**parts: Any) -> RunResult:
     return RunResult(
         created="", title="", command="", recipe={}, environment={}, stages=[], findings=[],
         seconds=0.0, **{"verdict": "fail", **parts},
@@ -64,7 +64,7 @@ def _benched(verdict: str) -> BenchResult:
 def test_only_a_pass_exits_with_zero(
     parts: dict[str, Any], kind: type[Exception] | None, code: int
 ) -> None:
-    """In the order of `validate`: accuracy, then precision, then what was not measured."""
+    """In the order of `validate`: accuracy, precision, then measurements."""
     if "audits" in parts:
         audits = {
             name: Audit(
@@ -73,7 +73,7 @@ def test_only_a_pass_exits_with_zero(
             for name, verdict in parts["audits"].items()
         }
         parts = parts | {"audits": audits}
-    error = verdict_of(_ended(**parts))
+    error = verdict_of(_run(**parts))
     if kind is None:
         assert error is None
     else:

@@ -24,7 +24,7 @@ def test_check_output(tmp_path: Path) -> None:
     link = tmp_path / "link.onnx"
     link.symlink_to(own)
     check_output(own, [tmp_path / "other.onnx"])
-    with pytest.raises(UsageError, match=r"own\.onnx would be overwritten by itself"):
+    with pytest.raises(UsageError, match=r"the output would overwrite the input own\.onnx"):
         check_output(link, [own])
     for place in (own / "below.json", Path("/proc/none/result.json")):
         with pytest.raises(EnvironmentFault, match="cannot be written") as caught:
@@ -42,7 +42,7 @@ def test_no_verb_overwrites_its_input(
     more = ["--calib", "digits:train"] if verb in {"quantize", "calibrate"} else []
     completed = resnet_opt(verb, own, *more, "-o", own)
     assert completed.code == 2, completed
-    assert "would be overwritten by itself" in completed.err
+    assert "the output would overwrite the input" in completed.err
     assert own.read_bytes() == before
 
 
