@@ -122,7 +122,7 @@ class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, Tensor
 class MeasureSection(SpeedOptions):
     """The benchmark; the PyTorch model is measured beside the engines."""
 
-    batch: Numbers = option("1,8", "Batch sizes, 1,8.")
+    batch: Numbers = option("1,8", "Batch sizes, such as 1,8.")
 
 
 class Recipe(Options):

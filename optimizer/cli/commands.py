@@ -216,7 +216,7 @@ def quantize(
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a graph to another precision, explicit in the graph, without compiling it.
+    """Convert a graph to another precision without compiling it.
 
     A graph that already has Q/DQ (from ModelOpt, ONNX Runtime, NNCF or QAT) is lowered again for
     the target with its own integers and ranges; --calib calibrates the tensors that it leaves in
@@ -490,7 +490,10 @@ def report(
     run_dirs: Annotated[list[Path], argument("Run folders of run or demo.", "FOLDER")],
     /,
     *,
-    output: Output,
+    output: Annotated[
+        Path,
+        Parameter(name=("--output", "-o"), help="Output file: .html, .md or .csv.", metavar="FILE"),
+    ],
     options: ReportOptions,
 ) -> None:
     """Write the report of one run, or of several side by side.

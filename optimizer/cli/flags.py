@@ -112,7 +112,7 @@ def _help(field: FieldInfo, info: OptionInfo) -> str:
     if owners and not info.engines[0].startswith("tensorrt"):
         text = f"For {' and '.join(owners)}: {text[0].lower()}{text[1:]}"
     default = field.default
-    if field.is_required() or default in (None, False, True, (), {}):
+    if field.is_required() or isinstance(default, bool) or default in (None, (), {}):
         return text
     return f"{text} [default: {default}]"
 

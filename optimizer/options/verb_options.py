@@ -98,7 +98,7 @@ class Device(Options):
     """The GPU."""
 
     device: str | None = option(
-        None, "GPU for engines that run on one, cuda:1; default: the first."
+        None, "GPU for engines that run on one, such as cuda:1; default: the first."
     )
 
 
@@ -143,7 +143,7 @@ class KeptLayers(Options):
 
     panel: ClassVar[str] = "INT8"
 
-    keep: Names = option((), "Layers to keep out of INT8: layer1.0.conv1,fc.")
+    keep: Names = option((), "Layers to keep out of INT8, such as layer1.0.conv1,fc.")
 
 
 class HighPrecision(Options):
@@ -182,7 +182,9 @@ class TrainOptions(ImageReading):
 
     panel: ClassVar[str] = "Training"
 
-    arch: str = option("resnet50", "Architecture: resnet18, 34, 50, 101 or 152.")
+    arch: str = option(
+        "resnet50", "Architecture: resnet18, resnet34, resnet50, resnet101 or resnet152."
+    )
     data: Source = option("digits:train", "Training images: digits:train, a folder or file.npz.")
     held_out: Source | None = option(
         None, "Images to measure accuracy on; default: digits:test for digits:train."
@@ -357,7 +359,7 @@ class EngineOptions(Threads, Audit):
     )
     fixed_batch: FixedBatches | None = option(
         None,
-        "Batch sizes to compile separately, for speed: 1,8, or none; default: 1.",
+        "Batch sizes to compile separately, which is faster: 1,8 or none; default: 1.",
         engines=("openvino",),
     )
     storage_only: bool = option(
@@ -370,7 +372,9 @@ class BuildLimits(Options):
 
     panel: ClassVar[str] = "Limits of the build"
 
-    memory_limit: Bytes | None = option(None, "Memory limit of the build, 8GiB.", metavar="SIZE")
+    memory_limit: Bytes | None = option(
+        None, "Memory limit of the build, such as 8GiB.", metavar="SIZE"
+    )
     build_timeout: Duration = option("30min", "Time limit of the build.", metavar="TIME")
 
 
@@ -388,17 +392,17 @@ class TensorRtOptions(Options):
 
     target: Names = option(
         (),
-        "GPU architectures to compile for ahead of time, without a GPU: sm86,sm89,sm120.",
+        "GPU architectures to compile for ahead of time, without a GPU, such as sm86,sm89,sm120.",
         engines=("tensorrt-rtx",),
     )
     profile: Annotated[tuple[BatchProfile, ...], BeforeValidator(_profiles)] = option(
         (),
-        "Batch range min:opt:max, 1:8:32; repeat for more profiles.",
+        "Batch range min:opt:max, such as 1:8:32; repeat for more profiles.",
         engines=(*TENSORRT, "onnxruntime"),
     )
     workspace: Bytes | None = option(
         None,
-        "Limit of scratch memory per layer, 4GiB.",
+        "Limit of scratch memory per layer, such as 4GiB.",
         engines=(*TENSORRT, "onnxruntime"),
         metavar="SIZE",
     )
@@ -478,7 +482,7 @@ class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
     max_flips: Share | None = option(
-        None, "Largest share of images whose predicted class may change, 1%."
+        None, "Largest share of images whose predicted class may change, such as 1%."
     )
 
 
@@ -501,10 +505,12 @@ class SpeedOptions(Options):
 
     panel: ClassVar[str] = "Measurement"
 
-    batch: Numbers = option("1", "Batch sizes, 1,8.")
+    batch: Numbers = option("1", "Batch sizes, such as 1,8.")
     duration: Duration = option("10s", "Time per engine and setting.", metavar="TIME")
-    threads: Numbers | None = option(None, "Threads per engine, 1,2; default: all cores.")
-    streams: Numbers = option("1", "Concurrent calls per engine, 1,2; they share its threads.")
+    threads: Numbers | None = option(None, "Threads per engine, such as 1,2; default: all cores.")
+    streams: Numbers = option(
+        "1", "Concurrent calls per engine, such as 1,2; they share its threads."
+    )
     starts: int = option(
         1,
         "Start each engine N times, 3 or more, so that intervals include start-to-start variation.",
@@ -512,7 +518,7 @@ class SpeedOptions(Options):
     )
     max_latency: Duration | None = option(
         None,
-        "Find the setting with the highest throughput within this latency limit, 15ms.",
+        "Find the setting with the highest throughput within this latency limit, such as 15ms.",
         metavar="TIME",
     )
     latency_percentile: Literal["p50", "p90", "p95", "p99"] = option(

@@ -31,7 +31,7 @@ def quantize(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Convert a graph to another precision, explicit in the graph.
+    """Convert a graph to another precision.
 
     INT8 uses ``encodings``, or ``stats``, or calibrates on ``calib`` and writes the statistics
     beside the output; FP8 does the same without encodings. FP16 and BF16 do not require statistics,

@@ -567,6 +567,15 @@ def test_version(resnet_opt: Command) -> None:
     assert resnet_opt("--version").out.strip() == f"resnet-opt {__version__}"
 
 
+def test_help_shows_defaults(resnet_opt: Command) -> None:
+    """Also 0 and 1, which are equal to False and True."""
+    text = resnet_opt("profile", "--help").out
+    assert "Images per call. [default: 1]" in text
+    assert "Time per engine. [default: 5s]" in text
+    assert "[default: 0]" in text
+    assert "[default: True]" not in text
+
+
 # --- bad input ---------------------------------------------------------------------------------------
 
 
