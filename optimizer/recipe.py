@@ -108,14 +108,14 @@ class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, Tensor
             passes: How encodings are computed, for precisions that use them.
             **more: Further options, as a user would write them.
         """
-        own = options_of(self, engine)
+        options = options_of(self, engine)
         if precision not in _INT8:
-            own.pop("keep", None)
+            options.pop("keep", None)
         if precision not in _LOW:
-            own.pop("high_precision", None)
+            options.pop("high_precision", None)
         encodings = passes.of_kind(EncodingPasses).as_given() if precision in _INT8 else {}
         return BuildOptions.parse(
-            {**encodings, **own, **more, "engine": engine, "precision": precision}
+            {**encodings, **options, **more, "engine": engine, "precision": precision}
         )
 
 

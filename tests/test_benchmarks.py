@@ -31,7 +31,7 @@ def recording(**changes: Any) -> dict[str, Any]:
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    found = {
+    result = {
         "device": {"cpu": "a CPU"},
         "recordings": [recording(), recording(loaded=True, found=0.2)],
         "live": [{"ratio": 1.0, "ci95": [0.99, 1.01], "verdict": "equivalent"}] * 20,
@@ -40,7 +40,7 @@ def report(**changes: Any) -> dict[str, Any]:
         },
         "call_us": 0.5,
     }  # fmt: skip
-    return found | changes
+    return result | changes
 
 
 def test_limits_that_hold(false_alarms: Any) -> None:
@@ -83,12 +83,12 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_false_alarms_runs_from_the_recording_to_the_table(tmp_path: Path) -> None:
     done = run("false_alarms.py", "--quick", "--output", tmp_path)
     assert done.returncode in {0, 1}, done.stderr  # 1: a limit is not held, on a tiny network
-    found = json.loads((tmp_path / "false_alarms.json").read_text(encoding="utf-8"))
-    assert [row["loaded"] for row in found["recordings"]] == [False, True]
-    for row in found["recordings"]:
+    result = json.loads((tmp_path / "false_alarms.json").read_text(encoding="utf-8"))
+    assert [row["loaded"] for row in result["recordings"]] == [False, True]
+    for row in result["recordings"]:
         assert sum(row["alike"].values()) == sum(row["slowed"].values()) == row["experiments"]
-    assert len(found["live"]) == 1
-    assert (done.returncode == 0) == all(found["limits"].values())
+    assert len(result["live"]) == 1
+    assert (done.returncode == 0) == all(result["limits"].values())
     assert done.stdout.strip() in (tmp_path / "false_alarms.md").read_text(encoding="utf-8")
 
 
@@ -96,13 +96,13 @@ def test_false_alarms_runs_from_the_recording_to_the_table(tmp_path: Path) -> No
 def test_cpu_peers_runs(tmp_path: Path) -> None:
     done = run("cpu_peers.py", "--quick", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
-    for table in found["tables"]:
+    result = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
+    for table in result["tables"]:
         assert table["rows"][0]["name"].startswith("ours, auto")
         assert table["rows"][0]["speed_of_auto_in_units_of_it"] == 1
         failed = {row["name"]: row["error"] for row in table["rows"] if "error" in row}
         assert failed == {}
-    names = {row["name"] for table in found["tables"] for row in table["rows"]}
+    names = {row["name"] for table in result["tables"] for row in table["rows"]}
     assert {"PyTorch eager", "PyTorch compiled", "OpenVINO's benchmark_app"} <= names
 
 

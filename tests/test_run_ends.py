@@ -31,14 +31,14 @@ def _validated(verdict: str, hop: str = "pass") -> ValidateResult:
     return ValidateResult(
         created="", reference="r", dataset=DatasetInfo(name="d", n=1, sha256="", image_size=8),
         hops=[Hop(name="e", engine="e", executor="", parent="r", precision="int8", verdict=hop)],  # type: ignore[arg-type]
-        finding="found", gates=Gates(max_drop_pp=1.0), verdict=verdict,  # type: ignore[arg-type]
+        finding="a loss", gates=Gates(max_drop_pp=1.0), verdict=verdict,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def _benched(verdict: str) -> BenchResult:
     return BenchResult(
         created="", device={}, headline="", engines=[], conditions=Conditions(cpu=""),
-        verdict=verdict, reason="measured so",  # type: ignore[arg-type]
+        verdict=verdict, reason="measured",  # type: ignore[arg-type]
     )  # fmt: skip
 
 

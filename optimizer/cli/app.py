@@ -147,7 +147,7 @@ def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
 
 
 def _usage_error(error: CycloptsError) -> UsageError:
-    """The parser's error as one of ours."""
+    """Convert an error of the parser."""
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
         choices = error.argument.get_choices()
         if choices:  # the same message as `optimizer.options`

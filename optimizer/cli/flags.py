@@ -41,13 +41,13 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     The model checks the values, so a mistake gives the same message on the command line, in a
     recipe and in Python.
     """
-    own = inspect.signature(command)
+    signature = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
     model = hints.get("options")
     if model is None:
         return command
     expanded: list[inspect.Parameter] = []
-    for parameter in own.parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.name == "options":
             expanded += _flags(model)
         else:
@@ -59,9 +59,9 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         given = {
             name: keywords.pop(name)
             for name in model.model_fields
-            if name in keywords and name not in own.parameters
+            if name in keywords and name not in signature.parameters
         }
-        return own.bind_partial(*arguments, **keywords), model.of(None, given)
+        return signature.bind_partial(*arguments, **keywords), model.of(None, given)
 
     @functools.wraps(command)
     def run(*arguments: Any, **keywords: Any) -> None:
@@ -69,7 +69,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         command(*bound.args, **bound.kwargs, options=options)
 
     run.parse = parse  # type: ignore[attr-defined]
-    run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in expanded}
     del run.__wrapped__
     return run

@@ -222,7 +222,7 @@ def _defaults(model: type[Options]) -> dict[str, Any]:
 
 
 def usage_error(error: ValidationError, model: type[BaseModel], where: str = "") -> UsageError:
-    """The first of pydantic's errors as one of ours."""
+    """Convert the first of the errors that pydantic found."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)

@@ -93,11 +93,11 @@ class Job:
         started = time.perf_counter()
         artifacts: list[Artifact] = []
 
-        def keep(artifact: ArtifactT) -> ArtifactT:
+        def record(artifact: ArtifactT) -> ArtifactT:
             artifacts.append(artifact)
             return artifact
 
-        yield keep
+        yield record
         artifact = artifacts[0] if artifacts else None
         self.stages.append(
             StageRecord(
@@ -116,10 +116,10 @@ class Job:
         """Train or load the model and write ``model.safetensors``, the reference for validation."""
         recipe, output = self.recipe, self.folder / "model.safetensors"
         if recipe.train is not None:
-            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as keep:
-                return keep(train(output, recipe.train, **self._common()))
-        with self.stage("load", f"load {recipe.model}") as keep:
-            return keep(self._load(output))
+            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as record:
+                return record(train(output, recipe.train, **self._common()))
+        with self.stage("load", f"load {recipe.model}") as record:
+            return record(self._load(output))
 
     def _load(self, output: Path) -> Artifact:
         from optimizer.models import load_model, write_weights
@@ -149,8 +149,8 @@ class Job:
     def export(self, checkpoint: Artifact) -> Artifact:
         """Export the checkpoint to ``model.onnx``, checked against PyTorch."""
         options = {k: v for k, v in self.recipe.export.as_given().items() if k != "image_size"}
-        with self.stage("export", "export to ONNX") as keep:
-            return keep(
+        with self.stage("export", "export to ONNX") as record:
+            return record(
                 export(checkpoint.path, self.folder / "model.onnx", **options, **self._common())
             )
 
@@ -228,8 +228,8 @@ class Job:
         """Calibrate on the calibration images; ``None`` if no engine needs statistics."""
         if images.calibration is None:
             return None
-        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as keep:
-            return keep(
+        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as record:
+            return record(
                 calibrate(
                     graph.path,
                     self.folder / "statistics.npz",
@@ -297,8 +297,8 @@ class Job:
         if options.precision == "mixed":
             source = self._search(options, output, source, images)
             options = _options_after_search(options, source)
-        with self.stage("build", label) as keep:
-            engine = keep(build(source.path, output, options, **self._common()))
+        with self.stage("build", label) as record:
+            engine = record(build(source.path, output, options, **self._common()))
         self.audits[engine.path.name] = engine.audit
         self.engines.append(engine)
         reason = _reason_not_runnable(backend, options)
@@ -321,8 +321,8 @@ class Job:
             target=target,
             calib_images=self.recipe.calibrate.calib_images,
         ).model_copy(update={"max_drop": self.recipe.validation.max_drop})
-        with self.stage("search", f"search layers to keep for {options.engine}") as keep:
-            artifact = keep(
+        with self.stage("search", f"search layers to keep for {options.engine}") as record:
+            artifact = record(
                 quantize(
                     graph.path,
                     output.with_suffix(".onnx"),
@@ -373,8 +373,8 @@ class Job:
             write_result(result, path)
             return {"verdict": result.verdict}
 
-        with self.stage("validate", f"validate on {len(held_out)} images") as keep:
-            artifact = keep(produce(plan, self.folder / "validate.json", write))
+        with self.stage("validate", f"validate on {len(held_out)} images") as record:
+            artifact = record(produce(plan, self.folder / "validate.json", write))
         result = read_result(artifact.path)
         assert isinstance(result, ValidateResult)
         return result
@@ -400,8 +400,8 @@ class Job:
             write_result(result, path)
             return {"verdict": result.verdict}
 
-        with self.stage("bench", f"measure {len(self.runnable) + 1} engines") as keep:
-            artifact = keep(produce(plan, self.folder / "bench.json", write))
+        with self.stage("bench", f"measure {len(self.runnable) + 1} engines") as record:
+            artifact = record(produce(plan, self.folder / "bench.json", write))
         result = read_result(artifact.path)
         assert isinstance(result, BenchResult)
         return result

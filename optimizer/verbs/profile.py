@@ -29,7 +29,7 @@ def profile(
     Args:
         engines: Engines or checkpoints; one or several.
         options: See below.
-        output: Where the result goes (``.json``); ``None`` writes nothing.
+        output: File for the result (``.json``); ``None`` writes nothing.
         cache: Cache for the ceilings; ``None`` for the user's default cache.
         progress: Receives progress updates.
 
