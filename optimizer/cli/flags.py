@@ -6,6 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -99,7 +100,10 @@ def _flags(model: type[Options]) -> Iterator[inspect.Parameter]:
                     negative_iterable="",
                     negative_none="",
                     show_default=False,
-                    choices=choices or None,
+                    # An enumeration, because its members match in any case.
+                    choices=Enum("Choices", {choice: choice for choice in choices})
+                    if choices
+                    else None,
                 ),
             ],
         )

@@ -69,7 +69,11 @@ Bytes = Annotated[int, _reader(parse_bytes), _writer(format_bytes)]
 """Bytes, given as ``4GiB``."""
 BatchProfile = Annotated[tuple[int, int, int], _reader(parse_profile), _writer(format_profile)]
 """Minimum, optimum and maximum number of images per call, given as ``1:8:32``."""
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"],
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+]
+"""A precision, in any case (``INT8``)."""
 Source = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
 ]
