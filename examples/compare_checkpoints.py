@@ -1,4 +1,4 @@
-"""Two checkpoints of one network: build both, validate both, compare what came out."""
+"""Compare two checkpoints of one network: build, validate and compare the results."""
 
 import optimizer
 

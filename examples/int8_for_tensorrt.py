@@ -1,7 +1,7 @@
-"""INT8 for TensorRT: calibrate once, write the explicit graph, read what it holds.
+"""INT8 for TensorRT: calibrate, and write the graph with Q/DQ.
 
-The graph is compiled on the machine with the GPU: ``resnet-opt build int8.onnx --int8 --engine tensorrt -o
-model.plan``. TensorRT-RTX compiles here too, ahead of time, for GPUs that are named.
+Compile the graph on the machine with the GPU: ``resnet-opt build int8.onnx --int8 --engine tensorrt
+-o model.plan``. TensorRT-RTX can also compile without a GPU, for the architectures in ``target``.
 """
 
 import optimizer

@@ -1,4 +1,4 @@
-"""The main job from Python: a network from training to engines and a report."""
+"""The main job in Python: from training to engines and a report."""
 
 import optimizer
 

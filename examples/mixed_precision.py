@@ -1,4 +1,4 @@
-"""Mixed precision: keep as many layers out of INT8 as the accuracy needs, and no more."""
+"""Mixed precision: keep out of INT8 only the layers that accuracy requires."""
 
 import optimizer
 

@@ -1,6 +1,6 @@
-"""Validating in a test: the fixture ``assert_accuracy`` comes with resnet-opt.
+"""Validate an engine in a test, with the fixture ``assert_accuracy`` of resnet-opt.
 
-Run it with ``pytest examples/test_accuracy.py`` in a folder where the engine may be built.
+Run ``pytest examples/test_accuracy.py``; it writes the engine into the current folder.
 """
 
 import optimizer

@@ -1,4 +1,4 @@
-"""resnet-opt: trained ResNets made fast, with evidence for every claim.
+"""resnet-opt: fast inference for trained ResNets, with evidence for every claim.
 
 Every verb of the command line is a function here; options are keywords or the verb's model::
 
@@ -11,8 +11,8 @@ Every verb of the command line is a function here; options are keywords or the v
     result = optimizer.validate(engine.path, reference="model.safetensors", data="digits:test")
     print(result.verdict, result.finding)
 
-A verdict is a field of the result; nothing is raised for it. ``import optimizer`` imports nothing
-heavy: each verb imports what it needs when it is called.
+A verdict is a field of the result; `raise_for_verdict` turns it into an exception. ``import
+optimizer`` is fast, because each verb imports what it needs when it is called.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""``python -m optimizer``, for torchrun and for machines without the script on the PATH."""
+"""``python -m optimizer``, for torchrun and if the script is not on the PATH."""
 
 import os
 import sys
 
 
-def _without_current_folder() -> None:
-    """`python -m` searches it first, and a file there may carry the name of any library."""
+def _remove_current_folder() -> None:
+    """Remove the current folder from ``sys.path``, where its files would shadow any library."""
     try:
-        here = os.getcwd()  # noqa: PTH109 - a string, as `sys.path` has it
-    except OSError:  # it was deleted
+        folder = os.getcwd()  # noqa: PTH109 - a string, as in `sys.path`
+    except OSError:  # the folder was deleted
         return
-    if not sys.flags.safe_path and sys.path[:1] == [here]:
+    if not sys.flags.safe_path and sys.path[:1] == [folder]:
         del sys.path[0]
 
 
-_without_current_folder()
+_remove_current_folder()
 
 from optimizer.cli import main  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says so.
+"""Exceptions and their exit codes.
 
 The tree (exit code in brackets)::
 
@@ -7,19 +7,19 @@ The tree (exit code in brackets)::
     | - CheckpointError                weights that cannot be read or do not fit
     | - GraphError                     an ONNX file that is not a usable graph
     | - DataError                      images, labels or folders that cannot be used
-    | - ArtifactError                  a missing, changed, foreign or incomplete artifact
+    | - ArtifactError                  a missing, changed or incompatible artifact
     | - UnsupportedPrecision           a precision that the named engine does not compute
     + EnvironmentFault             [3] the machine lacks a device or a library
     | - MissingLibrary
     | - MissingDevice
     + BuildError                   [1] a backend failed to compile a graph it should accept
-    + Verdict                      [-] the work was done and the answer is no
+    + Verdict                      [-] the work was done, but the result is not a pass
       - AccuracyGateFailed         [4]
       - PerformanceRegression      [5]
       - Inconclusive               [6]
       - PrecisionAuditFailed       [7]
 
-A message is one line that says what is wrong; ``hint`` is one line that says what to do about it.
+``message`` is one line that says what is wrong and where; ``hint`` is one line that says what to do.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ __all__ = [
 
 
 class ResnetOptError(Exception):
-    """Root of everything raised on purpose.
+    """Base class of everything that this package raises on purpose.
 
     Args:
         message: What is wrong, in one line.
-        hint: What the reader can do about it, in one line; a command where there is one.
+        hint: What to do about it, in one line; a command if there is one.
     """
 
     exit_code: ClassVar[int] = 1
@@ -65,7 +65,7 @@ class ResnetOptError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (builds run in subprocesses) and must keep their hint.
+        # Child processes send errors to their parent by pickle; the hint must survive.
         return (_rebuild, (type(self), self.message, self.hint))
 
 
@@ -84,7 +84,7 @@ class CheckpointError(UsageError):
 
 
 class GraphError(UsageError):
-    """An ONNX file that is damaged or is not a graph this package can work on."""
+    """An ONNX file that is damaged, or a graph that this package does not support."""
 
 
 class DataError(UsageError):
@@ -92,15 +92,15 @@ class DataError(UsageError):
 
 
 class ArtifactError(UsageError):
-    """An artifact that is missing, was changed since it was written, or belongs elsewhere."""
+    """An artifact that is missing, changed since it was written, or incompatible."""
 
 
-class UnsupportedPrecision(UsageError):  # noqa: N818 - reads as the sentence it is
-    """The named engine does not compute the asked precision."""
+class UnsupportedPrecision(UsageError):  # noqa: N818 - the name says that it is an error
+    """The engine does not compute the requested precision."""
 
 
 class EnvironmentFault(ResnetOptError):  # noqa: N818
-    """The machine lacks something; the command itself is right."""
+    """The machine lacks something; the command itself is correct."""
 
     exit_code = 3
 
@@ -110,15 +110,15 @@ class MissingLibrary(EnvironmentFault):
 
 
 class MissingDevice(EnvironmentFault):
-    """No device of the needed kind, or one that the library does not support."""
+    """There is no device of the required kind, or the library does not support it."""
 
 
 class BuildError(ResnetOptError):
-    """A backend failed to compile a graph that passed every check before it."""
+    """A backend failed to compile a graph that passed all checks."""
 
 
 class Verdict(ResnetOptError):  # noqa: N818
-    """The work was done, its results are written, and the answer is no."""
+    """The work was done and its results are written, but the result is not a pass."""
 
 
 class AccuracyGateFailed(Verdict):
@@ -134,12 +134,12 @@ class PerformanceRegression(Verdict):
 
 
 class Inconclusive(Verdict):
-    """The data at hand cannot decide the question."""
+    """The data is not sufficient for a decision."""
 
     exit_code = 6
 
 
 class PrecisionAuditFailed(Verdict):
-    """The engine does not compute what was asked for."""
+    """The engine does not compute in the requested precision."""
 
     exit_code = 7

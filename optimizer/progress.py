@@ -1,4 +1,4 @@
-"""How long work reports that it moves: a protocol, so that no room knows the terminal."""
+"""Progress reporting: a protocol, so that the packages do not depend on the terminal."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ __all__ = ["Progress", "Silent"]
 
 
 class Progress(Protocol):
-    """A place to report steps to; ``cli`` shows it as bars on stderr."""
+    """Receives progress updates; ``cli`` shows them as bars on stderr. Tasks may be nested."""
 
     def start(self, label: str, total: int | None = None) -> None:
-        """Begin a piece of work of ``total`` steps (``None``: unknown)."""
+        """Start a task of ``total`` steps (``None``: unknown)."""
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-        """Report ``steps`` more steps of the work begun last; ``note`` replaces the short remark."""
+        """Advance the innermost task by ``steps``; ``note`` replaces its remark."""
 
     def finish(self, note: str | None = None) -> None:
-        """End the work begun last; ``note`` says how it came out."""
+        """Finish the innermost task; ``note`` is its result."""
 
 
 class Silent:
-    """Progress that nobody looks at."""
+    """Ignores progress updates."""
 
     def start(self, label: str, total: int | None = None) -> None:
         """See `Progress.start`."""

@@ -1,12 +1,12 @@
-"""A pytest fixture for repositories that ship engines: ``assert_accuracy``.
+"""A pytest fixture for repositories that ship engines, ``assert_accuracy``.
 
 ::
 
     def test_engine_is_accurate(assert_accuracy):
         assert_accuracy("model.int8.blob", "data/val", reference="model.safetensors", max_drop="0.5pp")
 
-pytest loads this module in every session where resnet-opt is installed, so it imports nothing else
-until the fixture is called.
+pytest loads this module in every session if resnet-opt is installed, so it imports the rest of the
+package only when the fixture is called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["AssertAccuracy", "assert_accuracy"]
 
 
 class AssertAccuracy(Protocol):
-    """What the fixture gives."""
+    """The function that the fixture returns."""
 
     def __call__(
         self,
@@ -36,26 +36,28 @@ class AssertAccuracy(Protocol):
         limit: int | None = None,
         batch: int = 32,
     ) -> ValidateResult:
-        """Fail the test unless the engine is shown to lose less than ``max_drop``.
+        """Fail the test unless the engine provably loses less than ``max_drop``.
+
+        Skips the test, with the reason, if the engine cannot run on this machine.
 
         Args:
-            engine: An engine, or an ONNX graph executed as written.
+            engine: An engine, or an ONNX graph, which is executed as written.
             data: Labelled images: a folder, ``file.npz`` or ``digits:test``.
             reference: Checkpoint, model name or FP32 ONNX file.
-            max_drop: Largest loss of top-1, ``0.5pp``. Too few images to tell is a failure too;
-                the message says how many would do.
-            max_flips: Largest share of images that may change class, ``1%``.
-            limit: Take a stratified subset of this many images.
-            batch: Images at a time.
+            max_drop: Largest loss of top-1, ``0.5pp``. The test also fails if there are too few
+                images to decide; the message says how many are needed.
+            max_flips: Largest share of images whose predicted class may change, ``1%``.
+            limit: Use a stratified subset of this many images.
+            batch: Images per call.
 
         Returns:
-            The whole result. The test is skipped, with the reason, where the engine cannot run.
+            The validation result.
         """
 
 
 @pytest.fixture(scope="session")
 def assert_accuracy() -> AssertAccuracy:
-    """Hold an engine against its reference on labelled images; see `AssertAccuracy`."""
+    """Compare an engine with its reference on labelled images; see `AssertAccuracy`."""
     return _assert_accuracy
 
 

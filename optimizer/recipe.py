@@ -1,8 +1,8 @@
 """The recipe: one execution of the main job as a YAML file.
 
-Each section holds the options of one stage (`optimizer.options`), by the names they have as flags;
-lists where a stage may be done several ways. ``resnet-opt run --save-recipe`` writes the one that
-the flags on its command line amount to.
+Each section holds the options of one stage (`optimizer.options`) under the names of their flags, as
+lists where a stage can run in several ways. ``resnet-opt run --save-recipe`` writes the recipe that
+corresponds to its flags.
 """
 
 from __future__ import annotations
@@ -65,25 +65,27 @@ Precisions = Annotated[
 
 
 class CalibrateSection(EncodingPasses, CalibrationImages):
-    """Calibration; without ``calib`` a part of the validation data is set apart for it."""
+    """Calibration; without ``calib``, part of the validation data is reserved for it."""
 
     panel: ClassVar[str] = "Calibration"
 
-    seed: int = option(0, "Seed of the choice of calibration images.")
+    seed: int = option(0, "Seed for choosing calibration images.")
 
 
 class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, TensorRtOptions):
-    """Engines: every precision of the section for every engine of it.
+    """Engines: every precision of the section is built for every engine of it.
 
-    ``mixed`` searches on the calibration data, for the ``max_drop`` of the ``validate`` section. An
-    option of some engines is given to those of the section. OpenVINO is compiled for each of
-    ``fixed_batch`` too, by default for the batches of ``bench``.
+    ``mixed`` searches on the calibration data, within the ``max_drop`` of the ``validate`` section.
+    Engine-specific options apply to the engines that take them. OpenVINO also compiles each
+    ``fixed_batch``, by default the batches of ``bench``.
     """
 
     panel: ClassVar[str] = "Engine"
 
-    precision: Precisions = option("fp32,int8", "Precisions, fp32,fp16,bf16,int8,fp8,mixed.")
-    engine: Names = option("auto", "Engines, auto or openvino,onnxruntime,tensorrt,….")
+    precision: Precisions = option("fp32,int8", "Precisions: fp32,fp16,bf16,int8,fp8,mixed.")
+    engine: Names = option(
+        "auto", "Engines: auto, or of openvino,onnxruntime,tensorrt,tensorrt-rtx,torch."
+    )
 
     @model_validator(mode="after")
     def _every_option_has_an_engine(self) -> BuildSection:
@@ -103,24 +105,24 @@ class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, Tensor
         Args:
             engine: Name of the engine.
             precision: Precision of the engine.
-            passes: How encodings are computed, where there are any.
+            passes: How encodings are computed, for precisions that use them.
             **more: Further options, as a user would write them.
         """
-        own = options_of(self, engine)
+        options = options_of(self, engine)
         if precision not in _INT8:
-            own.pop("keep", None)
+            options.pop("keep", None)
         if precision not in _LOW:
-            own.pop("high_precision", None)
+            options.pop("high_precision", None)
         encodings = passes.of_kind(EncodingPasses).as_given() if precision in _INT8 else {}
         return BuildOptions.parse(
-            {**encodings, **own, **more, "engine": engine, "precision": precision}
+            {**encodings, **options, **more, "engine": engine, "precision": precision}
         )
 
 
 class MeasureSection(SpeedOptions):
-    """Speed; the PyTorch model is measured beside the engines."""
+    """The benchmark; the PyTorch model is measured beside the engines."""
 
-    batch: Numbers = option("1,8", "Batch sizes, 1,8.")
+    batch: Numbers = option("1,8", "Batch sizes, such as 1,8.")
 
 
 class Recipe(Options):
@@ -130,7 +132,7 @@ class Recipe(Options):
 
     title: str = option("resnet-opt run", "Heading of the report.")
     model: str | None = option(
-        None, "A checkpoint, or a name as for resnet-opt export; either this or train."
+        None, "A checkpoint, or a model name as for resnet-opt export; either this or train."
     )
     arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
     train: TrainOptions | None = None
@@ -155,11 +157,11 @@ class Recipe(Options):
         return self
 
 
-# --- flags of run and demo, which go over a recipe ------------------------------------------------
+# --- flags of run and demo, which override the recipe ---------------------------------------------
 
 
 def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -> type[Options]:
-    """A model of optional values for some keys of a recipe, as those keys are declared."""
+    """A model with an optional field for each of some recipe keys, of the key's type."""
     fields: dict[str, Any] = {}
     for field_name, (key, section) in keys.items():
         source = section.model_fields[key.rpartition(".")[2]]
@@ -188,33 +190,33 @@ _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
     "skip_bad_images": ("validate.skip_bad_images", AccuracyOptions),
     "workers": ("validate.workers", AccuracyOptions),
 }
-RunOptions = _flags("RunOptions", "Options of ``run``, which go over those of a recipe.", _RUN_KEYS)
+RunOptions = _flags("RunOptions", "Options of ``run``, which override the recipe.", _RUN_KEYS)
 DemoOptions = _flags(
     "DemoOptions",
     "Options of ``demo``.",
     {"arch": ("train.arch", TrainOptions), "duration": ("bench.duration", MeasureSection)},
 )
-_BOTH = {"skip_bad_images", "workers"}
-"""Flags that concern calibration images too."""
+_ALSO_CALIBRATION = {"skip_bad_images", "workers"}
+"""Flags that also apply to calibration images."""
 
 
 def with_flags(raw: Mapping[str, Any], flags: Options) -> dict[str, Any]:
-    """A recipe with flags over it; a flag that was not given changes nothing.
+    """A recipe overridden by flags; a flag that is not given changes nothing.
 
-    A precision or an engine takes the place of the recipe's builds; a target goes to those of them
-    that have one.
+    A precision or an engine replaces the recipe's builds; a target is set in the builds that take
+    one.
 
     Raises:
-        UsageError: A target, and no build that has one.
+        UsageError: A target is given, but no build takes one.
     """
     recipe = {key: _copied(value) for key, value in raw.items()}
     given = flags.as_given()
     _set_builds(recipe, {k: given.pop(k) for k in ("precision", "engine", "target") if k in given})
     for name, value in given.items():
         key = _RUN_KEYS[name][0]
-        if not (name in _BOTH and "validate" not in recipe and "data" not in given):
+        if not (name in _ALSO_CALIBRATION and "validate" not in recipe and "data" not in given):
             _set(recipe, key, value)
-        if name in _BOTH:
+        if name in _ALSO_CALIBRATION:
             _set(recipe, f"calibrate.{name}", value)
     return recipe
 
@@ -226,7 +228,7 @@ def _copied(value: Any) -> Any:
 
 
 def _set(recipe: dict[str, Any], key: str, value: object) -> None:
-    """Put a value at a dotted key; an absent or empty section is made."""
+    """Set a value at a dotted key; missing or empty sections are created."""
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(recipe.get(section), dict):
@@ -244,12 +246,12 @@ def _set_builds(recipe: dict[str, Any], given: dict[str, Any]) -> None:
     builds = recipe.setdefault("build", [{}])
     if isinstance(builds, dict):
         builds = recipe["build"] = [builds]
-    takers = [section for section in builds if _takes_target(section)]
-    if not takers:
+    sections = [section for section in builds if _takes_target(section)]
+    if not sections:
         raise UsageError(
             "--target is for TensorRT-RTX, which is not built", hint="--engine tensorrt-rtx"
         )
-    for section in takers:
+    for section in sections:
         section.update(given)
 
 
@@ -264,7 +266,8 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        UsageError: No such file, no YAML, or a key or value that does not fit; the message names it.
+        UsageError: The file is missing or not YAML, or a key or value is invalid; the message names
+            it.
     """
     return parse_recipe(read_yaml(path), path.name)
 
@@ -273,10 +276,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UsageError: No such file, no YAML, or no mapping.
+        UsageError: The file is missing, not YAML, or not a mapping.
     """
     if not path.is_file():
-        raise UsageError(f"no such recipe: {path}", hint="resnet-opt run --help shows the forms")
+        raise UsageError(f"no such recipe: {path}", hint="check the path")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -288,10 +291,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_recipe(raw: Mapping[str, Any], name: str = "the recipe") -> Recipe:
-    """Check a mapping as a recipe.
+    """Validate a mapping as a recipe.
 
     Raises:
-        UsageError: A key or value does not fit; the message names it.
+        UsageError: A key or value is invalid; the message names it.
     """
     return Recipe.parse(raw, name)
 
@@ -302,5 +305,5 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
     raw = recipe.written()
     if recipe.bench is None:
-        raw["bench"] = None  # it means that nothing is measured, where absence means the default
+        raw["bench"] = None  # means no benchmark; without the key, the default applies
     write_text_atomically(path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))

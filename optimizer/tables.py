@@ -1,4 +1,4 @@
-"""A table as plain values: the terminal and notebooks show the same one."""
+"""Tables of text, shown by the terminal and by notebooks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Table:
     """Columns and rows of text; the first column is aligned left, the others right.
 
     Attributes:
-        columns: Headings; empty for a table without a head.
-        rows: Cells, as many in each row as there are columns.
-        caption: A sentence above the table; may be empty.
+        columns: Headings; all empty for a table without a header.
+        rows: Cells; each row has one per column.
+        caption: Text above the table; may be empty.
     """
 
     columns: Sequence[str]
@@ -36,6 +36,6 @@ class Table:
 
 
 def facts_table(facts: Sequence[tuple[str, object]], caption: str = "") -> Table:
-    """Names and values, one pair per row; pairs without a value are left out."""
+    """A table with a name and a value per row; values that are ``None`` are left out."""
     rows = [(name, str(value)) for name, value in facts if value is not None]
     return Table(("", ""), rows, caption)

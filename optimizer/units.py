@@ -1,16 +1,16 @@
-"""Values with units, as they stand on the command line and in recipes.
+"""Values with units, as written on the command line and in recipes.
 
 =================  ==========================================  ===================
-kind               accepted                                    becomes
+kind               accepted                                    parsed as
 =================  ==========================================  ===================
 percentage points  ``1pp``, ``0.5pp``, ``0.5 pp``              1.0 (points)
-share              ``1%``, ``0.5 %``, ``0.01``                 0.01 (of one)
+share              ``1%``, ``0.5 %``, ``0.01``                 0.01 (fraction)
 duration           ``10s``, ``200ms``, ``50us``, ``2min``      10.0 (seconds)
 bytes              ``4GiB``, ``512MiB``, ``64KiB``, ``1GB``    4294967296
 =================  ==========================================  ===================
 
-A share of images is ``%`` and a difference of two shares is ``pp``: ``--max-drop 1%`` could mean
-1 % of the accuracy as well, so it is refused instead of guessed.
+A share is given in ``%``, a difference of two shares in ``pp``: ``--max-drop 1%`` is refused,
+because it could also mean 1 % of the accuracy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "parse_share",
 ]
 
-_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%µ]*)\s*")
+_PATTERN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%µ]*)\s*")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _BYTES = {
     "B": 1,
@@ -50,7 +50,7 @@ _BYTES = {
 
 
 def _split(text: str, accepted: str) -> tuple[float, str]:
-    match = _FORM.fullmatch(text)
+    match = _PATTERN.fullmatch(text)
     if match is None:
         raise UsageError(f"cannot read {text!r}", hint=accepted)
     number = float(match[1])
@@ -63,7 +63,7 @@ def parse_pp(text: str) -> float:
     """Percentage points: ``parse_pp("0.5pp")`` is 0.5.
 
     Raises:
-        UsageError: Another form, negative, or above 100.
+        UsageError: Malformed, negative, or above 100.
     """
     accepted = "percentage points such as 1pp or 0.5pp"
     number, unit = _split(text, accepted)
@@ -78,14 +78,16 @@ def parse_share(text: str) -> float:
     """A share: ``parse_share("1%")`` is 0.01; a bare number is a fraction of one.
 
     Raises:
-        UsageError: Another form, negative, or above one; a bare number of one or more needs ``%``.
+        UsageError: Malformed, negative, above one, or a number of one or more without ``%``.
     """
     accepted = "a share such as 1% or 0.01"
     number, unit = _split(text, accepted)
     if unit not in {"", "%"}:
-        raise UsageError(f"{text!r} is no share", hint=accepted)
+        raise UsageError(f"{text!r} is not a share", hint=accepted)
     if unit == "" and number >= 1:
-        raise UsageError(f"{text!r} could be {number:g} % or {number:g} times one", hint=accepted)
+        raise UsageError(
+            f"{text!r} is ambiguous: {number:g} % or {100 * number:g} %", hint=accepted
+        )
     share = number / 100 if unit == "%" else number
     if share > 1:
         raise UsageError(f"{text!r} is more than 100 %", hint=accepted)
@@ -96,14 +98,14 @@ def parse_duration(text: str) -> float:
     """A duration in seconds: ``parse_duration("200ms")`` is 0.2.
 
     Raises:
-        UsageError: Another form, no unit, or zero.
+        UsageError: Malformed, without a unit, or zero.
     """
     accepted = "a duration such as 10s, 200ms or 2min"
     number, unit = _split(text, accepted)
     if unit not in _SECONDS:
         raise UsageError(f"{text!r} has no unit of time", hint=accepted)
     if number == 0:
-        raise UsageError(f"{text!r} is no time at all", hint=accepted)
+        raise UsageError(f"{text!r} must be more than zero", hint=accepted)
     return number * _SECONDS[unit]
 
 
@@ -111,7 +113,7 @@ def parse_bytes(text: str) -> int:
     """A number of bytes: ``parse_bytes("4GiB")`` is 4294967296; ``GB`` is 10^9.
 
     Raises:
-        UsageError: Another form, no unit, no whole number of bytes, or zero.
+        UsageError: Malformed, without a unit, zero, or not a whole number of bytes.
     """
     accepted = "a size such as 4GiB, 512MiB or 1GB"
     number, unit = _split(text, accepted)
@@ -119,27 +121,27 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text!r} has no unit of bytes", hint=accepted)
     size = number * _BYTES[unit]
     if size < 1 or size != int(size):
-        raise UsageError(f"{text!r} is no whole number of bytes", hint=accepted)
+        raise UsageError(f"{text!r} is not a whole number of bytes", hint=accepted)
     return int(size)
 
 
 def parse_profile(text: str) -> tuple[int, int, int]:
-    """An optimization profile: ``parse_profile("1:8:32")`` is (1, 8, 32), least, best, most images.
+    """An optimization profile: ``parse_profile("1:8:32")`` is (1, 8, 32), images min, opt, max.
 
     Raises:
-        UsageError: Another form, or not ordered.
+        UsageError: Malformed, or not ordered.
     """
     accepted = "min:opt:max images such as 1:8:32"
     parts = text.split(":")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"cannot read the profile {text!r}", hint=accepted)
-    least, best, most = (int(part) for part in parts)
-    if not 1 <= least <= best <= most:
-        raise UsageError(f"the profile {text!r} is not ordered, or begins below 1", hint=accepted)
-    return least, best, most
+    minimum, optimum, maximum = (int(part) for part in parts)
+    if not 1 <= minimum <= optimum <= maximum:
+        raise UsageError(f"the profile {text!r} is not ordered, or starts below 1", hint=accepted)
+    return minimum, optimum, maximum
 
 
-# --- the same values as text: each function is the inverse of the one that parses -----------------
+# --- formatting: each function is the inverse of its parser ---------------------------------------
 
 
 def format_pp(points: float) -> str:
@@ -148,13 +150,13 @@ def format_pp(points: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """``format_share(0.95)`` is ``95%``; a fraction where a percentage would be another number."""
+    """``format_share(0.95)`` is ``95%``; a fraction if the percentage would not parse back exactly."""
     text = f"{_number(round(100 * share, 10))}%"
     return text if parse_share(text) == share else _number(share)
 
 
 def format_duration(seconds: float) -> str:
-    """``format_duration(0.2)`` is ``200ms``: the largest unit that leaves a short whole number."""
+    """``format_duration(0.2)`` is ``200ms``: the largest unit with a whole number of 1-3 digits."""
     for unit in ("h", "min", "s", "ms", "us"):
         text = f"{_number(round(seconds / _SECONDS[unit], 9))}{unit}"
         whole = text.removesuffix(unit)
@@ -164,13 +166,13 @@ def format_duration(seconds: float) -> str:
 
 
 def _duration_of(text: str) -> float:
-    """A duration in seconds; 0.0 for ``0s``, which is none."""
+    """A duration in seconds; unlike `parse_duration`, it accepts ``0s``."""
     number, unit = _split(text, "a duration")
     return number * _SECONDS[unit]
 
 
 def format_bytes(size: int) -> str:
-    """``format_bytes(4294967296)`` is ``4GiB``: the largest unit that leaves a whole number."""
+    """``format_bytes(4294967296)`` is ``4GiB``: the largest unit with a whole number."""
     for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "kB"):
         if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
             return f"{size // _BYTES[unit]}{unit}"
@@ -183,5 +185,5 @@ def format_profile(profile: tuple[int, int, int]) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """The shortest text that parses to the same number."""
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))

@@ -31,10 +31,12 @@ def test_help_lists_every_option(name: str) -> None:
         assert str(field.description) in str(verb.__doc__)
 
 
-def test_results_are_typed_and_show_themselves(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_results_are_typed_and_displayed_in_notebooks(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
     exported = optimizer.export(small_checkpoint, tmp_path / "m.onnx")
     assert exported.max_relative_difference < 1e-4
-    assert exported.preprocessing_assumed  # the weights are random ones
+    assert exported.preprocessing_assumed  # the weights are random
     engine = optimizer.build(exported.path, tmp_path / "m.blob", engine="openvino")
     assert engine.audit.verdict == "pass"
     assert engine.search is None
@@ -56,18 +58,18 @@ def test_results_are_typed_and_show_themselves(small_checkpoint: Path, tmp_path:
     strict = optimizer.validate(
         engine.path, reference=small_checkpoint, data="digits:test", limit=40, max_drop="0.1pp"
     )
-    assert strict.verdict == "inconclusive"  # a field, and nothing is raised for it
+    assert strict.verdict == "inconclusive"  # a field, not an exception
     with pytest.raises(optimizer.errors.Inconclusive):
         optimizer.raise_for_verdict(strict)
 
 
 def test_cells_are_escaped() -> None:
-    shown = Table(("a", ""), [("<script>", "&")], "x<y").to_html()
-    assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
+    html = Table(("a", ""), [("<script>", "&")], "x<y").to_html()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
 
 
-def test_a_mistake_in_a_call_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_invalid_call_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="missing a required argument: 'output'"):
         optimizer.export("resnet18:random")
     with pytest.raises(UsageError, match="batch_sizes: no such option"):
@@ -75,8 +77,8 @@ def test_a_mistake_in_a_call_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("statement", "limit_s"), [("import optimizer", 0.3)])
-def test_importing_loads_little(statement: str, limit_s: float) -> None:
-    """Modules, not seconds: a busy machine is no failure."""
+def test_import_loads_few_modules(statement: str, limit_s: float) -> None:
+    """Counts modules, not seconds, so that a busy machine does not fail the test."""
     del limit_s
     code = (
         f"import sys; before = set(sys.modules); {statement}; print(len(set(sys.modules) - before))"

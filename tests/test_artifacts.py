@@ -1,4 +1,4 @@
-"""Artifacts exist whole with their manifest, or not at all."""
+"""Artifacts: keys, atomic writes, manifests, external data and the cache."""
 
 from __future__ import annotations
 
@@ -64,45 +64,45 @@ def test_a_key_does_not_depend_on_the_order_of_a_mapping(value: dict[str, Any]) 
 
 
 @given(st.lists(st.text(), max_size=5))
-def test_a_set_has_one_key_however_it_is_iterated(values: list[str]) -> None:
+def test_a_key_does_not_depend_on_the_order_of_a_set(values: list[str]) -> None:
     assert content_key({"x": set(values)}) == content_key({"x": frozenset(reversed(values))})
     assert content_key({"x": set(values)}) != content_key(
         {"x": {*values, "".join(values) + "more"}}
     )
 
 
-def test_a_key_refuses_what_has_no_stable_text() -> None:
+def test_a_key_refuses_values_that_are_not_json() -> None:
     with pytest.raises(TypeError, match="PosixPath"):
         content_key({"x": Path("a")})
 
 
 @pytest.mark.parametrize("changed", ["settings", "inputs", "libraries", "device", "preprocessing"])
-def test_everything_that_decides_is_in_the_key(changed: str) -> None:
+def test_every_part_of_a_plan_is_in_the_key(changed: str) -> None:
     value: Any = [Input(role="a", file="b", sha256="c")] if changed == "inputs" else {"a": "1"}
     assert Plan(kind="graph", **{changed: value}).key != Plan(kind="graph").key
 
 
 def test_a_file_name_is_not_in_the_key() -> None:
-    one = Plan(kind="g", inputs=[Input(role="a", file="x.onnx", sha256="c")])
-    two = Plan(kind="g", inputs=[Input(role="a", file="y.onnx", sha256="c")])
-    assert one.key == two.key
+    first = Plan(kind="g", inputs=[Input(role="a", file="x.onnx", sha256="c")])
+    second = Plan(kind="g", inputs=[Input(role="a", file="y.onnx", sha256="c")])
+    assert first.key == second.key
 
 
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def test_an_artifact_has_its_manifest(tmp_path: Path) -> None:
-    made = produce(_plan(a=1), tmp_path / "x.txt", _writer("hello"))
-    raw = json.loads(manifest_path(made.path).read_text())
+def test_an_artifact_has_a_manifest(tmp_path: Path) -> None:
+    artifact = produce(_plan(a=1), tmp_path / "x.txt", _writer("hello"))
+    raw = json.loads(manifest_path(artifact.path).read_text())
     assert raw["schema_version"] == 1
     assert raw["file"] == "x.txt"
-    assert raw["sha256"] == digest(made.path)
+    assert raw["sha256"] == digest(artifact.path)
     assert raw["key"] == _plan(a=1).key
     assert raw["details"] == {"length": 5}
-    assert not made.cached
+    assert not artifact.cached
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_an_existing_artifact_is_not_rebuilt(tmp_path: Path) -> None:
     calls: list[str] = []
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one", calls))
     again = produce(_plan(a=1), tmp_path / "x.txt", _writer("two", calls))
@@ -114,7 +114,7 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert other.path.read_text() == "two"
 
 
-def test_the_cache_serves_another_folder(tmp_path: Path) -> None:
+def test_the_cache_supplies_another_folder(tmp_path: Path) -> None:
     cache, calls = Cache(tmp_path / "cache"), list[str]()
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one", calls), cache=cache)
     copy = produce(_plan(a=1), tmp_path / "sub" / "y.txt", _writer("two", calls), cache=cache)
@@ -125,17 +125,17 @@ def test_the_cache_serves_another_folder(tmp_path: Path) -> None:
     assert load_artifact(copy.path).manifest.sha256 == digest(copy.path)
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_cached_artifact_is_rebuilt(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
     (cache.root / _plan(a=1).key / "artifact").write_text("rot")
-    made = produce(_plan(a=1), tmp_path / "y.txt", _writer("one"), cache=cache)
-    assert not made.cached
-    assert made.path.read_text() == "one"
+    artifact = produce(_plan(a=1), tmp_path / "y.txt", _writer("one"), cache=cache)
+    assert not artifact.cached
+    assert artifact.path.read_text() == "one"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
-def test_a_damaged_entry_heals(damage: bytes, tmp_path: Path) -> None:
+def test_a_damaged_cached_manifest_is_replaced(damage: bytes, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
     (cache.root / _plan(a=1).key / "manifest.json").write_bytes(damage)
@@ -144,20 +144,20 @@ def test_a_damaged_entry_heals(damage: bytes, tmp_path: Path) -> None:
     assert produce(_plan(a=1), tmp_path / "z.txt", _writer("one"), cache=cache).cached
 
 
-def test_a_link_is_read_through_and_not_written_through(tmp_path: Path) -> None:
-    """`current.txt -> v1.txt`: what is made there anew takes the link's place and leaves v1 whole."""
+def test_a_link_is_followed_on_reading_and_replaced_on_writing(tmp_path: Path) -> None:
+    """`current.txt -> v1.txt`: writing to current.txt replaces the link and leaves v1.txt alone."""
     first = produce(_plan(a=1), tmp_path / "v1.txt", _writer("one"))
     link = tmp_path / "deployed" / "current.txt"
     link.parent.mkdir()
     link.symlink_to(first.path)
     assert load_artifact(link).manifest == first.manifest
-    made = produce(_plan(a=2), link, _writer("two"))
+    artifact = produce(_plan(a=2), link, _writer("two"))
     assert not link.is_symlink()
-    assert (made.path.read_text(), load_artifact(link).manifest.key) == ("two", _plan(a=2).key)
+    assert (artifact.path.read_text(), load_artifact(link).manifest.key) == ("two", _plan(a=2).key)
     assert load_artifact(first.path).manifest == first.manifest
 
 
-def test_a_place_that_cannot_be_written_costs_no_entry(tmp_path: Path) -> None:
+def test_an_unwritable_destination_does_not_remove_the_cache_entry(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
     (tmp_path / "file").write_text("no folder")
@@ -166,7 +166,7 @@ def test_a_place_that_cannot_be_written_costs_no_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
-def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_build_leaves_no_files(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(path: Path) -> dict[str, Any]:
         path.write_text("half")
         raise error
@@ -176,7 +176,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     write_text_atomically(path, "old")
     with pytest.raises(RuntimeError), write_atomically(path) as temporary:
@@ -212,7 +212,7 @@ def test_a_killed_process_leaves_no_artifact(tmp_path: Path) -> None:
     assert not manifest_path(path).exists()
 
 
-def test_results_are_readable_by_others(tmp_path: Path) -> None:
+def test_files_are_readable_by_other_users(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
         write_text_atomically(tmp_path / "x.txt", "hello")
@@ -225,16 +225,16 @@ def test_results_are_readable_by_others(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
-    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
-    made.path.write_text("hellO")
+    artifact = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    artifact.path.write_text("hellO")
     with pytest.raises(ArtifactError, match="sha256 differs"):
-        load_artifact(made.path)
+        load_artifact(artifact.path)
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
-    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    artifact = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
     with pytest.raises(ArtifactError, match="is a graph, not a engine"):
-        load_artifact(made.path, kind="engine")
+        load_artifact(artifact.path, kind="engine")
 
 
 @pytest.mark.parametrize(
@@ -247,10 +247,10 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    made = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
-    manifest_path(made.path).write_text(text)
+    artifact = produce(_plan(), tmp_path / "x.txt", _writer("hello"))
+    manifest_path(artifact.path).write_text(text)
     with pytest.raises(ArtifactError, match=message):
-        read_manifest(made.path)
+        read_manifest(artifact.path)
 
 
 def test_a_missing_file_or_manifest_is_named(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def _external_model(folder: Path, value: float, location: str = "weights.bin") -
     return path
 
 
-def test_a_digest_sees_external_weights(tmp_path: Path) -> None:
+def test_a_digest_includes_external_weights(tmp_path: Path) -> None:
     path = _external_model(tmp_path, 1.0)
     before, text = digest(path), path.read_bytes()
     data = bytearray((tmp_path / "weights.bin").read_bytes())
@@ -305,8 +305,8 @@ def test_external_weights_outside_the_folder_are_refused(tmp_path: Path) -> None
         digest(path)
 
 
-def _outside(name: str = "w") -> onnx.TensorProto:
-    """Four floats that are kept in ``weights.bin``."""
+def _external_tensor(name: str = "w") -> onnx.TensorProto:
+    """Four floats stored in ``weights.bin``."""
     tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=[4])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="offset", value="0")
@@ -318,42 +318,46 @@ def _constant_node(tensor: onnx.TensorProto) -> onnx.NodeProto:
     return onnx.helper.make_node("Constant", [], ["c"], value=tensor)
 
 
-def _of_nodes(*nodes: onnx.NodeProto, **parts: Any) -> onnx.GraphProto:
+def _graph_of(*nodes: onnx.NodeProto, **parts: Any) -> onnx.GraphProto:
     output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
     return onnx.helper.make_graph(list(nodes), "g", [], [output], **parts)
 
 
-def _models_with_weights_outside() -> dict[str, onnx.ModelProto]:
+def _models_with_external_weights() -> dict[str, onnx.ModelProto]:
     copies = onnx.helper.make_node("Identity", ["w"], ["y"])
-    branch = _of_nodes(copies, initializer=[_outside()])
-    choice = onnx.helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=_of_nodes())
-    several = onnx.helper.make_node("Odd", [], ["y"], domain="x", tensors=[_outside(), _outside()])
-    sparse = onnx.SparseTensorProto(values=_outside(), dims=[4])
+    branch = _graph_of(copies, initializer=[_external_tensor()])
+    choice = onnx.helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=_graph_of())
+    several = onnx.helper.make_node(
+        "Odd", [], ["y"], domain="x", tensors=[_external_tensor(), _external_tensor()]
+    )
+    sparse = onnx.SparseTensorProto(values=_external_tensor(), dims=[4])
     opsets = [onnx.helper.make_opsetid("", 20)]
     function = onnx.helper.make_function(
-        "x", "F", [], ["c"], [_constant_node(_outside())], opset_imports=opsets
+        "x", "F", [], ["c"], [_constant_node(_external_tensor())], opset_imports=opsets
     )
     model = onnx.helper.make_model
-    trained = model(_of_nodes(copies))
-    trained.training_info.add().initialization.CopyFrom(_of_nodes(_constant_node(_outside())))
+    trained = model(_graph_of(copies))
+    trained.training_info.add().initialization.CopyFrom(
+        _graph_of(_constant_node(_external_tensor()))
+    )
     return {
-        "initializer": model(_of_nodes(copies, initializer=[_outside()])),
-        "constant": model(_of_nodes(_constant_node(_outside()))),
-        "tensors": model(_of_nodes(several)),
-        "subgraph": model(_of_nodes(choice)),
-        "sparse": model(_of_nodes(copies, sparse_initializer=[sparse])),
-        "function": model(_of_nodes(copies), functions=[function]),
+        "initializer": model(_graph_of(copies, initializer=[_external_tensor()])),
+        "constant": model(_graph_of(_constant_node(_external_tensor()))),
+        "tensors": model(_graph_of(several)),
+        "subgraph": model(_graph_of(choice)),
+        "sparse": model(_graph_of(copies, sparse_initializer=[sparse])),
+        "function": model(_graph_of(copies), functions=[function]),
         "initialization": trained,
     }
 
 
 @pytest.mark.parametrize("file", ["m.onnx", "m.pb", "model"])
-@pytest.mark.parametrize("place", sorted(_models_with_weights_outside()))
-def test_a_digest_sees_weights_outside_wherever_they_are_named(
+@pytest.mark.parametrize("place", sorted(_models_with_external_weights()))
+def test_a_digest_includes_external_weights_anywhere_in_the_model(
     tmp_path: Path, place: str, file: str
 ) -> None:
     path, data = tmp_path / file, tmp_path / "weights.bin"
-    path.write_bytes(_models_with_weights_outside()[place].SerializeToString())
+    path.write_bytes(_models_with_external_weights()[place].SerializeToString())
     data.write_bytes(np.arange(4, dtype=np.float32).tobytes())
     assert external_data_files(path) == [data]
     before = digest(path)
@@ -361,10 +365,10 @@ def test_a_digest_sees_weights_outside_wherever_they_are_named(
     assert digest(path) != before
 
 
-def test_an_input_with_other_weights_outside_has_another_key(tmp_path: Path) -> None:
-    """A cache that overlooked them would hand out what was made of the old weights."""
+def test_an_input_with_other_external_weights_has_another_key(tmp_path: Path) -> None:
+    """Otherwise the cache would return an artifact built from the old weights."""
     path, data = tmp_path / "m.pb", tmp_path / "weights.bin"
-    path.write_bytes(_models_with_weights_outside()["constant"].SerializeToString())
+    path.write_bytes(_models_with_external_weights()["constant"].SerializeToString())
     keys = []
     for value in (1.0, 2.0, 1.0):
         data.write_bytes(np.full(4, value, np.float32).tobytes())
@@ -372,51 +376,51 @@ def test_an_input_with_other_weights_outside_has_another_key(tmp_path: Path) -> 
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_data_that_was_read_in_is_no_longer_outside(tmp_path: Path) -> None:
-    tensor = _outside()
-    tensor.data_location = onnx.TensorProto.DEFAULT  # as `onnx.load` leaves it, entries and all
+def test_data_that_was_loaded_is_not_external(tmp_path: Path) -> None:
+    tensor = _external_tensor()
+    tensor.data_location = onnx.TensorProto.DEFAULT  # `onnx.load` keeps the entries
     tensor.raw_data = bytes(16)
-    model = onnx.helper.make_model(_of_nodes(_constant_node(tensor)))
+    model = onnx.helper.make_model(_graph_of(_constant_node(tensor)))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     assert external_data_files(tmp_path / "m.onnx") == []
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    place=st.sampled_from(sorted(_models_with_weights_outside())),
+    place=st.sampled_from(sorted(_models_with_external_weights())),
     start=st.integers(0, 300),
     length=st.integers(0, 8),
     junk=st.binary(max_size=12),
 )
-def test_all_that_onnx_would_read_is_known_and_junk_is_no_error(
+def test_all_files_that_onnx_reads_are_listed_and_junk_is_ignored(
     tmp_path_factory: pytest.TempPathFactory, place: str, start: int, length: int, junk: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("junk")
-    model = _models_with_weights_outside()[place].SerializeToString()
+    model = _models_with_external_weights()[place].SerializeToString()
     path = folder / "file"
     path.write_bytes(model[:start] + junk + model[start + length :])
     (folder / "weights.bin").write_bytes(bytes(16))
     try:
-        read = onnx.load_model(path, format="protobuf", load_external_data=False)
+        loaded = onnx.load_model(path, format="protobuf", load_external_data=False)
     except DecodeError:
-        read = onnx.ModelProto()
-    wanted = {
+        loaded = onnx.ModelProto()
+    expected = {
         ExternalDataInfo(tensor).location
-        for tensor in _get_all_tensors(read)
+        for tensor in _get_all_tensors(loaded)
         if uses_external_data(tensor)
     }
     try:
-        known = {file.name for file in external_data_files(path)}
+        listed = {file.name for file in external_data_files(path)}
     except ArtifactError:  # the name was changed
-        assert wanted != {"weights.bin"}
+        assert expected != {"weights.bin"}
     else:
-        assert wanted <= known
+        assert expected <= listed
 
 
 # --- cache -----------------------------------------------------------------------------------------
 
 
-def test_clear_removes_the_cache_and_nothing_else(tmp_path: Path) -> None:
+def test_clear_removes_only_the_cache(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     assert cache.clear() == 0
     produce(_plan(a=1), tmp_path / "x.txt", _writer("one"), cache=cache)
@@ -426,7 +430,7 @@ def test_clear_removes_the_cache_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "x.txt").read_text() == "one"
 
 
-def test_clear_refuses_a_folder_that_is_no_cache(tmp_path: Path) -> None:
+def test_clear_refuses_a_folder_that_is_not_a_cache(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(UsageError, match="thesis"):
@@ -434,6 +438,8 @@ def test_clear_refuses_a_folder_that_is_no_cache(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
-def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_set_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESNET_OPT_CACHE", str(tmp_path / "here"))
     assert Cache.default().root == tmp_path / "here"

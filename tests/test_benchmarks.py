@@ -1,4 +1,4 @@
-"""The scripts in ``benchmarks/``: what they write is what the pages show, and they run."""
+"""The scripts in ``benchmarks/``: they run, and their limits are checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recording(**changes: Any) -> dict[str, Any]:
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    found = {
+    result = {
         "device": {"cpu": "a CPU"},
         "recordings": [recording(), recording(loaded=True, found=0.2)],
         "live": [{"ratio": 1.0, "ci95": [0.99, 1.01], "verdict": "equivalent"}] * 20,
@@ -40,12 +40,12 @@ def report(**changes: Any) -> dict[str, Any]:
         },
         "call_us": 0.5,
     }  # fmt: skip
-    return found | changes
+    return result | changes
 
 
-def test_limits_that_are_held(false_alarms: Any) -> None:
+def test_limits_that_hold(false_alarms: Any) -> None:
     held = false_alarms.limits(report())
-    assert all(held.values()), "a loaded machine need not find the slowdown"
+    assert all(held.values()), "the slowdown need not be found on a loaded machine"
     assert "| no |" not in false_alarms.text(report())
     assert "97.0%" in false_alarms.text(report())
 
@@ -62,7 +62,7 @@ def test_limits_that_are_held(false_alarms: Any) -> None:
         ({"call_us": 21.0}, "a call"),
     ],
 )
-def test_a_limit_that_is_not_held_is_told(false_alarms: Any, changes: dict, words: str) -> None:
+def test_a_broken_limit_is_reported(false_alarms: Any, changes: dict, words: str) -> None:
     broken = [name for name, held in false_alarms.limits(report(**changes)).items() if not held]
     assert len(broken) == 1
     assert words in broken[0]
@@ -83,26 +83,26 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_false_alarms_runs_from_the_recording_to_the_table(tmp_path: Path) -> None:
     done = run("false_alarms.py", "--quick", "--output", tmp_path)
     assert done.returncode in {0, 1}, done.stderr  # 1: a limit is not held, on a tiny network
-    found = json.loads((tmp_path / "false_alarms.json").read_text(encoding="utf-8"))
-    assert [row["loaded"] for row in found["recordings"]] == [False, True]
-    for row in found["recordings"]:
+    result = json.loads((tmp_path / "false_alarms.json").read_text(encoding="utf-8"))
+    assert [row["loaded"] for row in result["recordings"]] == [False, True]
+    for row in result["recordings"]:
         assert sum(row["alike"].values()) == sum(row["slowed"].values()) == row["experiments"]
-    assert len(found["live"]) == 1
-    assert (done.returncode == 0) == all(found["limits"].values())
+    assert len(result["live"]) == 1
+    assert (done.returncode == 0) == all(result["limits"].values())
     assert done.stdout.strip() in (tmp_path / "false_alarms.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.long
-def test_the_peers_run_side_by_side(tmp_path: Path) -> None:
+def test_cpu_peers_runs(tmp_path: Path) -> None:
     done = run("cpu_peers.py", "--quick", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
-    for table in found["tables"]:
+    result = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
+    for table in result["tables"]:
         assert table["rows"][0]["name"].startswith("ours, auto")
         assert table["rows"][0]["speed_of_auto_in_units_of_it"] == 1
         failed = {row["name"]: row["error"] for row in table["rows"] if "error" in row}
         assert failed == {}
-    names = {row["name"] for table in found["tables"] for row in table["rows"]}
+    names = {row["name"] for table in result["tables"] for row in table["rows"]}
     assert {"PyTorch eager", "PyTorch compiled", "OpenVINO's benchmark_app"} <= names
 
 

@@ -1,4 +1,4 @@
-"""The exception tree: exit codes, the docstring that draws it, and crossing process borders."""
+"""Exceptions: exit codes, the tree in the docstring, and pickling."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_exit_codes(name: str, code: int) -> None:
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_the_docstring_draws_every_error(name: str) -> None:
+def test_the_docstring_lists_every_error(name: str) -> None:
     assert errors.__doc__ is not None
     assert name in errors.__doc__
     assert issubclass(getattr(errors, name), errors.ResnetOptError)
 
 
-def test_an_error_keeps_its_mend_across_processes() -> None:
+def test_an_error_keeps_its_hint_across_processes() -> None:
     error = errors.GraphError("broken", hint="export it again")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is errors.GraphError

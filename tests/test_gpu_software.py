@@ -1,4 +1,4 @@
-"""One answer a machine: drivers of several CUDA versions, and the places where there is half of one."""
+"""GPU software: drivers of several CUDA versions, containers, WSL, Jetson and MIG."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def with_driver(driver: str, cuda: int, **changes: Any) -> Machine:
     ("driver", "cuda", "served"),
     [("535.183.01", 12020, "12.2"), ("550.54.15", 12040, "12.4"), ("570.86.15", 12080, "12.8")],
 )
-def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
-    driver: str, cuda: int, served: str
-) -> None:
+def test_a_cuda_12_driver_with_cuda_13_libraries(driver: str, cuda: int, served: str) -> None:
     found = judge(with_driver(driver, cuda), CUDA13)
     assert found.fitting == []
     assert [one.name for one in found.too_new] == [one.name for one in CUDA13]
@@ -48,7 +46,7 @@ def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
     assert judge(with_driver(driver, cuda), CUDA12).hint is None
 
 
-def test_a_driver_of_cuda_13_serves_both() -> None:
+def test_a_cuda_13_driver_serves_both() -> None:
     for installed in (CUDA13, CUDA12):
         found = judge(with_driver("580.65.06", 13000), installed)
         assert found.hint is None
@@ -56,7 +54,7 @@ def test_a_driver_of_cuda_13_serves_both() -> None:
         assert "driver 580.65.06 serves CUDA 13.0, and so all that is installed" in found.answer
 
 
-def test_half_of_the_set_fits() -> None:
+def test_only_some_libraries_fit() -> None:
     mixed = [CUDA12[0], CUDA13[2]]
     found = judge(with_driver("550.54.15", 12040), mixed)
     assert [one.name for one in found.fitting] == ["torch"]
@@ -71,7 +69,7 @@ def test_a_driver_that_is_too_old_for_everything() -> None:
     assert found.hint == "update the driver to 525.60.13 or later"
 
 
-def test_nothing_is_installed_for_the_gpu() -> None:
+def test_no_gpu_libraries_are_installed() -> None:
     assert judge(with_driver("580.65.06", 13000), []).hint == 'pip install "resnet-opt[cuda]"'
     assert judge(with_driver("550.54.15", 12040), []).hint == 'pip install "resnet-opt[cuda12]"'
 
@@ -145,7 +143,7 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return (1, 1)
 
-    tells = {
+    functions = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlSystemGetDriverVersion": lambda: "550.54.15",
@@ -154,7 +152,7 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
         "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
         "nvmlDeviceGetMigMode": mig,
     }
-    for name, function in tells.items():
+    for name, function in functions.items():
         monkeypatch.setattr(pynvml, name, function)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidiactl").touch()
@@ -170,8 +168,8 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert read_machine(tmp_path, {}).visible is None
 
 
-def test_what_is_installed_here_is_told_with_its_cuda() -> None:
-    """The default set is that of CUDA 13; a torch for CPUs alone has no CUDA."""
+def test_installed_libraries_state_their_cuda_version() -> None:
+    """The default extras are for CUDA 13; a CPU-only torch has no CUDA version."""
     found = {one.name: one for one in installed_libraries()}
     assert found["cuda-python"].cuda == int(metadata.version("cuda-python").partition(".")[0])
     for name in ("onnxruntime-gpu", "torch"):
@@ -191,13 +189,13 @@ def test_what_is_installed_here_is_told_with_its_cuda() -> None:
     ],
 )
 def test_the_cuda_of_a_library_by_its_requirements(requires: list[str], cuda: int | None) -> None:
-    class Told:
+    class Distribution:
         """A distribution."""
 
         version = "1.0"
 
-    Told.requires = requires  # type: ignore[attr-defined]
-    assert software._by_its_requirements(Told()) == cuda  # type: ignore[arg-type]
+    Distribution.requires = requires  # type: ignore[attr-defined]
+    assert software._by_its_requirements(Distribution()) == cuda  # type: ignore[arg-type]
 
 
 def test_every_test_of_a_gpu_is_in_the_suite() -> None:
@@ -225,7 +223,7 @@ def requirements(*extras: str) -> list[str]:
 
 
 def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
-    """What pip would install into an empty environment, by name."""
+    """Versions that pip would install into an empty environment, by name."""
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     outcome = subprocess.run(
@@ -255,7 +253,7 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
         ("cuda,tensorrt-rtx", 13),
         ("cuda12", 12),
         ("cuda12,tensorrt-rtx-cuda12", 12),
-        # NVIDIA's own index has the wheels of these two; without it pip says so, and this skips.
+        # These need wheels from NVIDIA's index; if pip cannot find them, the test is skipped.
         ("cuda,tensorrt", 13),
         ("cuda12,tensorrt-cuda12", 12),
         ("cuda12,tensorrt10-cuda12", 12),

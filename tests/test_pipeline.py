@@ -1,4 +1,4 @@
-"""The main job from end to end on real data: golden for what must not change unseen."""
+"""The main job from end to end on real data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def first(
     return optimizer.run(recipe, base / "first", cache=cache), base / "first", cache
 
 
-def test_the_folder_holds_everything(first: tuple[RunResult, Path, Cache]) -> None:
+def test_the_run_folder_is_complete(first: tuple[RunResult, Path, Cache]) -> None:
     result, folder, _ = first
     for name in (
         "model.safetensors",
@@ -70,7 +70,7 @@ def test_the_folder_holds_everything(first: tuple[RunResult, Path, Cache]) -> No
     assert not list(folder.rglob(".*"))
 
 
-def test_openvino_is_compiled_for_the_batches_that_are_measured(
+def test_openvino_is_compiled_for_the_measured_batches(
     first: tuple[RunResult, Path, Cache], recipe: Recipe
 ) -> None:
     assert recipe.bench is not None
@@ -78,7 +78,7 @@ def test_openvino_is_compiled_for_the_batches_that_are_measured(
     assert engine.manifest.settings["fixed_batches"] == list(recipe.bench.batch)
 
 
-def test_accuracy_is_kept_and_said(first: tuple[RunResult, Path, Cache]) -> None:
+def test_accuracy_is_kept_and_reported(first: tuple[RunResult, Path, Cache]) -> None:
     result = first[0]
     validated = result.validate_
     assert validated is not None
@@ -95,7 +95,9 @@ def test_accuracy_is_kept_and_said(first: tuple[RunResult, Path, Cache]) -> None
     assert validated.verdict == "pass"
 
 
-def test_every_engine_computes_what_was_asked(first: tuple[RunResult, Path, Cache]) -> None:
+def test_every_engine_computes_in_the_requested_precision(
+    first: tuple[RunResult, Path, Cache],
+) -> None:
     validated = first[0].validate_
     assert validated is not None
     assert set(ENGINES) <= set(validated.audits)
@@ -115,7 +117,9 @@ def test_speed_is_measured_beside_pytorch(first: tuple[RunResult, Path, Cache]) 
     assert measured.a_a_control is not None
 
 
-def test_what_cannot_be_is_recorded_with_the_reason(first: tuple[RunResult, Path, Cache]) -> None:
+def test_an_unavailable_engine_is_recorded_with_the_reason(
+    first: tuple[RunResult, Path, Cache],
+) -> None:
     stages = {stage.label: stage for stage in first[0].stages}
     assert stages["onnxruntime fp16"].status == "unavailable"
     assert "would compute in FP32" in str(stages["onnxruntime fp16"].note)
@@ -125,7 +129,7 @@ def test_what_cannot_be_is_recorded_with_the_reason(first: tuple[RunResult, Path
         assert any("not run here" in sentence for sentence in first[0].findings)
 
 
-def test_a_second_run_makes_nothing(first: tuple[RunResult, Path, Cache], recipe: Recipe) -> None:
+def test_a_second_run_builds_nothing(first: tuple[RunResult, Path, Cache], recipe: Recipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in (first[1] / "engines").iterdir()}
     again = optimizer.run(recipe, first[1], cache=first[2])
     assert all(stage.cached for stage in again.stages if stage.file)
@@ -147,13 +151,15 @@ def test_another_folder_takes_the_artifacts_from_the_cache(
         update={"calibrate": recipe.calibrate.model_copy(update={"calib": "digits:train"})}
     )
     result = optimizer.run(quick, tmp_path / "second", cache=first[2])
-    made = [stage for stage in result.stages if stage.file]
-    assert made
-    assert all(stage.cached for stage in made)
+    stages = [stage for stage in result.stages if stage.file]
+    assert stages
+    assert all(stage.cached for stage in stages)
 
 
-def test_one_folder_for_both_is_split(first: tuple[RunResult, Path, Cache], tmp_path: Path) -> None:
-    """Calibration and validation never see the same image."""
+def test_validation_data_is_split_if_there_is_no_calibration_data(
+    first: tuple[RunResult, Path, Cache], tmp_path: Path
+) -> None:
+    """Calibration and validation never use the same image."""
     result = optimizer.run(
         parse_recipe(
             {
@@ -172,7 +178,7 @@ def test_one_folder_for_both_is_split(first: tuple[RunResult, Path, Cache], tmp_
     assert manifest["settings"]["images"] == 100
 
 
-def test_mixed_precision_searches_on_images_that_do_not_judge(
+def test_mixed_precision_searches_on_images_that_are_not_validated_on(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:
     folder = tmp_path / "mixed"
@@ -188,12 +194,12 @@ def test_mixed_precision_searches_on_images_that_do_not_judge(
         ),
         folder,
     )
-    found = read_result(folder / "engines" / "openvino-mixed.search.json")
-    assert isinstance(found, SearchResult)
-    assert (found.calibration_images, found.search_images) == (100, 170)
-    assert found.front[found.chosen].kept == ["fc"]
-    searched = next(stage for stage in result.stages if stage.name == "search")
-    assert searched.note == found.finding
+    search = read_result(folder / "engines" / "openvino-mixed.search.json")
+    assert isinstance(search, SearchResult)
+    assert (search.calibration_images, search.search_images) == (100, 170)
+    assert search.front[search.chosen].kept == ["fc"]
+    stage = next(stage for stage in result.stages if stage.name == "search")
+    assert stage.note == search.finding
     assert result.validate_ is not None
     assert result.validate_.dataset.n == 270
     for name in ("int8", "mixed"):  # with a layer kept, both are mixed
@@ -203,25 +209,25 @@ def test_mixed_precision_searches_on_images_that_do_not_judge(
     assert manifest["settings"]["images"] == 100
 
 
-def test_mixed_precision_without_images_to_judge_is_refused(
+def test_mixed_precision_without_validation_images_is_refused(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:
-    asked = parse_recipe(
+    recipe = parse_recipe(
         {
             "model": str(first[1] / "model.safetensors"),
             "calibrate": {"calib": "digits:train"},
             "build": {"precision": "mixed", "engine": "openvino"},
         }
     )
-    with pytest.raises(UsageError, match="others to judge"):
-        optimizer.run(asked, tmp_path / "none")
+    with pytest.raises(UsageError, match="others to validate its result"):
+        optimizer.run(recipe, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_nothing_to_build_is_an_error_of_the_environment(
+def test_a_run_that_can_build_no_engine_is_an_environment_fault(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:
-    asked = parse_recipe(
+    recipe = parse_recipe(
         {
             "model": str(first[1] / "model.safetensors"),
             "build": {"precision": "fp16", "engine": "onnxruntime"},
@@ -229,16 +235,16 @@ def test_nothing_to_build_is_an_error_of_the_environment(
         }
     )
     with pytest.raises(EnvironmentFault, match="no engine could be built"):
-        optimizer.run(asked, tmp_path / "none")
+        optimizer.run(recipe, tmp_path / "none")
 
 
-def test_a_provider_that_is_not_here_is_recorded(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unavailable_provider_is_recorded(small_checkpoint: Path, tmp_path: Path) -> None:
     from optimizer.engines.providers import PROVIDERS
     from optimizer.engines.providers.status import provider_status
 
     if provider_status(PROVIDERS["cuda"]).usable:
         pytest.skip("ONNX Runtime's CUDA provider works on this machine")
-    asked = parse_recipe(
+    recipe = parse_recipe(
         {
             "model": str(small_checkpoint),
             "build": [
@@ -249,17 +255,17 @@ def test_a_provider_that_is_not_here_is_recorded(small_checkpoint: Path, tmp_pat
             "bench": None,
         }
     )
-    result = optimizer.run(asked, tmp_path / "run")
+    result = optimizer.run(recipe, tmp_path / "run")
     (missing,) = (stage for stage in result.stages if stage.label == "onnxruntime-cuda fp32")
     assert missing.status == "unavailable"
     assert "provider cuda cannot be used here" in str(missing.note)
     assert (tmp_path / "run" / "engines" / "onnxruntime-fp32.ort.onnx").is_file()
 
 
-def test_data_that_is_not_there_stops_before_the_work(
+def test_missing_data_is_reported_before_the_work_starts(
     first: tuple[RunResult, Path, Cache], tmp_path: Path
 ) -> None:
-    asked = parse_recipe(
+    recipe = parse_recipe(
         {
             "model": str(first[1] / "model.safetensors"),
             "build": {"precision": "fp32", "engine": "openvino"},
@@ -267,16 +273,16 @@ def test_data_that_is_not_there_stops_before_the_work(
         }
     )
     with pytest.raises(DataError, match="nowhere"):
-        optimizer.run(asked, tmp_path / "none")
+        optimizer.run(recipe, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_an_engine_without_weights_is_built_and_not_run() -> None:
-    """Whatever the machine has: there is nothing in it to run until it is refitted."""
+def test_an_engine_without_weights_is_built_but_not_run() -> None:
+    """On any machine: it cannot run until it is refitted."""
     from optimizer.options import BuildOptions
-    from optimizer.verbs.job import _why_not_run
+    from optimizer.verbs.job import _reason_not_runnable
 
     runs = get_backend("openvino")
     stripped = BuildOptions(engine="tensorrt", strip_weights=True)
-    assert "refit" in (_why_not_run(runs, stripped) or "")
-    assert _why_not_run(runs, BuildOptions(engine="openvino")) is None
+    assert "refit" in (_reason_not_runnable(runs, stripped) or "")
+    assert _reason_not_runnable(runs, BuildOptions(engine="openvino")) is None

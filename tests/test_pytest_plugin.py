@@ -1,4 +1,4 @@
-"""The fixture as users' repositories call it: pytest in a process of its own."""
+"""The fixture as users call it: pytest in its own process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_fixture_passes_and_fails_with_the_finding(repository: Path) -> None:
+def test_the_fixture_passes_or_fails_with_the_finding(repository: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "optimizer.pytest_plugin", "test_engines.py"],
         cwd=repository,
@@ -69,7 +69,7 @@ def test_the_fixture_passes_and_fails_with_the_finding(repository: Path) -> None
     assert "Traceback" not in run.stdout
 
 
-def test_loading_the_plugin_costs_next_to_nothing() -> None:
+def test_the_plugin_imports_no_heavy_modules() -> None:
     code = (
         "import sys, optimizer.pytest_plugin;"
         "print([m for m in ('numpy', 'torch', 'onnx', 'scipy', 'pydantic') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""The README: commands that parse, files that exist, figures that were measured."""
+"""The README and docs: commands parse, links resolve, figures match the recorded results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PAGES = [
 
 
 def _commands() -> list[str]:
-    found = []
+    commands = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
         for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL):
             for line in block.splitlines():
                 command = line.removeprefix("$ ").split("  #")[0].strip()
                 if command.startswith("resnet-opt ") and "…" not in command:
-                    found.append(command)
-    return found
+                    commands.append(command)
+    return commands
 
 
 def _functions() -> dict[str, Callable[..., None]]:
@@ -58,7 +58,7 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_resolve(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
@@ -73,8 +73,8 @@ def test_every_verb_is_in_the_readme() -> None:
 
 
 def _recorded(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "reports" / name).read_text(encoding="utf-8"))
-    return found
+    report: dict[str, Any] = json.loads((ROOT / "reports" / name).read_text(encoding="utf-8"))
+    return report
 
 
 def _cpu() -> str:
@@ -119,17 +119,17 @@ def _images() -> str:
         ("docs/accuracy.md", "images", _images),
     ],
 )
-def test_measured_text_is_what_its_command_writes(
+def test_figures_match_the_recorded_results(
     page: str, mark: str, written: Callable[[], str]
 ) -> None:
-    """Nobody has typed a figure; whether the figures hold is checked where they are recorded."""
+    """Figures come from recorded results; whether they are acceptable is checked on recording."""
     text = (ROOT / page).read_text(encoding="utf-8")
     shown = text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
     assert shown.strip() == written().strip()
 
 
-def test_the_demo_in_the_readme_is_the_report() -> None:
-    """The output shown is the one whose report lies in the repository."""
+def test_the_demo_output_in_the_readme_matches_the_report() -> None:
+    """The output shown belongs to the report in the repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
     results = _recorded("demo/results.json")

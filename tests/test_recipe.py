@@ -1,4 +1,4 @@
-"""Recipes: one section a stage, the flags' names, and errors that name the key."""
+"""Recipes: one section per stage, named like the flags, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_demo_is_a_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
-def test_what_only_tensorrt_has(tmp_path: Path) -> None:
+def test_tensorrt_options_go_only_to_tensorrt(tmp_path: Path) -> None:
     section = {
         "precision": "int8", "engine": "openvino,tensorrt-rtx", "profile": "1:1:1,2:8:32",
         "tf32": True, "sparsity": False, "specialization": "lazy", "workspace": "2GiB",
@@ -42,8 +42,8 @@ def test_what_only_tensorrt_has(tmp_path: Path) -> None:
         "workspace": "2GiB", "tf32": True, "specialization": "lazy",
     }  # fmt: skip
     assert options.workspace == 2 << 30
-    others = section.for_engine("openvino", "int8", EncodingPasses())
-    assert others.as_given() == {"precision": "int8", "engine": "openvino"}
+    openvino = section.for_engine("openvino", "int8", EncodingPasses())
+    assert openvino.as_given() == {"precision": "int8", "engine": "openvino"}
     save_recipe(recipe, tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
@@ -60,7 +60,7 @@ def test_a_provider_and_its_options(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
-def test_lists_may_be_words() -> None:
+def test_lists_may_be_comma_separated() -> None:
     recipe = parse_recipe(
         {"model": "m", "build": {"precision": "fp32, int8", "engine": "openvino"}}
     )
@@ -94,12 +94,12 @@ def test_lists_may_be_words() -> None:
         ({"model": "m", "calibrate": {"calib_images": 2}}, r"calibrate\.calib_images"),
     ],
 )
-def test_a_mistake_is_named(raw: dict, where: str) -> None:
+def test_an_invalid_key_or_value_is_named(raw: dict, where: str) -> None:
     with pytest.raises(UsageError, match=where):
         parse_recipe(raw)
 
 
-def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+def test_files_that_are_not_recipes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
@@ -119,16 +119,16 @@ def test_a_saved_recipe_is_plain_yaml(tmp_path: Path) -> None:
 PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
 
 
-def test_the_page_is_what_the_options_give() -> None:
-    """``python docs/recipe_page.py`` writes it."""
-    written = runpy.run_path(str(PAGE.with_name("recipe_page.py")))["page"]()
-    assert PAGE.read_text(encoding="utf-8") == written
+def test_the_recipe_page_is_up_to_date() -> None:
+    """``python docs/recipe_page.py`` writes the page."""
+    expected = runpy.run_path(str(PAGE.with_name("recipe_page.py")))["page"]()
+    assert PAGE.read_text(encoding="utf-8") == expected
 
 
-def test_the_page_shows_a_recipe() -> None:
+def test_the_recipe_page_shows_a_valid_recipe() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    recipe = parse_recipe(yaml.safe_load(shown))
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    recipe = parse_recipe(yaml.safe_load(example))
     assert [section.precision for section in recipe.build] == [
         ("fp32", "int8", "mixed"), ("fp16", "int8"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Results survive their files, and files that are no results are refused."""
+"""Results: written and read, and invalid files refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _result() -> ValidateResult:
     )
 
 
-def test_a_result_survives_its_file(tmp_path: Path) -> None:
+def test_a_result_round_trips(tmp_path: Path) -> None:
     write_result(_result(), tmp_path / "v.json")
     assert read_result(tmp_path / "v.json") == _result()
 
@@ -46,7 +46,7 @@ def test_edited_files_are_refused(tmp_path: Path, change: dict, message: str) ->
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kind": "validate"', "null"])
-def test_files_that_are_no_results(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "v.json").write_text(text)
     with pytest.raises(ArtifactError):
         read_result(tmp_path / "v.json")
@@ -60,14 +60,14 @@ def _written(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_figure_changed_by_hand_is_refused(tmp_path: Path) -> None:
+def test_an_edited_value_is_refused(tmp_path: Path) -> None:
     path = _written(tmp_path)
     path.write_text(path.read_text().replace('"finding": "nothing"', '"finding": "everything"'))
     with pytest.raises(ArtifactError, match="was edited since it was written"):
         read_result(path)
 
 
-def test_another_layout_of_the_same_values_is_no_edit(tmp_path: Path) -> None:
+def test_another_layout_of_the_same_values_is_accepted(tmp_path: Path) -> None:
     path = _written(tmp_path)
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(raw.items()))))

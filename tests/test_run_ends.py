@@ -1,4 +1,4 @@
-"""The exit code of a run: nothing but a pass is zero."""
+"""The exit code of a run: zero only for a pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optimizer.results import (
 from optimizer.verbs.run import verdict_of
 
 
-def _ended(**parts: Any) -> RunResult:
+def _run(**parts: Any) -> RunResult:
     return RunResult(
         created="", title="", command="", recipe={}, environment={}, stages=[], findings=[],
         seconds=0.0, **{"verdict": "fail", **parts},
@@ -31,14 +31,14 @@ def _validated(verdict: str, hop: str = "pass") -> ValidateResult:
     return ValidateResult(
         created="", reference="r", dataset=DatasetInfo(name="d", n=1, sha256="", image_size=8),
         hops=[Hop(name="e", engine="e", executor="", parent="r", precision="int8", verdict=hop)],  # type: ignore[arg-type]
-        finding="found", gates=Gates(max_drop_pp=1.0), verdict=verdict,  # type: ignore[arg-type]
+        finding="a loss", gates=Gates(max_drop_pp=1.0), verdict=verdict,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def _benched(verdict: str) -> BenchResult:
     return BenchResult(
         created="", device={}, headline="", engines=[], conditions=Conditions(cpu=""),
-        verdict=verdict, reason="measured so",  # type: ignore[arg-type]
+        verdict=verdict, reason="measured",  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def _benched(verdict: str) -> BenchResult:
 def test_only_a_pass_exits_with_zero(
     parts: dict[str, Any], kind: type[Exception] | None, code: int
 ) -> None:
-    """In the order of `validate`: accuracy, then precision, then what was not measured."""
+    """In the order of `validate`: accuracy, precision, then measurements."""
     if "audits" in parts:
         audits = {
             name: Audit(
@@ -73,7 +73,7 @@ def test_only_a_pass_exits_with_zero(
             for name, verdict in parts["audits"].items()
         }
         parts = parts | {"audits": audits}
-    error = verdict_of(_ended(**parts))
+    error = verdict_of(_run(**parts))
     if kind is None:
         assert error is None
     else:

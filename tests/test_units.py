@@ -21,7 +21,7 @@ def test_percentage_points(text: str, points: float) -> None:
 @pytest.mark.parametrize(
     "text", ["1%", "1", "", "pp", "-1pp", "101pp", "1 p", "nanpp", "1pp1", "1e999pp"]
 )
-def test_percentage_points_refused_with_the_accepted_form(text: str) -> None:
+def test_percentage_points_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_pp(text)
     assert caught.value.hint == "percentage points such as 1pp or 0.5pp"
@@ -79,7 +79,7 @@ def test_bytes_refused(text: str) -> None:
 
 
 @given(st.text(max_size=12))
-def test_any_text_is_read_or_refused_with_a_hint(text: str) -> None:
+def test_any_text_is_parsed_or_refused_with_a_hint(text: str) -> None:
     for parse in (parse_pp, parse_share, parse_duration, parse_bytes):
         hint = ""
         try:

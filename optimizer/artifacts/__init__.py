@@ -1,9 +1,9 @@
-"""Artifacts: files that exist together with a manifest, or not at all.
+"""Artifacts: files with a manifest, written atomically.
 
-Every file this package writes for later use has a JSON manifest beside it (``model.onnx`` and
-``model.onnx.json``) that says what it is, from which inputs it was made, with which settings and
-library versions, and for which device. The manifest's ``key`` is the sha256 of all that decides
-the outcome; a stage whose key is known is not run again.
+Every file that this package writes for later use has a JSON manifest beside it (``model.onnx`` and
+``model.onnx.json``) with its kind, inputs, settings, library versions and device. The manifest's
+``key`` is the sha256 of everything that determines the file's contents; a stage whose artifact
+exists under its key is skipped.
 """
 
 from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically

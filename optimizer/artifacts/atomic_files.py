@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ __all__ = ["write_atomically", "write_text_atomically"]
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it into place on success.
 
-    The temporary name keeps the suffix (libraries look at it). On any exception, an interrupt
-    included, the temporary file is removed and ``path`` is untouched.
+    The temporary name keeps the suffix, because some libraries choose the format by it. On any
+    exception, including an interrupt, the temporary file is removed and ``path`` is untouched.
+
+    Raises:
+        ArtifactError: Nothing was written to the temporary path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
@@ -32,13 +35,13 @@ def write_atomically(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from colleagues
+        temporary.chmod(0o666 & ~umask)  # mkstemp sets 0600, which other users cannot read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` as UTF-8; see `write_atomically`."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

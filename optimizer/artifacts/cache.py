@@ -1,4 +1,4 @@
-"""The cache: artifacts by content key, shared by every run of a user."""
+"""The cache: artifacts by content key, shared by all runs of a user."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Cache:
     """Artifacts by content key: ``<root>/<key>/`` holds the file and its manifest."""
 
     anew = False
-    """Whether nothing that was made before may be taken, not even from where it would go."""
+    """Whether existing artifacts are ignored, including one at the destination."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @classmethod
     def default(cls) -> Cache:
-        """The user's cache: ``$RESNET_OPT_CACHE``, else the platform's folder for caches."""
+        """The user's cache: ``$RESNET_OPT_CACHE``, or the platform's cache folder."""
         import platformdirs
 
-        named = os.environ.get("RESNET_OPT_CACHE")
-        return cls(Path(named) if named else Path(platformdirs.user_cache_dir("resnet-opt")))
+        folder = os.environ.get("RESNET_OPT_CACHE") or platformdirs.user_cache_dir("resnet-opt")
+        return cls(Path(folder))
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Hold the key against other processes: the second waits and then finds the artifact."""
+        """Lock a key across processes, so that a second one waits and then finds the artifact."""
         from filelock import FileLock
 
         folder = self.root / "locks"
@@ -50,7 +50,7 @@ class Cache:
             yield
 
     def fetch(self, key: str, destination: Path) -> Manifest | None:
-        """Copy the artifact ``key`` to ``destination``; ``None`` if it is not here or damaged."""
+        """Copy the artifact ``key`` to ``destination``; ``None`` if it is missing or damaged."""
         entry = self.root / key
         stored = entry / "artifact"
         try:
@@ -58,7 +58,7 @@ class Cache:
             manifest = Manifest.model_validate_json(raw)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):  # damaged: it is made again, and kept then
+        except (OSError, ValueError):  # damaged; removed so that the rebuilt artifact is stored
             shutil.rmtree(entry, ignore_errors=True)
             return None
         manifest = manifest.model_copy(update={"file": destination.name})
@@ -71,13 +71,13 @@ class Cache:
             with write_atomically(destination) as temporary:
                 shutil.copyfile(stored, temporary)
                 manifest_path(destination).unlink(missing_ok=True)
-        except OSError:  # of the destination: making it there will say what is wrong
+        except OSError:  # the destination is not writable; building there reports the error
             return None
         write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
         return manifest
 
     def store(self, path: Path, manifest: Manifest) -> None:
-        """Keep a copy of the artifact; a full disk here loses the copy, not the artifact."""
+        """Store a copy of the artifact; if that fails, e.g. on a full disk, nothing is stored."""
         entry = self.root / manifest.key
         if entry.exists():
             return
@@ -92,28 +92,27 @@ class Cache:
             shutil.rmtree(draft, ignore_errors=True)
 
     def entries(self) -> list[tuple[Manifest, int]]:
-        """Every artifact here with its size in bytes."""
-        found = []
+        """The manifest of every artifact in the cache, with the artifact's size in bytes."""
+        entries = []
         for sidecar in sorted(self.root.glob("*/manifest.json")):
             with contextlib.suppress(OSError, ValueError):
                 manifest = Manifest.model_validate_json(sidecar.read_text(encoding="utf-8"))
-                found.append((manifest, (sidecar.parent / "artifact").stat().st_size))
-        return found
+                entries.append((manifest, (sidecar.parent / "artifact").stat().st_size))
+        return entries
 
     def clear(self) -> int:
-        """Remove everything; returns the bytes freed.
+        """Delete the contents of the cache; returns the bytes freed.
 
         Raises:
-            UsageError: The folder holds something that is no cache of ours.
+            UsageError: The folder contains something that is not part of the cache.
         """
         if not self.root.exists():
             return 0
-        ours = {"locks", "measured"}
         for child in self.root.iterdir():
-            known = child.name in ours or child.name.startswith(".draft.")
-            if not known and not (child / "manifest.json").is_file():
+            internal = child.name in {"locks", "measured"} or child.name.startswith(".draft.")
+            if not internal and not (child / "manifest.json").is_file():
                 raise UsageError(
-                    f"{self.root} holds {child.name}, which is not part of the cache",
+                    f"{self.root} contains {child.name}, which is not part of the cache",
                     hint="remove it by hand, or set RESNET_OPT_CACHE to another folder",
                 )
         size = sum(f.stat().st_size for f in self.root.rglob("*") if f.is_file())
@@ -123,7 +122,7 @@ class Cache:
 
 
 class Anew(Cache):
-    """No cache, and nothing that lies there already is taken: all is made anew."""
+    """A disabled cache: everything is rebuilt, including files that exist at their destination."""
 
     anew = True
 
@@ -132,11 +131,11 @@ class Anew(Cache):
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:  # noqa: ARG002 - as `Cache.lock`
-        """Hold nothing."""
+        """Do nothing."""
         yield
 
     def fetch(self, key: str, destination: Path) -> None:
-        """Nothing is here."""
+        """Return nothing."""
 
     def store(self, path: Path, manifest: Manifest) -> None:
-        """Keep nothing."""
+        """Store nothing."""

@@ -1,9 +1,9 @@
-"""Which other files an ONNX model keeps its weights in, whatever names them and whatever it is called.
+"""Finds the external data files of an ONNX model.
 
-Tensors of other files may stand in initializers, in attributes (Constant nodes), in subgraphs and in
-functions. Every file that gets a digest is looked at, so this walks through the protobuf encoding
-by itself: without a library, without reading the weights, and a file of anything else is known for
-that after a few bytes.
+Tensors with external data occur in initializers, attributes (Constant nodes), subgraphs and
+functions. Since this runs for every file that is hashed, under any file name, it scans the protobuf
+encoding directly: without a library, without reading the weights, and it gives up on other file
+types after a few bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _PARTS = {
     },
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }  # fmt: skip
-"""Numbers of the fields of each message in onnx.proto that may hold tensors."""
+"""Field numbers, per message of onnx.proto, that may contain tensors."""
 _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 
 
 def external_data_files(path: Path) -> list[Path]:
-    """Files that hold the weights of an ONNX model which keeps them outside.
+    """The external data files of an ONNX model.
 
     Args:
-        path: Any file; one that is no ONNX model has none.
+        path: Any file; the list is empty if it is not an ONNX model.
 
     Raises:
-        ArtifactError: One is missing, or outside the model's own folder.
+        ArtifactError: A data file is missing, or outside the model's folder.
     """
     if path.stat().st_size == 0:
         return []
@@ -47,15 +47,15 @@ def external_data_files(path: Path) -> list[Path]:
         try:
             names = _locations(data)
         except _NotProtobufError:
-            return []  # not an ONNX file: whoever loads it says so better
+            return []  # not an ONNX file; the code that loads it reports that
     folder = path.parent.resolve()
     files = []
     for name in sorted(names):
-        data_file = (folder / name.replace("\0", "/")).resolve()  # no file has a NUL in its name
+        data_file = (folder / name.replace("\0", "/")).resolve()  # NUL would raise ValueError
         if not data_file.is_relative_to(folder):
             raise ArtifactError(
                 f"{path.name} refers to weights outside its own folder: {name}",
-                hint="save the model as one file, or keep its data file beside it",
+                hint="save the model as one file, or put the data file beside it",
             )
         if not data_file.is_file():
             raise ArtifactError(
@@ -67,11 +67,11 @@ def external_data_files(path: Path) -> list[Path]:
 
 
 class _NotProtobufError(ValueError):
-    """The bytes are no message."""
+    """The bytes are not a protobuf message."""
 
 
 def _locations(data: mmap.mmap) -> set[str]:
-    """Names of the files that tensors of a model refer to."""
+    """Names of the files that a model's tensors refer to."""
     names: set[str] = set()
     messages = [("model", 0, len(data))]
     while messages:
@@ -98,7 +98,7 @@ def _locations_of_tensor(data: mmap.mmap, start: int, stop: int) -> set[str]:
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int | None, int, int]]:
-    """Number, value (of a varint) and extent (of bytes, else empty) of every field of a message."""
+    """Each field of a message: its number, value (varints only), start and end (bytes only)."""
     at, groups = start, 0
     while at < stop:
         tag, at = _varint(data, at, stop)

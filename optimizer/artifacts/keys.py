@@ -1,4 +1,4 @@
-"""Content keys and digests: what decides an artifact, in 64 hexadecimal digits."""
+"""Content keys and file digests (sha256)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _CHUNK = 1 << 20
 
 
 def canonical(value: Any) -> Any:
-    """JSON-like value with sets sorted and mappings keyed by text; anything else is refused."""
+    """A JSON-like value with sets sorted and mapping keys as text.
+
+    Raises:
+        TypeError: The value contains something that is not JSON-like, such as a path.
+    """
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
@@ -32,7 +36,7 @@ def canonical(value: Any) -> Any:
 
 
 def content_key(value: Any) -> str:
-    """Sha256 of a JSON-like value, independent of the order of mappings and sets."""
+    """SHA-256 of a JSON-like value, independent of the order of mappings and sets."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -44,10 +48,12 @@ def _sha256_into(hasher: Any, path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """Sha256 of a file's contents; of an ONNX model, of its external data files too.
+    """SHA-256 of a file; for an ONNX model including its external data files.
 
-    A key that looks at the ``.onnx`` file alone does not see the weights of a model that keeps
-    them outside, and hands out the wrong engine.
+    Without those, models that differ only in external weights would share a cache key.
+
+    Raises:
+        ArtifactError: The file or one of its data files is missing.
     """
     if not path.is_file():
         raise ArtifactError(f"no such file: {path}", hint="check the path")
@@ -60,7 +66,7 @@ def digest(path: Path) -> str:
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Versions of installed distributions; one that is missing is left out."""
+    """Versions of the given distributions, without those that are not installed."""
     versions = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Plans, manifests and artifacts: what a file is, from what, and proof that it is the one."""
+"""Plans, manifests and artifacts: how a file is made, its description, and the file itself."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ class Manifest(BaseModel):
     device: dict[str, Any] | None = None
     key: str
     details: dict[str, Any] = {}
-    """What came out rather than what went in: layers, build time, accuracy."""
+    """Results rather than inputs: layers, build time, accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that decides an artifact, known before it is made.
+    """Everything that determines an artifact, known before it is built.
 
     Attributes:
-        kind: What the artifact is (``checkpoint``, ``graph``, ``statistics``, ``engine`` …).
+        kind: Kind of artifact (``checkpoint``, ``graph``, ``statistics``, ``engine`` …).
         settings: The options of the stage, JSON-like; sets are allowed and sorted.
-        inputs: What it is made from.
-        libraries: Versions of the libraries that decide the outcome, by distribution name.
-        device: The device it is made for, where that decides the outcome.
+        inputs: The files it is built from.
+        libraries: Versions of the libraries that affect the result, by distribution name.
+        device: The device it is built for, if that affects the result.
         preprocessing: The preprocessing that the artifact expects, as a mapping.
         classes: Class names in the order of the model's outputs.
     """
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """The content key: sha256 over everything in the plan that decides the bytes."""
+        """The content key: sha256 of the plan, without the names of the input files."""
         return content_key(
             {
                 "kind": self.kind,
@@ -108,33 +108,33 @@ class Plan:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file with its manifest; ``cached`` says that nothing was run to make it."""
+    """A file with its manifest; ``cached`` if it existed already and was not built."""
 
     path: Path
     manifest: Manifest
     cached: bool = False
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it: the file, what it is, and what was found out on the way."""
-        own = {"path", "manifest"}
-        more = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in own]
-        simple = [(n, getattr(v, "verdict", v)) for n, v in more]
-        shown = [(n, v) for n, v in simple if isinstance(v, (str, int, float, bool))]
+        """Notebook display: the file, its settings, and the other plain fields and verdicts."""
+        names = [f.name for f in fields(self) if f.name not in {"path", "manifest"}]
+        values = [(name, getattr(self, name)) for name in names]
+        values = [(name, getattr(value, "verdict", value)) for name, value in values]
+        plain = [(n, v) for n, v in values if isinstance(v, (str, int, float, bool))]
         facts = [("file", self.path), ("settings", json.dumps(dict(self.manifest.settings)))]
-        return facts_table([*facts, *shown], self.manifest.kind).to_html()
+        return facts_table([*facts, *plain], self.manifest.kind).to_html()
 
     def as_input(self, role: str) -> Input:
-        """Describe this artifact as the input of another one, without hashing it again."""
+        """This artifact as an input of another one, without hashing it again."""
         return Input(role=role, file=self.path.name, sha256=self.manifest.sha256)
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of ``path`` is written."""
+    """The path of the manifest that is written for ``path``."""
     return path.with_name(path.name + ".json")
 
 
 def find_manifest(path: Path) -> Path | None:
-    """The manifest that is there: beside ``path``, or where a link without one leads."""
+    """The existing manifest: beside ``path``, or beside the target if ``path`` is a link."""
     for place in (path, path.resolve()):
         if manifest_path(place).is_file():
             return manifest_path(place)
@@ -142,10 +142,11 @@ def find_manifest(path: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact at ``path`` without looking at the artifact itself.
+    """Read the manifest of the artifact at ``path`` without checking the artifact itself.
 
     Raises:
-        ArtifactError: No file, no manifest, or a manifest that is damaged or of another schema.
+        ArtifactError: The file or manifest is missing, or the manifest is damaged or has another
+            schema version.
     """
     if not path.is_file():
         raise ArtifactError(f"no such file: {path}", hint="check the path")
@@ -153,29 +154,29 @@ def read_manifest(path: Path) -> Manifest:
     if sidecar is None:
         raise ArtifactError(
             f"{path.name} has no manifest ({manifest_path(path).name}) beside it",
-            hint="copy both files, or make the artifact again with resnet-opt",
+            hint="copy both files, or create the artifact again with resnet-opt",
         )
     try:
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{sidecar.name} has schema version {version}, this is version {SCHEMA_VERSION}",
-                hint="make the artifact again with this version of resnet-opt",
+                f"{sidecar.name} has schema version {version}, expected {SCHEMA_VERSION}",
+                hint="create the artifact again with this version of resnet-opt",
             )
         return Manifest.model_validate(raw)
     except (ValueError, ValidationError) as error:
         raise ArtifactError(
             f"{sidecar.name} is damaged: {str(error).splitlines()[0]}",
-            hint="make the artifact again",
+            hint="create the artifact again",
         ) from error
 
 
 def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
-    """Read a manifest and check that the file is the one it describes.
+    """Read a manifest and check that it describes the file.
 
     Raises:
-        ArtifactError: As `read_manifest`; or the file's sha256 or kind is another one.
+        ArtifactError: As for `read_manifest`, or the file's kind or sha256 differs.
     """
     manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
@@ -183,6 +184,6 @@ def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
     if digest(path) != manifest.sha256:
         raise ArtifactError(
             f"{path.name} was changed since its manifest was written (sha256 differs)",
-            hint="make the artifact again",
+            hint="create the artifact again",
         )
     return Artifact(path, manifest)

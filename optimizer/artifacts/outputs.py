@@ -1,4 +1,4 @@
-"""Where a result may go: told before the work, not after it."""
+"""Checks of output paths, made before the work starts."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ __all__ = ["check_output"]
 
 
 def check_output(output: Path, inputs: Iterable[Path | str | None] = ()) -> None:
-    """Refuse a place where nothing can be written, or where what is read lies.
+    """Check that an output can be written and is not one of the inputs.
 
     Args:
         output: The file to be written.
-        inputs: What is read; names that are no files (``digits:train``) are passed over.
+        inputs: The inputs; names that are not files (``digits:train``) are ignored.
 
     Raises:
         UsageError: ``output`` is a folder, or one of the inputs.
-        EnvironmentFault: Nothing can be written there.
+        EnvironmentFault: ``output`` cannot be written.
     """
     if output.is_dir():
-        raise UsageError(f"{output} is a folder", hint="-o with the name of a file")
-    for path in [Path(given) for given in inputs if given]:
+        raise UsageError(f"{output} is a folder", hint="-o FILE")
+    for path in [Path(name) for name in inputs if name]:
         if output.exists() and path.is_file() and output.samefile(path):
             raise UsageError(
-                f"{path.name} would be overwritten by itself", hint="-o with another name"
+                f"the output would overwrite the input {path.name}", hint="-o with another name"
             )
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):  # leaves nothing, whatever comes of the work
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise EnvironmentFault(
-            f"{output} cannot be written: {error.strerror or error}", hint="-o with another folder"
+            f"{output} cannot be written: {error.strerror or error}",
+            hint="-o with a file in another folder",
         ) from error

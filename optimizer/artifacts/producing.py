@@ -1,4 +1,4 @@
-"""`produce`: make an artifact, or take it from where it is already."""
+"""`produce`: build an artifact unless it exists already."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def produce(
     *,
     cache: Cache | None = None,
 ) -> Artifact:
-    """Make the artifact ``plan`` at ``destination``, or take it from where it is already.
+    """Build the artifact ``plan`` at ``destination``, unless it is there or in the cache.
 
     Args:
-        plan: All that decides the outcome.
-        destination: Where the artifact goes; its manifest goes beside it.
-        write: Writes the file at the path it is given and returns ``details`` for the manifest.
-            It is not called when the artifact is at ``destination`` or in ``cache``.
-        cache: Where artifacts are kept by key; ``None`` keeps none, `Anew` takes none.
+        plan: Everything that determines the artifact.
+        destination: The file to write; the manifest is written beside it.
+        write: Writes the file at the given path and returns ``details`` for the manifest. Not
+            called if the artifact is at ``destination`` or in ``cache``.
+        cache: Artifact cache; ``None`` for no cache, `Anew` to rebuild the artifact always.
 
     Raises:
         ArtifactError: ``write`` wrote nothing.
@@ -79,7 +79,7 @@ def _existing(plan: Plan, destination: Path) -> Artifact | None:
     try:
         artifact = load_artifact(destination)
     except ArtifactError:
-        return None  # changed or damaged: made again
+        return None  # changed or damaged; will be rebuilt
     if artifact.manifest.key != plan.key:
         return None
     return Artifact(destination, artifact.manifest, cached=True)

@@ -1,4 +1,4 @@
-"""The command line: parse, call the room, print. No logic lives here."""
+"""The command line: parse, call a verb, print. No logic lives here."""
 
 from optimizer.cli.app import main
 

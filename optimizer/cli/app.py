@@ -19,9 +19,9 @@ from optimizer.options import Options
 
 __all__ = ["app", "main", "parse_command_line", "run_command_line"]
 
-HELP = """Trained ResNets made fast, with evidence for every claim.
+HELP = """Fast inference for trained ResNets, with evidence for every claim.
 
-Start with **resnet-opt demo**: it trains, exports, compiles, validates, measures and reports, on
+Start with **resnet-opt demo**: it trains, exports, compiles, validates, benchmarks and reports, on
 bundled data.
 """
 EXIT_CODES = """
@@ -30,11 +30,11 @@ library) · 4 accuracy gate failed · 5 performance regression · 6 inconclusive
 failed · 130 interrupted
 """
 INTERRUPTED = 130
-_OF_THE_DISK = {
+_FILE_SYSTEM_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
     errno.EFBIG,
 }  # fmt: skip
-"""What an operating system reports of a folder or a disk, which is no bug."""
+"""Errors caused by the user's files or disk, not by a bug."""
 
 _OTHER = Group("Other", sort_key=8)
 app = App(
@@ -58,7 +58,7 @@ for number, (panel, group) in enumerate(commands.PANELS.items()):
     for order, command in enumerate(group):
         app.command(with_flags(command), group=heading, sort_key=order, help_flags=("--help", "-h"))
 
-_ANYWHERE = Group("Everywhere", sort_key=9)
+_GLOBAL = Group("Global options", sort_key=99)
 
 
 @app.meta.default
@@ -69,17 +69,17 @@ def _launch(
         Parameter(
             name=("--verbose", "-v"),
             count=True,
-            group=_ANYWHERE,
-            help="Log what is done, and show tracebacks of errors; -vv logs more.",
+            group=_GLOBAL,
+            help="Log progress and show tracebacks; -vv logs more.",
         ),
     ] = 0,
     log_file: Annotated[
         Path | None,
         Parameter(
             name="--log-file",
-            group=_ANYWHERE,
+            group=_GLOBAL,
             metavar="FILE",
-            help="Append the log to a file, with every detail.",
+            help="Append the full log to this file.",
         ),
     ] = None,
     show_completion: Annotated[
@@ -112,7 +112,7 @@ def main() -> Never:
 
 
 def run_command_line(tokens: list[str]) -> int:
-    """Run a command line; what it ended with, as an exit code."""
+    """Run a command line and return its exit code."""
     try:
         if not tokens:
             app.help_print([])
@@ -123,17 +123,18 @@ def run_command_line(tokens: list[str]) -> int:
     except CycloptsError as error:
         return _failed(_usage_error(error))
     except KeyboardInterrupt:
-        print("interrupted; what was complete is kept, nothing else was written", file=sys.stderr)
+        print("interrupted; finished files are kept, unfinished ones were removed", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 0
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            return _report(error)
+        if error.errno not in _FILE_SYSTEM_ERRORS:
+            return _internal_error(error)
         message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        return _failed(EnvironmentFault(message, hint="another folder, or room on the disk"))
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug, reported as one
-        return _report(error)
+        hint = "choose another folder, or free disk space"
+        return _failed(EnvironmentFault(message, hint=hint))
+    except Exception as error:  # noqa: BLE001 - a bug; users get one line, -v adds the traceback
+        return _internal_error(error)
     return 0
 
 
@@ -144,7 +145,7 @@ def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
         The command's name, and its options if it has any.
 
     Raises:
-        UsageError: It cannot be parsed, or an option has a wrong value.
+        UsageError: It cannot be parsed, or an option has an invalid value.
     """
     try:
         command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
@@ -156,10 +157,10 @@ def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
 
 
 def _usage_error(error: CycloptsError) -> UsageError:
-    """What the parser complains of, as our one line."""
+    """Convert an error of the parser."""
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
         choices = error.argument.get_choices()
-        if choices:  # the sentence that `optimizer.options` has for it
+        if choices:  # the same message as `optimizer.options`
             name = error.argument.name.lstrip("-").replace("-", "_")
             return UsageError(
                 f"{name}: {error.token.value!r} is not a choice",
@@ -167,7 +168,7 @@ def _usage_error(error: CycloptsError) -> UsageError:
             )
     text = " ".join(str(error).split()).replace('"', "")
     problem, _, guess = text.partition(" Did you mean ")
-    hint = f"did you mean {guess.partition('?')[0]}?" if guess else "--help lists what there is"
+    hint = f"did you mean {guess.partition('?')[0]}?" if guess else "see --help"
     return UsageError(problem.rstrip("."), hint=hint)
 
 
@@ -177,11 +178,11 @@ def _failed(error: ResnetOptError) -> int:
     return error.exit_code
 
 
-def _report(error: Exception) -> int:
-    """What only a bug can be."""
+def _internal_error(error: Exception) -> int:
+    """Report an exception that only a bug can cause."""
     _print_traceback()
     print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-    print("run again with resnet-opt -v … and report the traceback", file=sys.stderr)
+    print("please run it again with -v and report the traceback", file=sys.stderr)
     return 1
 
 

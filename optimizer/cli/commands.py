@@ -1,4 +1,4 @@
-"""The commands: each parses, calls one verb, and prints what came out.
+"""The commands: each parses, calls one verb, and prints the result.
 
 Options are not written here: a parameter ``options`` stands for the flags of its model
 (`optimizer.cli.flags.with_flags`).
@@ -37,19 +37,17 @@ from optimizer.recipe import DemoOptions, RunOptions
 
 __all__ = ["PANELS"]
 
-Graph = Annotated[Path, argument("An FP32 ONNX file, or a Q/DQ one.", "GRAPH")]
+Graph = Annotated[Path, argument("An ONNX file, in FP32 or with Q/DQ.", "GRAPH")]
 Engines = Annotated[list[Path], argument("Engines or checkpoints.", "ENGINE")]
 Folder = Annotated[
     Path | None,
-    Parameter(
-        name=("--output", "-o"), help="The run folder; default: runs/NAME.", metavar="FOLDER"
-    ),
+    Parameter(name=("--output", "-o"), help="Run folder; default: runs/NAME.", metavar="FOLDER"),
 ]
 SaveRecipe = Annotated[
     Path | None,
     Parameter(
         name="--save-recipe",
-        help="Write the recipe here and stop; edit it, give it to run.",
+        help="Write the recipe to this file and exit, for resnet-opt run FILE.",
         metavar="FILE",
     ),
 ]
@@ -58,7 +56,7 @@ Layers = Annotated[bool, Parameter(name="--layers", negative="", help="Print eve
 
 def _result_file(name: str) -> Any:
     return Parameter(
-        name=("--output", "-o"), help=f"Where the result goes. [default: {name}]", metavar="FILE"
+        name=("--output", "-o"), help=f"Output file. [default: {name}]", metavar="FILE"
     )
 
 
@@ -75,9 +73,9 @@ def demo(
 ) -> None:
     """Run the main job on bundled real data; nothing is downloaded.
 
-    It trains the network on 1,257 handwritten digits, takes it to FP32, FP16, BF16 and INT8 as
-    OpenVINO, ONNX Runtime and TensorRT-RTX compute them, validates on 540 others, measures, and
-    writes the report.
+    It trains a network on 1,257 images of handwritten digits, builds engines for OpenVINO, ONNX
+    Runtime and TensorRT-RTX in the precisions that each computes (FP32, FP16, BF16, INT8),
+    validates them on 540 other images, benchmarks them, and writes the report.
 
     Example: resnet-opt demo
     """
@@ -144,9 +142,9 @@ def train(
     from optimizer.verbs.train import train as verb
 
     with _bars() as progress:
-        made = verb(output, options, cache=_cache(no_cache), progress=progress)
-    top1 = f"top-1 {made.top1:.2%} on held-out images" if made.top1 is not None else None
-    _print_made(made, as_json, top1)
+        artifact = verb(output, options, cache=_cache(no_cache), progress=progress)
+    top1 = f"top-1 {artifact.top1:.2%} on held-out images" if artifact.top1 is not None else None
+    _print_artifact(artifact, as_json, top1)
 
 
 def export(
@@ -172,12 +170,12 @@ def export(
     from optimizer.verbs.export import export as verb
 
     with _bars() as progress:
-        made = verb(model, output, options, cache=_cache(no_cache), progress=progress)
-    _print_made(
-        made,
+        artifact = verb(model, output, options, cache=_cache(no_cache), progress=progress)
+    _print_artifact(
+        artifact,
         as_json,
-        f"differs from PyTorch by at most {made.max_relative_difference:.1e} of the largest logit",
-        preprocessing_note(made, model) if made.preprocessing_assumed else None,
+        f"differs from PyTorch by at most {artifact.max_relative_difference:.1e} of the largest logit",
+        preprocessing_note(artifact, model) if artifact.preprocessing_assumed else None,
     )
 
 
@@ -190,9 +188,9 @@ def calibrate(
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Take calibration statistics: one pass that serves every target and method.
+    """Collect calibration statistics in one pass, for every target and method.
 
-    Of a graph that is INT8 already, the float graph that it stands for is calibrated.
+    If the graph already has Q/DQ, its float graph is calibrated.
 
     Example: resnet-opt calibrate model.onnx --calib digits:train -o model.stats.npz
 
@@ -202,11 +200,11 @@ def calibrate(
     from optimizer.verbs.calibrate import calibrate as verb
 
     with _bars() as progress:
-        made = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
-    details = {"halves": [asdict(one) for one in made.halves]} if made.halves else {}
-    tensors, notes = (made.manifest.details[name] for name in ("tensors", "notes"))
-    lines = [f"{tensors} tensors", *notes, *halves_lines(made.halves)]
-    _print_made(made, as_json, *lines, details=details)
+        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+    details = {"halves": [asdict(moved) for moved in artifact.halves]} if artifact.halves else {}
+    tensors, notes = (artifact.manifest.details[name] for name in ("tensors", "notes"))
+    lines = [f"{tensors} tensors", *notes, *halves_lines(artifact.halves)]
+    _print_artifact(artifact, as_json, *lines, details=details)
 
 
 def quantize(
@@ -218,11 +216,11 @@ def quantize(
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Write the explicit graph of another precision, without compiling it.
+    """Convert a graph to another precision without compiling it.
 
-    A graph that carries Q/DQ already (ModelOpt, ONNX Runtime, NNCF, QAT) is lowered again for the
-    target with its own integers and ranges; --calib measures what it leaves in float. --precision
-    fp32 gives its float graph.
+    A graph that already has Q/DQ (from ModelOpt, ONNX Runtime, NNCF or QAT) is lowered again for
+    the target with its own integers and ranges; --calib calibrates the tensors that it leaves in
+    float. --precision fp32 writes its float graph.
 
     Example: resnet-opt quantize model.onnx --target tensorrt --calib digits:train -o int8.onnx
 
@@ -234,30 +232,30 @@ def quantize(
     from optimizer.verbs.quantize import quantize as verb
 
     with _bars() as progress:
-        made = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
-    pairs, notes = (made.manifest.details.get(name) for name in ("pairs", "notes"))
+        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+    pairs, notes = (artifact.manifest.details.get(name) for name in ("pairs", "notes"))
     lines = [f"{pairs} tensors with Q/DQ" if pairs else None, *(notes or ())]
-    lines += search_lines(made.search)
-    _print_made(made, as_json, *lines, details=_search_details(made.search))
-    _raise_for_search(made.search)
+    lines += search_lines(artifact.search)
+    _print_artifact(artifact, as_json, *lines, details=_search_details(artifact.search))
+    _raise_for_search(artifact.search)
 
 
 def build(
-    graph: Annotated[Path, argument("An ONNX file (a checkpoint for --engine torch).", "GRAPH")],
+    graph: Annotated[Path, argument("An ONNX file; for --engine torch a checkpoint.", "GRAPH")],
     /,
     *,
     output: Output,
     options: BuildOptions,
     fp16: Annotated[
-        bool, Parameter(name="--fp16", negative="", help="The same as --precision fp16.")
+        bool, Parameter(name="--fp16", negative="", help="Same as --precision fp16.")
     ] = False,
     int8: Annotated[
-        bool, Parameter(name="--int8", negative="", help="The same as --precision int8.")
+        bool, Parameter(name="--int8", negative="", help="Same as --precision int8.")
     ] = False,
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Compile an engine and audit that it computes what was requested.
+    """Compile an engine and check that it computes in the requested precision.
 
     Example: resnet-opt build model.onnx --precision int8 --calib digits:train -o model.blob
 
@@ -277,23 +275,24 @@ def build(
     from optimizer.verbs.build import build as verb
 
     if fp16 and int8:
-        raise UsageError("--fp16 and --int8 together", hint="build one engine for each")
+        raise UsageError("--fp16 and --int8 together", hint="build one engine per precision")
     if fp16 or int8:
         options = options.model_copy(update={"precision": "fp16" if fp16 else "int8"})
     with _bars() as progress:
-        made = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
-    backend = str(made.manifest.settings["backend"])  # known only now with --engine auto
-    here = get_backend(backend).availability()
-    lines = [f"{backend}: {made.audit.reason}", *made.manifest.details.get("notes", [])]
-    if not here.can_run:
-        lines.append(f"it cannot run here: {here.reason}")
-    lines += search_lines(made.search)
-    details = {"audit": made.audit.model_dump(mode="json"), **_search_details(made.search)}
-    _print_made(made, as_json, *lines, details=details)
-    _raise_for_search(made.search)
-    if made.audit.verdict == "fail":
+        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+    backend = str(artifact.manifest.settings["backend"])  # --engine auto is decided by the build
+    availability = get_backend(backend).availability()
+    lines = [f"{backend}: {artifact.audit.reason}", *artifact.manifest.details.get("notes", [])]
+    if not availability.can_run:
+        lines.append(f"cannot run on this machine: {availability.reason}")
+    lines += search_lines(artifact.search)
+    details = {"audit": artifact.audit.model_dump(mode="json"), **_search_details(artifact.search)}
+    _print_artifact(artifact, as_json, *lines, details=details)
+    _raise_for_search(artifact.search)
+    if artifact.audit.verdict == "fail":
         raise PrecisionAuditFailed(
-            f"{made.path.name}: {made.audit.reason}", hint="resnet-opt inspect lists every layer"
+            f"{artifact.path.name}: {artifact.audit.reason}",
+            hint="resnet-opt inspect lists every layer",
         )
 
 
@@ -303,7 +302,7 @@ def refit(
     ],
     model: Annotated[
         str,
-        argument("A checkpoint or a model's name, or an ONNX file of the same network.", "MODEL"),
+        argument("A checkpoint, a model name, or an ONNX file of the same network.", "MODEL"),
     ],
     /,
     *,
@@ -311,19 +310,19 @@ def refit(
     options: RefitOptions,
     as_json: Json = False,
 ) -> None:
-    """Put other weights of the same network into a TensorRT engine, without building it again.
+    """Replace the weights of a TensorRT engine without rebuilding it.
 
-    The graph that the engine was built from must lie beside it. An engine in INT8 or FP8 takes an
-    ONNX file with the same scales, and no checkpoint: its scales belong to the weights it was
-    calibrated with. Needs a GPU.
+    The graph that the engine was built from must be in the same folder. An INT8 or FP8 engine
+    takes an ONNX file with the same scales, not a checkpoint, because its scales belong to the
+    weights it was calibrated with. Needs a GPU.
 
     Example: resnet-opt refit model.plan tuesday.safetensors -o tuesday.plan
     """
     from optimizer.verbs.refit import refit as verb
 
     with _bars() as progress:
-        made = verb(engine, model, output, options, progress=progress)
-    _print_made(made, as_json, f"{engine.name} with the weights of {model}")
+        artifact = verb(engine, model, output, options, progress=progress)
+    _print_artifact(artifact, as_json, f"{engine.name} with the weights of {model}")
 
 
 def validate(
@@ -334,11 +333,11 @@ def validate(
     output: Annotated[Path, _result_file("validate.json")] = Path("validate.json"),
     as_json: Json = False,
 ) -> None:
-    """Prove the accuracy hop by hop: PyTorch, ONNX, the graph as written, the engine.
+    """Validate accuracy hop by hop: PyTorch, ONNX, the converted graph, the engine.
 
     Example: resnet-opt validate model.blob --reference model.safetensors --data digits:test
     """
-    from optimizer.cli.printing import print_validated
+    from optimizer.cli.printing import print_validation
     from optimizer.evaluation import raise_for_verdict
     from optimizer.evaluation.shards import is_first_process
     from optimizer.verbs.validate import validate as verb
@@ -347,7 +346,7 @@ def validate(
         result = verb(engines, options, output=output, progress=progress)
     if not is_first_process():  # torchrun: every process has the same result
         return
-    print_validated(result, output, as_json)
+    print_validation(result, output, as_json)
     raise_for_verdict(result)
 
 
@@ -359,25 +358,26 @@ def bench(
     output: Annotated[Path, _result_file("bench.json")] = Path("bench.json"),
     as_json: Json = False,
 ) -> None:
-    """Measure latency and throughput: a process per engine, rounds in random order, intervals.
+    """Measure latency and throughput, with confidence intervals.
 
-    Several batches, threads or streams are a sweep of every combination, with the knee of each
-    curve. Engines are compared at the first number of threads and of streams. LoadGen's server
-    scenario looks for the highest rate whose p99 holds --max-latency (15ms without it).
+    Each engine runs in its own process; rounds are interleaved in random order. Several values of
+    --batch, --threads or --streams measure every combination and report the knee of each curve;
+    engines are compared at the first --threads and --streams. LoadGen's server scenario searches
+    for the highest rate whose p99 latency is within --max-latency (default there: 15ms).
 
     Example: resnet-opt bench model.blob --against model.safetensors --batch 1,8 --duration 10s
 
     Example: resnet-opt bench model.blob --batch 1,2,4,8,16,32 --streams 1,2 --max-latency 15ms
     """
-    from optimizer.cli.printing import print_measured
+    from optimizer.cli.printing import print_bench
     from optimizer.errors import BuildError, Inconclusive, PerformanceRegression
     from optimizer.verbs.bench import bench as verb
 
     with _bars() as progress:
         result = verb(engines, options, output=output, progress=progress)
-    print_measured(result, output, as_json)
+    print_bench(result, output, as_json)
     if result.verdict == "fail":
-        # Whatever crashed (an engine, a setting of a sweep, a scenario, the control) is no regression.
+        # A crash (of an engine, a setting, a scenario or the control) is not a regression.
         raise (BuildError if result.failed else PerformanceRegression)(result.reason)
     if result.verdict == "inconclusive":
         raise Inconclusive(result.reason)
@@ -392,7 +392,7 @@ def profile(
     layers: Layers = False,
     as_json: Json = False,
 ) -> None:
-    """See where the time goes: every layer and residual block, and how far from the roofline.
+    """Profile engines by layer and residual block, compared with the machine's roofline.
 
     Example: resnet-opt profile model.blob model.safetensors --batch 1 -o profile.json
     """
@@ -407,8 +407,9 @@ def profile(
     else:
         print_profile(result, every_layer=layers)
         print(f"details in {output}")
-    if failed := [f"{one.name} {one.error}" for one in result.engines if one.status == "failed"]:
-        raise BuildError("; ".join(failed))
+    failed = [engine for engine in result.engines if engine.status == "failed"]
+    if failed:
+        raise BuildError("; ".join(f"{engine.name}: {engine.error}" for engine in failed))
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -422,7 +423,7 @@ def predict(
     options: PredictOptions,
     as_json: Json = False,
 ) -> None:
-    """Classify images: the most probable classes.
+    """Classify images and print the most probable classes.
 
     Example: resnet-opt predict model.blob cat.jpg dog.png
     """
@@ -434,8 +435,8 @@ def predict(
         return
     for row in rows:
         print(row.image)
-        for name, share in zip(row.classes, row.probabilities, strict=True):
-            print(f"  {share:7.2%}  {name}")
+        for name, probability in zip(row.classes, row.probabilities, strict=True):
+            print(f"  {probability:7.2%}  {name}")
 
 
 def inspect(
@@ -446,10 +447,10 @@ def inspect(
     layers: Layers = False,
     as_json: Json = False,
 ) -> None:
-    """Show what an artifact is, what an engine computes, and whether that was requested.
+    """Show an artifact's manifest; for an engine also its layers and precision audit.
 
-    Of two engines, --diff lists by PyTorch layer where precision, tactic, fusion, share of the
-    FLOPs and size differ.
+    With --diff, list the PyTorch layers for which two engines differ in precision, tactic, fusion,
+    share of the FLOPs or size.
 
     Example: resnet-opt inspect model.blob --layers
 
@@ -458,38 +459,41 @@ def inspect(
     from optimizer.errors import PrecisionAuditFailed
     from optimizer.verbs.inspect import inspect as verb
 
-    shown = verb(artifact, options)
-    print(shown.as_json() if as_json else shown.as_text(every_layer=layers))
-    if shown.other is None and shown.audit is not None and shown.audit.verdict == "fail":
-        raise PrecisionAuditFailed(f"{artifact.name}: {shown.audit.reason}")
+    result = verb(artifact, options)
+    print(result.as_json() if as_json else result.as_text(every_layer=layers))
+    if result.other is None and result.audit is not None and result.audit.verdict == "fail":
+        raise PrecisionAuditFailed(f"{artifact.name}: {result.audit.reason}")
 
 
 def compare(
     old: Annotated[Path, argument("bench.json, validate.json or results.json.", "OLD")],
-    new: Annotated[Path, argument("The same of another run.", "NEW")],
+    new: Annotated[Path, argument("The same file of another run.", "NEW")],
     /,
     *,
     options: CompareOptions,
     as_json: Json = False,
 ) -> None:
-    """Compare two results: a gate for CI.
+    """Compare the speed and accuracy of two results, as a gate for CI.
 
     Example: resnet-opt compare main/bench.json branch/bench.json --max-slowdown 3%
     """
     from optimizer.verbs.compare import compare as verb
 
-    outcome = verb(old, new, options)
-    print(outcome.as_json() if as_json else outcome.as_text())
-    error = outcome.error()
+    comparison = verb(old, new, options)
+    print(comparison.as_json() if as_json else comparison.as_text())
+    error = comparison.error()
     if error is not None:
         raise error
 
 
 def report(
-    run_dirs: Annotated[list[Path], argument("Folders of run or demo.", "FOLDER")],
+    run_dirs: Annotated[list[Path], argument("Run folders of run or demo.", "FOLDER")],
     /,
     *,
-    output: Output,
+    output: Annotated[
+        Path,
+        Parameter(name=("--output", "-o"), help="Output file: .html, .md or .csv.", metavar="FILE"),
+    ],
     options: ReportOptions,
 ) -> None:
     """Write the report of one run, or of several side by side.
@@ -510,11 +514,11 @@ def preprocess(
     options: PreprocessOptions,
     as_json: Json = False,
 ) -> None:
-    """Compare decoders and resizers with each other on the same images.
+    """Compare image decoders and resizers with resnet-opt's own on the same images.
 
     Example: resnet-opt preprocess --diff data/val --model resnet50:IMAGENET1K_V2
     """
-    from optimizer.cli.printing import difference_words
+    from optimizer.cli.printing import describe_difference
     from optimizer.verbs.preprocess import preprocess as verb
 
     with _bars() as progress:
@@ -525,7 +529,7 @@ def preprocess(
         return
     print(f"{rows[0].images} images, compared with what resnet-opt reads")
     for row in rows:
-        print(f"  {row.pipeline}\n    {difference_words(row)}")
+        print(f"  {row.pipeline}\n    {describe_difference(row)}")
 
 
 def doctor(
@@ -534,14 +538,14 @@ def doctor(
         Path | None,
         Parameter(
             name="--record",
-            help="Also write what the GPU libraries here do, for a bug report: gpu.zip (minutes; no "
-            "weights, images, user names or paths of yours).",
+            help="Also record how the GPU libraries behave, for a bug report, as FILE.zip (takes "
+            "minutes; contains no weights, images, user names or paths).",
             metavar="FILE",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what this machine can build and run, and the command that would enable the rest.
+    """Show what this machine can build and run, and how to enable the rest.
 
     Example: resnet-opt doctor
 
@@ -566,14 +570,15 @@ def doctor(
 
 
 def clean() -> None:
-    """Remove the cache of artifacts. What you named with -o stays.
+    """Delete the artifact cache. Files written with -o are kept.
 
     Example: resnet-opt clean
     """
     from optimizer.verbs.machine import clean as verb
 
-    done = verb()
-    print(f"{done.count} artifacts, {done.freed_bytes / 1e6:.1f} MB removed from {done.root}")
+    removed = verb()
+    freed = f"{removed.freed_bytes / 1e6:.1f} MB"
+    print(f"{removed.count} artifacts, {freed} removed from {removed.root}")
 
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -585,40 +590,40 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 """The commands by heading, in the order of help."""
 
 
-# --- what several commands share -----------------------------------------------------------------
+# --- shared helpers ------------------------------------------------------------------------------
 
 
 def _bars() -> Any:
-    """Progress bars on the terminal."""
+    """Progress shown on stderr."""
     from optimizer.cli.console import progress
 
     return progress()
 
 
-def _cache(off: bool) -> Any:
-    """The user's cache, or one that makes everything again."""
+def _cache(disabled: bool) -> Any:
+    """The user's cache, or one that rebuilds everything."""
     from optimizer.artifacts import Anew, Cache
 
-    return Anew() if off else Cache.default()
+    return Anew() if disabled else Cache.default()
 
 
 def _command() -> str:
     return shlex.join(["resnet-opt", *sys.argv[1:]])
 
 
-def _print_made(made: Any, as_json: bool, *lines: str | None, **more: Any) -> None:
-    from optimizer.cli.printing import print_made
+def _print_artifact(artifact: Any, as_json: bool, *lines: str | None, **more: Any) -> None:
+    from optimizer.cli.printing import print_artifact
 
-    print_made(made, as_json, *lines, **more)
+    print_artifact(artifact, as_json, *lines, **more)
 
 
 def _search_details(search: Any) -> dict[str, Any]:
-    """A search as a part of what ``--json`` prints."""
+    """The search as part of the ``--json`` output."""
     return {} if search is None else {"search": search.model_dump(mode="json")}
 
 
 def _raise_for_search(search: Any) -> None:
-    """Raise what the validation of a search decided; a pass or no search raises nothing."""
+    """Raise if the validation of a search failed or was inconclusive."""
     from optimizer.evaluation import raise_for_verdict
 
     if search is not None and search.validation is not None:

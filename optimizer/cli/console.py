@@ -1,6 +1,6 @@
-"""What the terminal shows beside results: progress, warnings and errors, all on stderr.
+"""Progress, notes and errors, all on stderr.
 
-Results go to stdout (``--json`` prints nothing else there), so a pipe sees results only.
+Results alone go to stdout, so that they can be piped.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ __all__ = ["Bars", "Lines", "console", "print_error", "print_note", "progress", 
 
 @functools.cache
 def console() -> Console:
-    """The console on stderr; it looks up ``sys.stderr`` anew for every line."""
+    """The console on stderr; it looks up ``sys.stderr`` again for every line."""
     return Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
 def progress(on: Console | None = None) -> Iterator[Progress]:
-    """Progress for the length of a ``with`` block: bars in a terminal, else one line a step.
+    """Show progress during a ``with`` block: bars in a terminal, otherwise one line per step.
 
     Args:
         on: Where it is shown; stderr by default.
     """
-    shown = on or console()
-    live = shown.is_terminal and not shown.is_dumb_terminal
-    with Bars(shown) if live else Lines(shown) as reporter:
+    target = on or console()
+    live = target.is_terminal and not target.is_dumb_terminal
+    with Bars(target) if live else Lines(target) as reporter:
         yield reporter
 
 
 def start_logging(verbose: int, log_file: Path | None) -> None:
-    """Let the package's log be seen: with ``-v`` on stderr, and with ``--log-file`` in a file.
+    """Write the package's log to stderr and, with ``--log-file``, to a file.
 
     Args:
-        verbose: 0 logs warnings alone to stderr, 1 what is done, 2 every detail.
-        log_file: Appended to, with every detail; ``None`` for no file.
+        verbose: Level on stderr: 0 warnings, 1 info, 2 debug.
+        log_file: File to append to, at debug level; ``None`` for no file.
 
     Raises:
         UsageError: The file cannot be written.
@@ -71,33 +71,33 @@ def start_logging(verbose: int, log_file: Path | None) -> None:
             handlers.append((logging.FileHandler(log_file, encoding="utf-8"), logging.DEBUG))
         except OSError as error:
             raise UsageError(
-                f"the log {log_file} cannot be written: {error.strerror}", hint="--log-file FILE"
+                f"cannot write the log {log_file}: {error.strerror}", hint="--log-file FILE"
             ) from error
-    form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for handler, least in handlers:
-        handler.setLevel(least)
-        handler.setFormatter(form)
+    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for handler, minimum in handlers:
+        handler.setLevel(minimum)
+        handler.setFormatter(formatter)
         log.addHandler(handler)
 
 
 def print_error(error: ResnetOptError, on: Console | None = None) -> None:
-    """Print an error as one line, and what to do about it as another."""
-    shown = on or console()
-    _print_line(shown, "error", error.message, "bold red")
+    """Print an error as one line, and its hint as another."""
+    target = on or console()
+    _print_line(target, "error", error.message, "bold red")
     if error.hint:
-        _print_line(shown, "hint", error.hint, "bold")
+        _print_line(target, "hint", error.hint, "bold")
 
 
 def print_note(text: str, on: Console | None = None) -> None:
-    """Print a remark that a user must see but that stops nothing."""
+    """Print a note that is not an error."""
     _print_line(on or console(), "note", text, "bold yellow")
 
 
-def _print_line(shown: Console, label: str, text: str, style: str) -> None:
-    # Text, not markup: a file may be called "[red].onnx". Wrapping is left to the terminal, so
-    # that a line in a log stays one line.
+def _print_line(target: Console, label: str, text: str, style: str) -> None:
+    # Text, not markup: a file may be called "[red].onnx". The terminal wraps lines; in a log each
+    # stays one line.
     line = Text.assemble((f"{label}: ", style), " ".join(text.split()))
-    shown.print(line, soft_wrap=True)
+    target.print(line, soft_wrap=True)
 
 
 # --- progress ----------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def _print_line(shown: Console, label: str, text: str, style: str) -> None:
 
 @dataclass
 class _Step:
-    """A piece of work that was begun and has not ended."""
+    """A step in progress."""
 
     label: str
     started: float
@@ -115,10 +115,10 @@ class _Step:
 
 
 class _Steps:
-    """What bars and lines have in common: work begun inside other work, and how it ended."""
+    """Nested steps; common to `Bars` and `Lines`."""
 
-    def __init__(self, shown: Console) -> None:
-        self._console = shown
+    def __init__(self, target: Console) -> None:
+        self._console = target
         self._open: list[_Step] = []
         self._log = logging.getLogger(__name__)
 
@@ -131,18 +131,18 @@ class _Steps:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End what was begun: after an exception as not finished."""
+        """End open steps; after an exception report them as not finished."""
         while self._open:
             step = self._open.pop()
             if error is not None:
                 reached = f"at {step.done} of {step.total}" if step.total else None
-                self._say(step, "not finished after", reached)
+                self._print_end(step, "not finished after", reached)
 
     def _end(self, note: str | None) -> _Step:
         if not self._open:
             raise RuntimeError("finish() without start()")
         step = self._open.pop()
-        self._say(step, "done in", note)
+        self._print_end(step, "done in", note)
         return step
 
     def _last(self) -> _Step:
@@ -150,9 +150,9 @@ class _Steps:
             raise RuntimeError("advance() without start()")
         return self._open[-1]
 
-    def _say(self, step: _Step, how: str, note: str | None = None) -> None:
+    def _print_end(self, step: _Step, outcome: str, note: str | None = None) -> None:
         line = Text("  " * len(self._open) + step.label)
-        line.append(f" ... {how} {_duration(time.perf_counter() - step.started)}", "dim")
+        line.append(f" ... {outcome} {_duration(time.perf_counter() - step.started)}", "dim")
         if note:
             line.append(f": {' '.join(note.split())}")
         self._console.print(line, soft_wrap=True)
@@ -160,16 +160,16 @@ class _Steps:
 
 
 HEARTBEAT_S = 30.0
-"""How often long work says where it is in a log or a pipe."""
+"""Interval of progress lines in a log or a pipe."""
 
 
 class Lines(_Steps):
-    """One line for each piece of work when it ends, and now and then before: for logs and pipes."""
+    """One line per step when it ends, and one every `HEARTBEAT_S` before: for logs and pipes."""
 
-    def __init__(self, shown: Console, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(shown)
+    def __init__(self, target: Console, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(target)
         self._clock = clock
-        self._spoken = clock()
+        self._printed = clock()
 
     def start(self, label: str, total: int | None = None) -> None:
         """See `optimizer.progress.Progress.start`."""
@@ -177,12 +177,12 @@ class Lines(_Steps):
         self._log.debug("begin: %s", label)
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-        """See `optimizer.progress.Progress.advance`; shows a line every half minute."""
+        """See `optimizer.progress.Progress.advance`."""
         step = self._last()
         step.done += steps
-        if self._clock() - self._spoken < HEARTBEAT_S:
+        if self._clock() - self._printed < HEARTBEAT_S:
             return
-        self._spoken = self._clock()
+        self._printed = self._clock()
         reached = f"{step.done} of {step.total}" if step.total else f"{step.done} done"
         line = Text("  " * (len(self._open) - 1) + step.label)
         line.append(f" ... {reached} after {_duration(time.perf_counter() - step.started)}", "dim")
@@ -193,18 +193,18 @@ class Lines(_Steps):
     def finish(self, note: str | None = None) -> None:
         """See `optimizer.progress.Progress.finish`."""
         self._end(note)
-        self._spoken = self._clock()
+        self._printed = self._clock()
 
 
 _REDRAW_S = 0.1
 
 
 class Bars(_Steps):
-    """Bars while work goes on; each becomes a line when its work ends."""
+    """Progress bars; each becomes a line when its step ends."""
 
-    def __init__(self, shown: Console) -> None:
-        super().__init__(shown)
-        self._bars = _rich_progress(shown)
+    def __init__(self, target: Console) -> None:
+        super().__init__(target)
+        self._bars = _rich_progress(target)
         self._drawn = 0.0
 
     def __enter__(self) -> Self:
@@ -217,7 +217,7 @@ class Bars(_Steps):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bars away, so that nothing is drawn over what is printed next."""
+        """Remove the bars, so that they do not overwrite later output."""
         for task in self._bars.task_ids:
             self._bars.remove_task(task)
         self._bars.stop()
@@ -253,7 +253,7 @@ class Bars(_Steps):
         self._refresh(now=True)
 
 
-def _rich_progress(shown: Console) -> RichProgress:
+def _rich_progress(target: Console) -> RichProgress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -264,8 +264,8 @@ def _rich_progress(shown: Console) -> RichProgress:
     )
     from rich.progress import Progress as RichProgress
 
-    class Words(ProgressColumn):
-        """A field of the task as plain text; rich's own text column would read markup in it."""
+    class PlainTextColumn(ProgressColumn):
+        """A field of the task as plain text; rich's own text column would interpret markup."""
 
         def __init__(self, field: str) -> None:
             super().__init__()
@@ -276,16 +276,16 @@ def _rich_progress(shown: Console) -> RichProgress:
             return text
 
     return RichProgress(
-        Words("label"),
+        PlainTextColumn("label"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        Words("note"),
-        console=shown,
+        PlainTextColumn("note"),
+        console=target,
         transient=True,
         redirect_stdout=False,
-        # No thread of its own: it would draw in the middle of a measurement.
+        # A refresh thread would disturb measurements.
         auto_refresh=False,
     )
 

@@ -1,4 +1,4 @@
-"""Flags from options: a command that takes a model gets one flag per field of it."""
+"""Flags from options: a command that takes a model gets one flag per field."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -16,16 +17,14 @@ from optimizer.options import OptionInfo, Options, flag
 
 __all__ = ["Json", "NoCache", "Output", "argument", "with_flags"]
 
-Output = Annotated[
-    Path, Parameter(name=("--output", "-o"), help="Where the result goes.", metavar="FILE")
-]
+Output = Annotated[Path, Parameter(name=("--output", "-o"), help="Output file.", metavar="FILE")]
 Json = Annotated[
     bool,
     Parameter(name="--json", negative="", help="Print only the result, as JSON, to stdout."),
 ]
 NoCache = Annotated[
     bool,
-    Parameter(name="--no-cache", negative="", help="Make everything again and keep no copies."),
+    Parameter(name="--no-cache", negative="", help="Rebuild everything, and do not use the cache."),
 ]
 
 
@@ -38,18 +37,18 @@ _LONGEST_METAVAR = 9
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter ``options`` becomes the flags of its model's fields.
+    """Replace a command's parameter ``options`` with one flag per field of its model.
 
-    Flags that were given are checked by the model, so that a mistake gives the same sentence here,
-    in a recipe and in Python.
+    The model checks the values, so a mistake gives the same message on the command line, in a
+    recipe and in Python.
     """
-    own = inspect.signature(command)
+    signature = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
     model = hints.get("options")
     if model is None:
         return command
     expanded: list[inspect.Parameter] = []
-    for parameter in own.parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.name == "options":
             expanded += _flags(model)
         else:
@@ -57,13 +56,13 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     expanded.sort(key=lambda parameter: parameter.kind)
 
     def parse(*arguments: Any, **keywords: Any) -> tuple[inspect.BoundArguments, Options]:
-        """The command's own arguments, and the options that the flags amount to."""
+        """The command's own arguments, and the options from the flags."""
         given = {
             name: keywords.pop(name)
             for name in model.model_fields
-            if name in keywords and name not in own.parameters
+            if name in keywords and name not in signature.parameters
         }
-        return own.bind_partial(*arguments, **keywords), model.of(None, given)
+        return signature.bind_partial(*arguments, **keywords), model.of(None, given)
 
     @functools.wraps(command)
     def run(*arguments: Any, **keywords: Any) -> None:
@@ -71,7 +70,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         command(*bound.args, **bound.kwargs, options=options)
 
     run.parse = parse  # type: ignore[attr-defined]
-    run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in expanded}
     del run.__wrapped__
     return run
@@ -101,26 +100,29 @@ def _flags(model: type[Options]) -> Iterator[inspect.Parameter]:
                     negative_iterable="",
                     negative_none="",
                     show_default=False,
-                    choices=choices or None,
+                    # An enumeration, because its members match in any case.
+                    choices=Enum("Choices", {choice: choice for choice in choices})
+                    if choices
+                    else None,
                 ),
             ],
         )
 
 
 def _help(field: FieldInfo, info: OptionInfo) -> str:
-    """The description, which engines take the option, and the default."""
+    """The description, the engines that take the option, and the default."""
     text = field.description or ""
     owners = tuple(engine for engine in info.engines if engine not in {"tensorrt", "tensorrt-rtx"})
     if owners and not info.engines[0].startswith("tensorrt"):
         text = f"For {' and '.join(owners)}: {text[0].lower()}{text[1:]}"
     default = field.default
-    if field.is_required() or default in (None, False, True, (), {}):
+    if field.is_required() or isinstance(default, bool) or default in (None, (), {}):
         return text
     return f"{text} [default: {default}]"
 
 
 def _kind(field: FieldInfo) -> Any:
-    """What a flag holds before the model reads it: a switch, a text, or several texts."""
+    """Type of a flag before the model parses it: a switch, a text, or several texts."""
     annotation = _without_none(field.annotation)
     if annotation is bool:
         return bool
@@ -137,7 +139,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """The type of a value that may be absent."""
+    """``T`` of ``T | None``, without annotations."""
     if get_origin(annotation) is Annotated:
         return _without_none(get_args(annotation)[0])
     inner = [part for part in get_args(annotation) if part is not type(None)]

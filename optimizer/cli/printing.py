@@ -1,4 +1,4 @@
-"""What the commands print: artifacts, results and this machine, for people or as JSON."""
+"""What the commands print: artifacts, results and the environment, as text or JSON."""
 
 from __future__ import annotations
 
@@ -26,91 +26,91 @@ if TYPE_CHECKING:
     from optimizer.tables import Table
 
 __all__ = [
-    "difference_words",
+    "describe_difference",
     "halves_lines",
     "preprocessing_note",
+    "print_artifact",
+    "print_bench",
     "print_environment",
-    "print_made",
-    "print_measured",
     "print_profile",
     "print_run",
-    "print_validated",
+    "print_validation",
     "search_lines",
 ]
 
 _WIDE = 140
 
 
-def print_made(
-    made: Artifact,
+def print_artifact(
+    artifact: Artifact,
     as_json: bool,
     *lines: str | None,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Print an artifact: its size and remarks, or with ``as_json`` its manifest and ``details``."""
+    """Print an artifact's size and notes, or with ``as_json`` its manifest and ``details``."""
     if as_json:
-        raw = made.manifest.model_dump(mode="json")
+        raw = artifact.manifest.model_dump(mode="json")
         raw["details"] |= details or {}
-        print(json.dumps({**raw, "path": str(made.path), "cached": made.cached}, indent=2))
+        print(json.dumps({**raw, "path": str(artifact.path), "cached": artifact.cached}, indent=2))
         return
-    size = made.path.stat().st_size
+    size = artifact.path.stat().st_size
     unit, divisor = ("MB", 1e6) if size >= 1e5 else ("kB", 1e3)
-    cached = ", nothing to do: it was made before, here or in the cache" if made.cached else ""
-    print(f"{made.path}  {size / divisor:.1f} {unit}{cached}")
+    cached = ", already up to date or taken from the cache" if artifact.cached else ""
+    print(f"{artifact.path}  {size / divisor:.1f} {unit}{cached}")
     for line in lines:
         if line:
             print(f"  {line}")
 
 
-def preprocessing_note(made: Artifact, model: str) -> str:
-    """What was assumed of weights that came without their preprocessing."""
+def preprocessing_note(artifact: Artifact, model: str) -> str:
+    """The preprocessing that was assumed for weights that do not state it."""
     from optimizer.artifacts import find_manifest
 
-    size = (made.manifest.preprocessing or {}).get("crop")
+    size = (artifact.manifest.preprocessing or {}).get("crop")
     weights = Path(model)
     bare = weights.is_file() and find_manifest(weights) is None
     return (
-        "preprocessing was assumed, since the weights came without it: ImageNet's mean and std, "
-        f"{size} px; a wrong one costs accuracy"
-        + (f"; state another in {model}.card.json" if bare else "")
+        "preprocessing was assumed, because the weights do not state it: ImageNet mean and std, "
+        f"{size} px; if it is wrong, accuracy is lost"
+        + (f"; state the right one in {model}.card.json" if bare else "")
     )
 
 
 def halves_lines(halves: Sequence[ScaleDifference]) -> list[str]:
-    """How far scales move between two halves of the calibration images."""
+    """How far scales differ between two halves of the calibration images."""
     if not halves:
         return []
-    middle = median(one.mse for one in halves)
+    middle = median(moved.mse for moved in halves)
     return [
-        f"between two halves of the images, scales move by {middle:.1%} (median), most of all",
+        f"scales differ by {middle:.1%} (median) between two halves of the images; largest:",
         *(
-            f"  {one.tensor}: {one.mse:.1%} by squared error, {one.minmax:.1%} by min-max"
-            for one in halves[:5]
+            f"  {moved.tensor}: {moved.mse:.1%} by squared error, {moved.minmax:.1%} by min-max"
+            for moved in halves[:5]
         ),
     ]
 
 
 def search_lines(search: SearchResult | None) -> list[str]:
-    """What a search found."""
+    """The findings of a search and of its validation."""
     if search is None:
         return []
-    judged = [search.validation.finding] if search.validation is not None else []
-    return [search.finding, *judged]
+    validation = [search.validation.finding] if search.validation is not None else []
+    return [search.finding, *validation]
 
 
-def difference_words(one: Difference) -> str:
-    """How another decoder's pixels differ."""
-    if not one.differing:
+def describe_difference(difference: Difference) -> str:
+    """How another pipeline's pixels differ."""
+    if not difference.differing:
         return "the same pixels"
-    flips = "" if one.flips is None else f"; {one.flips} predictions change"
+    flips = "" if difference.flips is None else f"; {difference.flips} predictions change"
     return (
-        f"{one.differing} images differ, by {one.mean:.3f} of 255 levels on average and "
-        f"{one.largest} at most; most of all {one.worst}{flips}"
+        f"{difference.differing} images differ, by {difference.mean:.3f} of 255 levels on average "
+        f"and by at most {difference.largest} (in {difference.worst}){flips}"
     )
 
 
 def print_run(result: RunResult, folder: Path, as_json: bool) -> None:
-    """Print what a run came to."""
+    """Print the result of a run."""
     if as_json:
         print(result.model_dump_json(indent=2))
         return
@@ -118,21 +118,21 @@ def print_run(result: RunResult, folder: Path, as_json: bool) -> None:
 
     from optimizer.reporting import render_console
 
-    out = Console()
-    if not out.is_terminal:
-        out = Console(width=120)  # a log has no width of its own; 80 would cut the table
-    out.print(render_console(result))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # rich's default of 80 for files would truncate the table
+    console.print(render_console(result))
     print(f"report   {folder / 'report.html'}")
 
 
-def print_validated(result: ValidateResult, output: Path, as_json: bool) -> None:
+def print_validation(result: ValidateResult, output: Path, as_json: bool) -> None:
     """Print a validation: one row per hop, the finding, the verdict."""
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    from optimizer.results.result_tables import validated_table
+    from optimizer.results.result_tables import validation_table
 
-    _print(validated_table(result))
+    _print(validation_table(result))
     if left_out := result.dataset.skipped:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         print(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
@@ -140,7 +140,7 @@ def print_validated(result: ValidateResult, output: Path, as_json: bool) -> None
     print(f"{result.verdict}; details in {output}")
 
 
-def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
+def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
     """Print a benchmark: one row per engine and batch, curves, scenarios, the verdict."""
     if as_json:
         print(result.model_dump_json(indent=2))
@@ -148,11 +148,11 @@ def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     from optimizer.profiling.curves import summaries
     from optimizer.reporting.curve_charts import marks_of
     from optimizer.results import SCENARIO_LABEL
-    from optimizer.results.result_tables import curve_table, measured_table, scenario_table
+    from optimizer.results.result_tables import bench_table, curve_table, scenario_table
 
-    _print(measured_table(result))
+    _print(bench_table(result))
     for curve in result.curves:
-        print(f"\n{curve.engine}: throughput by the clock, latency of a call with its copies")
+        print(f"\n{curve.engine}: wall-clock throughput; latency includes copies")
         marks = [", ".join(marks_of(curve, point)) for point in curve.points]
         _print(curve_table(curve, marks))
         for sentence in summaries(curve):
@@ -160,9 +160,9 @@ def print_measured(result: BenchResult, output: Path, as_json: bool) -> None:
     if result.scenarios:
         print(f"\n{SCENARIO_LABEL}")
         _print(scenario_table(result))
-    for found in result.scenarios:
-        for note in found.notes:
-            print(f"- {found.engine} {found.scenario}: {note}")
+    for scenario in result.scenarios:
+        for note in scenario.notes:
+            print(f"- {scenario.engine} {scenario.scenario}: {note}")
     for note in result.conditions.notes:
         print(f"note: {note}")
     print(f"{result.verdict}: {result.reason}; details in {output}")
@@ -178,7 +178,7 @@ def _rich(table: Table, *, left: int = 1, titled: bool = False) -> RichTable:
     """A table for the terminal; ``left`` columns are aligned left."""
     from rich.table import Table as RichTable
 
-    shown = RichTable(
+    rich_table = RichTable(
         title=table.caption if titled else None,
         title_justify="left",
         box=None,
@@ -187,35 +187,35 @@ def _rich(table: Table, *, left: int = 1, titled: bool = False) -> RichTable:
     )
     for number, column in enumerate(table.columns):
         justify: Literal["left", "right"] = "left" if number < left else "right"
-        shown.add_column(column, justify=justify, no_wrap=titled and number > 0)
+        rich_table.add_column(column, justify=justify, no_wrap=titled and number > 0)
     for row in table.rows:
-        shown.add_row(*row)
-    return shown
+        rich_table.add_row(*row)
+    return rich_table
 
 
 def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
-    """Print layer times: a table per engine, and the ceilings."""
+    """Print layer times, one table per engine, and the ceilings."""
     from rich.console import Console
 
     from optimizer.results.result_tables import profile_table
 
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, _WIDE)  # a file has no width that lines must fit
+        console.width = max(console.width, _WIDE)  # lines in a file need not fit a terminal
     for engine in result.engines:
         if engine.status != "ok":
             print(f"{engine.name}: {engine.status}: {engine.error}")
             continue
         parts = engine.layers if every_layer else engine.blocks
         console.print(_rich(profile_table(engine, parts), left=2, titled=True))
-        for line in _below(engine):
+        for line in _summary(engine):
             print(f"  {line}")
     for line in _ceilings(result):
         print(line)
 
 
-def _below(engine: EngineProfile) -> Iterator[str]:
-    """What the layers leave of the whole call."""
+def _summary(engine: EngineProfile) -> Iterator[str]:
+    """The layers' sum compared with the whole call."""
     assert engine.whole_ms is not None
     assert engine.layers_ms is not None
     assert engine.outside_ms is not None
@@ -223,7 +223,7 @@ def _below(engine: EngineProfile) -> Iterator[str]:
         f"layers {engine.layers_ms:.3f} ms, whole call without profiling {engine.whole_ms:.3f} ms"
     )
     yield (
-        f"not in any layer, less what profiling costs: {engine.outside_ms:+.3f} ms "
+        f"not in any layer, minus the cost of profiling: {engine.outside_ms:+.3f} ms "
         f"({engine.outside_ms / engine.whole_ms:+.1%} of the call)"
     )
     yield from engine.notes
@@ -232,56 +232,58 @@ def _below(engine: EngineProfile) -> Iterator[str]:
 def _ceilings(result: ProfileResult) -> Iterator[str]:
     if result.ceilings_note:
         yield result.ceilings_note
-    found = result.ceilings
-    if found is None:
+    ceilings = result.ceilings
+    if ceilings is None:
         return
     rates = {
         **{
-            kind: (one, "GOP/s" if kind == "int8" else "GFLOP/s")
-            for kind, one in found.compute.items()
+            kind: (ceiling, "GOP/s" if kind == "int8" else "GFLOP/s")
+            for kind, ceiling in ceilings.compute.items()
         },
-        "memory": (found.memory, "GB/s"),
-        "cache": (found.cache, "GB/s"),
+        "memory": (ceilings.memory, "GB/s"),
+        "cache": (ceilings.cache, "GB/s"),
     }
-    for kind, (one, unit) in rates.items():
-        yield f"ceiling {kind}: {one.rate / 1e9:.1f} {unit} ({one.how})"
-    yield from found.notes
+    for kind, (ceiling, unit) in rates.items():
+        yield f"ceiling {kind}: {ceiling.rate / 1e9:.1f} {unit} ({ceiling.how})"
+    yield from ceilings.notes
 
 
-def print_environment(found: Environment) -> None:
-    """Print what this machine can do."""
-    cpu = found.cpu
+def print_environment(environment: Environment) -> None:
+    """Print what this machine can build and run."""
+    cpu = environment.cpu
     print(f"CPU      {cpu.model}, {cpu.physical_cores} cores, {', '.join(cpu.flags) or 'no AVX2'}")
     if "VNNI" not in cpu.flags:
-        print("         no VNNI: INT8 gains less here, and weights must leave room in 16-bit sums")
-    print(f"memory   {found.memory_bytes / 2**30:.1f} GiB")
-    print(f"system   {found.os}, Python {found.python}")
-    for gpu in found.gpus:
+        print(
+            "         no VNNI: INT8 gains less, and weights are limited to avoid 16-bit saturation"
+        )
+    print(f"memory   {environment.memory_bytes / 2**30:.1f} GiB")
+    print(f"system   {environment.os}, Python {environment.python}")
+    for gpu in environment.gpus:
         facts = [gpu.name]
         if gpu.compute_capability is not None:
             facts.append(f"sm{gpu.compute_capability.replace('.', '')}")
         if gpu.memory_bytes is not None:
             facts.append(f"{gpu.memory_bytes / 2**30:.1f} GiB")
         print(f"GPU {gpu.index}    {', '.join(facts)}")
-    if not found.gpus:
+    if not environment.gpus:
         print("GPU      none")
-    if found.gpu_software is not None:
-        for line in found.gpu_software.lines():
+    if environment.gpu_software is not None:
+        for line in environment.gpu_software.lines():
             print(f"         {line}")
     print("\nlibraries")
-    for name, version in found.libraries.items():
+    for name, version in environment.libraries.items():
         print(f"  {name:<18} {version or '-'}")
     print("\nengines")
-    for name, status in found.backends.items():
+    for name, status in environment.backends.items():
         verdict = "ready" if status.can_run else "builds only" if status.can_build else "missing"
         print(f"  {name:<14} {verdict:<12} {status.reason}")
         if status.hint and not status.can_run:
             print(f"  {'':<14} {'':<12} -> {status.hint}")
     print("\nproviders of onnxruntime (build --engine onnxruntime --provider NAME)")
-    for name, provider in found.providers.items():
+    for name, provider in environment.providers.items():
         verdict = "ready" if provider.usable else "missing"
         print(f"  {name:<15} {verdict:<11} {provider.reason}")
         if provider.needs:
-            print(f"  {'':<27} it needs {' '.join(provider.needs)}")
+            print(f"  {'':<27} needs {' '.join(provider.needs)}")
         if provider.hint:
             print(f"  {'':<27} -> {provider.hint}")

@@ -1,8 +1,8 @@
-"""What every options model shares: how a field is declared, and how a mistake is reported.
+"""Base of every options model: how a field is declared, and how an error is reported.
 
 An option is defined once, as a field of a frozen pydantic model. The command line's flags and their
-help, a recipe's keys, ``docs/recipe.md`` and the keywords of ``import optimizer`` all come from that
-field, so the same mistake gives the same sentence through each of them.
+help, the recipe's keys, ``docs/recipe.md`` and the keywords of ``import optimizer`` all come from
+that field, so the same mistake gives the same message in each of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REQUIRED: Any = ...
 
 @dataclass(frozen=True, kw_only=True)
 class OptionInfo:
-    """What pydantic does not keep of an option.
+    """Properties of an option that pydantic does not store.
 
     Attributes:
-        engines: The engines that take it; empty if every engine does, or none is concerned.
-        metavar: What stands for the value in help; ``None`` for the option's name.
+        engines: The engines that take it; empty if every engine does, or if it concerns none.
+        metavar: Placeholder for the value in help; ``None`` for the option's name.
         negative: Whether ``--no-NAME`` exists; by default only if the option is on.
-        flags: Flags on the command line where they differ from ``--name-of-the-field``.
+        flags: Its flags, where they differ from ``--name-of-the-field``.
     """
 
     engines: tuple[str, ...] = ()
@@ -45,8 +45,8 @@ class OptionInfo:
     @staticmethod
     def of(field: FieldInfo) -> OptionInfo:
         """The information that `option` stored in a field."""
-        found = next((item for item in field.metadata if isinstance(item, OptionInfo)), None)
-        return found or OptionInfo()
+        info = next((item for item in field.metadata if isinstance(item, OptionInfo)), None)
+        return info or OptionInfo()
 
 
 def option(
@@ -63,10 +63,10 @@ def option(
     Args:
         default: Its default, as a user would write it (``"10s"``); `REQUIRED` if it has none.
         description: One sentence for help and documentation.
-        engines: The engines that take it; empty if it concerns all or none.
-        metavar: What stands for the value in help.
-        flags: Flags on the command line where they are not ``--name-of-the-field``.
-        **limits: Limits as pydantic names them: ``ge``, ``gt``, ``le``, ``lt``.
+        engines: See `OptionInfo`.
+        metavar: See `OptionInfo`.
+        flags: See `OptionInfo`.
+        **limits: Limits by pydantic's names: ``ge``, ``gt``, ``le``, ``lt``.
     """
     info = OptionInfo(engines=engines, metavar=metavar, negative=default is True, flags=flags)
     field = Field(default, description=description, **limits)
@@ -83,10 +83,10 @@ OtherT = TypeVar("OtherT", bound="Options")
 
 
 class Options(BaseModel):
-    """The options of a stage: frozen, checked, and complete with defaults.
+    """The options of a stage: frozen and validated.
 
     A value that has a unit is given as text with the unit (``"10s"``, ``"1pp"``, ``"95%"``,
-    ``"4GiB"``) and read as a number in the base unit of its kind (seconds, percentage points, a
+    ``"4GiB"``) and stored as a number in the base unit of its kind (seconds, percentage points, a
     fraction, bytes).
     """
 
@@ -94,7 +94,7 @@ class Options(BaseModel):
         frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False
     )
     panel: ClassVar[str] = ""
-    """Heading of the options that this class declares; empty for that of the class that uses it."""
+    """Heading of the options that this class declares; empty for the heading of the subclass."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -107,14 +107,14 @@ class Options(BaseModel):
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str = "") -> Self:
-        """Check a mapping of names to values.
+        """Validate a mapping of names to values.
 
         Args:
             raw: Values as a user gives them.
-            where: What they come from, for messages (``recipe.yaml``).
+            where: Their source, for messages (``recipe.yaml``).
 
         Raises:
-            UsageError: An unknown option or a wrong value; the message names it.
+            UsageError: An unknown option or an invalid value; the message names it.
         """
         try:
             return cls.model_validate(dict(raw))
@@ -123,18 +123,18 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, options: Options | None, changes: Mapping[str, Any]) -> Self:
-        """The model, or a group of its options, with the keywords given beside it, which win.
+        """The model, or a group of its options, with changes by keyword.
 
-        Keywords that are ``None`` keep the default, as an absent flag does.
+        A keyword that is ``None`` changes nothing, like a flag that is not given.
 
         Raises:
-            UsageError: An unknown option or a wrong value; the message names it.
+            UsageError: An unknown option or an invalid value; the message names it.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         if options is None:
             return cls.parse(given)
         if isinstance(options, Options) and issubclass(cls, type(options)):
-            options = options.of_kind(cls)  # a group of options that this model has too
+            options = options.of_kind(cls)  # a group of options that is part of this model
         if not isinstance(options, cls):
             raise UsageError(
                 f"options must be {cls.__name__}, not {type(options).__name__}",
@@ -151,28 +151,28 @@ class Options(BaseModel):
         return {name: value for name, value in values.items() if value != defaults.get(name, _NONE)}
 
     def of_kind(self, kind: type[OtherT], **changes: Any) -> OtherT:
-        """The options that another model shares with this one, and ``changes``."""
+        """Another model with the options that it shares with this one, and ``changes``."""
         shared = {k: v for k, v in self.as_given().items() if k in kind.model_fields}
         return kind.parse({**shared, **changes})
 
     def written(self) -> dict[str, Any]:
         """All options as a user would write them, in the order of help.
 
-        Options without a value are left out, and those of some engines unless they were given.
+        Options without a value are left out, and engine-specific ones unless they were given.
         """
         values = self.model_dump(mode="json", by_alias=True)
         given = self.as_given()
-        kept: dict[str, Any] = {}
+        written: dict[str, Any] = {}
         for name, field, _ in self.declared():
             key = field.alias or name
             value = getattr(self, name)
             if isinstance(value, Options):
-                kept[key] = value.written()
+                written[key] = value.written()
             elif isinstance(value, tuple) and value and isinstance(value[0], Options):
-                kept[key] = [item.written() for item in value]
+                written[key] = [item.written() for item in value]
             elif values[key] is not None and (key in given or not OptionInfo.of(field).engines):
-                kept[key] = values[key]
-        return kept
+                written[key] = values[key]
+        return written
 
     @classmethod
     def declared(cls) -> Iterator[tuple[str, FieldInfo, str]]:
@@ -197,41 +197,41 @@ def value_type(field: FieldInfo) -> Any:
 
 
 def to_flags(options: Options) -> list[str]:
-    """The options that differ from their defaults as words of a command line."""
-    words: list[str] = []
+    """The options that differ from their defaults as command-line arguments."""
+    arguments: list[str] = []
     given = options.as_given()
     for name, field, _ in type(options).declared():
         value = given.get(field.alias or name)
         flags = OptionInfo.of(field).flags
-        shown = flags[0] if flags else flag(name)
+        flag_name = flags[0] if flags else flag(name)
         if value is True:
-            words.append(shown)
+            arguments.append(flag_name)
         elif value is False:
-            words.append(f"--no-{shown.removeprefix('--')}")
+            arguments.append(f"--no-{flag_name.removeprefix('--')}")
         elif isinstance(value, dict):
-            words += [word for key, item in value.items() for word in (shown, f"{key}={item}")]
+            for key, item in value.items():
+                arguments += [flag_name, f"{key}={item}"]
         elif isinstance(value, list):
-            words += [shown, ",".join(map(str, value))] if value else []
+            arguments += [flag_name, ",".join(map(str, value))] if value else []
         elif value is not None:
-            words += [shown, str(value)]
-    return words
+            arguments += [flag_name, str(value)]
+    return arguments
 
 
 @functools.cache
 def _defaults(model: type[Options]) -> dict[str, Any]:
     """The default of each option, as a user would write it; required options have none."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if not field.is_required():
-            kind = TypeAdapter(value_type(field))
-            found[field.alias or name] = kind.dump_python(
-                kind.validate_python(field.default), mode="json"
-            )
-    return found
+            adapter = TypeAdapter(value_type(field))
+            value = adapter.validate_python(field.default)
+            defaults[field.alias or name] = adapter.dump_python(value, mode="json")
+    return defaults
 
 
 def usage_error(error: ValidationError, model: type[BaseModel], where: str = "") -> UsageError:
-    """The first of pydantic's complaints as one sentence of ours."""
+    """Convert the first of the errors that pydantic found."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
@@ -241,10 +241,10 @@ def usage_error(error: ValidationError, model: type[BaseModel], where: str = "")
 
 
 def _problem(
-    found: ErrorDetails, model: type[BaseModel], path: list[str]
+    details: ErrorDetails, model: type[BaseModel], path: list[str]
 ) -> tuple[str, str | None]:
-    """What is wrong with a value, and what it may be."""
-    kind, value, context = found["type"], found["input"], found.get("ctx", {})
+    """What is wrong with a value, and a hint."""
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
     match kind:
         case "extra_forbidden":
             close = difflib.get_close_matches(path[-1], _names(model, path[:-1]), n=1)
@@ -274,11 +274,11 @@ def _problem(
                 return cause.message, cause.hint
             return str(cause), None
         case _:
-            return found["msg"], None
+            return details["msg"], None
 
 
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the options where a path ends, as far as the path can be followed."""
+    """Names of the options of the section that a path leads to; empty if it leads to none."""
     for part in path:
         field = model.model_fields.get(part)
         inner = getattr(field, "annotation", None)
@@ -289,7 +289,7 @@ def _names(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 class ReadableError(ValueError):
-    """Raised in validators: what is wrong, and what may be given instead."""
+    """Raised in validators: what is wrong, and a hint."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Which engine takes which option, by what the fields state of themselves."""
+"""Checks that options are given only for engines that take them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optimizer.options.declaration import OptionInfo, Options, flag
 __all__ = ["check_engine", "check_names", "options_of"]
 
 BUILT_IN = ("openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
-"""Engines whose options are all known here; other engines check theirs themselves."""
+"""Engines whose options are declared in this package; third-party engines check their own."""
 
 
 def options_of(options: Options, engine: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def check_engine(options: Options, engines: Collection[str]) -> None:
         engines: The engines that will be built; ``auto`` may become any of them.
 
     Raises:
-        UsageError: An option was given that belongs to other engines; the message names both.
+        UsageError: An option is for other engines; the message names both.
     """
     check_names(type(options), options.as_given(), engines)
 
@@ -45,18 +45,18 @@ def check_names(model: type[Options], given: Iterable[str], engines: Collection[
         engines: As for `check_engine`.
 
     Raises:
-        UsageError: An option of other engines, or one that the model does not have.
+        UsageError: An option is for other engines, or unknown.
     """
     if not set(engines) <= set(BUILT_IN):
         return
     for name in given:
         if name not in model.model_fields:
-            raise UsageError(f"{_listed(engines)} has no option {name!r}", hint="leave it out")
+            raise UsageError(f"{_join(engines)} has no option {name!r}", hint="leave it out")
         info = _info(model, name)
         if info.engines and not set(engines) & set(info.engines):
-            shown = info.flags[0] if info.flags else flag(name)
+            flag_name = info.flags[0] if info.flags else flag(name)
             raise UsageError(
-                f"{shown} is for {_listed(info.engines)}, not for {_listed(engines)}",
+                f"{flag_name} is for {_join(info.engines)}, not for {_join(engines)}",
                 hint=f"leave it out, or --engine {info.engines[0]}",
             )
 
@@ -65,7 +65,7 @@ def _info(model: type[Options], name: str) -> OptionInfo:
     return OptionInfo.of(model.model_fields[name])
 
 
-def _listed(names: Collection[str]) -> str:
+def _join(names: Collection[str]) -> str:
     """``a, b and c``."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

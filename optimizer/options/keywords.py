@@ -1,4 +1,4 @@
-"""Options as keywords: what makes ``build(graph, output, precision="int8")`` work for every verb."""
+"""Options as keywords, so that every verb can be called like ``build(..., precision="int8")``."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ ResultT = TypeVar("ResultT")
 def takes_options(
     model: type[Options],
 ) -> Callable[[Callable[..., ResultT]], Callable[..., ResultT]]:
-    """Let a function that takes ``options`` be called with their fields as keywords too.
+    """Let a function that takes ``options`` also take their fields as keywords.
 
-    The function is given a complete model. Callers give one, or keywords, or both, of which
-    keywords win; a mistake in them raises `optimizer.errors.UsageError` with the option's name.
-    The signature, and with it ``help()`` and completion, lists every field.
+    Callers pass a model, keywords, or both; keywords override the model. An invalid option raises
+    `optimizer.errors.UsageError` with its name. The function always receives a complete model. Its
+    signature, and so ``help()`` and completion, lists every field.
     """
 
     def decorate(function: Callable[..., ResultT]) -> Callable[..., ResultT]:
-        own = inspect.signature(function)
+        signature = inspect.signature(function)
 
         @functools.wraps(function)
         def verb(*arguments: Any, **keywords: Any) -> ResultT:
-            mine = {name: keywords.pop(name) for name in own.parameters if name in keywords}
+            named = {name: keywords.pop(name) for name in signature.parameters if name in keywords}
             try:
-                bound = own.bind_partial(*arguments, **mine)
+                bound = signature.bind_partial(*arguments, **named)
                 bound.arguments["options"] = model.of(bound.arguments.get("options"), keywords)
-                complete = own.bind(*bound.args, **bound.kwargs)
+                complete = signature.bind(*bound.args, **bound.kwargs)
             except TypeError as error:
                 raise UsageError(f"{function.__name__}(): {error}") from None
             return function(*complete.args, **complete.kwargs)
 
-        verb.__signature__ = _signature(own, model)  # type: ignore[attr-defined]
+        verb.__signature__ = _signature(signature, model)  # type: ignore[attr-defined]
         verb.__doc__ = f"{inspect.getdoc(function)}\n\n{_documentation(model)}"
         return verb
 
     return decorate
 
 
-def _signature(own: inspect.Signature, model: type[Options]) -> inspect.Signature:
+def _signature(signature: inspect.Signature, model: type[Options]) -> inspect.Signature:
     """The function's parameters, with ``options`` optional, and one keyword per field."""
     kinds = inspect.Parameter
-    parameters = list(own.parameters.values())
-    if own.parameters["options"].default is kinds.empty:
+    parameters = list(signature.parameters.values())
+    if signature.parameters["options"].default is kinds.empty:
         parameters = [p.replace(default=None) if p.name == "options" else p for p in parameters]
     fields = [
         kinds(
@@ -61,7 +61,7 @@ def _signature(own: inspect.Signature, model: type[Options]) -> inspect.Signatur
         )
         for name, field, _ in model.declared()
     ]
-    return own.replace(parameters=[*parameters, *fields])
+    return signature.replace(parameters=[*parameters, *fields])
 
 
 def _documentation(model: type[Options]) -> str:

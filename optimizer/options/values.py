@@ -40,7 +40,7 @@ __all__ = [
 
 
 def _reader(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Reads a text with a unit; a value that is no text has no unit and is refused like one."""
+    """A validator that parses text with a unit; a number is refused, because it has no unit."""
 
     def read(value: Any) -> Any:
         if value is None:
@@ -68,17 +68,21 @@ Share = Annotated[float, _reader(parse_share), _writer(format_share)]
 Bytes = Annotated[int, _reader(parse_bytes), _writer(format_bytes)]
 """Bytes, given as ``4GiB``."""
 BatchProfile = Annotated[tuple[int, int, int], _reader(parse_profile), _writer(format_profile)]
-"""Least, best and most images a call, given as ``1:8:32``."""
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+"""Minimum, optimum and maximum number of images per call, given as ``1:8:32``."""
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"],
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+]
+"""A precision, in any case (``INT8``)."""
 Source = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
 ]
-"""A file or folder, or the name of something that is not one (``digits:test``, ``resnet50``)."""
+"""A file or folder, or a name (``digits:test``, ``resnet50``)."""
 FilePath = Annotated[Path, PlainSerializer(str, when_used="json")]
 
 
 def split(value: Any) -> Any:
-    """``"1,8"``, ``["1,8", "32"]`` or a single value as a flat list; anything else as it is."""
+    """Flatten ``"1,8"``, ``["1,8", "32"]`` or a single value to a list; keep ``None`` and dicts."""
     if value is None or isinstance(value, dict):
         return value
     items: Iterable[Any] = value if isinstance(value, (list, tuple)) else [value]
@@ -92,7 +96,7 @@ def split(value: Any) -> Any:
 
 
 def _positive(value: Any) -> Any:
-    """Read whole numbers of one and more."""
+    """Parse positive whole numbers."""
     flat = split(value)
     if flat is None:
         return None
@@ -101,17 +105,17 @@ def _positive(value: Any) -> Any:
         if isinstance(item, bool) or not text.isdecimal() or int(text) < 1:
             raise ReadableError(f"{text!r} is not a positive whole number", "numbers such as 1,8")
     if not flat:
-        raise ReadableError("no number is given", "numbers such as 1,8")
+        raise ReadableError("no number given", "numbers such as 1,8")
     return [int(str(item)) for item in flat]
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split), PlainSerializer(list, when_used="json")]
 """Comma-separated words."""
 Texts = Annotated[tuple[str, ...], PlainSerializer(list, when_used="json")]
-"""Texts that may hold commas; the flag is repeated."""
+"""Texts that may contain commas; the flag is repeated."""
 Numbers = Annotated[
     tuple[int, ...], BeforeValidator(_positive), PlainSerializer(list, when_used="json")
 ]
 """Comma-separated positive whole numbers."""
 Choices = BeforeValidator(split)
-"""Reads comma-separated choices."""
+"""Parses comma-separated choices."""

@@ -1,6 +1,6 @@
-"""The options of every verb: each is a field here, and nowhere else.
+"""The options of every verb; each is a field here and nowhere else.
 
-A class without ``Options`` in its name's end is a group that several verbs share.
+A class whose name does not end in ``Options`` is a group that several verbs share.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 
 class BadImages(Options):
-    """What happens to images that cannot be decoded."""
+    """Handling of images that cannot be decoded."""
 
     panel: ClassVar[str] = "Reading images"
 
@@ -75,13 +75,13 @@ class ImageReading(BadImages):
 
     workers: int | None = option(
         None,
-        "Processes that decode images; 0 decodes in this one; default: one per core.",
+        "Processes that decode images; 0 uses the main process; default: one per core.",
         ge=0,
     )
 
 
 class Architecture(Options):
-    """What a checkpoint may not say."""
+    """The architecture, which a checkpoint may not state."""
 
     arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
 
@@ -98,7 +98,7 @@ class Device(Options):
     """The GPU."""
 
     device: str | None = option(
-        None, "GPU for engines that run on one, cuda:1; default: the first."
+        None, "GPU for engines that run on one, such as cuda:1; default: the first."
     )
 
 
@@ -126,44 +126,44 @@ class EncodingPasses(Options):
     panel: ClassVar[str] = "INT8"
 
     method: Literal["auto", "mse", "minmax", "entropy"] = option(
-        "auto", "How ranges of tensors are chosen; weights use least squared error unless minmax."
+        "auto", "How ranges of activations are chosen; weights use mse unless this is minmax."
     )
     equalize: bool = option(True, "Equalize channels in blocks and along the residual stream.")
     bias_correction: Literal["network", "statistics", "none"] = option(
         "network",
-        "Correct biases on the quantized network, by what statistics predict per layer, or not.",
+        "Correct biases by running the quantized network, from statistics per layer, or not at all.",
     )
     shift: bool = option(
-        True, "For TensorRT: use all 256 levels after a ReLU by moving constants into biases."
+        True, "For TensorRT: shift ReLU outputs to use all 256 levels, corrected in the biases."
     )
 
 
 class KeptLayers(Options):
-    """What stays out of INT8."""
+    """Layers that stay out of INT8."""
 
     panel: ClassVar[str] = "INT8"
 
-    keep: Names = option((), "Layers that stay out of INT8: layer1.0.conv1,fc.")
+    keep: Names = option((), "Layers to keep out of INT8, such as layer1.0.conv1,fc.")
 
 
 class HighPrecision(Options):
-    """What surrounds the low precision."""
+    """Precision of the layers around INT8 and FP8 ones."""
 
     panel: ClassVar[str] = "INT8"
 
     high_precision: Literal["fp16", "fp32"] | None = option(
-        None, "Type around INT8 and FP8 layers; default: the target's own."
+        None, "Data type around INT8 and FP8 layers; default: the target's."
     )
 
 
 class EncodingOptions(EncodingPasses, KeptLayers):
-    """Which passes compute the encodings of a graph, and of which layers."""
+    """How the encodings of a graph are computed, and for which layers."""
 
     panel: ClassVar[str] = "INT8"
 
 
 class ImagesPerCall(Options):
-    """How many images are computed at a time."""
+    """The batch size."""
 
     batch: int = option(32, "Images per call.", ge=1)
 
@@ -171,7 +171,7 @@ class ImagesPerCall(Options):
 class HopOptions(ImagesPerCall, Audit):
     """How the hops of a chain are compared."""
 
-    layers: bool = option(False, "Also compare block by block.")
+    layers: bool = option(False, "Also compare the outputs of each residual block.")
 
 
 # --- the verbs -----------------------------------------------------------------------------------
@@ -182,26 +182,24 @@ class TrainOptions(ImageReading):
 
     panel: ClassVar[str] = "Training"
 
-    arch: str = option("resnet50", "Architecture: resnet18, 34, 50, 101 or 152.")
+    arch: str = option(
+        "resnet50", "Architecture: resnet18, resnet34, resnet50, resnet101 or resnet152."
+    )
     data: Source = option("digits:train", "Training images: digits:train, a folder or file.npz.")
     held_out: Source | None = option(
-        None, "Images to measure accuracy on afterwards; digits:train has digits:test."
+        None, "Images to measure accuracy on; default: digits:test for digits:train."
     )
     image_size: int = option(32, "Side of the network's input in pixels.", ge=8)
     epochs: int = option(8, "Passes over the data.", ge=1)
     batch_size: int = option(32, "Images per step.", ge=2)
-    lr: float = option(
-        0.03, "Highest learning rate of the schedule; a tenth suits further training.", gt=0
-    )
+    lr: float = option(0.03, "Peak learning rate; use about a tenth to fine-tune.", gt=0)
     momentum: float = option(0.9, "Nesterov momentum.", ge=0, lt=1)
-    weight_decay: float = option(
-        5e-4, "L2 penalty on the weights of convolutions and the last layer.", ge=0
-    )
+    weight_decay: float = option(5e-4, "Weight decay of the convolutions and the last layer.", ge=0)
     label_smoothing: float = option(
-        0.05, "Share of the target that goes to all classes evenly.", ge=0, lt=1
+        0.05, "Share of the target spread evenly over all classes.", ge=0, lt=1
     )
-    seed: int = option(0, "Seed of the weights, the order and the augmentation.")
-    init: Source | None = option(None, "Model to train further.")
+    seed: int = option(0, "Seed of the weights, the order of images and the augmentation.")
+    init: Source | None = option(None, "Model to start from.")
 
 
 def _batch(value: Any) -> Any:
@@ -219,7 +217,7 @@ GraphBatch = Annotated[
     BeforeValidator(_batch),
     PlainSerializer(lambda batch: "dynamic" if batch is None else batch, when_used="json"),
 ]
-"""Images a call, given as a number; ``None``, given as ``dynamic``, for any number."""
+"""Images per call as a number; ``None``, given as ``dynamic``, for any number."""
 
 
 class GraphOptions(ImageSize):
@@ -229,7 +227,7 @@ class GraphOptions(ImageSize):
 
     batch: GraphBatch = option("dynamic", "dynamic, or a fixed number of images.")
     input: Literal["float32-nchw", "uint8-nhwc"] = option(
-        "float32-nchw", "Input of the graph: normalized floats, or pixels (uint8-nhwc)."
+        "float32-nchw", "Input of the graph: normalized floats, or raw pixels (uint8-nhwc)."
     )
     # QuantizeLinear with FP16 scales needs 19; TensorRT 10.12 reads up to 20 in full.
     opset: int = option(20, "ONNX operator set.", ge=18, le=23)
@@ -242,7 +240,7 @@ class ExportOptions(Architecture, GraphOptions):
 
 
 class CalibrationImages(ImageReading):
-    """Where calibration statistics come from."""
+    """The calibration images."""
 
     panel: ClassVar[str] = "Calibration"
 
@@ -253,13 +251,14 @@ class CalibrationImages(ImageReading):
 
 
 class PreprocessingSource(Options):
-    """Where the preprocessing of a graph that does not state it comes from."""
+    """Source of the preprocessing of a graph that does not state it."""
 
     panel: ClassVar[str] = "Calibration"
 
     preprocessing_from: Source | None = option(
         None,
-        "Exported .onnx file or checkpoint whose preprocessing a graph without its own uses.",
+        "Exported .onnx file or checkpoint to take the preprocessing from, if GRAPH has none.",
+        metavar="MODEL",
     )
 
 
@@ -268,7 +267,7 @@ class CalibrateOptions(CalibrationImages, PreprocessingSource):
 
     panel: ClassVar[str] = "Calibration"
 
-    seed: int = option(0, "Seed of the choice of calibration images.")
+    seed: int = option(0, "Seed for choosing calibration images.")
     halves: bool = option(False, "Report how far scales differ between two halves of the images.")
 
 
@@ -278,9 +277,11 @@ class Conversion(EncodingOptions, HighPrecision, CalibrationImages, Preprocessin
     panel: ClassVar[str] = "Calibration"
 
     stats: FilePath | None = option(None, "Statistics from resnet-opt calibrate.")
-    encodings: FilePath | None = option(None, "Encodings to use as they are, edited or not.")
+    encodings: FilePath | None = option(
+        None, "INT8 encodings to use as they are (.encodings.json)."
+    )
     data: Source | None = option(
-        None, "For mixed: labelled images that judge the result; none of them in --calib."
+        None, "For mixed: labelled images to validate the result, none of them in --calib."
     )
 
 
@@ -289,15 +290,17 @@ class QuantizeOptions(Conversion):
 
     panel: ClassVar[str] = "Precision"
 
-    precision: Precision = option("int8", "fp16, bf16, int8, fp8, mixed or fp32.")
+    precision: Precision = option(
+        "int8", "Precision; mixed searches for the layers to keep out of INT8."
+    )
     target: str = option(
         "openvino",
-        "Whose rules an INT8 graph follows: openvino, onnxruntime, tensorrt, tensorrt-rtx.",
+        "Engine that an INT8 graph is for: openvino, onnxruntime, tensorrt or tensorrt-rtx.",
     )
 
 
 def _fixed_batch(value: Any) -> Any:
-    """Batch sizes; ``none`` for no size at all."""
+    """Parse batch sizes; ``none`` gives an empty list."""
     if value in ("none", ["none"]):
         return []
     flat = split(value)
@@ -318,7 +321,7 @@ FixedBatches = Annotated[
 
 
 def _key_values(value: Any) -> Any:
-    """``key=value`` texts as a mapping; a mapping as it is, its values as texts."""
+    """Parse ``key=value`` texts, or a mapping, to a mapping of texts."""
     if isinstance(value, dict):
         return {str(key): str(item) for key, item in value.items()}
     if value is None or not isinstance(value, (list, tuple)):
@@ -329,7 +332,7 @@ def _key_values(value: Any) -> Any:
         if not key or not equals:
             raise ReadableError(f"{text!r} is not key=value", "--provider-option key=value")
         if key in pairs:
-            raise ReadableError(f"{key} is given twice", "give it once")
+            raise ReadableError(f"{key} is given twice", "leave one out")
         pairs[key] = rest
     return pairs
 
@@ -338,7 +341,7 @@ KeyValues = Annotated[dict[str, str], BeforeValidator(_key_values)]
 
 
 class EngineOptions(Threads, Audit):
-    """How an engine is compiled, whatever its precision."""
+    """How an engine is compiled, in any precision."""
 
     panel: ClassVar[str] = "Engine"
 
@@ -349,56 +352,57 @@ class EngineOptions(Threads, Audit):
     )
     provider_options: KeyValues = option(
         {},
-        "Option of the provider, key=value; may be repeated.",
+        "Option of the provider, key=value; repeat for more.",
         engines=("onnxruntime",),
         flags=("--provider-option",),
         metavar="KEY=VALUE",
     )
     fixed_batch: FixedBatches | None = option(
         None,
-        "Batch sizes with a compiled model of their own, which is faster: 1,8, or none; "
-        "default: 1.",
+        "Batch sizes to compile separately, which is faster: 1,8 or none; default: 1.",
         engines=("openvino",),
     )
     storage_only: bool = option(
-        False, "On a CPU: store half types, compute in FP32, labelled as such."
+        False, "On a CPU: store weights as FP16 or BF16 but compute in FP32."
     )
 
 
 class BuildLimits(Options):
-    """What a build may take."""
+    """Limits of the build process."""
 
     panel: ClassVar[str] = "Limits of the build"
 
-    memory_limit: Bytes | None = option(None, "Memory that a build may take, 8GiB.", metavar="SIZE")
-    build_timeout: Duration = option("30min", "Time that a build may take.", metavar="TIME")
+    memory_limit: Bytes | None = option(
+        None, "Memory limit of the build, such as 8GiB.", metavar="SIZE"
+    )
+    build_timeout: Duration = option("30min", "Time limit of the build.", metavar="TIME")
 
 
 def _profiles(value: Any) -> Any:
-    """One profile or several; one may be given as three numbers."""
+    """Parse one or several profiles; a single one may be given as three numbers."""
     if isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int for n in value):
         return [value]
     return split(value)
 
 
 class TensorRtOptions(Options):
-    """What TensorRT and TensorRT-RTX alone have."""
+    """Options of TensorRT and TensorRT-RTX."""
 
     panel: ClassVar[str] = "TensorRT and TensorRT-RTX"
 
     target: Names = option(
         (),
-        "GPUs to compile for without one here: sm86,sm89,sm120.",
+        "GPU architectures to compile for ahead of time, without a GPU, such as sm86,sm89,sm120.",
         engines=("tensorrt-rtx",),
     )
     profile: Annotated[tuple[BatchProfile, ...], BeforeValidator(_profiles)] = option(
         (),
-        "min:opt:max batch, 1:8:32; repeat it for a further profile.",
+        "Batch range min:opt:max, such as 1:8:32; repeat for more profiles.",
         engines=(*TENSORRT, "onnxruntime"),
     )
     workspace: Bytes | None = option(
         None,
-        "Largest scratch memory of a layer, 4GiB.",
+        "Limit of scratch memory per layer, such as 4GiB.",
         engines=(*TENSORRT, "onnxruntime"),
         metavar="SIZE",
     )
@@ -415,7 +419,7 @@ class TensorRtOptions(Options):
         engines=(*TENSORRT, "onnxruntime"),
     )
     tf32: bool = option(
-        False, "Let FP32 layers compute in TF32 (ignored by TensorRT-RTX).", engines=TENSORRT
+        False, "Allow TF32 in FP32 layers (ignored by TensorRT-RTX).", engines=TENSORRT
     )
     sparsity: bool = option(
         False,
@@ -423,24 +427,30 @@ class TensorRtOptions(Options):
         engines=TENSORRT,
     )
     hardware_compatibility: Literal["ampere-plus", "same-compute-capability"] | None = option(
-        None, "Also run on other GPUs (TensorRT-RTX: use --target).", engines=TENSORRT
+        None,
+        "Build an engine that also runs on other GPUs (TensorRT-RTX: use --target).",
+        engines=TENSORRT,
     )
     version_compatible: bool = option(
-        False, "Also run with later versions of TensorRT (not TensorRT-RTX).", engines=TENSORRT
+        False,
+        "Build an engine that also runs with later versions of TensorRT (not TensorRT-RTX).",
+        engines=TENSORRT,
     )
     strip_weights: bool = option(
-        False, "Leave the weights out; refit puts them in (needs a GPU).", engines=TENSORRT
+        False, "Build without weights; refit adds them (needs a GPU).", engines=TENSORRT
     )
     refittable: bool = option(
         False, "Allow refit to replace the weights (needs a GPU).", engines=TENSORRT
     )
     cuda_graph: bool = option(False, "Run the engine as a CUDA graph.", engines=TENSORRT)
     specialization: Literal["eager", "lazy", "none"] | None = option(
-        None, "When kernels for the shapes that run are compiled (TensorRT-RTX).", engines=TENSORRT
+        None,
+        "When kernels for fixed shapes are compiled at run time (TensorRT-RTX).",
+        engines=TENSORRT,
     )
     runtime_cache: str | None = option(
         None,
-        "File beside the engine that keeps kernels compiled at run time (TensorRT-RTX).",
+        "File beside the engine to cache kernels compiled at run time (TensorRT-RTX).",
         engines=TENSORRT,
     )
 
@@ -450,8 +460,12 @@ class BuildOptions(EngineOptions, Conversion, BuildLimits, TensorRtOptions):
 
     panel: ClassVar[str] = "Engine"
 
-    precision: Precision = option("fp32", "fp32, fp16, bf16, int8, fp8 or mixed.")
-    engine: str = option("auto", "auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch.")
+    precision: Precision = option(
+        "fp32", "Precision; mixed searches for the layers to keep out of INT8."
+    )
+    engine: str = option(
+        "auto", "Engine: auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or torch."
+    )
 
 
 class RefitOptions(Architecture, Device):
@@ -459,7 +473,7 @@ class RefitOptions(Architecture, Device):
 
 
 class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
-    """How accuracy is judged, and on which images."""
+    """Images and limits for validation."""
 
     panel: ClassVar[str] = "Accuracy"
 
@@ -467,7 +481,9 @@ class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
         REQUIRED, "Labelled images: digits:test, an ImageFolder, val.txt or file.npz."
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
-    max_flips: Share | None = option(None, "Largest share of images whose class changes.")
+    max_flips: Share | None = option(
+        None, "Largest share of images whose predicted class may change, such as 1%."
+    )
 
 
 class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Device):
@@ -476,11 +492,11 @@ class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Devi
     panel: ClassVar[str] = "Accuracy"
 
     reference: Source = option(
-        REQUIRED, "Model to compare with: a checkpoint, a name, or your own FP32 ONNX file."
+        REQUIRED, "Model to compare with: a checkpoint, a model name, or an FP32 ONNX file."
     )
     seed: int = option(0, "Seed of the subset.")
     exported: FilePath | None = option(
-        None, "FP32 ONNX file between reference and graphs; default: the one beside the engine."
+        None, "FP32 ONNX file exported from the reference; default: the one beside the engine."
     )
 
 
@@ -489,10 +505,12 @@ class SpeedOptions(Options):
 
     panel: ClassVar[str] = "Measurement"
 
-    batch: Numbers = option("1", "Batch sizes, 1,8.")
+    batch: Numbers = option("1", "Batch sizes, such as 1,8.")
     duration: Duration = option("10s", "Time per engine and setting.", metavar="TIME")
-    threads: Numbers | None = option(None, "Threads per engine, 1,2; default: all cores.")
-    streams: Numbers = option("1", "Concurrent calls per engine, 1,2; they share its threads.")
+    threads: Numbers | None = option(None, "Threads per engine, such as 1,2; default: all cores.")
+    streams: Numbers = option(
+        "1", "Concurrent calls per engine, such as 1,2; they share its threads."
+    )
     starts: int = option(
         1,
         "Start each engine N times, 3 or more, so that intervals include start-to-start variation.",
@@ -500,16 +518,16 @@ class SpeedOptions(Options):
     )
     max_latency: Duration | None = option(
         None,
-        "Find the setting with the highest throughput within this latency, 15ms.",
+        "Find the setting with the highest throughput within this latency limit, such as 15ms.",
         metavar="TIME",
     )
     latency_percentile: Literal["p50", "p90", "p95", "p99"] = option(
         "p99", "Percentile that --max-latency limits."
     )
     scenario: Names = option(
-        (), "LoadGen scenarios as well: single-stream,multi-stream,server,offline."
+        (), "LoadGen scenarios to run: single-stream,multi-stream,server,offline."
     )
-    min_effect: Share = option("2%", "Smallest difference of interest.")
+    min_effect: Share = option("2%", "Smallest speed difference of interest.")
     seed: int = option(0, "Seed of the order of the rounds.")
 
 
@@ -520,11 +538,11 @@ class BenchOptions(SpeedOptions, ImageSize, Device):
 
     against: FilePath | None = option(
         None,
-        "Baseline, measured in the same rounds; an engine slower than it fails (exit 5). "
-        "torch-fp16 and torch-compile run the checkpoint among the engines that way.",
+        "Baseline, measured in the same rounds; a slower engine fails (exit 5). torch-fp16 and "
+        "torch-compile run the given checkpoint that way.",
     )
     max_workers: int | None = option(
-        None, "Engines in memory at the same time; default: as many as fit.", ge=2
+        None, "Maximum number of engines in memory at once; default: as many as fit.", ge=2
     )
 
 
@@ -536,7 +554,7 @@ class ProfileOptions(ImageSize, Threads, Device):
     batch: int = option(1, "Images per call.", ge=1)
     duration: Duration = option("5s", "Time per engine.", metavar="TIME")
     ceilings: bool = option(True, "Compare CPU engines with this machine's measured ceilings.")
-    remeasure: bool = option(False, "Measure the ceilings again although they are known.")
+    remeasure: bool = option(False, "Measure the ceilings again instead of reading them.")
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
@@ -555,8 +573,8 @@ class InspectOptions(Audit):
 class CompareOptions(MaxDrop):
     """Options of ``compare``."""
 
-    max_slowdown: Share = option("3%", "Largest slowdown.")
-    anyway: bool = option(False, "Compare the speed of different machines as well.")
+    max_slowdown: Share = option("3%", "Largest slowdown that passes.")
+    anyway: bool = option(False, "Compare speed even if the machines differ.")
 
 
 class ReportOptions(Options):
@@ -569,7 +587,7 @@ class PreprocessOptions(Architecture, BadImages):
     """Options of ``preprocess``."""
 
     model: Source | None = option(
-        None, "Use this model's preprocessing, and count predictions that change."
+        None, "Model whose preprocessing is used, and whose changed predictions are counted."
     )
     limit: int | None = option(200, "Use a stratified subset of this many images.", ge=1)
     seed: int = option(0, "Seed of the subset.")

@@ -1,9 +1,8 @@
-"""The results that rooms hand on: what ``--json`` prints and every report is rendered from.
+"""The results of the verbs: what ``--json`` prints and reports are rendered from.
 
-Each file carries ``schema_version``; a reader refuses another one. Units are in the names:
-``_ms`` milliseconds, ``_s`` seconds, ``_pp`` percentage points, ``_db`` decibel, ``_bytes``.
-Shares and accuracies are fractions of one. ``None`` means "not known" or "not supported by this
-many samples", never zero.
+Each file has a ``schema_version``; readers refuse other versions. Units are in the names: ``_ms``
+milliseconds, ``_s`` seconds, ``_pp`` percentage points, ``_db`` decibels, ``_bytes``. Shares and
+accuracies are fractions of one. ``None`` means unknown, or too few samples; never zero.
 """
 
 from __future__ import annotations

@@ -33,22 +33,22 @@ class EngineBench(Model):
     threads: int | None = None
     streams: int = 1
     runs_on: str | None = None
-    """``cpu`` or ``cuda:0``; ``None`` for a third party's backend, which has devices of its own."""
+    """``cpu`` or ``cuda:0``; ``None`` for a third-party backend, which names its own devices."""
     samples: int = 0
     rounds: int = 0
     first_round: int = 0
-    """Its number in `Conditions`, where settings were measured one after the other."""
+    """Index of its first round in `Conditions`, if settings were measured one after another."""
     warmup_calls: int = 0
     latency_ms: Latency | None = None
     latency_ci95_ms: Interval | None = None
-    """Interval of the median, by bootstrap over rounds."""
+    """95 % interval of the median, by bootstrap over rounds."""
     images_per_s: float | None = None
     images_per_s_ci95: Interval | None = None
     batches_per_s: float | None = None
     spans_ms: dict[str, float] = {}
-    """Median of each part: ``preprocess``, ``host_to_device``, ``compute``, ``device_to_host``."""
+    """Median of each span: ``preprocess``, ``host_to_device``, ``compute``, ``device_to_host``."""
     start_s: float | None = None
-    """From the start of its process to the first message, before the engine's library is loaded."""
+    """From process start to its first message, before the engine's library is loaded."""
     first_inference_ms: float | None = None
     build_s: float | None = None
     load_s: float | None = None
@@ -64,7 +64,7 @@ ComparisonVerdict = Literal["faster", "slower", "equivalent", "inconclusive"]
 
 
 class Comparison(Model):
-    """How two engines of one run relate; ``ratio`` is the speed of ``b`` in units of ``a``."""
+    """Two engines of one run compared; ``ratio`` is the speed of ``b`` divided by that of ``a``."""
 
     a: str
     b: str
@@ -76,14 +76,14 @@ class Comparison(Model):
 
 
 class Conditions(Model):
-    """The state of the machine between rounds."""
+    """The state of the machine during the measurement."""
 
     cpu: str
     governor: str | None = None
     mhz: list[float] = []
     load_1min: list[float] = []
     other_cpu_share: list[float] = []
-    """Share of all cores used by other processes in each round."""
+    """Share of all cores used by other processes, per round."""
     disturbed_rounds: list[int] = []
     gpu: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -96,18 +96,18 @@ class BenchResult(Model):
     kind: Literal["bench"] = "bench"
     created: str
     device: dict[str, Any]
-    """The machine's fingerprint: CPU, cores, memory, GPUs, with a ``sha256`` over it."""
+    """The machine's fingerprint: CPU, cores, memory and GPUs, with their ``sha256``."""
     headline: str
-    """Which span the numbers are, in words."""
+    """Which span the numbers measure."""
     engines: list[EngineBench]
     curves: list[Curve] = []
-    """Sweeps; empty unless one was asked for."""
+    """Sweeps; empty unless requested."""
     scenarios: list[ScenarioResult] = []
     """LoadGen scenarios, which are not MLPerf results."""
     comparisons: list[Comparison] = []
     a_a_control: Comparison | None = None
     failed: list[str] = []
-    """What failed while it was measured, each with its error; the verdict is then ``fail``."""
+    """Measurements that failed, each with its error; if there are any, the verdict is ``fail``."""
     conditions: Conditions
     settings: dict[str, Any] = {}
     verdict: VerdictName
@@ -115,6 +115,6 @@ class BenchResult(Model):
 
     def as_table(self) -> Table:
         """One row per engine and batch size."""
-        from optimizer.results.result_tables import measured_table
+        from optimizer.results.result_tables import bench_table
 
-        return measured_table(self)
+        return bench_table(self)

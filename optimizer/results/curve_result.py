@@ -1,4 +1,4 @@
-"""Sweeps over batch, threads and streams, as parts of ``bench.json``."""
+"""Sweeps over batch, threads and streams, in ``bench.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Percentile = Literal["p50", "p90", "p95", "p99"]
 
 
 class Setting(Model):
-    """One way to call an engine."""
+    """The batch size, threads and streams of a measurement."""
 
     batch: int
     threads: int
@@ -21,7 +21,7 @@ class Setting(Model):
 
 
 class LatencyBound(Model):
-    """What ``--max-latency`` asks for."""
+    """The limit set by ``--max-latency``."""
 
     percentile: Percentile
     max_latency_ms: float
@@ -36,33 +36,33 @@ class CurvePoint(Model):
     samples: int = 0
     rounds: int = 0
     images_per_s: float | None = None
-    """By the clock, while all streams were at work."""
+    """Wall-clock throughput while all streams were running."""
     images_per_s_ci95: Interval | None = None
     latency_ms: Latency | None = None
-    """Of a call from beginning to end."""
+    """Latency of a whole call."""
     latency_ci95_ms: Interval | None = None
     """Interval of the median."""
     bounded_ci95_ms: tuple[float | None, float | None] | None = None
-    """Lower and upper 95 % bound (each one-sided) of the percentile that the bound is on; ``None``
-    where there are too few samples for one."""
+    """Lower and upper one-sided 95 % bounds of the limited percentile; ``None`` with too few
+    samples."""
     holds: bool | None = None
-    """Whether the percentile holds the bound; ``None`` if that cannot be said."""
+    """Whether the percentile is within the limit; ``None`` if undecided."""
     round_images_per_s: list[float] = []
-    """By the clock, of each round."""
+    """Wall-clock throughput of each round."""
     raw_file: str | None = None
 
 
 class Knee(Model):
-    """The batch above which little is gained, for one number of threads and streams.
+    """The batch size beyond which throughput hardly rises, for fixed threads and streams.
 
-    It is the smallest batch whose throughput is within 5 % of the highest of the series.
+    It is the smallest batch whose throughput is within 5 % of the highest in the series.
     """
 
     setting: Setting
     of_best: float
     """Its throughput as a share of the highest."""
     certain: bool
-    """Whether the intervals alone tell every smaller batch from it: none of them may reach 95 %."""
+    """Whether the intervals exclude that a smaller batch reaches 95 % of the highest."""
 
 
 class Curve(Model):
@@ -71,9 +71,9 @@ class Curve(Model):
     engine: str
     points: list[CurvePoint]
     knees: list[Knee] = []
-    """None for a series that still rises by more than 5 % at its largest batch."""
+    """One per series, except those that still rise by more than 5 % at their largest batch."""
     fastest: Setting | None = None
     """The setting with the highest throughput."""
     bound: LatencyBound | None = None
     best: Setting | None = None
-    """The setting with the highest throughput of those that hold the bound."""
+    """The setting with the highest throughput within the latency limit."""

@@ -1,4 +1,4 @@
-"""What an engine computes: its layers and the audit of its precisions."""
+"""The layers of an engine and its precision audit."""
 
 from __future__ import annotations
 
@@ -8,61 +8,60 @@ __all__ = ["Audit", "LayerDifference", "LayerInfo", "LayerSide"]
 
 
 class LayerInfo(Model):
-    """One layer of a compiled engine, as the engine itself tells it."""
+    """One layer of a compiled engine, as the engine reports it."""
 
     name: str
     torch_names: list[str] = []
-    """PyTorch modules fused into this layer (``layer1.0.conv2``); empty if it cannot be told."""
+    """PyTorch modules fused into this layer (``layer1.0.conv2``); empty if unknown."""
     type: str
     precision: str
-    """What the layer computes in: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` …"""
+    """Compute precision: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` …"""
     flops: int | None = None
-    """Multiply and add operations of one image (2 x MAC), for layers with weights."""
+    """Multiply and add operations per image (2 x MAC), for layers with weights."""
     bytes: int | None = None
-    """Weights, inputs and outputs, once each: of one image, and of the whole batch in
-    `time_layers`."""
+    """Weights, inputs and outputs, counted once each, per image; in `time_layers` per batch."""
     tactic: str | None = None
     memory_bytes: int | None = None
     time_ms: float | None = None
-    """Of one call; from `time_layers` alone."""
+    """Time per call; set only by `time_layers`."""
     profile: int = 0
-    """The optimization profile in which it runs: TensorRT compiles every layer once for each."""
+    """Index of its optimization profile: TensorRT compiles every layer once per profile."""
 
 
 class Audit(Model):
-    """What was asked of an engine and what it computes."""
+    """The requested precision of an engine compared with those of its layers."""
 
     asked: str
     computed: dict[str, float]
     """Share of the convolution and fully-connected FLOPs by precision; shares add up to one."""
     share: float | None
-    """Share of those FLOPs in the asked precision; ``None`` if the engine does not tell."""
+    """Share of those FLOPs in the requested precision; ``None`` if the engine does not report it."""
     min_share: float
     differing: list[LayerInfo] = []
-    """Layers with weights that compute in another precision than asked."""
+    """Layers with weights that compute in a precision other than requested."""
     verdict: VerdictName
     reason: str
-    """One sentence a person can read."""
+    """The verdict explained in one sentence."""
 
 
 class LayerSide(Model):
-    """What one engine made of PyTorch modules."""
+    """The layer of one engine that computes some PyTorch modules."""
 
     layer: str
-    """The engine's own name of the layer."""
+    """The engine's name for the layer."""
     type: str
     precision: str
     tactic: str | None = None
     fused_with: list[str] = []
     """Further PyTorch modules that this layer computes."""
     flop_share: float | None = None
-    """The layer's share of the operations of the engine's layers with weights."""
+    """The layer's share of the FLOPs of all layers with weights."""
     bytes: int | None = None
-    """What it reads and writes for one image, weights included."""
+    """Bytes read and written per image, including weights."""
 
 
 class LayerDifference(Model):
-    """PyTorch modules that two engines compute in different ways."""
+    """PyTorch modules that two engines compute differently."""
 
     modules: list[str]
     """The modules that share a layer in both engines."""
@@ -70,4 +69,5 @@ class LayerDifference(Model):
     """``None`` if the engine names no layer for them."""
     b: LayerSide | None = None
     differing: list[str]
-    """In what: ``precision``, ``type``, ``tactic``, ``fusion``, ``FLOP share``, ``size``, ``presence``."""
+    """Properties that differ: ``precision``, ``type``, ``tactic``, ``fusion``, ``FLOP share``,
+    ``size``, ``presence``."""

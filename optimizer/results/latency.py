@@ -1,4 +1,4 @@
-"""Latency, as every result that has one states it."""
+"""Latency percentiles, shared by several results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Latency"]
 
 
 class Latency(Model):
-    """Latency of one batch, milliseconds. A percentile that ``n`` cannot support is ``None``."""
+    """Latency of one batch in milliseconds; ``None`` for percentiles with too few samples."""
 
     mean: float
     p50: float

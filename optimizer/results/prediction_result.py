@@ -13,7 +13,7 @@ class Prediction(Model):
     Attributes:
         image: The file.
         classes: Names of the classes.
-        indices: Their positions among the network's outputs.
+        indices: Their indices in the network's output.
         probabilities: Fractions of one.
     """
 

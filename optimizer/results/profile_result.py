@@ -1,4 +1,4 @@
-"""``profile.json``: where the time of an engine goes, and how far from the machine's ceilings."""
+"""``profile.json``: time per layer, and the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BoundBy = Literal["compute", "memory", "overhead"]
 
 
 class Ceiling(Model):
-    """One rate that this machine reached."""
+    """A rate measured on this machine."""
 
     rate: float
-    """Of the fastest round: operations a second (a multiply-add is two), or bytes a second."""
+    """Fastest round: operations per second (a multiply-add counts as two), or bytes per second."""
     median: float
-    """Of all rounds."""
+    """Median over the rounds."""
     rounds: int
     how: str
-    """What was computed, by which library."""
+    """The computation and the library."""
 
 
 class Ceilings(Model):
-    """The rates of a roofline, measured with the threads of the run."""
+    """The ceilings of a roofline, measured with the threads of the run."""
 
     created: str
     device: dict[str, Any]
@@ -34,11 +34,11 @@ class Ceilings(Model):
     threads: int
     libraries: dict[str, str]
     compute: dict[str, Ceiling]
-    """Matrix products by the data type of their operands: ``fp32``, ``int8``, ``bf16``."""
+    """Matrix products by data type of the operands: ``fp32``, ``int8``, ``bf16``."""
     memory: Ceiling
-    """Copying arrays that no cache holds; bytes read and bytes written both count."""
+    """Copying arrays larger than the caches; bytes read and written both count."""
     cache: Ceiling
-    """Copying arrays that the last cache holds."""
+    """Copying arrays that fit into the last-level cache."""
     notes: list[str] = []
 
 
@@ -47,40 +47,40 @@ class TimedPart(Model):
 
     name: str
     torch_names: list[str] = []
-    """PyTorch modules in it; empty for what the engine adds by itself (reorders, conversions)."""
+    """PyTorch modules in it; empty for layers that the engine adds (reorders, conversions)."""
     type: str
     precision: str
-    """What it computes in; several joined by ``, `` for a block that mixes them."""
+    """Compute precision; joined by ``, `` for a block that mixes several."""
     block: str | None = None
-    """Of a layer: its residual block, ``stem`` or ``head``; ``None`` where no module is named."""
+    """Residual block of a layer, ``stem`` or ``head``; ``None`` if it names no module."""
     time_ms: float
-    """Of one call: the median over rounds."""
+    """Time per call, median over rounds."""
     time_ci95_ms: Interval | None = None
     share: float
-    """Of the time of all layers."""
+    """Share of the time of all layers."""
     flops: int | None = None
-    """Of one call, 2 x MAC of layers with weights; ``None`` where it has none."""
+    """Operations per call, 2 x MAC of layers with weights; ``None`` if it has none."""
     bytes: int | None = None
-    """Weights, inputs and outputs of one call, once each, in the types they have in the engine."""
+    """Weights, inputs and outputs per call, counted once each, in the engine's data types."""
     roof_ms: float | None = None
-    """The least time by the ceilings; ``None`` without them or without its operations or bytes."""
+    """The shortest time that the ceilings allow; ``None`` without ceilings, operations or bytes."""
     ceiling: str | None = None
-    """The ceiling that sets ``roof_ms``: a data type, ``memory`` or ``cache``."""
+    """The ceiling that determines ``roof_ms``: a data type, ``memory`` or ``cache``."""
     bound: BoundBy | None = None
 
     @property
     def ceiling_share(self) -> float | None:
-        """How much of the ceiling it reaches; one is all of it."""
+        """Share of the ceiling that is reached, a fraction of one."""
         return self.roof_ms / self.time_ms if self.roof_ms is not None and self.time_ms else None
 
     @property
     def flops_per_s(self) -> float | None:
-        """The rate it computes at."""
+        """Operations per second."""
         return 1e3 * self.flops / self.time_ms if self.flops and self.time_ms else None
 
     @property
     def intensity(self) -> float | None:
-        """Operations a byte."""
+        """Arithmetic intensity: operations per byte."""
         return self.flops / self.bytes if self.flops and self.bytes else None
 
 
@@ -98,16 +98,17 @@ class EngineProfile(Model):
     threads: int | None = None
     rounds: int = 0
     calls: int = 0
-    """Profiled calls of each round."""
+    """Profiled calls per round."""
     whole_ms: float | None = None
-    """A whole call without profiling, in the same process and the same rounds: its median."""
+    """Median time of a whole call without profiling, in the same process and rounds."""
     whole_ci95_ms: Interval | None = None
     layers_ms: float | None = None
-    """The sum of the layers."""
+    """Sum over the layers."""
     outside_ms: float | None = None
-    """``whole_ms`` less ``layers_ms``: not in any layer; negative where profiling costs more."""
+    """``whole_ms`` minus ``layers_ms``: time outside the layers; negative if profiling costs
+    more."""
     blocks: list[TimedPart] = []
-    """In the order in which they run; a layer of no module stands for itself."""
+    """In execution order; a layer that names no module is listed by itself."""
     layers: list[TimedPart] = []
     notes: list[str] = []
 
@@ -121,11 +122,11 @@ class ProfileResult(Model):
     device: dict[str, Any]
     """The machine's fingerprint."""
     headline: str
-    """What the numbers are, in words."""
+    """What the numbers measure."""
     engines: list[EngineProfile]
     ceilings: Ceilings | None = None
     ceilings_note: str | None = None
-    """Why some or all engines are held against no ceilings."""
+    """Why some or all engines are not compared with ceilings."""
     conditions: Conditions | None = None
     settings: dict[str, Any] = {}
 
@@ -134,5 +135,5 @@ class ProfileResult(Model):
         from optimizer.results.result_tables import profile_table
 
         tables = [profile_table(engine, engine.blocks) for engine in self.engines]
-        rows = [(one.caption, *row) for one in tables for row in one.rows]
+        rows = [(table.caption, *row) for table in tables for row in table.rows]
         return Table(("engine", *tables[0].columns), rows) if tables else Table(())

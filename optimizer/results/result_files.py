@@ -1,4 +1,4 @@
-"""Results to files and back; a file says which result it is."""
+"""Reading and writing result files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _KINDS: dict[str, type[BaseModel]] = {
 
 
 _DIGEST = "digest"
-"""A file's field, not the result's: the sha256 of everything else in the file."""
+"""Field of the file, not of the result: the sha256 of everything else in the file."""
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write a result as JSON, whole or not at all, with a digest of what it says."""
+    """Write a result as JSON with a digest, atomically."""
     import json
 
     raw = json.loads(result.model_dump_json())
@@ -42,7 +42,7 @@ def write_result(result: Result, path: Path) -> None:
 
 
 def _digest(raw: dict[str, Any]) -> str:
-    """The sha256 of the values, whatever their layout in the file."""
+    """The sha256 of the values, independent of their layout in the file."""
     import hashlib
     import json
 
@@ -50,10 +50,10 @@ def _digest(raw: dict[str, Any]) -> str:
 
 
 def read_result(path: Path) -> Result:
-    """Read any of the results; the file says which it is.
+    """Read a result of any kind.
 
     Raises:
-        ArtifactError: No such file, truncated, edited, or another schema.
+        ArtifactError: The file is missing, truncated or edited, or has another schema.
     """
     import json
 
@@ -68,19 +68,19 @@ def read_result(path: Path) -> Result:
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ArtifactError(
-            f"{path.name} is not a result of validate, bench, profile, search or run"
+            f"{path.name} is not a result of validate, bench, profile, search or run",
+            hint="check the path",
         )
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path.name} has schema version {raw.get('schema_version')}, "
-            f"this is version {SCHEMA_VERSION}",
+            f"{path.name} has schema version {raw.get('schema_version')}, expected {SCHEMA_VERSION}",
             hint="run the command again with this version of resnet-opt",
         )
     written = raw.pop(_DIGEST, None)  # files of earlier versions have none
     if written is not None and written != _digest(raw):
         raise ArtifactError(
-            f"{path.name} was edited since it was written: its digest does not fit",
-            hint="run the command again; figures are changed by measuring anew",
+            f"{path.name} was edited since it was written: its digest differs",
+            hint="run the command again",
         )
     try:
         result = _KINDS[kind].model_validate(raw)

@@ -1,4 +1,4 @@
-"""What all results share: the schema version, the base class and the common names."""
+"""Base class, schema version and common types of all results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class Model(BaseModel):
     """A result or a part of one; unknown fields are refused."""
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it."""
+        """Notebook display."""
         return self.as_table().to_html()
 
     def as_table(self) -> Table:
-        """The result as a table: its plain fields, unless a subclass has a better one."""
+        """The result as a table: its text and number fields, unless a subclass overrides this."""
         plain = (str, int, float, bool)
         facts = [(name, value) for name, value in self if isinstance(value, plain)]
         return facts_table(facts, type(self).__name__)
 
-    # "model_" is pydantic's own prefix; nothing here uses it.
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")

@@ -1,4 +1,4 @@
-"""Results as tables: what the terminal prints and a notebook shows."""
+"""Results as tables, for the terminal and notebooks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from optimizer.results.profile_result import EngineProfile, TimedPart
 from optimizer.results.validate_result import ValidateResult
 from optimizer.tables import Table
 
-__all__ = ["curve_table", "measured_table", "profile_table", "scenario_table", "validated_table"]
+__all__ = ["bench_table", "curve_table", "profile_table", "scenario_table", "validation_table"]
 
 
-def validated_table(result: ValidateResult) -> Table:
+def validation_table(result: ValidateResult) -> Table:
     """One row per hop."""
     rows = []
     for hop in result.hops:
@@ -34,7 +34,7 @@ def validated_table(result: ValidateResult) -> Table:
     return Table(columns, rows, result.finding)
 
 
-def measured_table(result: BenchResult) -> Table:
+def bench_table(result: BenchResult) -> Table:
     """One row per engine and batch size."""
     ratios = {(c.b, c.batch): c for c in result.comparisons}
     baseline = result.settings.get("baseline")
@@ -66,16 +66,16 @@ def curve_table(curve: Curve, marks: list[str]) -> Table:
 
     Args:
         curve: The sweep of one engine.
-        marks: A remark for each point (knee, best setting); may be empty texts.
+        marks: A remark for each point (knee, best setting), or an empty string.
     """
     rows = []
     for point, mark in zip(curve.points, marks, strict=True):
-        at, rates, latency = point.setting, point.images_per_s_ci95, point.latency_ms
+        setting, rates, latency = point.setting, point.images_per_s_ci95, point.latency_ms
         rows.append(
             (
-                str(at.batch),
-                str(at.threads),
-                str(at.streams),
+                str(setting.batch),
+                str(setting.threads),
+                str(setting.streams),
                 _number(point.images_per_s, "{:.1f}"),
                 f"{rates[0]:.1f} … {rates[1]:.1f}" if rates else "–",
                 _number(latency.p50 if latency else None, "{:.2f}"),
@@ -93,19 +93,19 @@ def scenario_table(result: BenchResult) -> Table:
     """One row per engine and LoadGen scenario."""
     rows = [
         (
-            one.engine,
-            one.scenario,
-            "–" if one.value is None else f"{one.value:.2f} {one.unit}",
-            one.error or one.metric or "",
-            _number(one.latency_ms.get("p50"), "{:.2f}"),
-            _number(one.latency_ms.get("p99"), "{:.2f}"),
-            str(one.queries),
-            _number(one.duration_s, "{:.1f}"),
+            scenario.engine,
+            scenario.scenario,
+            "–" if scenario.value is None else f"{scenario.value:.2f} {scenario.unit}",
+            scenario.error or scenario.metric or "",
+            _number(scenario.latency_ms.get("p50"), "{:.2f}"),
+            _number(scenario.latency_ms.get("p99"), "{:.2f}"),
+            str(scenario.queries),
+            _number(scenario.duration_s, "{:.1f}"),
         )
-        for one in result.scenarios
+        for scenario in result.scenarios
     ]
     columns = (
-        "engine", "scenario", "value", "what it is", "p50, ms", "p99, ms", "queries", "s",
+        "engine", "scenario", "value", "metric", "p50, ms", "p99, ms", "queries", "s",
     )  # fmt: skip
     return Table(columns, rows)
 
@@ -114,7 +114,7 @@ def profile_table(engine: EngineProfile, parts: list[TimedPart]) -> Table:
     """One row per layer or block of a profiled engine."""
     rows = []
     for part in parts:
-        interval, rate, reached = part.time_ci95_ms, part.flops_per_s, part.ceiling_share
+        interval, rate, share = part.time_ci95_ms, part.flops_per_s, part.ceiling_share
         rows.append(
             (
                 part.name,
@@ -123,7 +123,7 @@ def profile_table(engine: EngineProfile, parts: list[TimedPart]) -> Table:
                 f"{interval[0]:.3f} … {interval[1]:.3f}" if interval else "–",
                 f"{part.share:.1%}",
                 f"{rate / 1e9:.1f}" if rate else "–",
-                f"{reached:.0%} of {part.ceiling}" if reached is not None else "–",
+                f"{share:.0%} of {part.ceiling}" if share is not None else "–",
                 part.bound or "–",
             )
         )
@@ -134,5 +134,5 @@ def profile_table(engine: EngineProfile, parts: list[TimedPart]) -> Table:
     return Table(columns, rows, caption)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def _number(value: float | None, template: str) -> str:
+    return "–" if value is None else template.format(value)

@@ -16,7 +16,7 @@ __all__ = ["RunResult", "StageRecord"]
 
 
 class StageRecord(Model):
-    """One stage of a run: what it made, how long it took, whether it was taken from the cache."""
+    """One stage of a run: its artifact, its time, and whether the artifact existed already."""
 
     name: str
     label: str
@@ -43,7 +43,7 @@ class RunResult(Model):
     validate_: ValidateResult | None = Field(default=None, alias="validate")
     bench: BenchResult | None = None
     audits: dict[str, Audit] = {}
-    """What each engine that was built computes in, by file name; of those validated, `validate_` too."""
+    """Audit of each engine that was built, by file name; `validate_` repeats those it validated."""
     verdict: VerdictName
     findings: list[str]
     """The sentences at the head of the report."""

@@ -1,4 +1,4 @@
-"""LoadGen scenarios, as parts of ``bench.json``. None of them is an MLPerf result."""
+"""LoadGen scenarios in ``bench.json``; they are not MLPerf results."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]
 
 
 class ServerProbe(Model):
-    """One rate that was tried in the search of server mode."""
+    """One rate that the search of the server scenario tried."""
 
     queries_per_s: float
-    """The rate of the Poisson process that queries came at."""
+    """Rate of the Poisson process of the queries."""
     queries: int
     p99_ms: float
     over_latency: int
-    """Queries that took longer than the bound."""
+    """Queries that took longer than the limit."""
     holds: bool
-    """Whether LoadGen found that the bound is held: its early-stopping rule included."""
+    """Whether the limit is met according to LoadGen, including its early-stopping rule."""
 
 
 class ScenarioResult(Model):
-    """One engine in one scenario, as LoadGen's detail log tells it."""
+    """One engine in one scenario, from LoadGen's detail log."""
 
     label: str = SCENARIO_LABEL
     engine: str
@@ -42,19 +42,19 @@ class ScenarioResult(Model):
     duration_s: float | None = None
     """Wall time of the test."""
     metric: str | None = None
-    """What ``value`` is, in words: every scenario has another one."""
+    """Name of the metric in ``value``; each scenario has its own."""
     value: float | None = None
     unit: Literal["ms", "samples/s", "queries/s"] | None = None
     latency_ms: dict[str, float] = {}
-    """LoadGen's own percentiles of a query, ``p50`` to ``p99_9``, those that the number of queries
-    supports; none for offline, which is one query."""
+    """LoadGen's query latency percentiles, ``p50`` to ``p99_9``, as far as the number of queries
+    supports them; empty for offline, which is one query."""
     timed_p50_ms: float | None = None
-    """Single- and multi-stream: the median of the same calls, timed on this side of LoadGen."""
+    """Single- and multi-stream: the median of the same calls, timed by this package."""
     valid: bool | None = None
-    """LoadGen's own verdict on the run by the settings it was given."""
+    """LoadGen's verdict on the run for its settings."""
     max_latency_ms: float | None = None
-    """Server: the bound on the 99th percentile."""
+    """Server: limit on the 99th percentile."""
     probes: list[ServerProbe] = []
     """Server: the rates that were tried, in order."""
     notes: list[str] = []
-    """How the run is shorter than MLPerf's rules ask for, and what else to know."""
+    """Deviations from MLPerf's rules, such as a shorter run, and other notes."""

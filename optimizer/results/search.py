@@ -11,36 +11,36 @@ __all__ = ["FrontPoint", "LayerSensitivity", "SearchResult"]
 
 
 class LayerSensitivity(Model):
-    """What one layer costs in accuracy as INT8, and in time as anything else."""
+    """Effect of keeping one layer in high precision on accuracy and time."""
 
     layer: str
     sqnr_db: float | None
-    """Signal to noise of the logits with this layer alone in high precision."""
+    """SQNR of the logits with only this layer in high precision."""
     gain_db: float | None
-    """That, less the signal to noise with every layer in INT8."""
+    """``sqnr_db`` minus the SQNR with every layer in INT8."""
     cost_ms: float
-    """Predicted time that keeping it alone adds."""
+    """Predicted additional time."""
 
 
 class FrontPoint(Model):
-    """One graph that the search looked at, on images of its own."""
+    """One graph that the search evaluated on its search images."""
 
     kept: list[str]
     """Layers in high precision, in graph order."""
     sqnr_db: float | None
     flips: int
     losses: int
-    """Images that the FP32 network has right and this graph wrong."""
+    """Images that the FP32 network classifies correctly and this graph does not."""
     gains: int
     expected_flips: float
-    """Flips among as many images, from the noise of each on the decisions of all."""
+    """Expected flips among the same number of images, from the noise and the decision margins."""
     drop_upper_pp: float
     """Upper end of the 95 % interval of the drop, by counted or expected losses, the larger."""
     predicted_ms: float
     inside: bool
-    """Within the budget."""
+    """Whether the drop is within the budget."""
     dominated: bool
-    """Another point is at least as fast and has at least its signal to noise."""
+    """Whether another point is at least as fast and has at least the same SQNR."""
 
 
 class SearchResult(Model):
@@ -54,23 +54,24 @@ class SearchResult(Model):
     max_drop_pp: float
     cost_source: Literal["measured", "model"]
     cost_reason: str
-    """What was measured, or which constants the model has."""
+    """What was measured, or the constants of the model."""
     int8_ms: float
     high_ms: float
-    """Predicted times of one image with every layer in INT8 and in high precision."""
+    """Predicted time per image with every layer in INT8, and in high precision."""
     timed_ms: tuple[float, float, float] | None
-    """All-INT8, chosen and FP32 graph timed as wholes; ``None`` by a model, or if none is kept."""
+    """Measured times of the all-INT8, chosen and FP32 graphs; ``None`` if costs come from the
+    model, or if no layer is kept."""
     calibration_images: int
-    """For the statistics, the biases, and the ranking of layers."""
+    """Images for the statistics, the bias correction and the ranking of layers."""
     search_images: int
-    """For the front; none of them calibrated, and none will judge."""
+    """Images for the front; not used for calibration or validation."""
     sensitivity: list[LayerSensitivity]
-    """The most sensitive layer first; empty if the INT8 graph is inside the budget."""
+    """Most sensitive layer first; empty if the INT8 graph is within the budget."""
     front: list[FrontPoint]
-    """In the order in which they were tried, from all-INT8 on."""
+    """In the order in which they were tried, starting with all-INT8."""
     chosen: int
     """Index in ``front``."""
     finding: str
-    """One sentence: what is kept, and what it costs."""
+    """One sentence: which layers are kept, and the cost."""
     validation: ValidateResult | None = None
-    """The verdict on images that the search never saw; ``None`` before it was judged."""
+    """Validation on images that the search did not use; ``None`` if not validated."""

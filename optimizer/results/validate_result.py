@@ -43,7 +43,7 @@ class Hop(Model):
     engine: str | None
     """The engine's file for the last hop of a chain; ``None`` for the hops before it."""
     executor: str
-    """What computed this hop, e.g. ``PyTorch 2.9 eager FP32`` or ``ONNX Runtime, as written``."""
+    """The library that computed this hop: ``PyTorch 2.9 eager FP32``, ``ONNX Runtime, as written``."""
     parent: str | None
     """The hop before this one; ``None`` for the reference."""
     precision: str
@@ -59,10 +59,10 @@ class Hop(Model):
     drop_pp: float | None = None
     """Loss of top-1 against the reference, in percentage points; negative is a gain."""
     drop_ci95_pp: Interval | None = None
-    """Paired interval of the drop; right with zero discordant images too."""
+    """Paired 95 % interval of the drop; valid with zero discordant images too."""
     mcnemar_p: float | None = None
     sqnr_db: float | None = None
-    """Signal to noise of the logits against the reference; ``None`` for identical outputs."""
+    """SQNR of the logits against the reference; ``None`` for identical outputs."""
     sqnr_vs_parent_db: float | None = None
     max_abs_diff: float | None = None
     worst_image: str | None = None
@@ -77,13 +77,13 @@ class BatchConsistency(Model):
     max_abs_diff: float
     tolerance: float
     failing: list[str] = []
-    """What differed: check, batch and image of each failure."""
+    """Check, batch and image of each failure."""
     verdict: VerdictName
     reason: str
 
 
 class BlockNoise(Model):
-    """Signal to noise of a graph after one residual block, against the reference."""
+    """SQNR of a graph after one residual block, against the reference."""
 
     module: str
     """PyTorch module (``layer1.0``), ``maxpool`` for the stem, or ``logits``."""
@@ -92,7 +92,7 @@ class BlockNoise(Model):
 
 
 class Gates(Model):
-    """The limits a run is judged by."""
+    """The accuracy limits of a validation."""
 
     max_drop_pp: float
     max_flips: float | None = None
@@ -100,20 +100,20 @@ class Gates(Model):
 
 
 class Timing(Model):
-    """Where the time went; of the first process, where there are several."""
+    """Time spent; with several processes, that of the first."""
 
     wall_s: float
-    """The whole validation, opening the engines included, but for ``--layers``."""
+    """The whole validation, including opening the engines, without ``--layers``."""
     pass_s: float
     """The pass over the images."""
     waiting_s: float
-    """The part of it in which no engine could compute because the next images were not there."""
+    """The part of the pass in which the engines waited for images."""
     decoding_cpu_s: float
-    """CPU seconds of decoding and preprocessing, worker processes included."""
+    """CPU time of decoding and preprocessing, including worker processes."""
     hops_cpu_s: dict[str, float]
-    """CPU seconds of computing in the pass, all threads, by hop."""
+    """CPU time of inference in the pass, all threads, by hop."""
     consistency_cpu_s: float
-    """CPU seconds of looking at batch consistency after the pass."""
+    """CPU time of the batch consistency check after the pass."""
 
 
 class ValidateResult(Model):
@@ -127,23 +127,23 @@ class ValidateResult(Model):
     hops: list[Hop]
     first_failing_hop: str | None = None
     finding: str
-    """One sentence: what was lost, where, and whether it is real."""
+    """One sentence: the loss, where it occurs, and whether it is significant."""
     batch_consistency: list[BatchConsistency] = []
     audits: dict[str, Audit] = {}
     """By engine."""
     layers: dict[str, list[BlockNoise]] = {}
-    """By hop, for graphs that were looked into block by block."""
+    """By hop, for graphs that were compared by block."""
     gates: Gates
     images_needed: int | None = None
-    """Images that would decide an inconclusive verdict."""
+    """Number of images that would decide an inconclusive verdict."""
     predictions_file: str | None = None
     predictions_sha256: str | None = None
-    """Of that file: another validation may have written over it since."""
+    """Digest of that file, because another validation may have overwritten it."""
     timing: Timing | None = None
     verdict: VerdictName
 
     def as_table(self) -> Table:
         """One row per hop."""
-        from optimizer.results.result_tables import validated_table
+        from optimizer.results.result_tables import validation_table
 
-        return validated_table(self)
+        return validation_table(self)

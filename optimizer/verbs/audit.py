@@ -1,4 +1,4 @@
-"""The verb ``audit``: what was requested of an engine against what it computes."""
+"""The verb ``audit``: whether an engine computes in the requested precision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ __all__ = ["audit"]
 
 
 def audit(engine: Artifact | Path | str, *, min_share: float = 0.95) -> Audit:
-    """Compare the precision that was requested of an engine with what its layers compute.
+    """Compare the precision requested of an engine with the precisions of its layers.
 
     Args:
         engine: An engine, or the result of ``build``.
         min_share: Share of the FLOPs that must be in the requested precision.
 
     Raises:
-        ArtifactError: No engine, or a file that was changed since.
+        ArtifactError: The file is not an engine, or was changed after it was built.
     """
     from optimizer.evaluation import audit_manifest
 
-    made = engine if isinstance(engine, Artifact) else load_artifact(Path(engine), kind="engine")
-    return audit_manifest(made.manifest, min_share)
+    artifact = (
+        engine if isinstance(engine, Artifact) else load_artifact(Path(engine), kind="engine")
+    )
+    return audit_manifest(artifact.manifest, min_share)

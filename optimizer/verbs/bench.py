@@ -1,4 +1,4 @@
-"""The verb ``bench``: latency and throughput, engines side by side."""
+"""The verb ``bench``: latency and throughput of engines side by side."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def bench(
     raw_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure latency and throughput, interleaved and each engine in a process of its own.
+    """Measure latency and throughput in interleaved rounds, each engine in its own process.
 
     Args:
         engines: Engines or checkpoints; one or several.
         options: See below.
-        output: Where the result goes (``.json``), with the raw samples in a folder beside it;
+        output: File for the result (``.json``); the raw samples go into a folder beside it.
             ``None`` writes nothing.
-        raw_dir: Where the raw samples go, one NPZ file per engine and setting, if not beside
-            ``output``.
-        progress: Where steps are reported.
+        raw_dir: Folder for the raw samples, one NPZ file per engine and setting, if not the one
+            beside ``output``.
+        progress: Receives progress updates.
 
     Returns:
         The result; its ``verdict`` is ``fail`` if an engine is slower than ``against``.
 
     Raises:
-        UsageError: An engine, a batch outside an engine's range, or an option is wrong.
+        UsageError: An invalid engine or option, or a batch outside an engine's range.
         EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
     from optimizer.profiling import bench as measure

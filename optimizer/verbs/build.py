@@ -1,4 +1,4 @@
-"""The verb ``build``: an engine, audited."""
+"""The verb ``build``: compile and audit an engine."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def build(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Compile an engine and audit that it computes what was requested.
+    """Compile an engine and check that it computes in the requested precision.
 
-    The explicit graph is written first, beside the engine (``<output>.graph.onnx``); calibration
-    and search are as in `quantize`.
+    The converted graph is written first, beside the engine (``<output>.graph.onnx``); calibration
+    and search work as in `quantize`.
 
     Args:
-        graph: An FP32 graph, a graph that carries the precision already, or a checkpoint for
+        graph: An FP32 graph, a graph that already has the precision, or a checkpoint for
             ``engine="torch"``.
         output: The engine file.
         options: See below.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Returns:
-        The engine with its audit, which may fail: a verdict is a field, not an exception.
+        The engine with its audit, whose verdict may be ``fail``; no exception is raised for it.
 
     Raises:
-        UsageError: An option that the engine does not have, or that would do nothing.
+        UsageError: An option that the engine does not take, or that would have no effect.
         GraphError: The graph cannot be read or compiled.
-        EnvironmentFault: The engine cannot be built here.
-        BuildError: The library failed, crashed, or went beyond a limit.
+        EnvironmentFault: The engine cannot be built on this machine.
+        BuildError: The library failed, crashed, or exceeded a limit.
     """
     from optimizer.engines.build_settings import settings_of
     from optimizer.engines.building import Limits, build_engine, check_buildable
@@ -80,11 +80,11 @@ def build(
         source = output.with_name(output.name + GRAPH_SUFFIX)
         explicit = options.of_kind(QuantizeOptions, target=target, preprocessing_from=None)
         _, search = convert(
-            graph, source, explicit, found=search_path(output), cache=cache, progress=progress
+            graph, source, explicit, result_path=search_path(output), cache=cache, progress=progress
         )
-        # A search may keep nothing, and --keep makes a mix of INT8.
+        # A search may keep no layer, which leaves INT8; INT8 with --keep is mixed.
         settings = replace(settings, precision=graph_facts(source).precision)
-    made = build_engine(
+    artifact = build_engine(
         source,
         output,
         engine,
@@ -94,12 +94,14 @@ def build(
         progress=progress,
     )
     if search is not None and options.data is not None:
-        search = judge_search(made.path, graph, search_path(output), options, progress)
-    return BuildResult.of(made, audit=audit(made, min_share=options.min_share), search=search)
+        search = judge_search(artifact.path, graph, search_path(output), options, progress)
+    return BuildResult.of(
+        artifact, audit=audit(artifact, min_share=options.min_share), search=search
+    )
 
 
 def _engine_and_target(options: BuildOptions) -> tuple[str, str]:
-    """The engine's name, and whose rules its INT8 graph follows."""
+    """The engine's name, and the target whose rules its INT8 graph follows."""
     from optimizer.engines.choice import choose_engine
     from optimizer.engines.providers import lowering_target
 
@@ -107,16 +109,16 @@ def _engine_and_target(options: BuildOptions) -> tuple[str, str]:
     if engine == "auto":
         engine = "onnxruntime" if options.provider else choose_engine(options.precision)
     if options.provider_options and options.provider is None:
-        raise UsageError("--provider-option without a provider", hint="--provider NAME")
+        raise UsageError("--provider-option without a provider", hint="add --provider NAME")
     check_engine(options, [engine])
     return engine, lowering_target(engine, options.provider)
 
 
 def check_options_buildable(options: BuildOptions) -> str:
-    """Refuse an engine that cannot be built here, before a search for its graph.
+    """Check that an engine can be built on this machine, before a search for its graph.
 
     Returns:
-        Whose rules its INT8 graph follows.
+        The target whose rules its INT8 graph follows.
 
     Raises:
         UsageError, MissingLibrary, UnsupportedPrecision: It cannot be built.
@@ -133,6 +135,6 @@ def check_options_buildable(options: BuildOptions) -> str:
 def _check_preprocessing_source(options: BuildOptions, facts: GraphFacts | None) -> None:
     if options.preprocessing_from is not None and (facts is None or facts.precision != "fp32"):
         raise UsageError(
-            "--preprocessing-from is for FP32 graphs here",
-            hint="resnet-opt quantize takes it for a graph that is INT8 already",
+            "build takes --preprocessing-from only for FP32 graphs",
+            hint="resnet-opt quantize takes it for a graph that is already INT8",
         )

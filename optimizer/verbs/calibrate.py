@@ -1,4 +1,4 @@
-"""The verb ``calibrate``: statistics of a graph's tensors on images."""
+"""The verb ``calibrate``: statistics of a graph's tensors on calibration images."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def calibrate(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> CalibrateResult:
-    """Take calibration statistics: one pass that serves every target and method.
+    """Collect calibration statistics in one pass, for every target and method.
 
     Args:
-        graph: An FP32 graph; of a Q/DQ graph, the float graph it stands for is calibrated.
-        output: Where the statistics go (``.npz``).
+        graph: An FP32 graph; for a graph with Q/DQ, its float graph is calibrated.
+        output: File for the statistics (``.npz``).
         options: See below.
-        images: Images that are open already, instead of ``calib``; all of them are used.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        images: Dataset to use instead of ``calib``; all its images are used.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: No images.
+        UsageError: No images were given.
         DataError: Fewer than 8 images, or images that cannot be decoded.
-        GraphError: The graph cannot be quantized, or gives NaN.
+        GraphError: The graph cannot be quantized, or its outputs are NaN.
     """
     from optimizer import precision
 
@@ -48,7 +48,7 @@ def calibrate(
     check_output(output, [graph, options.calib, options.preprocessing_from])
     if images is None:
         images = _open(options)
-    made = precision.calibrate(
+    artifact = precision.calibrate(
         graph,
         images,
         output,
@@ -57,11 +57,11 @@ def calibrate(
         progress=progress,
     )
     if not options.halves:
-        return CalibrateResult.of(made)
+        return CalibrateResult.of(artifact)
     moved = precision.halves(
         graph, images, preprocessing_from=options.preprocessing_from, progress=progress
     )
-    return CalibrateResult.of(made, halves=tuple(moved))
+    return CalibrateResult.of(artifact, halves=tuple(moved))
 
 
 def _open(options: CalibrateOptions) -> ImageDataset:
@@ -69,7 +69,7 @@ def _open(options: CalibrateOptions) -> ImageDataset:
 
     if options.calib is None:
         raise UsageError(
-            "calibration needs images", hint="--calib digits:train, a folder or file.npz"
+            "calibration needs images", hint="--calib with digits:train, a folder or file.npz"
         )
     return open_dataset(
         options.calib,

@@ -1,4 +1,4 @@
-"""The verb ``compare``: two results of the same kind, speed and accuracy."""
+"""The verb ``compare``: speed and accuracy of two results."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = ["ComparisonResult", "compare"]
 
 @dataclass
 class ComparisonResult:
-    """Speed and accuracy of two runs against each other; a part that they lack is ``None``.
+    """Speed and accuracy of two runs compared.
 
     Attributes:
-        speed: The comparison of two benchmarks.
-        accuracy: The comparisons of engines that were validated in both.
-        missing: What the old result has and the new one lacks.
+        speed: Comparison of the benchmarks; ``None`` if a result has none.
+        accuracy: Comparisons of the engines that were validated in both.
+        missing: Parts of the old result that the new one lacks.
     """
 
     speed: BenchComparison | None = None
@@ -46,7 +46,7 @@ class ComparisonResult:
     missing: list[str] = field(default_factory=list)
 
     def as_json(self) -> str:
-        """Both parts, as JSON."""
+        """The comparison as JSON."""
         raw = {
             "speed": self.speed.model_dump(mode="json") if self.speed else None,
             "accuracy": [part.model_dump(mode="json") for part in self.accuracy],
@@ -55,14 +55,14 @@ class ComparisonResult:
         return json.dumps(raw, indent=2)
 
     def as_text(self) -> str:
-        """For people."""
+        """The comparison as text, one line per pair and verdict."""
         lines = []
         if self.speed is not None:
             for pair in self.speed.pairs:
                 low, high = pair.ci95
                 lines.append(
                     f"{pair.new}, {pair.setting}: {pair.slowdown:+.1%} "
-                    f"{'latency' if pair.streams is None else 'time an image'}, 95 % interval "
+                    f"{'latency' if pair.streams is None else 'time per image'}, 95 % interval "
                     f"{low:+.1%} to {high:+.1%}: {pair.verdict}"
                 )
             lines += [f"missing: {name}" for name in self.speed.missing]
@@ -80,34 +80,34 @@ class ComparisonResult:
         return "inconclusive" if isinstance(error, Inconclusive) else "fail"
 
     def error(self) -> Verdict | None:
-        """The worst verdict as the error to raise; accuracy before speed before doubt."""
+        """The worst verdict as an error: lost accuracy, then lost speed, then inconclusive ones."""
         failed = next((part for part in self.accuracy if part.verdict == "fail"), None)
         if failed is not None:
             return AccuracyGateFailed(failed.reason)
         if self.speed is not None and self.speed.verdict == "fail":
             return PerformanceRegression(self.speed.reason)
-        open_ = next((part for part in self.accuracy if part.verdict == "inconclusive"), None)
-        if open_ is not None:
-            return Inconclusive(open_.reason)
+        undecided = next((part for part in self.accuracy if part.verdict == "inconclusive"), None)
+        if undecided is not None:
+            return Inconclusive(undecided.reason)
         if self.speed is not None and self.speed.verdict == "inconclusive":
             return Inconclusive(self.speed.reason)
         if self.missing:
-            return Inconclusive(f"missing in the new result: {', '.join(self.missing)}")
+            return Inconclusive(f"missing from the new result: {', '.join(self.missing)}")
         return None
 
 
 @takes_options(CompareOptions)
 def compare(old: Path | str, new: Path | str, options: CompareOptions) -> ComparisonResult:
-    """Compare what two result files have in common.
+    """Compare the parts that two result files have in common.
 
     Args:
         old: ``bench.json``, ``validate.json`` or ``results.json``.
-        new: The same of another run.
+        new: The same file of another run.
         options: See below.
 
     Raises:
-        UsageError: They have nothing in common, or are of different machines or data.
-        ArtifactError: A file that cannot be read.
+        UsageError: They have nothing in common, or come from different machines or data.
+        ArtifactError: A file cannot be read.
     """
     old, new = Path(old), Path(new)
     before, after = read_result(old), read_result(new)

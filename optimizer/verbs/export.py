@@ -1,4 +1,4 @@
-"""The verb ``export``: a model as a checked ONNX file."""
+"""The verb ``export``: write a model as ONNX and check it against PyTorch."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ def export(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Export a model to ONNX, checked against PyTorch; see `optimizer.exporting.export_onnx`.
+    """Export a model to ONNX and check it against PyTorch; see `optimizer.exporting.export_onnx`.
 
     Args:
         model: A checkpoint, or a name: ``resnet50:IMAGENET1K_V2``, ``timm:resnet50.a1_in1k``,
             ``resnet50:random``.
-        output: Where the ``.onnx`` file goes.
+        output: The ``.onnx`` file.
         options: See below.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Raises:
         CheckpointError: The weights cannot be read or do not fit.
-        GraphError: The exported file does not compute what PyTorch does.
+        GraphError: The outputs of the exported file differ from PyTorch's.
     """
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
 
     model, output = str(model), Path(output)
     check_output(output, [model])
-    made = export_onnx(
+    artifact = export_onnx(
         load_model(model, arch=options.arch, image_size=options.image_size),
         output,
         options,
         cache=cache,
         progress=progress,
     )
-    details = made.manifest.details
+    details = artifact.manifest.details
     return ExportResult.of(
-        made,
+        artifact,
         max_relative_difference=details["max_relative_difference"],
         preprocessing_assumed=bool(details.get("preprocessing_assumed")),
     )

@@ -1,4 +1,4 @@
-"""The verb ``inspect``: an artifact's manifest, an engine's layers, its audit."""
+"""The verb ``inspect``: an artifact's manifest; of an engine also its layers and audit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Inspection", "inspect"]
 
 @dataclass
 class Inspection:
-    """What an artifact is.
+    """Contents of an artifact.
 
     Attributes:
         path: The file.
-        facts: What its manifest says, or its graph where there is no manifest.
-        layers: The layers of an engine.
-        audit: Of an engine, whether it computes what was requested.
+        facts: The fields of its manifest, or properties of a graph without one.
+        layers: The layers, if it is an engine.
+        audit: The precision audit, if it is an engine.
         other: The artifact it is compared with, if any.
     """
 
@@ -48,7 +48,7 @@ class Inspection:
         return json.dumps(raw, indent=2)
 
     def as_text(self, *, every_layer: bool) -> str:
-        """For people; ``every_layer`` lists each layer instead of their count by precision."""
+        """The contents as text; ``every_layer`` lists the layers instead of counting them."""
         if self.other is not None:
             return difference(self, self.other, as_json=False)
         lines = [str(self.path)]
@@ -60,7 +60,8 @@ class Inspection:
                 lines += [f"    {_layer_line(layer)}" for layer in self.layers]
             else:
                 lines += [
-                    f"    {n:4d}  {kind:<24} {what}" for (kind, what), n in kinds.most_common()
+                    f"    {count:4d}  {kind:<24} {precision}"
+                    for (kind, precision), count in kinds.most_common()
                 ]
         if self.audit:
             lines.append(f"  {'audit':<14} {self.audit.verdict}: {self.audit.reason}")
@@ -69,25 +70,25 @@ class Inspection:
 
 @takes_options(InspectOptions)
 def inspect(artifact: Path | str, options: InspectOptions) -> Inspection:
-    """Read what an artifact is, what an engine computes, and whether that was requested.
+    """Read an artifact's manifest; for an engine also its layers and precision audit.
 
     Args:
         artifact: Any file with a manifest, or an ONNX file without one.
         options: See below.
 
     Raises:
-        ArtifactError: A file that is no artifact, or was changed.
+        ArtifactError: The file is not an artifact, or was changed.
         GraphError: An ONNX file that cannot be read.
     """
-    shown = _inspected(Path(artifact), options.min_share)
+    inspection = _inspect(Path(artifact), options.min_share)
     if options.diff is not None:
-        shown.other = _inspected(options.diff, options.min_share)
-    return shown
+        inspection.other = _inspect(options.diff, options.min_share)
+    return inspection
 
 
-def _inspected(path: Path, min_share: float) -> Inspection:
+def _inspect(path: Path, min_share: float) -> Inspection:
     if path.suffix == ".onnx" and find_manifest(path) is None:
-        return _bare_graph(path)
+        return _inspect_bare_graph(path)
     artifact = load_artifact(path)
     manifest = artifact.manifest.model_dump(mode="json")
     details = dict(manifest.pop("details"))
@@ -106,11 +107,11 @@ def _inspected(path: Path, min_share: float) -> Inspection:
         "device": manifest["device"],
         **details,
     }
-    checked = audit(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
-    return Inspection(path, facts, layers, checked)
+    result = audit(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
+    return Inspection(path, facts, layers, result)
 
 
-def _bare_graph(path: Path) -> Inspection:
+def _inspect_bare_graph(path: Path) -> Inspection:
     from optimizer.graphs.facts import graph_facts, layer_flops
 
     facts = graph_facts(path)
@@ -149,21 +150,22 @@ def difference(a: Inspection, b: Inspection, *, as_json: bool) -> str:
 
 
 def _layer_lines(a: Inspection, b: Inspection) -> list[str]:
-    found = compare_layers(a.layers, b.layers)
-    named = {name for layer in (*a.layers, *b.layers) for name in layer.torch_names}
-    lines = [f"  {sum(len(one.modules) for one in found)} of {len(named)} PyTorch layers differ"]
-    for one in found:
-        lines.append(f"    {' + '.join(one.modules)}")
-        for what in one.differing:
-            left, right = (_told(side, what) for side in (one.a, one.b))
-            lines.append(f"      {what:<11} {left} | {right}")
-    nameless = [sum(not layer.torch_names for layer in side.layers) for side in (a, b)]
-    if any(nameless):
-        lines.append(f"  layers without a PyTorch name: {nameless[0]} | {nameless[1]}")
+    differences = compare_layers(a.layers, b.layers)
+    names = {name for layer in (*a.layers, *b.layers) for name in layer.torch_names}
+    differing = sum(len(difference.modules) for difference in differences)
+    lines = [f"  {differing} of {len(names)} PyTorch layers differ"]
+    for difference in differences:
+        lines.append(f"    {' + '.join(difference.modules)}")
+        for name in difference.differing:
+            left, right = (_property(side, name) for side in (difference.a, difference.b))
+            lines.append(f"      {name:<11} {left} | {right}")
+    unnamed = [sum(not layer.torch_names for layer in side.layers) for side in (a, b)]
+    if any(unnamed):
+        lines.append(f"  layers without a PyTorch name: {unnamed[0]} | {unnamed[1]}")
     return lines
 
 
-def _told(side: LayerSide | None, what: str) -> str:
+def _property(side: LayerSide | None, name: str) -> str:
     """One property of a layer, as a cell of the comparison."""
     if side is None:
         return "no layer"
@@ -171,11 +173,11 @@ def _told(side: LayerSide | None, what: str) -> str:
         "presence": side.layer,
         "precision": side.precision,
         "type": side.type,
-        "tactic": side.tactic or "not told",
+        "tactic": side.tactic or "not reported",
         "fusion": " + ".join(side.fused_with) or "alone",
         "FLOP share": "none" if side.flop_share is None else f"{100 * side.flop_share:.1f} %",
-        "size": "not told" if side.bytes is None else f"{side.bytes / 1e6:.2f} MB",
-    }[what]
+        "size": "not reported" if side.bytes is None else f"{side.bytes / 1e6:.2f} MB",
+    }[name]
 
 
 def _layer_line(layer: LayerInfo) -> str:

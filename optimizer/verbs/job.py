@@ -1,4 +1,4 @@
-"""The stages of the main job: each takes what the stages before it made and leaves an artifact."""
+"""The stages of the main job: each reads artifacts of earlier stages and writes its own."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a run; sets that must not share images do not.
+    """The images of a run.
 
     Attributes:
-        calibration: For statistics; ``None`` if no engine needs them.
-        pool: What ``calibration`` was taken from; a search divides it again.
-        held_out: For validation; none of them is in ``pool``.
+        calibration: Images for statistics; ``None`` if no engine needs them.
+        pool: The images that ``calibration`` was drawn from; a search splits them again.
+        held_out: Images for validation; disjoint from ``pool``.
     """
 
     calibration: ImageDataset | None
@@ -65,17 +65,17 @@ class Images:
 
 @dataclass
 class Job:
-    """One execution of a recipe, and what it has made so far.
+    """One execution of a recipe, and its results so far.
 
     Attributes:
-        recipe: What to do.
-        folder: Where everything goes.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        recipe: The recipe.
+        folder: The run folder.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
         stages: One record per stage.
-        audits: By engine file name.
-        engines: Every engine that was built.
-        runnable: Those of them that run on this machine.
+        audits: Precision audits by engine file name.
+        engines: The engines that were built.
+        runnable: The engines that run on this machine.
     """
 
     recipe: Recipe
@@ -89,16 +89,16 @@ class Job:
 
     @contextmanager
     def stage(self, name: str, label: str) -> Iterator[Callable[[ArtifactT], ArtifactT]]:
-        """Record one stage; the block hands its artifact to the yielded function."""
+        """Record one stage; the block passes its artifact to the yielded function."""
         started = time.perf_counter()
-        made: list[Artifact] = []
+        artifacts: list[Artifact] = []
 
-        def keep(artifact: ArtifactT) -> ArtifactT:
-            made.append(artifact)
+        def record(artifact: ArtifactT) -> ArtifactT:
+            artifacts.append(artifact)
             return artifact
 
-        yield keep
-        artifact = made[0] if made else None
+        yield record
+        artifact = artifacts[0] if artifacts else None
         self.stages.append(
             StageRecord(
                 name=name,
@@ -106,20 +106,20 @@ class Job:
                 file=str(artifact.path.relative_to(self.folder)) if artifact else None,
                 cached=artifact.cached if artifact else False,
                 seconds=time.perf_counter() - started,
-                manifest=_brief(artifact) if artifact else None,
+                manifest=_manifest_for_report(artifact) if artifact else None,
             )
         )
 
-    # --- from the recipe to what engines are built from -------------------------------------------
+    # --- checkpoint, graph and statistics ---------------------------------------------------------
 
     def make_checkpoint(self) -> Artifact:
-        """Train the model, or load it, into ``model.safetensors``, the reference of all the rest."""
+        """Train or load the model and write ``model.safetensors``, the reference for validation."""
         recipe, output = self.recipe, self.folder / "model.safetensors"
         if recipe.train is not None:
-            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as keep:
-                return keep(train(output, recipe.train, **self._making()))
-        with self.stage("load", f"load {recipe.model}") as keep:
-            return keep(self._load(output))
+            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as record:
+                return record(train(output, recipe.train, **self._common()))
+        with self.stage("load", f"load {recipe.model}") as record:
+            return record(self._load(output))
 
     def _load(self, output: Path) -> Artifact:
         from optimizer.models import load_model, write_weights
@@ -148,14 +148,14 @@ class Job:
 
     def export(self, checkpoint: Artifact) -> Artifact:
         """Export the checkpoint to ``model.onnx``, checked against PyTorch."""
-        form = {k: v for k, v in self.recipe.export.as_given().items() if k != "image_size"}
-        with self.stage("export", "export to ONNX") as keep:
-            return keep(
-                export(checkpoint.path, self.folder / "model.onnx", **form, **self._making())
+        options = {k: v for k, v in self.recipe.export.as_given().items() if k != "image_size"}
+        with self.stage("export", "export to ONNX") as record:
+            return record(
+                export(checkpoint.path, self.folder / "model.onnx", **options, **self._common())
             )
 
     def open_images(self) -> Images:
-        """Open the data, and set a part of it apart for calibration if there is none of its own."""
+        """Open the images; without calibration images, reserve part of the validation data."""
         from optimizer.data import stratified_subset
 
         section, validation = self.recipe.calibrate, self.recipe.validation
@@ -167,8 +167,8 @@ class Job:
         pool, held_out = self._pool(held_out, precisions)
         if mixed and (pool is None or held_out is None):
             raise UsageError(
-                "mixed precision needs images to search on and others to judge what it finds",
-                hint="--data with labelled images; --calib for those of the search",
+                "mixed precision needs images for the search and others to validate its result",
+                hint="--data with labelled images, and --calib with images for the search",
             )
         if pool is not None and mixed and pool.skip_bad_images:
             pool = pool.verify()  # a search reads its images several times
@@ -177,7 +177,7 @@ class Job:
             count = min(section.calib_images, len(pool))
             calibration = pool.select(stratified_subset(pool.labels, count, section.seed))
         if section.calib is not None and held_out is not None:
-            _check_apart(calibration, pool if mixed else None, held_out, section)
+            _check_disjoint(calibration, pool if mixed else None, held_out, section)
         if validation and held_out is not None and validation.limit is not None:
             held_out = held_out.select(
                 stratified_subset(held_out.labels, validation.limit, section.seed)
@@ -197,7 +197,7 @@ class Job:
     def _pool(
         self, held_out: ImageDataset | None, precisions: set[str]
     ) -> tuple[ImageDataset | None, ImageDataset | None]:
-        """The images to calibrate and search with, and what is left to validate on."""
+        """The images for calibration and search, and those that remain for validation."""
         import numpy as np
 
         from optimizer.data import open_dataset, stratified_subset
@@ -211,12 +211,12 @@ class Job:
                 section.calib,
                 skip_bad_images=skip,
                 workers=section.workers,
-                labelled="mixed" in precisions,  # its search counts what it gets wrong
+                labelled="mixed" in precisions,  # the search counts wrong predictions
             )
             return pool, held_out
         if held_out is None:
             return None, None
-        # One folder for both: a part of it calibrates and is never validated on.
+        # One dataset for both: part of it is used for calibration and left out of validation.
         count = len(held_out) // 2
         if "mixed" not in precisions:
             count = min(section.calib_images, count)
@@ -225,16 +225,16 @@ class Job:
         return replace(held_out.select(chosen), workers=section.workers), held_out.select(rest)
 
     def calibrate(self, graph: Artifact, images: Images) -> Artifact | None:
-        """Calibrate on the images set apart for it; ``None`` if no engine needs it."""
+        """Calibrate on the calibration images; ``None`` if no engine needs statistics."""
         if images.calibration is None:
             return None
-        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as keep:
-            return keep(
+        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as record:
+            return record(
                 calibrate(
                     graph.path,
                     self.folder / "statistics.npz",
                     images=images.calibration,
-                    **self._making(),
+                    **self._common(),
                 )
             )
 
@@ -248,7 +248,7 @@ class Job:
         statistics: Artifact | None,
         images: Images,
     ) -> None:
-        """Build and audit the engines of a section; what cannot be built is recorded, not raised."""
+        """Build and audit the engines of a section; failures are recorded, not raised."""
         for requested in section.engine:
             for precision in section.precision:
                 started = time.perf_counter()
@@ -272,7 +272,7 @@ class Job:
     def _options(
         self, section: BuildSection, requested: str, precision: str, statistics: Artifact | None
     ) -> tuple[BuildOptions, str]:
-        """The options of one build, and its name."""
+        """The options of one build, and its label."""
         from optimizer.engines.choice import choose_engine
 
         engine = choose_engine(precision) if requested == "auto" else requested
@@ -296,12 +296,12 @@ class Job:
         output = self.folder / "engines" / f"{label.replace(' ', '-')}{backend.suffix}"
         if options.precision == "mixed":
             source = self._search(options, output, source, images)
-            options = _of_searched(options, source)
-        with self.stage("build", label) as keep:
-            engine = keep(build(source.path, output, options, **self._making()))
+            options = _options_after_search(options, source)
+        with self.stage("build", label) as record:
+            engine = record(build(source.path, output, options, **self._common()))
         self.audits[engine.path.name] = engine.audit
         self.engines.append(engine)
-        reason = _why_not_run(backend, options)
+        reason = _reason_not_runnable(backend, options)
         if reason is None:
             self.runnable.append(engine)
         else:
@@ -311,7 +311,7 @@ class Job:
     def _search(
         self, options: BuildOptions, output: Path, graph: Artifact, images: Images
     ) -> Artifact:
-        """The mixed graph for an engine; what the search found lies beside it."""
+        """The mixed graph for an engine; the search result is written beside it."""
         from optimizer.verbs.build import check_options_buildable
 
         target = check_options_buildable(options)
@@ -321,21 +321,21 @@ class Job:
             target=target,
             calib_images=self.recipe.calibrate.calib_images,
         ).model_copy(update={"max_drop": self.recipe.validation.max_drop})
-        with self.stage("search", f"search layers to keep for {options.engine}") as keep:
-            made = keep(
+        with self.stage("search", f"search layers to keep for {options.engine}") as record:
+            artifact = record(
                 quantize(
                     graph.path,
                     output.with_suffix(".onnx"),
                     explicit,
                     images=images.pool,
-                    **self._making(),
+                    **self._common(),
                 )
             )
-        assert made.search is not None
-        self.stages[-1].note = made.search.finding
-        return made
+        assert artifact.search is not None
+        self.stages[-1].note = artifact.search.finding
+        return artifact
 
-    # --- what the engines are worth ----------------------------------------------------------------
+    # --- accuracy and speed ------------------------------------------------------------------------
 
     def validate(
         self, checkpoint: Artifact, graph: Artifact, images: Images
@@ -373,14 +373,14 @@ class Job:
             write_result(result, path)
             return {"verdict": result.verdict}
 
-        with self.stage("validate", f"validate on {len(held_out)} images") as keep:
-            artifact = keep(produce(plan, self.folder / "validate.json", write))
+        with self.stage("validate", f"validate on {len(held_out)} images") as record:
+            artifact = record(produce(plan, self.folder / "validate.json", write))
         result = read_result(artifact.path)
         assert isinstance(result, ValidateResult)
         return result
 
     def bench(self, checkpoint: Artifact) -> BenchResult | None:
-        """Measure every engine that runs here beside PyTorch: ``bench.json`` and ``raw/``."""
+        """Benchmark PyTorch and every engine that runs here: ``bench.json`` and ``raw/``."""
         section = self.recipe.bench
         if section is None or not self.runnable:
             return None
@@ -400,8 +400,8 @@ class Job:
             write_result(result, path)
             return {"verdict": result.verdict}
 
-        with self.stage("bench", f"measure {len(self.runnable) + 1} engines") as keep:
-            artifact = keep(produce(plan, self.folder / "bench.json", write))
+        with self.stage("bench", f"measure {len(self.runnable) + 1} engines") as record:
+            artifact = record(produce(plan, self.folder / "bench.json", write))
         result = read_result(artifact.path)
         assert isinstance(result, BenchResult)
         return result
@@ -417,47 +417,47 @@ class Job:
             device=fingerprint(),
         )
 
-    def _making(self) -> dict[str, Any]:
+    def _common(self) -> dict[str, Any]:
         return {"cache": self.cache, "progress": self.progress}
 
 
-def _check_apart(
+def _check_disjoint(
     calibration: ImageDataset | None,
     searched: ImageDataset | None,
     held_out: ImageDataset,
     section: CalibrateSection,
 ) -> None:
-    """Refuse to validate on images that calibrated, or that a search will see."""
+    """Refuse to validate on images that are used for calibration or search."""
     from optimizer.search import check_disjoint, split_images
 
-    seen = [] if calibration is None else [calibration]
+    used = [] if calibration is None else [calibration]
     if searched is not None:
-        seen += split_images(searched, section.calib_images)
-    for images in seen:
+        used += split_images(searched, section.calib_images)
+    for images in used:
         check_disjoint(images, held_out)
 
 
-def _of_searched(options: BuildOptions, graph: Artifact) -> BuildOptions:
-    """The options of the engine of a graph that a search made: they have been applied to it."""
+def _options_after_search(options: BuildOptions, graph: Artifact) -> BuildOptions:
+    """The options to build a search's graph with, less those that the search has applied to it."""
     from optimizer.graphs.facts import graph_facts
 
-    # A search may keep nothing, and the graph is an INT8 one then.
+    # A search may keep no layer; the graph is then INT8.
     precision = graph_facts(graph.path).precision
     applied = {*EncodingOptions.model_fields, "high_precision"}
     given = {k: v for k, v in options.as_given().items() if k not in applied}
     return BuildOptions.parse({**given, "precision": precision})
 
 
-def _why_not_run(backend: Backend, options: BuildOptions) -> str | None:
-    """Why an engine that was built cannot be run here; ``None`` if it can."""
+def _reason_not_runnable(backend: Backend, options: BuildOptions) -> str | None:
+    """Why an engine that was built cannot run here; ``None`` if it can."""
     if options.strip_weights:
-        return "its weights were left out (strip_weights); resnet-opt refit gives them back"
-    found = backend.availability()
-    return None if found.can_run else found.reason
+        return "built without weights (strip_weights); resnet-opt refit puts them in"
+    availability = backend.availability()
+    return None if availability.can_run else availability.reason
 
 
-def _brief(artifact: Artifact) -> dict[str, Any]:
-    """A manifest for the report: without the layers and class names, which have their own files."""
+def _manifest_for_report(artifact: Artifact) -> dict[str, Any]:
+    """The manifest without layers and class names, which the report does not need."""
     manifest = artifact.manifest.model_dump(mode="json")
     manifest["details"] = {k: v for k, v in manifest["details"].items() if k != "layers"}
     manifest["classes"] = len(manifest["classes"] or ()) or None

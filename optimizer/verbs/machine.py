@@ -16,7 +16,7 @@ __all__ = ["Cleaned", "clean", "doctor", "load"]
 
 
 def doctor() -> Environment:
-    """Find out what this machine can build and run, and what would enable the rest."""
+    """Describe what this machine can build and run, and how to enable the rest."""
     from optimizer.environment import describe
 
     return describe()
@@ -24,12 +24,12 @@ def doctor() -> Environment:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed from a cache.
+    """Result of `clean`.
 
     Attributes:
         root: The cache's folder.
-        count: Artifacts removed.
-        freed_bytes: Their size.
+        count: Number of artifacts removed.
+        freed_bytes: Size of the removed files.
     """
 
     root: Path
@@ -38,10 +38,10 @@ class Cleaned:
 
 
 def clean(cache: Cache | None = None) -> Cleaned:
-    """Remove the cache of artifacts; files named as outputs stay.
+    """Delete the artifact cache; output files are kept.
 
     Args:
-        cache: Which cache; ``None`` for the user's own.
+        cache: The cache; ``None`` for the user's default cache.
     """
     cache = cache or Cache.default()
     count = len(cache.entries())
@@ -49,15 +49,15 @@ def clean(cache: Cache | None = None) -> Cleaned:
 
 
 def load(engine: Path | str, *, threads: int | None = None, device: str | None = None) -> Session:
-    """Open an engine or a checkpoint, to compute batches with it.
+    """Open an engine or a checkpoint for inference.
 
     Args:
         engine: An engine or a checkpoint.
-        threads: Threads to compute with; ``None`` for all physical cores.
-        device: The GPU, ``cuda:1``, of an engine that runs on one; ``None`` for the first.
+        threads: Number of threads; ``None`` for all physical cores.
+        device: GPU (``cuda:1``) for an engine that runs on one; ``None`` for the first.
 
     Raises:
-        ArtifactError: A file that is no engine, or does not fit this machine.
+        ArtifactError: The file is not an engine, or does not fit this machine.
         MissingLibrary, MissingDevice: It cannot run here.
     """
     from optimizer.engines import open_engine

@@ -1,4 +1,4 @@
-"""What verbs that make files return: the artifact, and what was found out on the way."""
+"""Return types of the verbs that write artifacts: the artifact with further results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made(Artifact):
-    """An artifact that carries more than its file."""
+class _ArtifactResult(Artifact):
+    """An artifact with further results."""
 
     @classmethod
-    def of(cls, made: Artifact, **more: Any) -> Self:
-        """The artifact with ``more``."""
-        own = {field.name: getattr(made, field.name) for field in fields(Artifact)}
-        return cls(**own, **more)
+    def of(cls, artifact: Artifact, **results: Any) -> Self:
+        """The artifact with further ``results``."""
+        shared = {field.name: getattr(artifact, field.name) for field in fields(Artifact)}
+        return cls(**shared, **results)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult(_Made):
+class TrainResult(_ArtifactResult):
     """A checkpoint.
 
     Attributes:
@@ -43,12 +43,13 @@ class TrainResult(_Made):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportResult(_Made):
+class ExportResult(_ArtifactResult):
     """An FP32 graph.
 
     Attributes:
         max_relative_difference: Largest difference from PyTorch, relative to the largest logit.
-        preprocessing_assumed: Whether the weights came without their preprocessing.
+        preprocessing_assumed: Whether the preprocessing was assumed because the weights do not
+            state it.
     """
 
     max_relative_difference: float
@@ -56,35 +57,35 @@ class ExportResult(_Made):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateResult(_Made):
+class CalibrateResult(_ArtifactResult):
     """Calibration statistics.
 
     Attributes:
-        halves: How far each scale moves between two halves of the images, the largest first; empty
-            unless it was requested.
+        halves: How far each scale differs between two halves of the images, largest first; empty
+            unless requested.
     """
 
     halves: tuple[ScaleDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeResult(_Made):
-    """An explicit graph.
+class QuantizeResult(_ArtifactResult):
+    """A graph of another precision.
 
     Attributes:
-        search: What the search for a mixed graph found, with its validation; else ``None``.
+        search: Result of the search for a mixed graph, with its validation; otherwise ``None``.
     """
 
     search: SearchResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildResult(_Made):
+class BuildResult(_ArtifactResult):
     """An engine.
 
     Attributes:
-        audit: Whether it computes what was requested, by its own layer list.
-        search: What the search for a mixed graph found, with its validation; else ``None``.
+        audit: Whether its layers compute in the requested precision.
+        search: Result of the search for a mixed graph, with its validation; otherwise ``None``.
     """
 
     audit: Audit

@@ -1,4 +1,4 @@
-"""The verb ``predict``: the classes of images."""
+"""The verb ``predict``: classify images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict(
         options: See below.
 
     Returns:
-        For each image the most probable classes, best first.
+        One prediction per image.
 
     Raises:
         DataError: An image cannot be decoded.

@@ -1,4 +1,4 @@
-"""The verb ``preprocess``: decoders and resizers compared on the same images."""
+"""The verb ``preprocess``: compare image decoders and resizers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def preprocess(
 ) -> list[Difference]:
     """Compare other decoders and resizers with this package's on the same images.
 
-    Without a model, the images go through ImageNet's usual preprocessing.
+    Without a model, ImageNet's usual preprocessing is applied.
 
     Args:
         diff: A folder of images.
         options: See below.
-        progress: Where steps are reported.
+        progress: Receives progress updates.
 
     Returns:
-        One difference for each pipeline that can do this preprocessing.
+        One difference per pipeline that can do this preprocessing.
 
     Raises:
         UsageError: The data has no image files.

@@ -1,4 +1,4 @@
-"""The verb ``profile``: where the time of an engine goes."""
+"""The verb ``profile``: the time of each layer of an engine."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def profile(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> ProfileResult:
-    """Time engines layer by layer and compare them with this machine's measured ceilings.
+    """Time engines by layer and compare the layers with this machine's measured ceilings.
 
     Args:
         engines: Engines or checkpoints; one or several.
         options: See below.
-        output: Where the result goes (``.json``); ``None`` writes nothing.
-        cache: Where the ceilings are kept; ``None`` for the user's own cache.
-        progress: Where steps are reported.
+        output: File for the result (``.json``); ``None`` writes nothing.
+        cache: Cache for the ceilings; ``None`` for the user's default cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: An engine, a batch outside an engine's range, or an option is wrong.
-        ArtifactError: The graph an engine was built from is not beside it.
+        UsageError: An invalid engine or option, or a batch outside an engine's range.
+        ArtifactError: The graph that an engine was built from is not beside it.
         EnvironmentFault: None of the engines can run on this machine.
     """
     from optimizer.profiling import profile as measure
 
     if options.remeasure and not options.ceilings:
-        raise UsageError("--remeasure measures the ceilings that --no-ceilings leaves out")
+        raise UsageError("--remeasure and --no-ceilings together", hint="leave one of them out")
     paths = [Path(engine) for engine in as_list(engines)]
     if output is not None:
         check_output(Path(output), paths)

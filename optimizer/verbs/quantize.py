@@ -1,4 +1,4 @@
-"""The verb ``quantize``: the explicit graph of another precision."""
+"""The verb ``quantize``: convert a graph to another precision."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ def quantize(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Turn an FP32 graph into an explicit graph of another precision.
+    """Convert a graph to another precision.
 
-    INT8 takes its calibration from ``encodings``, else ``stats``, else it calibrates on ``calib`` and
-    leaves the statistics beside the output; FP8 does the same without encodings. FP16 and BF16 can
-    do without, and then do not know which tensors they cannot hold. A Q/DQ graph is read and lowered
-    again for the target; it needs calibration only for what it leaves in float. ``mixed`` searches
-    on ``calib`` for the fastest graph that loses at most ``max_drop`` and judges it on ``data``; its
-    `SearchResult` lies beside it.
+    INT8 uses ``encodings``, or ``stats``, or calibrates on ``calib`` and writes the statistics
+    beside the output; FP8 does the same without encodings. FP16 and BF16 do not require statistics,
+    but without them tensors that exceed their range are not detected. A graph with Q/DQ is read and
+    lowered again for the target; it needs calibration only for the tensors that it leaves in float.
+    ``mixed`` searches on ``calib`` for the fastest graph that loses at most ``max_drop``, validates
+    it on ``data``, and writes its `SearchResult` beside it.
 
     Args:
-        graph: An FP32 graph, or a Q/DQ one.
-        output: Where the graph goes (``.onnx``).
+        graph: An ONNX file, in FP32 or with Q/DQ.
+        output: The ``.onnx`` file to write.
         options: See below.
-        images: For ``mixed``, labelled images that are open already, instead of ``calib``; the
-            result is then not judged.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        images: For ``mixed``, a labelled dataset to use instead of ``calib``.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: Options that would do nothing, or images that are missing.
+        UsageError: Options that would have no effect, or missing images.
         ArtifactError: Statistics or encodings of another graph.
         GraphError: The graph cannot be read or converted.
         DataError: Images that cannot be used.
@@ -60,16 +59,20 @@ def quantize(
     graph, output = Path(graph), Path(output)
     check_output(output, [graph, *conversion_inputs(options)])
     if options.precision not in {"int8", "mixed"} and options.encodings is not None:
-        raise UsageError("encodings are for INT8", hint="--precision int8, or no --encodings")
+        raise UsageError(
+            "--encodings is for INT8", hint="--precision int8, or leave out --encodings"
+        )
     check_options(graph, options.precision, options)
-    made, search = convert(graph, output, options, images=images, cache=cache, progress=progress)
+    artifact, search = convert(
+        graph, output, options, images=images, cache=cache, progress=progress
+    )
     if search is not None and options.data is not None:
-        search = judge_search(made.path, graph, search_path(output), options, progress)
-    return QuantizeResult.of(made, search=search)
+        search = judge_search(artifact.path, graph, search_path(output), options, progress)
+    return QuantizeResult.of(artifact, search=search)
 
 
 def conversion_inputs(options: Conversion) -> list[Path | str | None]:
-    """The files that a conversion reads beside the graph."""
+    """The files, other than the graph, that a conversion reads."""
     return [
         options.calib, options.data, options.stats, options.encodings, options.preprocessing_from
     ]  # fmt: skip
@@ -81,25 +84,25 @@ def convert(
     options: QuantizeOptions,
     *,
     images: ImageDataset | None = None,
-    found: Path | None = None,
+    result_path: Path | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> tuple[Artifact, SearchResult | None]:
-    """Write the explicit graph; for ``mixed`` search for it, without judging it.
+    """Write the converted graph; for ``mixed`` search for it, without validating it.
 
     Args:
-        graph: An FP32 graph, or a Q/DQ one.
-        output: Where the graph goes.
+        graph: An ONNX file, in FP32 or with Q/DQ.
+        output: The ``.onnx`` file to write.
         options: Checked options.
         images: See `quantize`.
-        found: Where the `SearchResult` of ``mixed`` goes; beside the output by default.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        result_path: File for the `SearchResult` of ``mixed``; beside the output by default.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
     """
     from optimizer import precision
 
     if options.precision == "mixed":
-        return _search(graph, output, options, images, found, cache, progress)
+        return _search(graph, output, options, images, result_path, cache, progress)
     uncalibrated = options.encodings is None and options.stats is None
     if options.precision in _CALIBRATED and uncalibrated and options.calib is not None:
         statistics = calibrate(
@@ -118,7 +121,7 @@ def _search(
     output: Path,
     options: QuantizeOptions,
     images: ImageDataset | None,
-    found: Path | None,
+    result_path: Path | None,
     cache: Cache | None,
     progress: Progress | None,
 ) -> tuple[Artifact, SearchResult]:
@@ -132,28 +135,28 @@ def _search(
             cache=cache,
             progress=progress,
         )
-    found = found or search_path(output)
-    made = search.mixed(
+    result_path = result_path or search_path(output)
+    artifact = search.mixed(
         graph,
         output,
         search.open_search_images(options) if images is None else images,
         options,
-        result=found,
+        result=result_path,
         cache=cache,
         progress=progress,
     )
-    return made, read_search(found)
+    return artifact, read_search(result_path)
 
 
 def search_path(output: Path) -> Path:
-    """Where the result of a search lies beside an engine or a graph."""
-    from optimizer.search import search_path as beside
+    """The file of a search's result beside an engine or a graph."""
+    from optimizer.search import search_path as path_beside
 
-    return beside(output)
+    return path_beside(output)
 
 
 def read_search(path: Path) -> SearchResult:
-    """The result of a search."""
+    """Read the result of a search."""
     from optimizer.results import read_result
 
     result = read_result(path)
@@ -162,10 +165,10 @@ def read_search(path: Path) -> SearchResult:
 
 
 def judge_search(
-    file: Path, graph: Path, found: Path, options: Conversion, progress: Progress | None
+    file: Path, graph: Path, result_path: Path, options: Conversion, progress: Progress | None
 ) -> SearchResult:
-    """Validate what a search found, a graph or an engine of it, and add that to its result."""
+    """Validate the graph of a search, or an engine built from it, and add that to its result."""
     from optimizer import search
 
-    search.judge(file, graph, found, options, progress=progress)
-    return read_search(found)
+    search.judge(file, graph, result_path, options, progress=progress)
+    return read_search(result_path)

@@ -1,4 +1,4 @@
-"""The verb ``refit``: other weights in a TensorRT engine."""
+"""The verb ``refit``: replace the weights of a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ def refit(
     *,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Put other weights of the same network into a TensorRT engine, without building it again.
+    """Replace the weights of a TensorRT engine without rebuilding it.
 
-    Everything that can be refused is refused before a GPU is asked for. A quantized engine is not
-    refitted from a checkpoint: its scales, and the biases that were corrected for them, belong to the
-    weights it was calibrated with, and the scales of activations are compiled into its kernels.
+    All checks that need no GPU come first. A quantized engine cannot be refitted from a checkpoint:
+    its scales, and the biases corrected for them, belong to the weights it was calibrated with, and
+    the scales of activations are compiled into its kernels.
 
     Args:
-        engine: An engine built with ``refittable``, or with ``strip_weights``, which without
-            ``refittable`` takes only the weights it was built with; it is not changed.
-        model: A checkpoint or a model's name, which is exported as the engine's graph was, or an
-            ONNX file of the same network in the engine's precision, with the same scales.
-        output: The new engine, with its weights inside; its graph goes beside it.
+        engine: An engine built with ``refittable`` or ``strip_weights``; with ``strip_weights``
+            alone it takes only the weights it was built with. The file is not changed.
+        model: A checkpoint or model name, which is exported as the engine's graph was, or an ONNX
+            file of the same network in the engine's precision, with the same scales.
+        output: The new engine, including its weights; its graph is written beside it.
         options: See below.
-        progress: Where steps are reported.
+        progress: Receives progress updates.
 
     Raises:
-        ArtifactError: No engine, one of another library version, or not built to be refitted.
-        GraphError, CheckpointError: The weights are those of another network.
-        UsageError: The engine is no TensorRT engine, or it is quantized and ``model`` a checkpoint.
-        MissingLibrary, MissingDevice: Nothing here can do it.
+        ArtifactError: The file is not an engine, is of another library version, or was not built
+            for refitting.
+        GraphError, CheckpointError: The weights belong to another network.
+        UsageError: The engine is not TensorRT's, or is quantized and ``model`` is a checkpoint.
+        MissingLibrary, MissingDevice: TensorRT or a GPU is missing.
     """
     from optimizer.engines.building import copy_graph_beside
     from optimizer.engines.opening import graph_of
@@ -62,7 +63,7 @@ def refit(
     built_from = graph_of(engine)
     if built_from is None:
         raise ArtifactError(
-            f"the graph that {engine.name} was built from does not lie beside it",
+            f"the graph that {engine.name} was built from is not beside it",
             hint=f"copy {engine.name}.graph.onnx into the same folder",
         )
     facts = graph_facts(built_from)
@@ -70,8 +71,8 @@ def refit(
         if model.endswith(".onnx"):
             graph, source = Path(model), Input.of("graph", Path(model))
         else:
-            _check_carries_over(facts, engine, old, model)
-            graph, source = _exported(model, options.arch, facts, Path(folder), progress)
+            _check_not_quantized(facts, engine, old, model)
+            graph, source = _export_like(model, options.arch, facts, Path(folder), progress)
         plan = _plan(old, built_from, graph, source)
 
         def write(path: Path) -> dict[str, Any]:
@@ -83,23 +84,23 @@ def refit(
             progress.finish()
             return old.manifest.details
 
-        made = produce(plan, output, write)
+        artifact = produce(plan, output, write)
         copy_graph_beside(graph, output)
-    return made
+    return artifact
 
 
 def _plan(old: Artifact, built_from: Path, graph: Path, source: Input) -> Plan:
-    """What the new engine is, after a look at whether the weights may be put in."""
+    """Check that the weights fit, and plan the new engine."""
     from optimizer.engines.tensorrt.same_network import check_same_network, check_same_weights
     from optimizer.engines.tensorrt.weight_refit import stays_refittable
     from optimizer.graphs.facts import graph_facts
 
-    card = graph_facts(graph)
+    facts = graph_facts(graph)
     check_same_network(built_from, graph)
     built_with = dict(old.manifest.settings.get("options") or {})
     if not built_with.get("refittable"):
         check_same_weights(built_from, graph)
-    # After a refit the weights are inside.
+    # A refitted engine contains its weights.
     built_with |= {
         "strip_weights": False,
         "refittable": stays_refittable(_backend(old).library, old.manifest),
@@ -110,8 +111,8 @@ def _plan(old: Artifact, built_from: Path, graph: Path, source: Input) -> Plan:
         inputs=[old.as_input("engine"), source],
         libraries=old.manifest.libraries,
         device=old.manifest.device,
-        preprocessing=card.preprocessing,
-        classes=card.classes,
+        preprocessing=facts.preprocessing,
+        classes=facts.classes,
     )
 
 
@@ -128,31 +129,31 @@ def _backend(engine: Artifact) -> TensorRt:
     backend = get_backend(name)
     if not isinstance(backend, TensorRt):
         raise UsageError(
-            f"{engine.path.name} is an engine of {name}, only TensorRT's can be refitted",
-            hint="export the new checkpoint and build an engine of it",
+            f"{engine.path.name} is an engine of {name}; only TensorRT engines can be refitted",
+            hint="export the new checkpoint and build an engine from it",
         )
     return backend
 
 
-def _check_carries_over(facts: GraphFacts, engine: Path, old: Artifact, model: str) -> None:
+def _check_not_quantized(facts: GraphFacts, engine: Path, old: Artifact, model: str) -> None:
     precision = facts.precision
     if precision in {"int8", "fp8", "mixed"}:
         raise UsageError(
             f"{engine.name} is {precision.upper()}: its scales belong to the weights it was "
-            f"calibrated with, those of {model} need others",
+            f"calibrated with and do not fit those of {model}",
             hint=f"resnet-opt export {model} -o new.onnx, then resnet-opt build new.onnx "
             f"--precision {precision} --engine {old.manifest.settings['backend']} --calib DATA",
         )
 
 
-def _exported(
+def _export_like(
     model: str,
     arch: str | None,
     facts: GraphFacts,
     folder: Path,
     progress: Progress,
 ) -> tuple[Path, Input]:
-    """A checkpoint as a graph like the one an engine was built from, and the checkpoint as input."""
+    """Export a checkpoint as the engine's graph was; return the graph and the checkpoint's input."""
     from optimizer.exporting import export_onnx
     from optimizer.models import load_model
     from optimizer.precision import quantize
@@ -160,8 +161,8 @@ def _exported(
     loaded = load_model(model, arch=arch, image_size=facts.image_size)
     if facts.arch and loaded.arch != facts.arch:
         raise UsageError(
-            f"{model} is a {loaded.arch}, the engine a {facts.arch}",
-            hint="a refit takes other weights of the same architecture; build an engine of it",
+            f"{model} is a {loaded.arch}, but the engine is a {facts.arch}",
+            hint="build a new engine; a refit needs the same architecture",
         )
     graph = export_onnx(
         loaded,

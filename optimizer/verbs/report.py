@@ -1,4 +1,4 @@
-"""The verb ``report``: one run, or several side by side, as a document."""
+"""The verb ``report``: write the report of one or several runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report(
     """Write the report of one run, or of several side by side.
 
     Args:
-        run_dirs: Folders of ``run`` or ``demo``; one or several.
+        run_dirs: Run folders of ``run`` or ``demo``; one or several.
         output: ``.html``, ``.md`` or ``.csv``.
         options: See below.
 
@@ -26,8 +26,8 @@ def report(
         ``output``.
 
     Raises:
-        UsageError: No folder, another suffix, or one profile for several runs.
-        ArtifactError: A folder without results, or with damaged ones.
+        UsageError: No folder, an unknown suffix, or one profile for several runs.
+        ArtifactError: The results of a run are missing or damaged.
     """
     from optimizer.reporting import write_report
 

@@ -1,7 +1,7 @@
-"""The main job, ``run`` and ``demo``: from a checkpoint to engines and a report, in one folder.
+"""The verbs ``run`` and ``demo``, the main job: from a checkpoint to engines and a report.
 
-Every stage is another verb and leaves an artifact with a manifest; a stage whose inputs, settings,
-libraries and device are known is not run again.
+Each stage calls another verb and writes an artifact with a manifest; it is skipped if an artifact
+of the same inputs, settings, libraries and device exists.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ def run(
 ) -> RunResult:
     """Take a model from checkpoint to engines and report, in one folder.
 
-    Engines that cannot be computed here are recorded with the reason and do not stop the others.
+    Engines that cannot be built or run here are recorded with the reason and do not stop the run.
 
     Args:
         source: A recipe, its file (``.yaml``), or a model as for `optimizer.export`.
-        folder: The run folder, ``runs/<name>`` by default; what is there and still valid is used
-            again.
-        options: See below; they go over the recipe's own.
+        folder: The run folder, ``runs/<name>`` by default; artifacts in it that are still valid
+            are reused.
+        options: See below; they override the recipe.
         command: The command line, for the report's "how to repeat".
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Returns:
-        What ``results.json`` holds; its ``verdict`` says how the run ended.
+        The contents of ``results.json``; `verdict_of` turns its verdict into an exception.
 
     Raises:
-        UsageError: The recipe asks for something that cannot be.
+        UsageError: The recipe is invalid.
         EnvironmentFault: No engine of the recipe can be built here.
     """
     recipe = run_recipe(source, options)
@@ -89,12 +89,12 @@ def demo(
     """Run the main job on bundled real data; nothing is downloaded.
 
     Args:
-        folder: The run folder; by default ``runs/demo``, with the architecture if it is not the
-            default one.
+        folder: The run folder; by default ``runs/demo``, or ``runs/demo-<arch>`` for an
+            architecture other than the default.
         options: See below.
         command: The command line, for the report's "how to repeat".
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
     """
     recipe = demo_recipe(options)
     assert recipe.train is not None
@@ -104,10 +104,10 @@ def demo(
 
 
 def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options) -> Recipe:
-    """The recipe that ``run`` executes: the source with the options over it.
+    """The recipe that ``run`` executes: the source, overridden by the options.
 
     Raises:
-        UsageError: A key or value that does not fit; the message names it.
+        UsageError: An invalid key or value; the message names it.
     """
     if isinstance(source, Recipe):
         raw: Mapping[str, Any] = source.written()
@@ -116,7 +116,7 @@ def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options
     elif isinstance(source, Mapping):
         raw = source
     elif _is_recipe(source):
-        load_recipe(Path(source))  # its mistakes are reported by its name
+        load_recipe(Path(source))  # so that errors in the file name the file
         raw = read_yaml(Path(source))
     else:
         raw = {"title": str(source), "model": str(source), "build": _default_builds()}
@@ -139,7 +139,7 @@ def _is_recipe(source: Path | str) -> bool:
 
 
 def default_folder(source: object) -> Path:
-    """``runs/NAME``, by the recipe's file name or the model's name."""
+    """``runs/NAME``, where NAME is the recipe's file name or the model's name."""
     if isinstance(source, (Recipe, Mapping)):
         return Path("runs") / "run"
     text = str(source)
@@ -173,11 +173,11 @@ def _execute(
     from optimizer.reporting.findings import findings
 
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", hint="-o with the name of a folder")
+        raise UsageError(f"{folder} is a file", hint="-o FOLDER")
     check_output(folder / "results.json")
     started = time.perf_counter()
     job = Job(recipe, folder.resolve(), cache, progress or Silent())
-    images = job.open_images()  # what is wrong with the data is reported before any work
+    images = job.open_images()  # first, so that problems with the data are reported before the work
     job.folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, job.folder / "recipe.yaml")
     checkpoint = job.make_checkpoint()
@@ -221,10 +221,10 @@ def _verdict(
 
 
 def verdict_of(result: RunResult) -> Verdict | BuildError | None:
-    """The error a run ends with, ``None`` if its verdict is ``pass``.
+    """The error that a run ends with; ``None`` if its verdict is ``pass``.
 
-    In the order of `validate`: a failed build, lost accuracy, another precision than was asked for,
-    an engine that failed while it was measured; then whatever could not be decided.
+    In this order: a failed build, lost accuracy, a precision other than requested, an engine that
+    failed in the benchmark; then inconclusive results.
     """
     failed = [s for s in result.stages if s.status == "failed"]
     if failed:
@@ -235,7 +235,7 @@ def verdict_of(result: RunResult) -> Verdict | BuildError | None:
     if (
         validated is not None
         and validated.verdict == "fail"
-        and not (wrong and _is_kept(validated))
+        and not (wrong and _accuracy_is_kept(validated))
     ):
         return AccuracyGateFailed(validated.finding)
     if wrong:
@@ -253,7 +253,7 @@ def verdict_of(result: RunResult) -> Verdict | BuildError | None:
     return None
 
 
-def _is_kept(validated: ValidateResult) -> bool:
-    """Whether accuracy is within its limits, whatever the audits say."""
+def _accuracy_is_kept(validated: ValidateResult) -> bool:
+    """Whether accuracy is within its limits, regardless of the audits."""
     lost = any(hop.verdict == "fail" for hop in validated.hops)
-    return not (lost or any(found.verdict == "fail" for found in validated.batch_consistency))
+    return not (lost or any(check.verdict == "fail" for check in validated.batch_consistency))

@@ -1,4 +1,4 @@
-"""The verb ``train``: a network from images."""
+"""The verb ``train``: train a network."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def train(
     """Train a ResNet into a checkpoint.
 
     Args:
-        output: Where the checkpoint goes (``.safetensors``).
+        output: The checkpoint file (``.safetensors``).
         options: See below.
-        cache: Where artifacts are kept by key.
-        progress: Where steps are reported.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
 
     Raises:
-        UsageError: A wrong option, or the loss became NaN or infinite.
-        DataError: Images that cannot be used, or too few.
+        UsageError: An invalid option, or the loss became NaN or infinite.
+        DataError: The images cannot be used, or there are too few.
     """
     from optimizer.data import open_dataset
     from optimizer.models import load_model
@@ -44,7 +44,7 @@ def train(
         held_out = "digits:test"
     read = partial(open_dataset, skip_bad_images=options.skip_bad_images, workers=options.workers)
     init = load_model(options.init, image_size=options.image_size) if options.init else None
-    made = train_checkpoint(
+    artifact = train_checkpoint(
         options,
         read(options.data),
         output,
@@ -53,4 +53,4 @@ def train(
         cache=cache,
         progress=progress,
     )
-    return TrainResult.of(made, top1=made.manifest.details.get("top1"))
+    return TrainResult.of(artifact, top1=artifact.manifest.details.get("top1"))

@@ -33,19 +33,19 @@ def validate(
     Args:
         engines: Engines, graphs or checkpoints; one or several.
         options: See below.
-        output: Where the result goes (``.json``), and with another suffix the predictions;
-            ``None`` writes nothing.
-        images: Images that are open already, instead of ``data``; all of them are used.
-        predictions: Where the predictions of each image go (``.npz``), if not beside ``output``.
-        progress: Where steps are reported.
+        output: File for the result (``.json``); the predictions go into ``.predictions.npz``
+            beside it. ``None`` writes nothing.
+        images: Dataset to use instead of ``data``; all its images are used.
+        predictions: File for the predictions of each image (``.npz``), if not beside ``output``.
+        progress: Receives progress updates.
 
     Returns:
         The result, whose ``verdict`` may be ``fail`` or ``inconclusive``;
         `optimizer.raise_for_verdict` turns it into an exception.
 
     Raises:
-        ArtifactError: A file that is no artifact, was changed, or lacks the one it came from.
-        DataError: Images that cannot be used, or that do not fit the network.
+        ArtifactError: A file is not an artifact, was changed, or its source file is missing.
+        DataError: The images cannot be used or do not fit the network.
     """
     from optimizer.data import open_dataset
     from optimizer.engines.placement import check_device, device_of
@@ -56,7 +56,7 @@ def validate(
 
     paths = [Path(engine) for engine in as_list(engines)]
     if not paths:
-        raise UsageError("no engine to validate", hint="resnet-opt validate ENGINE…")
+        raise UsageError("no engine to validate", hint="name at least one engine")
     if output is not None:
         output = Path(output)
         check_output(output, [*paths, options.reference, options.data])
@@ -102,5 +102,5 @@ def _reference(options: ValidateOptions) -> Any:
 
 
 def as_list(paths: Sequence[Path | str] | Path | str) -> list[Path | str]:
-    """One path or several as a list."""
+    """A single path or several, as a list."""
     return [paths] if isinstance(paths, (str, Path)) else list(paths)

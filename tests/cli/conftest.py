@@ -1,4 +1,4 @@
-"""The command line, called in this process."""
+"""Runs the command line in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimizer.cli import main
 
 
 @dataclass
-class Said:
+class Completed:
     code: int
     out: str
     err: str
@@ -22,7 +22,7 @@ class Said:
         return [line for line in self.err.splitlines() if line.startswith("error")]
 
 
-Command = Callable[..., Said]
+Command = Callable[..., Completed]
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def resnet_opt(
     monkeypatch.setenv("RESNET_OPT_CACHE", str(cache))
     monkeypatch.setenv("COLUMNS", "400")
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object) -> Completed:
         monkeypatch.setattr(sys, "argv", ["resnet-opt", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
-        said = capsys.readouterr()
-        return Said(int(stop.value.code or 0), said.out, said.err)
+        captured = capsys.readouterr()
+        return Completed(int(stop.value.code or 0), captured.out, captured.err)
 
     return run

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: outputs, exit codes, and one line for each mistake."""
+"""The commands: output, exit codes, and one-line errors."""
 
 from __future__ import annotations
 
@@ -16,71 +16,75 @@ from optimizer.artifacts import load_artifact
 
 from .conftest import Command
 
-# --- the way through ---------------------------------------------------------------------------------
+# --- valid input -------------------------------------------------------------------------------------
 
 
-def test_the_steps_one_by_one(resnet_opt: Command, small_checkpoint: Path, tmp_path: Path) -> None:
+def test_export_calibrate_quantize_build_inspect_predict(
+    resnet_opt: Command, small_checkpoint: Path, tmp_path: Path
+) -> None:
     graph, stats = tmp_path / "m.onnx", tmp_path / "m.stats.npz"
-    said = resnet_opt("export", small_checkpoint, "-o", graph)
-    assert said.code == 0, said.err
-    assert "differs from PyTorch by at most" in said.out
+    completed = resnet_opt("export", small_checkpoint, "-o", graph)
+    assert completed.code == 0, completed.err
+    assert "differs from PyTorch by at most" in completed.out
 
-    said = resnet_opt(
+    completed = resnet_opt(
         "calibrate", graph, "--calib", "digits:train", "--calib-images", 64, "-o", stats
     )
-    assert said.code == 0, said.err
+    assert completed.code == 0, completed.err
 
-    said = resnet_opt(
+    completed = resnet_opt(
         "quantize", graph, "--target", "tensorrt", "--stats", stats, "-o", tmp_path / "q.onnx"
     )
-    assert said.code == 0, said.err
-    assert "tensors with Q/DQ" in said.out
+    assert completed.code == 0, completed.err
+    assert "tensors with Q/DQ" in completed.out
 
     engine = tmp_path / "m.blob"
-    said = resnet_opt(
+    completed = resnet_opt(
         "build", graph, "--int8", "--engine", "openvino", "--stats", stats, "-o", engine, "--json"
     )
-    assert said.code == 0, said.err
-    made = json.loads(said.out)
-    assert made["details"]["audit"]["verdict"] == "pass"
-    assert made["settings"]["precision"] == "int8"
+    assert completed.code == 0, completed.err
+    manifest = json.loads(completed.out)
+    assert manifest["details"]["audit"]["verdict"] == "pass"
+    assert manifest["settings"]["precision"] == "int8"
     assert (tmp_path / "m.blob.graph.onnx").is_file()
     assert (tmp_path / "m.blob.graph.encodings.json").is_file()
 
-    said = resnet_opt("inspect", engine)
-    assert said.code == 0
-    assert "100.0 % of the FLOPs are computed in INT8" in said.out
+    completed = resnet_opt("inspect", engine)
+    assert completed.code == 0
+    assert "100.0 % of the FLOPs are computed in INT8" in completed.out
 
     digit = tmp_path / "digit.png"
     Image.fromarray(np.full((8, 8), 128, np.uint8)).save(digit)
-    said = resnet_opt("predict", engine, digit, "--json")
-    assert said.code == 0, said.err
-    (prediction,) = json.loads(said.out)
+    completed = resnet_opt("predict", engine, digit, "--json")
+    assert completed.code == 0, completed.err
+    (prediction,) = json.loads(completed.out)
     assert len(prediction["classes"]) == 5
     assert sum(prediction["probabilities"]) <= 1.0 + 1e-9
 
-    said = resnet_opt(
+    completed = resnet_opt(
         "build", graph, "--int8", "--engine", "openvino", "--stats", stats, "-o", engine
     )
-    assert "it was made before" in said.out
+    assert "already up to date" in completed.out
 
 
-def test_engines_of_tensorrt_rtx(resnet_opt: Command, small_graph: Path, tmp_path: Path) -> None:
-    """Real builds with the options that only TensorRT has, and what differs between two."""
+def test_tensorrt_rtx_engines_are_built_and_compared(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path
+) -> None:
+    """Real builds with TensorRT's own options, and the differences between two engines."""
     from optimizer.engines import get_backend
 
-    found = get_backend("tensorrt-rtx").availability()
-    if not found.can_build:
-        pytest.skip(found.reason)
+    availability = get_backend("tensorrt-rtx").availability()
+    if not availability.can_build:
+        pytest.skip(availability.reason)
     engines = {name: tmp_path / f"{name}.rtx" for name in ("fp16", "fp32")}
     build = ("build", small_graph, "--engine", "tensorrt-rtx", "--target", "sm86,sm89")
-    said = resnet_opt(
+    completed = resnet_opt(
         *build, "--fp16", "--profile", "1:1:1", "--profile", "2:8:32", "--workspace", "1GiB",
         "--cuda-graph", "--specialization", "lazy", "--runtime-cache", "kernels.bin", "--sparsity",
         "--memory-limit", "16GiB", "--build-timeout", "5min", "-o", engines["fp16"],
     )  # fmt: skip
-    assert said.code == 0, said.err
-    assert "sparsity: TensorRT-RTX compiles ahead of time without it; ignored" in said.out
+    assert completed.code == 0, completed.err
+    assert "sparsity: TensorRT-RTX compiles ahead of time without it; ignored" in completed.out
     settings = load_artifact(engines["fp16"]).manifest.settings
     assert settings["profile"] == [1, 1, 1]
     assert settings["options"] == {
@@ -89,35 +93,35 @@ def test_engines_of_tensorrt_rtx(resnet_opt: Command, small_graph: Path, tmp_pat
     }  # fmt: skip
 
     assert resnet_opt(*build, "--profile", "1:8:32", "-o", engines["fp32"]).code == 0
-    said = resnet_opt("inspect", engines["fp16"], "--diff", engines["fp32"])
-    assert said.code == 0, said.err
-    assert "PyTorch layers differ" in said.out
-    lines = [line.split() for line in said.out.splitlines()]
+    completed = resnet_opt("inspect", engines["fp16"], "--diff", engines["fp32"])
+    assert completed.code == 0, completed.err
+    assert "PyTorch layers differ" in completed.out
+    lines = [line.split() for line in completed.out.splitlines()]
     assert ["precision", "fp16", "|", "fp32"] in lines
-    told = json.loads(
+    difference = json.loads(
         resnet_opt("inspect", engines["fp16"], "--diff", engines["fp32"], "--json").out
     )
-    differing = {name: one for one in told["layers"] for name in one["modules"]}
+    differing = {name: pair for pair in difference["layers"] for name in pair["modules"]}
     for name in ("conv1", "layer1.0.conv1", "fc"):
         assert differing[name]["b"]["bytes"] > differing[name]["a"]["bytes"]
     same = resnet_opt("inspect", engines["fp16"], "--diff", engines["fp16"])
     assert "  0 of " in same.out
 
-    said = resnet_opt(*build, "--fp16", "--memory-limit", "20MiB", "-o", tmp_path / "big.rtx")
-    assert said.code == 1
-    assert "the memory limit is 20 MiB" in said.err
+    completed = resnet_opt(*build, "--fp16", "--memory-limit", "20MiB", "-o", tmp_path / "big.rtx")
+    assert completed.code == 1
+    assert "the memory limit is 20 MiB" in completed.err
     left = {path.name for path in tmp_path.iterdir() if "big" in path.name}
-    assert left == {"big.rtx.graph.onnx", "big.rtx.graph.onnx.json"}  # whole, for the next try
+    assert left == {"big.rtx.graph.onnx", "big.rtx.graph.onnx.json"}  # kept for the next attempt
 
 
-def test_layers_are_kept_and_searched_for(
+def test_layers_are_kept_by_name_and_by_search(
     resnet_opt: Command, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept.onnx"
-    said = resnet_opt(
+    completed = resnet_opt(
         "quantize", small_graph, "--stats", small_statistics, "--keep", "fc, conv1", "-o", kept
     )
-    assert said.code == 0, said.err
+    assert completed.code == 0, completed.err
     listed = json.loads((tmp_path / "kept.encodings.json").read_text())["keep"]
     assert listed == ["conv1", "fc"]
 
@@ -126,14 +130,14 @@ def test_layers_are_kept_and_searched_for(
         "quantize", small_graph, "--precision", "mixed", "--calib", "digits:train",
         "--calib-images", 32, "--data", "digits:test", "--max-drop",
     )  # fmt: skip
-    said = resnet_opt(*search, "100pp", "-o", mixed, "--json")
-    assert said.code == 0, said.err
-    found = json.loads(said.out)["details"]["search"]
+    completed = resnet_opt(*search, "100pp", "-o", mixed, "--json")
+    assert completed.code == 0, completed.err
+    printed = json.loads(completed.out)["details"]["search"]
     written = json.loads((tmp_path / "mixed.search.json").read_text())
     del written["digest"]
-    assert found == written
-    assert found["front"][0]["kept"] == []
-    assert found["validation"]["dataset"]["name"] == "digits:test"
+    assert printed == written
+    assert printed["front"][0]["kept"] == []
+    assert printed["validation"]["dataset"]["name"] == "digits:test"
     assert "already within the budget" in resnet_opt(*search, "100pp", "-o", mixed).out
 
 
@@ -145,11 +149,11 @@ def test_passes_can_be_switched_off(
     off = ["--no-equalize", "--no-shift", "--bias-correction", "none"]
     encodings = {}
     for name, flags in (("on", []), ("off", off)):
-        said = resnet_opt(
+        completed = resnet_opt(
             "quantize", small_graph, "--stats", small_statistics, "--target", "tensorrt", *flags,
             "-o", tmp_path / f"{name}.onnx",
         )  # fmt: skip
-        assert said.code == 0
+        assert completed.code == 0
         encodings[name] = Encodings.load(tmp_path / f"{name}.encodings.json")
     assert (encodings["on"].options["shift"], encodings["off"].options["shift"]) == (True, False)
     assert encodings["on"].layers["fc"].bias != encodings["off"].layers["fc"].bias
@@ -165,7 +169,7 @@ def test_passes_can_be_switched_off(
         (["--encodings", "ENCODINGS"], "leave out"),
     ],
 )
-def test_options_of_int8_where_nothing_is_encoded(
+def test_int8_options_are_refused_where_nothing_is_encoded(
     resnet_opt: Command,
     small_graph: Path,
     small_statistics: Path,
@@ -178,51 +182,51 @@ def test_options_of_int8_where_nothing_is_encoded(
     assert resnet_opt("quantize", small_graph, "--stats", small_statistics, "-o", plain).code == 0
     given = [tmp_path / "plain.encodings.json" if f == "ENCODINGS" else f for f in flags]
     output = tmp_path / "again.onnx"
-    said = resnet_opt("quantize", small_graph, *given, *flag.split(), "-o", output)
-    assert said.code == 2
-    assert flag.split(maxsplit=1)[0] in said.err
-    assert hint in said.err
+    completed = resnet_opt("quantize", small_graph, *given, *flag.split(), "-o", output)
+    assert completed.code == 2
+    assert flag.split(maxsplit=1)[0] in completed.err
+    assert hint in completed.err
     assert not output.exists()
-    # A Q/DQ graph brings its own integers.
+    # A Q/DQ graph has its own integers.
     for verb in (["quantize"], ["build", "--int8", "--engine", "openvino"]):
-        said = resnet_opt(verb[0], plain, *verb[1:], *flag.split(), "-o", output)
-        assert said.code == 2
-        assert "float graph" in said.err
+        completed = resnet_opt(verb[0], plain, *verb[1:], *flag.split(), "-o", output)
+        assert completed.code == 2
+        assert "float graph" in completed.err
 
 
 def test_a_mixed_graph_that_cannot_be_judged_is_inconclusive(
     resnet_opt: Command, tmp_path: Path
 ) -> None:
-    """Whatever is kept, 64 images cannot rule out a hundredth of a point; all is written still."""
+    """64 images cannot rule out a drop of 0.01 pp; all files are still written."""
     from tests.search.networks import data, graph_file
 
     graph, output = graph_file(tmp_path / "n.onnx"), tmp_path / "m.onnx"
-    said = resnet_opt(
+    completed = resnet_opt(
         "quantize", graph, "--precision", "mixed", "--calib", data(tmp_path / "c.npz", 64, 1),
         "--data", data(tmp_path / "d.npz", 64, 2), "--max-drop", "0.01pp", "-o", output,
     )  # fmt: skip
-    assert said.code == 6, said
-    assert "validate on about" in said.err
+    assert completed.code == 6, completed
+    assert "validate on about" in completed.err
     assert output.is_file()
-    found = json.loads((tmp_path / "m.search.json").read_text())
-    assert found["validation"]["verdict"] == "inconclusive"
-    assert found["front"][found["chosen"]]["flips"] == 0
+    search = json.loads((tmp_path / "m.search.json").read_text())
+    assert search["validation"]["verdict"] == "inconclusive"
+    assert search["front"][search["chosen"]]["flips"] == 0
 
 
-def test_validate_prints_and_writes_the_same(
+def test_validate_prints_what_it_writes(
     resnet_opt: Command, small_checkpoint: Path, small_graph: Path, tmp_path: Path
 ) -> None:
     engine, result = tmp_path / "m.blob", tmp_path / "v.json"
     assert resnet_opt("build", small_graph, "--engine", "openvino", "-o", engine).code == 0
-    said = resnet_opt(
+    completed = resnet_opt(
         "validate", engine, "--reference", small_checkpoint, "--data", "digits:test", "--limit", 50,
         "--max-drop", "10pp", "-o", result, "--json",
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert completed.code == 0, completed.err
     written = json.loads(result.read_text())
     del written["digest"]
-    assert json.loads(said.out) == written
-    assert json.loads(said.out)["verdict"] == "pass"
+    assert json.loads(completed.out) == written
+    assert json.loads(completed.out)["verdict"] == "pass"
     too_few = resnet_opt(
         "validate", engine, "--reference", small_checkpoint, "--data", "digits:test", "--limit", 50,
         "--max-drop", "1pp", "-o", result,
@@ -233,17 +237,17 @@ def test_validate_prints_and_writes_the_same(
     assert resnet_opt("compare", result, result, "--max-drop", "1pp").code == 6
 
 
-def test_a_recipe_is_saved_and_read_again(resnet_opt: Command, tmp_path: Path) -> None:
+def test_a_saved_recipe_can_be_read(resnet_opt: Command, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    said = resnet_opt("demo", "--arch", "resnet18", "--save-recipe", recipe)
-    assert said.code == 0, said.err
+    completed = resnet_opt("demo", "--arch", "resnet18", "--save-recipe", recipe)
+    assert completed.code == 0, completed.err
     assert "resnet18" in recipe.read_text()
     again = tmp_path / "again.yaml"
     assert resnet_opt("run", recipe, "--save-recipe", again).code == 0
     assert again.read_text() == recipe.read_text()
 
 
-def test_a_target_goes_to_the_engines_that_have_one(resnet_opt: Command, tmp_path: Path) -> None:
+def test_target_is_set_only_for_engines_that_take_it(resnet_opt: Command, tmp_path: Path) -> None:
     saved, bare = tmp_path / "r.yaml", tmp_path / "bare.yaml"
     command = (
         "run",
@@ -265,12 +269,12 @@ def test_a_target_goes_to_the_engines_that_have_one(resnet_opt: Command, tmp_pat
     (build,) = yaml.safe_load(saved.read_text())["build"]
     assert (build["engine"], build["target"]) == (["auto"], ["sm86"])
     bare.write_text(bare.read_text() + "build: {engine: openvino}\n")
-    said = resnet_opt("run", bare, "--target", "sm86", "--save-recipe", saved)
-    assert said.code == 2
-    assert "--target is for TensorRT-RTX" in said.err
+    completed = resnet_opt("run", bare, "--target", "sm86", "--save-recipe", saved)
+    assert completed.code == 2
+    assert "--target is for TensorRT-RTX" in completed.err
 
 
-def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
+def test_flags_are_saved_in_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     resnet_opt(
         "run", "resnet50:IMAGENET1K_V2", "--data", "/images", "--precision", "fp32,int8",
@@ -289,7 +293,7 @@ def test_flags_go_over_the_recipe(resnet_opt: Command, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_damaged_calibration_image_is_named_and_may_be_left_out(
+def test_a_damaged_calibration_image_is_named_and_can_be_skipped(
     resnet_opt: Command, small_graph: Path, tmp_path: Path
 ) -> None:
     for index in range(24):
@@ -301,16 +305,16 @@ def test_a_damaged_calibration_image_is_named_and_may_be_left_out(
         "calibrate", small_graph, "--calib", tmp_path / "images", "--workers", 2, "--no-cache",
         "-o", tmp_path / "stats.npz",
     ]  # fmt: skip
-    said = resnet_opt(*command)
-    assert said.code == 2
-    assert "c1/23.png" in said.err
-    assert "--skip-bad-images" in said.err
-    said = resnet_opt(*command, "--skip-bad-images")
-    assert said.code == 0, said.err
-    assert "1 unreadable images were skipped, the first is c1/23.png" in said.out
+    completed = resnet_opt(*command)
+    assert completed.code == 2
+    assert "c1/23.png" in completed.err
+    assert "--skip-bad-images" in completed.err
+    completed = resnet_opt(*command, "--skip-bad-images")
+    assert completed.code == 0, completed.err
+    assert "1 unreadable images were skipped, the first is c1/23.png" in completed.out
 
 
-def test_a_graph_of_somebody_else_is_built_in_one_step(
+def test_a_third_party_graph_is_built_in_one_step(
     resnet_opt: Command, small_graph: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     proto = onnx.load(small_graph)
@@ -319,25 +323,25 @@ def test_a_graph_of_somebody_else_is_built_in_one_step(
     onnx.save(proto, bare)
     command = ("build", bare, "--int8", "--engine", "openvino", "--calib", "digits:train",
                "--calib-images", 8, "-o", engine)  # fmt: skip
-    said = resnet_opt(*command)
-    assert said.code == 2
-    assert "--preprocessing-from" in said.err
+    completed = resnet_opt(*command)
+    assert completed.code == 2
+    assert "--preprocessing-from" in completed.err
     assert not engine.exists()
     assert resnet_opt(*command, "--preprocessing-from", small_checkpoint).code == 0
-    told = json.loads(resnet_opt("inspect", engine, "--json").out)["preprocessing"]
-    known = json.loads(resnet_opt("inspect", small_graph, "--json").out)["preprocessing"]
-    assert told == known
+    actual = json.loads(resnet_opt("inspect", engine, "--json").out)["preprocessing"]
+    expected = json.loads(resnet_opt("inspect", small_graph, "--json").out)["preprocessing"]
+    assert actual == expected
     graph = engine.with_name("bare.blob.graph.onnx")
-    said = resnet_opt("build", graph, "--int8", "--preprocessing-from", small_checkpoint,
+    completed = resnet_opt("build", graph, "--int8", "--preprocessing-from", small_checkpoint,
                       "-o", tmp_path / "again.blob")  # fmt: skip
-    assert said.code == 2
-    assert "resnet-opt quantize" in said.err
+    assert completed.code == 2
+    assert "resnet-opt quantize" in completed.err
 
 
 def test_folders_and_links_are_followed(
     resnet_opt: Command, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """`current.safetensors -> v12.safetensors`, and a folder of pictures."""
+    """A link to a checkpoint, and a folder of images."""
     (tmp_path / "deployed").mkdir()
     link = tmp_path / "deployed" / "current.safetensors"
     link.symlink_to(small_checkpoint)
@@ -348,50 +352,50 @@ def test_folders_and_links_are_followed(
     rows = json.loads(resnet_opt("predict", link, pictures, "--json").out)
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
     assert rows[0]["classes"]
-    said = resnet_opt("predict", link, pictures / "3.png")
-    assert (said.code, said.errors) == (2, [f"error: no such file: {pictures / '3.png'}"])
+    completed = resnet_opt("predict", link, pictures / "3.png")
+    assert (completed.code, completed.errors) == (2, [f"error: no such file: {pictures / '3.png'}"])
 
 
-def test_workers_are_refused_below_zero(resnet_opt: Command) -> None:
-    said = resnet_opt("run", "resnet50:random", "--data", "digits:test", "--workers", -1)
-    assert said.code == 2
-    assert "workers: -1 is too small" in said.err
+def test_negative_workers_are_refused(resnet_opt: Command) -> None:
+    completed = resnet_opt("run", "resnet50:random", "--data", "digits:test", "--workers", -1)
+    assert completed.code == 2
+    assert "workers: -1 is too small" in completed.err
 
 
-def test_doctor_tells_every_engine(resnet_opt: Command) -> None:
-    said = resnet_opt("doctor", "--json")
-    assert said.code == 0
-    found = json.loads(said.out)
-    assert found["backends"]["openvino"]["can_run"]
-    assert found["libraries"]["openvino"]
-    words = resnet_opt("doctor").out
-    for name in found["backends"]:
-        assert name in words
+def test_doctor_lists_every_engine(resnet_opt: Command) -> None:
+    completed = resnet_opt("doctor", "--json")
+    assert completed.code == 0
+    environment = json.loads(completed.out)
+    assert environment["backends"]["openvino"]["can_run"]
+    assert environment["libraries"]["openvino"]
+    text = resnet_opt("doctor").out
+    for name in environment["backends"]:
+        assert name in text
 
 
-def test_doctor_tells_every_provider_of_onnxruntime(resnet_opt: Command) -> None:
-    found = json.loads(resnet_opt("doctor", "--json").out)["providers"]
-    words = resnet_opt("doctor").out
-    assert found["cpu"]["usable"]
-    for name, provider in found.items():
-        assert f"  {name} " in words
+def test_doctor_lists_every_onnxruntime_provider(resnet_opt: Command) -> None:
+    providers = json.loads(resnet_opt("doctor", "--json").out)["providers"]
+    text = resnet_opt("doctor").out
+    assert providers["cpu"]["usable"]
+    for name, provider in providers.items():
+        assert f"  {name} " in text
         for library in provider["missing"]:
-            assert f"missing {provider['missing'][0]}" in words
-            assert library in words
+            assert f"missing {provider['missing'][0]}" in text
+            assert library in text
 
 
-def test_doctor_names_a_tensorrt_that_is_too_old(
+def test_doctor_reports_a_tensorrt_that_is_too_old(
     resnet_opt: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """JetPack 6's, which lies in the system's Python without a distribution."""
+    """JetPack 6 installs it in the system's Python without distribution metadata."""
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt" / "__init__.py").write_text("__version__ = '10.3.0'\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    said = resnet_opt("doctor")
+    completed = resnet_opt("doctor")
     sys.modules.pop("tensorrt", None)
-    assert said.code == 0
-    (line,) = (line for line in said.out.splitlines() if "older than" in line)
+    assert completed.code == 0
+    (line,) = (line for line in completed.out.splitlines() if "older than" in line)
     assert line.split()[:2] == ["tensorrt", "missing"]
     assert "TensorRT 10.3.0 is older than 10.12: strong typing is complete from 10.12 on" in line
 
@@ -401,7 +405,7 @@ def test_doctor_names_a_tensorrt_that_is_too_old(
 
 @pytest.fixture(scope="module")
 def cuda_engine(small_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build for the CUDA provider leaves on a machine that has it."""
+    """An engine as built for the CUDA provider on a machine that has it."""
     from optimizer.artifacts import Input, Plan, library_versions, produce
     from optimizer.engines.onnxruntime import OnnxRuntime
 
@@ -436,23 +440,23 @@ def _no_cuda() -> None:
 
 @pytest.mark.usefixtures("_no_cuda")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
-def test_a_provider_that_is_not_here_stops_the_build(
+def test_an_unavailable_provider_stops_the_build(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, provider: str
 ) -> None:
-    said = resnet_opt(
+    completed = resnet_opt(
         "build", small_graph, "--engine", "onnxruntime", "--provider", provider,
         "-o", tmp_path / "m.ort.onnx",
     )  # fmt: skip
-    assert said.code == 3
-    (line,) = said.errors
+    assert completed.code == 3
+    (line,) = completed.errors
     assert f"ONNX Runtime's provider {provider} cannot be used here: " in line
-    assert "hint: " in said.err
+    assert "hint: " in completed.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("_no_cuda")
 @pytest.mark.parametrize("device", [None, "cuda:9"])
-def test_an_engine_of_a_provider_is_not_run_on_the_cpu_instead(
+def test_a_cuda_provider_engine_does_not_fall_back_to_the_cpu(
     resnet_opt: Command,
     cuda_engine: Path,
     small_checkpoint: Path,
@@ -462,17 +466,19 @@ def test_an_engine_of_a_provider_is_not_run_on_the_cpu_instead(
     more = ["--device", device] if device else []
     digit = tmp_path / "digit.png"
     Image.fromarray(np.full((8, 8), 128, np.uint8)).save(digit)
-    said = resnet_opt("predict", cuda_engine, digit, *more)
-    assert said.code == 3
-    assert "provider cuda cannot be used here" in said.err
-    said = resnet_opt("bench", cuda_engine, "-o", tmp_path / "b.json", "--duration", "1s", *more)
-    assert said.code == 3
-    assert "provider cuda cannot be used here" in said.err
-    said = resnet_opt(
+    completed = resnet_opt("predict", cuda_engine, digit, *more)
+    assert completed.code == 3
+    assert "provider cuda cannot be used here" in completed.err
+    completed = resnet_opt(
+        "bench", cuda_engine, "-o", tmp_path / "b.json", "--duration", "1s", *more
+    )
+    assert completed.code == 3
+    assert "provider cuda cannot be used here" in completed.err
+    completed = resnet_opt(
         "validate", cuda_engine, "--reference", small_checkpoint, "--data", "digits:test",
         "--limit", 20, "-o", tmp_path / "v.json", *more,
     )  # fmt: skip
-    assert said.code != 0
+    assert completed.code != 0
     (hop,) = (
         hop for hop in json.loads((tmp_path / "v.json").read_text())["hops"]
         if hop["name"] == "m.ort.onnx"
@@ -495,44 +501,52 @@ def test_an_engine_of_a_provider_is_not_run_on_the_cpu_instead(
         (["--provider", "cuda", "--opt-level", "3"], "provider cuda has no --opt-level"),
     ],
 )
-def test_a_wrong_provider_or_option_is_refused(
+def test_an_invalid_provider_or_option_is_refused(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    said = resnet_opt("build", small_graph, *arguments, "-o", tmp_path / "m.ort.onnx")
-    assert said.code == 2
-    assert message in said.errors[0]
+    completed = resnet_opt("build", small_graph, *arguments, "-o", tmp_path / "m.ort.onnx")
+    assert completed.code == 2
+    assert message in completed.errors[0]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_is_refused_for_engines_of_the_cpu(
-    resnet_opt: Command, small_checkpoint: Path
-) -> None:
-    said = resnet_opt("bench", small_checkpoint, "--device", "cuda:9")
-    assert said.code == 2
-    assert "--device cuda:9 is a GPU, but all engines run on the CPU" in said.errors[0]
+def test_a_gpu_is_refused_for_cpu_engines(resnet_opt: Command, small_checkpoint: Path) -> None:
+    completed = resnet_opt("bench", small_checkpoint, "--device", "cuda:9")
+    assert completed.code == 2
+    assert "--device cuda:9 is a GPU, but all engines run on the CPU" in completed.errors[0]
 
 
 @pytest.mark.slow
-def test_the_layers_of_an_engine(
+def test_profile_prints_blocks_and_layers(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("optimizer.profiling.layer_profile.ROUNDS", 6)
     engine, result = tmp_path / "m.ort.onnx", tmp_path / "profile.json"
     assert resnet_opt("build", small_graph, "--engine", "onnxruntime", "-o", engine).code == 0
-    asked = ("profile", engine, "--no-ceilings", "--threads", 1, "--duration", "50ms", "-o", result)
-    said = resnet_opt(*asked)
-    assert said.code == 0, said.err
-    blocks = [line.split()[0] for line in said.out.splitlines() if line.startswith("layer")]
+    command = (
+        "profile",
+        engine,
+        "--no-ceilings",
+        "--threads",
+        1,
+        "--duration",
+        "50ms",
+        "-o",
+        result,
+    )
+    completed = resnet_opt(*command)
+    assert completed.code == 0, completed.err
+    blocks = [line.split()[0] for line in completed.out.splitlines() if line.startswith("layer")]
     assert blocks[:8] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
-    assert "whole call without profiling" in said.out
-    assert "not in any layer" in said.out
-    assert "ceilings: not measured, as asked" in said.out
-    said = resnet_opt(*asked, "--layers")
-    assert sum("fp32" in line for line in said.out.splitlines()) > 20
-    said = resnet_opt(*asked, "--json")
+    assert "whole call without profiling" in completed.out
+    assert "not in any layer" in completed.out
+    assert "ceilings: not measured, as asked" in completed.out
+    completed = resnet_opt(*command, "--layers")
+    assert sum("fp32" in line for line in completed.out.splitlines()) > 20
+    completed = resnet_opt(*command, "--json")
     written = json.loads(result.read_text())
     del written["digest"]
-    assert json.loads(said.out) == written
+    assert json.loads(completed.out) == written
     assert written["kind"] == "profile"
 
 
@@ -541,9 +555,9 @@ def test_clean_empties_the_cache(
 ) -> None:
     monkeypatch.setenv("RESNET_OPT_CACHE", str(tmp_path / "cache"))
     assert resnet_opt("export", small_checkpoint, "-o", tmp_path / "m.onnx").code == 0
-    said = resnet_opt("clean")
-    assert said.code == 0
-    assert said.out.startswith("1 artifacts")
+    completed = resnet_opt("clean")
+    assert completed.code == 0
+    assert completed.out.startswith("1 artifacts")
     load_artifact(tmp_path / "m.onnx")
 
 
@@ -551,6 +565,15 @@ def test_version(resnet_opt: Command) -> None:
     from optimizer import __version__
 
     assert resnet_opt("--version").out.strip() == f"resnet-opt {__version__}"
+
+
+def test_help_shows_defaults(resnet_opt: Command) -> None:
+    """Also 0 and 1, which are equal to False and True."""
+    text = resnet_opt("profile", "--help").out
+    assert "Images per call. [default: 1]" in text
+    assert "Time per engine. [default: 5s]" in text
+    assert "[default: 0]" in text
+    assert "[default: True]" not in text
 
 
 # --- bad input ---------------------------------------------------------------------------------------
@@ -612,14 +635,14 @@ def _bad(
         "profile out of order": (
             ["build", small_graph, "--engine", "tensorrt-rtx", "--profile", "8:4:32", *out], 2, "not ordered",
         ),
-        "what only TensorRT has": (
+        "an option of TensorRT": (
             ["build", small_graph, "--engine", "openvino", "--tf32", *out], 2, "--tf32 is for tensorrt",
         ),
-        "what only OpenVINO has": (
+        "an option of OpenVINO": (
             ["build", small_graph, "--engine", "onnxruntime", "--fixed-batch", "1", *out], 2,
             "--fixed-batch is for openvino",
         ),
-        "no size of a batch": (
+        "not a batch size": (
             ["build", small_graph, "--engine", "openvino", "--fixed-batch", "all", *out], 2,
             "'all' is not a batch size",
         ),
@@ -627,7 +650,7 @@ def _bad(
             ["build", small_graph, "--engine", "tensorrt-rtx", "--version-compatible", *out], 2,
             "no version-compatible engines",
         ),
-        "a cache elsewhere": (
+        "a runtime cache in another folder": (
             ["build", small_graph, "--engine", "tensorrt-rtx", "--runtime-cache", "/tmp/k.bin", *out], 2,
             "is no file name",
         ),
@@ -638,7 +661,7 @@ def _bad(
             ["build", small_graph, "--build-timeout", "8", *out], 2, "no unit of time",
         ),
         "a graph to refit": (["refit", small_graph, small_checkpoint, *out], 2, "is a graph, not an engine"),
-        "nothing to refit": (["refit", tmp_path / "none.plan", small_checkpoint, *out], 2, "no such file"),
+        "no such engine": (["refit", tmp_path / "none.plan", small_checkpoint, *out], 2, "no such file"),
         "both aliases": (["build", small_graph, "--fp16", "--int8", *out], 2, "together"),
         "unknown engine": (["build", small_graph, "--engine", "tensorflow", *out], 2, "unknown engine"),
         "unknown precision": (
@@ -654,10 +677,11 @@ def _bad(
         ),
         "a graph to bench": (["bench", small_graph], 2, "is a graph, not an engine|not an engine"),
         "a graph to profile": (["profile", small_graph], 2, "is a graph, not an engine|not an engine"),
-        "ceilings left out and measured": (
-            ["profile", small_checkpoint, "--no-ceilings", "--remeasure"], 2, "--no-ceilings leaves out",
+        "ceilings off but remeasured": (
+            ["profile", small_checkpoint, "--no-ceilings", "--remeasure"], 2,
+            "--remeasure and --no-ceilings together",
         ),
-        "batches": (["bench", small_graph, "--batch", "1,x"], 2, "'x' is not a positive whole number"),
+        "bad batches": (["bench", small_graph, "--batch", "1,x"], 2, "'x' is not a positive whole number"),
         "recipe key": (["run", tmp_path / "recipe.yaml"], 2, "buidl"),
         "no result": (["compare", tmp_path / "a.json", tmp_path / "b.json"], 2, "no such file"),
         "no run": (["report", tmp_path / "empty", "-o", tmp_path / "r.html"], 2, "results.json"),
@@ -672,12 +696,12 @@ def test_bad_input_is_one_clear_line(
 
     cases = _bad(tmp_path, small_checkpoint, small_graph)
     before = sorted(tmp_path.rglob("*"))
-    for name, (arguments, code, words) in cases.items():
-        said = resnet_opt(*arguments)
-        assert said.code == code, (name, said)
-        assert re.search(words, said.err), (name, said.err)
-        assert "Traceback" not in said.err, (name, said.err)
-        assert said.out == "", (name, said.out)
+    for name, (arguments, code, pattern) in cases.items():
+        completed = resnet_opt(*arguments)
+        assert completed.code == code, (name, completed)
+        assert re.search(pattern, completed.err), (name, completed.err)
+        assert "Traceback" not in completed.err, (name, completed.err)
+        assert completed.out == "", (name, completed.out)
         assert sorted(tmp_path.rglob("*")) == before, name
 
 
@@ -689,19 +713,21 @@ def test_tensorrt_without_its_library_says_how_to_get_it(
 
     if get_backend("tensorrt").availability().can_build:
         pytest.skip("TensorRT is installed on this machine")
-    said = resnet_opt(
+    completed = resnet_opt(
         "build", small_graph, "--fp16", "--engine", "tensorrt", "-o", tmp_path / "m.plan"
     )
-    assert said.code == 3
-    assert "pip install" in said.err
+    assert completed.code == 3
+    assert "pip install" in completed.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_is_called_a_bug(resnet_opt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_reported_as_an_internal_error(
+    resnet_opt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr("optimizer.environment.describe", broken)
-    said = resnet_opt("doctor")
-    assert said.code == 1
-    assert "internal error: ZeroDivisionError: oops" in said.err
+    completed = resnet_opt("doctor")
+    assert completed.code == 1
+    assert "internal error: ZeroDivisionError: oops" in completed.err

@@ -21,13 +21,13 @@ def plain() -> tuple[Console, io.StringIO]:
 
 def terminal() -> tuple[Console, io.StringIO]:
     stream = io.StringIO()
-    shown = Console(
+    target = Console(
         file=stream, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
     )
-    return shown, stream
+    return target, stream
 
 
-def test_an_error_is_one_line_and_its_mend_another() -> None:
+def test_an_error_is_one_line_and_its_hint_another() -> None:
     shown, stream = plain()
     error = UsageError(
         "no such file: " + "a/very/long/path/" * 8 + "x.onnx", hint="check\nthe path"
@@ -37,7 +37,7 @@ def test_an_error_is_one_line_and_its_mend_another() -> None:
     assert lines == ["error: " + error.message, "hint: check the path"]
 
 
-def test_an_error_without_a_mend_is_one_line() -> None:
+def test_an_error_without_a_hint_is_one_line() -> None:
     shown, stream = plain()
     print_error(ResnetOptError("two\n  lines"), shown)
     assert stream.getvalue() == "error: two lines\n"
@@ -74,7 +74,7 @@ def test_inner_steps_are_indented_below_their_outer_step() -> None:
     assert second.startswith("build ... done in ")
 
 
-def test_an_exception_says_what_was_not_finished_and_passes_on() -> None:
+def test_an_exception_reports_the_open_step_and_propagates() -> None:
     shown, stream = plain()
     with pytest.raises(UsageError):
         _interrupted(shown, UsageError("no images"))
@@ -90,12 +90,12 @@ def _interrupted(shown: Console, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("call", ["advance", "finish"])
-def test_ending_what_was_not_begun_is_a_programming_error(call: str) -> None:
+def test_ending_a_step_that_was_not_started_raises(call: str) -> None:
     with Lines(plain()[0]) as steps, pytest.raises(RuntimeError, match="without start"):
         getattr(steps, call)()
 
 
-def test_a_terminal_shows_bars_that_become_lines() -> None:
+def test_in_a_terminal_bars_become_lines() -> None:
     shown, stream = terminal()
     with progress(shown) as steps:
         assert isinstance(steps, Bars)
@@ -109,7 +109,7 @@ def test_a_terminal_shows_bars_that_become_lines() -> None:
     assert re.search(r"\[b\]validate\[/b\] \.\.\. done in \d+\.\d s: 540 images", text)
 
 
-def test_bars_are_gone_after_an_exception() -> None:
+def test_bars_are_removed_after_an_exception() -> None:
     shown, stream = terminal()
     with pytest.raises(KeyboardInterrupt):
         _interrupted(shown, KeyboardInterrupt())
@@ -130,7 +130,7 @@ print("{}")
 """
 
 
-def test_in_a_pipe_stdout_has_the_result_alone_and_stderr_no_control_characters() -> None:
+def test_in_a_pipe_stdout_holds_only_the_result_and_stderr_is_plain_text() -> None:
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert run.stdout == "{}\n"
     assert re.fullmatch(r"export \.\.\. done in \d+\.\d s\n", run.stderr)
@@ -156,5 +156,5 @@ def test_in_a_real_terminal_bars_are_drawn_on_stderr() -> None:
     ("seconds", "text"),
     [(3.21, "3.2 s"), (252.4, "4 min 12 s"), (7500, "2 h 05 min"), (119.7, "2 min 00 s")],
 )
-def test_durations_are_readable(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert _duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Options: defined once, checked alike through Python, YAML and the command line."""
+"""Options: defined once, and validated alike in Python, YAML and on the command line."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ FINITE = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
 @given(st.floats(min_value=1e-9, max_value=1e9))
-def test_durations_are_written_as_they_are_read(seconds: float) -> None:
+def test_durations_round_trip(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-15)
 
 
 @given(st.floats(min_value=0, max_value=100))
-def test_points_are_written_as_they_are_read(points: float) -> None:
+def test_percentage_points_round_trip(points: float) -> None:
     assert parse_pp(format_pp(points)) == points
 
 
 @given(st.floats(min_value=0, max_value=1))
-def test_shares_are_written_as_they_are_read(share: float) -> None:
+def test_shares_round_trip(share: float) -> None:
     assert parse_share(format_share(share)) == share
 
 
 @given(st.integers(min_value=1, max_value=2**50))
-def test_bytes_are_written_as_they_are_read(size: int) -> None:
+def test_bytes_round_trip(size: int) -> None:
     assert parse_bytes(format_bytes(size)) == size
 
 
 @given(st.lists(st.integers(min_value=1, max_value=512), min_size=3, max_size=3).map(sorted))
-def test_profiles_are_written_as_they_are_read(sizes: list[int]) -> None:
+def test_profiles_round_trip(sizes: list[int]) -> None:
     least, best, most = sizes
     assert parse_profile(format_profile((least, best, most))) == (least, best, most)
 
 
-def test_values_are_written_as_a_person_would() -> None:
+def test_values_are_written_in_readable_units() -> None:
     assert format_duration(1800) == "30min"
     assert format_duration(0.015) == "15ms"
     assert format_duration(7.3) == "7.3s"
@@ -88,7 +88,7 @@ def test_values_are_written_as_a_person_would() -> None:
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_every_option_says_what_it_is(name: str) -> None:
+def test_every_option_has_a_description(name: str) -> None:
     model = getattr(models, name)
     for option, field, panel in model.declared():
         assert field.description, option
@@ -97,18 +97,18 @@ def test_every_option_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_an_option_is_declared_in_one_class_only(name: str) -> None:
-    """A class that overrides an option gives it another default or type, never by chance."""
+def test_an_option_is_declared_in_only_one_class(name: str) -> None:
+    """No class overrides an option that it inherits."""
     model = getattr(models, name)
     owners: dict[str, list[str]] = {}
     for owner in model.__mro__:
         for option in inspect.get_annotations(owner):
             if option in model.model_fields:
                 owners.setdefault(option, []).append(owner.__name__)
-    assert {option: found for option, found in owners.items() if len(found) > 1} == {}
+    assert {option: names for option, names in owners.items() if len(names) > 1} == {}
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_written_options_can_be_parsed() -> None:
     given = {
         "precision": "int8", "profile": ["1:8:32", "2:2:2"], "workspace": "4GiB", "keep": ["a", "b"],
         "fixed_batch": "none", "provider_options": {"use_tf32": "1"}, "provider": "cuda",
@@ -119,13 +119,13 @@ def test_what_is_written_is_read_again() -> None:
     assert (options.workspace, options.fixed_batch) == (4 << 30, ())
 
 
-def test_lists_are_words_or_lists() -> None:
+def test_lists_are_given_as_text_or_lists() -> None:
     for value in ("1,8", [1, 8], ["1", "8"], ["1,8"]):
         assert BenchOptions.parse({"batch": value}).batch == (1, 8)
     assert BuildOptions.parse({"profile": (1, 8, 32)}).profile == ((1, 8, 32),)
 
 
-def test_keywords_win_over_the_model() -> None:
+def test_keywords_override_the_model() -> None:
     base = BuildOptions(precision="int8", threads=2)
     assert BuildOptions.of(base, {"threads": 1}) == BuildOptions(precision="int8", threads=1)
     assert BuildOptions.of(base, {"threads": None}) == base
@@ -153,13 +153,13 @@ def test_options_of_one_engine_are_refused_for_others() -> None:
     check_engine(options, ["tensorrt"])
     check_engine(options, ["auto"])
     check_engine(options, ["openvino", "tensorrt-rtx"])
-    check_engine(BuildOptions.parse({"tf32": False}), ["openvino"])  # the default is no request
+    check_engine(BuildOptions.parse({"tf32": False}), ["openvino"])  # equal to the default
     with pytest.raises(UsageError, match=r"--workspace is for tensorrt, .* not for openvino") as e:
         check_engine(options, ["openvino"])
     assert e.value.hint == "leave it out, or --engine tensorrt"
 
 
-def test_every_restricted_option_goes_to_its_engines_alone() -> None:
+def test_engine_specific_options_go_only_to_their_engines() -> None:
     values: dict[str, Any] = {
         "provider": "cuda", "provider_options": {"a": "1"}, "fixed_batch": "1", "target": "sm86",
         "profile": "1:1:1", "workspace": "1GiB", "opt_level": 3, "timing_cache": "t",
@@ -179,15 +179,15 @@ def test_every_restricted_option_goes_to_its_engines_alone() -> None:
                     check_engine(options, [engine])
 
 
-def test_what_a_group_shares_is_carried_over() -> None:
+def test_of_kind_copies_shared_options() -> None:
     build = BuildOptions.parse({"keep": "fc", "max_drop": "2pp", "workspace": "1GiB"})
     explicit = build.of_kind(QuantizeOptions, target="tensorrt")
     assert (explicit.keep, explicit.max_drop, explicit.target) == (("fc",), 2.0, "tensorrt")
 
 
-# --- the same sentence through every door ------------------------------------------------------------
+# --- the same message in Python, YAML and on the command line ----------------------------------------
 
-WRONG = [
+INVALID = [
     ("build", {"precision": "int3"}, "precision: 'int3' is not a choice"),
     ("build", {"workspace": "4"}, "workspace: '4' has no unit of bytes"),
     ("build", {"opt_level": "9"}, "opt_level: 9 is too large"),
@@ -201,9 +201,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("section", "given", "sentence"), WRONG)
-def test_a_mistake_gives_one_sentence_everywhere(
-    resnet_opt: Command, tmp_path: Path, section: str, given: dict[str, str], sentence: str
+@pytest.mark.parametrize(("section", "given", "message"), INVALID)
+def test_a_mistake_gives_the_same_message_everywhere(
+    resnet_opt: Command, tmp_path: Path, section: str, given: dict[str, str], message: str
 ) -> None:
     kinds: dict[str, type[Options]] = {
         "build": BuildOptions, "validate": ValidateOptions, "bench": BenchOptions,
@@ -211,7 +211,7 @@ def test_a_mistake_gives_one_sentence_everywhere(
     needed = {"validate": {"reference": "r", "data": "d"}}.get(section, {})
     with pytest.raises(UsageError) as in_python:
         kinds[section].of(None, {**needed, **given})
-    assert sentence in in_python.value.message
+    assert message in in_python.value.message
 
     recipe = tmp_path / "r.yaml"
     data = {"data": "d"} if section == "validate" else {}
@@ -226,21 +226,21 @@ def test_a_mistake_gives_one_sentence_everywhere(
         "validate": ["validate", "m", "--reference", "r", "--data", "d"],
         "bench": ["bench", "m"],
     }[section]
-    said = resnet_opt(*command, f"--{name.replace('_', '-')}", value)
-    assert said.code == 2
+    completed = resnet_opt(*command, f"--{name.replace('_', '-')}", value)
+    assert completed.code == 2
     if name in kinds[section].model_fields:
-        assert said.errors == [f"error: {in_python.value.message}"]
-        assert in_python.value.hint is None or in_python.value.hint in said.err
+        assert completed.errors == [f"error: {in_python.value.message}"]
+        assert in_python.value.hint is None or in_python.value.hint in completed.err
     else:
-        assert name.replace("_", "-") in said.errors[0]
+        assert name.replace("_", "-") in completed.errors[0]
 
 
-def test_a_name_that_is_nearly_right_is_suggested(resnet_opt: Command) -> None:
+def test_a_similar_name_is_suggested(resnet_opt: Command) -> None:
     with pytest.raises(UsageError) as error:
         BuildOptions.of(None, {"presicion": "int8"})
     assert error.value.hint == "did you mean precision?"
-    said = resnet_opt("build", "m.onnx", "-o", "m", "--presicion", "int8")
-    assert "did you mean --precision?" in said.err
+    completed = resnet_opt("build", "m.onnx", "-o", "m", "--presicion", "int8")
+    assert "did you mean --precision?" in completed.err
     assert "did you mean build?" in resnet_opt("biuld").err
 
 
@@ -252,10 +252,10 @@ def test_a_required_option_is_named() -> None:
 
 
 def test_sections_are_the_options_of_their_verbs() -> None:
-    """A recipe has no key of its own where a flag means the same."""
+    """A recipe key is the option of the verb, if there is one."""
     assert set(MeasureSection.model_fields) <= set(BenchOptions.model_fields)
     assert set(BuildSection.model_fields) <= set(BuildOptions.model_fields)
     for name in BuildSection.model_fields:
         if name not in {"precision", "engine"}:
-            ours, theirs = (m.model_fields[name] for m in (BuildSection, BuildOptions))
-            assert (ours.description, ours.default) == (theirs.description, theirs.default), name
+            key, flag = (m.model_fields[name] for m in (BuildSection, BuildOptions))
+            assert (key.description, key.default) == (flag.description, flag.default), name

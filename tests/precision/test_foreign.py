@@ -147,13 +147,13 @@ def _other_graph(graph: Path, path: Path) -> str:
 def test_the_float_graph_does_not_overwrite_an_input(
     bare: Path, small_graph: Path, tmp_path: Path
 ) -> None:
-    donor = tmp_path / "bare.float.onnx"
-    donor.write_bytes(small_graph.read_bytes())
-    with pytest.raises(UsageError, match=r"bare\.float\.onnx would be overwritten"):
-        quantize(bare, tmp_path / "q.onnx", precision="int8", preprocessing_from=str(donor))
-    assert donor.read_bytes() == small_graph.read_bytes()
-    with pytest.raises(UsageError, match="overwritten by itself"):
-        optimizer.quantize(bare, donor, precision="int8", preprocessing_from=str(donor))
+    teller = tmp_path / "bare.float.onnx"
+    teller.write_bytes(small_graph.read_bytes())
+    with pytest.raises(UsageError, match=r"the output would overwrite the input bare\.float\.onnx"):
+        quantize(bare, tmp_path / "q.onnx", precision="int8", preprocessing_from=str(teller))
+    assert teller.read_bytes() == small_graph.read_bytes()
+    with pytest.raises(UsageError, match="the output would overwrite the input"):
+        optimizer.quantize(bare, teller, precision="int8", preprocessing_from=str(teller))
 
 
 def test_an_fp32_graph_can_take_its_preprocessing_from_another(

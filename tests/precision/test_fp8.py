@@ -115,7 +115,7 @@ def test_statistics_without_a_required_tensor_are_rejected() -> None:
 def test_fp8_needs_calibration_data(small_graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="FP8 needs calibration data"):
         optimizer.quantize(small_graph, tmp_path / "out.onnx", precision="fp8")
-    with pytest.raises(UsageError, match="encodings are for INT8"):
+    with pytest.raises(UsageError, match="--encodings is for INT8"):
         optimizer.quantize(
             small_graph, tmp_path / "out.onnx", precision="fp8", encodings=tmp_path / "e.json"
         )

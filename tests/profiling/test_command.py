@@ -79,7 +79,7 @@ def test_a_machine_on_which_nothing_can_be_said_exits_with_6(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--duration", "0s"], "no time at all"),
+        (["--duration", "0s"], "must be more than zero"),
         (["--duration", "10"], "no unit of time"),
         (["--duration", "2000h"], "within 0 s and 24 h"),
         (["--batch", "9"], "batches 2 to 8, not 9"),

@@ -136,7 +136,7 @@ def test_what_can_be_refitted_once_more(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "kind", "found"),
     [
-        ("resnet34:random:10", UsageError, "is a resnet34, the engine a resnet18"),
+        ("resnet34:random:10", UsageError, "is a resnet34, but the engine is a resnet18"),
         ("resnet18:random:7", GraphError, "its output is logits N x 7, not logits N x 10"),
         ("none.safetensors", CheckpointError, "none.safetensors"),
         ("none.onnx", ArtifactError, "no such file"),
@@ -165,7 +165,7 @@ def test_what_is_no_refittable_engine(
 
     refused(small_graph, ArtifactError, "is a graph, not an engine")
     refused(tmp_path / "none.rtx", ArtifactError, "no such file")
-    with pytest.raises(UsageError, match="overwritten by itself"):
+    with pytest.raises(UsageError, match="the output would overwrite the input"):
         refit(engine, str(small_checkpoint), engine)
     say(engine, settings={"options": {}})
     hint = refused(engine, ArtifactError, "was not built to be refitted")
@@ -174,12 +174,12 @@ def test_what_is_no_refittable_engine(
     say(engine, settings={"options": {"refittable": True}}, libraries={"tensorrt-rtx": "1.6.0"})
     refused(engine, ArtifactError, r"does not fit this machine: TensorRT-RTX 1\.6\.0 at build")
     say(engine, settings={"backend": "openvino"})
-    refused(engine, UsageError, "only TensorRT's can be refitted")
+    refused(engine, UsageError, "only TensorRT engines can be refitted")
 
 
 def test_an_engine_without_its_graph(engine: Path, small_checkpoint: Path, tmp_path: Path) -> None:
     Path(f"{engine}.graph.onnx").unlink()
-    with pytest.raises(ArtifactError, match="does not lie beside it") as caught:
+    with pytest.raises(ArtifactError, match="is not beside it") as caught:
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
     assert f"{engine.name}.graph.onnx" in str(caught.value.hint)
 
