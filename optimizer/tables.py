@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Table", "facts_table"]
+__all__ = ["Table", "cell", "facts_table"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Table:
             for row in self.rows
         )
         return f"<table>{caption}{head}<tbody>{rows}</tbody></table>"
+
+
+def cell(value: float | None, template: str) -> str:
+    """A number as text, or a dash where there is none."""
+    return "–" if value is None else template.format(value)
 
 
 def facts_table(facts: Sequence[tuple[str, object]], caption: str = "") -> Table:

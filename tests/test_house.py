@@ -148,7 +148,7 @@ def _cycle(imports: dict[str, set[str]]) -> list[str] | None:
 
 SAME_THING = {
     # Two backends, and ONNX Runtime's providers, implement the same part of the protocol.
-    "session.py", "building.py", "opening.py", "layers.py",
+    "session.py",
 }  # fmt: skip
 
 

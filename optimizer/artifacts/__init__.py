@@ -7,7 +7,7 @@ exists under its key is skipped.
 """
 
 from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
-from optimizer.artifacts.cache import Anew, Cache
+from optimizer.artifacts.cache import Cache, DisabledCache
 from optimizer.artifacts.external_data import external_data_files
 from optimizer.artifacts.keys import content_key, digest, library_versions
 from optimizer.artifacts.manifest import (
@@ -24,9 +24,9 @@ from optimizer.artifacts.outputs import check_output
 from optimizer.artifacts.producing import produce
 
 __all__ = [
-    "Anew",
     "Artifact",
     "Cache",
+    "DisabledCache",
     "Input",
     "Manifest",
     "Plan",

@@ -14,7 +14,7 @@ from optimizer.artifacts.keys import digest
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["Anew", "Cache"]
+__all__ = ["Cache", "DisabledCache"]
 
 
 def _check_digest(path: Path, sha256: str) -> None:
@@ -25,7 +25,7 @@ def _check_digest(path: Path, sha256: str) -> None:
 class Cache:
     """Artifacts by content key: ``<root>/<key>/`` holds the file and its manifest."""
 
-    anew = False
+    rebuild_all = False
     """Whether existing artifacts are ignored, including one at the destination."""
 
     def __init__(self, root: Path) -> None:
@@ -121,10 +121,10 @@ class Cache:
         return size
 
 
-class Anew(Cache):
+class DisabledCache(Cache):
     """A disabled cache: everything is rebuilt, including files that exist at their destination."""
 
-    anew = True
+    rebuild_all = True
 
     def __init__(self) -> None:
         super().__init__(Cache.default().root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from optimizer.artifacts.manifest import Artifact, Manifest, Plan, load_artifact
 from optimizer.errors import ArtifactError
 
 __all__ = ["produce"]
+
+_log = logging.getLogger(__name__)
 
 
 def _manifest_of(plan: Plan, path: Path, sha256: str, details: Mapping[str, Any]) -> Manifest:
@@ -50,17 +53,20 @@ def produce(
         destination: The file to write; the manifest is written beside it.
         write: Writes the file at the given path and returns ``details`` for the manifest. Not
             called if the artifact is at ``destination`` or in ``cache``.
-        cache: Artifact cache; ``None`` for no cache, `Anew` to rebuild the artifact always.
+        cache: Artifact cache; ``None`` for no cache, `DisabledCache` to rebuild the artifact always.
 
     Raises:
         ArtifactError: ``write`` wrote nothing.
     """
-    existing = None if cache is not None and cache.anew else _existing(plan, destination)
+    existing = None if cache is not None and cache.rebuild_all else _existing(plan, destination)
     if existing is not None:
+        _log.debug("%s %s is up to date (key %.12s)", plan.kind, destination, plan.key)
         return existing
     with cache.lock(plan.key) if cache is not None else contextlib.nullcontext():
         if cache is not None and (manifest := cache.fetch(plan.key, destination)):
+            _log.debug("%s %s taken from the cache (key %.12s)", plan.kind, destination, plan.key)
             return Artifact(destination, manifest, cached=True)
+        _log.debug("build %s %s (key %.12s)", plan.kind, destination, plan.key)
         with write_atomically(destination) as temporary:
             details = write(temporary)
             if not temporary.is_file() or temporary.stat().st_size == 0:
@@ -70,6 +76,7 @@ def produce(
         write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
         if cache is not None:
             cache.store(destination, manifest)
+    _log.debug("wrote %s, %d bytes", destination, destination.stat().st_size)
     return Artifact(destination, manifest)
 
 

@@ -602,9 +602,9 @@ def _bars() -> Any:
 
 def _cache(disabled: bool) -> Any:
     """The user's cache, or one that rebuilds everything."""
-    from optimizer.artifacts import Anew, Cache
+    from optimizer.artifacts import Cache, DisabledCache
 
-    return Anew() if disabled else Cache.default()
+    return DisabledCache() if disabled else Cache.default()
 
 
 def _command() -> str:

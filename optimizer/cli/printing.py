@@ -130,9 +130,7 @@ def print_validation(result: ValidateResult, output: Path, as_json: bool) -> Non
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    from optimizer.results.result_tables import validation_table
-
-    _print(validation_table(result))
+    _print(result.as_table())
     if left_out := result.dataset.skipped:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         print(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
@@ -148,18 +146,17 @@ def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
     from optimizer.profiling.curves import summaries
     from optimizer.reporting.curve_charts import marks_of
     from optimizer.results import SCENARIO_LABEL
-    from optimizer.results.result_tables import bench_table, curve_table, scenario_table
 
-    _print(bench_table(result))
+    _print(result.as_table())
     for curve in result.curves:
         print(f"\n{curve.engine}: wall-clock throughput; latency includes copies")
         marks = [", ".join(marks_of(curve, point)) for point in curve.points]
-        _print(curve_table(curve, marks))
+        _print(curve.table(marks))
         for sentence in summaries(curve):
             print(f"- {sentence}")
     if result.scenarios:
         print(f"\n{SCENARIO_LABEL}")
-        _print(scenario_table(result))
+        _print(result.scenario_table())
     for scenario in result.scenarios:
         for note in scenario.notes:
             print(f"- {scenario.engine} {scenario.scenario}: {note}")
@@ -197,8 +194,6 @@ def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
     """Print layer times, one table per engine, and the ceilings."""
     from rich.console import Console
 
-    from optimizer.results.result_tables import profile_table
-
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)  # lines in a file need not fit a terminal
@@ -207,7 +202,7 @@ def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
             print(f"{engine.name}: {engine.status}: {engine.error}")
             continue
         parts = engine.layers if every_layer else engine.blocks
-        console.print(_rich(profile_table(engine, parts), left=2, titled=True))
+        console.print(_rich(engine.table(parts), left=2, titled=True))
         for line in _summary(engine):
             print(f"  {line}")
     for line in _ceilings(result):

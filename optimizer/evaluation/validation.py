@@ -85,11 +85,7 @@ def validate(
         AccuracyGateFailed: The reference itself is below its expected accuracy.
     """
     batch = options.batch
-    if predictions is not None and predictions.suffix != ".npz":
-        raise UsageError(
-            f"predictions are written as .npz, not as {predictions.name}",
-            hint=f"name the file {predictions.stem}.npz",
-        )
+    _check_predictions_file(predictions)
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
     if len(dataset) == 0:
@@ -145,6 +141,14 @@ def validate(
         timing=timing,
         verdict=evidence.verdict,
     )
+
+
+def _check_predictions_file(predictions: Path | None) -> None:
+    if predictions is not None and predictions.suffix != ".npz":
+        raise UsageError(
+            f"predictions are written as .npz, not as {predictions.name}",
+            hint=f"name the file {predictions.stem}.npz",
+        )
 
 
 def raise_for_verdict(result: ValidateResult) -> None:

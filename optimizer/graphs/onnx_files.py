@@ -24,6 +24,7 @@ __all__ = [
     "open_onnx",
     "write_checked",
     "write_graph",
+    "write_proto",
 ]
 
 _EXPORT = "export it again with resnet-opt export"
@@ -141,6 +142,13 @@ def write_graph(model: ir.Model, path: Path) -> None:
     ir.save(ir.external_data.load_to_model(model), path, format="protobuf")
 
 
+def write_proto(proto: Any, path: Path) -> None:
+    """Write an `onnx.ModelProto` as one file."""
+    import onnx
+
+    onnx.save_model(proto, path, format="protobuf")
+
+
 def write_checked(model: ir.Model, path: Path) -> None:
     """Write a model as one file and check the result.
 
@@ -160,10 +168,8 @@ def copy_as_one_file(source: Path, target: Path) -> None:
         ArtifactError: A data file is missing or outside the model's folder.
         GraphError: The file cannot be read.
     """
-    import onnx
-
     if external_data_files(source):
-        onnx.save_model(open_onnx(source).proto, target, format="protobuf")
+        write_proto(open_onnx(source).proto, target)
     else:
         # Not a hard link: saving the source again in place would change the copy.
         shutil.copyfile(source, target)

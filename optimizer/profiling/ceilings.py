@@ -89,7 +89,7 @@ def ceilings(
         "ways": _WAYS,
     }
     kept = None
-    if cache is not None and not cache.anew:
+    if cache is not None and not cache.rebuild_all:
         kept = cache.root / "measured" / f"{content_key(asked)}.json"
     if kept is not None and not remeasure and (found := _read(kept)) is not None:
         return found

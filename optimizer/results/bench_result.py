@@ -14,7 +14,7 @@ from optimizer.results.result_model import (
     VerdictName,
 )
 from optimizer.results.scenario_result import ScenarioResult
-from optimizer.tables import Table
+from optimizer.tables import Table, cell
 
 __all__ = ["BenchResult", "Comparison", "ComparisonVerdict", "Conditions", "EngineBench"]
 
@@ -115,6 +115,46 @@ class BenchResult(Model):
 
     def as_table(self) -> Table:
         """One row per engine and batch size."""
-        from optimizer.results.result_tables import bench_table
+        ratios = {(c.b, c.batch): c for c in self.comparisons}
+        baseline = self.settings.get("baseline")
+        rows = []
+        for engine in self.engines:
+            ratio = ratios.get((engine.name, engine.batch))
+            latency = engine.latency_ms
+            uncompared = "baseline" if engine.name == (baseline or engine.name) else "not compared"
+            rows.append(
+                (
+                    engine.name,
+                    str(engine.batch),
+                    cell(engine.images_per_s, "{:.1f}"),
+                    cell(latency.p50 if latency else None, "{:.2f}"),
+                    cell(latency.p99 if latency else None, "{:.2f}"),
+                    f"{ratio.ratio:.2f}x" if ratio else "–",
+                    f"{ratio.ci95[0]:.2f} … {ratio.ci95[1]:.2f}" if ratio else "–",
+                    ratio.verdict if ratio else engine.error or uncompared,
+                )
+            )
+        columns = (
+            "engine", "batch", "images/s", "p50, ms", "p99, ms", "ratio", "95 % interval", "",
+        )  # fmt: skip
+        return Table(columns, rows, self.reason)
 
-        return bench_table(self)
+    def scenario_table(self) -> Table:
+        """One row per engine and LoadGen scenario."""
+        rows = [
+            (
+                scenario.engine,
+                scenario.scenario,
+                "–" if scenario.value is None else f"{scenario.value:.2f} {scenario.unit}",
+                scenario.error or scenario.metric or "",
+                cell(scenario.latency_ms.get("p50"), "{:.2f}"),
+                cell(scenario.latency_ms.get("p99"), "{:.2f}"),
+                str(scenario.queries),
+                cell(scenario.duration_s, "{:.1f}"),
+            )
+            for scenario in self.scenarios
+        ]
+        columns = (
+            "engine", "scenario", "value", "metric", "p50, ms", "p99, ms", "queries", "s",
+        )  # fmt: skip
+        return Table(columns, rows)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from optimizer.results.latency import Latency
 from optimizer.results.result_model import EngineStatus, Interval, Model
+from optimizer.tables import Table, cell
 
 __all__ = ["Curve", "CurvePoint", "Knee", "LatencyBound", "Setting"]
 
@@ -77,3 +78,29 @@ class Curve(Model):
     bound: LatencyBound | None = None
     best: Setting | None = None
     """The setting with the highest throughput within the latency limit."""
+
+    def table(self, marks: list[str]) -> Table:
+        """One row per setting of a sweep.
+
+        Args:
+            marks: A remark for each point (knee, best setting), or an empty string.
+        """
+        rows = []
+        for point, mark in zip(self.points, marks, strict=True):
+            setting, rates, latency = point.setting, point.images_per_s_ci95, point.latency_ms
+            rows.append(
+                (
+                    str(setting.batch),
+                    str(setting.threads),
+                    str(setting.streams),
+                    cell(point.images_per_s, "{:.1f}"),
+                    f"{rates[0]:.1f} … {rates[1]:.1f}" if rates else "–",
+                    cell(latency.p50 if latency else None, "{:.2f}"),
+                    cell(latency.p99 if latency else None, "{:.2f}"),
+                    point.error or mark,
+                )
+            )
+        columns = (
+            "batch", "threads", "streams", "images/s", "95 % interval", "p50, ms", "p99, ms", "",
+        )  # fmt: skip
+        return Table(columns, rows)

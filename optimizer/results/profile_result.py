@@ -112,6 +112,33 @@ class EngineProfile(Model):
     layers: list[TimedPart] = []
     notes: list[str] = []
 
+    def table(self, parts: list[TimedPart]) -> Table:
+        """One row per layer or block.
+
+        Args:
+            parts: The engine's `layers` or `blocks`.
+        """
+        rows = []
+        for part in parts:
+            interval, rate, share = part.time_ci95_ms, part.flops_per_s, part.ceiling_share
+            rows.append(
+                (
+                    part.name,
+                    part.precision,
+                    f"{part.time_ms:.3f}",
+                    f"{interval[0]:.3f} … {interval[1]:.3f}" if interval else "–",
+                    f"{part.share:.1%}",
+                    f"{rate / 1e9:.1f}" if rate else "–",
+                    f"{share:.0%} of {part.ceiling}" if share is not None else "–",
+                    part.bound or "–",
+                )
+            )
+        columns = (
+            "", "computes in", "ms", "95 % interval", "share", "GFLOP/s", "of ceiling", "bound by",
+        )  # fmt: skip
+        caption = f"{self.name}, batch {self.batch}, {self.threads} threads"
+        return Table(columns, rows, caption)
+
 
 class ProfileResult(Model):
     """``profile.json``."""
@@ -132,8 +159,6 @@ class ProfileResult(Model):
 
     def as_table(self) -> Table:
         """One row per block of every engine."""
-        from optimizer.results.result_tables import profile_table
-
-        tables = [profile_table(engine, engine.blocks) for engine in self.engines]
-        rows = [(table.caption, *row) for table in tables for row in table.rows]
+        tables = [engine.table(engine.blocks) for engine in self.engines]
+        rows = [(one.caption, *row) for one in tables for row in one.rows]
         return Table(("engine", *tables[0].columns), rows) if tables else Table(())

@@ -12,7 +12,7 @@ from optimizer.results.result_model import (
     Model,
     VerdictName,
 )
-from optimizer.tables import Table
+from optimizer.tables import Table, cell
 
 __all__ = [
     "BatchConsistency",
@@ -144,6 +144,22 @@ class ValidateResult(Model):
 
     def as_table(self) -> Table:
         """One row per hop."""
-        from optimizer.results.result_tables import validation_table
-
-        return validation_table(self)
+        rows = []
+        for hop in self.hops:
+            interval = hop.drop_ci95_pp
+            rows.append(
+                (
+                    hop.name,
+                    hop.executor,
+                    cell(hop.top1, "{:.2%}"),
+                    cell(hop.drop_pp, "{:+.2f}"),
+                    f"{interval[0]:+.2f} … {interval[1]:+.2f}" if interval else "–",
+                    cell(hop.flips, "{}"),
+                    cell(hop.sqnr_db, "{:.1f}"),
+                    hop.verdict or hop.error or hop.status,
+                )
+            )
+        columns = (
+            "hop", "computed by", "top-1", "drop, pp", "95 % interval", "flips", "SQNR, dB", "verdict",
+        )  # fmt: skip
+        return Table(columns, rows, self.finding)

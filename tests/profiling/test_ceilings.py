@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from optimizer.artifacts import Anew, Cache
+from optimizer.artifacts import Cache, DisabledCache
 from optimizer.environment import fingerprint
 from optimizer.profiling.ceilings import (
     _copying,
@@ -121,7 +121,7 @@ def test_made_anew_they_are_neither_taken_nor_kept(
     """`--no-cache` of a search: the user's cache is left alone."""
     monkeypatch.setenv("RESNET_OPT_CACHE", str(ceilings_cache.root))
     before = {path: path.read_bytes() for path in (ceilings_cache.root / "measured").iterdir()}
-    found = ceilings(1, cache=Anew(), effort=QUICK, progress=Silent())
+    found = ceilings(1, cache=DisabledCache(), effort=QUICK, progress=Silent())
     assert found.created >= measured.created
     assert found != measured
     assert {p: p.read_bytes() for p in (ceilings_cache.root / "measured").iterdir()} == before

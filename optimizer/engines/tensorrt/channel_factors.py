@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from optimizer.graphs.onnx_files import open_onnx, write_proto
+
 __all__ = ["write_with_factors"]
 
 _LARGEST = 30_000.0
@@ -41,7 +43,7 @@ def write_with_factors(graph: Path, output: Path) -> int:
     Returns:
         How many convolutions were changed.
     """
-    model = onnx.load(graph)
+    model = open_onnx(graph).proto
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     nodes, changed = [], 0
@@ -58,7 +60,7 @@ def write_with_factors(graph: Path, output: Path) -> int:
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         del model.graph.value_info[:]
-        onnx.save(model, output)
+        write_proto(model, output)
     return changed
 
 
