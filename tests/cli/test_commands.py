@@ -629,7 +629,7 @@ def _bad(
         ),
         "a cache elsewhere": (
             ["build", small_graph, "--engine", "tensorrt-rtx", "--runtime-cache", "/tmp/k.bin", *out], 2,
-            "is no file name",
+            "is not a file name",
         ),
         "a limit without a unit": (
             ["build", small_graph, "--memory-limit", "8", *out], 2, "no unit of bytes",

@@ -83,7 +83,7 @@ def test_what_failed_is_recorded_and_fails_again(trt: Any, engine: HostEngine) -
         one.cuda.fail_at[steps.index(call)] = "refused"
         found, entries = record_session(one)
         text = json.dumps(found)
-        assert '"error"' in text or "cannot be recorded as a CUDA graph" in text, call
+        assert '"error"' in text or "cannot be captured as a CUDA graph" in text, call
         again, _ = replayed(entries, trt)
         replay = json.loads(json.dumps(drive(again, batches())))
         assert _without_reasons(replay) == _without_reasons(found), call

@@ -128,7 +128,7 @@ def test_settings_are_refused_before_a_build(monkeypatch: pytest.MonkeyPatch) ->
     machine(monkeypatch, (8, 6), "11.4.0")
     with pytest.raises(UnsupportedPrecision, match="FP8 needs sm89 or later, sm86"):
         TensorRt().engine_settings(BuildSettings(precision="fp8"))
-    with pytest.raises(UsageError, match="compiles for the GPU at hand, sm86, not for sm89"):
+    with pytest.raises(UsageError, match="compiles for this machine's GPU, sm86, not for sm89"):
         TensorRt().engine_settings(BuildSettings(precision="fp16", targets=("sm89",)))
 
 

@@ -101,7 +101,7 @@ def test_the_engine_moves_fewer_bytes(
 
     settings = BuildSettings(precision="int8", targets=("sm86",), profile=(1, 2, 4))
     built = rtx.build(graph, tmp_path / "a.rtx", settings, Silent())
-    (note,) = [note for note in built.notes if "a factor by channel" in note]
+    (note,) = [note for note in built.notes if "a factor per channel" in note]
     assert note.startswith(f"{CONVOLUTIONS} INT8 convolutions")
     monkeypatch.setattr(compiling, "write_with_factors", lambda *_: 0)
     plain = rtx.build(graph, tmp_path / "b.rtx", settings, Silent())
@@ -136,4 +136,4 @@ def test_where_it_is_not_done(
         built = rtx.build(graph, tmp_path / "a.rtx", settings, Silent())
     except MissingDevice as error:
         pytest.skip(error.message)  # refittable engines need a driver
-    assert not [note for note in built.notes if "a factor by channel" in note]
+    assert not [note for note in built.notes if "a factor per channel" in note]

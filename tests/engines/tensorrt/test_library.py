@@ -45,7 +45,7 @@ def test_a_missing_library_names_its_extra() -> None:
     assert TENSORRT_RTX.hint == 'pip install "resnet-opt[tensorrt-rtx]"'
 
 
-def test_a_folder_of_that_name_is_no_library(
+def test_a_folder_of_that_name_is_not_a_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "tensorrt_folder_only"
@@ -55,10 +55,10 @@ def test_a_folder_of_that_name_is_no_library(
 
 
 @pytest.mark.parametrize("told_by", ["distribution", "module"])
-def test_tensorrt_10_3_is_named_unsupported(
+def test_tensorrt_10_3_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
 ) -> None:
-    # JetPack installs it without a distribution that Python could see.
+    # JetPack installs it without Python package metadata.
     version = "10.3.0" if told_by == "distribution" else ""
     code = "raise RuntimeError('must not be imported')" if version else "__version__ = '10.3.0'"
     library(tmp_path, code, monkeypatch, version)
@@ -79,7 +79,7 @@ def test_a_library_whose_shared_objects_are_missing(
     assert "--force-reinstall" in str(found.hint)
 
 
-def test_a_supported_one_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supported_version_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library(tmp_path, "__version__ = '10.16.1.11'", monkeypatch, "10.16.1.11")
     assert load(TENSORRT).__version__ == "10.16.1.11"
 
