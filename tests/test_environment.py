@@ -1,4 +1,4 @@
-"""What this machine is."""
+"""The description of this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optimizer.engines import backends
 from optimizer.environment import Environment, cpu_quota, describe, fingerprint, libraries
 
 
-def test_it_tells_what_is_here() -> None:
+def test_describe() -> None:
     found = describe()
     assert Environment.model_validate_json(found.model_dump_json()) == found
     assert found.cpu.model
@@ -30,11 +30,11 @@ def test_it_tells_what_is_here() -> None:
         assert found.backends[name].can_run == availability.can_run
         assert found.backends[name].reason == availability.reason
         if not found.backends[name].can_run:
-            assert found.backends[name].hint, f"{name} does not say what to do about it"
+            assert found.backends[name].hint, f"{name} has no hint"
     assert found.fingerprint == fingerprint()["sha256"]
 
 
-def test_it_tells_every_provider_of_onnxruntime() -> None:
+def test_providers_of_onnxruntime() -> None:
     found = describe().providers
     assert list(found) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
     assert found["cpu"].usable
@@ -43,18 +43,18 @@ def test_it_tells_every_provider_of_onnxruntime() -> None:
         assert set(provider.missing) <= set(provider.needs)
 
 
-def test_libraries_are_installed_or_said_to_be_missing() -> None:
+def test_libraries_have_versions_or_none() -> None:
     found = libraries()
     assert found["torch"] == metadata.version("torch")
-    assert "tensorrt-rtx" in found, "optional ones are told too"
-    assert "pytest" not in found, "tools of development are not"
+    assert "tensorrt-rtx" in found, "optional ones are listed too"
+    assert "pytest" not in found, "development tools are not"
     for name, version in found.items():
         if version is None:
             with pytest.raises(metadata.PackageNotFoundError):
                 metadata.version(name)
 
 
-def test_the_fingerprint_is_of_the_machine_and_not_of_its_software() -> None:
+def test_fingerprint_excludes_software() -> None:
     found = fingerprint()
     assert found == fingerprint()
     facts = {name: value for name, value in found.items() if name != "sha256"}
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_of_the_machine_and_not_of_its_software() -> None:
     assert "driver" not in text
 
 
-def test_another_machine_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_have_other_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     here = fingerprint()["sha256"]
     gpu = environment.Gpu(
         index=0, name="A GPU", memory_bytes=80 << 30, compute_capability="9.0", driver="1"
@@ -89,7 +89,7 @@ def test_another_machine_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch
         ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
     ],
 )
-def test_a_containers_share_of_the_processor(
+def test_cpu_quota_of_a_container(
     tmp_path: Path, files: dict[str, str], cores: float | None
 ) -> None:
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""One answer a machine: drivers of several CUDA versions, and the places where there is half of one."""
+"""Drivers for several CUDA versions, and incomplete driver installations."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def with_driver(driver: str, cuda: int, **changes: Any) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "served"),
+    ("driver", "cuda", "supported"),
     [("535.183.01", 12020, "12.2"), ("550.54.15", 12040, "12.4"), ("570.86.15", 12080, "12.8")],
 )
-def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
-    driver: str, cuda: int, served: str
-) -> None:
+def test_cuda_12_driver_with_cuda_13_libraries(driver: str, cuda: int, supported: str) -> None:
     found = judge(with_driver(driver, cuda), CUDA13)
     assert found.fitting == []
     assert [one.name for one in found.too_new] == [one.name for one in CUDA13]
-    assert found.answer.startswith(f"driver {driver} serves CUDA {served}; installed for CUDA 13:")
+    assert found.answer.startswith(
+        f"driver {driver} supports CUDA {supported}; installed for CUDA 13:"
+    )
     assert found.hint == (
         "update the driver to 580.65.06 or later, "
         'or pip install "resnet-opt[cuda12,tensorrt-cuda12]"'
@@ -48,15 +48,15 @@ def test_a_driver_of_cuda_12_under_libraries_of_cuda_13(
     assert judge(with_driver(driver, cuda), CUDA12).hint is None
 
 
-def test_a_driver_of_cuda_13_serves_both() -> None:
+def test_cuda_13_driver_supports_both() -> None:
     for installed in (CUDA13, CUDA12):
         found = judge(with_driver("580.65.06", 13000), installed)
         assert found.hint is None
         assert found.fitting == installed
-        assert "driver 580.65.06 serves CUDA 13.0, and so all that is installed" in found.answer
+        assert "driver 580.65.06 supports CUDA 13.0 and all installed GPU libraries" in found.answer
 
 
-def test_half_of_the_set_fits() -> None:
+def test_some_libraries_are_supported() -> None:
     mixed = [CUDA12[0], CUDA13[2]]
     found = judge(with_driver("550.54.15", 12040), mixed)
     assert [one.name for one in found.fitting] == ["torch"]
@@ -90,7 +90,7 @@ def test_wsl() -> None:
     assert "in Windows" in str(none.hint)
     old = judge(with_driver("552.44", 12040, kernel=kernel), CUDA13)
     assert "update the driver to 580.65.06 or later in Windows" in str(old.hint)
-    assert any("clocks and energy are not told" in note for note in old.notes)
+    assert any("clocks and energy are not available" in note for note in old.notes)
 
 
 def test_jetson() -> None:
@@ -116,7 +116,7 @@ def test_mig() -> None:
 
 def test_a_container_without_the_driver() -> None:
     found = judge(Machine(container=True, devices=True), CUDA13)
-    assert "sees the device files" in found.answer
+    assert "has the device files" in found.answer
     assert "docker run --gpus all" in str(found.hint)
 
 
@@ -136,7 +136,7 @@ def test_every_gpu_is_hidden(value: str) -> None:
     assert judge(with_driver("580.65.06", 13000, visible="1"), CUDA13).hint is None
 
 
-# --- reading it ------------------------------------------------------------------------------------
+# --- reading the machine ------------------------------------------------------------------------------------
 
 
 def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return (1, 1)
 
-    tells = {
+    functions = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlSystemGetDriverVersion": lambda: "550.54.15",
@@ -154,7 +154,7 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
         "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
         "nvmlDeviceGetMigMode": mig,
     }
-    for name, function in tells.items():
+    for name, function in functions.items():
         monkeypatch.setattr(pynvml, name, function)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidiactl").touch()
@@ -170,8 +170,8 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert read_machine(tmp_path, {}).visible is None
 
 
-def test_what_is_installed_here_is_told_with_its_cuda() -> None:
-    """The default set is that of CUDA 13; a torch for CPUs alone has no CUDA."""
+def test_installed_libraries_have_their_cuda_version() -> None:
+    """The default set is for CUDA 13; a CPU-only torch has no CUDA version."""
     found = {one.name: one for one in installed_libraries()}
     assert found["cuda-python"].cuda == int(metadata.version("cuda-python").partition(".")[0])
     for name in ("onnxruntime-gpu", "torch"):
@@ -190,18 +190,18 @@ def test_what_is_installed_here_is_told_with_its_cuda() -> None:
         ([], None),
     ],
 )
-def test_the_cuda_of_a_library_by_its_requirements(requires: list[str], cuda: int | None) -> None:
-    class Told:
-        """A distribution."""
+def test_cuda_version_from_requirements(requires: list[str], cuda: int | None) -> None:
+    class Distribution:
+        """A distribution with these requirements."""
 
         version = "1.0"
 
-    Told.requires = requires  # type: ignore[attr-defined]
-    assert software._by_its_requirements(Told()) == cuda  # type: ignore[arg-type]
+    Distribution.requires = requires  # type: ignore[attr-defined]
+    assert software._cuda_from_requirements(Distribution()) == cuda  # type: ignore[arg-type]
 
 
-def test_every_test_of_a_gpu_is_in_the_suite() -> None:
-    """``make test-gpu`` names its files, to run the cheapest first."""
+def test_every_gpu_test_is_in_the_suite() -> None:
+    """``make test-gpu`` lists its files, to run the cheapest first."""
     makefile = (ROOT / "Makefile").read_text()
     named = next(x for x in makefile.splitlines() if x.startswith("GPU_TESTS")).split()[2:]
     marked = [
@@ -255,13 +255,13 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
         ("cuda,tensorrt-rtx", 13),
         ("cuda12", 12),
         ("cuda12,tensorrt-rtx-cuda12", 12),
-        # NVIDIA's own index has the wheels of these two; without it pip says so, and this skips.
+        # The wheels of these are on NVIDIA's index; without it pip fails and the test is skipped.
         ("cuda,tensorrt", 13),
         ("cuda12,tensorrt-cuda12", 12),
         ("cuda12,tensorrt10-cuda12", 12),
     ],
 )
-def test_a_set_of_extras_resolves_to_one_cuda(tmp_path: Path, extras: str, cuda: int) -> None:
+def test_extras_resolve_to_one_cuda_version(tmp_path: Path, extras: str, cuda: int) -> None:
     found = resolve(tmp_path, *extras.split(","))
     assert found["cuda-python"].startswith(f"{cuda}.")
     assert found["cuda-bindings"].startswith(f"{cuda}.")

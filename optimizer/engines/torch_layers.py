@@ -1,12 +1,11 @@
-"""PyTorch eager, module by module: forward hooks that read the clock.
+"""Times PyTorch eager module by module, with forward hooks.
 
-Hooks and not ``torch.profiler``: a hook costs a function call before and after each of some hundred
-and fifty modules and stands at the module itself, so nothing has to be mapped. The profiler records
-every operator below them, several to a module, each with an event that it allocates and keeps, and
-names operators and no modules.
+Hooks instead of ``torch.profiler``: a hook costs a function call before and after each of about 150
+modules, and its time belongs to the module directly. The profiler records several operators per module,
+allocates an event for each, and reports operators instead of modules.
 
-What a module does besides calling others (the residual addition, which is no module, and Python) is
-its own time and a layer too: no time between the first and the last hook is lost.
+What a module does besides calling others (the residual addition, which is not a module, and Python) is
+its own time and a layer too, so that no time between the first and the last hook is lost.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from optimizer.results import LayerInfo
 
 __all__ = ["time_modules"]
 
-_SETTLING = 2
-"""Calls that do not count."""
+_WARM_UP = 2
+"""Warm-up calls, which are not counted."""
 
 
 def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
@@ -31,21 +30,20 @@ def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
 
     Args:
         module: The network, in evaluation mode.
-        bound: Computes a batch with it.
-        calls: Calls that count.
+        bound: A batch bound to it.
+        calls: The number of timed calls.
 
     Returns:
-        A layer for every module, in the order in which they first finish, with the median of its
-        own time, the FLOPs of one image and the bytes of the batch. A module that others are in has
-        its own type and no bytes.
+        A layer for every module, in the order in which they first finish, with its median own time,
+        the FLOPs per image and the bytes of the batch. Containers have their own type and no bytes.
     """
     runs: list[dict[str, float]] = []
     with _hooked(module, bound, runs) as work:
-        for _ in range(_SETTLING + calls):
+        for _ in range(_WARM_UP + calls):
             runs.append({})
             bound.enqueue()
             bound.wait()
-    counted = runs[_SETTLING:]
+    counted = runs[_WARM_UP:]
     kinds = {name: type(part).__name__ for name, part in module.named_modules()}
     return [
         LayerInfo(
@@ -65,18 +63,18 @@ def time_modules(module: Any, bound: Bound, calls: int) -> list[LayerInfo]:
 def _hooked(
     module: Any, bound: Bound, runs: list[dict[str, float]]
 ) -> Iterator[dict[str, tuple[int, int]]]:
-    """Hooks on every module that add its own milliseconds to the last of ``runs``.
+    """Install hooks on every module that add its own milliseconds to the last entry of ``runs``.
 
     Yields:
-        FLOPs of one image and bytes of the batch by module, filled in by the first run.
+        FLOPs per image and bytes of the batch by module, filled in by the first run.
     """
     work: dict[str, tuple[int, int]] = {}
     handles = []
-    inside = [0.0]  # milliseconds of the modules that were called by each one that is running
+    inside = [0.0]  # milliseconds spent in the callees of each running module
     started: list[float] = []
 
     def clock() -> float:
-        bound.wait()  # on a GPU the work is only begun; a CPU has nothing to wait for
+        bound.wait()  # on a GPU the work has only been started
         return time.perf_counter() * 1e3
 
     def before(_module: Any, _inputs: Any) -> None:
@@ -86,9 +84,9 @@ def _hooked(
     def after(name: str) -> Any:
         def hook(part: Any, inputs: Any, output: Any) -> None:
             spent = clock() - started.pop()
-            own = spent - inside.pop()
+            own_ms = spent - inside.pop()
             inside[-1] += spent
-            runs[-1][name] = runs[-1].get(name, 0.0) + own
+            runs[-1][name] = runs[-1].get(name, 0.0) + own_ms
             if len(runs) == 1:
                 flops, moved = work.get(name, (0, 0))
                 more = (0, 0) if any(part.children()) else _work(part, inputs, output)
@@ -107,9 +105,9 @@ def _hooked(
 
 
 def _work(part: Any, inputs: Any, output: Any) -> tuple[int, int]:
-    """FLOPs of one image (of modules with a weight matrix) and bytes of the call."""
-    own = [*part.parameters(), *part.buffers()]
-    tensors = [tensor for tensor in (*own, *inputs, output) if hasattr(tensor, "element_size")]
+    """FLOPs per image (of modules with a weight matrix) and bytes of the call."""
+    stored = [*part.parameters(), *part.buffers()]
+    tensors = [tensor for tensor in (*stored, *inputs, output) if hasattr(tensor, "element_size")]
     moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     weight = getattr(part, "weight", None)
     if weight is None or weight.dim() < 2:
