@@ -25,7 +25,7 @@ from . import graphs
 
 pytestmark = pytest.mark.gpu
 
-# Largest difference of a logit from the unoptimized graph, relative to its largest logit. With
+# Largest difference of a logit from the graph as written, relative to its largest logit. With
 # quantization, a sum that rounds to the other side costs a whole quantization step.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2, "int8": 3e-2, "fp8": 5e-2}
 
