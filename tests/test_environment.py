@@ -18,47 +18,47 @@ from optimizer.environment import Environment, cpu_quota, describe, fingerprint,
 
 
 def test_describe() -> None:
-    found = describe()
-    assert Environment.model_validate_json(found.model_dump_json()) == found
-    assert found.cpu.model
-    assert 1 <= found.cpu.physical_cores <= found.cpu.logical_cores
-    assert found.memory_bytes == psutil.virtual_memory().total
-    assert found.python == ".".join(map(str, sys.version_info[:3]))
-    assert set(found.backends) == set(backends())
+    result = describe()
+    assert Environment.model_validate_json(result.model_dump_json()) == result
+    assert result.cpu.model
+    assert 1 <= result.cpu.physical_cores <= result.cpu.logical_cores
+    assert result.memory_bytes == psutil.virtual_memory().total
+    assert result.python == ".".join(map(str, sys.version_info[:3]))
+    assert set(result.backends) == set(backends())
     for name, backend in backends().items():
         availability = backend.availability()
-        assert found.backends[name].can_run == availability.can_run
-        assert found.backends[name].reason == availability.reason
-        if not found.backends[name].can_run:
-            assert found.backends[name].hint, f"{name} has no hint"
-    assert found.fingerprint == fingerprint()["sha256"]
+        assert result.backends[name].can_run == availability.can_run
+        assert result.backends[name].reason == availability.reason
+        if not result.backends[name].can_run:
+            assert result.backends[name].hint, f"{name} has no hint"
+    assert result.fingerprint == fingerprint()["sha256"]
 
 
 def test_providers_of_onnxruntime() -> None:
-    found = describe().providers
-    assert list(found) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
-    assert found["cpu"].usable
-    for name, provider in found.items():
+    result = describe().providers
+    assert list(result) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
+    assert result["cpu"].usable
+    for name, provider in result.items():
         assert provider.usable == (provider.hint is None), name
         assert set(provider.missing) <= set(provider.needs)
 
 
 def test_libraries_have_versions_or_none() -> None:
-    found = libraries()
-    assert found["torch"] == metadata.version("torch")
-    assert "tensorrt-rtx" in found, "optional ones are listed too"
-    assert "pytest" not in found, "development tools are not"
-    for name, version in found.items():
+    result = libraries()
+    assert result["torch"] == metadata.version("torch")
+    assert "tensorrt-rtx" in result, "optional ones are listed too"
+    assert "pytest" not in result, "development tools are not"
+    for name, version in result.items():
         if version is None:
             with pytest.raises(metadata.PackageNotFoundError):
                 metadata.version(name)
 
 
 def test_fingerprint_excludes_software() -> None:
-    found = fingerprint()
-    assert found == fingerprint()
-    facts = {name: value for name, value in found.items() if name != "sha256"}
-    assert found["sha256"] == content_key(facts)
+    result = fingerprint()
+    assert result == fingerprint()
+    facts = {name: value for name, value in result.items() if name != "sha256"}
+    assert result["sha256"] == content_key(facts)
     text = json.dumps(facts)
     assert metadata.version("torch") not in text
     assert "driver" not in text
@@ -70,13 +70,13 @@ def test_other_machines_have_other_fingerprints(monkeypatch: pytest.MonkeyPatch)
         index=0, name="A GPU", memory_bytes=80 << 30, compute_capability="9.0", driver="1"
     )
     newer = gpu.model_copy(update={"driver": "2"})
-    found = []
+    result = []
     for listed in ([gpu], [newer], [gpu, gpu]):
         monkeypatch.setattr(environment, "gpus", lambda listed=listed: listed)
-        found.append(fingerprint()["sha256"])
-    assert found[0] != here
-    assert found[1] == found[0], "a driver can be upgraded"
-    assert found[2] != found[0]
+        result.append(fingerprint()["sha256"])
+    assert result[0] != here
+    assert result[1] == result[0], "a driver can be upgraded"
+    assert result[2] != result[0]
 
 
 @pytest.mark.parametrize(

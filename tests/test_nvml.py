@@ -70,9 +70,9 @@ def test_denied_values_are_none() -> None:
 
 @pytest.mark.usefixtures("driver")
 def test_doctor_and_fingerprint_handle_missing_values(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {gpu.index: gpu for gpu in environment.gpus()}
-    assert (found[0].name, found[0].memory_bytes) == ("NVIDIA GB10", None)
-    assert (found[2].compute_capability, found[2].memory_bytes) == ("9.0", 80 * 2**30)
+    by_index = {gpu.index: gpu for gpu in environment.gpus()}
+    assert (by_index[0].name, by_index[0].memory_bytes) == ("NVIDIA GB10", None)
+    assert (by_index[2].compute_capability, by_index[2].memory_bytes) == ("9.0", 80 * 2**30)
     facts = environment.fingerprint()["gpus"]
     assert [gpu["memory_gib"] for gpu in facts] == [None, 80]
     capsys.readouterr()

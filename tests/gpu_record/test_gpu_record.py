@@ -37,10 +37,10 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture
@@ -55,21 +55,21 @@ def batches() -> list[Any]:
 
 def record_session(engine: HostEngine) -> tuple[dict[str, Any], list[Any]]:
     calls = Calls()
-    found = drive(recorded(opened(engine), calls), batches())
+    results = drive(recorded(opened(engine), calls), batches())
     # As read from the file.
-    return json.loads(json.dumps(found)), json.loads(json.dumps(calls.entries))
+    return json.loads(json.dumps(results)), json.loads(json.dumps(calls.entries))
 
 
 def test_recorded_session_replays(trt: Any, engine: HostEngine) -> None:
-    found, entries = record_session(engine)
+    results, entries = record_session(engine)
     assert engine.cuda.held == 0
-    assert found["run 1"] == [4, graphs.CLASSES]
-    assert [x["time_ms"] for x in found["layer times 1"]] == [1.5, 0.5]
-    assert {x["profile"] for x in found["layer times 1"]} == {1}
-    assert found["gpu_ms 0"] == [2.0, 2.0, 2.0]
-    assert found["notes"] == []
+    assert results["run 1"] == [4, graphs.CLASSES]
+    assert [x["time_ms"] for x in results["layer times 1"]] == [1.5, 0.5]
+    assert {x["profile"] for x in results["layer times 1"]} == {1}
+    assert results["gpu_ms 0"] == [2.0, 2.0, 2.0]
+    assert results["notes"] == []
     again, player = replayed(entries, trt)
-    assert json.loads(json.dumps(drive(again, batches()))) == found
+    assert json.loads(json.dumps(drive(again, batches()))) == results
     assert player.at == len(entries), "every recorded call was replayed"
 
 
@@ -81,20 +81,20 @@ def test_recorded_failures_replay(trt: Any, engine: HostEngine) -> None:
     for call in ("malloc", "set_optimization_profile_async", "capture_end", "execute_async_v3"):
         one = HostEngine(trt, HostCuda(), Path(engine.session._model_path), PROFILES)
         one.cuda.fail_at[steps.index(call)] = "refused"
-        found, entries = record_session(one)
-        text = json.dumps(found)
+        results, entries = record_session(one)
+        text = json.dumps(results)
         assert '"error"' in text or "cannot be captured as a CUDA graph" in text, call
         again, _ = replayed(entries, trt)
         replay = json.loads(json.dumps(drive(again, batches())))
-        assert _without_reasons(replay) == _without_reasons(found), call
+        assert _without_reasons(replay) == _without_reasons(results), call
         assert one.cuda.held == 0
 
 
-def _without_reasons(found: dict[str, Any]) -> dict[str, Any]:
+def _without_reasons(results: dict[str, Any]) -> dict[str, Any]:
     """Reasons come from the library's log, which is recorded separately."""
     return {
         name: {"error": value["error"]} if isinstance(value, dict) and "error" in value else value
-        for name, value in found.items()
+        for name, value in results.items()
         if name != "notes"
     }
 
@@ -120,11 +120,11 @@ def test_cuda_checks() -> None:
         return real(size)
 
     api.malloc = malloc  # type: ignore[method-assign]
-    found = check_cuda(api)
-    assert found["round trip"]["same"]
-    assert found["round trip"]["ms"] == 1.0
-    assert found["capture of a copy"]["same"] == [True, True]
-    assert found["out of memory"] == {
+    results = check_cuda(api)
+    assert results["round trip"]["same"]
+    assert results["round trip"]["ms"] == 1.0
+    assert results["capture of a copy"]["same"] == [True, True]
+    assert results["out of memory"] == {
         "refused": "malloc: out of memory (CUDA error 2)",
         "goes on": True,
     }
@@ -191,8 +191,8 @@ def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
 
     path = tmp_path / "gpu.zip"
     file = RecordFile(path, Cleaner())
-    with recording._step(file, "first one", Silent()) as found:
-        found["before"] = 1
+    with recording._step(file, "first one", Silent()) as entry:
+        entry["before"] = 1
         raise ResnetOptError("it went wrong", hint="nothing")
     with recording._step(file, "second", Silent()):
         raise ZeroDivisionError("not foreseen")

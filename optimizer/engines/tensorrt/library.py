@@ -18,7 +18,7 @@ from typing import Any
 
 from optimizer.errors import MissingLibrary
 
-__all__ = ["TENSORRT", "TENSORRT_RTX", "Found", "Library", "find", "load", "version_tuple"]
+__all__ = ["TENSORRT", "TENSORRT_RTX", "Library", "LibraryStatus", "find", "load", "version_tuple"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ TENSORRT_RTX = Library(
 
 
 @dataclass(frozen=True)
-class Found:
+class LibraryStatus:
     """The result of looking for a library: its module, or why it cannot be used."""
 
     module: Any | None
@@ -89,14 +89,14 @@ class Found:
     hint: str | None
 
 
-def find(library: Library) -> Found:
+def find(library: Library) -> LibraryStatus:
     """Look for a library, and import it if its version is supported."""
     spec = importlib.util.find_spec(library.module)
     if spec is None or spec.origin is None:  # a folder of that name is not the library
-        return Found(None, None, f"{library.module} is not installed", library.hint)
+        return LibraryStatus(None, None, f"{library.module} is not installed", library.hint)
     version = _installed_version(library)
     if version is not None and version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.hint)
+        return LibraryStatus(None, version, _too_old(library, version), library.hint)
     try:
         with warnings.catch_warnings():
             # pybind11 warns at import about its own use of Python's C API.
@@ -105,11 +105,11 @@ def find(library: Library) -> Found:
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fault = f"{library.module} is installed but cannot be imported: {line}"
-        return Found(None, version, fault, f"{library.hint} --force-reinstall")
+        return LibraryStatus(None, version, fault, f"{library.hint} --force-reinstall")
     version = str(trt.__version__)
     if version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.hint)
-    return Found(trt, version, None, None)
+        return LibraryStatus(None, version, _too_old(library, version), library.hint)
+    return LibraryStatus(trt, version, None, None)
 
 
 def load(library: Library) -> Any:

@@ -1,4 +1,4 @@
-"""The library's log messages, kept because nothing else tells why a build failed.
+"""The library's log messages, kept because they are the only record of why a build failed.
 
 TensorRT keeps the first logger of a process and sends all messages to it, whichever logger a later
 runtime is created with. So there is one logger per library and process, and each `BuildLog` is a view

@@ -512,7 +512,7 @@ class HostContext:
         (logits,) = self.engine.session.run(None, {source: batch})
         logits = np.ascontiguousarray(logits, np.float32)
         ctypes.memmove(addresses[target], logits.ctypes.data, logits.nbytes)
-        if self._profiler is not None:  # as the library: asked when it computes
+        if self._profiler is not None:  # as in the library: read when it computes
             for layer, ms in zip(self.engine.layers(self)[2 * profile :], (1.5, 0.5), strict=False):
                 self._profiler.report_layer_time(layer["Name"], ms)
 

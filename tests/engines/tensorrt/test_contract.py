@@ -68,14 +68,14 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed, which compiles the shared objects under the bindings")
     folder = tmp_path_factory.mktemp("bindings")
-    found = {}
+    environments = {}
     for name, version in BINDINGS:
         target = folder / version
         wheel = download(f"{name}=={version}", target)
         zipfile.ZipFile(wheel).extractall(target)
         stubs = compile_stubs(target / "stubs", version.split(".")[0])
-        found[name, version] = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
-    return found
+        environments[name, version] = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
+    return environments
 
 
 def download(requirement: str, folder: Path) -> Path:
@@ -153,9 +153,9 @@ def test_collector_finds_uses() -> None:
 
 
 def test_tensorrt_rtx_has_every_name() -> None:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
     assert look_up(COMMON | RTX, "tensorrt_rtx") == []
 
 

@@ -69,10 +69,10 @@ def products(raw: list[RawLayer], layers: list[LayerInfo]) -> list[LayerInfo]:
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_precisions_of_products(name: str) -> None:
     raw = layers_in_json(dump(name, "graph.json"))
-    found = products(raw, describe(raw))
-    assert Counter(layer.precision for layer in found) == PRODUCTS[name]
+    layers = products(raw, describe(raw))
+    assert Counter(layer.precision for layer in layers) == PRODUCTS[name]
     # Types and kernel names are independent sources: they must agree if both are present.
-    named = [(precision_in_tactic(x.tactic or ""), x.precision) for x in found]
+    named = [(precision_in_tactic(x.tactic or ""), x.precision) for x in layers]
     assert all(by_name in {None, precision} for by_name, precision in named)
 
 
@@ -130,9 +130,9 @@ def test_profiles_are_separated(name: str, modules: set[str]) -> None:
     assert len(apart[0]) == len(apart[1]) == len(layers) / 2
     assert [x.precision for x in apart[0]] == [x.precision for x in apart[1]]
     for one in apart:
-        found = [name for x in products(*_of(raw, layers, one)) for name in x.torch_names]
-        assert modules <= set(found)
-        assert len(found) == len(set(found)), "a module belongs to one layer per profile"
+        names = [name for x in products(*_of(raw, layers, one)) for name in x.torch_names]
+        assert modules <= set(names)
+        assert len(names) == len(set(names)), "a module belongs to one layer per profile"
 
 
 def _of(

@@ -44,10 +44,10 @@ NEVER_RAISES = {"TensorRtSession.close", "TensorRtBound.close"}
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture(scope="module")

@@ -157,12 +157,12 @@ def test_differences_are_reported_with_the_rebuild_command(
     }  # fmt: skip
     plan = Plan(kind="engine", settings=settings, libraries={"tensorrt-rtx": "1.6.0.1"})
     path = tmp_path / "m.rtx"
-    made = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
+    artifact = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
     status = CudaStatus((ADA, HOPPER), "cuda-python", "13.0", None, None)
     monkeypatch.setattr(backend, "cuda_status", lambda: status)
     monkeypatch.setattr(opening, "cuda_status", lambda: status)
     with pytest.raises(ArtifactError) as caught:
-        check_opens(rtx, path, made.manifest)
+        check_opens(rtx, path, artifact.manifest)
     assert caught.value.message.startswith(
         "m.rtx does not fit this machine: TensorRT-RTX 1.6.0.1 at build, "
     )
@@ -173,9 +173,9 @@ def test_differences_are_reported_with_the_rebuild_command(
         "--specialization lazy -o m.rtx"
     )
     with pytest.raises(MissingDevice, match=r"does not run on sm90 \(Hopper\)"):
-        check_opens(rtx, path, made.manifest, device="cuda:1")
+        check_opens(rtx, path, artifact.manifest, device="cuda:1")
     with pytest.raises(UsageError, match="unknown device"):
-        check_opens(rtx, path, made.manifest, device="gpu")
+        check_opens(rtx, path, artifact.manifest, device="gpu")
 
 
 def test_the_rebuild_command_parses() -> None:

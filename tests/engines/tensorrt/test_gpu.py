@@ -32,11 +32,11 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2, "int8": 3e-2, "fp8": 5e-2
 
 @pytest.fixture(params=[TensorRt, TensorRtRtx], ids=lambda kind: kind.name)
 def backend(request: pytest.FixtureRequest) -> TensorRt:
-    found: TensorRt = request.param()
-    available = found.availability()
+    tested: TensorRt = request.param()
+    available = tested.availability()
     if not available.can_run:
-        pytest.skip(f"{found.name}: {available.reason}")
-    return found
+        pytest.skip(f"{tested.name}: {available.reason}")
+    return tested
 
 
 OPEN = """
@@ -215,11 +215,11 @@ def test_streams_of_one_engine_compute_concurrently(backend: TensorRt, tmp_path:
     graph, engine = build(backend, tmp_path, "fp32")
     sessions = backend.load_streams(engine, streams=2)
     batches = [graphs.images(4), graphs.images(8)[4:]]
-    found: dict[int, np.ndarray] = {}
+    outputs: dict[int, np.ndarray] = {}
 
     def compute(number: int) -> None:
         for _ in range(10):
-            found[number] = sessions[number].run(batches[number])
+            outputs[number] = sessions[number].run(batches[number])
 
     threads = [threading.Thread(target=compute, args=[i]) for i in range(2)]
     try:
@@ -232,5 +232,5 @@ def test_streams_of_one_engine_compute_concurrently(backend: TensorRt, tmp_path:
             session.close()
     for number, batch in enumerate(batches):
         expected = graphs.as_written(graph, batch)
-        error = np.abs(found[number] - expected).max() / np.abs(expected).max()
+        error = np.abs(outputs[number] - expected).max() / np.abs(expected).max()
         assert error < TOLERANCE["fp32"]

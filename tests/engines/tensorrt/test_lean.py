@@ -14,7 +14,7 @@ from optimizer.engines.cuda import CudaDevice, CudaStatus
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRt
 from optimizer.engines.tensorrt.lean import check_lean_runtime, load_lean_runtime
-from optimizer.engines.tensorrt.library import TENSORRT, Found
+from optimizer.engines.tensorrt.library import TENSORRT, LibraryStatus
 from optimizer.errors import MissingLibrary
 
 VERSION = "11.4.0.106"
@@ -34,11 +34,11 @@ def install(site: Path, name: str, version: str, *files: str) -> Path:
 
 def only(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     """Make only the distributions of a folder visible."""
-    found = list(metadata.distributions(path=[str(site)]))
-    monkeypatch.setattr(metadata, "distributions", lambda: found)
+    installed = list(metadata.distributions(path=[str(site)]))
+    monkeypatch.setattr(metadata, "distributions", lambda: installed)
 
     def version(name: str) -> str:
-        for one in found:
+        for one in installed:
             if one.metadata["Name"] == name:
                 return str(one.version)
         raise metadata.PackageNotFoundError(name)
@@ -89,8 +89,8 @@ def test_backend_checks_before_the_build(monkeypatch: pytest.MonkeyPatch, tmp_pa
     status = CudaStatus((gpu,), "cuda-python 13.4.4", "13.0", None, None)
     monkeypatch.setattr(backend, "cuda_status", lambda: status)
     # Another major version, because the test above has loaded the library of 11.
-    monkeypatch.setattr(backend, "find", lambda _: Found(object(), "12.5.0.1", None, None))
-    asked = BuildSettings(precision="fp16", options={"version_compatible": True})
+    monkeypatch.setattr(backend, "find", lambda _: LibraryStatus(object(), "12.5.0.1", None, None))
+    requested = BuildSettings(precision="fp16", options={"version_compatible": True})
     with pytest.raises(MissingLibrary, match="needs the lean runtime of TensorRT 12"):
-        TensorRt().engine_settings(asked)
+        TensorRt().engine_settings(requested)
     TensorRt().engine_settings(BuildSettings(precision="fp16"))

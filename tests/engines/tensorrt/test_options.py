@@ -63,9 +63,9 @@ def test_only_rtx_compiles_at_run_time(given: dict[str, Any]) -> None:
 
 def test_version_that_drops_a_bias_rejects_refittable() -> None:
     """According to TensorRT 11.3's page on refitting; other versions and RTX are not affected."""
-    asked, not_asked = Options(refittable=True), Options(strip_weights=True)
+    refittable_options, stripped_options = Options(refittable=True), Options(strip_weights=True)
     with pytest.raises(UsageError, match=r"TensorRT 11\.3\.0\.9 may drop the classifier's bias"):
-        check_version(TENSORRT, asked, "11.3.0.9")
-    check_version(TENSORRT, not_asked, "11.3.0.9")
+        check_version(TENSORRT, refittable_options, "11.3.0.9")
+    check_version(TENSORRT, stripped_options, "11.3.0.9")
     for library, version in ((TENSORRT, "11.4.0"), (TENSORRT, None), (TENSORRT_RTX, "11.3.0")):
-        check_version(library, asked, version)
+        check_version(library, refittable_options, version)

@@ -77,9 +77,9 @@ ranges = st.lists(
 
 @given(ranges, st.integers(1, 300))
 def test_a_batch_gets_a_profile_that_accepts_it(
-    found: list[tuple[int, int, int]], images: int
+    profiles_: list[tuple[int, int, int]], images: int
 ) -> None:
-    every = [ProfileRange(index, *profile) for index, profile in enumerate(found)]
+    every = [ProfileRange(index, *profile) for index, profile in enumerate(profiles_)]
     chosen, computed = pick_profile(every, images)
     assert chosen.takes(computed)
     fits = any(profile.takes(images) for profile in every)

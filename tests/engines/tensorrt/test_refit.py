@@ -134,7 +134,7 @@ def test_stays_refittable(engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "kind", "found"),
+    ("model", "kind", "expected"),
     [
         ("resnet34:random:10", UsageError, "is a resnet34, the engine a resnet18"),
         ("resnet18:random:7", GraphError, "its output is logits N x 7, not logits N x 10"),
@@ -143,9 +143,9 @@ def test_stays_refittable(engine: Path) -> None:
     ],
 )
 def test_other_networks_are_refused(
-    engine: Path, tmp_path: Path, model: str, kind: type[Exception], found: str
+    engine: Path, tmp_path: Path, model: str, kind: type[Exception], expected: str
 ) -> None:
-    with pytest.raises(kind, match=found):
+    with pytest.raises(kind, match=expected):
         refit(engine, model, tmp_path / "new.rtx")
     assert not (tmp_path / "new.rtx").exists()
 
@@ -158,8 +158,8 @@ def test_another_precision_is_refused(engine: Path, small_graph: Path, tmp_path:
 def test_engines_that_cannot_be_refitted(
     engine: Path, small_graph: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    def refused(path: Path, kind: type[Exception], found: str) -> str:
-        with pytest.raises(kind, match=found) as caught:
+    def refused(path: Path, kind: type[Exception], expected: str) -> str:
+        with pytest.raises(kind, match=expected) as caught:
             refit(path, str(small_checkpoint), tmp_path / "new.rtx")
         return str(caught.value.hint)  # type: ignore[attr-defined]
 
@@ -206,16 +206,16 @@ def test_a_refitted_engine_computes_the_new_checkpoint(
     from optimizer.engines import closing, open_engine
     from optimizer.engines.onnxruntime import as_written
 
-    found = rtx.availability()
-    if not found.can_run:
-        pytest.skip(f"tensorrt-rtx: {found.reason}")
+    expected = rtx.availability()
+    if not expected.can_run:
+        pytest.skip(f"tensorrt-rtx: {expected.reason}")
     settings = BuildSettings(precision="fp32", options={"refittable": True})
     engine = build_engine(small_graph, tmp_path / "m.rtx", "tensorrt-rtx", settings).path
-    made = refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
-    assert [one.role for one in made.manifest.inputs] == ["engine", "checkpoint"]
-    assert load_artifact(made.path).manifest.settings["refitted"]
-    graph = Path(f"{made.path}.graph.onnx")
+    artifact = refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
+    assert [one.role for one in artifact.manifest.inputs] == ["engine", "checkpoint"]
+    assert load_artifact(artifact.path).manifest.settings["refitted"]
+    graph = Path(f"{artifact.path}.graph.onnx")
     size = onnx.load(graph).graph.input[0].type.tensor_type.shape.dim[2].dim_value
     batch = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
-    with closing(open_engine(made.path)) as session, closing(as_written(graph)) as expected:
+    with closing(open_engine(artifact.path)) as session, closing(as_written(graph)) as expected:
         assert np.abs(session.run(batch) - expected.run(batch)).max() < 1e-3

@@ -27,8 +27,8 @@ def save(path: Path, precision: str, change: Change | None = None) -> Path:
 
 
 def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    (found,) = [t for t in model.graph.initializer if t.name == name]
-    return found
+    (expected,) = [t for t in model.graph.initializer if t.name == name]
+    return expected
 
 
 def replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
@@ -85,7 +85,7 @@ def other_size(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "expected"),
     [
         (fewer_classes, "fc.weight is FLOAT16 .*, not FLOAT16 "),
         (in_fp64, "fc.weight is DOUBLE"),
@@ -94,10 +94,10 @@ def other_size(model: onnx.ModelProto) -> None:
         (other_size, "its input is .* x 64 x .*, not "),
     ],
 )
-def test_different_network_is_rejected(tmp_path: Path, change: Change, found: str) -> None:
+def test_different_network_is_rejected(tmp_path: Path, change: Change, expected: str) -> None:
     old = save(tmp_path / "old.onnx", "fp16")
     new = save(tmp_path / "new.onnx", "fp16", change)
-    with pytest.raises(GraphError, match=f"new.onnx is not the network of old.onnx: .*{found}"):
+    with pytest.raises(GraphError, match=f"new.onnx is not the network of old.onnx: .*{expected}"):
         check_same_network(old, new)
 
 

@@ -22,10 +22,10 @@ from .hostgpu import KERNEL_MS, HostContext, HostCuda, HostEngine, HostInspector
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture
