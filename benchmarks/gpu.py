@@ -1,8 +1,8 @@
-"""The GPU suite: build, audit, validate, measure, on whatever GPU and libraries there are.
+"""The GPU suite: build, audit, validate and measure with the present GPU and libraries.
 
 ``make test-gpu`` runs it through ``tests/gpu/test_suite.py`` and writes ``reports/gpu/<device>/``.
-Nothing here knows a GPU by itself: a case is a backend, a precision and perhaps a provider, and the
-same steps run on a CPU's engines, which is how they are tested where there is no GPU.
+Nothing here requires a GPU by itself: a case is a backend, a precision and an optional provider. The
+same steps run with CPU engines, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["BATCHES", "TOLERANCE", "Case", "Suite", "cases", "reason_to_skip", "relative_error"]
 
 MODELS = ("random", "digits")
-"""The first needs no training."""
+"""``random`` needs no training."""
 PRECISIONS = ("fp16", "int8", "fp32", "fp8")
-"""The quickest to build and the most asked for first: a run that is aborted has told most by then."""
+"""The fastest to build and most used come first, so that an aborted run has the most useful results."""
 BATCHES = (1, 32)
 PROFILE = (1, 8, 32)
-# Largest difference of a logit from the graph as written, in units of its largest logit. It finds
-# engines of other weights or another precision, no more: where something is quantized again, a sum
-# on the other side of a step costs a whole step, and a ResNet-50 in INT8 differs by 0.08 between two
-# engines of the same CPU. Whether it matters is for the validation to say.
+# Largest difference of a logit from the graph as written, relative to its largest logit. It only detects
+# engines with other weights or another precision: with quantization, a sum that rounds to the other side
+# costs a whole step, and a ResNet-50 in INT8 differs by 0.08 between two engines on the same CPU. The
+# validation decides whether the difference matters.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2, "fp8": 0.25}
 _LIBRARIES = (
     "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime",
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The engine in words, with its provider."""
+        """The engine with its provider, for reports."""
         return self.engine + (f" ({self.provider})" if self.provider else "")
 
     @property
@@ -72,9 +72,9 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every engine and precision of both models, those that tell most first.
+    """Every engine and precision of both models, the most useful ones first.
 
-    CUDA's provider has no INT8 and no FP8.
+    The CUDA provider has no INT8 and no FP8.
     """
     kinds: list[tuple[str, str | None]] = [("tensorrt", None), ("tensorrt-rtx", None)]
     kinds += [("onnxruntime", name) for name in ("cuda", "tensorrt", "nv-tensorrt-rtx")]
@@ -88,11 +88,11 @@ def cases() -> list[Case]:
 
 
 def reason_to_skip(case: Case) -> str | None:
-    """Why a case cannot run on this machine, in the words of the part that refuses it."""
+    """Why a case cannot run on this machine: the message of the check that failed."""
     backend = get_backend(case.engine)
-    found = backend.availability()
-    if not found.can_run:
-        return found.reason
+    available = backend.availability()
+    if not available.can_run:
+        return available.reason
     options = {"provider": case.provider} if case.provider else {}
     settings = BuildSettings(precision=case.precision, targets=_targets(case), options=options)
     try:
@@ -103,21 +103,21 @@ def reason_to_skip(case: Case) -> str | None:
 
 
 def tolerance(case: Case) -> float:
-    """`TOLERANCE`; a provider that compiles computes FP32 in TF32 and has no option against it."""
+    """`TOLERANCE`, adjusted for providers that always compute FP32 in TF32."""
     compiles = case.provider in {"tensorrt", "nv-tensorrt-rtx"}
     return 5e-3 if compiles and case.precision == "fp32" else TOLERANCE[case.precision]
 
 
 def _targets(case: Case) -> tuple[str, ...]:
-    """TensorRT-RTX is told the GPU at hand, to be compared with what is built for it alone."""
+    """The present GPU for TensorRT-RTX, so that it compares with engines built for that GPU only."""
     devices = cuda_status().devices
     return (devices[0].sm,) if case.engine == "tensorrt-rtx" and devices else ()
 
 
 def relative_error(engine: Path, material: Material, *, images: int = 8) -> float:
-    """Largest difference of an engine from its graph as written, in units of the largest logit."""
+    """Largest difference of an engine from its graph as written, relative to the largest logit."""
     graph = graph_of(engine)
-    assert graph is not None, "a build leaves its graph beside the engine"
+    assert graph is not None, "a build stores its graph beside the engine"
     shape = (images, 3, material.image_size, material.image_size)
     batch = np.random.default_rng(0).standard_normal(shape, np.float32)
     expected = as_written(graph).run(batch)
@@ -131,11 +131,11 @@ def relative_error(engine: Path, material: Material, *, images: int = 8) -> floa
 
 @dataclass
 class Suite:
-    """What was run, case by case, and what came of it.
+    """Runs cases and collects their results.
 
     Attributes:
-        folder: Where engines go.
-        material: Makes or returns the model of this name.
+        folder: The folder for engines.
+        material: Returns the model with this name, created on first use.
     """
 
     folder: Path
@@ -147,11 +147,11 @@ class Suite:
     overheads: list[dict[str, Any]] = field(default_factory=list)
 
     def skip(self, case: Case, reason: str) -> None:
-        """Remember why a case was not run."""
+        """Record why a case was not run."""
         self.outcomes[case] = {"status": "skipped", "reason": reason}
 
     def run(self, case: Case) -> dict[str, Any]:
-        """Build, audit and validate one engine; a failure is remembered and raised."""
+        """Build, audit and validate one engine; a failure is recorded and raised."""
         outcome: dict[str, Any] = {"status": "failed"}
         self.outcomes[case] = outcome
         try:
@@ -165,7 +165,7 @@ class Suite:
     def _run(self, case: Case, material: Material, outcome: dict[str, Any]) -> None:
         folder = self.folder / case.model
         folder.mkdir(exist_ok=True)
-        made = optimizer.build(
+        artifact = optimizer.build(
             material.graph,
             folder / case.file,
             precision=case.precision,
@@ -175,20 +175,20 @@ class Suite:
             profile=PROFILE if _has_profile(case) else None,
             stats=material.statistics,
         )
-        outcome["build_s"] = made.manifest.details["build_s"]
-        outcome["notes"] = made.manifest.details.get("notes", [])
-        outcome["engine_bytes"] = made.path.stat().st_size
-        outcome["audit"] = optimizer.audit(made).model_dump(mode="json")
+        outcome["build_s"] = artifact.manifest.details["build_s"]
+        outcome["notes"] = artifact.manifest.details.get("notes", [])
+        outcome["engine_bytes"] = artifact.path.stat().st_size
+        outcome["audit"] = optimizer.audit(artifact).model_dump(mode="json")
         if outcome["audit"]["verdict"] == "fail":
             raise AssertionError(outcome["audit"]["reason"])
-        outcome["relative_error"] = relative_error(made.path, material)
+        outcome["relative_error"] = relative_error(artifact.path, material)
         if not outcome["relative_error"] <= tolerance(case):
             raise AssertionError(
                 f"the logits differ by {outcome['relative_error']:.3g} from the graph as written"
             )
         if material.data is not None:
             result = optimizer.validate(
-                [made.path],
+                [artifact.path],
                 reference=str(material.checkpoint),
                 data=material.data,
                 exported=material.graph,
@@ -196,14 +196,14 @@ class Suite:
             outcome["validate"] = {"verdict": result.verdict, "finding": result.finding}
             if result.verdict == "fail":
                 raise AssertionError(result.finding)
-        self.engines[case] = made.path
+        self.engines[case] = artifact.path
 
     def built(self, model: str) -> dict[Case, Path]:
-        """The engines of a model that passed."""
+        """The successfully built engines of a model."""
         return {case: path for case, path in self.engines.items() if case.model == model}
 
     def bench(self, model: str, *, seconds: float = 10.0, threads: int | None = None) -> None:
-        """Measure all engines of a model side by side."""
+        """Measure all engines of a model, interleaved."""
         paths = list(self.built(model).values())
         result = optimizer.bench(paths, batch=BATCHES, duration=f"{seconds}s", threads=threads)
         raw = result.model_dump(mode="json")
@@ -213,13 +213,13 @@ class Suite:
             engine["name"] = f"{names[engine['file']].label} {engine['precision']}"
         self.benches.append({"model": self.material(model).name, **raw})
 
-    def beside_the_tool(self, case: Case, batch: int, *, seconds: float = 5.0) -> dict[str, Any]:
-        """Our session and trtexec (or tensorrt_rtx) on the same engine file, one after the other."""
+    def run_against_tool(self, case: Case, batch: int, *, seconds: float = 5.0) -> dict[str, Any]:
+        """Run our session and then trtexec (or tensorrt_rtx) on the same engine file."""
         material, path = self.material(case.model), self.engines[case]
         session = _with_cuda_graph(case, path)
         try:
             name = session.input.name
-            ours = as_the_tool(session, batch, material.image_size, seconds=seconds)
+            ours = time_like_tool(session, batch, material.image_size, seconds=seconds)
         finally:
             session.close()
         run: dict[str, Any] = {
@@ -233,31 +233,31 @@ class Suite:
             return run
         shape = (batch, 3, material.image_size, material.image_size)
         try:
-            found = trtexec.time_engine(tool, path, input_name=name, shape=shape, seconds=seconds)
+            timing = trtexec.time_engine(tool, path, input_name=name, shape=shape, seconds=seconds)
         except trtexec.ToolFailed as error:
             run["error"] = str(error)
             return run
-        run["tool"] = found.as_json()
+        run["tool"] = timing.as_json()
         return run
 
-    def measure_overhead(self, case: Case, runtime: Any, **how: int) -> overhead.Overhead:
-        """Our session over raw calls at batch 1 with a CUDA graph."""
+    def measure_overhead(self, case: Case, runtime: Any, **options: int) -> overhead.Overhead:
+        """The overhead of our session over raw calls, at batch 1 with a CUDA graph."""
         material = self.material(case.model)
         session = _with_cuda_graph(case, self.engines[case])
         try:
             bound = session.bind(_images(1, material.image_size))
-            found = session_overhead(session, bound, runtime, **how)
+            measured = session_overhead(session, bound, runtime, **options)
         finally:
             session.close()
         self.overheads.append(
             {
-                "model": material.name, "engine": f"{case.label} {case.precision}", **asdict(found)
+                "model": material.name, "engine": f"{case.label} {case.precision}", **asdict(measured)
             }
         )  # fmt: skip
-        return found
+        return measured
 
     def results(self) -> dict[str, Any]:
-        """Everything, as it goes into the report."""
+        """All results, for the report."""
         status = cuda_status()
         device: dict[str, Any] = {"name": cpu_features().model}
         if status.devices:
@@ -265,7 +265,7 @@ class Suite:
             device = {
                 "name": gpu.name, "capability": gpu.sm,
                 "memory_gib": None if gpu.memory_bytes is None else gpu.memory_bytes >> 30,
-                "driver": next((found.driver for found in gpus()), None), "cuda": status.driver,
+                "driver": next((listed.driver for listed in gpus()), None), "cuda": status.driver,
             }  # fmt: skip
         return {
             "kind": "gpu-suite",
@@ -295,14 +295,16 @@ def _images(batch: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
 
 
-def session_overhead(session: Session, bound: Any, runtime: Any, **how: int) -> overhead.Overhead:
-    """Our calls and the raw ones that do the same, in turn.
+def session_overhead(
+    session: Session, bound: Any, runtime: Any, **options: int
+) -> overhead.Overhead:
+    """Time our calls and the equivalent raw calls, interleaved.
 
     Args:
-        session: A TensorRT session of ours.
-        bound: A batch bound by it.
+        session: A `TensorRtSession`.
+        bound: A batch bound to it.
         runtime: The module ``cuda.bindings.runtime``.
-        how: ``blocks``, ``calls``, ``warm_up`` and ``seed`` of `overhead.in_turn`.
+        options: ``blocks``, ``calls``, ``warm_up`` and ``seed`` of `overhead.interleave`.
     """
     bound.upload()
 
@@ -310,19 +312,19 @@ def session_overhead(session: Session, bound: Any, runtime: Any, **how: int) -> 
         bound.enqueue()
         bound.wait()
 
-    ours()  # records the graph that the raw call starts
-    samples = overhead.in_turn(ours, overhead.raw_call(session, bound, runtime), **how)
+    ours()  # captures the graph that the raw call launches
+    samples = overhead.interleave(ours, overhead.raw_call(session, bound, runtime), **options)
     return overhead.overhead(*samples)
 
 
-def as_the_tool(
+def time_like_tool(
     session: Session, batch: int, image_size: int, *, seconds: float, gpu_samples: int = 100
 ) -> dict[str, float]:
-    """Time a session as trtexec times an engine: warm-up, then calls without transfers.
+    """Time a session like trtexec times an engine: warm-up, then calls without transfers.
 
     Returns:
-        ``gpu_ms`` (median GPU time of a batch, by events), ``batches_per_s`` and ``images_per_s``
-        of batches that are waited for one by one.
+        ``gpu_ms`` (median GPU time per batch, from events), ``batches_per_s`` and ``images_per_s``, with
+        synchronization after every batch.
     """
     bound: Any = session.bind(_images(batch, image_size))
     bound.upload()

@@ -1,4 +1,4 @@
-"""The GPU suite's results as files: ``suite.json``, and ``suite.md`` made of nothing else."""
+"""Writes the GPU suite's results: ``suite.json``, and ``suite.md`` rendered from it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["markdown", "slug", "write"]
 
 
 def slug(device: str) -> str:
-    """``NVIDIA H100 80GB HBM3`` as the name of a folder."""
+    """A device name such as ``NVIDIA H100 80GB HBM3`` as a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "unknown"
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:
-    """Write both files into a folder of the device's name.
+    """Write both files into a folder named after the device.
 
     Args:
         results: What `gpu.Suite.results` returns.
-        folder: The folder of all devices, ``reports/gpu``.
+        folder: The parent folder for all devices, ``reports/gpu``.
 
     Returns:
         The device's folder.
@@ -37,7 +37,7 @@ def write(results: dict[str, Any], folder: Path) -> Path:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report in Markdown."""
     device = results["device"]
     lines = [
         f"# {device['name']}",
@@ -77,8 +77,8 @@ def _built(cases: list[dict[str, Any]]) -> list[str]:
             case["precision"].upper(),
             f"{case['build_s']:.1f}" if case.get("build_s") is not None else "–",
             f"{case['engine_bytes'] / 1e6:.1f}" if case.get("engine_bytes") else "–",
-            _judged(case.get("audit"), "reason"),
-            _judged(case.get("validate"), "finding"),
+            _verdict(case.get("audit"), "reason"),
+            _verdict(case.get("validate"), "finding"),
             f"{case['relative_error']:.2e}" if case.get("relative_error") is not None else "–",
             case["status"] + (f": {case['reason']}" if case.get("reason") else ""),
         ]
@@ -89,8 +89,8 @@ def _built(cases: list[dict[str, Any]]) -> list[str]:
     return _table("Built, audited, validated", [*head, "error of the logits", "outcome"], rows)
 
 
-def _judged(judged: dict[str, Any] | None, field: str) -> str:
-    return "–" if judged is None else f"{judged['verdict']}: {judged[field]}"
+def _verdict(check: dict[str, Any] | None, field: str) -> str:
+    return "–" if check is None else f"{check['verdict']}: {check[field]}"
 
 
 def _speed(benches: list[dict[str, Any]]) -> list[str]:
@@ -139,7 +139,7 @@ def _tool(runs: list[dict[str, Any]]) -> list[str]:
     return _table("Beside trtexec and tensorrt_rtx", head, rows, remark)
 
 
-def _overhead(found: list[dict[str, Any]]) -> list[str]:
+def _overhead(runs: list[dict[str, Any]]) -> list[str]:
     rows = [
         [
             run["model"],
@@ -150,7 +150,7 @@ def _overhead(found: list[dict[str, Any]]) -> list[str]:
             f"{run['ci95'][0]:+.2%} to {run['ci95'][1]:+.2%}",
             run["verdict"],
         ]
-        for run in found
+        for run in runs
     ]
     head = ["model", "engine", "ours, µs", "raw, µs", "overhead", "95 % interval", "at most 1 %"]
     return _table("Our session over the library's own calls, batch 1, CUDA graph", head, rows)

@@ -1,11 +1,11 @@
-"""What our Python costs a call at batch 1, on a GPU whose work takes no time.
+"""Measures the Python overhead per call at batch 1, on a simulated GPU whose work takes no time.
 
     python benchmarks/host_overhead.py [--calls 20000] [--write]
 
-The session is the real one, and so is the layer over ``cuda.bindings.runtime``; only the functions under
-them do nothing. So the figure is that of this package alone: what CUDA's and TensorRT's own calls take
-comes on top and cannot be seen without a GPU (``make test-gpu`` measures both). With ``--write`` the
-table goes to ``reports/tensorrt/host_overhead.md``.
+The session and the layer over ``cuda.bindings.runtime`` are real; only the functions below them do
+nothing. So the result is the overhead of this package alone. The time of the CUDA and TensorRT calls is
+extra and cannot be measured without a GPU (``make test-gpu`` measures both). With ``--write`` the table
+goes to ``reports/tensorrt/host_overhead.md``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _BLOCKS = 20
 
 
 class NullRuntime:
-    """``cuda.bindings.runtime`` without a GPU: every call succeeds at once, and memory is the host's."""
+    """``cuda.bindings.runtime`` without a GPU: every call succeeds immediately, with host memory."""
 
-    cudaStreamNonBlocking = 1  # noqa: N815 - as the real one
+    cudaStreamNonBlocking = 1  # noqa: N815 - the real name
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
@@ -64,7 +64,7 @@ class NullRuntime:
 
 
 class NullEngine:
-    """An engine of a ResNet that computes nothing, in no time."""
+    """A ResNet engine that computes nothing."""
 
     num_io_tensors = 2
     num_optimization_profiles = 1
@@ -73,11 +73,11 @@ class NullEngine:
         self._trt = trt
 
     def get_tensor_name(self, index: int) -> str:
-        """Input, output."""
+        """The input, then the output."""
         return ("images", "logits")[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        """Which is which."""
+        """Whether it is the input or the output."""
         return self._trt.TensorIOMode.INPUT if name == "images" else self._trt.TensorIOMode.OUTPUT
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ class NullContext:
 
 
 def null_session(*, cuda_graph: bool) -> TensorRtSession:
-    """A session on the GPU that does nothing."""
+    """A session on the simulated GPU."""
     import tensorrt_rtx as trt
 
     api = CudaPython.__new__(CudaPython)
@@ -139,7 +139,7 @@ def null_session(*, cuda_graph: bool) -> TensorRtSession:
 
 
 def microseconds(call: Callable[[], object], calls: int) -> float:
-    """Time of one call: the lowest block's mean, since whatever disturbs makes it longer."""
+    """Time per call: the mean of the fastest block, because disturbances only make calls slower."""
     for _ in range(200):
         call()
     gc.disable()
@@ -157,7 +157,7 @@ def _block(call: Callable[[], object], calls: int) -> float:
 
 
 def measure(*, cuda_graph: bool, calls: int) -> dict[str, float]:
-    """Microseconds by part of a call; a part that is indented belongs to the one before it."""
+    """Microseconds by part of a call; an indented part is included in the one above it."""
     session = null_session(cuda_graph=cuda_graph)
     bound = session.bind(np.zeros((1, 3, IMAGE, IMAGE), np.float32))
     bound.enqueue()
@@ -186,13 +186,13 @@ def measure(*, cuda_graph: bool, calls: int) -> dict[str, float]:
     parts["    through cuda.bindings "] = lambda: session._api.stream_synchronize(4096)  # noqa: SLF001
     parts["upload (a copy and its wait)"] = bound.upload
     parts["download (a copy and its wait)"] = bound.download
-    found = {name: microseconds(part, calls) for name, part in parts.items()}
+    spent = {name: microseconds(part, calls) for name, part in parts.items()}
     session.close()
-    return found
+    return spent
 
 
-def page(found: dict[str, dict[str, float]]) -> str:
-    """The table."""
+def page(measured: dict[str, dict[str, float]]) -> str:
+    """The report in Markdown."""
     machine = fingerprint()
     lines = [
         "# What our Python costs a call at batch 1",
@@ -204,7 +204,7 @@ def page(found: dict[str, dict[str, float]]) -> str:
         ),
         "",
     ]
-    for kind, parts in found.items():
+    for kind, parts in measured.items():
         lines += [f"| {kind} | µs |", "|---|---|"]
         lines += [f"| {name.replace('  ', '· ')} | {spent:.2f} |" for name, spent in parts.items()]
         lines.append("")
@@ -212,21 +212,21 @@ def page(found: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> int:
-    """Measure, print, and fail if it is more than the limit."""
+    """Measure and print; fail if the overhead exceeds the limit."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--write", action="store_true", help="write the report")
     options = parser.parse_args()
-    found = {
+    measured = {
         name: measure(cuda_graph=graph, calls=options.calls)
         for name, graph in (("call by call", False), ("CUDA graph", True))
     }
-    text = page(found)
+    text = page(measured)
     print(text)
     if options.write:
         write_text_atomically(REPORT, text)
-    worst = max(next(iter(parts.values())) for parts in found.values())
-    print(f"{worst:.1f} µs a call, of {LIMIT_US:.0f} that it may cost")
+    worst = max(next(iter(parts.values())) for parts in measured.values())
+    print(f"{worst:.1f} µs per call, limit {LIMIT_US:.0f} µs")
     return 0 if worst <= LIMIT_US else 1
 
 

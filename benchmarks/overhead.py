@@ -1,8 +1,8 @@
-"""What our session costs over the library's own calls: the two in turn, in one process.
+"""Measures the overhead of our session over the library's own calls, interleaved in one process.
 
 Both start the same computation on the same engine, memory and stream and wait for it; ours goes
-through `Bound.enqueue` and `Bound.wait`. What differs is Python, so it matters at batch 1 with a CUDA
-graph and nowhere else.
+through `Bound.enqueue` and `Bound.wait`. The only difference is Python code, so it matters only at batch 1
+with a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 
 from optimizer.profiling.intervals import ratio_of_medians
 
-__all__ = ["LIMIT", "Overhead", "in_turn", "overhead", "raw_call"]
+__all__ = ["LIMIT", "Overhead", "interleave", "overhead", "raw_call"]
 
 LIMIT = 0.01
-"""The share of a raw call that the session is designed to stay below."""
+"""The designed maximum overhead, as a share of a raw call."""
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Time of our call over the raw call, less one.
+    """The time of our call relative to the raw call, minus one.
 
     Attributes:
-        share: Of the medians; negative if ours happened to be faster.
-        ci95: Its interval, by bootstrap over blocks.
+        share: The overhead of the medians; negative if ours was faster.
+        ci95: Its confidence interval, by bootstrap over blocks.
         ours_ms, raw_ms: Medians.
-        verdict: ``pass`` if the interval lies at or below the limit, ``fail`` if above it, else
+        verdict: ``pass`` if the interval is at or below the limit, ``fail`` if it is above, else
             ``inconclusive``.
     """
 
@@ -44,24 +44,24 @@ class Overhead:
     verdict: str
 
 
-def in_turn(
+def interleave(
     ours: Call, raw: Call, *, blocks: int = 40, calls: int = 50, warm_up: int = 20, seed: int = 0
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Time two calls in blocks whose order within each pair is drawn anew.
+    """Time two calls in interleaved blocks, in random order within each pair.
 
     Returns:
-        Milliseconds of every call, an array a block, of ours and of the raw call.
+        For ours and for the raw call: an array per block with the milliseconds of every call.
     """
     for call in (ours, raw):
         for _ in range(warm_up):
             call()
     order = random.Random(seed)
-    found: dict[int, list[NDArray[np.float64]]] = {0: [], 1: []}
-    both = (ours, raw)
+    samples: dict[int, list[NDArray[np.float64]]] = {0: [], 1: []}
+    pair = (ours, raw)
     for _ in range(blocks):
-        for which in order.sample((0, 1), 2):
-            found[which].append(_block(both[which], calls))
-    return found[0], found[1]
+        for index in order.sample((0, 1), 2):
+            samples[index].append(_block(pair[index], calls))
+    return samples[0], samples[1]
 
 
 def _block(call: Call, calls: int) -> NDArray[np.float64]:
@@ -81,12 +81,12 @@ def overhead(
     limit: float = LIMIT,
     seed: int = 0,
 ) -> Overhead:
-    """Judge blocks that were measured in turn.
+    """The overhead from interleaved blocks.
 
     Raises:
-        ValueError: Too few blocks for an interval.
+        ValueError: There are too few blocks for an interval.
     """
-    # The ratio is a speed: of the raw call in units of ours, which is time over time.
+    # `ratio_of_medians` compares speeds: that of the raw call relative to ours is our time over its.
     ratio = ratio_of_medians(list(ours), list(raw), seed=seed)
     if ratio.ci95 is None:
         raise ValueError(f"{len(ours)} blocks are too few for an interval")
@@ -102,16 +102,16 @@ def overhead(
 
 
 def raw_call(session: Any, bound: Any, runtime: Any) -> Call:
-    """The library's own calls that do what ``bound`` does; ``bound`` must have run once.
+    """The library calls equivalent to ``bound``, which must have run once.
 
     Args:
-        session: A TensorRT session of ours.
-        bound: A batch bound by it.
+        session: A `TensorRtSession`.
+        bound: A batch bound to it.
         runtime: The module ``cuda.bindings.runtime``.
     """
     stream = session.stream.handle
     wait = runtime.cudaStreamSynchronize
-    graph = bound._graph  # noqa: SLF001 - the very graph that our own call starts
+    graph = bound._graph  # noqa: SLF001 - the same graph that our call launches
     if graph is not None:
         launch, handle = runtime.cudaGraphLaunch, graph.handle
 

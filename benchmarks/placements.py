@@ -1,10 +1,10 @@
-"""Where Q/DQ may stand so that TensorRT-RTX fuses what is around an INT8 convolution.
+"""Compares placements of Q/DQ by how TensorRT-RTX fuses the operations around INT8 convolutions.
 
     python benchmarks/placements.py [--arch resnet50] [--image-size 224] [--write-only]
 
-One FP32 graph, one calibration, and the same network written with Q/DQ in several places; each is
-compiled ahead of time, without a GPU and in a process of its own, and its layers are counted as the
-builder lists them. No time is measured: kernels, bytes and types say what was fused, not how fast it is.
+Uses one FP32 graph, one calibration, and the same network with Q/DQ in several places. Each variant is
+compiled ahead of time, without a GPU and in a separate process, and its layers are counted as listed by
+the builder. No time is measured: kernels, bytes and types show what was fused, not how fast it is.
 Writes ``reports/tensorrt/placements.json`` and ``placements.md``.
 """
 
@@ -47,15 +47,15 @@ PLAIN = EncodingOptions(method="minmax", equalize=False, bias_correction="none")
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to write the network.
+    """One placement of Q/DQ.
 
     Attributes:
-        name: In a few words.
-        precision: ``int8``, or that of a reference.
+        name: A short description.
+        precision: ``int8``, or the precision of a reference.
         rules: Rules of the lowering.
         options: Options of the encodings.
-        keep: Layers that stay out of INT8: ``none``, or ``before adds``.
-        edit: What is changed in the lowered graph.
+        keep: Layers that are not quantized: ``none``, or ``before adds``.
+        edit: A change to the lowered graph.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Placement:
 
 
 def quantize_outputs(model: onnx.ModelProto) -> None:
-    """Put a pair on the output of every convolution, as tools for training do."""
+    """Add Q and DQ to the output of every convolution, as training tools do."""
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
@@ -104,35 +104,37 @@ def quantize_outputs(model: onnx.ModelProto) -> None:
 
 def scales_of_tensors(model: onnx.ModelProto) -> None:
     """One scale for all channels of a layer's weights: a control, not a proposal."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in {"DequantizeLinear", "QuantizeLinear"}:
             continue
-        scale = held.get(node.input[1])
+        scale = initializers.get(node.input[1])
         if scale is None or not list(scale.dims):
             continue
         for name in node.input[1:]:
-            values = numpy_helper.to_array(held[name])
-            held[name].CopyFrom(numpy_helper.from_array(values.reshape(-1)[:1].reshape(()), name))
+            values = numpy_helper.to_array(initializers[name])
+            initializers[name].CopyFrom(
+                numpy_helper.from_array(values.reshape(-1)[:1].reshape(()), name)
+            )
         attributes = [a for a in node.attribute if a.name != "axis"]
         del node.attribute[:]
         node.attribute.extend(attributes)
 
 
 def factors_apart(model: onnx.ModelProto) -> None:
-    """One scale for a layer's weights, and what differs by channel as a Mul after the convolution.
+    """One scale for a layer's weights, and factors per channel as a Mul after the convolution.
 
-    The integers stay those of scales by channel, and so does what is computed.
+    The integer weights and the results stay those of scales per channel.
     """
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
-        weights = makers.get(node.input[1]) if node.op_type == "Conv" else None
+        weights = producers.get(node.input[1]) if node.op_type == "Conv" else None
         if weights is None or weights.op_type != "DequantizeLinear":
             continue
-        scales = numpy_helper.to_array(held[weights.input[1]])
+        scales = numpy_helper.to_array(initializers[weights.input[1]])
         largest = scales.max()
         stem, output = node.name, node.output[0]
         shape = (1, -1, 1, 1)
@@ -140,7 +142,9 @@ def factors_apart(model: onnx.ModelProto) -> None:
         node.output[0] = f"{output}.product"
         steps = [helper.make_node("Mul", [node.output[0], f"{stem}.factor"], [f"{output}.scaled"])]
         if len(node.input) > 2:
-            parts[f"{stem}.bias.apart"] = numpy_helper.to_array(held[node.input[2]]).reshape(shape)
+            parts[f"{stem}.bias.apart"] = numpy_helper.to_array(
+                initializers[node.input[2]]
+            ).reshape(shape)
             del node.input[2]
             steps.append(
                 helper.make_node("Add", [f"{output}.scaled", f"{stem}.bias.apart"], [output])
@@ -157,24 +161,24 @@ def factors_apart(model: onnx.ModelProto) -> None:
 
 
 def several(*edits: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto], None]:
-    """One edit after the other."""
+    """Combine edits in sequence."""
 
     def edit(model: onnx.ModelProto) -> None:
-        for one in edits:
-            one(model)
+        for step in edits:
+            step(model)
 
     return edit
 
 
 def biases_apart(model: onnx.ModelProto) -> None:
-    """The bias of a convolution as an Add after it."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    """The bias of every convolution as an Add after it."""
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
         if node.op_type != "Conv" or len(node.input) < 3:
             continue
-        bias = numpy_helper.to_array(held[node.input[2]])
+        bias = numpy_helper.to_array(initializers[node.input[2]])
         name, output = f"{node.name}.bias.apart", node.output[0]
         model.graph.initializer.append(numpy_helper.from_array(bias.reshape(1, -1, 1, 1), name))
         del node.input[2]
@@ -195,13 +199,13 @@ def no_biases(model: onnx.ModelProto) -> None:
 
 def weights_unfolded(model: onnx.ModelProto) -> None:
     """Weights as floats with a QuantizeLinear, which the library has to fold."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
-        stored = held.get(node.input[0]) if node.input else None
+        stored = initializers.get(node.input[0]) if node.input else None
         if node.op_type == "DequantizeLinear" and stored is not None:
             integers = numpy_helper.to_array(stored)
-            scale = numpy_helper.to_array(held[node.input[1]])
+            scale = numpy_helper.to_array(initializers[node.input[1]])
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
             shape = [-1 if i == axis else 1 for i in range(integers.ndim)]
             floats = (integers * scale.reshape(shape if scale.ndim else ())).astype(scale.dtype)
@@ -252,11 +256,11 @@ PLACEMENTS = (
 )  # fmt: skip
 
 
-# --- making and compiling ----------------------------------------------------------------------------
+# --- creating and compiling graphs ------------------------------------------------------------------------
 
 
 def make_graph(placement: Placement, source: Path, statistics: Path, output: Path) -> Path:
-    """Write the network as a placement says."""
+    """Write the network with a placement."""
     if placement.precision != "int8":
         if placement.precision == "fp32":
             return source
@@ -272,13 +276,13 @@ def make_graph(placement: Placement, source: Path, statistics: Path, output: Pat
     proto = ir.to_proto(model)
     if placement.edit is not None:
         placement.edit(proto)
-        del proto.graph.value_info[:]  # shapes of what was edited
+        del proto.graph.value_info[:]  # shapes from before the edit
     onnx.save(proto, output)
     return output
 
 
 def before_adds(model: ir.Model) -> tuple[str, ...]:
-    """The layers whose output goes into an Add, and the classifier."""
+    """The layers whose output is the input of an Add, and the classifier."""
     topology = analyse(model)
     kept = []
     for node in topology.layers():
@@ -288,8 +292,8 @@ def before_adds(model: ir.Model) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def compile_here(graph: Path, target: str) -> dict[str, Any]:
-    """Compile a graph and count what came of it; run in a process of its own."""
+def compile_and_count(graph: Path, target: str) -> dict[str, Any]:
+    """Compile a graph and count its layers; run in a separate process."""
     from optimizer.engines.tensorrt import rtx
     from optimizer.engines.tensorrt.build_log import layers_in_log
     from optimizer.engines.tensorrt.layers import describe
@@ -317,7 +321,7 @@ def compile_here(graph: Path, target: str) -> dict[str, Any]:
     started = time.perf_counter()
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        return {"refused": log.reason("it does not say why")}
+        return {"refused": log.reason("no reason given")}
     raw = [
         layer for layer in layers_in_log(log.of("VERBOSE", "INFO")) if layer.inputs or layer.outputs
     ]
@@ -325,16 +329,16 @@ def compile_here(graph: Path, target: str) -> dict[str, Any]:
     layers = describe(raw, weighted=set(flops))
     constants = [sum(_size(t) for t in layer.constants) for layer in raw]
     products = [
-        (one, layer) for one, layer in zip(raw, layers, strict=True)
+        (listed, layer) for listed, layer in zip(raw, layers, strict=True)
         if any(name in flops for name in layer.torch_names)
     ]  # fmt: skip
     return {
         "kernels": len(layers),
         "products": Counter(
-            f"{one.inputs[0].type} → {one.outputs[0].type}" for one, _ in products
+            f"{listed.inputs[0].type} → {listed.outputs[0].type}" for listed, _ in products
         ).most_common(),
-        # A kernel that takes a second activation adds the residual itself.
-        "adds_in_products": sum(len(one.inputs) > 1 for one, _ in products),
+        # A kernel with a second activation input includes the residual addition.
+        "adds_in_products": sum(len(listed.inputs) > 1 for listed, _ in products),
         "others": len(layers) - len(products),
         "activation_bytes": sum((x.bytes or 0) - round(c) for x, c in zip(layers, constants, strict=True)),
         "weight_bytes": round(sum(constants)),
@@ -349,7 +353,7 @@ def _size(tensor: Any) -> float:
 
 
 def run(arch: str, image_size: int, folder: Path, target: str, only: str) -> dict[str, Any]:
-    """All placements of one network, or those with a text in their name."""
+    """Compile all placements of one network, or those whose name contains ``only``."""
     source = optimizer.export(f"{arch}:random", folder / "fp32.onnx", image_size=image_size).path
     statistics = optimizer.calibrate(
         source, folder / "fp32.stats.npz", calib="digits:train", calib_images=10
@@ -379,7 +383,7 @@ def run(arch: str, image_size: int, folder: Path, target: str, only: str) -> dic
 
 
 def table(result: dict[str, Any]) -> str:
-    """One row a placement."""
+    """A table with one row per placement."""
     lines = [
         (
             "| placement | kernels | products | Add in the product | other kernels | activations of an image "
@@ -401,7 +405,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The page."""
+    """The report in Markdown."""
     return (
         "# Where Q/DQ stands, and what TensorRT-RTX makes of it\n\n"
         f"TensorRT-RTX {result['libraries']['tensorrt-rtx']}, {result['model']}, {result['target']}, "
@@ -414,19 +418,19 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Compile everything, and write the report."""
+    """Compile all placements and write the report."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--target", default=TARGET)
-    parser.add_argument("--only", default="", help="placements with this in their name")
+    parser.add_argument("--only", default="", help="only placements whose name contains this")
     parser.add_argument("--keep", type=Path, help="keep graphs in this folder")
-    parser.add_argument("--output", type=Path, default=REPORTS, help="where the report goes")
-    parser.add_argument("--write-only", action="store_true", help="only write the page again")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder for the report")
+    parser.add_argument("--write-only", action="store_true", help="only render the report again")
     parser.add_argument("--compile", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.compile is not None:
-        print(json.dumps(compile_here(options.compile, options.target)))
+        print(json.dumps(compile_and_count(options.compile, options.target)))
         sys.stdout.flush()
         os._exit(0)
     if not options.write_only:

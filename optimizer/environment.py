@@ -1,6 +1,6 @@
-"""What this machine is: for ``doctor``, for the reports, and as a fingerprint for comparisons.
+"""Describes this machine: for ``doctor``, for reports, and as a fingerprint for comparisons.
 
-Importing this module imports none of the libraries it tells about.
+Importing this module imports none of the libraries it reports on.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ class _Model(BaseModel):
 
 
 class Cpu(_Model):
-    """The processor and how much of it this process may use."""
+    """The processor, and how much of it this process may use."""
 
     model: str
     architecture: str
     flags: list[str]
-    """Instruction sets that matter for ResNets."""
+    """Instruction sets that are relevant for ResNets."""
     physical_cores: int
-    """Cores this process may use, hyper-threads not counted."""
+    """Physical cores this process may use."""
     logical_cores: int
     """Hardware threads this process may use."""
     quota: float | None = None
-    """Processor time a container may use, in cores; ``None`` where it is not limited."""
+    """CPU quota of the container, in cores; ``None`` if unlimited."""
 
 
 class Gpu(_Model):
-    """One NVIDIA GPU, as NVML tells it."""
+    """An NVIDIA GPU, as reported by NVML."""
 
     index: int
     name: str
     memory_bytes: int | None
-    """``None`` where the GPU has none of its own, or does not tell."""
+    """``None`` if the GPU has no memory of its own, or does not report it."""
     compute_capability: str | None
     driver: str | None
 
 
 class BackendStatus(_Model):
-    """What one backend can do here (see `optimizer.engines.Availability`)."""
+    """What a backend can do on this machine (see `optimizer.engines.Availability`)."""
 
     can_build: bool
     can_run: bool
@@ -80,33 +80,33 @@ class ProviderReport(_Model):
     usable: bool
     reason: str
     needs: list[str] = []
-    """Libraries that this build of it links or opens, with their major versions."""
+    """Libraries that the installed build links or loads, with their major versions."""
     missing: list[str] = []
     hint: str | None = None
 
 
 class Environment(_Model):
-    """All that decides what can be done here and how fast."""
+    """The hardware and software of this machine."""
 
     os: str
     python: str
     cpu: Cpu
     memory_bytes: int
     gpus: list[Gpu]
-    """Empty where there is no NVIDIA driver."""
+    """Empty without an NVIDIA driver."""
     libraries: dict[str, str | None]
-    """Versions of the libraries that this package uses; ``None`` for one not installed."""
+    """Versions of the libraries that this package uses; ``None`` if not installed."""
     backends: dict[str, BackendStatus]
     providers: dict[str, ProviderReport] = {}
-    """Execution providers of ONNX Runtime, by the names that ``build --provider`` takes."""
+    """Execution providers of ONNX Runtime, by their names for ``build --provider``."""
     gpu_software: GpuSoftware | None = None
-    """Whether the driver serves the installed GPU libraries, and the command if it does not."""
+    """Whether the driver supports the installed GPU libraries, and what to do if not."""
     fingerprint: str
     """The ``sha256`` of `fingerprint`."""
 
 
 def describe() -> Environment:
-    """Tell what this machine is and which engines can be built and run on it."""
+    """Describe this machine and which engines can be built and run on it."""
     import psutil
 
     from optimizer.engines import backends
@@ -114,9 +114,12 @@ def describe() -> Environment:
 
     status = {}
     for name, backend in backends().items():
-        found = backend.availability()
+        available = backend.availability()
         status[name] = BackendStatus(
-            can_build=found.can_build, can_run=found.can_run, reason=found.reason, hint=found.hint
+            can_build=available.can_build,
+            can_run=available.can_run,
+            reason=available.reason,
+            hint=available.hint,
         )
     features = cpu_features()
     return Environment(
@@ -135,14 +138,14 @@ def describe() -> Environment:
         libraries=libraries(),
         backends=status,
         providers={
-            found.provider: ProviderReport(
-                usable=found.usable,
-                reason=found.reason,
-                needs=found.needs,
-                missing=found.missing,
-                hint=found.hint,
+            provider.provider: ProviderReport(
+                usable=provider.usable,
+                reason=provider.reason,
+                needs=provider.needs,
+                missing=provider.missing,
+                hint=provider.hint,
             )
-            for found in statuses()
+            for provider in statuses()
         },
         gpu_software=gpu_software(),
         fingerprint=fingerprint()["sha256"],
@@ -150,13 +153,12 @@ def describe() -> Environment:
 
 
 def fingerprint() -> dict[str, Any]:
-    """Identify the machine, so that results of different ones are not taken for comparable.
+    """Identify the machine, so that results of different machines are not compared by mistake.
 
-    Versions of libraries and of the driver are left out: to see what an upgrade changed is a
-    reason to compare.
+    Library and driver versions are left out, because the effect of an upgrade is worth comparing.
 
     Returns:
-        ``cpu``, ``flags``, ``cores``, ``quota``, ``memory_gib`` (rounded: the kernel's own share
+        ``cpu``, ``flags``, ``cores``, ``quota``, ``memory_gib`` (rounded, because the kernel's share
         varies), ``gpus``, and ``sha256`` over all of them.
     """
     import psutil
@@ -180,7 +182,7 @@ def fingerprint() -> dict[str, Any]:
 
 
 def gpus() -> list[Gpu]:
-    """NVIDIA's GPUs that can be seen; none where there is no driver."""
+    """The visible NVIDIA GPUs; none without a driver."""
     with Nvml() as nvml:
         return [_gpu(nvml, index, handle) for index, handle in nvml.handles]
 
@@ -199,7 +201,7 @@ def _gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
 def libraries() -> dict[str, str | None]:
     """Versions of this package's dependencies and optional libraries, without importing them.
 
-    Empty if this package was not installed but only lies on the path.
+    Empty if this package is on the path but not installed.
     """
     import re
 
@@ -223,27 +225,27 @@ def _version(distribution: str) -> str | None:
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Processor time a container may use, in cores.
+    """The CPU quota of the container, in cores.
 
     Args:
-        root: Where the control groups are mounted (version 2, or version 1).
+        root: Where the control groups (version 1 or 2) are mounted.
 
     Returns:
-        ``None`` where it is not limited or the system does not tell.
+        ``None`` if it is unlimited or unknown.
     """
     for quota_file, period_file in (
         ("cpu.max", None),
         ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
     ):
         try:
-            words = (root / quota_file).read_text(encoding="ascii").split()
+            values = (root / quota_file).read_text(encoding="ascii").split()
             if period_file is not None:
-                words += (root / period_file).read_text(encoding="ascii").split()
+                values += (root / period_file).read_text(encoding="ascii").split()
         except OSError:
             continue
-        if words[0] in {"max", "-1"}:
+        if values[0] in {"max", "-1"}:
             return None
-        return int(words[0]) / int(words[1])
+        return int(values[0]) / int(values[1])
     return None
 
 

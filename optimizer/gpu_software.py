@@ -1,8 +1,8 @@
-"""Whether the NVIDIA driver here serves the GPU libraries that are installed: one answer a machine.
+"""Checks whether the NVIDIA driver supports the installed GPU libraries.
 
-Each library fails in its own way under a driver that is too old for it, and names its own remedy. What
-is read here is the driver (by NVML, or the traces it leaves) and the CUDA version that each installed
-library was made for; nothing is imported or loaded but the driver's own library.
+With a driver that is too old, each library fails in its own way and suggests its own remedy. This module
+reads the driver (with NVML, or from device files) and the CUDA version that each installed library was
+built for, and gives one answer. It loads nothing but the driver's own library.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = [
 ]
 
 LEAST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
-"""The first driver for Linux that serves each CUDA version; a newer one serves it too."""
+"""The oldest Linux driver that supports each CUDA major version."""
 _INSTALL = {
     "tensorrt-11": ("tensorrt", "tensorrt-cuda12"),
     "tensorrt-10": ("tensorrt10", "tensorrt10-cuda12"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cuda12"),
     "cuda-python": ("cuda", "cuda12"),
 }
-"""Extras of this package by library: for CUDA 13, for CUDA 12."""
+"""Extras of this package by library: (for CUDA 13, for CUDA 12)."""
 
 
 class Installed(BaseModel):
-    """A library that uses the GPU, and the CUDA version it was made for."""
+    """An installed GPU library, and the CUDA version it was built for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,13 +54,13 @@ class Installed(BaseModel):
 
 
 class GpuSoftware(BaseModel):
-    """What fits the driver, in one answer."""
+    """Which libraries the driver supports, and what to do if it does not support all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     driver: str | None
     cuda: str | None
-    """The newest CUDA version that the driver serves."""
+    """The newest CUDA version that the driver supports."""
     kind: str
     """``desktop or server``, ``WSL``, ``Jetson``, ``container``."""
     fitting: list[Installed] = []
@@ -70,29 +70,29 @@ class GpuSoftware(BaseModel):
     notes: list[str] = []
 
     def lines(self) -> list[str]:
-        """For the terminal."""
-        found = [self.answer]
+        """The answer, hint and notes as lines for the terminal."""
+        lines = [self.answer]
         if self.hint is not None:
-            found.append(f"-> {self.hint}")
-        return found + self.notes
+            lines.append(f"-> {self.hint}")
+        return lines + self.notes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What is known of the driver.
+    """The driver and its environment.
 
     Attributes:
-        driver: Its version, ``580.65.06``; ``None`` where NVML is not there.
-        cuda: The newest CUDA version it serves, 13000 for 13.0; 0 if unknown.
-        gpus: How many NVML shows.
-        divided: Indices of GPUs that are divided into MIG slices.
-        loads: Whether the driver's library for computing can be loaded.
-        devices: Whether there are device files of NVIDIA's kernel module.
-        kernel: The kernel's release.
+        driver: The driver version, ``580.65.06``; ``None`` without NVML.
+        cuda: The newest CUDA version it supports, 13000 for 13.0; 0 if unknown.
+        gpus: The number of GPUs that NVML reports.
+        divided: Indices of GPUs that are partitioned with MIG.
+        loads: Whether the driver's ``libcuda`` can be loaded.
+        devices: Whether the device files of NVIDIA's kernel module exist.
+        kernel: The kernel release.
         container: Whether this is a container.
         tegra: Whether this is a Jetson.
-        architecture: Of the processor.
-        visible: ``CUDA_VISIBLE_DEVICES``; ``None`` where it is not set.
+        architecture: The processor architecture.
+        visible: ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
     """
 
     driver: str | None = None
@@ -114,7 +114,7 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """In a word."""
+        """The kind of machine, for reports."""
         if self.tegra:
             return "Jetson"
         if self.wsl:
@@ -123,30 +123,30 @@ class Machine:
 
 
 def gpu_software() -> GpuSoftware:
-    """The answer for this machine."""
+    """Check this machine."""
     return judge(read_machine(), installed_libraries())
 
 
 def judge(machine: Machine, installed: list[Installed]) -> GpuSoftware:
-    """Hold what is installed against the driver.
+    """Compare the installed libraries with the driver.
 
     Args:
-        machine: The driver and where it runs.
-        installed: The libraries that use the GPU.
+        machine: The driver and its environment.
+        installed: The installed GPU libraries.
     """
     major, minor = machine.cuda // 1000, machine.cuda % 1000 // 10
-    served = f"{major}.{minor}" if machine.cuda else None
-    known = machine.cuda > 0
+    supported = f"{major}.{minor}" if machine.cuda else None
+    is_known = machine.cuda > 0
     state = _State(
         machine,
-        fitting=[one for one in installed if known and one.cuda <= major],
-        too_new=[one for one in installed if known and one.cuda > major],
-        served=served,
+        fitting=[library for library in installed if is_known and library.cuda <= major],
+        too_new=[library for library in installed if is_known and library.cuda > major],
+        supported=supported,
     )
-    answer, hint = next(found for rule in _RULES if (found := rule(state)) is not None)
+    answer, hint = next(result for rule in _RULES if (result := rule(state)) is not None)
     return GpuSoftware(
         driver=machine.driver,
-        cuda=served,
+        cuda=supported,
         kind=machine.kind,
         fitting=state.fitting,
         too_new=state.too_new,
@@ -156,7 +156,7 @@ def judge(machine: Machine, installed: list[Installed]) -> GpuSoftware:
     )
 
 
-# --- the rules: the first one that has an answer gives it ------------------------------------------
+# --- the rules: the first answer counts ------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _State:
     machine: Machine
     fitting: list[Installed] = field(default_factory=list)
     too_new: list[Installed] = field(default_factory=list)
-    served: str | None = None
+    supported: str | None = None
 
 
 _Answer = tuple[str, str | None] | None
@@ -176,18 +176,18 @@ def _no_driver_library(state: _State) -> _Answer:
         return None
     if machine.container and machine.devices:
         return (
-            "this container sees the device files of an NVIDIA GPU and not the driver's libraries",
+            "this container has the device files of an NVIDIA GPU, but not the driver's libraries",
             "start it with docker run --gpus all, with the NVIDIA Container Toolkit on the host",
         )
     if machine.devices:
         return (
-            "NVIDIA's kernel module is loaded, and the driver's libraries are not installed",
+            "NVIDIA's kernel module is loaded, but the driver's libraries are not installed",
             "install the driver's user-space packages of the same version",
         )
     if machine.wsl:
         return (
             "no NVIDIA driver in WSL",
-            "install the NVIDIA driver in Windows, then wsl --shutdown; none is installed inside WSL",
+            "install the NVIDIA driver in Windows (not in WSL), then run wsl --shutdown",
         )
     return "no NVIDIA driver", "run it on a machine with an NVIDIA GPU and its driver"
 
@@ -197,17 +197,17 @@ def _jetson(state: _State) -> _Answer:
     if not machine.tegra:
         return None
     if machine.cuda // 1000 >= 13:
-        return None  # from JetPack 7 on, a Jetson takes the same wheels as a server
+        return None  # since JetPack 7, a Jetson uses the same wheels as a server
     return (
         (
-            f"a Jetson with CUDA {state.served or 'of an unknown version'}: the wheels of pip are for "
+            f"a Jetson with CUDA {state.supported or 'of an unknown version'}: the pip wheels are for "
             "servers, and JetPack 6 has TensorRT 10.3, which is too old (10.12 is needed)"
         ),
-        "upgrade to JetPack 7, which takes the wheels of pip",
+        "upgrade to JetPack 7, which supports the pip wheels",
     )
 
 
-def _hidden(state: _State) -> _Answer:
+def _all_gpus_hidden(state: _State) -> _Answer:
     visible = state.machine.visible
     if visible is None or visible.strip() not in {"", "-1"}:
         return None
@@ -217,32 +217,30 @@ def _hidden(state: _State) -> _Answer:
     )
 
 
-def _only_nvml(state: _State) -> _Answer:
+def _no_libcuda(state: _State) -> _Answer:
     machine = state.machine
     if machine.loads:
         return None
     if machine.container:
         return (
             (
-                "this container has the driver's NVML and not its libcuda: it was started without the "
-                "capability to compute"
+                "this container has the driver's NVML but not its libcuda: it was started without the "
+                "driver capability 'compute'"
             ),
-            "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+            "start it with docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility",
         )
     return (
-        f"driver {machine.driver} is there, and its libcuda.so.1 cannot be loaded",
-        "install the driver again, with its libraries for computing",
+        f"driver {machine.driver} is installed, but its libcuda.so.1 cannot be loaded",
+        "reinstall the driver with its compute libraries",
     )
 
 
 def _too_old(state: _State) -> _Answer:
     if not state.too_new:
         return None
-    machine, needed = state.machine, max(one.cuda for one in state.too_new)
-    names = ", ".join(f"{one.name} {one.version}" for one in state.too_new)
-    answer = (
-        f"driver {machine.driver} serves CUDA {state.served}; installed for CUDA {needed}: {names}"
-    )
+    machine, needed = state.machine, max(library.cuda for library in state.too_new)
+    names = ", ".join(f"{library.name} {library.version}" for library in state.too_new)
+    answer = f"driver {machine.driver} supports CUDA {state.supported}; installed for CUDA {needed}: {names}"
     update = f"update the driver to {LEAST_DRIVER.get(needed, 'a newer one')} or later"
     if machine.wsl:
         update += " in Windows"
@@ -253,25 +251,22 @@ def _too_old(state: _State) -> _Answer:
 
 
 def _nothing_installed(state: _State) -> _Answer:
-    if state.fitting or not state.served:
+    if state.fitting or not state.supported:
         return None
     extra = "cuda" if state.machine.cuda >= 13000 else "cuda12"
     return (
         (
-            f"driver {state.machine.driver} serves CUDA {state.served}; no library that uses the GPU is "
-            "installed"
+            f"driver {state.machine.driver} supports CUDA {state.supported}; no GPU library is installed"
         ),
         f'pip install "resnet-opt[{extra}]"',
     )
 
 
-def _all_fits(state: _State) -> _Answer:
-    names = (
-        ", ".join(f"{one.name} {one.version}" for one in state.fitting) or "nothing to hold it to"
-    )
-    served = f"CUDA {state.served}" if state.served else "an unknown CUDA version"
+def _all_supported(state: _State) -> _Answer:
+    names = ", ".join(f"{library.name} {library.version}" for library in state.fitting) or "none"
+    supported = f"CUDA {state.supported}" if state.supported else "an unknown CUDA version"
     return (
-        f"driver {state.machine.driver} serves {served}, and so all that is installed: {names}",
+        f"driver {state.machine.driver} supports {supported} and all installed GPU libraries: {names}",
         None,
     )
 
@@ -279,35 +274,35 @@ def _all_fits(state: _State) -> _Answer:
 _RULES: tuple[Callable[[_State], _Answer], ...] = (
     _no_driver_library,
     _jetson,
-    _hidden,
-    _only_nvml,
+    _all_gpus_hidden,
+    _no_libcuda,
     _too_old,
     _nothing_installed,
-    _all_fits,
+    _all_supported,
 )
 
 
 def _extras(libraries: list[Installed]) -> set[str]:
-    """The extras for CUDA 12 that bring other builds of these libraries."""
-    found = set()
-    for one in libraries:
-        name = one.name
+    """The extras that install builds of these libraries for CUDA 12."""
+    extras = set()
+    for library in libraries:
+        name = library.name
         if name == "tensorrt":
-            name = f"tensorrt-{one.version.partition('.')[0]}"
-        found.add(_INSTALL.get(name, ("cuda", "cuda12"))[1])
-    return found
+            name = f"tensorrt-{library.version.partition('.')[0]}"
+        extras.add(_INSTALL.get(name, ("cuda", "cuda12"))[1])
+    return extras
 
 
 def _notes(machine: Machine) -> list[str]:
     notes = []
     if machine.divided:
-        which = ", ".join(map(str, machine.divided))
+        indices = ", ".join(map(str, machine.divided))
         notes.append(
-            f"GPU {which} is divided into MIG slices: CUDA shows the first slice alone, and another one "
-            "with CUDA_VISIBLE_DEVICES=MIG-… from nvidia-smi -L; clocks and energy are not told"
+            f"GPU {indices} is divided into MIG slices: CUDA uses only the first; choose another with "
+            "CUDA_VISIBLE_DEVICES=MIG-… from nvidia-smi -L. Clocks and energy are not available"
         )
     if machine.wsl and machine.driver is not None:
-        notes.append("WSL: clocks and energy are not told, and pinned memory is limited")
+        notes.append("WSL: clocks and energy are not available, and pinned memory is limited")
     return notes
 
 
@@ -315,10 +310,10 @@ def _notes(machine: Machine) -> list[str]:
 
 
 def read_machine(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
-    """What the driver of this machine tells.
+    """Read the driver of this machine and its environment.
 
     Args:
-        root: Root of the file system.
+        root: The root of the file system.
         environment: Environment variables; ``None`` for those of this process.
     """
     variables = os.environ if environment is None else environment
@@ -353,8 +348,8 @@ def _in_container(root: Path) -> bool:
 
 
 def installed_libraries() -> list[Installed]:
-    """The installed libraries that use a GPU, with the CUDA version each was made for."""
-    found = []
+    """The installed GPU libraries, with the CUDA version each was built for."""
+    libraries = []
     for name, cuda_of in _CUDA_OF.items():
         try:
             distribution = metadata.distribution(name)
@@ -362,13 +357,13 @@ def installed_libraries() -> list[Installed]:
             continue
         cuda = cuda_of(distribution)
         if cuda is not None:
-            shown = re.sub(r"-cu\d+$", "", name)
-            found.append(Installed(name=shown, version=distribution.version, cuda=cuda))
-    return found
+            plain_name = re.sub(r"-cu\d+$", "", name)
+            libraries.append(Installed(name=plain_name, version=distribution.version, cuda=cuda))
+    return libraries
 
 
-def _by_its_requirements(distribution: metadata.Distribution) -> int | None:
-    """From what it requires: ``nvidia-cublas-cu12``, ``cuda-bindings<14,>=13``, ``cuda-toolkit==13``."""
+def _cuda_from_requirements(distribution: metadata.Distribution) -> int | None:
+    """The CUDA version from requirements: ``nvidia-cublas-cu12``, ``cuda-toolkit==13``."""
     text = "\n".join(distribution.requires or [])
     match = (
         re.search(r"nvidia-[a-z-]+-cu(\d+)", text)
@@ -378,21 +373,21 @@ def _by_its_requirements(distribution: metadata.Distribution) -> int | None:
     return int(match[1]) if match else None
 
 
-def _by_its_version(distribution: metadata.Distribution) -> int | None:
+def _cuda_from_version(distribution: metadata.Distribution) -> int | None:
     return int(distribution.version.partition(".")[0])
 
 
-def _by_its_name(distribution: metadata.Distribution) -> int | None:
+def _cuda_from_name(distribution: metadata.Distribution) -> int | None:
     match = re.search(r"-cu(\d+)$", distribution.metadata["Name"].replace("_", "-"))
     return int(match[1]) if match else None
 
 
 _CUDA_OF: dict[str, Callable[[metadata.Distribution], int | None]] = {
-    "torch": _by_its_requirements,
-    "onnxruntime-gpu": _by_its_requirements,
-    "cuda-python": _by_its_version,
-    "tensorrt-cu13": _by_its_name,
-    "tensorrt-cu12": _by_its_name,
-    "tensorrt-rtx-cu13": _by_its_name,
-    "tensorrt-rtx-cu12": _by_its_name,
+    "torch": _cuda_from_requirements,
+    "onnxruntime-gpu": _cuda_from_requirements,
+    "cuda-python": _cuda_from_version,
+    "tensorrt-cu13": _cuda_from_name,
+    "tensorrt-cu12": _cuda_from_name,
+    "tensorrt-rtx-cu13": _cuda_from_name,
+    "tensorrt-rtx-cu12": _cuda_from_name,
 }

@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs as the driver's NVML tells them.
+"""NVIDIA GPUs, read with the driver's NVML.
 
-What a machine does not tell is absent and never an error: integrated GPUs (GB10) know no memory of their
-own, containers with a MIG slice or a list of allowed devices refuse single queries and whole GPUs.
+Values that a machine does not report are ``None``, never an error: integrated GPUs (GB10) have no memory
+of their own, and containers with a MIG slice or a device list deny some queries and whole GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Nvml:
 
     Attributes:
         present: Whether there is a driver.
-        handles: The GPUs that NVML shows, each with its index; none where there is no driver.
+        handles: The GPUs that NVML reports, each with its index; empty without a driver.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Nvml:
                 self.handles.append((index, handle))
 
     def get(self, query: Callable[..., Any], *arguments: Any) -> Any:
-        """What a query gives; ``None`` where it is refused or not known."""
+        """The result of a query; ``None`` if it fails or is not supported."""
         try:
             return query(*arguments)
         except self.library.NVMLError:
@@ -49,19 +49,19 @@ class Nvml:
         return str(self.get(self.library.nvmlDeviceGetName, handle) or "NVIDIA GPU")
 
     def capability(self, handle: Any) -> tuple[int, int] | None:
-        """The compute capability; ``None`` where it is not told."""
-        found = self.get(self.library.nvmlDeviceGetCudaComputeCapability, handle)
-        return None if found is None else (int(found[0]), int(found[1]))
+        """The compute capability; ``None`` if unknown."""
+        version = self.get(self.library.nvmlDeviceGetCudaComputeCapability, handle)
+        return None if version is None else (int(version[0]), int(version[1]))
 
     def memory(self, handle: Any) -> int | None:
-        """The GPU's own memory in bytes; ``None`` where it is not told, or is the machine's."""
-        found = self.get(self.library.nvmlDeviceGetMemoryInfo, handle)
-        return None if found is None else int(found.total)
+        """The GPU's own memory in bytes; ``None`` if unknown or shared with the host."""
+        memory = self.get(self.library.nvmlDeviceGetMemoryInfo, handle)
+        return None if memory is None else int(memory.total)
 
     def free_memory(self, handle: Any) -> int | None:
-        """Of the GPU's own memory what nobody uses, in bytes; ``None`` where it is not told."""
-        found = self.get(self.library.nvmlDeviceGetMemoryInfo, handle)
-        return None if found is None else int(found.free)
+        """The free part of the GPU's own memory in bytes; ``None`` if unknown."""
+        memory = self.get(self.library.nvmlDeviceGetMemoryInfo, handle)
+        return None if memory is None else int(memory.free)
 
     def is_divided(self, handle: Any) -> bool:
         """Whether the GPU is divided into MIG slices."""
@@ -69,17 +69,17 @@ class Nvml:
         return bool(modes and modes[0])
 
     def driver(self) -> str | None:
-        """The driver's version, ``580.65.06``; ``None`` without one."""
-        found = self.get(self.library.nvmlSystemGetDriverVersion) if self.present else None
-        return None if found is None else str(found)
+        """The driver version, ``580.65.06``; ``None`` without a driver."""
+        version = self.get(self.library.nvmlSystemGetDriverVersion) if self.present else None
+        return None if version is None else str(version)
 
     def cuda(self) -> int:
         """The newest CUDA version that the driver supports, ``13000`` for 13.0; 0 if unknown."""
-        found = self.get(self.library.nvmlSystemGetCudaDriverVersion) if self.present else None
-        return int(found or 0)
+        version = self.get(self.library.nvmlSystemGetCudaDriverVersion) if self.present else None
+        return int(version or 0)
 
     def close(self) -> None:
-        """End the session; twice is harmless."""
+        """End the session; calling it again does nothing."""
         if self.present:
             self.present = False
             self.handles = []

@@ -1,4 +1,4 @@
-"""What this machine is."""
+"""The description of this machine."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from optimizer.engines import backends
 from optimizer.environment import Environment, cpu_quota, describe, fingerprint, libraries
 
 
-def test_it_tells_what_is_here() -> None:
-    found = describe()
-    assert Environment.model_validate_json(found.model_dump_json()) == found
-    assert found.cpu.model
-    assert 1 <= found.cpu.physical_cores <= found.cpu.logical_cores
-    assert found.memory_bytes == psutil.virtual_memory().total
-    assert found.python == ".".join(map(str, sys.version_info[:3]))
-    assert set(found.backends) == set(backends())
+def test_describe() -> None:
+    result = describe()
+    assert Environment.model_validate_json(result.model_dump_json()) == result
+    assert result.cpu.model
+    assert 1 <= result.cpu.physical_cores <= result.cpu.logical_cores
+    assert result.memory_bytes == psutil.virtual_memory().total
+    assert result.python == ".".join(map(str, sys.version_info[:3]))
+    assert set(result.backends) == set(backends())
     for name, backend in backends().items():
         availability = backend.availability()
-        assert found.backends[name].can_run == availability.can_run
-        assert found.backends[name].reason == availability.reason
-        if not found.backends[name].can_run:
-            assert found.backends[name].hint, f"{name} does not say what to do about it"
-    assert found.fingerprint == fingerprint()["sha256"]
+        assert result.backends[name].can_run == availability.can_run
+        assert result.backends[name].reason == availability.reason
+        if not result.backends[name].can_run:
+            assert result.backends[name].hint, f"{name} has no hint"
+    assert result.fingerprint == fingerprint()["sha256"]
 
 
-def test_it_tells_every_provider_of_onnxruntime() -> None:
-    found = describe().providers
-    assert list(found) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
-    assert found["cpu"].usable
-    for name, provider in found.items():
+def test_providers_of_onnxruntime() -> None:
+    result = describe().providers
+    assert list(result) == ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
+    assert result["cpu"].usable
+    for name, provider in result.items():
         assert provider.usable == (provider.hint is None), name
         assert set(provider.missing) <= set(provider.needs)
 
 
-def test_libraries_are_installed_or_said_to_be_missing() -> None:
-    found = libraries()
-    assert found["torch"] == metadata.version("torch")
-    assert "tensorrt-rtx" in found, "optional ones are told too"
-    assert "pytest" not in found, "tools of development are not"
-    for name, version in found.items():
+def test_libraries_have_versions_or_none() -> None:
+    result = libraries()
+    assert result["torch"] == metadata.version("torch")
+    assert "tensorrt-rtx" in result, "optional ones are listed too"
+    assert "pytest" not in result, "development tools are not"
+    for name, version in result.items():
         if version is None:
             with pytest.raises(metadata.PackageNotFoundError):
                 metadata.version(name)
 
 
-def test_the_fingerprint_is_of_the_machine_and_not_of_its_software() -> None:
-    found = fingerprint()
-    assert found == fingerprint()
-    facts = {name: value for name, value in found.items() if name != "sha256"}
-    assert found["sha256"] == content_key(facts)
+def test_fingerprint_excludes_software() -> None:
+    result = fingerprint()
+    assert result == fingerprint()
+    facts = {name: value for name, value in result.items() if name != "sha256"}
+    assert result["sha256"] == content_key(facts)
     text = json.dumps(facts)
     assert metadata.version("torch") not in text
     assert "driver" not in text
 
 
-def test_another_machine_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_have_other_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     here = fingerprint()["sha256"]
     gpu = environment.Gpu(
         index=0, name="A GPU", memory_bytes=80 << 30, compute_capability="9.0", driver="1"
     )
     newer = gpu.model_copy(update={"driver": "2"})
-    found = []
+    result = []
     for listed in ([gpu], [newer], [gpu, gpu]):
         monkeypatch.setattr(environment, "gpus", lambda listed=listed: listed)
-        found.append(fingerprint()["sha256"])
-    assert found[0] != here
-    assert found[1] == found[0], "a driver can be upgraded"
-    assert found[2] != found[0]
+        result.append(fingerprint()["sha256"])
+    assert result[0] != here
+    assert result[1] == result[0], "a driver can be upgraded"
+    assert result[2] != result[0]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_another_machine_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch
         ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
     ],
 )
-def test_a_containers_share_of_the_processor(
+def test_cpu_quota_of_a_container(
     tmp_path: Path, files: dict[str, str], cores: float | None
 ) -> None:
     for name, text in files.items():

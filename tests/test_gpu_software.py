@@ -1,4 +1,4 @@
-"""GPU software: drivers of several CUDA versions, containers, WSL, Jetson and MIG."""
+"""Drivers for several CUDA versions, and incomplete driver installations."""
 
 from __future__ import annotations
 
@@ -31,54 +31,58 @@ def with_driver(driver: str, cuda: int, **changes: Any) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "served"),
+    ("driver", "cuda", "supported"),
     [("535.183.01", 12020, "12.2"), ("550.54.15", 12040, "12.4"), ("570.86.15", 12080, "12.8")],
 )
-def test_a_cuda_12_driver_with_cuda_13_libraries(driver: str, cuda: int, served: str) -> None:
-    found = judge(with_driver(driver, cuda), CUDA13)
-    assert found.fitting == []
-    assert [one.name for one in found.too_new] == [one.name for one in CUDA13]
-    assert found.answer.startswith(f"driver {driver} serves CUDA {served}; installed for CUDA 13:")
-    assert found.hint == (
+def test_cuda_12_driver_with_cuda_13_libraries(driver: str, cuda: int, supported: str) -> None:
+    result = judge(with_driver(driver, cuda), CUDA13)
+    assert result.fitting == []
+    assert [one.name for one in result.too_new] == [one.name for one in CUDA13]
+    assert result.answer.startswith(
+        f"driver {driver} supports CUDA {supported}; installed for CUDA 13:"
+    )
+    assert result.hint == (
         "update the driver to 580.65.06 or later, "
         'or pip install "resnet-opt[cuda12,tensorrt-cuda12]"'
     )
     assert judge(with_driver(driver, cuda), CUDA12).hint is None
 
 
-def test_a_cuda_13_driver_serves_both() -> None:
+def test_cuda_13_driver_supports_both() -> None:
     for installed in (CUDA13, CUDA12):
-        found = judge(with_driver("580.65.06", 13000), installed)
-        assert found.hint is None
-        assert found.fitting == installed
-        assert "driver 580.65.06 serves CUDA 13.0, and so all that is installed" in found.answer
+        result = judge(with_driver("580.65.06", 13000), installed)
+        assert result.hint is None
+        assert result.fitting == installed
+        assert (
+            "driver 580.65.06 supports CUDA 13.0 and all installed GPU libraries" in result.answer
+        )
 
 
-def test_only_some_libraries_fit() -> None:
+def test_some_libraries_are_supported() -> None:
     mixed = [CUDA12[0], CUDA13[2]]
-    found = judge(with_driver("550.54.15", 12040), mixed)
-    assert [one.name for one in found.fitting] == ["torch"]
-    assert [one.name for one in found.too_new] == ["cuda-python"]
-    assert str(found.hint).endswith('pip install "resnet-opt[cuda12]"')
+    result = judge(with_driver("550.54.15", 12040), mixed)
+    assert [one.name for one in result.fitting] == ["torch"]
+    assert [one.name for one in result.too_new] == ["cuda-python"]
+    assert str(result.hint).endswith('pip install "resnet-opt[cuda12]"')
 
 
 def test_a_driver_that_is_too_old_for_everything() -> None:
-    found = judge(with_driver("470.256.02", 11040), CUDA13)
-    assert found.hint == "update the driver to 580.65.06 or later"
-    found = judge(with_driver("470.256.02", 11040), CUDA12)
-    assert found.hint == "update the driver to 525.60.13 or later"
+    result = judge(with_driver("470.256.02", 11040), CUDA13)
+    assert result.hint == "update the driver to 580.65.06 or later"
+    result = judge(with_driver("470.256.02", 11040), CUDA12)
+    assert result.hint == "update the driver to 525.60.13 or later"
 
 
-def test_no_gpu_libraries_are_installed() -> None:
+def test_nothing_is_installed_for_the_gpu() -> None:
     assert judge(with_driver("580.65.06", 13000), []).hint == 'pip install "resnet-opt[cuda]"'
     assert judge(with_driver("550.54.15", 12040), []).hint == 'pip install "resnet-opt[cuda12]"'
 
 
 def test_no_driver() -> None:
-    found = judge(Machine(), CUDA13)
-    assert (found.driver, found.cuda, found.kind) == (None, None, "desktop or server")
-    assert found.answer == "no NVIDIA driver"
-    assert found.lines()[1].startswith("-> run it on a machine")
+    result = judge(Machine(), CUDA13)
+    assert (result.driver, result.cuda, result.kind) == (None, None, "desktop or server")
+    assert result.answer == "no NVIDIA driver"
+    assert result.lines()[1].startswith("-> run it on a machine")
 
 
 def test_wsl() -> None:
@@ -88,7 +92,7 @@ def test_wsl() -> None:
     assert "in Windows" in str(none.hint)
     old = judge(with_driver("552.44", 12040, kernel=kernel), CUDA13)
     assert "update the driver to 580.65.06 or later in Windows" in str(old.hint)
-    assert any("clocks and energy are not told" in note for note in old.notes)
+    assert any("clocks and energy are not available" in note for note in old.notes)
 
 
 def test_jetson() -> None:
@@ -105,36 +109,36 @@ def test_jetson() -> None:
 
 
 def test_mig() -> None:
-    found = judge(with_driver("580.65.06", 13000, divided=(0, 2)), CUDA13)
-    assert found.hint is None
-    (note,) = found.notes
+    result = judge(with_driver("580.65.06", 13000, divided=(0, 2)), CUDA13)
+    assert result.hint is None
+    (note,) = result.notes
     assert note.startswith("GPU 0, 2 is divided into MIG slices")
     assert "CUDA_VISIBLE_DEVICES=MIG-" in note
 
 
 def test_a_container_without_the_driver() -> None:
-    found = judge(Machine(container=True, devices=True), CUDA13)
-    assert "sees the device files" in found.answer
-    assert "docker run --gpus all" in str(found.hint)
+    result = judge(Machine(container=True, devices=True), CUDA13)
+    assert "has the device files" in result.answer
+    assert "docker run --gpus all" in str(result.hint)
 
 
 def test_a_container_without_libcuda() -> None:
-    found = judge(with_driver("580.65.06", 13000, container=True, loads=False), CUDA13)
-    assert "not its libcuda" in found.answer
-    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in str(found.hint)
+    result = judge(with_driver("580.65.06", 13000, container=True, loads=False), CUDA13)
+    assert "not its libcuda" in result.answer
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in str(result.hint)
     bare = judge(with_driver("580.65.06", 13000, loads=False), CUDA13)
     assert "libcuda.so.1 cannot be loaded" in bare.answer
 
 
 @pytest.mark.parametrize("value", ["", "-1", " "])
 def test_every_gpu_is_hidden(value: str) -> None:
-    found = judge(with_driver("580.65.06", 13000, visible=value), CUDA13)
-    assert "hides every GPU" in found.answer
-    assert found.hint == "unset CUDA_VISIBLE_DEVICES"
+    result = judge(with_driver("580.65.06", 13000, visible=value), CUDA13)
+    assert "hides every GPU" in result.answer
+    assert result.hint == "unset CUDA_VISIBLE_DEVICES"
     assert judge(with_driver("580.65.06", 13000, visible="1"), CUDA13).hint is None
 
 
-# --- reading it ------------------------------------------------------------------------------------
+# --- reading the machine ------------------------------------------------------------------------------------
 
 
 def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -158,24 +162,24 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "dev" / "nvidiactl").touch()
     (tmp_path / ".dockerenv").touch()
     monkeypatch.setattr(software, "_libcuda_loads", lambda: True)
-    found = read_machine(tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
-    assert (found.driver, found.cuda, found.gpus) == ("550.54.15", 12040, 2)
-    assert found.divided == (1,)
-    assert found.devices
-    assert found.container
-    assert found.visible == ""
-    assert not found.tegra
+    result = read_machine(tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
+    assert (result.driver, result.cuda, result.gpus) == ("550.54.15", 12040, 2)
+    assert result.divided == (1,)
+    assert result.devices
+    assert result.container
+    assert result.visible == ""
+    assert not result.tegra
     assert read_machine(tmp_path, {}).visible is None
 
 
-def test_installed_libraries_state_their_cuda_version() -> None:
-    """The default extras are for CUDA 13; a CPU-only torch has no CUDA version."""
-    found = {one.name: one for one in installed_libraries()}
-    assert found["cuda-python"].cuda == int(metadata.version("cuda-python").partition(".")[0])
+def test_installed_libraries_have_their_cuda_version() -> None:
+    """The default set is for CUDA 13; a CPU-only torch has no CUDA version."""
+    result = {one.name: one for one in installed_libraries()}
+    assert result["cuda-python"].cuda == int(metadata.version("cuda-python").partition(".")[0])
     for name in ("onnxruntime-gpu", "torch"):
-        if name in found:
-            assert found[name].version == metadata.version(name)
-            assert found[name].cuda in {12, 13}
+        if name in result:
+            assert result[name].version == metadata.version(name)
+            assert result[name].cuda in {12, 13}
 
 
 @pytest.mark.parametrize(
@@ -188,18 +192,18 @@ def test_installed_libraries_state_their_cuda_version() -> None:
         ([], None),
     ],
 )
-def test_the_cuda_of_a_library_by_its_requirements(requires: list[str], cuda: int | None) -> None:
+def test_cuda_version_from_requirements(requires: list[str], cuda: int | None) -> None:
     class Distribution:
-        """A distribution."""
+        """A distribution with these requirements."""
 
         version = "1.0"
 
     Distribution.requires = requires  # type: ignore[attr-defined]
-    assert software._by_its_requirements(Distribution()) == cuda  # type: ignore[arg-type]
+    assert software._cuda_from_requirements(Distribution()) == cuda  # type: ignore[arg-type]
 
 
-def test_every_test_of_a_gpu_is_in_the_suite() -> None:
-    """``make test-gpu`` names its files, to run the cheapest first."""
+def test_every_gpu_test_is_in_the_suite() -> None:
+    """``make test-gpu`` lists its files, to run the cheapest first."""
     makefile = (ROOT / "Makefile").read_text()
     named = next(x for x in makefile.splitlines() if x.startswith("GPU_TESTS")).split()[2:]
     marked = [
@@ -223,7 +227,7 @@ def requirements(*extras: str) -> list[str]:
 
 
 def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
-    """Versions that pip would install into an empty environment, by name."""
+    """What pip would install into an empty environment, by name."""
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     outcome = subprocess.run(
@@ -253,16 +257,16 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
         ("cuda,tensorrt-rtx", 13),
         ("cuda12", 12),
         ("cuda12,tensorrt-rtx-cuda12", 12),
-        # These need wheels from NVIDIA's index; if pip cannot find them, the test is skipped.
+        # The wheels of these are on NVIDIA's index; without it pip fails and the test is skipped.
         ("cuda,tensorrt", 13),
         ("cuda12,tensorrt-cuda12", 12),
         ("cuda12,tensorrt10-cuda12", 12),
     ],
 )
-def test_a_set_of_extras_resolves_to_one_cuda(tmp_path: Path, extras: str, cuda: int) -> None:
-    found = resolve(tmp_path, *extras.split(","))
-    assert found["cuda-python"].startswith(f"{cuda}.")
-    assert found["cuda-bindings"].startswith(f"{cuda}.")
+def test_extras_resolve_to_one_cuda_version(tmp_path: Path, extras: str, cuda: int) -> None:
+    result = resolve(tmp_path, *extras.split(","))
+    assert result["cuda-python"].startswith(f"{cuda}.")
+    assert result["cuda-bindings"].startswith(f"{cuda}.")
     other = f"-cu{25 - cuda}"
-    assert not [name for name in found if name.endswith(other)], "two CUDA versions in one set"
-    assert f"nvidia-cudnn-cu{cuda}" in found
+    assert not [name for name in result if name.endswith(other)], "two CUDA versions in one set"
+    assert f"nvidia-cudnn-cu{cuda}" in result

@@ -1,4 +1,4 @@
-"""What NVML does not tell is absent: integrated GPUs, MIG slices and device lists refuse queries."""
+"""Values that NVML does not report are missing: integrated GPUs, MIG slices and device lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from optimizer.profiling.conditions import EnergyMeter, Gpus, GpuSampler, summed
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that shows a GB10 without memory of its own, an H100, and one that it refuses."""
+    """A driver with a GB10 without memory of its own, an H100, and a GPU that it denies access to."""
 
     def handle(index: int) -> str:
         if index == 1:
@@ -35,7 +35,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
-    tells = {
+    functions = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlSystemGetDriverVersion": lambda: "580.65.06",
@@ -52,12 +52,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetComputeRunningProcesses": refuse,
         "nvmlDeviceGetTotalEnergyConsumption": refuse,
     }
-    for name, function in tells.items():
+    for name, function in functions.items():
         monkeypatch.setattr(pynvml, name, function)
 
 
 @pytest.mark.usefixtures("driver")
-def test_what_is_refused_is_absent() -> None:
+def test_denied_values_are_none() -> None:
     with Nvml() as nvml:
         assert [index for index, _ in nvml.handles] == [0, 2]
         first, last = (handle for _, handle in nvml.handles)
@@ -69,10 +69,10 @@ def test_what_is_refused_is_absent() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_doctor_and_fingerprint_live_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {gpu.index: gpu for gpu in environment.gpus()}
-    assert (found[0].name, found[0].memory_bytes) == ("NVIDIA GB10", None)
-    assert (found[2].compute_capability, found[2].memory_bytes) == ("9.0", 80 * 2**30)
+def test_doctor_and_fingerprint_handle_missing_values(capsys: pytest.CaptureFixture[str]) -> None:
+    by_index = {gpu.index: gpu for gpu in environment.gpus()}
+    assert (by_index[0].name, by_index[0].memory_bytes) == ("NVIDIA GB10", None)
+    assert (by_index[2].compute_capability, by_index[2].memory_bytes) == ("9.0", 80 * 2**30)
     facts = environment.fingerprint()["gpus"]
     assert [gpu["memory_gib"] for gpu in facts] == [None, 80]
     capsys.readouterr()
@@ -81,12 +81,12 @@ def test_doctor_and_fingerprint_live_with_it(capsys: pytest.CaptureFixture[str])
     assert "NVIDIA GB10, sm121\n" in shown
     assert "NVIDIA H100, sm90, 80.0 GiB" in shown
     assert run_command_line(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["gpus"][0]["memory_bytes"] is None
+    document = json.loads(capsys.readouterr().out)
+    assert document["gpus"][0]["memory_bytes"] is None
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_measurement_lives_with_it() -> None:
+def test_measurements_handle_missing_values() -> None:
     readings = Gpus().read()
     assert readings == [
         {"gpu": index, "temperature_c": 40, "held_back_by": ["power cap"]} for index in (0, 2)
@@ -98,7 +98,7 @@ def test_a_measurement_lives_with_it() -> None:
 
 @pytest.mark.usefixtures("driver")
 def test_gpus_are_read_while_engines_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that falls only under load is seen, and the time between blocks is not."""
+    """A clock that drops only under load is recorded, and the time between blocks is not."""
     load = {"is": False, "read_idle": 0}
 
     def clock(of: str, kind: int) -> int:
@@ -115,7 +115,7 @@ def test_gpus_are_read_while_engines_compute(monkeypatch: pytest.MonkeyPatch) ->
         sampler.resume()
         time.sleep(0.1)
         sampler.pause()
-        time.sleep(0.05)  # a reading that began may still end
+        time.sleep(0.05)  # a reading in progress may still finish
         load["is"] = False
         time.sleep(0.1)
     assert load["read_idle"] == 0
@@ -138,7 +138,7 @@ def test_without_a_gpu_there_is_no_thread() -> None:
     sampler.close()
 
 
-def test_readings_as_one() -> None:
+def test_summary_of_readings() -> None:
     readings = [
         {"gpu": 0, "sm_mhz": 1980, "held_back_by": []},
         {"gpu": 0, "sm_mhz": 1200, "held_back_by": ["power cap"]},
@@ -155,8 +155,8 @@ def test_readings_as_one() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_devices_without_any_cuda_package() -> None:
-    devices, version = cuda._seen_by_the_driver()
+def test_devices_without_a_cuda_package() -> None:
+    devices, version = cuda._devices_from_nvml()
     assert [(d.index, d.sm, d.memory_bytes) for d in devices] == [
         (0, "sm121", None),
         (2, "sm90", 80 * 2**30),

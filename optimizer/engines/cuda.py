@@ -1,7 +1,7 @@
-"""CUDA memory, streams, events and graphs over ``cuda-python`` or ``pycuda``, whichever is there.
+"""CUDA memory, streams, events and graphs, with ``cuda-python`` or ``pycuda``.
 
-Both packages are optional and imported when first used. The small classes here own one handle
-each, free it when closed (twice is harmless), and are context managers.
+Both packages are optional and imported on first use. Each class owns one handle, frees it when closed
+(closing again does nothing), and is a context manager.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ __all__ = [
 
 @functools.cache
 def cuda_api() -> CudaApi:
-    """The CUDA package of this process, opened once.
+    """The CUDA API of this process, opened once.
 
     Raises:
         MissingLibrary: Neither cuda-python nor pycuda is installed.
-        MissingDevice: pycuda is all there is, and there is no driver.
+        MissingDevice: Only pycuda is installed, and there is no driver.
     """
     return open_api()
 
@@ -64,7 +64,7 @@ def open_api() -> CudaApi:
 
     Raises:
         MissingLibrary: Neither is installed.
-        MissingDevice: pycuda is all there is, and there is no driver.
+        MissingDevice: Only pycuda is installed, and there is no driver.
     """
     with contextlib.suppress(ImportError):
         return CudaPython()
@@ -74,23 +74,23 @@ def open_api() -> CudaApi:
         raise MissingLibrary(
             "neither cuda-python nor pycuda is installed", hint=HINT_LIBRARY
         ) from error
-    except ImportError as error:  # pycuda links libcuda, which comes with the driver
+    except ImportError as error:  # pycuda links libcuda, which is part of the driver
         raise MissingDevice(f"pycuda cannot be used: {error}", hint=HINT_DEVICE) from error
 
 
-# --- what is here --------------------------------------------------------------------------------
+# --- GPUs of this machine --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CudaStatus:
-    """The GPUs of this machine, and why there are none or why they cannot be used.
+    """The GPUs of this machine, and why they cannot be used.
 
     Attributes:
-        devices: What is there; also filled where no CUDA package is installed.
+        devices: The GPUs; also listed if no CUDA package is installed.
         package: ``cuda-python`` or ``pycuda`` with its version; ``None`` if neither is installed.
         driver: The newest CUDA version the driver supports, ``13.0``; ``None`` without a driver.
-        fault: Why nothing can run; ``None`` if something can.
-        hint: What would change that.
+        fault: Why no GPU can be used; ``None`` if one can.
+        hint: How to fix it.
     """
 
     devices: tuple[CudaDevice, ...]
@@ -101,11 +101,11 @@ class CudaStatus:
 
 
 def cuda_status() -> CudaStatus:
-    """What this machine has; never raises for what is missing, and makes no CUDA context."""
+    """The GPUs of this machine; does not raise if parts are missing, and creates no CUDA context."""
     try:
         api = cuda_api()
     except MissingLibrary as error:
-        devices, driver = _seen_by_the_driver()
+        devices, driver = _devices_from_nvml()
         if driver is None:
             return CudaStatus((), None, None, "no NVIDIA driver", HINT_DEVICE)
         return CudaStatus(devices, None, driver, error.message, error.hint)
@@ -116,18 +116,18 @@ def cuda_status() -> CudaStatus:
         driver = api.driver_version()
         if driver is None:
             return CudaStatus((), api.name, None, "no NVIDIA driver", HINT_DEVICE)
-        found = tuple(api.devices())
+        devices = tuple(api.devices())
     except ResnetOptError as error:
         if driver is not None and _all_hidden():
             return CudaStatus((), api.name, driver, _HIDDEN, _HINT_HIDDEN)
         return CudaStatus((), api.name, driver, error.message, error.hint or HINT_DEVICE)
-    if not found:
+    if not devices:
         fault, hint = (_HIDDEN, _HINT_HIDDEN) if _all_hidden() else (_NONE, HINT_DEVICE)
         return CudaStatus((), api.name, driver, fault, hint)
-    return CudaStatus(found, api.name, driver, None, None)
+    return CudaStatus(devices, api.name, driver, None, None)
 
 
-_NONE = "the driver shows no GPU"
+_NONE = "the driver reports no GPU"
 _HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
 _HINT_HIDDEN = "unset CUDA_VISIBLE_DEVICES"
 
@@ -137,23 +137,23 @@ def _all_hidden() -> bool:
 
 
 def cuda_devices() -> list[CudaDevice]:
-    """The GPUs of this machine; empty where there are none or no driver."""
+    """The GPUs of this machine; empty without GPUs or a driver."""
     return list(cuda_status().devices)
 
 
-def _seen_by_the_driver() -> tuple[tuple[CudaDevice, ...], str | None]:
-    """GPUs and CUDA version as the driver tells them without any CUDA package."""
+def _devices_from_nvml() -> tuple[tuple[CudaDevice, ...], str | None]:
+    """GPUs and CUDA version as reported by NVML, without a CUDA package."""
     with Nvml() as nvml:
-        found = tuple(
+        devices = tuple(
             CudaDevice(index, nvml.name(handle), capability, nvml.memory(handle))
             for index, handle in nvml.handles
             if (capability := nvml.capability(handle)) is not None
         )
-        return found, cuda_version(nvml.cuda())
+        return devices, cuda_version(nvml.cuda())
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver itself, ``580.65.06``; ``None`` without one."""
+    """The version of the NVIDIA driver, ``580.65.06``; ``None`` without a driver."""
     with Nvml() as nvml:
         return nvml.driver()
 
@@ -162,7 +162,7 @@ def device_index(name: str | None) -> int:
     """The index in ``cuda:1``, ``cuda`` or ``1``; ``None`` is the first device.
 
     Raises:
-        UsageError: Something else.
+        UsageError: ``name`` is not the name of a device.
     """
     match = re.fullmatch(r"cuda(?::(\d+))?|(\d+)", name or "cuda")
     if match is None:
@@ -170,11 +170,11 @@ def device_index(name: str | None) -> int:
     return int(match[1] or match[2] or 0)
 
 
-# --- what is held --------------------------------------------------------------------------------
+# --- handles --------------------------------------------------------------------------------
 
 
-class _Held:
-    """One handle that is given back once."""
+class _Handle:
+    """A handle that is freed exactly once."""
 
     def __init__(self, api: CudaApi | None, handle: int) -> None:
         self._handle: int | None = handle
@@ -191,7 +191,7 @@ class _Held:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give the handle back; calling it again does nothing."""
+        """Free the handle; calling it again does nothing."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
             self._release(handle)
@@ -208,7 +208,7 @@ class _Held:
         self.close()
 
 
-class DeviceBuffer(_Held):
+class DeviceBuffer(_Handle):
     """``size`` bytes of device memory; `handle` is its address."""
 
     def __init__(self, size: int, *, api: CudaApi | None = None) -> None:
@@ -220,8 +220,8 @@ class DeviceBuffer(_Held):
         self.api.free(handle)
 
 
-class PinnedBuffer(_Held):
-    """``size`` bytes of page-locked host memory, from which the GPU copies without a detour."""
+class PinnedBuffer(_Handle):
+    """``size`` bytes of page-locked host memory, which the GPU can copy from directly."""
 
     def __init__(self, size: int, *, api: CudaApi | None = None) -> None:
         api = api or cuda_api()
@@ -232,7 +232,7 @@ class PinnedBuffer(_Held):
         self.api.free_host(handle)
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The first bytes as an array that shares this memory; not to be used after `close`."""
+        """The first bytes as an array that shares this memory; invalid after `close`."""
         size = int(np.prod(shape)) * dtype.itemsize
         if size > self.size:
             raise ValueError(f"{size} bytes do not fit into {self.size}")
@@ -240,7 +240,7 @@ class PinnedBuffer(_Held):
         return np.frombuffer(memoryview(raw), dtype=dtype).reshape(shape)
 
 
-class Stream(_Held):
+class Stream(_Handle):
     """An in-order queue of GPU work that does not wait for the default stream."""
 
     def __init__(self, *, api: CudaApi | None = None) -> None:
@@ -255,16 +255,16 @@ class Stream(_Held):
         self.api.stream_synchronize(self.handle)
 
     def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
-        """Start to copy the first ``size`` bytes to the device."""
+        """Start copying the first ``size`` bytes to the device."""
         self.api.to_device(target.handle, source.handle, size, self.handle)
 
     def download(self, target: PinnedBuffer, source: DeviceBuffer, size: int) -> None:
-        """Start to copy the first ``size`` bytes to the host."""
+        """Start copying the first ``size`` bytes to the host."""
         self.api.to_host(target.handle, source.handle, size, self.handle)
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[Graph]]:
-        """Record what the block enqueues as a graph instead of running it.
+        """Capture the work enqueued in the block as a graph instead of running it.
 
         Yields:
             A list that holds the `Graph` once the block has ended.
@@ -274,15 +274,15 @@ class Stream(_Held):
         try:
             yield captured
         except BaseException:
-            # A stream left in capture mode could not be used for anything else.
+            # A stream left in capture mode would be unusable.
             with contextlib.suppress(ResnetOptError):
                 self.api.graph_destroy(self.api.capture_end(self.handle))
             raise
         captured.append(Graph(self.api.capture_end(self.handle), api=self.api))
 
 
-class Event(_Held):
-    """A mark in a stream that knows the time at which the GPU reached it."""
+class Event(_Handle):
+    """An event in a stream that records the time at which the GPU reached it."""
 
     def __init__(self, *, api: CudaApi | None = None) -> None:
         api = api or cuda_api()
@@ -292,20 +292,20 @@ class Event(_Held):
         self.api.event_destroy(handle)
 
     def record(self, stream: Stream) -> None:
-        """Put the mark at the end of what the stream holds now."""
+        """Enqueue the event on a stream."""
         self.api.event_record(self.handle, stream.handle)
 
     def synchronize(self) -> None:
-        """Wait until the GPU has reached the mark."""
+        """Wait until the GPU has reached the event."""
         self.api.event_synchronize(self.handle)
 
     def elapsed_ms(self, start: Event) -> float:
-        """Milliseconds of GPU time since another mark."""
+        """Milliseconds of GPU time since another event."""
         return self.api.event_elapsed_ms(start.handle, self.handle)
 
 
-class Graph(_Held):
-    """Recorded GPU work that is started by one call; see `Stream.capture`."""
+class Graph(_Handle):
+    """Captured GPU work that is launched by one call; see `Stream.capture`."""
 
     def __init__(self, handle: int, *, api: CudaApi | None = None) -> None:
         super().__init__(api, handle)
@@ -314,5 +314,5 @@ class Graph(_Held):
         self.api.graph_destroy(handle)
 
     def launch(self, stream: Stream) -> None:
-        """Put the recorded work into a stream."""
+        """Enqueue the captured work on a stream."""
         self.api.graph_launch(self.handle, stream.handle)

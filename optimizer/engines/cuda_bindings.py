@@ -1,4 +1,4 @@
-"""The calls of CUDA that this package needs, and cuda-python behind them.
+"""The CUDA calls that this package needs, and their implementation with cuda-python.
 
 Handles and addresses are plain integers, which is also what TensorRT's Python API takes.
 """
@@ -21,17 +21,17 @@ HINT_LIBRARY = 'pip install "resnet-opt[cuda]"'
 # NoDevice, InvalidDevice, SystemNotReady, SystemDriverMismatch.
 _NO_DEVICE = {34, 35, 100, 101, 802, 803}
 _OUT_OF_MEMORY = 2
-# Codes after which every further call of the process fails: ECCUncorrectable, IllegalAddress,
+# Sticky errors, after which every further call of the process fails: ECCUncorrectable, IllegalAddress,
 # LaunchTimeout, Assert, and the other faults of a kernel up to LaunchFailure, Unknown.
-_STAYS = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999}
-HINT_FAULT = "start again: this process has lost the GPU; sudo dmesg | grep -i xid says why"
+_STICKY = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999}
+HINT_FAULT = "start again: this process lost the GPU (for the cause: sudo dmesg | grep -i xid)"
 _DRIVER_TOO_OLD = 35
-"""Of the runtime in the package; also what it says where there is no driver at all."""
+"""The driver is too old for the package's CUDA runtime; also reported if there is no driver."""
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU as CUDA (or, without a CUDA package, the driver's NVML) sees it."""
+    """A GPU as reported by CUDA or, without a CUDA package, by NVML."""
 
     index: int
     name: str
@@ -40,12 +40,12 @@ class CudaDevice:
 
     @property
     def sm(self) -> str:
-        """The compute capability as build targets spell it, ``sm86``."""
+        """The compute capability in the form of build targets, ``sm86``."""
         return f"sm{self.capability[0]}{self.capability[1]}"
 
 
 class CudaApi(Protocol):
-    """The calls of CUDA that this package needs; every handle and address is an integer."""
+    """The CUDA calls that this package needs; every handle and address is an integer."""
 
     name: str
     """The package and its version."""
@@ -60,13 +60,13 @@ class CudaApi(Protocol):
         """Make a device current in this thread."""
 
     def malloc(self, size: int) -> int:
-        """Allocate device memory; its address."""
+        """Allocate device memory and return its address."""
 
     def free(self, address: int) -> None:
         """Free device memory."""
 
     def malloc_host(self, size: int) -> int:
-        """Allocate page-locked host memory; its address."""
+        """Allocate page-locked host memory and return its address."""
 
     def free_host(self, address: int) -> None:
         """Free page-locked host memory."""
@@ -81,16 +81,16 @@ class CudaApi(Protocol):
         """Create a stream that does not wait for the default stream."""
 
     def stream_synchronize(self, stream: int) -> None:
-        """Wait for everything in a stream."""
+        """Wait for all work in a stream."""
 
     def stream_destroy(self, stream: int) -> None:
         """Destroy a stream."""
 
     def event_create(self) -> int:
-        """Create an event that keeps time."""
+        """Create an event with timing."""
 
     def event_record(self, event: int, stream: int) -> None:
-        """Put an event into a stream."""
+        """Enqueue an event on a stream."""
 
     def event_synchronize(self, event: int) -> None:
         """Wait for an event."""
@@ -102,20 +102,20 @@ class CudaApi(Protocol):
         """Destroy an event."""
 
     def capture_begin(self, stream: int) -> None:
-        """Record what this thread puts into a stream instead of running it."""
+        """Start capturing what this thread enqueues on a stream."""
 
     def capture_end(self, stream: int) -> int:
-        """End the recording; the executable graph."""
+        """End the capture and return the executable graph."""
 
     def graph_launch(self, graph: int, stream: int) -> None:
-        """Put a graph into a stream."""
+        """Enqueue a graph on a stream."""
 
     def graph_destroy(self, graph: int) -> None:
         """Destroy an executable graph."""
 
 
 class CudaPython:
-    """`CudaApi` over ``cuda.bindings.runtime`` of cuda-python 12.x and 13.x."""
+    """`CudaApi` implemented with ``cuda.bindings.runtime`` of cuda-python 12.x and 13.x."""
 
     def __init__(self) -> None:
         from cuda.bindings import runtime
@@ -129,15 +129,15 @@ class CudaPython:
         if code == 0:
             return values[0] if len(values) == 1 else values
         text = f"{function}: {self._error_text(error)} (CUDA error {code})"
-        self._runtime.cudaGetLastError()  # else the next library to look takes it for its own
+        self._runtime.cudaGetLastError()  # clear it, else another library would report it
         if code == _DRIVER_TOO_OLD and (driver := self._driver_by_nvml()):
             raise MissingDevice(
-                f"{self.name} needs a newer driver than the one here, which is for CUDA {driver}",
+                f"{self.name} needs a newer driver than the installed one for CUDA {driver}",
                 hint=f'update the driver, or pip install "cuda-python<{_after(driver)}"',
             )
         if code in _NO_DEVICE:
             raise MissingDevice(text, hint=HINT_DEVICE)
-        if code in _STAYS:
+        if code in _STICKY:
             raise ResnetOptError(text, hint=HINT_FAULT)
         raise ResnetOptError(text, hint=HINT_MEMORY if code == _OUT_OF_MEMORY else None)
 
@@ -151,11 +151,11 @@ class CudaPython:
         return text.decode() if isinstance(text, bytes) else str(text)
 
     def devices(self) -> list[CudaDevice]:
-        found = []
+        devices = []
         for index in range(self._call("cudaGetDeviceCount")):
             properties = self._call("cudaGetDeviceProperties", index)
             name = properties.name
-            found.append(
+            devices.append(
                 CudaDevice(
                     index,
                     name.decode() if isinstance(name, bytes) else str(name),
@@ -163,7 +163,7 @@ class CudaPython:
                     int(properties.totalGlobalMem),
                 )
             )
-        return found
+        return devices
 
     def driver_version(self) -> str | None:
         return cuda_version(self._call("cudaDriverGetVersion"))
@@ -192,7 +192,7 @@ class CudaPython:
         self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
     def stream_create(self) -> int:
-        # Non-blocking: work here must not wait for the legacy default stream of other libraries.
+        # Non-blocking, so that it does not wait for the legacy default stream of other libraries.
         flags = self._runtime.cudaStreamNonBlocking
         return int(self._call("cudaStreamCreateWithFlags", flags))
 
@@ -241,12 +241,12 @@ def cuda_version(number: int) -> str | None:
 
 
 def _after(version: str) -> int:
-    """The major version after that of ``12.4``: 13."""
+    """The next major version: 13 for ``12.4``."""
     return int(version.partition(".")[0]) + 1
 
 
 def package_version(*distributions: str) -> str:
-    """The version of the first of these distributions that is installed."""
+    """The version of the first installed distribution of these."""
     from importlib import metadata
 
     for name in distributions:

@@ -1,4 +1,4 @@
-"""`CudaApi` over ``pycuda``, which has no CUDA graphs."""
+"""`CudaApi` implemented with ``pycuda``, which has no CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["PyCuda"]
 
 
 class PyCuda:
-    """The calls of CUDA that this package needs.
+    """The CUDA calls that this package needs.
 
-    The primary context of the device is used, the one that TensorRT's runtime calls use as well.
-    PyCUDA has a stack of contexts a thread and aborts the process if one is not empty when its
-    thread ends: what was pushed is popped then.
+    Uses the device's primary context, which TensorRT's runtime calls use as well. PyCUDA has a stack
+    of contexts per thread and aborts the process if it is not empty when the thread ends, so contexts
+    are popped then.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,19 +29,19 @@ class PyCuda:
         self._driver = driver
         self._call("init", driver.init)
         self._contexts: dict[int, Any] = {}
-        self._here = _Current()
-        # pycuda frees an object when Python forgets it, so they are kept by address or handle.
+        self._current_device = _Current()
+        # pycuda frees an object with its last reference, so references are kept by address or handle.
         self._kept: dict[int, Any] = {}
         self.name = name
-        atexit.register(self._leave)
+        atexit.register(self._free_all)
 
-    def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
         except self._driver.MemoryError as error:
-            raise ResnetOptError(f"{what}: {error}", hint=HINT_MEMORY) from error
+            raise ResnetOptError(f"{name}: {error}", hint=HINT_MEMORY) from error
         except self._driver.Error as error:
-            raise ResnetOptError(f"{what}: {error}") from error
+            raise ResnetOptError(f"{name}: {error}") from error
 
     def _keep(self, key: int, value: Any) -> int:
         self._kept[key] = value
@@ -49,31 +49,31 @@ class PyCuda:
 
     def devices(self) -> list[CudaDevice]:
         count = self._call("Device.count", self._driver.Device.count)
-        every = [self._driver.Device(index) for index in range(count)]
+        devices = [self._driver.Device(index) for index in range(count)]
         return [
             CudaDevice(index, d.name(), d.compute_capability(), d.total_memory())
-            for index, d in enumerate(every)
+            for index, d in enumerate(devices)
         ]
 
     def driver_version(self) -> str | None:
         return cuda_version(self._driver.get_driver_version())
 
     def set_device(self, index: int) -> None:
-        if index == self._here.index:
+        if index == self._current_device.index:
             return
         if index not in self._contexts:
             device = self._call("Device", self._driver.Device, index)
             self._contexts[index] = self._call(
                 "retain_primary_context", device.retain_primary_context
             )
-        self._here.leave()
+        self._current_device.leave()
         self._call("Context.push", self._contexts[index].push)
-        self._here.enter(index, self._driver.Context.pop)
+        self._current_device.enter(index, self._driver.Context.pop)
 
-    def _leave(self) -> None:
-        """At the end of the process: first all that is kept, then its context."""
+    def _free_all(self) -> None:
+        """At exit, free all objects before their context."""
         self._kept.clear()
-        self._here.leave()
+        self._current_device.leave()
 
     def malloc(self, size: int) -> int:
         allocation = self._call("mem_alloc", self._driver.mem_alloc, size)
@@ -106,7 +106,7 @@ class PyCuda:
         return self._keep(int(stream.handle), stream)
 
     def stream_synchronize(self, stream: int) -> None:
-        # What went wrong in the stream is reported here.
+        # Errors of asynchronous work are reported here.
         self._call("Stream.synchronize", self._kept[stream].synchronize)
 
     def stream_destroy(self, stream: int) -> None:
@@ -135,14 +135,14 @@ class PyCuda:
     capture_end = graph_launch = graph_destroy = capture_begin
 
 
-class _Entered:
-    """A pushed context; forgotten at the end of its thread, and popped with that."""
+class _PushedContext:
+    """A pushed context, which is popped when its thread ends and drops the reference."""
 
     def __init__(self, pop: Callable[[], None]) -> None:
         self._pop: Callable[[], None] | None = pop
 
     def leave(self) -> None:
-        """Pop; twice is harmless."""
+        """Pop the context; calling it again does nothing."""
         pop, self._pop = self._pop, None
         if pop is not None:
             pop()
@@ -152,17 +152,17 @@ class _Entered:
 
 
 class _Current(threading.local):
-    """Which device is current in this thread."""
+    """The current device of this thread."""
 
     index: int | None = None
-    entered: _Entered | None = None
+    entered: _PushedContext | None = None
 
     def enter(self, index: int, pop: Callable[[], None]) -> None:
-        """A context was pushed."""
-        self.index, self.entered = index, _Entered(pop)
+        """Note that a context was pushed."""
+        self.index, self.entered = index, _PushedContext(pop)
 
     def leave(self) -> None:
-        """Pop what was pushed in this thread."""
+        """Pop this thread's context."""
         entered, self.entered, self.index = self.entered, None, None
         if entered is not None:
             entered.leave()

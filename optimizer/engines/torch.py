@@ -1,7 +1,7 @@
-"""PyTorch: the reference, as an engine among the others, and the ways in which its users run it.
+"""PyTorch as an engine: the eager FP32 reference, and its common variants.
 
-On a GPU each way has the layout and the settings that are fast for it: NCHW for FP32, which
-channels-last makes slower, channels-last for half precision, and cuDNN's own choice of kernels.
+On a GPU each variant uses its fastest layout and settings: NCHW for FP32, for which channels-last is
+slower, channels-last for half precision, and cuDNN's autotuner.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = ["VARIANTS", "TorchEager", "Variant"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run a checkpoint.
+    """A way to run a checkpoint in PyTorch.
 
     Attributes:
-        title: What a report calls it.
-        precision: What it computes in.
-        compiled: Whether ``torch.compile`` makes kernels of it.
+        title: The name in reports.
+        precision: The precision it computes in.
+        compiled: Whether it is compiled with ``torch.compile``.
     """
 
     title: str
@@ -51,13 +51,13 @@ VARIANTS = {
     "torch-fp16": Variant("PyTorch eager, FP16", precision="fp16"),
     "torch-compile": Variant("torch.compile", compiled=True),
 }
-"""By the names that ``bench --against`` takes."""
+"""The variants by their names for ``bench --against``."""
 
 
 class TorchEager:
-    """The ``torch`` backend: eager FP32 in the channels-last layout, what most people run.
+    """The ``torch`` backend: eager FP32 in the channels-last layout, the most common way to run it.
 
-    It takes a checkpoint instead of a graph, and its engine is a copy of it.
+    It builds from a checkpoint instead of a graph; the engine is a copy of the checkpoint.
     """
 
     name = "torch"
@@ -81,11 +81,11 @@ class TorchEager:
         return {"kind": "cpu"}
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """Refuse what eager PyTorch is not used for here."""
+        """Check the settings: the torch engine only supports FP32."""
         if settings.precision != "fp32":
             raise UnsupportedPrecision(
                 f"the torch engine is the FP32 reference, not {settings.precision.upper()}",
-                hint="--engine auto for an engine that computes it",
+                hint="--engine auto chooses an engine that supports it",
             )
         return {"memory_format": "channels_last"}
 
@@ -122,7 +122,7 @@ class TorchEager:
     ) -> list[Session]:
         """See `ConcurrentBackend.load_streams`.
 
-        Every thread that calls PyTorch has a team of threads of its own: the threads are divided.
+        Every thread that calls PyTorch has its own thread pool, so the threads are divided.
         """
         return self.load_with(engine, Opening(), streams=streams, threads=threads, device=device)
 
@@ -180,7 +180,7 @@ class Session:
         return _Bound(self._call, self._device, self._layout, self._dtype, batch)
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers` of the protocol: one layer a module, all in one precision."""
+        """See `Session.layers` of the protocol: one layer per module, all in one precision."""
         return [
             LayerInfo(
                 name=name,
@@ -197,7 +197,9 @@ class Session:
         from optimizer.engines.torch_layers import time_modules
 
         if self._variant.compiled:
-            raise UsageError("torch.compile makes kernels of several modules, which have no times")
+            raise UsageError(
+                "no layer times with torch.compile, which fuses kernels of several modules"
+            )
         bound = self.bind(batch)
         return [
             layer.model_copy(update={"precision": self._variant.precision})
@@ -210,7 +212,7 @@ class Session:
 
 
 def _layout(device: str, variant: Variant) -> Any:
-    """The memory format that is fast for a way to compute."""
+    """The fastest memory format for a variant."""
     import torch
 
     if device == "cuda" and variant.precision == "fp32":
@@ -219,10 +221,10 @@ def _layout(device: str, variant: Variant) -> Any:
 
 
 def _set_up_cuda() -> None:
-    """Convolutions in FP32 and not in TF32, by kernels that cuDNN has timed.
+    """Turn TF32 off and cuDNN's autotuner on.
 
-    The older of PyTorch's two interfaces, on purpose: after a use of the newer one its compiler, which
-    reads the older one, fails.
+    Uses the older of PyTorch's two APIs on purpose: ``torch.compile`` reads the older one, and fails
+    after the newer one has been used.
     """
     import torch
 
@@ -238,24 +240,24 @@ class _Bound:
         self._torch, self._call, self._device = torch, call, device
         self._layout, self._dtype = layout, dtype
         self._host = torch.from_numpy(np.ascontiguousarray(batch))
-        if device.type == "cuda":  # as every other engine's: a GPU copies from it without a detour
+        if device.type == "cuda":  # as for every other engine: the GPU copies from it directly
             self._host = self._host.pin_memory()
         self._output: Any = None
         self.upload()
 
     def upload(self) -> None:
-        """Copy to the device in the layout and type the convolutions want."""
+        """Copy to the device, in the layout and type of the model."""
         images = self._host.to(self._device).to(self._dtype)
         self._batch = images.contiguous(memory_format=self._layout)
         self.wait()
 
     def enqueue(self) -> None:
-        """Compute (on a CPU: all of it)."""
+        """Start computing; on a CPU, compute synchronously."""
         with self._torch.inference_mode():
             self._output = self._call(self._batch)
 
     def wait(self) -> None:
-        """Wait for a GPU; nothing on a CPU."""
+        """Wait for the GPU; does nothing on a CPU."""
         if self._device.type == "cuda":
             self._torch.cuda.synchronize(self._device)
 

@@ -1,8 +1,8 @@
-"""A record of what the GPU libraries of a machine do: one file that can go into a bug report.
+"""Records the behaviour of a machine's GPU libraries in one file, for example for a bug report.
 
-A small residual network is built in each precision with each library there is; the record holds versions,
-every call to TensorRT and CUDA with what it returned, what the inspector lists, layer times, clocks, log
-lines and this package's verdicts. It holds no weights, no images, and no names or paths of the user.
+Builds a small residual network in each precision with each installed library. The record contains
+versions, every call to TensorRT and CUDA with its result, the inspector's output, layer times, clocks, log
+messages and this package's verdicts. It contains no weights, no images, and no names or paths of the user.
 """
 
 from optimizer.gpu_record.recording import record

@@ -1,4 +1,4 @@
-"""The CUDA layer by itself: memory, pinned copies, events, capture, out of memory, two threads."""
+"""Checks of the CUDA layer: memory, pinned copies, events, capture, out of memory, two threads."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from optimizer.errors import ResnetOptError
 __all__ = ["check_cuda"]
 
 _BYTES = 16 << 20
-_TOO_MUCH = 1 << 50
+_TOO_MANY_BYTES = 1 << 50
 
 
 def check_cuda(api: CudaApi, device: int = 0) -> dict[str, Any]:
-    """Try each part; what came of it, failures included."""
+    """Run each check; returns their results, including failures."""
     checks: dict[str, Callable[[CudaApi, int], Any]] = {
         "round trip": _round_trip,
         "capture of a copy": _capture,
         "out of memory": _out_of_memory,
         "two threads": _two_threads,
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, check in checks.items():
         try:
-            found[name] = check(api, device)
+            results[name] = check(api, device)
         except ResnetOptError as error:
-            found[name] = {"error": type(error).__name__, "message": error.message}
-    return found
+            results[name] = {"error": type(error).__name__, "message": error.message}
+    return results
 
 
 def _round_trip(api: CudaApi, device: int) -> dict[str, Any]:
-    """A pinned copy there and back, timed by events."""
+    """A copy from pinned memory to the device and back, timed with events."""
     api.set_device(device)
     values = np.arange(_BYTES // 4, dtype=np.float32)
     with (
@@ -58,7 +58,7 @@ def _round_trip(api: CudaApi, device: int) -> dict[str, Any]:
 
 
 def _capture(api: CudaApi, device: int) -> dict[str, Any]:
-    """A copy that is recorded and started twice."""
+    """A copy that is captured once and launched twice."""
     api.set_device(device)
     with (
         Stream(api=api) as stream,
@@ -81,11 +81,11 @@ def _capture(api: CudaApi, device: int) -> dict[str, Any]:
 
 
 def _out_of_memory(api: CudaApi, device: int) -> dict[str, Any]:
-    """An allocation that no GPU has room for, and one after it."""
+    """An allocation too large for any GPU, followed by a small one."""
     api.set_device(device)
     message = None
     try:
-        DeviceBuffer(_TOO_MUCH, api=api).close()
+        DeviceBuffer(_TOO_MANY_BYTES, api=api).close()
     except ResnetOptError as error:
         message = error.message
     with DeviceBuffer(1024, api=api):
@@ -93,7 +93,7 @@ def _out_of_memory(api: CudaApi, device: int) -> dict[str, Any]:
 
 
 def _two_threads(api: CudaApi, device: int) -> dict[str, Any]:
-    """The round trip in two threads at the same time."""
+    """The round trip in two threads concurrently."""
     outcomes: list[Any] = [None, None]
 
     def work(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Calls to TensorRT and CUDA, written down with what they returned."""
+"""Records calls to TensorRT and CUDA with their results."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from typing import Any
 
 __all__ = ["Calls", "Recorded"]
 
-_MOST = 4000
+_MAX_ENTRIES = 4000
 
 
 @dataclass
 class Calls:
     """All calls of a session, in order.
 
-    Every call is a list: the object, what is done (``call``, ``get``, ``set``, ``told``), the name,
-    arguments, and what came back (``returned`` or ``raised`` with a value).
+    Every entry is a list: the object, the kind of access (``call``, ``get``, ``set``, or ``told`` for a
+    callback from the library), the name, the arguments, and the result (``returned`` or ``raised``, and
+    a value).
     """
 
     entries: list[list[Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def begin(self, owner: str, what: str, name: str, arguments: Any) -> list[Any]:
-        """Write a call down; what it returns is added afterwards."""
-        entry: list[Any] = [owner, what, name, plain(arguments)]
-        if len(self.entries) < _MOST:
+    def begin(self, owner: str, kind: str, name: str, arguments: Any) -> list[Any]:
+        """Record a call; its result is appended to the returned entry afterwards."""
+        entry: list[Any] = [owner, kind, name, plain(arguments)]
+        if len(self.entries) < _MAX_ENTRIES:
             self.entries.append(entry)
         return entry
 
     def wrap(self, kind: str, target: Any) -> Recorded:
-        """An object whose calls are written down."""
+        """Wrap an object so that its calls are recorded."""
         number = self.counts.get(kind, 0)
         self.counts[kind] = number + 1
         return Recorded(target, f"{kind} {number}", self)
 
 
 class Recorded:
-    """Stands before an object of a library and writes down what is asked of it."""
+    """A proxy for a library object that records every access."""
 
     def __init__(self, target: Any, owner: str, calls: Calls) -> None:
         object.__setattr__(self, "_recorded", (target, owner, calls))
@@ -76,12 +77,12 @@ def _call(function: Callable[..., Any], owner: str, name: str, calls: Calls) -> 
 
 
 def real(value: Any) -> Any:
-    """The object behind one that is recorded."""
+    """The object behind a proxy; any other value unchanged."""
     return object.__getattribute__(value, "_recorded")[0] if isinstance(value, Recorded) else value
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON; an object of the library by the name of its class."""
+    """A value as JSON; a library object as the name of its class."""
     if isinstance(value, Recorded):
         return f"<{object.__getattribute__(value, '_recorded')[1]}>"
     if value is None or (
@@ -96,12 +97,12 @@ def plain(value: Any) -> Any:
 
 
 def _watch_profiler(profiler: Any, calls: Calls) -> None:
-    """Write down what the library tells a profiler."""
+    """Record what the library reports to a profiler."""
     kind = type(profiler)
     report = kind.report_layer_time
 
-    def told(self: Any, layer_name: str, ms: float) -> None:
+    def record_report(self: Any, layer_name: str, ms: float) -> None:
         calls.begin("profiler", "told", "report_layer_time", [layer_name, ms])
         report(self, layer_name, ms)
 
-    kind.report_layer_time = told
+    kind.report_layer_time = record_report

@@ -1,4 +1,4 @@
-"""What is done with a session of TensorRT while it is recorded, and again when a record is replayed."""
+"""The steps performed on a TensorRT session while recording, and again during replay."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ _CALLS = 3
 
 
 def drive(opened: OpenEngine, batches: list[Array]) -> dict[str, Any]:
-    """Use a session in every way there is, cheapest first; what comes out, failures included.
+    """Use every function of a session; returns the results, including failures.
 
     Args:
         opened: The engine.
-        batches: Images for each profile of the engine.
+        batches: A batch of images for each profile of the engine.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
-    def step(name: str, do: Callable[[], Any]) -> None:
+    def step(name: str, action: Callable[[], Any]) -> None:
         try:
-            found[name] = do()
+            results[name] = action()
         except ResnetOptError as error:
-            found[name] = {"error": type(error).__name__, "message": error.message}
+            results[name] = {"error": type(error).__name__, "message": error.message}
 
-    session: list[TensorRtSession] = []
-    step("open", lambda: session.append(TensorRtSession(opened)))
-    if not session:
-        return found
-    one = session[0]
+    sessions: list[TensorRtSession] = []
+    step("open", lambda: sessions.append(TensorRtSession(opened)))
+    if not sessions:
+        return results
+    session = sessions[0]
     try:
-        found["profiles"] = [[p.low, p.best, p.high] for p in one.profiles]
-        step("layers", lambda: _documents(one.layers()))
+        results["profiles"] = [[p.low, p.best, p.high] for p in session.profiles]
+        step("layers", lambda: _documents(session.layers()))
         for number, batch in enumerate(batches):
-            step(f"run {number}", partial(_run, one, batch))
-            step(f"gpu_ms {number}", partial(_gpu_ms, one, batch))
-            step(f"layer times {number}", partial(_layer_times, one, batch))
-        one.cuda_graph = True
-        step("cuda graph", lambda: _gpu_ms(one, batches[0]))
-        found["notes"] = list(one.notes)
+            step(f"run {number}", partial(_run, session, batch))
+            step(f"gpu_ms {number}", partial(_gpu_ms, session, batch))
+            step(f"layer times {number}", partial(_layer_times, session, batch))
+        session.cuda_graph = True
+        step("cuda graph", lambda: _gpu_ms(session, batches[0]))
+        results["notes"] = list(session.notes)
     finally:
-        step("close", one.close)
-    return found
+        step("close", session.close)
+    return results
 
 
 def _run(session: TensorRtSession, batch: Array) -> list[int]:
-    """The shape of the outputs; their values depend on the memory of a GPU."""
+    """The shape of the outputs; a replay has no GPU memory to reproduce their values."""
     return list(session.run(batch).shape)
 
 
@@ -82,9 +82,9 @@ def _gpu_ms(session: TensorRtSession, batch: Array) -> list[float]:
 
 
 def recorded(opened: OpenEngine, calls: Calls) -> OpenEngine:
-    """The same engine, whose calls are written down."""
+    """The same engine with recorded calls."""
 
-    def maker(make: Callable[[], Any]) -> Callable[[], Any]:
+    def recorded_factory(make: Callable[[], Any]) -> Callable[[], Any]:
         def make_recorded() -> Any:
             context = make()
             calls.begin("engine 0", "call", "create_execution_context", []).extend(
@@ -99,6 +99,6 @@ def recorded(opened: OpenEngine, calls: Calls) -> OpenEngine:
         opened,
         engine=calls.wrap("engine", opened.engine),
         api=calls.wrap("cuda", opened.api),
-        make_context=maker(opened.make_context),
-        make_timing_context=None if timing is None else maker(timing),
+        make_context=recorded_factory(opened.make_context),
+        make_timing_context=None if timing is None else recorded_factory(timing),
     )

@@ -1,4 +1,4 @@
-"""Making a record: steps from cheap to dear, each written as soon as it is done."""
+"""Makes a record: steps in order of cost, each written as soon as it is done."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class _Materials:
-    """What the engines are built from."""
+    """The files that the engines are built from."""
 
     folder: Path
     graph: Path
@@ -56,35 +56,35 @@ class _Materials:
 
 
 def record(path: Path | str, *, progress: Progress | None = None) -> Path:
-    """Record what the GPU libraries here do.
+    """Record the behaviour of this machine's GPU libraries.
 
-    What is missing is a step that says so: on a machine without a GPU the record tells that, and ends.
+    Missing parts are recorded too: without a GPU, the record ends after the description of the machine.
 
     Args:
         path: The ZIP file to write.
-        progress: Told of the steps.
+        progress: Receives progress updates.
 
     Returns:
-        The file.
+        The path of the file.
     """
     progress = progress or Silent()
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="resnet-opt-record.") as temporary:
         folder = Path(temporary)
         file = RecordFile(path, Cleaner({folder: "<record>"}))
-        with _step(file, "machine", progress) as found:
-            found["version"] = __version__
-            found["environment"] = describe().model_dump(mode="json")
-            found["libraries"] = library_versions(*_LIBRARIES)
-            found["clocks"] = Gpus().read()
+        with _step(file, "machine", progress) as entry:
+            entry["version"] = __version__
+            entry["environment"] = describe().model_dump(mode="json")
+            entry["libraries"] = library_versions(*_LIBRARIES)
+            entry["clocks"] = Gpus().read()
         if cuda_status().fault is not None:
             return path
-        with _step(file, "cuda", progress) as found:
-            found["checks"] = check_cuda(cuda_api())
+        with _step(file, "cuda", progress) as entry:
+            entry["checks"] = check_cuda(cuda_api())
         materials = None
-        with _step(file, "materials", progress) as found:
+        with _step(file, "materials", progress) as entry:
             materials = _materials(folder)
-            found["network"] = f"{ARCH}, {IMAGE} px"
+            entry["network"] = f"{ARCH}, {IMAGE} px"
         if materials is not None:
             _engines(file, materials, progress)
     return path
@@ -92,20 +92,20 @@ def record(path: Path | str, *, progress: Progress | None = None) -> Path:
 
 @contextmanager
 def _step(file: RecordFile, name: str, progress: Progress) -> Iterator[dict[str, Any]]:
-    """One step: whatever happens in it is in the record, and the next one is made."""
+    """One step, which is recorded whether or not it fails."""
     progress.start(f"record {name}")
-    found: dict[str, Any] = {"status": "ok"}
+    entry: dict[str, Any] = {"status": "ok"}
     started = time.perf_counter()
     try:
-        yield found
+        yield entry
     except ResnetOptError as error:
-        found |= {"status": "failed", "error": type(error).__name__, "message": str(error)}
-    except Exception as error:  # noqa: BLE001 - what was not foreseen is what a record is for
-        found |= {"status": "crashed", "error": type(error).__name__, "message": str(error)}
+        entry |= {"status": "failed", "error": type(error).__name__, "message": str(error)}
+    except Exception as error:  # noqa: BLE001 - unexpected errors are recorded too
+        entry |= {"status": "crashed", "error": type(error).__name__, "message": str(error)}
     finally:
-        found["seconds"] = round(time.perf_counter() - started, 2)
-        file.add(name.replace(" ", "-"), found)
-        progress.finish(str(found["status"]))
+        entry["seconds"] = round(time.perf_counter() - started, 2)
+        file.add(name.replace(" ", "-"), entry)
+        progress.finish(str(entry["status"]))
 
 
 def _materials(folder: Path) -> _Materials:
@@ -117,55 +117,55 @@ def _materials(folder: Path) -> _Materials:
 
 
 def _engines(file: RecordFile, materials: _Materials, progress: Progress) -> None:
-    """Every library in every precision; FP16 first, which is the quickest to build."""
+    """Every library in every precision; FP16 first, because it builds fastest."""
     for precision in sorted(PRECISIONS, key=lambda name: name != "fp16"):
         for library in (TENSORRT, TENSORRT_RTX):
-            with _step(file, f"{library.name} {precision}", progress) as found:
-                _record_tensorrt(library, precision, materials, found)
+            with _step(file, f"{library.name} {precision}", progress) as entry:
+                _record_tensorrt(library, precision, materials, entry)
         for provider in _PROVIDERS:
-            with _step(file, f"onnxruntime {provider} {precision}", progress) as found:
-                _record_provider(provider, precision, materials, found)
+            with _step(file, f"onnxruntime {provider} {precision}", progress) as entry:
+                _record_provider(provider, precision, materials, entry)
 
 
 def _record_tensorrt(
-    library: Library, precision: str, materials: _Materials, found: dict[str, Any]
+    library: Library, precision: str, materials: _Materials, entry: dict[str, Any]
 ) -> None:
     available = get_backend(library.name).availability()
-    found["availability"] = available.reason
+    entry["availability"] = available.reason
     if not available.can_run:
-        found["status"] = "skipped"
+        entry["status"] = "skipped"
         return
     path = materials.folder / f"{precision}{get_backend(library.name).suffix}"
-    made = build(
+    artifact = build(
         materials.graph, path, precision=precision, engine=library.name, profile=list(PROFILES),
         stats=materials.statistics,
         target=(cuda_status().devices[0].sm,) if library.portable else None,
     )  # fmt: skip
-    _record_build(made, found)
+    _record_build(artifact, entry)
     opened = open_parts(library, path, device=None, options={})
-    found["inspector without a context"] = inspector_text(opened.trt, opened.engine)
+    entry["inspector without a context"] = inspector_text(opened.trt, opened.engine)
     calls = Calls()
     before = opened.log.position
     batches = [_images(best) for _, best, _ in PROFILES]
     try:
-        found["session"] = drive(recorded(opened, calls), batches)
+        entry["session"] = drive(recorded(opened, calls), batches)
     finally:
-        found["calls"] = calls.entries
-        found["log"] = opened.log.texts_since(before)
-        found["clocks"] = Gpus().read()
-    found["relative error"] = _relative_error(path)
+        entry["calls"] = calls.entries
+        entry["log"] = opened.log.texts_since(before)
+        entry["clocks"] = Gpus().read()
+    entry["relative error"] = _relative_error(path)
 
 
 def _record_provider(
-    provider: str, precision: str, materials: _Materials, found: dict[str, Any]
+    provider: str, precision: str, materials: _Materials, entry: dict[str, Any]
 ) -> None:
     path = materials.folder / f"{provider}-{precision}.onnx"
-    made = build(
+    artifact = build(
         materials.graph, path, precision=precision, engine="onnxruntime", provider=provider,
         stats=materials.statistics,
     )  # fmt: skip
-    _record_build(made, found)
-    found["relative error"] = _relative_error(path)
+    _record_build(artifact, entry)
+    entry["relative error"] = _relative_error(path)
     with closing(open_engine(path)) as session:
         bound = session.bind(_images(4))
         bound.upload()
@@ -174,24 +174,24 @@ def _record_provider(
             bound.enqueue()
             bound.wait()
 
-        found["compute_ms"] = _milliseconds(compute)
+        entry["compute_ms"] = _milliseconds(compute)
 
 
-def _record_build(made: Artifact, found: dict[str, Any]) -> None:
-    details = made.manifest.details
-    found |= {
+def _record_build(artifact: Artifact, entry: dict[str, Any]) -> None:
+    details = artifact.manifest.details
+    entry |= {
         "build_s": details.get("build_s"),
         "notes": details.get("notes", []),
-        "engine_bytes": made.path.stat().st_size,
+        "engine_bytes": artifact.path.stat().st_size,
         "layers": details.get("layers", []),
-        "audit": audit(made).model_dump(mode="json", exclude={"differing"}),
+        "audit": audit(artifact).model_dump(mode="json", exclude={"differing"}),
     }
 
 
 def _relative_error(path: Path) -> float:
-    """Largest difference from the graph as written, in units of the largest logit."""
+    """Largest difference from the graph as written, relative to the largest logit."""
     graph = graph_of(path)
-    assert graph is not None, "a build leaves its graph beside the engine"
+    assert graph is not None, "a build stores its graph beside the engine"
     batch = _images(8)
     expected = as_written(graph).run(batch)
     with closing(open_engine(path)) as session:

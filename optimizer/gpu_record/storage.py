@@ -1,4 +1,4 @@
-"""The record's file: a ZIP archive of JSON documents, one a step, complete after every step."""
+"""The record's file: a ZIP archive with one JSON document per step, valid after every step."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from optimizer.errors import ArtifactError
 __all__ = ["Cleaner", "RecordFile", "read_record"]
 
 SCHEMA = 1
-_LONGEST = 200_000
-"""Characters of one text; the inspector's answer for a ResNet-18 takes some tens of thousands."""
+_MAX_CHARACTERS = 200_000
+"""Maximum length of a text; the inspector's output for a ResNet-18 has tens of thousands."""
 
 
 class Cleaner:
-    """Takes what belongs to the user out of texts: folders, and the names of user and machine.
+    """Removes personal data from texts: folders, and the names of user and machine.
 
     Args:
-        folders: Further folders whose names are replaced, by what stands in their place.
+        folders: Additional folders to replace, with their replacements.
     """
 
     def __init__(self, folders: Mapping[Path, str] | None = None) -> None:
-        known = {
+        replacements = {
             **(folders or {}),
             Path(tempfile.gettempdir()): "<tmp>",
             Path(sys.prefix): "<python>",
             Path.cwd(): "<cwd>",
             Path.home(): "<home>",
         }
-        # The longest first: a folder of the home is not "<home>/...".
-        self._places = sorted(
-            ((str(path), mark) for path, mark in known.items() if len(str(path)) > 1),
+        # Longest first, so that a folder inside the home folder gets its own replacement.
+        self._paths = sorted(
+            ((str(path), mark) for path, mark in replacements.items() if len(str(path)) > 1),
             key=lambda item: -len(item[0]),
         )
         names = [platform.node(), _user()]
         self._names = [re.compile(rf"\b{re.escape(name)}\b") for name in names if len(name) > 3]
 
     def text(self, text: str) -> str:
-        """A text without them."""
-        for path, mark in self._places:
+        """A text without personal data."""
+        for path, mark in self._paths:
             text = text.replace(path, mark)
         for name in self._names:
             text = name.sub("<name>", text)
-        return text[:_LONGEST]
+        return text[:_MAX_CHARACTERS]
 
     def clean(self, value: Any) -> Any:
-        """A JSON value whose texts hold none of them."""
+        """A JSON value without personal data in its texts."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -67,16 +67,16 @@ class Cleaner:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # a user without a name, as in containers
         return ""
 
 
 class RecordFile:
-    """A record that is being written.
+    """A record being written.
 
     Args:
-        path: The file; one that is there is replaced.
-        cleaner: What is taken out.
+        path: The file; an existing one is replaced.
+        cleaner: Removes personal data.
     """
 
     def __init__(self, path: Path, cleaner: Cleaner) -> None:
@@ -87,7 +87,7 @@ class RecordFile:
             archive.writestr("record.json", json.dumps({"schema": SCHEMA}))
 
     def add(self, name: str, document: Mapping[str, Any]) -> None:
-        """Write one step; the file is complete after it."""
+        """Write one step; the file is valid afterwards."""
         self._number += 1
         text = json.dumps(self._cleaner.clean({"step": name, **document}), indent=1)
         with zipfile.ZipFile(self._path, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -95,21 +95,21 @@ class RecordFile:
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The steps of a record, in the order in which they were made.
+    """The steps of a record, in order.
 
     Raises:
-        ArtifactError: It is no record, or one of a newer version.
+        ArtifactError: The file is not a record, or is a record of a newer version.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(archive.namelist())
             documents = {name: json.loads(archive.read(name)) for name in names}
     except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise ArtifactError(f"{path.name} is no record of a GPU: {error}") from error
+        raise ArtifactError(f"{path.name} is not a GPU record: {error}") from error
     schema = documents.pop("record.json", {}).get("schema")
     if schema != SCHEMA:
         raise ArtifactError(
-            f"{path.name} is a record of schema {schema}, this version reads {SCHEMA}",
+            f"{path.name} is a record with schema {schema}, this version reads schema {SCHEMA}",
             hint="update resnet-opt",
         )
     return list(documents.values())

@@ -35,7 +35,7 @@ def suite(material: Material, tmp_path_factory: pytest.TempPathFactory) -> gpu.S
     return found
 
 
-def test_the_cases_are_all_that_the_libraries_compute() -> None:
+def test_cases_cover_every_precision() -> None:
     found = gpu.cases()
     assert len(set(found)) == len(found) == 2 * (4 + 4 + 2 + 4 + 4)
     assert {case.precision for case in found if case.provider == "cuda"} == {"fp32", "fp16"}
@@ -43,7 +43,7 @@ def test_the_cases_are_all_that_the_libraries_compute() -> None:
     assert len({(case.model, case.file) for case in found}) == len(found)
 
 
-def test_a_case_is_skipped_in_the_words_of_who_refuses_it() -> None:
+def test_reasons_to_skip() -> None:
     assert gpu.reason_to_skip(Case("small", "onnxruntime", "fp32")) is None
     reason = gpu.reason_to_skip(Case("small", "onnxruntime", "fp16"))
     assert reason is not None

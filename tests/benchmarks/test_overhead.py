@@ -9,7 +9,7 @@ from typing import Any
 import gpu
 import numpy as np
 import pytest
-from overhead import in_turn, overhead, raw_call
+from overhead import interleave, overhead, raw_call
 
 from optimizer.engines.tensorrt.session import TensorRtSession
 
@@ -46,9 +46,9 @@ def test_too_few_blocks_are_refused() -> None:
         overhead(blocks(1.0, count=1), blocks(1.0, count=1))
 
 
-def test_blocks_are_taken_in_turn() -> None:
+def test_blocks_are_interleaved() -> None:
     calls: list[str] = []
-    ours, raw = in_turn(
+    ours, raw = interleave(
         lambda: calls.append("o"), lambda: calls.append("r"), blocks=30, calls=3, warm_up=2
     )
     assert [len(block) for block in (*ours, *raw)] == [3] * 60
@@ -65,7 +65,7 @@ def test_a_slower_call_is_measured_as_slower(monkeypatch: pytest.MonkeyPatch) ->
     def lasting(nanoseconds: int) -> None:
         passed[0] += nanoseconds
 
-    ours, raw = in_turn(
+    ours, raw = interleave(
         lambda: lasting(2_100_000), lambda: lasting(2_000_000), blocks=20, calls=5, warm_up=2
     )
     assert {float(ms) for block in ours for ms in block} == {2.1}
@@ -133,13 +133,13 @@ def test_the_overhead_of_a_session_is_measured(host: tuple[HostCuda, HostEngine]
     session.close()
 
 
-def test_a_session_is_timed_as_the_tool_times_an_engine(
+def test_session_is_timed_like_the_tool(
     host: tuple[HostCuda, HostEngine],
 ) -> None:
     session = session_of(host, cuda_graph=True)
     size = session.input.shape[2]
     assert size is not None
-    found = gpu.as_the_tool(session, 4, size, seconds=0.2, gpu_samples=5)
+    found = gpu.time_like_tool(session, 4, size, seconds=0.2, gpu_samples=5)
     assert found["images_per_s"] == pytest.approx(4 * found["batches_per_s"])
     assert found["batches_per_s"] > 0
     assert found["gpu_ms"] > 0

@@ -652,7 +652,7 @@ def _bad(
         ),
         "a runtime cache in another folder": (
             ["build", small_graph, "--engine", "tensorrt-rtx", "--runtime-cache", "/tmp/k.bin", *out], 2,
-            "is no file name",
+            "is not a file name",
         ),
         "a limit without a unit": (
             ["build", small_graph, "--memory-limit", "8", *out], 2, "no unit of bytes",

@@ -77,18 +77,18 @@ def test_without_any_package_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cuda, "cuda_api", nothing)
     gpu = bindings.CudaDevice(0, "NVIDIA Test", (8, 6), 1 << 33)
-    monkeypatch.setattr(cuda, "_seen_by_the_driver", lambda: ((gpu,), "13.0"))
+    monkeypatch.setattr(cuda, "_devices_from_nvml", lambda: ((gpu,), "13.0"))
     status = cuda_status()
     assert status.devices == (gpu,)
     assert (status.fault, status.hint) == ("neither is installed", "pip install it")
     assert gpu.sm == "sm86"
-    monkeypatch.setattr(cuda, "_seen_by_the_driver", lambda: ((), None))
+    monkeypatch.setattr(cuda, "_devices_from_nvml", lambda: ((), None))
     assert cuda_status().fault == "no NVIDIA driver"
 
 
 @without_gpu
 def test_nvml_without_a_driver_is_no_error() -> None:
-    assert cuda._seen_by_the_driver() == ((), None)
+    assert cuda._devices_from_nvml() == ((), None)
 
 
 def test_neither_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""The GPU suite: ``make test-gpu``. Each case skips with the reason of whoever refuses it.
+"""The GPU suite: ``make test-gpu``. A case that cannot run is skipped with the reason.
 
-What ran is written to ``reports/gpu/<device>/`` after every step, with what was skipped and why. After
-ten minutes the rest is skipped; ``GPU_SUITE_SECONDS=7200 make test-gpu`` runs all of it.
+Results and skipped cases are written to ``reports/gpu/<device>/`` after every step. After ten minutes
+the rest is skipped; ``GPU_SUITE_SECONDS=7200 make test-gpu`` runs everything.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ SECONDS = float(os.environ.get("GPU_SUITE_SECONDS", "600"))
 REPORTS = Path(__file__).parent.parent.parent / "reports" / "gpu"
 CASES = gpu.cases()
 PLANS = [case for case in CASES if case.provider is None]
-"""Those with an engine file of TensorRT's, which its own tool and the raw calls can run."""
+"""Cases with a TensorRT engine file, which trtexec and the raw calls can run."""
 
 
 @pytest.fixture(scope="module")
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gpu.Suite:
     folder = tmp_path_factory.mktemp("gpu")
-    made: dict[str, Material] = {}
+    materials: dict[str, Material] = {}
 
     def material(name: str) -> Material:
-        """Made when the first case that can run asks for it."""
-        if name not in made:
-            own = folder / f"{name}-model"
-            own.mkdir()
+        """Created when the first case that can run needs it."""
+        if name not in materials:
+            model_folder = folder / f"{name}-model"
+            model_folder.mkdir()
             if name == "random":
-                made[name] = random_resnet50(own)
-            else:  # trained when it is needed: that takes minutes
-                made[name] = digits_resnet50(request.getfixturevalue("digits_checkpoint"), own)
-        return made[name]
+                materials[name] = random_resnet50(model_folder)
+            else:  # trained on demand, because it takes minutes
+                checkpoint = request.getfixturevalue("digits_checkpoint")
+                materials[name] = digits_resnet50(checkpoint, model_folder)
+        return materials[name]
 
     return gpu.Suite(folder, material)
 
 
 @pytest.fixture(autouse=True)
 def step(suite: gpu.Suite) -> Iterator[None]:
-    """One step: skipped when the time is over, and in the report as soon as it has ended."""
+    """One step: skipped if the time is up, and reported as soon as it ends."""
     if time.monotonic() - STARTED > SECONDS:
-        pytest.skip(f"the {SECONDS:.0f} s of the suite are over (GPU_SUITE_SECONDS)")
+        pytest.skip(f"the time limit of {SECONDS:.0f} s is exceeded (GPU_SUITE_SECONDS)")
     yield
     if any(outcome["status"] != "skipped" for outcome in suite.outcomes.values()):
         print(f"\nwritten to {gpu_report.write(suite.results(), REPORTS)}")
@@ -59,15 +60,15 @@ def step(suite: gpu.Suite) -> Iterator[None]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.model}-{c.label}-{c.precision}")
-def test_it_is_built_audited_and_validated(suite: gpu.Suite, case: gpu.Case) -> None:
+def test_build_audit_and_validate(suite: gpu.Suite, case: gpu.Case) -> None:
     reason = gpu.reason_to_skip(case)
     if reason is not None:
         suite.skip(case, reason)
         pytest.skip(f"{case.label}: {reason}")
     outcome = suite.run(case)
-    # A provider that compiles does not tell everything: see its notes.
-    told = case.provider in {None, "cuda"}
-    assert outcome["audit"]["verdict"] == "pass" or not told
+    # A provider that compiles does not report every layer: see its notes.
+    is_auditable = case.provider in {None, "cuda"}
+    assert outcome["audit"]["verdict"] == "pass" or not is_auditable
 
 
 @pytest.mark.timeout(3600)
@@ -83,23 +84,23 @@ def test_speed_side_by_side(suite: gpu.Suite, model: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", gpu.BATCHES)
 @pytest.mark.parametrize("case", PLANS, ids=lambda c: f"{c.model}-{c.label}-{c.precision}")
-def test_beside_trtexec(suite: gpu.Suite, case: gpu.Case, batch: int) -> None:
+def test_against_trtexec(suite: gpu.Suite, case: gpu.Case, batch: int) -> None:
     if case not in suite.engines:
         pytest.skip(f"{case.label} {case.precision} was not built on this machine")
-    run = suite.beside_the_tool(case, batch)
+    run = suite.run_against_tool(case, batch)
     if run["tool"] is None:
         pytest.skip(run["error"])
-    # The tool's GPU time is that of the same kernels; more than this means another setting.
+    # The tool runs the same kernels; a larger difference in GPU time means different settings.
     assert run["ours"]["gpu_ms"] == pytest.approx(run["tool"]["gpu_compute_ms"]["median"], rel=0.15)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", PLANS, ids=lambda c: f"{c.model}-{c.label}-{c.precision}")
-def test_the_session_costs_at_most_one_percent(suite: gpu.Suite, case: gpu.Case) -> None:
+def test_session_overhead(suite: gpu.Suite, case: gpu.Case) -> None:
     if case not in suite.engines:
         pytest.skip(f"{case.label} {case.precision} was not built on this machine")
     if not str(cuda_status().package).startswith("cuda-python"):
-        pytest.skip("raw calls are made through cuda-python, which is not installed")
+        pytest.skip("raw calls need cuda-python, which is not installed")
     runtime = pytest.importorskip("cuda.bindings.runtime")
-    found = suite.measure_overhead(case, runtime)
-    assert found.verdict != "fail", f"{found.share:+.2%}, {found.ci95}"
+    measured = suite.measure_overhead(case, runtime)
+    assert measured.verdict != "fail", f"{measured.share:+.2%}, {measured.ci95}"

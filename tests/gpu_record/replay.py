@@ -1,7 +1,7 @@
-"""A recorded session played back: the libraries answer as they did when it was recorded.
+"""Replays a recorded session: the libraries return the recorded results.
 
-What the session does must be what it did then, call by call; a difference is an error that names both.
-Memory is the host's, so pinned buffers can be written.
+The session must make the recorded calls in the same order; the error for a difference names both calls.
+Memory is on the host, so pinned buffers can be written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Entry = list[Any]
 
 
 class Different(AssertionError):
-    """The session does something else than it did when it was recorded."""
+    """The session makes another call than the recorded one."""
 
 
 class Player:
-    """Gives the recorded answers, in order."""
+    """Returns the recorded results, in order."""
 
     def __init__(self, entries: list[Entry], trt: Any) -> None:
         self.entries = entries
@@ -30,37 +30,37 @@ class Player:
         self.profilers: list[Any] = []
         self.differences: list[str] = []
 
-    def answer(self, owner: str, what: str, name: str, arguments: tuple[Any, ...] = ()) -> Any:
-        """The answer to the next call, which must be this one."""
-        self.tell()
+    def answer(self, owner: str, kind: str, name: str, arguments: tuple[Any, ...] = ()) -> Any:
+        """The result of the next recorded call, which must be this one."""
+        self.send_callbacks()
         if self.at >= len(self.entries):
             raise self._differs(f"{owner}.{name} comes after the end of the record")
         entry = self.entries[self.at]
         self.at += 1
-        if entry[:3] != [owner, what, name]:
-            raise self._differs(f"{owner} {what} {name}; recorded: {' '.join(entry[:3])}")
+        if entry[:3] != [owner, kind, name]:
+            raise self._differs(f"{owner} {kind} {name}; recorded: {' '.join(entry[:3])}")
         texts = [a for a in arguments if isinstance(a, str)]
         if (
             texts
             != [a for a in entry[3] if isinstance(a, str) and not a.startswith("<")][: len(texts)]
         ):
             raise self._differs(f"{owner}.{name}{arguments}; recorded: {entry[3]}")
-        self.tell()
+        self.send_callbacks()
         return self._value(entry, name, arguments) if len(entry) > 4 else None
 
     def _differs(self, message: str) -> Different:
         self.differences.append(message)
         return Different(message)
 
-    def tell(self) -> None:
-        """Tell the newest profiler what comes next, if the library told it something then."""
+    def send_callbacks(self) -> None:
+        """Pass the next recorded callbacks to the newest profiler."""
         while self.at < len(self.entries) and self.entries[self.at][1] == "told":
             self.profilers[-1].report_layer_time(*self.entries[self.at][3])
             self.at += 1
 
     def _value(self, entry: Entry, name: str, arguments: tuple[Any, ...]) -> Any:
-        how, value = entry[4], entry[5]
-        if how == "raised":
+        outcome, value = entry[4], entry[5]
+        if outcome == "raised":
             kind, message = value
             raise RuntimeError(message) if kind == "RuntimeError" else ResnetOptError(message)
         if name in {"malloc", "malloc_host"}:
@@ -73,7 +73,7 @@ class Player:
 
 
 class Played:
-    """An object of a library whose calls are answered by a player."""
+    """A stand-in for a library object that takes its results from a player."""
 
     def __init__(self, player: Player, owner: str, properties: set[str]) -> None:
         object.__setattr__(self, "_played", (player, owner, properties))
@@ -108,12 +108,12 @@ def played(player: Player, kind: str) -> Played:
 
 
 def replayed(entries: list[Entry], trt: Any) -> tuple[OpenEngine, Player]:
-    """An engine that answers as the recorded one did."""
+    """An engine that returns the recorded results."""
     player = Player(entries, trt)
 
     def make_context() -> Any:
-        made = player.answer("engine 0", "call", "create_execution_context")
-        return None if made is None else played(player, "context")
+        context = player.answer("engine 0", "call", "create_execution_context")
+        return None if context is None else played(player, "context")
 
     engine, api = played(player, "engine"), played(player, "cuda")
     opened = OpenEngine(trt=trt, engine=engine, make_context=make_context, api=api)

@@ -1,7 +1,7 @@
-"""A record of a GPU: what is in it, what is not, and that it can be played back.
+"""GPU records: their content, what they must not contain, and their replay.
 
-There is no GPU here, so the sessions that are recorded run on the fake one. A record of a real machine is
-replayed where there is one: in ``tests/gpu_record/records/``, or named by ``RESNET_OPT_GPU_RECORD``.
+The recorded sessions run on the simulated GPU. Records of real machines are replayed if there are any, in
+``tests/gpu_record/records/`` or as named by ``RESNET_OPT_GPU_RECORD``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture
@@ -55,61 +55,61 @@ def batches() -> list[Any]:
 
 def record_session(engine: HostEngine) -> tuple[dict[str, Any], list[Any]]:
     calls = Calls()
-    found = drive(recorded(opened(engine), calls), batches())
-    # As it comes back from the file.
-    return json.loads(json.dumps(found)), json.loads(json.dumps(calls.entries))
+    results = drive(recorded(opened(engine), calls), batches())
+    # As read from the file.
+    return json.loads(json.dumps(results)), json.loads(json.dumps(calls.entries))
 
 
-def test_a_session_is_recorded_and_plays_back_the_same(trt: Any, engine: HostEngine) -> None:
-    found, entries = record_session(engine)
+def test_recorded_session_replays(trt: Any, engine: HostEngine) -> None:
+    results, entries = record_session(engine)
     assert engine.cuda.held == 0
-    assert found["run 1"] == [4, graphs.CLASSES]
-    assert [x["time_ms"] for x in found["layer times 1"]] == [1.5, 0.5]
-    assert {x["profile"] for x in found["layer times 1"]} == {1}
-    assert found["gpu_ms 0"] == [2.0, 2.0, 2.0]
-    assert found["notes"] == []
+    assert results["run 1"] == [4, graphs.CLASSES]
+    assert [x["time_ms"] for x in results["layer times 1"]] == [1.5, 0.5]
+    assert {x["profile"] for x in results["layer times 1"]} == {1}
+    assert results["gpu_ms 0"] == [2.0, 2.0, 2.0]
+    assert results["notes"] == []
     again, player = replayed(entries, trt)
-    assert json.loads(json.dumps(drive(again, batches()))) == found
-    assert player.at == len(entries), "everything that was recorded happened again"
+    assert json.loads(json.dumps(drive(again, batches()))) == results
+    assert player.at == len(entries), "every recorded call was replayed"
 
 
-def test_what_failed_is_recorded_and_fails_again(trt: Any, engine: HostEngine) -> None:
-    """An allocation that is refused, a profile that cannot be switched to, a capture that ends."""
+def test_recorded_failures_replay(trt: Any, engine: HostEngine) -> None:
+    """Failures of an allocation, a profile switch, a capture and an inference."""
     clean = HostEngine(trt, HostCuda(), Path(engine.session._model_path), PROFILES)
     record_session(clean)
     steps = clean.cuda.calls
     for call in ("malloc", "set_optimization_profile_async", "capture_end", "execute_async_v3"):
         one = HostEngine(trt, HostCuda(), Path(engine.session._model_path), PROFILES)
         one.cuda.fail_at[steps.index(call)] = "refused"
-        found, entries = record_session(one)
-        text = json.dumps(found)
-        assert '"error"' in text or "cannot be recorded as a CUDA graph" in text, call
+        results, entries = record_session(one)
+        text = json.dumps(results)
+        assert '"error"' in text or "cannot be captured as a CUDA graph" in text, call
         again, _ = replayed(entries, trt)
         replay = json.loads(json.dumps(drive(again, batches())))
-        assert _without_reasons(replay) == _without_reasons(found), call
+        assert _without_reasons(replay) == _without_reasons(results), call
         assert one.cuda.held == 0
 
 
-def _without_reasons(found: dict[str, Any]) -> dict[str, Any]:
-    """Reasons come from the library's log, which is recorded by itself."""
+def _without_reasons(results: dict[str, Any]) -> dict[str, Any]:
+    """Reasons come from the library's log, which is recorded separately."""
     return {
         name: {"error": value["error"]} if isinstance(value, dict) and "error" in value else value
-        for name, value in found.items()
+        for name, value in results.items()
         if name != "notes"
     }
 
 
-def test_a_session_that_does_something_else_is_told(trt: Any, engine: HostEngine) -> None:
+def test_different_calls_are_reported(trt: Any, engine: HostEngine) -> None:
     _, entries = record_session(engine)
     at = next(i for i, entry in enumerate(entries) if entry[2] == "infer_shapes")
     again, player = replayed(entries[:at] + entries[at + 1 :], trt)
     with pytest.raises(Different):
         drive(again, batches())
-    # Closing the session differs as well.
+    # Closing the session makes different calls too.
     assert player.differences[0].startswith("context 0 call infer_shapes; recorded:")
 
 
-def test_the_cuda_layer_by_itself() -> None:
+def test_cuda_checks() -> None:
     api = HostCuda()
     api.allocations_left = None
     real = api.malloc
@@ -120,11 +120,11 @@ def test_the_cuda_layer_by_itself() -> None:
         return real(size)
 
     api.malloc = malloc  # type: ignore[method-assign]
-    found = check_cuda(api)
-    assert found["round trip"]["same"]
-    assert found["round trip"]["ms"] == 1.0
-    assert found["capture of a copy"]["same"] == [True, True]
-    assert found["out of memory"] == {
+    results = check_cuda(api)
+    assert results["round trip"]["same"]
+    assert results["round trip"]["ms"] == 1.0
+    assert results["capture of a copy"]["same"] == [True, True]
+    assert results["out of memory"] == {
         "refused": "malloc: out of memory (CUDA error 2)",
         "goes on": True,
     }
@@ -140,7 +140,7 @@ def test_the_cuda_layer_by_itself() -> None:
 # --- the file --------------------------------------------------------------------------------------
 
 
-def test_nothing_of_the_user_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_contains_no_personal_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import getpass
     import platform
 
@@ -162,7 +162,7 @@ def test_nothing_of_the_user_is_in_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cleaned["kept"] == dirty["kept"]
 
 
-def test_it_is_complete_after_every_step(tmp_path: Path) -> None:
+def test_file_is_valid_after_every_step(tmp_path: Path) -> None:
     path = tmp_path / "gpu.zip"
     file = RecordFile(path, Cleaner())
     assert read_record(path) == []
@@ -173,7 +173,7 @@ def test_it_is_complete_after_every_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_what_is_no_record(tmp_path: Path, content: bytes | None) -> None:
+def test_files_that_are_not_records(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "gpu.zip"
     if content is None:
         with zipfile.ZipFile(path, "w") as archive:
@@ -191,8 +191,8 @@ def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
 
     path = tmp_path / "gpu.zip"
     file = RecordFile(path, Cleaner())
-    with recording._step(file, "first one", Silent()) as found:
-        found["before"] = 1
+    with recording._step(file, "first one", Silent()) as entry:
+        entry["before"] = 1
         raise ResnetOptError("it went wrong", hint="nothing")
     with recording._step(file, "second", Silent()):
         raise ZeroDivisionError("not foreseen")
@@ -202,7 +202,7 @@ def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
-def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
+def test_record_without_a_gpu(tmp_path: Path) -> None:
     (machine,) = read_record(record(tmp_path / "gpu.zip"))
     assert machine["status"] == "ok"
     assert machine["environment"]["gpus"] == []
@@ -213,9 +213,9 @@ def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
 # --- real ones -------------------------------------------------------------------------------------
 
 
-def test_records_of_real_machines_play_back(trt: Any) -> None:
+def test_records_of_real_machines_replay(trt: Any) -> None:
     if not RECORDS:
-        pytest.skip("no record of a real GPU is at hand: resnet-opt doctor --record makes one")
+        pytest.skip("there is no record of a real GPU: resnet-opt doctor --record makes one")
     for path in RECORDS:
         for step in read_record(path):
             if "calls" not in step:
@@ -229,7 +229,7 @@ def test_records_of_real_machines_play_back(trt: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-def test_a_record_is_made_on_a_gpu() -> None:
+def test_record_on_a_gpu() -> None:
     if not cuda_devices():
         pytest.skip("there is no GPU")
     folder = Path(__file__).parents[2] / "reports" / "gpu"

@@ -1,7 +1,7 @@
 """TensorRT 10.12 and later, TensorRT 11 and TensorRT-RTX through one code path.
 
-Precision lives in the graph: every network is strongly typed, no builder flag changes what a layer
-computes. TensorRT-RTX compiles without a GPU, and its layers are read from the build log there.
+The graph defines the precision: every network is strongly typed, and no builder flag changes what a
+layer computes. TensorRT-RTX compiles without a GPU; its layers are then read from the build log.
 """
 
 from optimizer.engines.tensorrt.backend import TensorRt, TensorRtRtx

@@ -1,4 +1,4 @@
-"""The two backends, ``tensorrt`` and ``tensorrt-rtx``: one code path, two sets of facts."""
+"""The backends ``tensorrt`` and ``tensorrt-rtx``: one code path, configured by a `Library`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["TensorRt", "TensorRtRtx"]
 
 
 class TensorRt:
-    """The ``tensorrt`` backend: TensorRT 10.12 and later, and 11."""
+    """The ``tensorrt`` backend: TensorRT 10.12 and later, including 11."""
 
     library: Library = TENSORRT
     name = TENSORRT.name
@@ -40,18 +40,18 @@ class TensorRt:
 
     def availability(self) -> Availability:
         """See `Backend.availability`."""
-        found = find(self.library)
-        if found.module is None:
-            return Availability(False, False, str(found.fault), found.hint)
-        title = f"{self.library.title} {found.version}"
+        installed = find(self.library)
+        if installed.module is None:
+            return Availability(False, False, str(installed.fault), installed.hint)
+        title = f"{self.library.title} {installed.version}"
         status = cuda_status()
         builds_anywhere = self.library.portable
         if status.fault is not None:
             return Availability(builds_anywhere, False, f"{title}; {status.fault}", status.hint)
-        gpus, refused = self._usable(status.devices)
+        gpus, error = self._supported_gpus(status.devices)
         if not gpus:
-            return Availability(builds_anywhere, False, f"{title}; {refused.message}", refused.hint)
-        # TensorRT builds on the first GPU, whichever runs the engine in the end.
+            return Availability(builds_anywhere, False, f"{title}; {error.message}", error.hint)
+        # TensorRT builds on the first GPU, whichever GPU runs the engine later.
         builds = builds_anywhere or gpus[0].index == 0
         where = f"{gpus[0].name} ({gpus[0].sm})"
         if gpus[0].index:
@@ -60,35 +60,37 @@ class TensorRt:
             builds, True, f"{title} on {where}, CUDA {status.driver}, {status.package}"
         )
 
-    def _usable(self, devices: Sequence[CudaDevice]) -> tuple[list[CudaDevice], MissingDevice]:
-        """The GPUs that the library runs on, and why it does not on the first that it refuses."""
-        usable, refused = [], []
+    def _supported_gpus(
+        self, devices: Sequence[CudaDevice]
+    ) -> tuple[list[CudaDevice], MissingDevice]:
+        """The GPUs that the library supports, and the error for the first one it does not."""
+        supported, errors = [], []
         for device in devices:
             try:
                 check_capability(self.library, device.capability)
-                usable.append(device)
+                supported.append(device)
             except MissingDevice as error:
-                refused.append(error)
-        return usable, next(iter(refused), MissingDevice("the driver shows no GPU"))
+                errors.append(error)
+        return supported, next(iter(errors), MissingDevice("the driver reports no GPU"))
 
     def device(self) -> dict[str, Any]:
-        """See `Backend.device`; an engine of TensorRT belongs to one GPU model."""
+        """See `Backend.device`; a TensorRT engine is specific to one GPU model."""
         status = cuda_status()
         if self.library.portable or not status.devices:
             return {"kind": "gpu"}
         gpu = status.devices[0]
-        # The driver's CUDA belongs to it: an engine does not run under a whole version less.
+        # The driver's CUDA major version is part of it: an engine does not run under an older one.
         cuda = (status.driver or "").partition(".")[0]
-        known = {"name": gpu.name, "compute_capability": gpu.sm, "cuda": cuda}
-        return {"kind": "gpu", **{name: value for name, value in known.items() if value}}
+        facts = {"name": gpu.name, "compute_capability": gpu.sm, "cuda": cuda}
+        return {"kind": "gpu", **{name: value for name, value in facts.items() if value}}
 
     def engine_settings(self, settings: BuildSettings) -> dict[str, Any]:
-        """What this backend adds to the manifest's settings; checked before a build is started.
+        """The settings that this backend adds to the manifest; checked before a build starts.
 
         Raises:
-            UnsupportedPrecision: A target does not compute this precision.
-            UsageError: An option or a target the library does not have.
-            MissingDevice: An option needs a driver, and there is none.
+            UnsupportedPrecision: A target does not support this precision.
+            UsageError: The library does not have an option or a target.
+            MissingDevice: An option needs a driver, and none is installed.
             MissingLibrary: An option needs a part of the library that is not installed.
         """
         options = read_options(self.library, settings)
@@ -109,10 +111,10 @@ class TensorRt:
         """See `Backend.build`.
 
         Raises:
-            GraphError: The graph is damaged, or not what TensorRT compiles.
-            UnsupportedPrecision: A target does not compute the precision.
-            UsageError: An option, a target or a profile is wrong.
-            MissingLibrary, MissingDevice: Nothing here can compile it.
+            GraphError: The graph is damaged, or TensorRT cannot compile it.
+            UnsupportedPrecision: A target does not support the precision.
+            UsageError: An option, a target or a profile is invalid.
+            MissingLibrary, MissingDevice: This machine cannot compile it.
             BuildError: The library failed.
         """
         from optimizer.engines.tensorrt.compiling import BuildPlan, compile_engine
@@ -125,7 +127,7 @@ class TensorRt:
             self.library, settings.precision, targets, storage_only=options.storage_only
         )
         checked = check_graph(graph)
-        check_carried(checked, settings.precision)
+        check_graph_precision(checked, settings.precision)
         check_high_precision(self.library, checked.high_precisions, targets)
         profiles = batch_profiles(checked, settings, options)
         trt = load(self.library)
@@ -157,7 +159,7 @@ class TensorRt:
         self,
         engine: Path,
         *,
-        threads: int | None = None,  # noqa: ARG002 - a GPU engine has no use for it
+        threads: int | None = None,  # noqa: ARG002 - not applicable to a GPU engine
         device: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> TensorRtSession:
@@ -165,14 +167,14 @@ class TensorRt:
 
         Args:
             engine: The engine file.
-            threads: Of no use here.
-            device: Which GPU, ``cuda:1``; ``None`` for the first.
+            threads: Ignored.
+            device: The GPU, such as ``cuda:1``; ``None`` for the first one.
             options: ``cuda_graph``, and for TensorRT-RTX ``runtime_cache`` and
                 ``specialization`` (see `RuntimeOptions`).
 
         Raises:
-            MissingLibrary, MissingDevice: Nothing here can run it.
-            ArtifactError: The library refuses the file.
+            MissingLibrary, MissingDevice: This machine cannot run it.
+            ArtifactError: The library rejects the file.
         """
         from optimizer.engines.tensorrt.engine_opening import open_sessions
 
@@ -183,34 +185,34 @@ class TensorRt:
         engine: Path,
         *,
         streams: int,
-        threads: int | None = None,  # noqa: ARG002 - a GPU engine has no use for it
+        threads: int | None = None,  # noqa: ARG002 - not applicable to a GPU engine
         device: str | None = None,
     ) -> list[TensorRtSession]:
-        """See `ConcurrentBackend.load_streams`; each has a CUDA stream of its own."""
+        """See `ConcurrentBackend.load_streams`; each session has its own CUDA stream."""
         from optimizer.engines.tensorrt.engine_opening import open_sessions
 
         return open_sessions(self.library, engine, device=device, options={}, streams=streams)
 
     def _targets(self, settings: BuildSettings) -> tuple[int, ...]:
-        """The compute capabilities to compile for, as far as they are known without the graph."""
-        asked = parse_targets(self.library, settings.targets)
+        """The compute capabilities to compile for, as far as known without the graph."""
+        requested = parse_targets(self.library, settings.targets)
         if self.library.portable:
-            # An FP8 engine of the default targets builds, and then fails on all below sm89.
-            return asked or ((89, 120) if settings.precision == "fp8" else ())
+            # An FP8 engine for the default targets builds, but fails on every GPU below sm89.
+            return requested or ((89, 120) if settings.precision == "fp8" else ())
         devices = cuda_status().devices
-        here = tuple(d.capability[0] * 10 + d.capability[1] for d in devices[:1])
-        if asked and here and asked != here:
+        present = tuple(d.capability[0] * 10 + d.capability[1] for d in devices[:1])
+        if requested and present and requested != present:
             raise UsageError(
-                f"TensorRT compiles for the GPU at hand, {sm_name(here[0])}, not for "
-                f"{', '.join(map(sm_name, asked))}",
+                f"TensorRT compiles for this machine's GPU, {sm_name(present[0])}, not for "
+                f"{', '.join(map(sm_name, requested))}",
                 hint="build on that GPU, or --engine tensorrt-rtx",
             )
-        return here or asked
+        return present or requested
 
     def _gpu_to_build_on(self, options: Options) -> CudaDevice | None:
         status = cuda_status()
         needs_gpu = not self.library.portable
-        reason = f"{self.library.title} measures kernels on the GPU it builds for"
+        reason = f"{self.library.title} times kernels on the GPU it builds for"
         if self.library.portable and (options.refittable or options.strip_weights):
             needs_gpu = True
             reason = f"{self.library.title} needs the driver for refittable or stripped engines"
@@ -228,9 +230,9 @@ class TensorRt:
         notes = []
         if self.library.portable and not settings.targets:
             names = ", ".join(map(sm_name, targets or self.library.default_capabilities))
-            notes.append(f"no target was named: compiled for {names} and later")
+            notes.append(f"no target given: compiled for {names} and later")
         if graph.batch is None and not settings.profile and settings.batch is None:
-            notes.append(f"no profile was given: batches {':'.join(map(str, profiles[0]))}")
+            notes.append(f"no profile given: batches {':'.join(map(str, profiles[0]))}")
         return notes
 
 
@@ -244,33 +246,33 @@ class TensorRtRtx(TensorRt):
 
 
 def _machine(gpu: CudaDevice | None) -> dict[str, str]:
-    """What an engine was built on, for the day on which it is opened elsewhere."""
+    """What an engine was built on; compared when it is opened on another machine."""
     if gpu is None:
         return {}
-    known = {
+    facts = {
         "gpu": gpu.name,
         "compute_capability": gpu.sm,
         "driver": driver_version(),
         "cuda": cuda_status().driver,
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
-def check_carried(graph: CheckedGraph, precision: str) -> None:
-    """Refuse to call an engine by a precision that its graph does not carry.
+def check_graph_precision(graph: CheckedGraph, precision: str) -> None:
+    """Check that a graph has the precision that its engine is to be labelled with.
 
-    Since TensorRT 11 no flag makes an FP16 engine of an FP32 graph; a tool that still sets one
+    Since TensorRT 11, no flag turns an FP32 graph into an FP16 engine; a tool that still sets one
     builds FP32 and reports success.
 
     Raises:
-        GraphError: The graph carries something else.
+        GraphError: The graph has another precision.
     """
-    carried = graph.precisions
-    quantized = carried & {"int8", "fp8"}
-    if precision == "mixed" or precision in (quantized or carried):
+    present = graph.precisions
+    quantized = present & {"int8", "fp8"}
+    if precision == "mixed" or precision in (quantized or present):
         return
-    words = ", ".join(sorted(carried)) or "no weights"
+    names = ", ".join(sorted(present)) or "no weights"
     raise GraphError(
-        f"{graph.path.name} carries {words}, not {precision}: TensorRT computes what it says",
+        f"{graph.path.name} has {names}, not {precision}: the graph defines the precision",
         hint=f"resnet-opt quantize {graph.path.name} --precision {precision} --target tensorrt",
     )

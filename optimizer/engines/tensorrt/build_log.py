@@ -1,7 +1,7 @@
 """Engine layers from the text of a VERBOSE build with DETAILED profiling verbosity.
 
-This is how the layers of a TensorRT-RTX engine are known on a machine without a GPU: the engine
-cannot be opened there, but the builder prints every layer once, one a line::
+On a machine without a GPU, a TensorRT-RTX engine cannot be opened to list its layers. The builder,
+however, prints every layer once, one per line::
 
     Name: conv1_myl0_2, LayerType: correlation, Inputs: [ { Name: .., Dimensions: [-1,4,16,16],
     Strides: [..], Datatype: Int8, Format: .. }], Constants: [ .. ], Outputs: [ .. ],
@@ -28,20 +28,20 @@ _SECTIONS = re.compile(r"(?:^|, )(Inputs|Constants|Outputs): \[")
 
 
 def layers_in_log(messages: Iterable[str]) -> list[RawLayer]:
-    """The layers in the messages of one build, in the order in which they run.
+    """The layers in the messages of one build, in execution order.
 
     Args:
-        messages: The library's messages of all severities. If it printed its layers more than
-            once (one subgraph after the other), all are returned.
+        messages: The library's messages of all severities. If it printed several lists of layers
+            (one per subgraph), all are returned.
     """
-    found = [
+    layers = [
         layer
         for message in messages
         if "LayerType: " in message
         for line in message.split("\n")  # splitlines() would also split at U+001E
         if (layer := _layer(line)) is not None
     ]
-    return with_profiles(found)
+    return with_profiles(layers)
 
 
 def _layer(line: str) -> RawLayer | None:
@@ -68,7 +68,7 @@ def _split(rest: str) -> dict[str, list[Tensor]]:
     marks = list(_SECTIONS.finditer(rest))
     ends = [mark.start() for mark in marks[1:]] + [len(rest)]
     return {
-        mark[1]: [_tensor(found) for found in _TENSOR.finditer(rest, mark.end(), end)]
+        mark[1]: [_tensor(match) for match in _TENSOR.finditer(rest, mark.end(), end)]
         for mark, end in zip(marks, ends, strict=True)
     }
 

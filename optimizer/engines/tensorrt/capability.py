@@ -1,9 +1,8 @@
-"""What a compute capability can compute, checked before a build rather than by its failure.
+"""Which precisions a compute capability supports, checked before a build instead of letting it fail.
 
-Sources: TensorRT's hardware support matrix; for TensorRT-RTX also builds with 1.7.1, which refuse
-BF16 below sm80, FP8 below sm89 and FP32 matrix products on sm75, and compile INT8 for sm75 to
-half-precision convolutions without a word
-(matrix products stay INT8).
+Sources: TensorRT's hardware support matrix, and builds with TensorRT-RTX 1.7.1. The latter rejects
+BF16 below sm80, FP8 below sm89 and FP32 matrix products on sm75. For sm75 it silently compiles INT8
+convolutions to half precision (matrix products stay INT8).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _NEEDS = {"bf16": 80, "fp8": 89}
 _TURING = 75
 _HALF_INT8 = (
     "INT8 convolutions compute in half precision on sm75: TensorRT-RTX dequantizes their weights, "
-    "for all targets of an engine that has sm75 among them"
+    "for every target of an engine whose targets include sm75"
 )
 
 
@@ -42,35 +41,37 @@ def parse_targets(library: Library, targets: Sequence[str]) -> tuple[int, ...]:
     """Read ``("sm86", "8.9", "120")`` and check that the library compiles for each.
 
     Raises:
-        UsageError: No compute capability, or one the library does not compile for.
+        UsageError: Not a compute capability, or one the library does not compile for.
     """
     numbers = []
     for target in targets:
         match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", target.strip().lower())
         if match is None:
-            raise UsageError(f"{target!r} is no compute capability", hint="sm86, sm89, sm120")
+            raise UsageError(f"{target!r} is not a compute capability", hint="sm86, sm89, sm120")
         numbers.append(int(match[1]) * 10 + int(match[2]))
     for number in numbers:
-        _check_known(library, number)
+        _check_supported(library, number)
     return tuple(sorted(set(numbers)))
 
 
-def _check_known(library: Library, number: int) -> None:
+def _check_supported(library: Library, number: int) -> None:
     if library.capabilities is None or number in library.capabilities:
         return
-    known = ", ".join(map(sm_name, library.capabilities))
+    supported = ", ".join(map(sm_name, library.capabilities))
     hopper = " (Hopper)" if number == 90 else ""
     raise UsageError(
-        f"{library.title} does not compile for {sm_name(number)}{hopper}, only for {known}",
-        hint="--engine tensorrt on a machine with that GPU" if number >= 90 else f"one of {known}",
+        f"{library.title} does not compile for {sm_name(number)}{hopper}, only for {supported}",
+        hint="--engine tensorrt on a machine with that GPU"
+        if number >= 90
+        else f"one of {supported}",
     )
 
 
 def check_capability(library: Library, capability: tuple[int, int]) -> None:
-    """Refuse a GPU that the library does not run on.
+    """Check that the library runs on a GPU.
 
     Raises:
-        MissingDevice: As the message says.
+        MissingDevice: It does not.
     """
     number = capability[0] * 10 + capability[1]
     if library.capabilities is None or number in library.capabilities or number > 121:
@@ -85,19 +86,19 @@ def check_capability(library: Library, capability: tuple[int, int]) -> None:
 def check_precision(
     library: Library, precision: str, targets: Iterable[int], *, storage_only: bool = False
 ) -> list[str]:
-    """Refuse a precision that a target does not compute.
+    """Check that every target supports a precision.
 
     Args:
-        library: Which library compiles.
-        precision: What was asked for.
-        targets: Compute capabilities; empty if they are not known yet.
+        library: The library that compiles.
+        precision: The requested precision.
+        targets: Compute capabilities; empty if not yet known.
         storage_only: Accept an engine that stores the precision and computes in another one.
 
     Returns:
-        Remarks for the user.
+        Notes for the user.
 
     Raises:
-        UnsupportedPrecision: As the message says.
+        UnsupportedPrecision: The library or a target does not support it.
     """
     targets = tuple(targets)
     if precision not in PRECISIONS:
@@ -119,17 +120,17 @@ def check_precision(
     if precision in {"int8", "mixed"}:
         if not storage_only:
             raise UnsupportedPrecision(
-                _HALF_INT8, hint="leave sm75 out, or --storage-only to build it all the same"
+                _HALF_INT8, hint="leave sm75 out, or --storage-only to build it anyway"
             )
         return [f"INT8 storage, FP16 compute: {_HALF_INT8}"]
     return []
 
 
 def check_high_precision(library: Library, high: set[str], targets: Iterable[int]) -> None:
-    """Refuse FP32 layers around the asked precision where the library has no FP32 products.
+    """Check that FP32 layers around the requested precision are supported.
 
     Raises:
-        UnsupportedPrecision: The graph has FP32 matrix products and sm75 is a target.
+        UnsupportedPrecision: TensorRT-RTX has no FP32 matrix products on sm75, and it is a target.
     """
     if library.portable and _TURING in targets and "fp32" in high:
         raise _no_fp32_on_turing(library)

@@ -1,10 +1,10 @@
-"""INT8 convolutions as TensorRT-RTX writes the fewest bytes for: one scale a layer, factors after it.
+"""Rewrites INT8 convolutions for TensorRT-RTX: one weight scale per layer, factors per channel after it.
 
-With a scale for each output channel, TensorRT-RTX 1.7 lets an INT8 convolution write FP32. With one scale
-for all channels it writes FP16, which is half of the bytes (``reports/tensorrt/placements.md``). So the
-graph is written that way for its compiler alone: the weights keep their integers, their common scale is
-a power of two, and what differs by channel is a Mul after the convolution, before the bias. Scales by
-powers of two are exact; what is new is that a sum is rounded to FP16 before its factor and not after.
+With one scale per output channel, TensorRT-RTX 1.7 makes an INT8 convolution write FP32. With one scale
+for all channels it writes FP16, half the bytes (``reports/tensorrt/placements.md``). So the graph is
+rewritten for this compiler only: the integer weights stay, their common scale is a power of two, and the
+difference per channel becomes a Mul after the convolution, before the bias. Scaling by a power of two is
+exact; the only new rounding is that a sum is rounded to FP16 before its factor instead of after it.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from optimizer.graphs.onnx_files import open_onnx, write_proto
 __all__ = ["write_with_factors"]
 
 _LARGEST = 30_000.0
-"""Of a convolution's output in FP16, which ends at 65,504."""
+"""Upper limit for a convolution's output in FP16, whose largest value is 65,504."""
 _LEAST = 2.0**-14
-"""The smallest number of which FP16 has all digits."""
+"""The smallest normal FP16 number."""
 _ROUNDING = 2.0**-14
-"""How much rounding a factor to FP16 may change a channel's outputs, in units of the largest output of all
-channels: a hundredth of a step of the Q that follows, which has one scale for all of them."""
+"""How much rounding a factor to FP16 may change a channel's outputs, relative to the largest output of all
+channels: a hundredth of a quantization step of the Q that follows, which has one scale for all of them."""
 
 
 def write_with_factors(graph: Path, output: Path) -> int:
-    """Write a graph with the factors of its INT8 convolutions behind them.
+    """Write a graph whose INT8 convolutions are followed by a factor per channel.
 
-    A convolution is left as it is where its scales are not FP16, where it has one scale already, or
-    where factors that matter would lose digits.
+    A convolution is left unchanged if its scales are not FP16, if it already has a single scale, or
+    if factors that matter would lose precision.
 
     Args:
         graph: The explicit graph.
-        output: The same network for the compiler; not written if nothing is to be changed.
+        output: The rewritten graph; not written if nothing changes.
 
     Returns:
-        How many convolutions were changed.
+        The number of convolutions changed.
     """
     model = open_onnx(graph).proto
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
     nodes, changed = [], 0
     for node in model.graph.node:
         nodes.append(node)
         if node.op_type != "Conv":
             continue
-        parts = _parts(node, makers, held)
-        if parts is None:
+        scale_and_factors = _factors(node, producers, initializers)
+        if scale_and_factors is None:
             continue
         changed += 1
-        nodes += _split(model, node, makers[node.input[1]], held, parts)
+        nodes += _split(model, node, producers[node.input[1]], initializers, scale_and_factors)
     if changed:
         del model.graph.node[:]
         model.graph.node.extend(nodes)
@@ -64,32 +64,36 @@ def write_with_factors(graph: Path, output: Path) -> int:
     return changed
 
 
-def _parts(
+def _factors(
     node: onnx.NodeProto,
-    makers: dict[str, onnx.NodeProto],
-    held: dict[str, onnx.TensorProto],
+    producers: dict[str, onnx.NodeProto],
+    initializers: dict[str, onnx.TensorProto],
 ) -> tuple[float, NDArray[np.float16]] | None:
     """The common scale of a convolution's weights, and the factor of each channel."""
-    source, weights = makers.get(node.input[0]), makers.get(node.input[1])
-    for one in (source, weights):
-        if one is None or one.op_type != "DequantizeLinear" or one.input[1] not in held:
+    source, weights = producers.get(node.input[0]), producers.get(node.input[1])
+    for operand in (source, weights):
+        if (
+            operand is None
+            or operand.op_type != "DequantizeLinear"
+            or operand.input[1] not in initializers
+        ):
             return None
     assert source is not None
     assert weights is not None
-    if weights.input[0] not in held:
+    if weights.input[0] not in initializers:
         return None
-    integers = numpy_helper.to_array(held[weights.input[0]])
-    scales = numpy_helper.to_array(held[weights.input[1]])
-    step = numpy_helper.to_array(held[source.input[1]])
+    integers = numpy_helper.to_array(initializers[weights.input[0]])
+    scales = numpy_helper.to_array(initializers[weights.input[1]])
+    step = numpy_helper.to_array(initializers[source.input[1]])
     if integers.dtype != np.int8 or scales.dtype != np.float16 or scales.ndim != 1 or step.ndim:
         return None
-    # No sum of products is larger than this, whatever the image.
+    # An upper bound on every sum of products, for any image.
     sums = 128.0 * np.abs(integers.astype(np.float64)).sum(axis=tuple(range(1, integers.ndim)))
     largest = float(sums.max() * float(step))
     if largest <= 0.0 or float(step) <= 0.0:
         return None
     exact = scales.astype(np.float64)
-    # Factors of at most one, unless a sum would overflow; and a number of which FP16 has all digits.
+    # Factors are at most one, unless a sum would overflow; the common scale is a normal FP16 number.
     fits = 2.0 ** math.floor(math.log2(_LARGEST / largest))
     common = min(fits, max(_LEAST, 2.0 ** math.ceil(math.log2(exact[sums > 0].max()))))
     if common < _LEAST or exact.max() > _LARGEST * common:
@@ -97,7 +101,7 @@ def _parts(
     factors = (exact / common).astype(np.float16)
     changed = np.abs(factors.astype(np.float64) * common - exact) * sums
     if changed.max() > _ROUNDING * (exact * sums).max():
-        return None  # factors so small that FP16 has few digits for them
+        return None  # factors in the subnormal range of FP16 lose too much precision
     return common, factors
 
 
@@ -105,11 +109,11 @@ def _split(
     model: onnx.ModelProto,
     node: onnx.NodeProto,
     weights: onnx.NodeProto,
-    held: dict[str, onnx.TensorProto],
-    parts: tuple[float, NDArray[np.float16]],
+    initializers: dict[str, onnx.TensorProto],
+    scale_and_factors: tuple[float, NDArray[np.float16]],
 ) -> list[onnx.NodeProto]:
-    """Change a convolution in place; the nodes that follow it."""
-    common, factors = parts
+    """Change a convolution in place and return the nodes to insert after it."""
+    common, factors = scale_and_factors
     stem, output = node.name, node.output[0]
     shape = (1, -1, 1, 1)
     values: dict[str, NDArray[np.generic]] = {
@@ -132,7 +136,7 @@ def _split(
         )
     ]
     if bias:
-        values[f"{stem}.bias_by_channel"] = numpy_helper.to_array(held[bias]).reshape(shape)
+        values[f"{stem}.bias_by_channel"] = numpy_helper.to_array(initializers[bias]).reshape(shape)
         del node.input[2]
         after.append(
             helper.make_node("Add", [scaled, f"{stem}.bias_by_channel"], [output], f"{stem}.bias")

@@ -1,4 +1,4 @@
-"""One build: a checked graph and options in, an engine file and its layers out."""
+"""Compiles a checked graph with its options into an engine file, and lists its layers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _COMPUTES_INT8 = 80
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """All that one build needs, checked.
+    """Everything that a build needs, already checked.
 
     Attributes:
         targets: Compute capabilities to compile for; empty for the library's default.
-        profiles: Batches to compile for; empty for a graph of a fixed batch.
-        device: Name of the GPU the engine is measured on, for the timing cache.
-        notes: Remarks so far.
+        profiles: Batches to compile for; empty for a graph with a fixed batch.
+        device: Name of the GPU that kernels are timed on, for the timing cache.
+        notes: Notes so far.
     """
 
     library: Library
@@ -61,14 +61,14 @@ class BuildPlan:
 
 
 def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) -> Built:
-    """Compile, write the engine, and tell its layers.
+    """Compile a graph, write the engine, and list its layers.
 
     Raises:
-        GraphError: The parser refuses the graph.
-        UsageError: A limit (the workspace) is too small.
+        GraphError: The parser rejects the graph.
+        UsageError: The workspace limit is too small.
         MissingLibrary, MissingDevice: The library lacks a part, or does not fit the GPU or driver.
         BuildError: The library failed.
-        KeyboardInterrupt: Somebody pressed Ctrl-C; nothing was written.
+        KeyboardInterrupt: Ctrl-C was pressed; nothing was written.
     """
     notes = list(plan.notes)
     log = BuildLog(ignore_missing_driver=plan.library.portable)
@@ -77,7 +77,7 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
         load_lean_runtime(str(trt.__version__))
     builder = start(plan.library, trt.Builder, logger, log)
     network = create_network(trt, builder)
-    with _for_the_compiler(plan, notes) as graph:
+    with _compiler_graph(plan, notes) as graph:
         parse_graph(plan.library, trt.OnnxParser(network, logger), network, graph, log)
     config = builder.create_builder_config()
     notes += _configure(trt, config, plan)
@@ -112,7 +112,7 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
 
     raw = _layers(trt, plan, logger, log, serialized)
     if not raw:
-        notes.append(f"{plan.library.title} did not tell the engine's layers")
+        notes.append(f"{plan.library.title} did not list the engine's layers")
     if (note := fusion_note(raw, plan.library.title)) is not None:
         notes.append(note)
     return Built(layers=_describe(raw, plan), seconds=seconds, notes=notes)
@@ -122,7 +122,7 @@ def compile_engine(trt: Any, plan: BuildPlan, output: Path, progress: Progress) 
 
 
 def _configure(trt: Any, config: Any, plan: BuildPlan) -> list[str]:
-    """Set what was asked for; returns remarks on what the library will not do."""
+    """Set the requested options; returns notes on those that are ignored."""
     options, settings = plan.options, plan.settings
     notes = []
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -146,17 +146,17 @@ def _configure(trt: Any, config: Any, plan: BuildPlan) -> list[str]:
             "same-compute-capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
         }[options.hardware_compatibility]
     if plan.library.portable:
-        notes += _inert(plan)
+        notes += _ignored_options(plan)
         if plan.targets:
             rtx.set_targets(trt, config, plan.targets)
     if settings.threads is not None:
-        notes.append("threads: a GPU engine is not tuned for CPU threads; ignored")
+        notes.append("threads: not applicable to a GPU engine; ignored")
     return notes
 
 
-def _inert(plan: BuildPlan) -> list[str]:
-    """What TensorRT-RTX accepts and does nothing with."""
-    asked = {
+def _ignored_options(plan: BuildPlan) -> list[str]:
+    """Notes on options that TensorRT-RTX accepts and ignores."""
+    requested = {
         "hardware compatibility": plan.options.hardware_compatibility != "none",
         "optimization level": plan.settings.opt_level is not None,
         "sparsity": plan.options.sparsity,
@@ -165,21 +165,21 @@ def _inert(plan: BuildPlan) -> list[str]:
     }
     return [
         f"{option}: {plan.library.title} compiles ahead of time without it; ignored"
-        for option, given in asked.items()
-        if given
+        for option, is_set in requested.items()
+        if is_set
     ]
 
 
 @contextlib.contextmanager
-def _for_the_compiler(plan: BuildPlan, notes: list[str]) -> Iterator[CheckedGraph]:
-    """The graph as the library makes most of it; see `channel_factors`."""
+def _compiler_graph(plan: BuildPlan, notes: list[str]) -> Iterator[CheckedGraph]:
+    """The graph to compile, rewritten where that makes it faster; see `channel_factors`."""
     options = plan.options
     rewritten = (
         plan.library.portable
         and plan.settings.precision in {"int8", "mixed"}
-        # Their weights are found again by the names in the graph.
+        # A refit looks weights up by their names in the graph.
         and not (options.refittable or options.strip_weights)
-        # Dequantizes weights before the convolution, which factors would not survive in FP16.
+        # For older GPUs, weights are dequantized before the convolution: FP16 loses the factors then.
         and min(plan.targets, default=_COMPUTES_INT8) >= _COMPUTES_INT8
     )
     with tempfile.TemporaryDirectory(prefix="resnet-opt-graph.") as folder:
@@ -189,8 +189,8 @@ def _for_the_compiler(plan: BuildPlan, notes: list[str]) -> Iterator[CheckedGrap
             yield plan.graph
             return
         notes.append(
-            f"{changed} INT8 convolutions are compiled with one scale for their weights and a factor by "
-            "channel after them, which lets them write FP16"
+            f"{changed} INT8 convolutions are compiled with one weight scale and a factor per channel "
+            "after it, so that they write FP16"
         )
         yield replace(plan.graph, path=path)
 
@@ -204,14 +204,14 @@ def _add_profiles(builder: Any, config: Any, plan: BuildPlan, log: BuildLog) -> 
         profile.set_shape(source.name, low, best, high)
         if config.add_optimization_profile(profile) < 0:
             raise UsageError(
-                f"{plan.library.title} refuses profile {':'.join(map(str, batches))}: "
+                f"{plan.library.title} rejects profile {':'.join(map(str, batches))}: "
                 f"{log.reason('no reason given')}",
                 hint="--profile min:opt:max, as in 1:8:32",
             )
 
 
 def _timing_cache(trt: Any, config: Any, plan: BuildPlan, notes: list[str]) -> Path | None:
-    # TensorRT-RTX measures nothing at build time; its timing caches are empty.
+    # TensorRT-RTX times nothing during a build; its timing caches are empty.
     if plan.settings.timing_cache is None or plan.library.portable:
         return None
     path = cache_file(
@@ -221,21 +221,21 @@ def _timing_cache(trt: Any, config: Any, plan: BuildPlan, notes: list[str]) -> P
     return path
 
 
-# --- outcome -------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 def _layers(
     trt: Any, plan: BuildPlan, logger: Any, log: BuildLog, serialized: Any
 ) -> list[RawLayer]:
-    """The layers by the inspector where the engine can be opened, else from the log.
+    """The layers from the inspector if the engine can be opened, else from the log.
 
-    Where building needs a GPU, the engine can be opened on it. A stripped or version-compatible
-    one is not opened: it lacks its weights, or would run host code.
+    If building needs a GPU, the engine can be opened on it. A stripped engine is not opened because
+    it lacks its weights, a version-compatible one because it would run host code.
     """
-    opens = not (
+    can_open = not (
         plan.library.portable or plan.options.strip_weights or plan.options.version_compatible
     )
-    if opens:
+    if can_open:
         runtime = start(plan.library, trt.Runtime, logger, log)
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is not None:
@@ -244,9 +244,9 @@ def _layers(
 
 
 def _shaped_context(trt: Any, engine: Any, plan: BuildPlan) -> Any:
-    """An execution context with the input's shape set; ``None`` where the library refuses one.
+    """An execution context with the input shape set; ``None`` if the library cannot create one.
 
-    It takes no memory of the GPU, since nothing is computed.
+    It allocates no GPU memory, since nothing is computed.
     """
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is None:

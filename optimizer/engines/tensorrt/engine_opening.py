@@ -1,4 +1,4 @@
-"""From an engine file to a session: device, library, and the file itself, refused in that order."""
+"""Opens an engine file as a session: checks the device, then the library, then the file itself."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def open_sessions(
     options: Mapping[str, Any],
     streams: int = 1,
 ) -> list[TensorRtSession]:
-    """Open an engine on a GPU, as sessions with an execution context and a CUDA stream each.
+    """Open an engine on a GPU, as sessions that each have an execution context and a CUDA stream.
 
     Raises:
-        MissingLibrary, MissingDevice: Nothing here can run it.
-        ArtifactError: The file is damaged, or of another version or compute capability.
+        MissingLibrary, MissingDevice: This machine cannot run it.
+        ArtifactError: The file is damaged, or built for another version or compute capability.
         UsageError: No such device or option.
-        ResnetOptError: The GPU has too little memory for it.
+        ResnetOptError: The GPU does not have enough memory.
     """
     opened = open_parts(library, path, device=device, options=options)
     sessions: list[TensorRtSession] = []
     try:
         for _ in range(streams):
-            sessions.append(TensorRtSession(opened))  # noqa: PERF401 - those before are closed
+            sessions.append(TensorRtSession(opened))  # noqa: PERF401 - earlier ones are closed on failure
     except BaseException:
         for session in sessions:
             session.close()
@@ -61,10 +61,10 @@ def open_sessions(
 def open_parts(
     library: Library, path: Path, *, device: str | None, options: Mapping[str, Any]
 ) -> OpenEngine:
-    """Open an engine on a GPU, as what a session takes over.
+    """Open an engine on a GPU, for a session that takes ownership of it.
 
     Raises:
-        ResnetOptError: As `open_sessions`.
+        ResnetOptError: See `open_sessions`.
     """
     manifest = _manifest(path)
     runtime_options = rtx.RuntimeOptions.read(library, {**_recorded(path, manifest), **options})
@@ -103,21 +103,21 @@ def _opened(
         )
     runtime_cache = rtx.open_runtime_cache(engine, options)
 
-    def maker(*, cuda_graph: bool) -> Callable[[], Any]:
+    def context_maker(*, cuda_graph: bool) -> Callable[[], Any]:
         runtime_config = rtx.new_runtime_config(
             trt, engine, options, runtime_cache, cuda_graph=cuda_graph
         )
         return lambda: engine.create_execution_context(runtime_config)
 
-    def finish() -> None:
+    def save_cache() -> None:
         if runtime_cache is not None and options.runtime_cache is not None:
             rtx.save_runtime_cache(runtime_cache, options.runtime_cache)
 
-    # TensorRT-RTX captures by itself; what it captured may not be captured again, nor with a profiler.
+    # TensorRT-RTX captures CUDA graphs itself; a captured context cannot be captured again or profiled.
     return OpenEngine(
-        make_context=maker(cuda_graph=options.cuda_graph),
-        make_timing_context=maker(cuda_graph=False),
-        on_close=finish,
+        make_context=context_maker(cuda_graph=options.cuda_graph),
+        make_timing_context=context_maker(cuda_graph=False),
+        on_close=save_cache,
         **common,
     )
 
@@ -126,8 +126,8 @@ def pick_device(library: Library, name: str | None) -> CudaDevice:
     """The GPU to run on.
 
     Raises:
-        MissingDevice: There is none, or the library does not run on it.
-        UsageError: ``name`` is no device's name.
+        MissingDevice: There is no such GPU, or the library does not run on it.
+        UsageError: ``name`` is not the name of a device.
     """
     index = device_index(name)
     status = cuda_status()
@@ -147,30 +147,30 @@ def deserialize(
     """Read an engine file with a runtime of the library.
 
     Args:
-        library: Which library.
+        library: The library.
         runtime: Its runtime.
-        path: The engine.
-        log: What the runtime's logger writes into.
-        manifest: The engine's, to tell what else is different from when it was built.
+        path: The engine file.
+        log: The log that the runtime's logger writes to.
+        manifest: The engine's manifest, to report what has changed since the build.
 
     Raises:
-        ArtifactError: The library refuses it.
-        ResnetOptError: The GPU has too little memory for it.
+        ArtifactError: The library rejects it.
+        ResnetOptError: The GPU does not have enough memory.
     """
     position = log.position
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        reason = log.reason_since(position, "it does not say why")
+        reason = log.reason_since(position, "no reason given")
         if _MEMORY.search(reason):
             raise ResnetOptError(
                 f"the GPU has too little free memory to open {path.name}: {reason}",
-                hint="free memory on the GPU (nvidia-smi names who uses it), or another --device",
+                hint="free memory on the GPU (nvidia-smi lists its processes), or another --device",
             )
         differing = changes(manifest, driver_version(), cuda_status().driver)
         raise ArtifactError(
-            f"{library.title} refuses {path.name}: {reason}"
+            f"{library.title} rejects {path.name}: {reason}"
             + (f" ({'; '.join(differing)})" if differing else ""),
-            # Removed first: to the build it is the very file that was asked for.
+            # Remove it first, else the build would reuse the file.
             hint=f"rm {path.name}; {rebuild_command(path, manifest)}"
             if manifest is not None
             else _REBUILD,
@@ -184,21 +184,21 @@ def _manifest(path: Path) -> Manifest | None:
     except ArtifactError:
         if not path.is_file():
             raise
-        return None  # a plan made by other tools; the library's own checks must do
+        return None  # an engine built by another tool: only the library can check it
 
 
 def _recorded(path: Path, manifest: Manifest | None) -> dict[str, Any]:
-    """How to run it, as was said when it was built."""
+    """The runtime options recorded when the engine was built."""
     options = manifest.settings.get("options", {}) if manifest is not None else {}
     names = ("cuda_graph", "specialization", "runtime_cache")
     recorded = {name: options[name] for name in names if name in options}
     if "runtime_cache" in recorded:
-        # Its name alone: a manifest of somebody else names no file elsewhere.
+        # Only the file name: an untrusted manifest must not point to a file elsewhere.
         recorded["runtime_cache"] = path.with_name(Path(str(recorded["runtime_cache"])).name)
     return recorded
 
 
 def carries_runtime(manifest: Manifest | None) -> bool:
-    """Whether an engine carries its own runtime: only then may the file's code run."""
+    """Whether an engine contains its own runtime; only then may host code in the file run."""
     options = manifest.settings.get("options", {}) if manifest is not None else {}
     return bool(options.get("version_compatible"))

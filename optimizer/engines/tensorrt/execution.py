@@ -1,4 +1,4 @@
-"""One execution context: the batch it is set to, and how it is started."""
+"""An execution context: tracks the batch it is set up for, and starts it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Execution", "silence"]
 class Execution:
     """An execution context on a stream.
 
-    Every call of the library may refuse, and most say so by returning false: each is checked, and
-    the reason is what this thread wrote into the log meanwhile.
+    Every call to the library may fail, and most return false then: each is checked, and the reason
+    is what this thread logged during the call.
 
     Args:
-        context: The execution context; it belongs to this object alone.
-        stream: Where it computes.
+        context: The execution context, owned by this object.
+        stream: The stream it runs on.
         source, target: The engine's input and output.
         profiles: The engine's optimization profiles.
-        log: What the library's logger writes into.
-        before_change: Called before the context gets another shape or other addresses.
+        log: The log that the library's logger writes to.
+        before_change: Called before the shape or the addresses of the context change.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Execution:
         self._since = 0
 
     def start(self, binding: Binding) -> None:
-        """Put one computation into the stream.
+        """Enqueue one inference on the stream.
 
         Raises:
-            ResnetOptError: The library refuses.
+            ResnetOptError: The library rejects it.
         """
         if binding is not self._active:
             self._activate(binding)
@@ -64,61 +64,61 @@ class Execution:
             raise self._failed("start the computation")
 
     def forget(self, binding: Binding) -> None:
-        """Remember no longer that the context is set to this batch: its memory goes away."""
+        """Forget that the context is set up for this batch, whose memory is about to be freed."""
         if self._active is binding:
             self._active = None
 
     def set_shape(self, profile: ProfileRange, shape: tuple[int, ...]) -> None:
-        """Set the context to a profile and an input shape, without memory.
+        """Set the context's profile and input shape, without binding memory.
 
         Raises:
-            ResnetOptError: The library refuses.
+            ResnetOptError: The library rejects them.
         """
         self._before_change()
         self._active = None
         self._since = self._log.position
         context = self.context
         if len(self._profiles) > 1 and context.active_optimization_profile != profile.index:
-            self._switch(profile)
+            self._switch_profile(profile)
         if not context.set_input_shape(self._source.name, shape):
-            raise self._failed(f"take the shape {shape}")
+            raise self._failed(f"accept the shape {shape}")
         if context.infer_shapes():
             raise self._failed("infer its shapes")
 
     def _activate(self, binding: Binding) -> None:
-        # A recorded graph reads the context's addresses and shape as they were: NVIDIA's guide calls
-        # launching it after they were changed undefined.
+        # A captured graph uses the addresses and shape of the time of capture. Launching it after they
+        # changed is undefined behaviour, according to NVIDIA's guide.
         self.set_shape(binding.profile, binding.input_shape)
         for spec, buffer in (
             (self._source, binding.device_input),
             (self._target, binding.device_output),
         ):
             if not self.context.set_tensor_address(spec.name, buffer.handle):
-                raise self._failed(f"take the memory of {spec.name}")
+                raise self._failed(f"bind the memory of {spec.name}")
         self._active = binding
 
-    def _switch(self, profile: ProfileRange) -> None:
-        what = f"switch to profile {profile.index}"
+    def _switch_profile(self, profile: ProfileRange) -> None:
+        action = f"switch to profile {profile.index}"
         try:
             # The Python binding raises where the C++ function returns false.
             switched = self.context.set_optimization_profile_async(
                 profile.index, self._stream.handle
             )
         except RuntimeError as error:
-            raise self._failed(what, str(error)) from error
+            raise self._failed(action, str(error)) from error
         if not switched:
-            raise self._failed(what)
+            raise self._failed(action)
         self._stream.synchronize()
 
-    def _failed(self, what: str, otherwise: str = "the library does not say why") -> ResnetOptError:
+    def _failed(self, action: str, otherwise: str = "no reason given") -> ResnetOptError:
         reason = self._log.reason_since(self._since, otherwise)
-        return ResnetOptError(f"the engine cannot {what}: {reason}")
+        return ResnetOptError(f"the engine cannot {action}: {reason}")
 
 
 def silence(trt: Any, context: Any) -> None:
-    """Let a context do nothing for NVIDIA's profilers.
+    """Turn off a context's NVTX annotations.
 
-    Engines are built to list all of their layers, and a context of such an engine would mark every
-    kernel by name as well, which is work of the host in every call.
+    Engines are built with detailed layer information. A context of such an engine would also annotate
+    every kernel by name, which costs host time in every call.
     """
     context.nvtx_verbosity = trt.ProfilingVerbosity.NONE

@@ -1,7 +1,7 @@
-"""Why a build failed: the library's texts, and what they mean to somebody with a ResNet.
+"""Translates the library's log messages into the error of a failed build.
 
-TensorRT returns nothing but "no engine". What it wrote meanwhile holds the reason, and often the
-reason is a warning while the error only says where it gave up.
+A failed build returns no engine and no reason. The reason is in the log, and often it is a warning,
+while the error only names the place where the build gave up.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["Build", "explain"]
 
 _MEBIBYTE = 1 << 20
 _LARGEST_MEBIBYTES = 1 << 16
-"""Older versions write the size of a request in MiB, newer ones in bytes; no kernel asks for so few
-bytes, and no GPU has so many MiB."""
-_FREE = "free memory on the GPU (nvidia-smi names who uses it), or a smaller --profile"
+"""Older versions log the requested size in MiB, newer ones in bytes. Smaller numbers are MiB: no kernel
+needs so few bytes, and no GPU has so many MiB."""
+_FREE = "free memory on the GPU (nvidia-smi lists its processes), or use a smaller --profile"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What was being built.
+    """The build that failed.
 
     Attributes:
         title: The library's name.
         graph: File name of the graph.
-        workspace: The limit that was given, in bytes; ``None`` without one.
+        workspace: The workspace limit in bytes; ``None`` if none was set.
     """
 
     title: str
@@ -47,8 +47,8 @@ class Build:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """One text of the library, and our error for it."""
+class _Rule:
+    """A message of the library, and the error for it."""
 
     text: re.Pattern[str]
     error: Callable[[Build, re.Match[str]], ResnetOptError]
@@ -56,28 +56,28 @@ class _Known:
 
 
 def explain(build: Build, log: BuildLog) -> ResnetOptError:
-    """The error of a build that gave no engine, by what the library wrote meanwhile."""
-    everything = "\n".join([*log.errors, *log.warnings])
-    for known in _KNOWN:
-        if known.needs_workspace and build.workspace is None:
+    """The error of a failed build, from what the library logged during it."""
+    messages = "\n".join([*log.errors, *log.warnings])
+    for rule in _RULES:
+        if rule.needs_workspace and build.workspace is None:
             continue
-        match = known.text.search(everything)
+        match = rule.text.search(messages)
         if match is not None:
-            return known.error(build, match)
+            return rule.error(build, match)
     return BuildError(
-        f"{build.title} could not compile {build.graph}: {log.reason('it does not say why')}",
-        hint="build another precision to find the culprit, and report this message",
+        f"{build.title} could not compile {build.graph}: {log.reason('no reason given')}",
+        hint="try another --precision to narrow it down, and report this message",
     )
 
 
-# --- one function an error -------------------------------------------------------------------------
+# --- one function per error -------------------------------------------------------------------------
 
 
 def _gpu_is_full(build: Build, match: re.Match[str]) -> ResnetOptError:
     sizes = match.groupdict()
     detail = one_line(match[0])
     if sizes.get("request"):
-        detail = f"a kernel asks for {sizes['request']} MiB, {sizes['free']} MiB are free"
+        detail = f"a kernel needs {sizes['request']} MiB, {sizes['free']} MiB are free"
     return BuildError(
         f"the GPU has too little free memory to build {build.graph}: {detail}", hint=_FREE
     )
@@ -87,14 +87,14 @@ def _workspace(build: Build, match: re.Match[str]) -> ResnetOptError:
     sizes = match.groupdict()
     number = next((int(size) for size in sizes.values() if size), None)
     if number is None:
-        needed, words = "4GiB", "no kernel fits into it"
+        needed, detail = "4GiB", "no kernel fits into it"
     else:
         mebibytes = number if number < _LARGEST_MEBIBYTES else -(-number // _MEBIBYTE)
         if sizes.get("bytes"):
             mebibytes = -(-number // _MEBIBYTE)
-        needed, words = f"{mebibytes}MiB", f"a kernel asks for {mebibytes:,} MiB"
+        needed, detail = f"{mebibytes}MiB", f"a kernel needs {mebibytes:,} MiB"
     return UsageError(
-        f"a workspace of {build.workspace:,} bytes is too small: {words}",
+        f"a workspace of {build.workspace:,} bytes is too small: {detail}",
         hint=f"--workspace {needed}, or leave it out",
     )
 
@@ -102,16 +102,16 @@ def _workspace(build: Build, match: re.Match[str]) -> ResnetOptError:
 def _no_kernel(build: Build, match: re.Match[str]) -> ResnetOptError:
     node = match["node"].strip().rstrip(".)")
     layers = [path for part in node.split(" + ") if (path := module_path(part.strip()))]
-    what = f"layer {layers[0]}" if layers else node
+    layer = f"layer {layers[0]}" if layers else node
     if build.workspace is not None:
         return UsageError(
-            f"{build.title} has no kernel for {what} that fits into a workspace of "
+            f"{build.title} has no kernel for {layer} that fits into a workspace of "
             f"{build.workspace:,} bytes",
             hint="--workspace 4GiB, or leave it out",
         )
     return BuildError(
-        f"{build.title} has no kernel for {what} of {build.graph}",
-        hint="build another precision, or another version of the library",
+        f"{build.title} has no kernel for {layer} of {build.graph}",
+        hint="use another --precision, or another version of the library",
     )
 
 
@@ -124,16 +124,16 @@ def _no_profile(build: Build, match: re.Match[str]) -> ResnetOptError:  # noqa: 
 
 def _operator(build: Build, match: re.Match[str]) -> ResnetOptError:
     names = [name for name in match.groups() if name]
-    what = f"the operator {names[0]}" if names else "an operator"
+    operator = f"the operator {names[0]}" if names else "an operator"
     return GraphError(
-        f"{build.title} does not support {what} of {build.graph}",
-        hint="replace it by operators that the library has",
+        f"{build.title} does not support {operator} of {build.graph}",
+        hint="replace it with supported operators",
     )
 
 
 def _types(build: Build, match: re.Match[str]) -> ResnetOptError:
     return UnsupportedPrecision(
-        f"a target does not compute the type {match['type']} of {build.graph}: "
+        f"a target does not support the type {match['type']} of {build.graph}: "
         f"{one_line(match[0])}",
         hint="another --precision, or other targets",
     )
@@ -141,7 +141,7 @@ def _types(build: Build, match: re.Match[str]) -> ResnetOptError:
 
 def _wrong_device(build: Build, match: re.Match[str]) -> ResnetOptError:
     return MissingDevice(
-        f"this GPU is not one that {build.title} compiles for: {one_line(match[0])}",
+        f"{build.title} does not support this GPU: {one_line(match[0])}",
         hint="a version of the library that supports it, or --engine onnxruntime --provider cuda",
     )
 
@@ -149,15 +149,15 @@ def _wrong_device(build: Build, match: re.Match[str]) -> ResnetOptError:
 def _driver(build: Build, match: re.Match[str]) -> ResnetOptError:
     return MissingDevice(
         f"{build.title} could not use the GPU: {one_line(match[0])}",
-        hint="resnet-opt doctor says whether the driver fits the library",
+        hint="run resnet-opt doctor to check the driver against the library",
     )
 
 
 def _library(build: Build, match: re.Match[str]) -> ResnetOptError:
     name = match["library"]
-    hint = "install the library again, with the same version of all of its wheels"
+    hint = "reinstall the library, with the same version of all its wheels"
     if "lean" in name:
-        hint = "pip install tensorrt-lean of the same version"
+        hint = "install tensorrt-lean in the same version"
     return MissingLibrary(f"{build.title} cannot load {name}, which it needs to build", hint=hint)
 
 
@@ -165,17 +165,17 @@ def _text(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-# In this order: what explains more comes first.
-_KNOWN = (
-    _Known(_text(r"Unable to load library: (?P<library>[\w.]+)"), _library),
-    _Known(
+# The first match wins, so the more specific messages come first.
+_RULES = (
+    _Rule(_text(r"Unable to load library: (?P<library>[\w.]+)"), _library),
+    _Rule(
         _text(
             r"CUDA driver version is insufficient[^\n]*|CUDA initialization failure with error: \d+"
             r"|no CUDA-capable device[^\n]*"
         ),
         _driver,
     ),
-    _Known(
+    _Rule(
         _text(
             r"Target GPU SM \d+ is not supported by this TensorRT release"
             r"|[^\n]*does not support this compute capability"
@@ -183,23 +183,23 @@ _KNOWN = (
         ),
         _wrong_device,
     ),
-    _Known(_text(r"no optimization profile has been defined|missing dimensions in profile"), _no_profile),
-    _Known(
+    _Rule(_text(r"no optimization profile has been defined|missing dimensions in profile"), _no_profile),
+    _Rule(
         _text(
             r"No importer registered for op: (\w+)|Plugin not found|UNSUPPORTED_NODE"
             r"|Unsupported (?:ONNX )?operator:? (\w+)"
         ),
         _operator,
     ),
-    _Known(_text(r"[^\n]*HW-specific datatypes: (?P<type>\w+)"), _types),
-    _Known(
+    _Rule(_text(r"[^\n]*HW-specific datatypes: (?P<type>\w+)"), _types),
+    _Rule(
         _text(
             r"Device request: (?P<request>\d+)\s*MB Available: (?P<free>\d+)\s*MB"
             r"|cudaErrorMemoryAllocation|Cuda Runtime \([^\n]*out of memory\)"
         ),
         _gpu_is_full,
     ),
-    _Known(
+    _Rule(
         _text(
             r"insuff?icient memory on requested size of (?P<size>\d+)"
             r"|Requested size was (?P<bytes>\d+) bytes"
@@ -209,14 +209,14 @@ _KNOWN = (
         _workspace,
         needs_workspace=True,
     ),
-    _Known(
+    _Rule(
         _text(
             r"insuff?icient memory on requested size of \d+[^\n]*|OutOfMemory[^\n]*"
             r"|Requested size was \d+ bytes"
         ),
         _gpu_is_full,
     ),
-    _Known(
+    _Rule(
         _text(r"Could not find any implementation for node (?P<node>[^\n]+?)(?:\)| In |\n|$)"),
         _no_kernel,
     ),

@@ -1,9 +1,9 @@
-"""Whether an engine fits this machine, told from its manifest before the library sees the file.
+"""Checks from an engine's manifest whether it runs on this machine, before the library opens the file.
 
-Sources: the pages on engine compatibility of TensorRT 10.16, 11.4 and TensorRT-RTX. A TensorRT engine
-belongs to one version and one GPU model unless it was built to be compatible; a version-compatible
-one runs on later versions of the same major version, and one of TensorRT 10 on 11. A TensorRT-RTX
-engine belongs to one version and to the compute capabilities it was compiled for.
+Sources: the engine compatibility pages of TensorRT 10.16, 11.4 and TensorRT-RTX. A TensorRT engine
+is specific to one version and one GPU model unless it was built to be compatible; a version-compatible
+one runs on later versions with the same major version, and one of TensorRT 10 also on 11. A
+TensorRT-RTX engine is specific to one version and to the compute capabilities it was compiled for.
 """
 
 from __future__ import annotations
@@ -35,75 +35,75 @@ _AMPERE = 80
 def check_machine(
     library: Library, path: Path, manifest: Manifest, gpu: CudaDevice, status: CudaStatus
 ) -> None:
-    """Compare what an engine was built for with a GPU and the libraries here.
+    """Compare what an engine was built for with a GPU and the installed libraries.
 
     Raises:
-        ArtifactError: They differ; the message says in what, and ``hint`` is the command that
-            builds the engine for this machine.
+        ArtifactError: The engine does not run here; ``hint`` is the command that builds it for this
+            machine.
     """
-    here = library_versions(*library.distributions)
-    found = [
-        *library_misfits(library, manifest, here),
+    installed = library_versions(*library.distributions)
+    misfits = [
+        *library_misfits(library, manifest, installed),
         *device_misfits(library, manifest, gpu),
         *driver_misfits(manifest, status.driver),
     ]
-    if found:
+    if misfits:
         command = rebuild_command(path, manifest, target=gpu.sm if library.portable else None)
-        if gpu.index and not library.portable:  # TensorRT builds on the first GPU that it sees
+        if gpu.index and not library.portable:  # TensorRT builds on the first visible GPU
             command = f"CUDA_VISIBLE_DEVICES={gpu.index} {command}"
         raise ArtifactError(
-            f"{path.name} does not fit this machine: {'; '.join(found)}", hint=command
+            f"{path.name} does not fit this machine: {'; '.join(misfits)}", hint=command
         )
 
 
 def check_has_weights(path: Path, manifest: Manifest) -> None:
-    """Refuse to run an engine whose weights were left out.
+    """Check that an engine contains its weights.
 
     Raises:
-        ArtifactError: It was built with ``strip_weights`` and not refitted yet.
+        ArtifactError: It was built with ``strip_weights`` and has not been refitted.
     """
     if _options(manifest).get("strip_weights"):
         raise ArtifactError(
-            f"{path.name} holds no weights: it was built with --strip-weights",
+            f"{path.name} has no weights: it was built with --strip-weights",
             hint=f"resnet-opt refit {path.name} MODEL -o {path.stem}-full{path.suffix}",
         )
 
 
-def library_misfits(library: Library, manifest: Manifest, here: dict[str, str]) -> list[str]:
-    """In what the library differs; empty where the engine can be read.
+def library_misfits(library: Library, manifest: Manifest, installed: dict[str, str]) -> list[str]:
+    """Differences in the library; empty if the engine can be read.
 
     Args:
-        library: Which of the two.
-        manifest: The engine's.
-        here: Versions installed here, by distribution.
+        library: The library of the engine.
+        manifest: The engine's manifest.
+        installed: Installed versions, by distribution.
     """
     built_by = {n: v for n, v in manifest.libraries.items() if n in library.distributions}
-    built, now = _version(library, built_by), _version(library, here)
+    built, now = _version(library, built_by), _version(library, installed)
     if built is None or now is None:
         return []
     compatible = bool(_options(manifest).get("version_compatible"))
     if built != now and not (compatible and _runs_later(built, now)):
-        words = f"{library.title} {built} at build, {now} here"
+        difference = f"{library.title} {built} at build, {now} here"
         if compatible:
-            words += " (a version-compatible engine runs on later versions of its major version)"
-        return [words]
-    flavours = _flavours(built_by), _flavours(here)
+            difference += " (version-compatible engines run on later versions with the same major)"
+        return [difference]
+    flavours = _flavours(built_by), _flavours(installed)
     if not compatible and all(flavours) and not flavours[0] & flavours[1]:
-        built_for, here_for = map(_words, flavours)
+        built_for, here_for = map(_join_versions, flavours)
         return [f"{library.title} for CUDA {built_for} at build, for CUDA {here_for} here"]
     return []
 
 
 def device_misfits(library: Library, manifest: Manifest, gpu: CudaDevice) -> list[str]:
-    """In what the GPU differs; empty where the engine runs on it."""
-    here = gpu.capability[0] * 10 + gpu.capability[1]
+    """Differences in the GPU; empty if the engine runs on it."""
+    number = gpu.capability[0] * 10 + gpu.capability[1]
     if library.portable:
-        return _target_misfits(library, manifest, here)
+        return _target_misfits(library, manifest, number)
     device = manifest.device or {}
     name, capability = device.get("name"), device.get("compute_capability")
     level = _options(manifest).get("hardware_compatibility", "none")
     if level == "ampere-plus":
-        if here >= _AMPERE:
+        if number >= _AMPERE:
             return []
         return [f"built for sm{_AMPERE} and later, this GPU is {gpu.sm}"]
     if capability is not None and capability != gpu.sm:
@@ -114,11 +114,11 @@ def device_misfits(library: Library, manifest: Manifest, gpu: CudaDevice) -> lis
 
 
 def driver_misfits(manifest: Manifest, cuda: str | None) -> list[str]:
-    """A driver that is a whole CUDA version older than the one an engine was built under.
+    """Differences in the driver: one for an older CUDA major version than at build time.
 
     Args:
-        manifest: The engine's.
-        cuda: The newest CUDA version that the driver here supports.
+        manifest: The engine's manifest.
+        cuda: The newest CUDA version that the installed driver supports.
     """
     built = _built_on(manifest).get("cuda")
     if built is None or cuda is None or version_tuple(cuda)[0] >= version_tuple(built)[0]:
@@ -127,24 +127,24 @@ def driver_misfits(manifest: Manifest, cuda: str | None) -> list[str]:
 
 
 def changes(manifest: Manifest | None, driver: str | None, cuda: str | None) -> list[str]:
-    """Lesser differences, which are worth telling once the library refuses an engine."""
+    """Minor differences, reported only if the library rejects an engine."""
     built = _built_on(manifest) if manifest is not None else {}
-    here = {"driver": driver, "cuda": cuda}
+    current = {"driver": driver, "cuda": cuda}
     return [
         f"{'CUDA' if name == 'cuda' else name} {built[name]} at build, {now} here"
-        for name, now in here.items()
+        for name, now in current.items()
         if name in built and now is not None and built[name] != now
     ]
 
 
-def _target_misfits(library: Library, manifest: Manifest, here: int) -> list[str]:
+def _target_misfits(library: Library, manifest: Manifest, number: int) -> list[str]:
     listed = [
         int(str(name).removeprefix("sm")) for name in manifest.settings.get("capabilities", ())
     ]
     numbers = listed or list(library.default_capabilities)
-    if here in numbers or (not manifest.settings.get("targets") and here > max(numbers)):
+    if number in numbers or (not manifest.settings.get("targets") and number > max(numbers)):
         return []
-    return [f"compiled for {', '.join(map(sm_name, numbers))}, this GPU is {sm_name(here)}"]
+    return [f"compiled for {', '.join(map(sm_name, numbers))}, this GPU is {sm_name(number)}"]
 
 
 def _runs_later(built: str, now: str) -> bool:
@@ -157,7 +157,7 @@ def _version(library: Library, versions: dict[str, str]) -> str | None:
 
 
 def _flavours(names: Iterable[str]) -> set[str]:
-    """``{"13"}`` for ``tensorrt-cu13``: which CUDA a distribution is for."""
+    """The CUDA major versions of distributions: ``{"13"}`` for ``tensorrt-cu13``."""
     return {match[1] for name in names if (match := re.search(r"-cu(\d+)$", name))}
 
 
@@ -169,5 +169,5 @@ def _built_on(manifest: Manifest) -> dict[str, str]:
     return dict(manifest.details.get("built_on") or {})
 
 
-def _words(numbers: set[str]) -> str:
+def _join_versions(numbers: set[str]) -> str:
     return " and ".join(sorted(numbers))

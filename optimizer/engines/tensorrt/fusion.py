@@ -1,4 +1,4 @@
-"""Whether INT8 convolutions take in what is around them, or leave it to kernels of their own."""
+"""Whether INT8 convolutions are fused with the operations around them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NARROW = {"int8", "fp8"}
 
 
 def fusion_note(layers: Sequence[RawLayer], title: str) -> str | None:
-    """A remark where most quantized products write wide numbers; ``None`` where they do not.
+    """A note if most quantized products write FP32 or FP16; ``None`` otherwise.
 
-    A product that takes in bias, ReLU, the residual and the next Q writes INT8. One that writes FP32 or
-    FP16 moves two or four times the bytes, and a kernel of its own reads them again: FP16, where all of
-    that is inside the product, may then be faster.
+    A product fused with bias, ReLU, the residual and the next Q writes INT8. One that writes FP32 or FP16
+    moves two or four times the bytes, and a separate kernel reads them again. An FP16 engine, where all
+    of this is fused, may then be faster.
 
     Args:
-        layers: Of the engine, as the library lists them.
+        layers: The engine's layers, as the library lists them.
         title: The library's name.
     """
     products = [
@@ -33,6 +33,6 @@ def fusion_note(layers: Sequence[RawLayer], title: str) -> str | None:
         return None
     kind = products[0].inputs[0].type.upper()
     return (
-        f"{len(wide)} of {len(products)} {kind} kernels write wider numbers, which {title} quantizes again "
-        "in kernels of their own: FP16 may be faster. Build it too, and resnet-opt bench tells"
+        f"{len(wide)} of {len(products)} {kind} kernels write a wider type, which {title} quantizes again "
+        "in separate kernels: FP16 may be faster. Build it too and compare with resnet-opt bench"
     )

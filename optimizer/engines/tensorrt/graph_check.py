@@ -1,8 +1,8 @@
-"""What must be right in an ONNX file before TensorRT sees it.
+"""Checks an ONNX file before TensorRT parses it.
 
-TensorRT's parser accepts an empty file and a text file as networks of no layers, operator sets
-that do not exist yet, DOUBLE inputs (as FLOAT) and, with a warning only, UINT8 quantization (as
-INT8, which computes something else). All of that is refused here, with the place named.
+TensorRT's parser accepts empty files and text files as networks without layers, opsets that do not
+exist yet, DOUBLE inputs (as FLOAT) and, with only a warning, UINT8 quantization (as INT8, which gives
+wrong results). All of these are errors here, and the message names the place.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _PRECISIONS = {
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """An ONNX file that passed, and what the build needs to know of it.
+    """An ONNX file that passed the checks, and what the build needs to know about it.
 
     Attributes:
         path: The file.
-        input, output: Its one input and its one output.
-        weights: By node with weights: the precision its operands are given in, and the type its
-            result has (``("int8", "fp16")``).
-        gemms: The nodes among ``weights`` that are matrix products.
-        nodes: Names of all nodes that compute something.
+        input, output: Its only input and its only output.
+        weights: For each node with weights, the precision of its operands and the type of its
+            result (``("int8", "fp16")``).
+        gemms: The nodes in ``weights`` that are matrix products.
+        nodes: The names of all nodes.
     """
 
     path: Path
@@ -54,17 +54,17 @@ class CheckedGraph:
 
     @property
     def batch(self) -> int | None:
-        """The fixed batch; ``None`` if it is dynamic."""
+        """The fixed batch size; ``None`` if it is dynamic."""
         return self.input.shape[0]
 
     @property
     def precisions(self) -> set[str]:
-        """Every precision in which a layer with weights is given."""
+        """The precisions of the layers with weights."""
         return {precision for precision, _ in self.weights.values()}
 
     @property
     def high_precisions(self) -> set[str]:
-        """Every floating-point type in which layers with weights give their results."""
+        """The floating-point types of the results of layers with weights."""
         return {high for _, high in self.weights.values()}
 
 
@@ -72,7 +72,7 @@ def check_graph(path: Path) -> CheckedGraph:
     """Read and check an ONNX file.
 
     Raises:
-        GraphError: What is wrong, where, and what to do about it.
+        GraphError: The file is damaged, or TensorRT cannot compile its graph.
     """
     model = _read(path)
     _check_opset(model, path)
@@ -104,7 +104,7 @@ def check_graph(path: Path) -> CheckedGraph:
 
 
 def place(node: str, operator: str) -> str:
-    """A node as a message names it: its name, its operator and its PyTorch layer."""
+    """A node for messages: its name, its operator and its PyTorch layer."""
     module = module_path(node)
     layer = f", PyTorch layer {module}" if module else ""
     return f"node {node or '(unnamed)'} ({operator}{layer})"
@@ -129,7 +129,7 @@ def _check_opset(model: Any, path: Path) -> None:
     for entry in model.opset_import:
         if entry.domain in {"", "ai.onnx"} and entry.version > newest:
             raise GraphError(
-                f"{path.name} uses opset {entry.version}, the newest known here is {newest}",
+                f"{path.name} uses opset {entry.version}, the newest supported one is {newest}",
                 hint="export it with --opset 20, or update the onnx package",
             )
 
@@ -145,12 +145,12 @@ def _check_external_data(model: Any, path: Path) -> None:
         data = (folder / name).resolve()
         if not data.is_relative_to(folder):
             raise GraphError(
-                f"{path.name} keeps {tensor.name} outside its own folder, in {name}",
-                hint="save the model as one file, or keep its data file beside it",
+                f"{path.name} stores {tensor.name} outside its folder, in {name}",
+                hint="save the model as one file, or put its data file beside it",
             )
         if not data.is_file():
             raise GraphError(
-                f"{path.name} keeps {tensor.name} in {name}, which is not beside it",
+                f"{path.name} stores {tensor.name} in {name}, which is not beside it",
                 hint="copy the data file into the same folder",
             )
 
@@ -180,7 +180,7 @@ def _spec(value: Any) -> TensorSpec:
 def _check_input(source: TensorSpec, path: Path) -> None:
     if source.dtype not in {"float", "float16", "uint8"}:
         raise GraphError(
-            f"{path.name} takes {source.dtype.upper()}, the input of a TensorRT engine here is "
+            f"{path.name} takes {source.dtype.upper()}, the input of a TensorRT engine must be "
             "FLOAT, FLOAT16 or UINT8",
             hint=_EXPORT,
         )
@@ -196,7 +196,7 @@ def _check_types(initializers: dict[str, Any], path: Path) -> None:
     for name, tensor in initializers.items():
         if _type_name(tensor.data_type) == "DOUBLE":
             raise GraphError(
-                f"{path.name} holds {name} as DOUBLE, which TensorRT computes as FLOAT",
+                f"{path.name} stores {name} as DOUBLE, which TensorRT computes as FLOAT",
                 hint=_EXPORT,
             )
 
@@ -222,19 +222,19 @@ def _check_quantization(graph: Any, constants: dict[str, Any]) -> None:
         stored = constants.get(node.input[0])
         if stored is not None and _type_name(stored.data_type) == _INT32:
             raise GraphError(
-                f"{where} dequantizes an INT32 bias, TensorRT takes biases in floating point",
+                f"{where} dequantizes an INT32 bias, TensorRT needs biases in floating point",
                 hint=f"{_LOWER} (ONNX Runtime's quantizer: QuantizeBias=False)",
             )
         zero = constants.get(node.input[2]) if len(node.input) > 2 else None
         kind = _UINT8 if zero is None else _type_name(zero.data_type)
         if kind == _UINT8:
             raise GraphError(
-                f"{where} is quantized to UINT8, TensorRT takes signed INT8 with zero point 0",
+                f"{where} is quantized to UINT8, TensorRT needs signed INT8 with zero point 0",
                 hint=_LOWER,
             )
         if zero is not None and kind == _INT8 and _any_nonzero(zero):
             raise GraphError(
-                f"{where} has a zero point other than 0, TensorRT takes symmetric ones only",
+                f"{where} has a zero point other than 0, TensorRT supports symmetric quantization only",
                 hint=_LOWER,
             )
 
@@ -243,7 +243,7 @@ def _any_nonzero(tensor: Any) -> bool:
     import onnx
 
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return False  # an array of zero points large enough to be kept outside; the parser looks
+        return False  # too large for the ONNX file; the parser checks these zero points
     return bool(onnx.numpy_helper.to_array(tensor).any())
 
 
@@ -257,8 +257,8 @@ def _weights(graph: Any, constants: dict[str, Any]) -> dict[str, tuple[str, str]
 
 
 def _operand(tensor: str, producers: dict[str, Any], constants: dict[str, Any]) -> tuple[str, str]:
-    """Precision of a weight, and the floating-point type it enters the computation with."""
-    for node in _upwards(tensor, producers):
+    """The precision of a weight, and the floating-point type it is dequantized to."""
+    for node in _upstream(tensor, producers):
         if node.op_type == "DequantizeLinear":
             high = _constant_precision(node.input[1], constants)
             low = _constant_precision(node.input[0], constants)
@@ -271,8 +271,8 @@ def _operand(tensor: str, producers: dict[str, Any], constants: dict[str, Any]) 
     return precision, precision
 
 
-def _upwards(tensor: str, producers: dict[str, Any]) -> Iterator[Any]:
-    """The node that makes a tensor, and its first input's, through nodes that only move data."""
+def _upstream(tensor: str, producers: dict[str, Any]) -> Iterator[Any]:
+    """The producers of a tensor, upstream along first inputs, through nodes that only move data."""
     while (node := producers.get(tensor)) is not None:
         if node.op_type not in {"DequantizeLinear", "Transpose", "Reshape", "Identity"}:
             return

@@ -2,10 +2,10 @@
 
 The schema changed in TensorRT 11: a tensor's ``Format/Datatype`` was split into ``Datatype`` and
 ``Format``, and the list of names ``Bindings`` became the list of objects ``I/O Tensors``.
-An engine built with less than DETAILED verbosity lists names only, as plain strings.
+An engine built with less than DETAILED verbosity lists only names, as plain strings.
 
 Without an execution context whose shapes are set, TensorRT up to 10 prints ``N/A due to dynamic
-shapes`` in the place of every tensor's type where the batch is dynamic.
+shapes`` instead of every tensor's type if the batch is dynamic.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def inspect_engine(trt: Any, engine: Any, context: Any = None) -> list[RawLayer]
     Args:
         trt: The library.
         engine: The engine.
-        context: An execution context of it with every input shape set; ``None`` where none could be
-            made: the types of tensors may be unknown then.
+        context: An execution context of it with every input shape set; ``None`` if it could not be
+            created. Tensor types may be unknown then.
     """
     return layers_in_json(inspector_text(trt, engine, context))
 
 
 def inspector_text(trt: Any, engine: Any, context: Any = None) -> str:
-    """What the library lists, as it writes it; see `inspect_engine`."""
+    """The library's own JSON; see `inspect_engine`."""
     inspector = engine.create_engine_inspector()
     if context is not None:
         inspector.execution_context = context
@@ -44,14 +44,14 @@ def layers_in_json(text: str) -> list[RawLayer]:
     """The layers in what `EngineInspector.get_engine_information` returns.
 
     Raises:
-        ArtifactError: It is no such JSON.
+        ArtifactError: The text is not such JSON.
     """
     try:
         document = json.loads(text)
         return with_profiles([_layer(entry) for entry in document["Layers"]])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"the engine inspector's answer cannot be read: {error}",
+            f"the engine inspector's output cannot be read: {error}",
             hint="report it with the version of TensorRT",
         ) from error
 
@@ -85,5 +85,5 @@ def _tensors(entries: Iterable[Mapping[str, Any]]) -> list[Tensor]:
 
 
 def _shape(dimensions: object) -> tuple[int, ...]:
-    """The dimensions; none where the library prints a remark in their place."""
+    """The dimensions; empty if the library prints a text instead."""
     return tuple(int(d) for d in dimensions) if isinstance(dimensions, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""What the library's profiler reports, beside what the inspector knows of the layers."""
+"""Layer times from the library's profiler, joined with the layers from its inspector."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["attach_profiler", "make_profiler", "with_times"]
 
 
 def make_profiler(trt: Any) -> Any:
-    """A profiler that adds up the milliseconds of every layer, run by run.
+    """A profiler that sums up the milliseconds of every layer, separately for each run.
 
-    It counts into the last entry of its list ``runs``; before a run one is appended.
+    It adds to the last entry of its list ``runs``; the caller appends an entry before each run.
     """
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
@@ -31,7 +31,7 @@ def make_profiler(trt: Any) -> Any:
 
 
 def attach_profiler(trt: Any, context: Any) -> Any:
-    """Let a context report the time of its layers, from now on and for good; the profiler."""
+    """Attach a profiler to a context permanently, and return the profiler."""
     profiler = make_profiler(trt)
     context.nvtx_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
     context.profiler = profiler
@@ -45,12 +45,12 @@ def with_times(
 
     Args:
         layers: All layers that the inspector lists.
-        runs: Milliseconds by the profiler's names, a dictionary a run.
+        runs: Milliseconds by the profiler's layer names, one dictionary per run.
         profile: The optimization profile that ran.
 
     Returns:
-        The layers that have a time, then what the inspector does not list under that name (a
-        synchronization, say) as layers of type ``unknown``: no time is lost.
+        The layers that have a time, followed by the profiler's entries that the inspector does not list
+        (such as a synchronization) as layers of type ``unknown``, so that no time is lost.
     """
     names = dict.fromkeys(name for run in runs for name in run)
     times = {name: median(run.get(name, 0.0) for run in runs) for name in names}
@@ -58,7 +58,7 @@ def with_times(
     for layer in layers:
         if layer.profile != profile:
             continue
-        # Whether the profiler marks its names as the inspector does is not documented.
+        # It is not documented whether the profiler's names include the profile, as the inspector's do.
         name = layer.name if layer.name in times else split_profile(layer.name)[0]
         if name in times:
             timed.append(layer.model_copy(update={"time_ms": times.pop(name)}))

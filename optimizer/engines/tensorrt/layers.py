@@ -1,4 +1,4 @@
-"""Engine layers, whichever way the library told them: what they compute, and in what precision."""
+"""Engine layers, from the inspector or the build log: what they compute, and in which precision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ITEM_BYTES = {
     "bool": 1.0,
     "fp4": 0.5,
 }
-# Widest first: a layer that mixes types computes in the widest of its operands.
+# Widest first: a layer with mixed types computes in the widest type of its operands.
 _WIDTH = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "uint8", "int4", "fp4")
 # TensorRT 10 writes "Thirty-two wide channel vectorized row major Int8 format", 11 writes "Int8".
 _TYPES = (
@@ -60,22 +60,22 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """Elements of one image where the batch is dynamic."""
+        """The number of elements; for one image if the batch is dynamic."""
         return math.prod(d if d > 0 else 1 for d in self.shape)
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has the shape of a layer's weights rather than of a bias or a scale."""
+        """Whether its shape is that of a layer's weights, not of a bias or a scale."""
         return sum(d != 1 for d in self.shape) >= 2
 
 
 @dataclass(frozen=True)
 class RawLayer:
-    """A layer as the library's text or JSON tells it.
+    """A layer as listed in the library's log or JSON.
 
     Attributes:
-        weights: The type of the weights where the library names it apart (TensorRT 10).
-        profile: The optimization profile in which it runs; see `with_profiles`.
+        weights: The type of the weights if the library lists it separately (TensorRT 10).
+        profile: The optimization profile it belongs to; see `with_profiles`.
     """
 
     name: str
@@ -91,7 +91,7 @@ class RawLayer:
 
     @property
     def plain_name(self) -> str:
-        """The name without the mark of its profile."""
+        """The name without its profile suffix."""
         return split_profile(self.name)[0]
 
     @property
@@ -103,9 +103,9 @@ class RawLayer:
 
 
 def precision_of(text: str) -> str:
-    """``fp16`` for ``Half`` or ``Channel major FP16 format``; a type it does not know as it is.
+    """``fp16`` for ``Half`` or ``Channel major FP16 format``; an unrecognized type in lower case.
 
-    ``unknown`` for nothing, and for ``N/A due to dynamic shapes``.
+    ``unknown`` for an empty text and for ``N/A due to dynamic shapes``.
     """
     if text.lower().startswith("n/a"):
         return "unknown"
@@ -126,40 +126,39 @@ def describe(
 ) -> list[LayerInfo]:
     """Turn raw layers into the layers of the report.
 
-    Layers that hold no tensor (synchronization, shape computations) are left out.
+    Layers without tensors (synchronization, shape computations) are left out.
 
     Args:
-        raw: The layers in the order in which they run.
-        nodes: Modules of the graph; names that are none of them are dropped. ``None`` if the graph
-            is not at hand.
-        weighted: Modules with weights; each is given to the one layer that computes its product.
-            ``None`` if the graph is not at hand: then every module that a product names counts.
+        raw: The layers in execution order.
+        nodes: Modules of the graph; other names are dropped. ``None`` if the graph is not available.
+        weighted: Modules with weights; each is assigned to the one layer that computes its product.
+            ``None`` if the graph is not available: then every module that a product names counts.
         tf32: Whether FP32 products may compute in TF32.
-        batch: The fixed batch the shapes include; 1 where it is dynamic.
-        images: Of how many images the ``bytes`` are.
+        batch: The fixed batch size included in the shapes; 1 if it is dynamic.
+        images: The number of images that ``bytes`` refers to.
     """
-    layers = [_named(layer, nodes) for layer in raw if layer.inputs or layer.outputs]
+    layers = [_with_modules(layer, nodes) for layer in raw if layer.inputs or layer.outputs]
     described: dict[int, LayerInfo] = {}
     for profile in {layer.profile for layer in layers}:
-        own = {index: layer for index, layer in enumerate(layers) if layer.profile == profile}
-        for index, modules, is_product in _shared_out(own, weighted):
+        members = {index: layer for index, layer in enumerate(layers) if layer.profile == profile}
+        for index, modules, is_product in _assign_modules(members, weighted):
             precision = _precision(layers[index], is_product=is_product, tf32=tf32)
             moved = _bytes(layers[index], batch, images)
             described[index] = _info(layers[index], modules, precision, moved)
     return [described[index] for index in sorted(described)]
 
 
-def _shared_out(
+def _assign_modules(
     layers: dict[int, RawLayer], weighted: Collection[str] | None
 ) -> Iterable[tuple[int, list[str], bool]]:
-    """Of each layer of one profile its number, the modules it stands for, and whether it is a product."""
+    """For each layer of a profile: its index, the modules it computes, and whether it is a product."""
     owners = _owners(layers, weighted)
     products = {index for index, layer in layers.items() if layer.is_product}
     products |= set(owners.values())
     in_products = {name for index in products for name in layers[index].modules}
     for index, layer in layers.items():
         is_product = index in products
-        # A kernel that prepares the input of a convolution, or adds its bias, names it too.
+        # A kernel that prepares the input of a convolution, or adds its bias, also has its name.
         modules = [
             name
             for name in layer.modules
@@ -170,13 +169,14 @@ def _shared_out(
 
 
 def with_profiles(layers: Sequence[RawLayer]) -> list[RawLayer]:
-    """The layers with the optimization profile in which each runs.
+    """The layers with the optimization profile that each belongs to.
 
-    Most layers of a further profile, or their tensors, are marked with it. Those in the middle of a
-    compiled subgraph are not: they run in the profile of the marked layers of the same subgraph.
+    Most layers of the second and later profiles, or their tensors, have the profile in their names.
+    Those inside a compiled subgraph do not; they belong to the profile of the other layers of that
+    subgraph.
     """
-    marks = [_mark(layer) for layer in layers]
-    graphs = [match[1] if (match := _MYELIN_GRAPH.search(one.name)) else None for one in layers]
+    marks = [_profile_in_names(layer) for layer in layers]
+    graphs = [match[1] if (match := _MYELIN_GRAPH.search(layer.name)) else None for layer in layers]
     of_graph = {
         graph: mark for graph, mark in zip(graphs, marks, strict=True) if graph and mark is not None
     }
@@ -186,12 +186,12 @@ def with_profiles(layers: Sequence[RawLayer]) -> list[RawLayer]:
     ]
 
 
-def _mark(layer: RawLayer) -> int | None:
+def _profile_in_names(layer: RawLayer) -> int | None:
     names = [layer.name, *(tensor.name for tensor in (*layer.inputs, *layer.outputs))]
     return next((mark for name in names if (mark := split_profile(name)[1]) is not None), None)
 
 
-def _named(layer: RawLayer, nodes: Collection[str] | None) -> RawLayer:
+def _with_modules(layer: RawLayer, nodes: Collection[str] | None) -> RawLayer:
     modules = modules_in(layer.plain_name, layer.metadata)
     if nodes is not None:
         modules = [name for name in modules if name in nodes]
@@ -201,7 +201,7 @@ def _named(layer: RawLayer, nodes: Collection[str] | None) -> RawLayer:
 def _owners(layers: dict[int, RawLayer], weighted: Collection[str] | None) -> dict[str, int]:
     """For each module with weights, the layer that multiplies by them.
 
-    Counting its operations in a second layer that names it would audit that one as well.
+    If a second layer that names the module counted too, the audit would check that one as well.
     """
     owners: dict[str, int] = {}
     for index, layer in layers.items():
@@ -210,29 +210,29 @@ def _owners(layers: dict[int, RawLayer], weighted: Collection[str] | None) -> di
         for name in layer.modules:
             if weighted is not None and name not in weighted:
                 continue
-            if name not in owners or _is_called(layer, name) > _is_called(
+            if name not in owners or _is_named_after(layer, name) > _is_named_after(
                 layers[owners[name]], name
             ):
                 owners[name] = index
     for name in set(weighted or ()) - owners.keys():
-        holder = _holder(layers, name)
+        holder = _layer_with_weights(layers, name)
         if holder is not None:
             owners[name] = holder
     return owners
 
 
-def _holder(layers: dict[int, RawLayer], module: str) -> int | None:
-    """The layer that holds a module's weights, where no type or name tells the product."""
-    naming = [
+def _layer_with_weights(layers: dict[int, RawLayer], module: str) -> int | None:
+    """The layer with a module's weights, if no type or name identifies its product."""
+    candidates = [
         (max((t.elements for t in layer.constants if t.is_matrix), default=0), index)
         for index, layer in layers.items()
         if module in layer.modules
     ]
-    size, index = max(naming, default=(0, -1))
+    size, index = max(candidates, default=(0, -1))
     return index if size else None
 
 
-def _is_called(layer: RawLayer, module: str) -> bool:
+def _is_named_after(layer: RawLayer, module: str) -> bool:
     return (
         re.match(rf"{re.escape(module)}(?![\w.])|{re.escape(module)}_(?:myl|U)\d", layer.plain_name)
         is not None
@@ -254,7 +254,7 @@ def _info(layer: RawLayer, modules: list[str], precision: str, moved: int) -> La
 def _bytes(layer: RawLayer, batch: int, images: int) -> int:
     """Bytes that a layer reads and writes for a number of images.
 
-    A tensor's first dimension is -1 or the batch the shapes include: one engine has both.
+    A tensor's first dimension is -1 or the fixed batch size; an engine may have both.
     """
     moved = 0.0
     for tensor in (*layer.inputs, *layer.outputs):
@@ -273,7 +273,7 @@ def _precision(layer: RawLayer, *, is_product: bool, tf32: bool) -> str:
         return _widest([type_ for type_ in types if type_ != "unknown"])
     operands, in_tactic = _operands(layer), precision_in_tactic(layer.tactic)
     if not operands or "unknown" in operands:
-        # TensorRT 8 to 10 list weights apart only where the kernel multiplies by them as they are.
+        # TensorRT 8 to 10 list weights separately only if the kernel multiplies by them unconverted.
         return in_tactic or layer.weights or "unknown"
     precision = _widest(operands)
     if precision != "fp32":
@@ -284,11 +284,11 @@ def _precision(layer: RawLayer, *, is_product: bool, tf32: bool) -> str:
 
 
 def _operands(layer: RawLayer) -> list[str]:
-    """The types that decide what a product is computed in.
+    """The types that determine the precision of a product.
 
-    A product is computed in the wider of its activation and its weights (INT8 times INT8 is an
-    INT8 product whatever it writes; FP16 times INT8 weights is an FP16 one); a second input is a
-    residual that is only added. (What is no product computes in the widest type it touches.)
+    A product computes in the wider type of its activation and its weights: INT8 times INT8 is an INT8
+    product whatever type it writes, and FP16 times INT8 weights is an FP16 product. A second input is
+    a residual, which is only added. (Other layers compute in the widest type of their tensors.)
     """
     operands = [tensor.type for tensor in layer.inputs[:1]]
     if layer.weights is not None:

@@ -1,9 +1,9 @@
-"""Which TensorRT: the facts that differ between ``tensorrt`` and ``tensorrt_rtx``, and importing.
+"""The differences between ``tensorrt`` and ``tensorrt_rtx``, and their import.
 
 Everything else in this package is one code path. A library module is always called ``trt`` here,
 and its objects ``builder``, ``network``, ``parser``, ``config``, ``profile``, ``runtime``,
 ``engine``, ``context``, ``inspector``, ``refitter``, ``timing_cache``: the contract tests collect
-the names that are used on them and look each up in every supported version.
+the attributes used on these names and look each up in every supported version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from optimizer.errors import MissingLibrary
 
-__all__ = ["TENSORRT", "TENSORRT_RTX", "Found", "Library", "find", "load", "version_tuple"]
+__all__ = ["TENSORRT", "TENSORRT_RTX", "Library", "LibraryStatus", "find", "load", "version_tuple"]
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Library:
 
     Attributes:
         name: The backend's name on the command line.
-        title: What a person calls it.
+        title: The name for messages.
         module: The Python module.
-        distributions: Names under which it is installed.
+        distributions: The names of its distributions.
         extra: The extra of this package that installs it.
-        minimum: The first version whose interface this package uses.
-        too_old: Why an older one is not supported.
+        minimum: The oldest supported version.
+        too_old: Why older versions are not supported.
         portable: Whether it compiles for named compute capabilities without a GPU.
-        capabilities: Compute capabilities it compiles for; ``None`` for those of the GPU at hand.
-        default_capabilities: What an engine runs on if none was named.
+        capabilities: Compute capabilities it compiles for; ``None`` for that of the present GPU.
+        default_capabilities: The compute capabilities that an engine runs on by default.
     """
 
     name: str
@@ -72,7 +72,7 @@ TENSORRT_RTX = Library(
     distributions=("tensorrt-rtx",),
     extra="tensorrt-rtx",
     minimum=(1, 7),
-    too_old="its interface has been checked from 1.7 on",
+    too_old="versions before 1.7 are not tested",
     portable=True,
     capabilities=(75, 80, 86, 89, 120, 121),
     default_capabilities=(80, 86, 89, 120),
@@ -80,8 +80,8 @@ TENSORRT_RTX = Library(
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of looking for a library: its module, or why there is none."""
+class LibraryStatus:
+    """The result of looking for a library: its module, or why it cannot be used."""
 
     module: Any | None
     version: str | None
@@ -89,27 +89,27 @@ class Found:
     hint: str | None
 
 
-def find(library: Library) -> Found:
+def find(library: Library) -> LibraryStatus:
     """Look for a library, and import it if its version is supported."""
     spec = importlib.util.find_spec(library.module)
-    if spec is None or spec.origin is None:  # a folder of that name is no library
-        return Found(None, None, f"{library.module} is not installed", library.hint)
+    if spec is None or spec.origin is None:  # a folder of that name is not the library
+        return LibraryStatus(None, None, f"{library.module} is not installed", library.hint)
     version = _installed_version(library)
     if version is not None and version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.hint)
+        return LibraryStatus(None, version, _too_old(library, version), library.hint)
     try:
         with warnings.catch_warnings():
-            # pybind11 warns about its own use of Python's C API, at import only.
+            # pybind11 warns at import about its own use of Python's C API.
             warnings.simplefilter("ignore", DeprecationWarning)
             trt = importlib.import_module(library.module)
     except (ImportError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fault = f"{library.module} is installed but cannot be imported: {line}"
-        return Found(None, version, fault, f"{library.hint} --force-reinstall")
+        return LibraryStatus(None, version, fault, f"{library.hint} --force-reinstall")
     version = str(trt.__version__)
     if version_tuple(version) < library.minimum:
-        return Found(None, version, _too_old(library, version), library.hint)
-    return Found(trt, version, None, None)
+        return LibraryStatus(None, version, _too_old(library, version), library.hint)
+    return LibraryStatus(trt, version, None, None)
 
 
 def load(library: Library) -> Any:
@@ -118,14 +118,14 @@ def load(library: Library) -> Any:
     Raises:
         MissingLibrary: It is not installed, cannot be imported, or is too old.
     """
-    found = find(library)
-    if found.module is None:
-        raise MissingLibrary(str(found.fault), hint=found.hint)
-    return found.module
+    installed = find(library)
+    if installed.module is None:
+        raise MissingLibrary(str(installed.fault), hint=installed.hint)
+    return installed.module
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
-    """``10.16.1.11`` as integers; whatever follows the digits of a part is left out."""
+    """``10.16.1.11`` as integers; anything after the digits of a part is ignored."""
     return tuple(int(match[0]) for part in version.split(".") if (match := re.match(r"\d+", part)))
 
 

@@ -1,4 +1,4 @@
-"""Progress of a build, and the only way to stop one: the library asks after every step."""
+"""Reports the progress of a build and lets it be interrupted between the library's steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Watch", "interruptible", "make_monitor"]
 
 
 class Watch:
-    """Whether a build should go on, and why not.
+    """Whether to stop a build, and why.
 
     Attributes:
-        interrupted: Somebody pressed Ctrl-C.
-        failure: What went wrong in reporting progress; raised again after the build, because an
-            exception must not pass through the library.
+        interrupted: Ctrl-C was pressed.
+        failure: An exception while reporting progress; raised again after the build, because no
+            exception may pass through the library.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Watch:
 
     @property
     def stopped(self) -> bool:
-        """Whether the library is to give up."""
+        """Whether the library should stop."""
         return self.interrupted or self.failure is not None
 
 
@@ -36,22 +36,22 @@ class Watch:
 def interruptible(watch: Watch) -> Iterator[None]:
     """Turn Ctrl-C into ``watch.interrupted`` while the library works.
 
-    Python raises KeyboardInterrupt between two of its own instructions, which during a build is
-    inside a callback from C++, where no exception may come out. A process that handles or ignores
-    the signal itself keeps doing so.
+    Python raises KeyboardInterrupt between bytecode instructions. During a build that is inside a
+    callback from C++, where no exception may escape. If the process has its own handler for the
+    signal or ignores it, nothing is changed.
     """
-    ours = (
+    is_default = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
-    if not ours:
+    if not is_default:
         yield
         return
 
-    def remember(*_: object) -> None:
+    def on_interrupt(*_: object) -> None:
         watch.interrupted = True
 
-    signal.signal(signal.SIGINT, remember)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     finally:
@@ -59,9 +59,9 @@ def interruptible(watch: Watch) -> Iterator[None]:
 
 
 def make_monitor(trt: Any, progress: Progress, label: str, watch: Watch) -> Any:
-    """A progress monitor of the library that reports its outermost phase as one piece of work.
+    """A progress monitor for the library that reports its outermost phase as one task.
 
-    Phases inside it only change the remark: their numbers of steps are the library's internals.
+    Inner phases only change the note: their numbers of steps are internals of the library.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -71,7 +71,7 @@ def make_monitor(trt: Any, progress: Progress, label: str, watch: Watch) -> Any:
             self._lock = threading.Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock, _kept(watch):
+            with self._lock, _store_failure(watch):
                 if parent_phase or self._outermost is not None:
                     progress.advance(0, note=phase_name)
                 else:
@@ -79,13 +79,13 @@ def make_monitor(trt: Any, progress: Progress, label: str, watch: Watch) -> Any:
                     progress.start(label, total=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002
-            with self._lock, _kept(watch):
+            with self._lock, _store_failure(watch):
                 if phase_name == self._outermost:
                     progress.advance()
             return not watch.stopped
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._lock, _kept(watch):
+            with self._lock, _store_failure(watch):
                 if phase_name == self._outermost:
                     self._outermost = None
                     progress.finish()
@@ -94,8 +94,8 @@ def make_monitor(trt: Any, progress: Progress, label: str, watch: Watch) -> Any:
 
 
 @contextlib.contextmanager
-def _kept(watch: Watch) -> Iterator[None]:
+def _store_failure(watch: Watch) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - raised again once the library has returned
+    except Exception as error:  # noqa: BLE001 - raised again after the library returns
         watch.failure = watch.failure or error

@@ -1,4 +1,4 @@
-"""From the names in graphs and engines to the PyTorch modules they stand for."""
+"""Maps the names in graphs and engines to PyTorch modules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SUFFIXES = (".quantize", ".dequantize", ".cast", ".weight", ".bias", ".scale", 
 
 
 def module_path(node: str) -> str | None:
-    """The PyTorch module a node belongs to; ``None`` if its name does not say.
+    """The PyTorch module a node belongs to; ``None`` if its name does not contain one.
 
-    Knows the names of this package (``layer1.0.conv2``, ``layer1.0.conv2.input.quantize``) and
+    Supports the names of this package (``layer1.0.conv2``, ``layer1.0.conv2.input.quantize``) and
     those of PyTorch's TorchScript exporter (``/layer1/layer1.0/conv2/Conv``).
     """
     if node.startswith("/"):
@@ -31,20 +31,20 @@ def _torchscript_path(node: str) -> str | None:
     parts: list[str] = []
     for part in node.strip("/").split("/")[:-1]:
         if parts and part.startswith(parts[-1] + "."):
-            parts[-1] = part  # /layer1/layer1.0: the second repeats the first
+            parts[-1] = part  # /layer1/layer1.0: the second part repeats the first
         else:
             parts.append(part)
     return ".".join(parts) or None
 
 
 def split_profile(name: str) -> tuple[str, int | None]:
-    """A layer's or tensor's name without its profile, and the profile.
+    """Split a layer's or tensor's name into the plain name and the optimization profile.
 
-    TensorRT lists every layer once for each optimization profile and marks the further ones:
-    ``conv1 [profile 1]``, and inside a name of its newer compiler ``fc [profile 1]_myl11_2``.
+    TensorRT lists every layer once per optimization profile. From the second profile on, names
+    include it: ``conv1 [profile 1]``, or ``fc [profile 1]_myl11_2`` with its newer compiler.
 
     Returns:
-        The plain name, and the profile's number; ``None`` where the name has no mark.
+        The plain name and the profile's number; ``None`` if the name has none.
     """
     match = _PROFILE.search(name)
     return (name, None) if match is None else (_PROFILE.sub("", name), int(match[1]))
@@ -55,11 +55,11 @@ def modules_in(name: str, metadata: str = "") -> list[str]:
 
     Args:
         name: The layer's own name, ``layer1.0.conv2 + layer1.0.add + PWN(layer1.0.relu_1)``.
-        metadata: What the engine keeps of the graph, ``[ONNX Layer: layer1.0.conv2]...``, with
+        metadata: The engine's record of the graph's nodes, ``[ONNX Layer: layer1.0.conv2]...``, with
             or without separators (U+001E in TensorRT 10, U+001F in 11 and RTX).
 
     Returns:
-        Module paths in the order they are named; Q/DQ, casts and weights are left out.
+        Module paths in order of appearance, without Q/DQ, casts and weights.
     """
     nodes = _METADATA.findall(metadata) or _split_name(name)
     return list(dict.fromkeys(_computing(nodes)))

@@ -1,4 +1,4 @@
-"""The options of a build that only TensorRT has, read and checked."""
+"""Reads and checks the build options that only TensorRT has."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What ``BuildSettings.options`` may hold.
+    """The possible entries of ``BuildSettings.options``.
 
     Attributes:
-        tf32: Let FP32 layers compute in TF32; off, because an FP32 engine is a reference.
-        sparsity: Use 2:4 sparse kernels where weights have that pattern.
-        hardware_compatibility: Further GPUs an engine runs on: ``none``, ``ampere-plus``,
+        tf32: Let FP32 layers compute in TF32; off by default because an FP32 engine is a reference.
+        sparsity: Use 2:4 sparse kernels for weights that have that pattern.
+        hardware_compatibility: Other GPUs the engine runs on: ``none``, ``ampere-plus``,
             ``same-compute-capability``.
-        version_compatible: Make an engine that later versions of the library can run.
-        strip_weights: Leave the weights out; they are put in by a refit.
-        refittable: Let weights be replaced later.
-        profiles: Further optimization profiles, (min, opt, max) batches.
+        version_compatible: Build an engine that later versions of the library can run.
+        strip_weights: Leave the weights out; a refit adds them.
+        refittable: Allow the weights to be replaced later.
+        profiles: Additional optimization profiles, (min, opt, max) batches.
         storage_only: Accept an engine that computes in another precision than it stores.
         cuda_graph: Run the engine as a CUDA graph; recorded, and applied when it is opened.
-        specialization: TensorRT-RTX: when kernels for the very shapes that run are compiled
+        specialization: TensorRT-RTX: when to compile kernels for the exact shapes that run
             (``eager``, ``lazy``, ``none``); recorded, and applied when the engine is opened.
-        runtime_cache: TensorRT-RTX: name of the file beside the engine that keeps the kernels
-            compiled for the GPU at hand; recorded, and applied when the engine is opened.
+        runtime_cache: TensorRT-RTX: name of the file beside the engine that stores the kernels
+            compiled for the present GPU; recorded, and applied when the engine is opened.
     """
 
     tf32: bool = False
@@ -67,13 +67,13 @@ def read_options(library: Library, settings: BuildSettings) -> Options:
     """Read the options of a build.
 
     Raises:
-        UsageError: An option that does not exist, has a wrong value, or that the library lacks.
+        UsageError: An option does not exist, has an invalid value, or is not supported.
     """
-    known = {field.name: field for field in fields(Options)}
+    names = [field.name for field in fields(Options)]
     for name in settings.options:
-        if name not in known:
+        if name not in names:
             raise UsageError(
-                f"{library.name} has no option {name!r}", hint=f"one of {', '.join(known)}"
+                f"{library.name} has no option {name!r}", hint=f"one of {', '.join(names)}"
             )
     options = Options(**_checked(settings.options))
     if settings.opt_level is not None and not 0 <= settings.opt_level <= 5:
@@ -92,15 +92,14 @@ def read_options(library: Library, settings: BuildSettings) -> Options:
 
 
 def check_version(library: Library, options: Options, version: str | None) -> None:
-    """Refuse what a version of the library is documented to compute wrongly.
+    """Reject options for which a version of the library is documented to give wrong results.
 
     Raises:
-        UsageError: TensorRT 11.3 and ``refittable``: "A GEMM bias can be dropped and treated as
-            zero", even when no refit is performed (its page on refitting), and a ResNet ends in
-            one.
+        UsageError: TensorRT 11.3 with ``refittable``: "A GEMM bias can be dropped and treated as
+            zero", even without a refit (its page on refitting), and a ResNet ends in a GEMM.
     """
-    known = version_tuple(version or "")[:2]
-    if options.refittable and not library.portable and known == _DROPS_A_BIAS:
+    release = version_tuple(version or "")[:2]
+    if options.refittable and not library.portable and release == _DROPS_A_BIAS:
         raise UsageError(
             f"{library.title} {version} may drop the classifier's bias in refittable engines",
             hint=f"another version: pip install --upgrade {library.name}, or leave --refittable out",
@@ -108,16 +107,18 @@ def check_version(library: Library, options: Options, version: str | None) -> No
 
 
 def check_runtime_options(library: Library, specialization: object, runtime_cache: object) -> None:
-    """Refuse what only a library that compiles again at run time has; ``None`` is not asked for.
+    """Check options that only TensorRT-RTX has, which compiles kernels at run time.
+
+    ``None`` means that an option is not set.
 
     Raises:
-        UsageError: TensorRT, which compiles everything when it builds, was asked for it.
+        UsageError: One of them is set for TensorRT, which compiles all kernels during a build.
     """
-    asked = {"specialization": specialization, "runtime cache": runtime_cache}
-    lacking = next((name for name, value in asked.items() if value is not None), None)
-    if lacking is not None and not library.portable:
+    requested = {"specialization": specialization, "runtime cache": runtime_cache}
+    unsupported = next((name for name, value in requested.items() if value is not None), None)
+    if unsupported is not None and not library.portable:
         raise UsageError(
-            f"{library.title} compiles all kernels when it builds: it has no {lacking}",
+            f"{library.title} compiles all kernels during a build: it has no {unsupported}",
             hint="leave it out, or --engine tensorrt-rtx",
         )
 
@@ -127,19 +128,19 @@ def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    words = name.replace("_", " ")
+    label = name.replace("_", " ")
     if name in _CHOICES:
         if value not in _CHOICES[name]:
-            raise UsageError(f"{words} {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
+            raise UsageError(f"{label} {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
         return value
     if name == "profiles":
         return tuple(_profile(item) for item in value)
     if name == "runtime_cache":
-        # The name comes back from a manifest, and a file of this name is written.
+        # A manifest supplies this name later, and a file of this name is written.
         if not isinstance(value, str) or Path(value).name != value or value in {".", ".."}:
             raise UsageError(
-                f"runtime cache {value!r} is no file name",
-                hint="a name without a folder: the file lies beside the engine",
+                f"runtime cache {value!r} is not a file name",
+                hint="give a name without a folder: the file is stored beside the engine",
             )
         return value
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""From an ONNX file to the library's network, with errors that name the place and the hint."""
+"""Parses an ONNX file into the library's network; errors name the node and a remedy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HINTS = (
 
 
 def create_network(trt: Any, builder: Any) -> Any:
-    """An empty strongly typed network: what the graph says is what is computed.
+    """An empty strongly typed network: it computes in the types of the graph.
 
-    The flag is given by name because its number differs between TensorRT 10 and 11; in 11 and RTX,
-    where every network is strongly typed, it is accepted and changes nothing.
+    The flag is given by name because its number differs between TensorRT 10 and 11. In 11 and RTX,
+    where every network is strongly typed, it has no effect.
     """
     return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
@@ -34,15 +34,15 @@ def create_network(trt: Any, builder: Any) -> Any:
 def parse_graph(
     library: Library, parser: Any, network: Any, graph: CheckedGraph, log: BuildLog
 ) -> None:
-    """Fill ``network`` from a checked graph, by a parser that was made for it.
+    """Fill ``network`` from a checked graph, with a parser created for it.
 
     Raises:
-        GraphError: The parser refuses a node, or comes back with less than the graph holds.
+        GraphError: The parser rejects a node, or parses less than the graph contains.
     """
     accepted = parser.parse_from_file(str(graph.path))
     if not accepted or parser.num_errors:
-        raise _refusal(library, parser, graph, log)
-    found = [network.get_input(index).name for index in range(network.num_inputs)]
+        raise _parser_error(library, parser, graph, log)
+    inputs = [network.get_input(index).name for index in range(network.num_inputs)]
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
     if network.num_layers < len(graph.weights) or network.num_layers == 0:
         raise GraphError(
@@ -50,17 +50,17 @@ def parse_graph(
             f"which has {len(graph.weights)} with weights",
             hint=_EXPORT,
         )
-    if found != [graph.input.name] or outputs != [graph.output.name]:
+    if inputs != [graph.input.name] or outputs != [graph.output.name]:
         raise GraphError(
-            f"{library.title} read inputs {found} and outputs {outputs} from {graph.path.name}, "
+            f"{library.title} read inputs {inputs} and outputs {outputs} from {graph.path.name}, "
             f"not {graph.input.name} and {graph.output.name}",
             hint=_EXPORT,
         )
 
 
-def _refusal(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) -> GraphError:
+def _parser_error(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) -> GraphError:
     if not parser.num_errors:
-        reason = log.reason("it does not say why")
+        reason = log.reason("no reason given")
         return GraphError(f"{library.title} cannot read {graph.path.name}: {reason}", hint=_EXPORT)
     error = parser.get_error(0)
     name, operator = error.node_name(), error.node_operator()
@@ -70,16 +70,16 @@ def _refusal(library: Library, parser: Any, graph: CheckedGraph, log: BuildLog) 
             f"{library.title} cannot read {graph.path.name}: {text}", hint=_hint(text, log)
         )
     where = place(name, operator)
-    # The checks of the parser are C++ expressions; "false" alone says nothing to anybody.
+    # The parser reports failed C++ assertions; "false" alone means an unsupported operator.
     unknown = text == "false" or "Plugin not found" in text
     if unknown:
         return GraphError(
             f"{library.title} does not support {where}",
-            hint=f"replace {operator} by operators that TensorRT has",
+            hint=f"replace {operator} with operators that TensorRT supports",
         )
-    return GraphError(f"{library.title} refuses {where}: {text}", hint=_hint(text, log))
+    return GraphError(f"{library.title} rejects {where}: {text}", hint=_hint(text, log))
 
 
 def _hint(text: str, log: BuildLog) -> str:
-    everything = " ".join([text, *log.errors])
-    return next((hint for mark, hint in _HINTS if mark in everything), _EXPORT)
+    messages = " ".join([text, *log.errors])
+    return next((hint for mark, hint in _HINTS if mark in messages), _EXPORT)

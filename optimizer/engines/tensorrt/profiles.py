@@ -1,4 +1,4 @@
-"""Optimization profiles: for which batches an engine is compiled."""
+"""Optimization profiles: the batch sizes that an engine is compiled for."""
 
 from __future__ import annotations
 
@@ -15,48 +15,49 @@ DEFAULT_PROFILE: Profile = (1, 8, 32)
 
 
 def batch_profiles(graph: CheckedGraph, settings: BuildSettings, options: Options) -> list[Profile]:
-    """The profiles of a build; none for a graph of a fixed batch.
+    """The profiles of a build; none for a graph with a fixed batch.
 
     Raises:
-        UsageError: A profile that contradicts itself or the graph.
+        UsageError: A profile is invalid or contradicts the graph.
     """
-    asked = [*([settings.profile] if settings.profile else []), *options.profiles]
-    for profile in asked:
+    requested = [*([settings.profile] if settings.profile else []), *options.profiles]
+    for profile in requested:
         _check(profile)
     if graph.batch is not None:
-        _check_fixed(graph, settings, asked)
+        _check_fixed(graph, settings, requested)
         return []
     if settings.batch is not None:
         if settings.batch < 1:
             raise UsageError(f"a batch of {settings.batch}", hint="--batch 1 or more")
         fixed = (settings.batch,) * 3
-        if any(profile != fixed for profile in asked):
+        if any(profile != fixed for profile in requested):
             raise UsageError(
-                f"a fixed batch of {settings.batch} and profile {_words(asked[0])} contradict",
+                f"a fixed batch of {settings.batch} and profile {_colon_form(requested[0])} contradict",
                 hint="give one of them",
             )
         return [fixed]
-    return asked or [DEFAULT_PROFILE]
+    return requested or [DEFAULT_PROFILE]
 
 
 def _check(profile: Profile) -> None:
     low, best, high = profile
     if low < 1:
         raise UsageError(
-            f"profile {_words(profile)} begins with a batch of {low}", hint="begin with 1 or more"
+            f"profile {_colon_form(profile)} starts at batch {low}", hint="start at 1 or more"
         )
     if not low <= best <= high:
         raise UsageError(
-            f"profile {_words(profile)} is not in order", hint="--profile min:opt:max, as in 1:8:32"
+            f"profile {_colon_form(profile)} is not in ascending order",
+            hint="--profile min:opt:max, as in 1:8:32",
         )
 
 
-def _check_fixed(graph: CheckedGraph, settings: BuildSettings, asked: list[Profile]) -> None:
+def _check_fixed(graph: CheckedGraph, settings: BuildSettings, requested: list[Profile]) -> None:
     fixed = graph.batch
-    wrong = next((p for p in asked if p != (fixed,) * 3), None)
+    wrong = next((p for p in requested if p != (fixed,) * 3), None)
     if wrong is not None:
         raise UsageError(
-            f"{graph.path.name} has a fixed batch of {fixed}, profile is {_words(wrong)}",
+            f"{graph.path.name} has a fixed batch of {fixed}, the profile is {_colon_form(wrong)}",
             hint="export it with --batch dynamic, or leave the profile out",
         )
     if settings.batch is not None and settings.batch != fixed:
@@ -66,13 +67,13 @@ def _check_fixed(graph: CheckedGraph, settings: BuildSettings, asked: list[Profi
         )
 
 
-def _words(profile: Profile) -> str:
+def _colon_form(profile: Profile) -> str:
     return ":".join(map(str, profile))
 
 
 @dataclass(frozen=True)
 class ProfileRange:
-    """The batches that profile number ``index`` of an engine takes."""
+    """The batch sizes that profile number ``index`` of an engine accepts."""
 
     index: int
     low: int
@@ -85,14 +86,14 @@ class ProfileRange:
 
 
 def pick_profile(profiles: list[ProfileRange], images: int) -> tuple[ProfileRange, int]:
-    """The profile for a batch, and how many images of it to compute at once.
+    """The profile for a batch, and how many of its images to compute at once.
 
-    The tightest profile that takes the batch; else the largest one, whose maximum is computed
-    (a batch too large is split), or the one with the smallest minimum (a batch too small is
-    padded).
+    The tightest profile that accepts the batch. If the batch is too large for all of them, the
+    largest profile with its maximum (the batch is split); if it is too small, the one with the
+    smallest minimum (the batch is padded).
 
     Returns:
-        The profile and the number of images, padding included.
+        The profile and the number of images, including padding.
     """
     fitting = [profile for profile in profiles if profile.takes(images)]
     if fitting:

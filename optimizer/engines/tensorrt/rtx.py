@@ -1,7 +1,7 @@
-"""What only TensorRT-RTX has: named compute capabilities, and a runtime that compiles again.
+"""Features that only TensorRT-RTX has: target compute capabilities, and compilation at run time.
 
-An RTX engine holds no machine code yet: the runtime compiles it for the GPU at hand when an
-execution context is made. Names used here are looked up in ``tensorrt_rtx`` alone.
+An RTX engine contains no machine code: the runtime compiles it for the present GPU when an execution
+context is created. The names used here are looked up in ``tensorrt_rtx`` only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = [
 
 
 def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
-    """Name the compute capabilities an engine is compiled for.
+    """Set the compute capabilities an engine is compiled for.
 
     Raises:
-        UsageError: The library refuses one.
+        UsageError: The library does not support one.
     """
     config.num_compute_capabilities = len(targets)
     for index, number in enumerate(targets):
@@ -43,13 +43,13 @@ def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a TensorRT-RTX engine is compiled for the GPU at hand, and run.
+    """How a TensorRT-RTX engine is compiled for the present GPU, and run.
 
     Attributes:
-        runtime_cache: File that keeps the compiled kernels for the next start.
-        specialization: Kernels for the very shapes that run: ``eager`` compiles them before the
-            first run of a shape, ``lazy`` beside the first runs (which makes them slower than
-            later ones, so it is not the default here), ``none`` not at all.
+        runtime_cache: File that stores the compiled kernels for the next start.
+        specialization: Kernels for the exact shapes that run: ``eager`` compiles them before the
+            first run of a shape, ``lazy`` during the first runs (which are slower then, so it is not
+            the default here), ``none`` not at all.
         cuda_graph: Let the runtime capture the network into a CUDA graph.
     """
 
@@ -62,13 +62,13 @@ class RuntimeOptions:
         """Read options by name.
 
         Raises:
-            UsageError: An option or a value that does not exist, or that the library lacks.
+            UsageError: An option or a value does not exist, or the library does not support it.
         """
-        known = ("runtime_cache", "specialization", "cuda_graph")
-        unknown = next((name for name in raw if name not in known), None)
+        names = ("runtime_cache", "specialization", "cuda_graph")
+        unknown = next((name for name in raw if name not in names), None)
         if unknown is not None:
             raise UsageError(
-                f"no option {unknown!r} to load an engine", hint=f"one of {', '.join(known)}"
+                f"no option {unknown!r} to load an engine", hint=f"one of {', '.join(names)}"
             )
         check_runtime_options(library, raw.get("specialization"), raw.get("runtime_cache"))
         options = cls(**raw)
@@ -81,13 +81,13 @@ class RuntimeOptions:
 
 
 def open_runtime_cache(engine: Any, options: RuntimeOptions) -> Any:
-    """The cache of compiled kernels that contexts of an engine fill; ``None`` without one."""
+    """The cache for the kernels of an engine's contexts; ``None`` if none is configured."""
     if options.runtime_cache is None:
         return None
     runtime_config = engine.create_runtime_config()
     runtime_cache = runtime_config.create_runtime_cache()
     if options.runtime_cache.is_file():
-        # A cache of another version or GPU is refused by the library and written anew.
+        # The library rejects a cache of another version or GPU; it is overwritten then.
         runtime_cache.deserialize(options.runtime_cache.read_bytes())
     return runtime_cache
 
@@ -95,12 +95,12 @@ def open_runtime_cache(engine: Any, options: RuntimeOptions) -> Any:
 def new_runtime_config(
     trt: Any, engine: Any, options: RuntimeOptions, runtime_cache: Any, *, cuda_graph: bool
 ) -> Any:
-    """How an execution context compiles and runs.
+    """The runtime configuration of an execution context.
 
     Args:
         trt: The library.
         engine: The engine.
-        options: When kernels are compiled for the shapes that run.
+        options: When to compile kernels for the shapes that run.
         runtime_cache: From `open_runtime_cache`.
         cuda_graph: Whether the runtime captures the network into a CUDA graph.
     """

@@ -1,8 +1,7 @@
-"""Whether two ONNX files are one network with other weights: what a refit asks for.
+"""Checks that two ONNX files are the same network with different weights, as a refit requires.
 
-A refit replaces weights by name in kernels that are compiled already. It changes no shape, no type
-and no operator, and it must not meet other scales: those of activations went into the kernels of
-their neighbours when the engine was compiled.
+A refit replaces weights by name in compiled kernels. It changes no shape, type or operator. Scales
+must be equal too: those of activations were compiled into the neighbouring kernels.
 """
 
 from __future__ import annotations
@@ -17,40 +16,44 @@ __all__ = ["check_same_network", "check_same_weights"]
 
 
 def check_same_network(old: Path, new: Path) -> None:
-    """Compare two graphs, weights aside.
+    """Compare two graphs, except for their weights.
 
     Args:
         old: The graph an engine was built from.
-        new: The graph whose weights it is to get.
+        new: The graph with the new weights.
 
     Raises:
         GraphError: They are different networks; the message names the first difference.
     """
     before, after = (open_onnx(path, weights=False).proto.graph for path in (old, new))
-    found = _of_values(before, after) or _of_nodes(before, after) or _of_weights(before, after)
-    if found is not None:
+    difference = (
+        _value_difference(before, after)
+        or _node_difference(before, after)
+        or _weight_difference(before, after)
+    )
+    if difference is not None:
         raise GraphError(
-            f"{new.name} is another network than {old.name}: {found}",
-            hint="give the same architecture, classes, image size and precision, or build an engine",
+            f"{new.name} is not the network of {old.name}: {difference}",
+            hint="use the same architecture, classes, image size and precision, or build a new engine",
         )
-    # Scales and zero points are small enough never to be kept outside of the file.
-    scale = _of_scales(before, after)
+    # Scales and zero points are small enough that they are never stored as external data.
+    scale = _scale_difference(before, after)
     if scale is not None:
         raise GraphError(
-            f"{new.name} has another {scale} than {old.name}, which a refit cannot replace",
-            hint="build an engine of it: resnet-opt build",
+            f"{new.name} has a different {scale} than {old.name}, which a refit cannot replace",
+            hint="build an engine from it: resnet-opt build",
         )
 
 
 def check_same_weights(old: Path, new: Path) -> None:
-    """Compare the weights of two graphs of one network, bit for bit.
+    """Compare the weights of two graphs of the same network, bit by bit.
 
     Args:
         old: The graph an engine was built from.
-        new: The graph whose weights it is to get.
+        new: The graph with the new weights.
 
     Raises:
-        GraphError: They differ; the message names the first that does.
+        GraphError: They differ; the message names the first difference.
     """
     import onnx
 
@@ -63,47 +66,47 @@ def check_same_weights(old: Path, new: Path) -> None:
     for name, values in after.items():
         if values.tobytes() != before[name].tobytes():
             raise GraphError(
-                f"{new.name} has another {name} than {old.name}, and an engine built with "
-                "--strip-weights alone takes only the very weights it was compiled with",
-                hint="build it with --strip-weights --refittable to give it others",
+                f"{new.name} has a different {name} than {old.name}, and an engine built with only "
+                "--strip-weights accepts only the weights it was compiled with",
+                hint="build it with --strip-weights --refittable to allow other weights",
             )
 
 
-def _of_values(before: Any, after: Any) -> str | None:
+def _value_difference(before: Any, after: Any) -> str | None:
     for kind in ("input", "output"):
-        told = [
+        values = [
             [(v.name, v.type.SerializeToString(deterministic=True)) for v in getattr(graph, kind)]
             for graph in (before, after)
         ]
-        if told[0] != told[1]:
-            shapes = [", ".join(map(_value, getattr(g, kind))) for g in (after, before)]
+        if values[0] != values[1]:
+            shapes = [", ".join(map(_format_value, getattr(g, kind))) for g in (after, before)]
             return f"its {kind} is {shapes[0]}, not {shapes[1]}"
     return None
 
 
-def _of_nodes(before: Any, after: Any) -> str | None:
+def _node_difference(before: Any, after: Any) -> str | None:
     if len(before.node) != len(after.node):
         return f"it has {len(after.node)} nodes, not {len(before.node)}"
     for old, new in zip(before.node, after.node, strict=True):
-        if _wiring(old) != _wiring(new):
-            return f"node {new.name or new.output[0]} ({new.op_type}) stands for {old.op_type}" + (
+        if _signature(old) != _signature(new):
+            return f"node {new.name or new.output[0]} ({new.op_type}) replaces {old.op_type}" + (
                 f" {old.name}" if old.name != new.name else " with other attributes or inputs"
             )
     return None
 
 
-def _of_weights(before: Any, after: Any) -> str | None:
+def _weight_difference(before: Any, after: Any) -> str | None:
     old, new = ({t.name: t for t in graph.initializer} for graph in (before, after))
-    odd = sorted(old.keys() ^ new.keys())
-    if odd:
-        return f"{odd[0]} is in one of them only"
+    unmatched = sorted(old.keys() ^ new.keys())
+    if unmatched:
+        return f"only one of them has {unmatched[0]}"
     for name, tensor in new.items():
-        if _form(tensor) != _form(old[name]):
-            return f"{name} is {_form(tensor)}, not {_form(old[name])}"
+        if _format_type(tensor) != _format_type(old[name]):
+            return f"{name} is {_format_type(tensor)}, not {_format_type(old[name])}"
     return None
 
 
-def _of_scales(before: Any, after: Any) -> str | None:
+def _scale_difference(before: Any, after: Any) -> str | None:
     import onnx
 
     old, new = ({t.name: t for t in graph.initializer} for graph in (before, after))
@@ -119,19 +122,19 @@ def _of_scales(before: Any, after: Any) -> str | None:
     return None
 
 
-def _wiring(node: Any) -> tuple[Any, ...]:
+def _signature(node: Any) -> tuple[Any, ...]:
     attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
     return node.op_type, node.domain, list(node.input), list(node.output), attributes
 
 
-def _form(tensor: Any) -> str:
+def _format_type(tensor: Any) -> str:
     import onnx
 
     shape = " x ".join(map(str, tensor.dims)) or "one value"
     return f"{onnx.TensorProto.DataType.Name(tensor.data_type)} {shape}"
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     dims = value.type.tensor_type.shape.dim
     shape = " x ".join(str(d.dim_value) if d.HasField("dim_value") else "N" for d in dims)
     return f"{value.name} {shape}"

@@ -1,4 +1,4 @@
-"""A loaded engine: named tensors, one stream, batches fitted to the profiles."""
+"""A loaded engine with one CUDA stream; batches are split or padded to fit its profiles."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = ["OpenEngine", "TensorRtBound", "TensorRtSession"]
 
 @dataclass(frozen=True, kw_only=True)
 class OpenEngine:
-    """What a session takes over.
+    """An opened engine and its resources, which a session takes ownership of.
 
     Attributes:
         trt: The library's module.
         engine: The deserialized engine.
-        make_context: Makes an execution context of it; ``None`` where the library refuses.
-        make_timing_context: The same for layer times; ``None`` for ``make_context``.
-        api: CUDA.
+        make_context: Creates an execution context; returns ``None`` if the library cannot.
+        make_timing_context: The same for layer times; ``None`` to use ``make_context``.
+        api: The CUDA API.
         device: Index of the GPU.
-        cuda_graph: Whether bound batches are recorded as CUDA graphs.
-        keep_alive: What must outlive the engine.
+        cuda_graph: Whether to capture bound batches as CUDA graphs.
+        keep_alive: Objects that must outlive the engine.
         on_close: Called once when the session is closed.
-        log: What the library's logger writes into.
+        log: The log that the library's logger writes to.
     """
 
     trt: Any
@@ -59,14 +59,14 @@ class OpenEngine:
 class TensorRtSession:
     """See `optimizer.engines.protocol.Session`.
 
-    The first thread that computes owns the session: an execution context is not safe to share, and
-    the current GPU is a property of the thread.
+    The first thread that uses the session owns it: an execution context is not thread-safe, and the
+    current GPU is a property of the thread.
 
     Attributes:
-        notes: Remarks on what was done otherwise than asked (a CUDA graph that could not be recorded).
+        notes: Deviations from what was requested (a CUDA graph that could not be captured).
 
     Raises:
-        ResnetOptError: The GPU has no memory for an execution context, or no stream.
+        ResnetOptError: No execution context or stream could be created, for lack of memory.
     """
 
     def __init__(self, opened: OpenEngine) -> None:
@@ -94,7 +94,7 @@ class TensorRtSession:
             raise
 
     def run(self, batch: Array) -> Array:
-        """See `Session.run`; a batch beyond the profiles is split, one below them is padded."""
+        """See `Session.run`; a batch too large for the profiles is split, one too small is padded."""
         self._claim()
         check_batch(batch, self.input)
         outputs = []
@@ -133,15 +133,15 @@ class TensorRtSession:
         return bound
 
     def layers(self) -> list[LayerInfo]:
-        """See `Session.layers`; their bytes are those of one image."""
+        """See `Session.layers`; ``bytes`` are per image."""
         self._claim()
         return self._inspected(images=1)
 
     def time_layers(self, batch: Array, calls: int) -> list[LayerInfo]:
-        """See `TimesLayers.time_layers`: the GPU's own time, from the library's profiler.
+        """See `TimesLayers.time_layers`: GPU times from the library's profiler.
 
-        The profiler makes the layers wait for each other, so their sum is more than a run takes. It
-        stays attached to an execution context of its own: the library refuses to detach one.
+        The profiler serializes the layers, so their sum exceeds the time of a run. It has its own
+        execution context, because the library cannot detach a profiler.
         """
         if calls < 1:
             raise UsageError(f"{calls} calls time no layer", hint="1 or more")
@@ -164,22 +164,21 @@ class TensorRtSession:
     def close(self) -> None:
         """See `Session.close`.
 
-        Everything is given back, even by a device that fails: what failed was an earlier call's
-        error.
+        Everything is freed even if the device fails: such an error was caused by an earlier call.
         """
         opened, self._opened = self._opened, None
         if opened is None:
             return
         with contextlib.ExitStack() as closing:
-            for held in (self.stream, self._scratch, *self._bound):
-                if held is not None:
-                    closing.callback(_close_anyway, held.close)
+            for resource in (self.stream, self._scratch, *self._bound):
+                if resource is not None:
+                    closing.callback(_close_anyway, resource.close)
             closing.callback(self._forget_contexts)
             if opened.on_close is not None:
                 closing.callback(opened.on_close)
             closing.callback(_close_anyway, self.stream.synchronize)
             closing.callback(_close_anyway, lambda: self._api.set_device(self._device))
-        # The engine goes with ``opened``: after its contexts, and before its runtime.
+        # The engine is freed with ``opened``: after its contexts, and before its runtime.
 
     def _forget_contexts(self) -> None:
         self._execution.context = None
@@ -187,7 +186,7 @@ class TensorRtSession:
             self._timing[0].context = None
 
     def _inspected(self, images: int) -> list[LayerInfo]:
-        """All layers, read with every shape set to the best batch of the first profile."""
+        """All layers, inspected at the optimal batch size of the first profile."""
         assert self._opened is not None
         profile = self.profiles[0]
         shape = (profile.best, *(d or -1 for d in self.input.shape[1:]))
@@ -196,7 +195,7 @@ class TensorRtSession:
         return describe(raw, batch=profile.best, images=images)
 
     def _timing_execution(self) -> tuple[Execution, Any]:
-        """The execution whose layers are timed, and its profiler; made when it is first needed."""
+        """The execution for layer times and its profiler, created on first use."""
         self._claim()
         assert self._opened is not None
         if self._timing is None:
@@ -214,9 +213,9 @@ class TensorRtSession:
         position = self._log.position
         context = make_context()
         if context is None:
-            reason = self._log.reason_since(position, "the library does not say why")
+            reason = self._log.reason_since(position, "no reason given")
             raise ResnetOptError(
-                f"there is no execution context of the engine to be had: {reason}",
+                f"cannot create an execution context of the engine: {reason}",
                 hint="use a smaller profile or fewer streams, or free memory on the GPU",
             )
         return Execution(
@@ -230,21 +229,21 @@ class TensorRtSession:
         )
 
     def _drop_graphs(self) -> None:
-        """Forget what was recorded; it is recorded anew when it is computed next."""
+        """Drop the captured graphs; the next call captures them again."""
         for bound in self._bound:
-            bound._drop_graph()  # noqa: SLF001 - two halves of one thing
+            bound._drop_graph()  # noqa: SLF001 - closely coupled classes
 
     def _forget(self, bound: TensorRtBound) -> None:
-        """Drop a bound batch that was closed."""
+        """Remove a closed bound batch."""
         if bound in self._bound:
             self._bound.remove(bound)
         self._execution.forget(bound.binding)
 
     def _check_owner(self) -> None:
-        """Refuse a closed session and any thread but the one that computed first.
+        """Check that the session is open and used by its owner thread.
 
         Raises:
-            UsageError: As the message says.
+            UsageError: It is closed, or belongs to another thread.
         """
         if self._opened is None:
             raise UsageError("this session is closed", hint="open the engine again")
@@ -298,12 +297,12 @@ class TensorRtBound:
         self._stream.synchronize()
 
     def enqueue(self) -> None:
-        """See `Bound.enqueue`; with CUDA graphs, the first call records what later ones start."""
+        """See `Bound.enqueue`; with CUDA graphs, the first call captures what later calls launch."""
         self._check_open()
         if self._graph is not None:
             self._graph.launch(self._stream)
         elif self._session.cuda_graph:
-            self._record_and_start()
+            self._capture_and_start()
         else:
             self._execution.start(self.binding)
 
@@ -324,7 +323,7 @@ class TensorRtBound:
         return self.binding.output(self._count)
 
     def gpu_ms(self) -> float:
-        """Compute once and return the GPU's own time for it, milliseconds, copies not included."""
+        """Compute once and return the GPU time in milliseconds, without copies."""
         self._check_open()
         api = self._stream.api
         with Event(api=api) as start, Event(api=api) as stop:
@@ -340,40 +339,39 @@ class TensorRtBound:
             return
         self._is_open = False
         with contextlib.ExitStack() as closing:
-            closing.callback(self._session._forget, self)  # noqa: SLF001 - two halves of one thing
+            closing.callback(self._session._forget, self)  # noqa: SLF001 - closely coupled classes
             closing.callback(_close_anyway, self.binding.close)
             closing.callback(_close_anyway, self._drop_graph)
 
     def _check_open(self) -> None:
-        self._session._check_owner()  # noqa: SLF001 - two halves of one thing
+        self._session._check_owner()  # noqa: SLF001 - closely coupled classes
         if not self._is_open:
             raise UsageError("this bound batch is closed", hint="bind the batch again")
 
     def _drop_graph(self) -> None:
-        """Forget the recorded graph, if there is one."""
+        """Drop the captured graph, if there is one."""
         if self._graph is not None:
             graph, self._graph = self._graph, None
             graph.close()
 
-    def _record_and_start(self) -> None:
-        """Record the computation and start it; where it cannot be recorded, start it as it is.
+    def _capture_and_start(self) -> None:
+        """Capture the computation as a graph and launch it; without a graph if capturing fails.
 
         Raises:
-            ResnetOptError: It cannot be computed either way.
+            ResnetOptError: It cannot be computed without a graph either.
         """
-        # Memory that the first run allocates, and kernels it loads, may not be part of a graph.
+        # The first run may allocate memory and load kernels, which must not happen during capture.
         self._execution.start(self.binding)
         self._stream.synchronize()
         try:
             with self._stream.capture() as captured:
                 self._execution.start(self.binding)
         except ResnetOptError as error:
-            # Raises if it was the device that failed and not the recording. What was computed just
-            # now is the computation that was asked for.
+            # Raises if the device failed, not just the capture. The run above is the requested one.
             self._stream.synchronize()
             self._session.cuda_graph = False
             self._session.notes.append(
-                f"it cannot be recorded as a CUDA graph and was started call by call: {error.message}"
+                f"cannot be captured as a CUDA graph, started without one: {error.message}"
             )
             return
         self._graph = captured[0]
@@ -397,8 +395,8 @@ def _spec(trt: Any, engine: Any, name: str) -> TensorSpec:
 
 
 def _profiles(engine: Any, name: str) -> list[ProfileRange]:
-    found = []
+    ranges = []
     for index in range(engine.num_optimization_profiles):
         low, best, high = engine.get_tensor_profile_shape(name, index)
-        found.append(ProfileRange(index, int(low[0]), int(best[0]), int(high[0])))
-    return found
+        ranges.append(ProfileRange(index, int(low[0]), int(best[0]), int(high[0])))
+    return ranges

@@ -1,6 +1,6 @@
-"""What the name of a kernel says about the precision it multiplies in.
+"""Reads the precision of a product from its kernel's name.
 
-TensorRT's kernels name the types of their operands, in one of three ways::
+The names of TensorRT's kernels contain the types of their operands, in one of three forms::
 
     sm80_xmma_fprop_implicit_gemm_interleaved_i8f16_i8i32_f32_nchw_…    CUTLASS-like: A, C, B, accumulator
     ampere_h1688cudnn_128x128_ldg8_relu_…, turing_fp16_i8816cudnn_…     cuDNN: the tensor-core instruction
@@ -35,7 +35,7 @@ _NAMED = (
 
 
 def precision_in_tactic(name: str) -> str | None:
-    """``int8``, ``fp16``, ``tf32`` … as a kernel's name says; ``None`` if it does not."""
+    """``int8``, ``fp16``, ``tf32`` … from a kernel's name; ``None`` if it contains no type."""
     match = _GROUPS.search(name + "_")
     if match is not None:
         return "tf32" if "tf32" in match.groups() else _SHORT[match[1]]

@@ -1,7 +1,7 @@
-"""Timing caches: what the builder measured once, it need not measure again.
+"""Timing caches, which save the builder from timing the same kernels again.
 
-A cache is good for one GPU model, CUDA version, library version and set of flags; the library
-checks that itself. A folder given as the cache holds one file for each of these.
+A cache is valid for one GPU model, CUDA version, library version and set of flags; the library
+checks this itself. If the cache is a folder, it contains one file per library version and device.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ __all__ = ["cache_file", "store_timing_cache", "use_timing_cache"]
 
 
 def cache_file(path: Path, library: str, version: str, device: str) -> Path:
-    """The file for a library and a device: ``path`` itself, or a file in it if it is a folder."""
+    """The cache file for a library and a device: ``path`` itself, or a file in it if it is a folder."""
     if path.is_dir() or path.suffix == "":
         return path / f"{library}-{version}-{device.replace(' ', '_')}.cache"
     return path
 
 
 def use_timing_cache(config: Any, path: Path) -> list[str]:
-    """Give the builder what the file holds; an unusable file starts an empty cache.
+    """Load a cache file into the builder's configuration; an empty cache if the file is unusable.
 
     Returns:
-        Remarks for the user.
+        Notes for the user.
     """
     blob = path.read_bytes() if path.is_file() else b""
     timing_cache = config.create_timing_cache(blob)
     if timing_cache is not None and config.set_timing_cache(timing_cache, False):
         return []
     config.set_timing_cache(config.create_timing_cache(b""), False)
-    return [f"timing cache {path.name} is of another device or version: started anew"]
+    return [f"timing cache {path.name} is for another device or version: started an empty one"]
 
 
 def store_timing_cache(config: Any, path: Path) -> None:
-    """Write the builder's cache, together with what others put into the file meanwhile."""
+    """Write the builder's cache, merged with what other processes have written to the file."""
     from filelock import FileLock
 
     timing_cache = config.get_timing_cache()

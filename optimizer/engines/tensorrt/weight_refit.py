@@ -1,7 +1,7 @@
-"""New weights for an engine built ``refittable``, or its own for one built ``strip_weights``.
+"""New weights for an engine built ``refittable``, or the original ones if built ``strip_weights``.
 
-The refit itself needs a GPU: the library writes the weights into an open engine. What can be told
-from the manifest is told before.
+The refit itself needs a GPU: the library writes the weights into an open engine. Whatever can be
+checked from the manifest is checked first.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _STAY_REFITTABLE = "INCLUDE_REFIT"
 
 
 def check_refittable(library: Library, engine_file: Path, manifest: Manifest) -> None:
-    """Refuse what cannot be refitted here, by its manifest; needs no GPU.
+    """Check from its manifest that an engine can be refitted here; needs no GPU.
 
     Raises:
-        ArtifactError: It was not built to be refitted, or by another version of the library.
-        MissingLibrary: The library is not here.
+        ArtifactError: It was not built to be refitted, or was built by another library version.
+        MissingLibrary: The library is not installed.
     """
     options = manifest.settings.get("options") or {}
     if not (options.get("refittable") or options.get("strip_weights")):
@@ -37,29 +37,27 @@ def check_refittable(library: Library, engine_file: Path, manifest: Manifest) ->
             f"{engine_file.name} was not built to be refitted", hint=f"{command} --refittable"
         )
     load(library)
-    # Of a version-compatible engine of another version only its own lean runtime could take
-    # weights, and that one does not refit.
+    # A version-compatible engine of another version runs on its lean runtime, which cannot refit.
     exactly = {**manifest.settings, "options": {**options, "version_compatible": False}}
-    found = library_misfits(
+    misfits = library_misfits(
         library,
         manifest.model_copy(update={"settings": exactly}),
         library_versions(*library.distributions),
     )
-    if found:
+    if misfits:
         raise ArtifactError(
-            f"{engine_file.name} does not fit this machine: {'; '.join(found)}",
+            f"{engine_file.name} does not fit this machine: {'; '.join(misfits)}",
             hint=rebuild_command(engine_file, manifest),
         )
 
 
 def stays_refittable(library: Library, manifest: Manifest) -> bool:
-    """Whether an engine can be refitted once more after its first refit.
+    """Whether an engine can be refitted again after its first refit.
 
-    Written again, an engine is refittable only if that is asked for, and TensorRT 10.12 cannot be
-    asked yet.
+    A serialized engine stays refittable only if a flag requests it, which TensorRT 10.12 lacks.
     """
-    asked = bool((manifest.settings.get("options") or {}).get("refittable"))
-    return asked and hasattr(load(library).SerializationFlag, _STAY_REFITTABLE)
+    requested = bool((manifest.settings.get("options") or {}).get("refittable"))
+    return requested and hasattr(load(library).SerializationFlag, _STAY_REFITTABLE)
 
 
 def refit_engine(
@@ -74,17 +72,17 @@ def refit_engine(
     """Put the weights of ``graph`` into an engine and write it to ``output``.
 
     Args:
-        library: Which library built the engine.
+        library: The library that built the engine.
         engine_file: The engine; it is not changed.
-        graph: The same network as the engine was built from, with other weights.
-        output: The new engine, with its weights inside.
-        manifest: The engine's.
-        device: Which GPU does it.
+        graph: The network that the engine was built from, with the new weights.
+        output: The new engine, including its weights.
+        manifest: The engine's manifest.
+        device: The GPU to use.
 
     Raises:
-        GraphError: The graph is damaged, or is another network.
+        GraphError: The graph is damaged, or is a different network.
         ArtifactError: The engine cannot be opened, or was not built to be refitted.
-        MissingLibrary, MissingDevice: Nothing here can do it.
+        MissingLibrary, MissingDevice: This machine cannot do it.
     """
     check_graph(graph)
     trt = load(library)
@@ -108,7 +106,7 @@ def refit_engine(
         reason = f"weights missing: {missing}" if missing else log.reason("no reason given")
         raise GraphError(
             f"{graph.name} does not fit {engine_file.name}: {reason}",
-            hint="give the graph of the same network, in the same precision",
+            hint="use a graph of the same network, in the same precision",
         )
     serialization_config = engine.create_serialization_config()
     serialization_config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)

@@ -51,7 +51,7 @@ OWN = {
     "deserialize": "ICudaEngine",
     "create_network": "INetworkDefinition",
 }
-"""Functions of this package that return an object of the library."""
+"""Functions of this package that return a library object."""
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +68,7 @@ class Use:
 
 @dataclass(frozen=True)
 class _Class:
-    """The value of ``trt.NAME``: a class, whose attributes are looked up and calls make objects."""
+    """The value of ``trt.NAME``: a class, whose attributes are looked up and whose calls create objects."""
 
     name: str
 
@@ -114,12 +114,12 @@ class _Visitor(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         for base in node.bases:
-            found = self._value(base)
-            if isinstance(found, _Class):
-                # A subclass of the library's: what it overrides must be there to be overridden.
+            base_class = self._value(base)
+            if isinstance(base_class, _Class):
+                # A subclass of a library class: the methods it overrides must exist.
                 for part in node.body:
                     if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
-                        self.uses.add(Use(found.name, part.name))
+                        self.uses.add(Use(base_class.name, part.name))
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -128,7 +128,7 @@ class _Visitor(ast.NodeVisitor):
             if isinstance(target, ast.Name):
                 self.scopes[-1][target.id] = value
             elif isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
-                # Forgetting an object (``self._engine = None``) does not change what it was.
+                # Assigning ``None`` (``self._engine = None``) does not change an object's class.
                 known = self.members.get(target.attr)
                 self.members[target.attr] = known if value is None else value
         self.generic_visit(node)
@@ -179,8 +179,8 @@ class _Visitor(ast.NodeVisitor):
         if isinstance(node.func, ast.Name) and node.func.id in OWN:
             return OWN[node.func.id]
         if isinstance(node.func, ast.Name) and node.func.id == "start":
-            made = self._value(node.args[1])  # start(library, trt.Builder, logger, log)
-            return made.name if isinstance(made, _Class) else None
+            created = self._value(node.args[1])  # start(library, trt.Builder, logger, log)
+            return created.name if isinstance(created, _Class) else None
         return None
 
 
@@ -193,8 +193,8 @@ for owner, name, keywords in json.load(sys.stdin):
     if not hasattr(holder, name):
         missing.append([owner, name, keywords])
         continue
-    told = getattr(holder, name).__doc__ or ""
-    missing += [[owner, name, [word]] for word in keywords if f"{word}:" not in told]
+    documentation = getattr(holder, name).__doc__ or ""
+    missing += [[owner, name, [word]] for word in keywords if f"{word}:" not in documentation]
 print(json.dumps({"version": trt.__version__, "missing": missing}))
 """
-"""A program that looks uses up in a module and prints those that are not there."""
+"""A program that looks uses up in a module and prints the missing ones."""

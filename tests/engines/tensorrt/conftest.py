@@ -1,4 +1,4 @@
-"""What the tests of this folder share: real TensorRT-RTX builds of small networks."""
+"""Shared fixtures: real TensorRT-RTX builds of small networks."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Build = Callable[..., Built]
 
 @pytest.fixture(scope="session")
 def rtx() -> TensorRtRtx:
-    """The backend, where its library is installed."""
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
+    """The backend; skips if its library is not installed."""
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
     return TensorRtRtx()
 
 
 @pytest.fixture(scope="session")
 def build(rtx: TensorRtRtx, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Build a small network for real; the same one is built once."""
-    made: dict[tuple[object, ...], Built] = {}
+    """Really build a small network; each one only once."""
+    results: dict[tuple[object, ...], Built] = {}
 
     def build_(precision: str, *targets: str, high: str | None = None) -> Built:
         key = (precision, targets, high)
-        if key not in made:
+        if key not in results:
             folder = tmp_path_factory.mktemp("engine")
             graph = graphs.save_resnet(folder / "model.onnx", precision, high=high)
             settings = BuildSettings(precision=precision, targets=targets, profile=(1, 2, 4))
-            made[key] = rtx.build(graph, folder / "model.rtx", settings, Silent())
-        return made[key]
+            results[key] = rtx.build(graph, folder / "model.rtx", settings, Silent())
+        return results[key]
 
     return build_
 

@@ -1,6 +1,6 @@
-"""Small residual networks as ONNX graphs, in every precision that the backends are asked for.
+"""Small residual networks as ONNX graphs, in every precision of the backends.
 
-The names are those of the exporter: a node is called as the PyTorch module it computes, and the
+The names are those of the exporter: a node is named after the PyTorch module it computes, and the
 Q/DQ nodes around it ``<node>.<tensor>.quantize`` and ``.dequantize``.
 """
 
@@ -37,7 +37,7 @@ MODULES = (
 )
 """The modules with weights, as PyTorch names them."""
 SCALE = 0.08
-"""Scale of every quantized activation: their values reach about 127 times that."""
+"""Scale of every quantized activation: their values reach about 127 times this."""
 
 _TYPES = {
     "fp32": TensorProto.FLOAT,
@@ -84,7 +84,7 @@ class Network:
         return self.node("DequantizeLinear", f"{name}.dequantize", [low, scale_name, zero])
 
     def weight(self, name: str, values: np.ndarray) -> str:
-        """A weight: in the high precision, or per output channel in the low one behind a DQ."""
+        """A weight in the high precision, or quantized per output channel and followed by a DQ."""
         if self.quantized is None:
             return self.floats(f"{name}.weight", values)
         kind = helper.tensor_dtype_to_np_dtype(_QUANTIZED[self.quantized])
@@ -198,9 +198,9 @@ def images(count: int, *, image: int = IMAGE) -> np.ndarray:
 
 
 def as_written(path: Path, batch: np.ndarray) -> np.ndarray:
-    """What a graph computes, node by node and with nothing optimized.
+    """The outputs of a graph, computed without optimizations.
 
-    By ONNX Runtime; BF16 and FP8, for which it has no CPU kernels, by ONNX's reference evaluator.
+    Uses ONNX Runtime; for BF16 and FP8, for which it has no CPU kernels, ONNX's reference evaluator.
     """
     import onnxruntime as ort
     from onnx.reference import ReferenceEvaluator

@@ -1,17 +1,17 @@
-"""A GPU made of host memory, and engines on it that ONNX Runtime computes.
+"""A GPU simulated in host memory, with engines that ONNX Runtime computes.
 
-There is no GPU where these tests run, so what `TensorRtSession` asks of CUDA and TensorRT is done
-here on the host. What matters of the real ones is kept:
+These tests run without a GPU, so the CUDA and TensorRT calls of `TensorRtSession` run on the host.
+The simulation keeps the relevant behaviour of the real libraries:
 
-* Nothing that is put into a stream happens before the stream is waited for, and time is a clock of
-  its own: a computation takes `KERNEL_MS`, a copy `COPY_MS`, a mark none.
-* What the libraries refuse is refused in their way: TensorRT returns false and writes into the log
-  (or ignores a call, or raises), CUDA raises, and what is undefined there is an `Undefined` here.
-* Every call to either can be made to fail (`HostCuda.fail_at`): refused alone (no memory), a fault of
-  the kernel that shows when it is waited for and stays, or a device that is lost from then on.
+* Work in a stream runs only when the stream is synchronized. Time is simulated: a computation takes
+  `KERNEL_MS`, a copy `COPY_MS`, an event none.
+* Invalid calls fail as in the libraries: TensorRT returns false and logs an error (or ignores the
+  call, or raises), CUDA raises, and undefined behaviour raises `Undefined` here.
+* Every call can be made to fail (`HostCuda.fail_at`): only this call (no memory), a kernel fault that
+  appears at the next synchronization and stays, or a device that is lost from then on.
 
-That names and arguments exist in the real libraries is the subject of the contract tests;
-`test_gpu.py` runs the same session on the real ones.
+The contract tests check that names and arguments exist in the real libraries; `test_gpu.py` runs the
+same session on a real GPU.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ OUTSIDE = "not a call of the libraries"
 
 
 class Undefined(AssertionError):
-    """What the real libraries do not define: it must never be tried."""
+    """Undefined behaviour in the real libraries, which must never occur."""
 
 
 @dataclass
 class Work:
-    """A piece of work in a stream, and how long it takes the GPU."""
+    """A piece of work in a stream, and its duration on the GPU."""
 
     do: Callable[[], None]
     ms: float
@@ -53,10 +53,10 @@ class Work:
 
 @dataclass
 class Recording:
-    """What is recorded from a stream.
+    """Work captured from a stream.
 
     Attributes:
-        contexts: The contexts in it, as they were set: a graph is undefined once they are changed.
+        contexts: The contexts in it with their versions: a graph is undefined once they change.
     """
 
     thread: int
@@ -89,13 +89,13 @@ class HostCuda:
 
     @property
     def held(self) -> int:
-        """Handles that nobody has given back."""
+        """The number of handles that have not been freed."""
         return sum(map(len, (self.memory, self.streams, self.events, self.graphs)))
 
     # --- failing ---------------------------------------------------------------------------------
 
     def enter(self, call: str) -> bool:
-        """Count a call of either library; whether it is to be refused.
+        """Count a call to either library; returns whether it should fail.
 
         Raises:
             ResnetOptError: The device has failed, now or before.
@@ -115,22 +115,22 @@ class HostCuda:
             raise ResnetOptError(f"{call}: {error}")
 
     def _free(self, call: str, held: dict[int, Any], handle: int) -> None:
-        """Give a handle back; a device that failed says so and keeps nothing all the same."""
+        """Free a handle; a failed device raises but frees it anyway."""
         if handle not in held:
-            raise Undefined(f"{call} of what is not held")
+            raise Undefined(f"{call} of an unknown handle")
         del held[handle]
         self._call(call)
 
     def _of(self, held: dict[int, Any], handle: int) -> Any:
         if handle not in held:
-            raise Undefined(f"used after it was given back, or never made: {handle}")
+            raise Undefined(f"used after free, or never created: {handle}")
         return held[handle]
 
     def fault(self, text: str) -> None:
-        """Let the GPU fail: it shows when it is waited for next, and stays."""
+        """Let the GPU fail permanently, from the next synchronization on."""
         self._pending_fault = self._pending_fault or text
 
-    # --- what CUDA does --------------------------------------------------------------------------
+    # --- the CUDA API --------------------------------------------------------------------------
 
     def _handle(self) -> int:
         self._next += 1
@@ -159,7 +159,7 @@ class HostCuda:
         return self._allocate("malloc_host", size)
 
     def takes_memory(self) -> bool:
-        """Whether one more allocation is to be had."""
+        """Whether one more allocation succeeds."""
         if self.allocations_left is None:
             return True
         self.allocations_left -= 1
@@ -183,12 +183,12 @@ class HostCuda:
         self._free("free_host", self.memory, address)
 
     def _finish_all(self) -> None:
-        """Freeing waits for the whole device, as CUDA's does."""
+        """Run all pending work, because freeing memory synchronizes the device."""
         for stream in self.streams:
             self._finish(stream)
 
     def put(self, stream: int, work: Callable[[], None], ms: float = KERNEL_MS) -> None:
-        """Put work into a stream, or into the graph that is recorded from it."""
+        """Enqueue work on a stream, or add it to the graph being captured."""
         recording = self.capturing.get(stream)
         queue = self._of(self.streams, stream) if recording is None else recording.work
         queue.append(Work(work, ms))
@@ -196,7 +196,7 @@ class HostCuda:
     def to_device(self, target: int, source: int, size: int, stream: int) -> None:
         self._call("copy")
         if size > len(self._of(self.memory, target)) or size > len(self._of(self.memory, source)):
-            raise Undefined("a copy beyond the memory")
+            raise Undefined("a copy outside of the memory")
 
         def copy() -> None:
             self._of(self.memory, target)
@@ -216,7 +216,7 @@ class HostCuda:
     def stream_synchronize(self, stream: int) -> None:
         self._call("stream_synchronize")
         if stream in self.capturing:
-            self.capturing[stream].broken = "a stream under capture was waited for"
+            self.capturing[stream].broken = "a stream was synchronized during capture"
             raise ResnetOptError(
                 "operation not permitted when stream is capturing (CUDA error 900)"
             )
@@ -226,7 +226,7 @@ class HostCuda:
             raise ResnetOptError(f"stream_synchronize: {self._fault}")
 
     def _finish(self, stream: int) -> None:
-        """Do what is in a stream, up to the first fault."""
+        """Run the work in a stream, up to the first fault."""
         queue, self.streams[stream] = self.streams[stream], []
         for work in queue:
             if self._fault is not None:
@@ -305,7 +305,7 @@ def _computing(graph: Path, changed: int) -> ort.InferenceSession:
 
 
 class HostEngine:
-    """What `TensorRtSession` asks of an ``ICudaEngine``."""
+    """The part of ``ICudaEngine`` that `TensorRtSession` uses."""
 
     def __init__(
         self, trt: Any, cuda: HostCuda, graph: Path, profiles: list[tuple[int, int, int]]
@@ -355,7 +355,7 @@ class HostEngine:
         return HostInspector(self)
 
     def refuses(self, call: str) -> bool:
-        """Whether a call is to fail; TensorRT itself never raises, whatever CUDA says."""
+        """Whether a call should fail; TensorRT itself never raises on CUDA errors."""
         try:
             refused = self.cuda.enter(call)
         except ResnetOptError as error:
@@ -366,7 +366,7 @@ class HostEngine:
         return refused
 
     def layers(self, context: HostContext | None) -> list[dict[str, Any]]:
-        """Two layers a profile, in the schema of 10 and with its marks and remarks."""
+        """Two layers per profile, in the schema of TensorRT 10."""
         shaped = context is not None and context.shape is not None
         batch = context.shape[0] if shaped else -1
         kind = "Channel major FP16 format where channel % 8 == 0"
@@ -376,7 +376,7 @@ class HostEngine:
         def tensor(name: str, *shape: int) -> dict[str, Any]:
             return {"Name": name, "Dimensions": [batch, *shape], "Format/Datatype": kind}
 
-        found = []
+        layers = []
         for profile in range(len(self.profiles)):
             mark = f" [profile {profile}]" if profile else ""
             graph = 5 + 6 * profile
@@ -397,12 +397,12 @@ class HostEngine:
                 "TacticName": "sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize32x32x64",
                 "Metadata": "[ONNX Layer: fc]",
             }
-            found += [conv, fc]
-        return found
+            layers += [conv, fc]
+        return layers
 
 
 class HostContext:
-    """What `TensorRtSession` asks of an ``IExecutionContext``."""
+    """The part of ``IExecutionContext`` that `TensorRtSession` uses."""
 
     def __init__(self, engine: HostEngine) -> None:
         self.engine = engine
@@ -423,7 +423,7 @@ class HostContext:
 
     @profiler.setter
     def profiler(self, profiler: Any) -> None:
-        if profiler is None:  # refused without an exception; the old one stays
+        if profiler is None:  # rejected without an exception; the old one stays
             self.engine.log.add(
                 "ERROR", "Parameter check failed, condition: (profiler) != nullptr."
             )
@@ -450,7 +450,7 @@ class HostContext:
         self.version += 1
         fits = low <= shape[0] <= high and tuple(shape[1:]) == rest
         if not fits:
-            self.engine.log.add("ERROR", f"{shape} lies outside of the profile")
+            self.engine.log.add("ERROR", f"{shape} is outside of the profile")
         self.shape = tuple(shape) if fits else None
         return fits
 
@@ -478,7 +478,7 @@ class HostContext:
             return False
         recording = cuda.capturing.get(stream_handle)
         if recording is not None:
-            if self._profiler is not None:  # it waits for its marks, which ends the capture
+            if self._profiler is not None:  # it synchronizes on its events, which ends the capture
                 recording.broken = "a profiler waited"
                 self.engine.log.add("ERROR", "operation not permitted when stream is capturing")
                 return False
@@ -512,7 +512,7 @@ class HostContext:
         (logits,) = self.engine.session.run(None, {source: batch})
         logits = np.ascontiguousarray(logits, np.float32)
         ctypes.memmove(addresses[target], logits.ctypes.data, logits.nbytes)
-        if self._profiler is not None:  # as the library: asked when it computes
+        if self._profiler is not None:  # as in the library: read when it computes
             for layer, ms in zip(self.engine.layers(self)[2 * profile :], (1.5, 0.5), strict=False):
                 self._profiler.report_layer_time(layer["Name"], ms)
 

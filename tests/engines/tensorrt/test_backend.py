@@ -14,7 +14,7 @@ from optimizer.engines import get_backend
 from optimizer.engines.cuda import CudaDevice, CudaStatus, cuda_devices
 from optimizer.engines.protocol import BuildSettings
 from optimizer.engines.tensorrt import TensorRt, TensorRtRtx
-from optimizer.engines.tensorrt.library import Found
+from optimizer.engines.tensorrt.library import LibraryStatus
 from optimizer.errors import MissingLibrary, UnsupportedPrecision, UsageError
 from optimizer.progress import Silent
 
@@ -29,11 +29,11 @@ def machine(
     if capability is not None:
         gpu = CudaDevice(0, "NVIDIA Test", capability, 1 << 34)
         status = CudaStatus((gpu,), "cuda-python 13.4.4", "13.0", None, None)
-    found = Found(object(), version, None, None)
+    installed = LibraryStatus(object(), version, None, None)
     if version is None:
-        found = Found(None, None, "it is not installed", "pip install it")
+        installed = LibraryStatus(None, None, "it is not installed", "pip install it")
     monkeypatch.setattr(backend, "cuda_status", lambda: status)
-    monkeypatch.setattr(backend, "find", lambda library: found)
+    monkeypatch.setattr(backend, "find", lambda library: installed)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_availability(
     reason: str,
 ) -> None:
     machine(monkeypatch, capability, version)
-    found = kind().availability()
-    assert (found.can_build, found.can_run) == (builds, runs)
-    assert reason in found.reason
-    assert (found.hint is None) == runs
+    available = kind().availability()
+    assert (available.can_build, available.can_run) == (builds, runs)
+    assert reason in available.reason
+    assert (available.hint is None) == runs
 
 
 def test_the_first_gpu_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,25 +70,25 @@ def test_the_first_gpu_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> N
     ada = CudaDevice(1, "NVIDIA L40S", (8, 9), 1 << 35)
     status = CudaStatus((hopper, ada), "cuda-python 13.4.4", "13.0", None, None)
     monkeypatch.setattr(backend, "cuda_status", lambda: status)
-    found = TensorRtRtx().availability()
-    assert (found.can_build, found.can_run) == (True, True)
-    assert "on NVIDIA L40S (sm89), --device cuda:1, CUDA 13.0" in found.reason
+    available = TensorRtRtx().availability()
+    assert (available.can_build, available.can_run) == (True, True)
+    assert "on NVIDIA L40S (sm89), --device cuda:1, CUDA 13.0" in available.reason
 
 
 @pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 def test_availability_here(rtx: TensorRtRtx) -> None:
-    found = rtx.availability()
-    assert found.can_build
-    assert not found.can_run
-    assert "no NVIDIA driver" in found.reason
-    assert found.hint
+    available = rtx.availability()
+    assert available.can_build
+    assert not available.can_run
+    assert "no NVIDIA driver" in available.reason
+    assert available.hint
 
 
 def test_tensorrt_without_its_library_says_how_to_get_it(tmp_path: Path) -> None:
-    found = TensorRt().availability()
-    if found.can_build or "not installed" not in found.reason:
-        pytest.skip(f"TensorRT is installed: {found.reason}")
-    assert found.hint == 'pip install "resnet-opt[tensorrt]"'
+    available = TensorRt().availability()
+    if available.can_build or "not installed" not in available.reason:
+        pytest.skip(f"TensorRT is installed: {available.reason}")
+    assert available.hint == 'pip install "resnet-opt[tensorrt]"'
     from . import graphs
 
     graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16")
@@ -128,7 +128,7 @@ def test_settings_are_refused_before_a_build(monkeypatch: pytest.MonkeyPatch) ->
     machine(monkeypatch, (8, 6), "11.4.0")
     with pytest.raises(UnsupportedPrecision, match="FP8 needs sm89 or later, sm86"):
         TensorRt().engine_settings(BuildSettings(precision="fp8"))
-    with pytest.raises(UsageError, match="compiles for the GPU at hand, sm86, not for sm89"):
+    with pytest.raises(UsageError, match="compiles for this machine's GPU, sm86, not for sm89"):
         TensorRt().engine_settings(BuildSettings(precision="fp16", targets=("sm89",)))
 
 

@@ -42,12 +42,12 @@ FULL = (
     "Tactic Device request: 9385MB Available: 7649MB. Device memory is insufficient to use tactic.",
 )
 CASES = [
-    # messages, with a limit, error, in the message, in the hint
-    ([OLD_SIZE, GAVE_UP], True, UsageError, "a kernel asks for 449 MiB", "--workspace 449MiB"),
-    ([NEW_SIZE, GAVE_UP], True, UsageError, "a kernel asks for 2 MiB", "--workspace 2MiB"),
+    # messages, whether a workspace limit is set, error, text in its message, text in its hint
+    ([OLD_SIZE, GAVE_UP], True, UsageError, "a kernel needs 449 MiB", "--workspace 449MiB"),
+    ([NEW_SIZE, GAVE_UP], True, UsageError, "a kernel needs 2 MiB", "--workspace 2MiB"),
     (
         [("ERROR", "Error Code 2: OutOfMemory (Requested size was 103170464 bytes.)")],
-        True, UsageError, "a workspace of 1,048,576 bytes is too small: a kernel asks for 99 MiB",
+        True, UsageError, "a workspace of 1,048,576 bytes is too small: a kernel needs 99 MiB",
         "--workspace 99MiB",
     ),
     (
@@ -55,8 +55,8 @@ CASES = [
         True, UsageError, "no kernel fits into it", "--workspace 4GiB",
     ),
     ([GAVE_UP], True, UsageError, "layer conv1 that fits into a workspace", "--workspace"),
-    ([GAVE_UP], False, BuildError, "has no kernel for layer conv1", "another precision"),
-    ([FULL, OLD_SIZE, GAVE_UP], True, BuildError, "asks for 9385 MiB, 7649 MiB are free", "free"),
+    ([GAVE_UP], False, BuildError, "has no kernel for layer conv1", "another --precision"),
+    ([FULL, OLD_SIZE, GAVE_UP], True, BuildError, "needs 9385 MiB, 7649 MiB are free", "free"),
     ([FULL, GAVE_UP], False, BuildError, "too little free memory to build m.onnx", "nvidia-smi"),
     ([NEW_SIZE, GAVE_UP], False, BuildError, "too little free memory", "nvidia-smi"),
     (
@@ -82,7 +82,7 @@ CASES = [
         [("ERROR", ("IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:1500: "
                    "run_passes] Cannot compile for target(s) sm75, because the model contains "
                    "HW-specific datatypes: b16. In compileGraph at /_src/x.cpp:1)"))],
-        False, UnsupportedPrecision, "does not compute the type b16", "other targets",
+        False, UnsupportedPrecision, "does not support the type b16", "other targets",
     ),
     (
         [("ERROR", ("Error Code 9: Internal Error (Target GPU SM 61 is not supported by this "
@@ -105,7 +105,7 @@ CASES = [
         False, MissingLibrary, "libnvinfer_lean.so.11", "tensorrt-lean",
     ),
     ([("ERROR", "something new. In x at /_src/y.cpp:1")], False, BuildError, "something new", "report"),
-    ([], False, BuildError, "it does not say why", "report"),
+    ([], False, BuildError, "no reason given", "report"),
 ]  # fmt: skip
 
 

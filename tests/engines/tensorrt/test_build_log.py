@@ -14,13 +14,13 @@ from .conftest import Build
 
 def by_module(layers: list[LayerInfo]) -> dict[str, LayerInfo]:
     """Layers that compute modules with weights; each of these exactly once."""
-    found: dict[str, LayerInfo] = {}
+    owners: dict[str, LayerInfo] = {}
     for layer in layers:
         for name in layer.torch_names:
             if name in graphs.MODULES:
-                assert name not in found, f"{name} is in {found[name].name} and in {layer.name}"
-                found[name] = layer
-    return found
+                assert name not in owners, f"{name} is in {owners[name].name} and in {layer.name}"
+                owners[name] = layer
+    return owners
 
 
 @pytest.mark.parametrize(

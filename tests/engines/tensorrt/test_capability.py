@@ -20,7 +20,7 @@ def test_targets_are_read_in_every_spelling() -> None:
 
 @pytest.mark.parametrize("target", ["ampere", "", "8", "sm", "sm86a", "-86"])
 def test_what_is_no_target(target: str) -> None:
-    with pytest.raises(UsageError, match="no compute capability"):
+    with pytest.raises(UsageError, match="is not a compute capability"):
         parse_targets(TENSORRT_RTX, [target])
 
 

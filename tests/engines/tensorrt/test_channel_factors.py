@@ -29,9 +29,9 @@ def test_it_computes_the_same(graph: Path, tmp_path: Path) -> None:
     assert write_with_factors(graph, other) == CONVOLUTIONS
     onnx.checker.check_model(str(other), full_check=True)
     batch = graphs.images(8)
-    expected, found = graphs.as_written(graph, batch), graphs.as_written(other, batch)
+    expected, actual = graphs.as_written(graph, batch), graphs.as_written(other, batch)
     # A sum that is rounded before its factor may fall on the other side of a step of the next Q.
-    assert np.abs(found - expected).max() <= 3e-2 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() <= 3e-2 * np.abs(expected).max()
 
 
 def test_integers_stay_and_scales_multiply_out(graph: Path, tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_channels_that_are_next_to_nothing(
     other = tmp_path / "other.onnx"
     assert write_with_factors(graph, other) == CONVOLUTIONS
     batch = graphs.images(8)
-    expected, found = graphs.as_written(graph, batch), graphs.as_written(other, batch)
-    assert np.abs(found - expected).max() <= 3e-2 * np.abs(expected).max()
+    expected, actual = graphs.as_written(graph, batch), graphs.as_written(other, batch)
+    assert np.abs(actual - expected).max() <= 3e-2 * np.abs(expected).max()
 
 
 def test_sums_that_would_overflow(graph: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_engine_moves_fewer_bytes(
 
     settings = BuildSettings(precision="int8", targets=("sm86",), profile=(1, 2, 4))
     built = rtx.build(graph, tmp_path / "a.rtx", settings, Silent())
-    (note,) = [note for note in built.notes if "a factor by channel" in note]
+    (note,) = [note for note in built.notes if "a factor per channel" in note]
     assert note.startswith(f"{CONVOLUTIONS} INT8 convolutions")
     monkeypatch.setattr(compiling, "write_with_factors", lambda *_: 0)
     plain = rtx.build(graph, tmp_path / "b.rtx", settings, Silent())
@@ -136,4 +136,4 @@ def test_where_it_is_not_done(
         built = rtx.build(graph, tmp_path / "a.rtx", settings, Silent())
     except MissingDevice as error:
         pytest.skip(error.message)  # refittable engines need a driver
-    assert not [note for note in built.notes if "a factor by channel" in note]
+    assert not [note for note in built.notes if "a factor per channel" in note]

@@ -1,4 +1,4 @@
-"""Real builds by TensorRT-RTX, and what becomes of bad ones."""
+"""Real builds with TensorRT-RTX, and their errors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def settings(precision: str = "fp16", *targets: str, **options: Any) -> BuildSet
     return BuildSettings(precision=precision, targets=targets or ("sm86",), **options)
 
 
-# --- what is built -------------------------------------------------------------------------------
+# --- builds -------------------------------------------------------------------------------
 
 
-def test_an_engine_and_its_account(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
+def test_engine_and_its_layers(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.rtx"
     built = rtx.build(model, output, settings(profile=(1, 2, 4)), Silent())
     assert output.stat().st_size > 300_000  # 113,000 FP16 weights and the kernels
@@ -88,7 +88,7 @@ def test_several_profiles(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None
     assert (tmp_path / "m.rtx").is_file()
 
 
-def test_int8_on_turing_is_told_as_what_it_is(rtx: TensorRtRtx, tmp_path: Path) -> None:
+def test_int8_on_turing_is_labelled(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = graphs.save_resnet(tmp_path / "model.onnx", "int8")
     with pytest.raises(UnsupportedPrecision, match="compute in half precision on sm75"):
         rtx.build(graph, tmp_path / "m.rtx", settings("int8", "sm75"), Silent())
@@ -105,7 +105,7 @@ def test_int8_on_turing_is_told_as_what_it_is(rtx: TensorRtRtx, tmp_path: Path) 
     assert built.notes[0].startswith("INT8 storage, FP16 compute")
 
 
-def test_what_is_ignored_is_said(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
+def test_ignored_options_are_noted(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
     ignored = BuildSettings(
         precision="fp16",
         opt_level=5,
@@ -115,7 +115,7 @@ def test_what_is_ignored_is_said(rtx: TensorRtRtx, model: Path, tmp_path: Path) 
     )
     notes = "\n".join(rtx.build(model, tmp_path / "m.rtx", ignored, Silent()).notes)
     for word in ("hardware compatibility", "optimization level", "timing cache", "sparsity", "TF32",
-                 "threads", "no target was named", "no profile was given: batches 1:8:32"):  # fmt: skip
+                 "threads", "no target given", "no profile given: batches 1:8:32"):  # fmt: skip
         assert word in notes
     assert not (tmp_path / "timing.cache").exists()
 
@@ -128,13 +128,15 @@ def test_a_default_fp8_engine_is_not_built_for_gpus_without_fp8(
     assert "compiled for sm89, sm120 and later" in built.notes[0]
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------
 
 
-def refused(rtx: TensorRtRtx, graph: Path, asked: BuildSettings, kind: type[Exception]) -> Any:
+def build_error(
+    rtx: TensorRtRtx, graph: Path, requested: BuildSettings, kind: type[Exception]
+) -> Any:
     output = graph.with_suffix(".rtx")
     with pytest.raises(kind) as caught:
-        rtx.build(graph, output, asked, Silent())
+        rtx.build(graph, output, requested, Silent())
     assert not output.exists()
     assert "\n" not in str(caught.value)
     assert caught.value.hint  # type: ignore[attr-defined]
@@ -153,19 +155,17 @@ def with_node(path: Path, operator: str, name: str, domain: str = "") -> Path:
 
 
 @pytest.mark.parametrize(("operator", "domain"), [("Det", ""), ("Frobnicate", "custom")])
-def test_an_operator_that_tensorrt_has_not(
-    rtx: TensorRtRtx, tmp_path: Path, operator: str, domain: str
-) -> None:
+def test_unsupported_operator(rtx: TensorRtRtx, tmp_path: Path, operator: str, domain: str) -> None:
     graph = with_node(tmp_path / "model.onnx", operator, "layer9.0.odd", domain)
-    error = refused(rtx, graph, settings(), GraphError)
+    error = build_error(rtx, graph, settings(), GraphError)
     assert error.message == (
         f"TensorRT-RTX does not support node layer9.0.odd ({operator}, PyTorch layer layer9.0.odd)"
     )
     assert operator in error.hint
 
 
-def test_types_that_do_not_meet(rtx: TensorRtRtx, tmp_path: Path) -> None:
-    """What a weakly typed TensorRT 10 would have converted in silence."""
+def test_mismatched_types(rtx: TensorRtRtx, tmp_path: Path) -> None:
+    """A weakly typed TensorRT 10 would have converted these silently."""
     model = graphs.small_resnet("fp16")
     float32 = graphs.small_resnet("fp32")
     for tensor in model.graph.initializer:
@@ -174,7 +174,7 @@ def test_types_that_do_not_meet(rtx: TensorRtRtx, tmp_path: Path) -> None:
             tensor.CopyFrom(other)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    error = refused(rtx, path, settings(), GraphError)
+    error = build_error(rtx, path, settings(), GraphError)
     assert "node layer1.0.conv2 (Conv, PyTorch layer layer1.0.conv2)" in error.message
     assert "same type" in error.message
 
@@ -205,25 +205,25 @@ def test_images_are_cast_first(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = taking_images(tmp_path / "model.onnx", "Cast")
     assert rtx.build(graph, tmp_path / "m.rtx", settings("fp32"), Silent()).layers
     graph = taking_images(tmp_path / "other.onnx", "Transpose")
-    error = refused(rtx, graph, settings("fp32"), GraphError)
+    error = build_error(rtx, graph, settings("fp32"), GraphError)
     assert "node images.Transpose (Transpose" in error.message
     assert error.hint.startswith("cast the images")
 
 
 @pytest.mark.parametrize(
-    ("carried", "asked"),
+    ("present", "requested"),
     [("fp32", "fp16"), ("fp32", "int8"), ("fp16", "fp32"), ("int8", "fp16"), ("fp16", "fp8")],
 )
-def test_a_precision_that_the_graph_does_not_carry(
-    rtx: TensorRtRtx, tmp_path: Path, carried: str, asked: str
+def test_precision_that_the_graph_does_not_have(
+    rtx: TensorRtRtx, tmp_path: Path, present: str, requested: str
 ) -> None:
-    graph = graphs.save_resnet(tmp_path / "model.onnx", carried)
-    error = refused(rtx, graph, settings(asked, "sm89"), GraphError)
-    assert f"carries {carried}" in error.message
-    assert f"--precision {asked}" in error.hint
+    graph = graphs.save_resnet(tmp_path / "model.onnx", present)
+    error = build_error(rtx, graph, settings(requested, "sm89"), GraphError)
+    assert f"has {present}, not {requested}" in error.message
+    assert f"--precision {requested}" in error.hint
 
 
-def test_mixed_is_whatever_the_graph_says(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
+def test_mixed_accepts_any_precision(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
     assert rtx.build(model, tmp_path / "m.rtx", settings("mixed"), Silent()).layers
 
 
@@ -239,18 +239,20 @@ def test_targets_are_checked_before_the_build(
     rtx: TensorRtRtx, tmp_path: Path, precision: str, high: str | None, target: str, wrong: str
 ) -> None:
     graph = graphs.save_resnet(tmp_path / "model.onnx", precision, high=high)
-    assert wrong in refused(rtx, graph, settings(precision, target), UnsupportedPrecision).message
+    assert (
+        wrong in build_error(rtx, graph, settings(precision, target), UnsupportedPrecision).message
+    )
 
 
 def test_fp32_around_int8_on_turing(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = graphs.save_resnet(tmp_path / "model.onnx", "int8", high="fp32")
-    asked = settings("int8", "sm75", options={"storage_only": True})
-    error = refused(rtx, graph, asked, UnsupportedPrecision)
+    requested = settings("int8", "sm75", options={"storage_only": True})
+    error = build_error(rtx, graph, requested, UnsupportedPrecision)
     assert "--high-precision fp16" in error.hint
 
 
 def test_a_workspace_that_is_too_small(rtx: TensorRtRtx, model: Path) -> None:
-    error = refused(rtx, model, settings(workspace_bytes=1024), UsageError)
+    error = build_error(rtx, model, settings(workspace_bytes=1024), UsageError)
     assert error.message.startswith("a workspace of 1,024 bytes is too small: ")
     assert "--workspace" in error.hint
 
@@ -259,18 +261,19 @@ def test_a_workspace_that_is_too_small(rtx: TensorRtRtx, model: Path) -> None:
 def test_a_profile_that_contradicts_itself(
     rtx: TensorRtRtx, model: Path, profile: tuple[int, int, int]
 ) -> None:
-    refused(rtx, model, settings(profile=profile), UsageError)
+    build_error(rtx, model, settings(profile=profile), UsageError)
 
 
 def test_a_profile_for_a_fixed_batch(rtx: TensorRtRtx, tmp_path: Path) -> None:
     graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16", batch=2)
     assert (
-        "fixed batch of 2" in refused(rtx, graph, settings(profile=(1, 8, 32)), UsageError).message
+        "fixed batch of 2"
+        in build_error(rtx, graph, settings(profile=(1, 8, 32)), UsageError).message
     )
 
 
-def test_a_failure_of_the_library_is_told_in_one_line(rtx: TensorRtRtx, tmp_path: Path) -> None:
-    """A convolution whose output is empty: valid ONNX, and nothing the builder can compile."""
+def test_library_failure_is_one_line(rtx: TensorRtRtx, tmp_path: Path) -> None:
+    """A convolution with an empty output: valid ONNX, but the builder cannot compile it."""
     graph = graphs.save_resnet(tmp_path / "model.onnx", "fp16", image=1)
     model = onnx.load(graph)
     for node in model.graph.node:
@@ -279,14 +282,14 @@ def test_a_failure_of_the_library_is_told_in_one_line(rtx: TensorRtRtx, tmp_path
                 del attribute.ints[:]
                 attribute.ints.extend([0, 0, 0, 0])
     graph.write_bytes(model.SerializeToString())
-    error = refused(rtx, graph, settings(), (GraphError, BuildError))  # type: ignore[arg-type]
+    error = build_error(rtx, graph, settings(), (GraphError, BuildError))  # type: ignore[arg-type]
     assert error.message.startswith("TensorRT-RTX ")
 
 
 @pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 @pytest.mark.parametrize("option", ["refittable", "strip_weights"])
-def test_what_needs_a_driver_says_so(rtx: TensorRtRtx, model: Path, option: str) -> None:
-    error = refused(rtx, model, settings(options={option: True}), MissingDevice)
+def test_options_that_need_a_driver(rtx: TensorRtRtx, model: Path, option: str) -> None:
+    error = build_error(rtx, model, settings(options={option: True}), MissingDevice)
     assert "needs the driver for refittable or stripped engines" in error.message
 
 
@@ -294,7 +297,7 @@ def test_what_needs_a_driver_says_so(rtx: TensorRtRtx, model: Path, option: str)
 
 
 class Recorder:
-    """Progress that is remembered."""
+    """Records progress calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -309,9 +312,7 @@ class Recorder:
         self.calls.append(("finish", note))
 
 
-def test_progress_is_one_piece_of_work_with_remarks(
-    rtx: TensorRtRtx, model: Path, tmp_path: Path
-) -> None:
+def test_progress_is_one_task_with_notes(rtx: TensorRtRtx, model: Path, tmp_path: Path) -> None:
     progress = Recorder()
     rtx.build(model, tmp_path / "m.rtx", settings(), progress)
     kinds = [kind for kind, _ in progress.calls]
@@ -326,14 +327,14 @@ def test_progress_is_one_piece_of_work_with_remarks(
 
 
 class Broken(Recorder):
-    """Cannot tell its parent any more."""
+    """Fails to report progress: its parent is gone."""
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         raise BrokenPipeError("the parent is gone")
 
 
 class Interrupting(Recorder):
-    """Presses Ctrl-C when the build is under way."""
+    """Sends SIGINT during the build."""
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         if len(self.calls) == 3:
@@ -341,8 +342,8 @@ class Interrupting(Recorder):
         super().advance(steps, note=note)
 
 
-def break_off(model: Path, progress: Recorder, error: type[BaseException]) -> None:
-    """A build that is given up leaves nothing, and the library is in order afterwards."""
+def interrupt_build(model: Path, progress: Recorder, error: type[BaseException]) -> None:
+    """An interrupted build leaves no files, and the library works afterwards."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = model.with_name("broken-off.rtx")
     rtx = TensorRtRtx()
@@ -358,13 +359,13 @@ def break_off(model: Path, progress: Recorder, error: type[BaseException]) -> No
 @pytest.mark.parametrize(
     ("progress", "error"), [(Broken(), BrokenPipeError), (Interrupting(), KeyboardInterrupt)]
 )
-def test_a_build_is_broken_off(model: Path, progress: Recorder, error: type[BaseException]) -> None:
-    """In a process of its own, as every build is.
+def test_interrupted_build(model: Path, progress: Recorder, error: type[BaseException]) -> None:
+    """In a separate process, as every build is.
 
-    Where OpenVINO was used before in the same process, the library crashes when it gives up.
+    If OpenVINO was used earlier in the same process, the library crashes when it is interrupted.
     """
     process = multiprocessing.get_context("spawn").Process(
-        target=break_off, args=(model, progress, error)
+        target=interrupt_build, args=(model, progress, error)
     )
     process.start()
     process.join()
@@ -374,7 +375,7 @@ def test_a_build_is_broken_off(model: Path, progress: Recorder, error: type[Base
 def test_a_process_that_ignores_ctrl_c_keeps_ignoring_it(
     rtx: TensorRtRtx, model: Path, tmp_path: Path
 ) -> None:
-    """The subprocess around a build does: its parent decides."""
+    """The subprocess of a build does so: its parent handles the signal."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         rtx.build(model, tmp_path / "m.rtx", settings(), Interrupting())
@@ -384,16 +385,16 @@ def test_a_process_that_ignores_ctrl_c_keeps_ignoring_it(
 
 
 @pytest.mark.slow
-def test_builds_in_processes_of_their_own(rtx: TensorRtRtx, tmp_path: Path) -> None:
-    """Backend, settings and outcome cross process borders."""
+def test_builds_in_separate_processes(rtx: TensorRtRtx, tmp_path: Path) -> None:
+    """Backend, settings and result can be pickled."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         for precision in ("fp32", "fp16", "bf16", "int8"):
             for target in ("sm86", "sm89", "sm120"):
                 graph = graphs.save_resnet(tmp_path / f"{precision}.onnx", precision)
                 output = tmp_path / f"{precision}-{target}.rtx"
-                asked = settings(precision, target)
-                built = pool.apply(rtx.build, (graph, output, asked, Silent()))
+                requested = settings(precision, target)
+                built = pool.apply(rtx.build, (graph, output, requested, Silent()))
                 products = {
                     layer.precision
                     for layer in built.layers

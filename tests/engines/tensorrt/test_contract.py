@@ -1,9 +1,8 @@
-"""Every name of TensorRT that this package uses exists in every version it supports.
+"""Every TensorRT name that this package uses exists in every supported version.
 
-The names are collected from the source, so a new use is checked without anyone remembering. The
-versions are the real Python bindings; the library under them, which cannot be installed here, is
-replaced by shared objects that hold the symbols the bindings link and do nothing. That proves
-names and keywords, and nothing about behaviour.
+The names are collected from the source, so new uses are checked automatically. The Python bindings
+are real. The library below them, which cannot be installed here, is replaced by shared objects with
+the symbols that the bindings link, which do nothing. This checks names and keywords, not behaviour.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ SYMBOLS = (
 
 
 def look_up(uses: set[Use], module: str, environment: dict[str, str] | None = None) -> list[str]:
-    """The uses that a module lacks, found in a process of its own."""
+    """The uses that a module lacks, looked up in a separate process."""
     outcome = subprocess.run(
         [sys.executable, "-c", LOOKUP, module],
         input=json.dumps([astuple(use) for use in sorted(uses)]),
@@ -69,18 +68,18 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed, which compiles the shared objects under the bindings")
     folder = tmp_path_factory.mktemp("bindings")
-    found = {}
+    environments = {}
     for name, version in BINDINGS:
         target = folder / version
         wheel = download(f"{name}=={version}", target)
         zipfile.ZipFile(wheel).extractall(target)
         stubs = compile_stubs(target / "stubs", version.split(".")[0])
-        found[name, version] = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
-    return found
+        environments[name, version] = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
+    return environments
 
 
 def download(requirement: str, folder: Path) -> Path:
-    """The wheel of a distribution, without what it requires."""
+    """The wheel of a distribution, without its requirements."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
     outcome = subprocess.run(
         [*command, "--disable-pip-version-check", "-d", str(folder), requirement],
@@ -97,7 +96,7 @@ def download(requirement: str, folder: Path) -> Path:
 
 
 def compile_stubs(folder: Path, major: str) -> Path:
-    """Shared objects with the names and symbols that the bindings link; every function is null."""
+    """Shared objects with the names and symbols that the bindings link; all functions return null."""
     folder.mkdir()
     source = folder / "stub.c"
     source.write_text("".join(f"void* {symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
@@ -110,8 +109,8 @@ def compile_stubs(folder: Path, major: str) -> Path:
     return folder
 
 
-def test_the_collector_sees_what_is_used() -> None:
-    """Enough of what must be there, from every way in which a name is reached."""
+def test_collector_finds_uses() -> None:
+    """A sample of the expected uses, covering every way to reach a name."""
     assert {
         Use("", "OnnxParser"),
         Use("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
@@ -154,9 +153,9 @@ def test_the_collector_sees_what_is_used() -> None:
 
 
 def test_tensorrt_rtx_has_every_name() -> None:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
     assert look_up(COMMON | RTX, "tensorrt_rtx") == []
 
 
@@ -169,10 +168,10 @@ def test_tensorrt_has_every_name(
 
 
 @pytest.mark.slow
-def test_what_newer_versions_alone_have(
+def test_names_only_in_newer_versions(
     bindings: dict[tuple[str, str], dict[str, str]],
 ) -> None:
-    """`stays_refittable` looks for it: no 10.12 has it, the others do."""
+    """`stays_refittable` checks for this flag: 10.12 does not have it, the others do."""
     flag = {Use("SerializationFlag", "INCLUDE_REFIT")}
     lacking = [bool(look_up(flag, "tensorrt_bindings", bindings[key])) for key in BINDINGS]
     assert lacking == [True, False, False]
@@ -191,7 +190,7 @@ def build(trt, network):
 
 
 @pytest.mark.slow
-def test_a_use_of_what_11_removed_fails(bindings: dict[tuple[str, str], dict[str, str]]) -> None:
+def test_names_removed_in_11_are_reported(bindings: dict[tuple[str, str], dict[str, str]]) -> None:
     ten, eleven = (bindings[key] for key in (BINDINGS[1], BINDINGS[2]))
     assert look_up(uses_in(OLD), "tensorrt_bindings", ten) == ["IBuilderConfig.set_timing_cache"]
     assert look_up(uses_in(OLD), "tensorrt_bindings", eleven) == [
@@ -224,10 +223,10 @@ except MissingDevice as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", BINDINGS, ids=[version for _, version in BINDINGS])
-def test_a_library_that_cannot_start_is_told(
+def test_library_that_cannot_start(
     bindings: dict[tuple[str, str], dict[str, str]], version: tuple[str, str]
 ) -> None:
-    """The bindings' own answer to a builder that could not be made: a machine without a driver."""
+    """The real bindings, when no builder can be created: a machine without a driver."""
     environment = dict(bindings[version])
     environment["PYTHONPATH"] += os.pathsep + str(Path(package.__file__).parents[3])
     outcome = subprocess.run(
@@ -238,4 +237,4 @@ def test_a_library_that_cannot_start_is_told(
         check=False,
         timeout=120,
     )
-    assert outcome.stdout.strip() == "TensorRT could not start: it does not say why", outcome.stderr
+    assert outcome.stdout.strip() == "TensorRT could not start: no reason given", outcome.stderr

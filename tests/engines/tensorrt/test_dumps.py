@@ -1,6 +1,6 @@
-"""What engines list of themselves: real ones where they are at hand, small ones of the same shape here.
+"""Inspector dumps of engines: published ones if available, and small ones in this repository.
 
-The real dumps were published by others and are no part of this repository. Put their folder into
+The published dumps are not part of this repository. Put their folder into
 ``RESNET_OPT_ENGINE_DUMPS`` (or as ``shared/engine-dumps`` beside the checkout) to read them too.
 """
 
@@ -31,8 +31,8 @@ REAL = Path(
 )
 UNKNOWN = "N/A due to dynamic shapes"
 
-# Products of each dump by the precision they multiply in, counted by hand from the dumps: the type of
-# the weights, and for FP32 the name of the kernel.
+# Number of products by precision in each dump, counted by hand from the type of the weights and, for
+# FP32, the name of the kernel.
 PRODUCTS = {
     "mobilenet.qat.onnx.engine": {"int8": 53},
     "mobilenet_v2_residuals.qat.onnx.engine": {"int8": 53},
@@ -52,11 +52,11 @@ WITH_TIMES = [name for name in PRODUCTS if not name.startswith("trt10.16")]
 
 
 def dump(name: str, kind: str) -> str:
-    """The text of a dump; skips where a real one is not at hand."""
+    """The text of a dump; skips if a published one is not available."""
     folder = OWN if name.startswith("own") else REAL
     path = folder / f"{name}.{kind}"
     if not path.is_file():
-        pytest.skip(f"{path} is not at hand: real dumps are no part of this repository")
+        pytest.skip(f"{path} does not exist: published dumps are not part of this repository")
     return path.read_text(encoding="utf-8")
 
 
@@ -67,18 +67,18 @@ def products(raw: list[RawLayer], layers: list[LayerInfo]) -> list[LayerInfo]:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_every_product_has_the_precision_it_multiplies_in(name: str) -> None:
+def test_precisions_of_products(name: str) -> None:
     raw = layers_in_json(dump(name, "graph.json"))
-    found = products(raw, describe(raw))
-    assert Counter(layer.precision for layer in found) == PRODUCTS[name]
-    # Types and kernels are independent accounts of one thing: they agree wherever both are given.
-    named = [(precision_in_tactic(x.tactic or ""), x.precision) for x in found]
+    layers = products(raw, describe(raw))
+    assert Counter(layer.precision for layer in layers) == PRODUCTS[name]
+    # Types and kernel names are independent sources: they must agree if both are present.
+    named = [(precision_in_tactic(x.tactic or ""), x.precision) for x in layers]
     assert all(by_name in {None, precision} for by_name, precision in named)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_the_audit_of_an_engine(name: str) -> None:
-    """The precision asked for passes, any other fails; each product counts alike here."""
+    """The requested precision passes, any other fails; all products have the same weight here."""
     raw = layers_in_json(dump(name, "graph.json"))
     layers = [x.model_copy(update={"flops": 1}) for x in products(raw, describe(raw))]
     (most, count), *_ = Counter(PRODUCTS[name]).most_common()
@@ -87,8 +87,8 @@ def test_the_audit_of_an_engine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_without_a_context_the_kernels_tell(name: str) -> None:
-    """Every type hidden, as the inspector does without a context: nothing turns into something else."""
+def test_without_a_context_kernel_names_give_the_precision(name: str) -> None:
+    """With every type hidden, as without a context, no precision changes."""
     document = json.loads(dump(name, "graph.json"))
     for layer in document["Layers"]:
         for tensor in (*layer["Inputs"], *layer["Outputs"]):
@@ -122,7 +122,7 @@ def test_every_layer_has_its_time(name: str) -> None:
         ("own-10-two-profiles.log", {"conv1", "layer1.0.conv1", "fc"}),
     ],
 )
-def test_both_profiles_are_told_apart(name: str, modules: set[str]) -> None:
+def test_profiles_are_separated(name: str, modules: set[str]) -> None:
     text = dump(name.removesuffix(".log"), "log")
     raw = layers_in_log([text])
     layers = describe(raw)
@@ -130,9 +130,9 @@ def test_both_profiles_are_told_apart(name: str, modules: set[str]) -> None:
     assert len(apart[0]) == len(apart[1]) == len(layers) / 2
     assert [x.precision for x in apart[0]] == [x.precision for x in apart[1]]
     for one in apart:
-        found = [name for x in products(*_of(raw, layers, one)) for name in x.torch_names]
-        assert modules <= set(found)
-        assert len(found) == len(set(found)), "a module belongs to one layer of a profile"
+        names = [name for x in products(*_of(raw, layers, one)) for name in x.torch_names]
+        assert modules <= set(names)
+        assert len(names) == len(set(names)), "a module belongs to one layer per profile"
 
 
 def _of(
@@ -147,7 +147,7 @@ def test_the_profile_that_ran_is_timed() -> None:
     second = [layer.name for layer in layers if layer.profile == 1]
     timed = with_times(layers, [dict.fromkeys(second, 0.25)], profile=1)
     assert [layer.name for layer in timed] == second
-    # A profiler that leaves the mark out is understood as well.
+    # A profiler that omits the profile from names works too.
     plain = [layer.name for layer in layers if layer.profile == 0]
     run: dict[str, float] = {name.replace("_myl5_", "_myl11_"): 0.5 for name in plain}
     assert {layer.name for layer in with_times(layers, [run], profile=1)} == set(second)
@@ -190,7 +190,7 @@ def own_layer(**changes: Any) -> str:
         ({"Weights": {"Type": "Half", "Count": 1}}, "fp16"),
         ({"TacticName": "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nhwc"}, "int8"),
         ({"TacticName": "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc"}, "tf32"),
-        # The name of the kernel is more than the type of the weights: TF32 has FP32 weights.
+        # The kernel name takes precedence over the type of the weights: TF32 has FP32 weights.
         (
             {
                 "TacticName": "sm80_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc",

@@ -1,7 +1,7 @@
-"""Every public call of a session and of a bound batch, with every failure at every step of it.
+"""Every public method of a session and of a bound batch, with every failure at every step.
 
-The calls are found by introspection, so a new one cannot be forgotten; the steps are all calls to
-CUDA and TensorRT that the fake GPU counted in a run without a failure.
+The methods are found by introspection, so none can be forgotten. The steps are all calls to CUDA and
+TensorRT that the simulated GPU counts in a run without failures.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ NEVER_RAISES = {"TensorRtSession.close", "TensorRtBound.close"}
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Machine:
-    """A process with a GPU and an engine on it."""
+    """A simulated GPU with an engine on it."""
 
     trt: Any
     graph: Path
@@ -68,7 +68,7 @@ class Machine:
         self.engine = HostEngine(self.trt, self.cuda, self.graph, PROFILES)
 
     def ready(self) -> tuple[TensorRtSession, TensorRtBound]:
-        """A session that computes, and a batch bound by it."""
+        """A session that has computed, and a bound batch of it."""
         session = open_session(self.engine, cuda_graph=self.cuda_graph)
         bound = session.bind(graphs.images(2))
         bound.upload()
@@ -82,11 +82,11 @@ class Machine:
         assert not held, cuda.calls
         assert not cuda.capturing
         if self.engine.contexts:
-            gc.collect()  # what an exception passed through may hold one in a circle
+            gc.collect()  # a traceback may keep one alive in a reference cycle
         assert len(self.engine.contexts) == 0
 
-    def check_it_works(self) -> None:
-        """A new session computes what it should."""
+    def check_works(self) -> None:
+        """A new session computes correct results."""
         batch = graphs.images(3)
         session = open_session(self.engine, cuda_graph=self.cuda_graph)
         bound = session.bind(batch)
@@ -108,12 +108,12 @@ def public_calls() -> set[str]:
     }
 
 
-def test_every_public_call_is_here() -> None:
+def test_every_public_method_is_covered() -> None:
     assert public_calls() == set(CALLS)
 
 
 def error_of(call: str, session: TensorRtSession, bound: TensorRtBound) -> str | None:
-    """The message of our error; any other one is raised."""
+    """The message of a `ResnetOptError`; other exceptions propagate."""
     try:
         CALLS[call](session, bound)
     except ResnetOptError as error:
@@ -135,7 +135,7 @@ def steps_of(machine: Machine, call: str) -> range:
 @pytest.mark.parametrize("cuda_graph", [False, True], ids=["", "cuda graph"])
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failure_is_an_error_of_ours_and_nothing_is_kept(
+def test_failure_raises_our_error_and_frees_everything(
     trt: Any, graph: Path, call: str, failure: str, cuda_graph: bool
 ) -> None:
     failed = 0
@@ -146,16 +146,16 @@ def test_a_failure_is_an_error_of_ours_and_nothing_is_kept(
         failed += error_of(call, session, bound) is not None
         session.close()
         machine.check_all_released()
-        if failure != "refused":  # such a device serves no process that has met it
+        if failure != "refused":  # the process cannot use such a device any more
             with pytest.raises(ResnetOptError):
-                machine.check_it_works()
+                machine.check_works()
             machine = Machine(trt, graph, cuda_graph)
-        machine.check_it_works()
-    # A fault of a kernel shows where it is waited for, and some calls wait for nothing.
+        machine.check_works()
+    # A kernel fault is reported at the next synchronization, and some calls do not synchronize.
     if call in NEVER_RAISES:
         assert failed == 0
     elif call != "TensorRtBound.output" and failure != "kernel fault":
-        assert failed > 0, "no step of it can fail, which is not believed"
+        assert failed > 0, "expected at least one step that can fail"
 
 
 @pytest.mark.parametrize("failure", ["refused", "device lost"])
@@ -169,12 +169,12 @@ def test_opening_fails_at_every_step(trt: Any, graph: Path, failure: str) -> Non
             open_session(machine.engine)
         machine.check_all_released()
         if failure == "refused":
-            machine.check_it_works()
+            machine.check_works()
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name not in NEVER_RAISES])
-def test_a_gpu_whose_memory_is_full(trt: Any, graph: Path, call: str) -> None:
-    """Out of memory at the first, second … allocation; once it is freed, all goes on."""
+def test_full_gpu_memory(trt: Any, graph: Path, call: str) -> None:
+    """Out of memory at the first, second … allocation; everything works again once memory is free."""
     for allocations in range(12):
         machine = Machine(trt, graph, cuda_graph=False)
         session, bound = machine.ready()
@@ -182,17 +182,17 @@ def test_a_gpu_whose_memory_is_full(trt: Any, graph: Path, call: str) -> None:
         message = error_of(call, session, bound)
         assert message is None or "memory" in message.lower()
         machine.cuda.allocations_left = None
-        CALLS[call](session, bound)  # the very session goes on
+        CALLS[call](session, bound)  # the same session still works
         session.close()
         machine.check_all_released()
-        machine.check_it_works()
+        machine.check_works()
         if message is None:
             return
     pytest.fail("a dozen allocations for one call")
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name not in NEVER_RAISES])
-def test_after_it_was_closed(trt: Any, graph: Path, call: str) -> None:
+def test_use_after_close(trt: Any, graph: Path, call: str) -> None:
     machine = Machine(trt, graph, cuda_graph=True)
     session, bound = machine.ready()
     if call.startswith("TensorRtBound"):
@@ -208,29 +208,29 @@ def test_after_it_was_closed(trt: Any, graph: Path, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name not in NEVER_RAISES])
-def test_by_another_thread(trt: Any, graph: Path, call: str) -> None:
+def test_use_from_another_thread(trt: Any, graph: Path, call: str) -> None:
     machine = Machine(trt, graph, cuda_graph=True)
     session, bound = machine.ready()
     before = len(machine.cuda.calls)
-    refused: list[str] = []
+    messages: list[str] = []
 
     def use() -> None:
         try:
             CALLS[call](session, bound)
         except UsageError as error:
-            refused.append(error.message)
+            messages.append(error.message)
 
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
-    assert refused == ["this session belongs to another thread"]
+    assert messages == ["this session belongs to another thread"]
     assert len(machine.cuda.calls) == before
     session.close()
     machine.check_all_released()
 
 
-def test_sessions_of_several_threads_get_their_own_errors(trt: Any, graph: Path) -> None:
-    """TensorRT has one logger a process: what it wrote is told by the thread that was inside."""
+def test_threads_get_their_own_errors(trt: Any, graph: Path) -> None:
+    """TensorRT has one logger per process: messages are attributed by thread."""
     machine = Machine(trt, graph, cuda_graph=False)
     session, _ = machine.ready()
     log = machine.engine.log
@@ -247,7 +247,7 @@ def test_sessions_of_several_threads_get_their_own_errors(trt: Any, graph: Path)
         machine.cuda.fail_at[len(machine.cuda.calls)] = "refused"
         return bool(execute(stream))
 
-    log.add("ERROR", "an old error that was dealt with")
+    log.add("ERROR", "an old error that was handled")
     context = session._execution.context
     context.execute_async_v3 = fails
     with pytest.raises(ResnetOptError, match="execute_async_v3 was refused"):

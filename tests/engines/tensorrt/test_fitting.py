@@ -1,4 +1,4 @@
-"""Whether an engine fits this machine, told from its manifest."""
+"""Checks from its manifest whether an engine runs on this machine."""
 
 from __future__ import annotations
 
@@ -54,36 +54,36 @@ def manifest(
 
 
 @pytest.mark.parametrize(
-    ("built", "here", "compatible", "found"),
+    ("built", "here", "compatible", "expected"),
     [
         ("10.16.1.11", "10.16.1.11", False, None),
         ("10.12.0.36", "10.16.1.11", False, "TensorRT 10.12.0.36 at build, 10.16.1.11 here"),
         ("10.12.0.36", "10.16.1.11", True, None),
         ("10.12.0.36", "11.4.0.106", True, None),
-        ("10.16.1.11", "10.12.0.36", True, "runs on later versions of its major version"),
+        ("10.16.1.11", "10.12.0.36", True, "run on later versions with the same major"),
         ("11.4.0.106", "12.0.0.1", True, "11.4.0.106 at build, 12.0.0.1 here"),
     ],
 )
-def test_versions_of_tensorrt(built: str, here: str, compatible: bool, found: str | None) -> None:
+def test_tensorrt_versions(built: str, here: str, compatible: bool, expected: str | None) -> None:
     engine = manifest({"version_compatible": compatible}, {"tensorrt": built})
-    told = library_misfits(TENSORRT, engine, {"tensorrt": here})
-    assert bool(told) == bool(found)
-    assert not found or found in told[0]
+    misfits = library_misfits(TENSORRT, engine, {"tensorrt": here})
+    assert bool(misfits) == bool(expected)
+    assert not expected or expected in misfits[0]
 
 
-def test_the_cuda_that_a_library_is_for() -> None:
+def test_library_for_another_cuda_version() -> None:
     engine = manifest(libraries={"tensorrt-cu12": "10.16.1.11"})
     assert library_misfits(TENSORRT, engine, {"tensorrt-cu13": "10.16.1.11"}) == [
         "TensorRT for CUDA 12 at build, for CUDA 13 here"
     ]
     assert library_misfits(TENSORRT, engine, {"tensorrt-cu12": "10.16.1.11"}) == []
-    both = {"tensorrt": "10.16.1.11", "tensorrt-cu12": "10.16.1.11"}
-    assert library_misfits(TENSORRT, engine, both) == []
+    both_names = {"tensorrt": "10.16.1.11", "tensorrt-cu12": "10.16.1.11"}
+    assert library_misfits(TENSORRT, engine, both_names) == []
     assert library_misfits(TENSORRT, engine, {}) == []
 
 
 @pytest.mark.parametrize(
-    ("level", "here", "found"),
+    ("level", "here", "expected"),
     [
         ("none", AMPERE, None),
         ("none", CudaDevice(0, "NVIDIA Other", (8, 6), 1), "NVIDIA Ampere at build, NVIDIA Other"),
@@ -95,10 +95,10 @@ def test_the_cuda_that_a_library_is_for() -> None:
         ("ampere-plus", TURING, "built for sm80 and later, this GPU is sm75"),
     ],
 )
-def test_an_engine_of_tensorrt_and_a_gpu(level: str, here: CudaDevice, found: str | None) -> None:
-    told = device_misfits(TENSORRT, manifest({"hardware_compatibility": level}), here)
-    assert bool(told) == bool(found)
-    assert not found or found in told[0]
+def test_tensorrt_engine_on_a_gpu(level: str, here: CudaDevice, expected: str | None) -> None:
+    misfits = device_misfits(TENSORRT, manifest({"hardware_compatibility": level}), here)
+    assert bool(misfits) == bool(expected)
+    assert not expected or expected in misfits[0]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_engine_of_tensorrt_and_a_gpu(level: str, here: CudaDevice, found: st
         (["sm120"], ["sm120"], BLACKWELL, False),
     ],
 )
-def test_an_engine_of_rtx_and_a_gpu(
+def test_rtx_engine_on_a_gpu(
     targets: list[str], capabilities: list[str], here: CudaDevice, fits: bool
 ) -> None:
     engine = manifest(targets=targets, capabilities=capabilities)
@@ -135,21 +135,21 @@ def test_drivers() -> None:
 
 def test_an_engine_without_weights_is_not_run() -> None:
     check_has_weights(Path("m.plan"), manifest())
-    with pytest.raises(ArtifactError, match="holds no weights") as caught:
+    with pytest.raises(ArtifactError, match="has no weights") as caught:
         check_has_weights(Path("m.plan"), manifest({"strip_weights": True}))
     assert str(caught.value.hint).startswith("resnet-opt refit m.plan MODEL -o")
 
 
-def test_both_backends_judge_for_themselves() -> None:
-    judging = {name for name, one in backends().items() if isinstance(one, ChecksMachine)}
-    assert {"tensorrt", "tensorrt-rtx"} <= judging
-    assert not {"openvino", "torch"} & judging  # ONNX Runtime judges for its providers
+def test_both_backends_check_the_machine() -> None:
+    checking = {name for name, one in backends().items() if isinstance(one, ChecksMachine)}
+    assert {"tensorrt", "tensorrt-rtx"} <= checking
+    assert not {"openvino", "torch"} & checking  # ONNX Runtime checks for its providers
 
 
-def test_what_differs_is_said_with_the_command(
+def test_differences_are_reported_with_the_rebuild_command(
     rtx: TensorRtRtx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything at once, through the door that every engine goes through."""
+    """All differences at once, through the check that every engine is opened with."""
     settings = {
         "backend": "tensorrt-rtx", "precision": "fp16", "targets": ["sm86"],
         "capabilities": ["sm86"], "profile": [1, 1, 1], "workspace_bytes": 1024, "opt_level": 0,
@@ -157,12 +157,12 @@ def test_what_differs_is_said_with_the_command(
     }  # fmt: skip
     plan = Plan(kind="engine", settings=settings, libraries={"tensorrt-rtx": "1.6.0.1"})
     path = tmp_path / "m.rtx"
-    made = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
+    artifact = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
     status = CudaStatus((ADA, HOPPER), "cuda-python", "13.0", None, None)
     monkeypatch.setattr(backend, "cuda_status", lambda: status)
     monkeypatch.setattr(opening, "cuda_status", lambda: status)
     with pytest.raises(ArtifactError) as caught:
-        check_opens(rtx, path, made.manifest)
+        check_opens(rtx, path, artifact.manifest)
     assert caught.value.message.startswith(
         "m.rtx does not fit this machine: TensorRT-RTX 1.6.0.1 at build, "
     )
@@ -173,13 +173,13 @@ def test_what_differs_is_said_with_the_command(
         "--specialization lazy -o m.rtx"
     )
     with pytest.raises(MissingDevice, match=r"does not run on sm90 \(Hopper\)"):
-        check_opens(rtx, path, made.manifest, device="cuda:1")
+        check_opens(rtx, path, artifact.manifest, device="cuda:1")
     with pytest.raises(UsageError, match="unknown device"):
-        check_opens(rtx, path, made.manifest, device="gpu")
+        check_opens(rtx, path, artifact.manifest, device="gpu")
 
 
-def test_the_command_that_rebuilds_is_one() -> None:
-    """What it writes is read again, and is all that the engine was built with."""
+def test_the_rebuild_command_parses() -> None:
+    """The command parses again to all options that the engine was built with."""
     import shlex
 
     from optimizer.cli.app import parse_command_line

@@ -1,4 +1,4 @@
-"""The remark on INT8 that is not fused, on real and on own dumps."""
+"""The note on INT8 that is not fused, for published and own dumps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ def product(inputs: str, outputs: str, profile: int = 0) -> RawLayer:
     )
 
 
-def test_products_that_write_wide_numbers() -> None:
+def test_products_that_write_a_wider_type() -> None:
     layers = [product("int8", "fp32")] * 53 + [product("int8", "int8")] * 1
     note = fusion_note(layers, "TensorRT-RTX")
     assert note is not None
-    assert note.startswith(
-        "53 of 54 INT8 kernels write wider numbers, which TensorRT-RTX quantizes"
-    )
+    assert note.startswith("53 of 54 INT8 kernels write a wider type, which TensorRT-RTX quantizes")
     assert "FP16 may be faster" in note
     assert "resnet-opt bench" in note
     assert fusion_note([product("fp8", "fp16")], "TensorRT") is not None
@@ -46,7 +44,7 @@ def test_products_that_write_wide_numbers() -> None:
         [product("int8", "int8"), product("int8", "fp32", profile=1)],
     ],
 )
-def test_nothing_to_remark(layers: list[RawLayer]) -> None:
+def test_no_note(layers: list[RawLayer]) -> None:
     assert fusion_note(layers, "TensorRT") is None
 
 
@@ -63,8 +61,8 @@ def test_real_engines_of_tensorrt_8_fuse(name: str) -> None:
     assert fusion_note(layers_in_json(dump(name, "graph.json")), "TensorRT") is None
 
 
-def test_tensorrt_rtx_says_so_when_it_builds(build: Build) -> None:
-    """By a real build: version 1.7 leaves everything around an INT8 product to other kernels."""
+def test_note_of_a_tensorrt_rtx_build(build: Build) -> None:
+    """In a real build: version 1.7 does not fuse anything into INT8 products."""
 
     def notes(built: Built) -> list[str]:
         return [note for note in built.notes if "FP16 may be faster" in note]

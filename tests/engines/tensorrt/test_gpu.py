@@ -25,18 +25,18 @@ from . import graphs
 
 pytestmark = pytest.mark.gpu
 
-# Largest difference of a logit from the graph as written, in units of its largest logit. Where
-# something is quantized again, a sum that falls on the other side of a step costs a whole step.
+# Largest difference of a logit from the graph as written, relative to its largest logit. With
+# quantization, a sum that rounds to the other side costs a whole quantization step.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2, "int8": 3e-2, "fp8": 5e-2}
 
 
 @pytest.fixture(params=[TensorRt, TensorRtRtx], ids=lambda kind: kind.name)
 def backend(request: pytest.FixtureRequest) -> TensorRt:
-    found: TensorRt = request.param()
-    available = found.availability()
+    tested: TensorRt = request.param()
+    available = tested.availability()
     if not available.can_run:
-        pytest.skip(f"{found.name}: {available.reason}")
-    return found
+        pytest.skip(f"{tested.name}: {available.reason}")
+    return tested
 
 
 OPEN = """
@@ -84,7 +84,7 @@ def test_an_engine_computes_its_graph(backend: TensorRt, tmp_path: Path, precisi
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_layers_tell_their_precision(backend: TensorRt, tmp_path: Path, precision: str) -> None:
+def test_precisions_of_layers(backend: TensorRt, tmp_path: Path, precision: str) -> None:
     _, engine = build(backend, tmp_path, precision)
     session = backend.load(engine)
     try:
@@ -152,13 +152,13 @@ def test_two_threads_need_two_sessions(backend: TensorRt, tmp_path: Path) -> Non
     assert np.abs(outputs[0] - expected).max() / np.abs(expected).max() < TOLERANCE["fp16"]
 
 
-def test_a_damaged_engine_is_refused(backend: TensorRt, tmp_path: Path) -> None:
+def test_damaged_engine_is_rejected(backend: TensorRt, tmp_path: Path) -> None:
     _, engine = build(backend, tmp_path, "fp16")
     damaged = bytearray(engine.read_bytes())
     for place in range(64, 1024, 7):
         damaged[place] ^= 0xFF
     engine.write_bytes(bytes(damaged))
-    # The library may take the process down with it, which must not be pytest's own.
+    # The library may crash the process, so this must not be pytest's.
     outcome = subprocess.run(
         [sys.executable, "-c", OPEN, backend.name, str(engine)],
         capture_output=True,
@@ -167,7 +167,7 @@ def test_a_damaged_engine_is_refused(backend: TensorRt, tmp_path: Path) -> None:
         timeout=300,
     )
     assert outcome.returncode == 0, outcome.stderr[-2000:]
-    assert "refuses" in outcome.stdout
+    assert "rejects" in outcome.stdout
     assert "build it again" in outcome.stdout
 
 
@@ -211,15 +211,15 @@ def test_a_timing_cache_is_filled(tmp_path: Path) -> None:
     assert cache.stat().st_size == size
 
 
-def test_streams_of_one_engine_compute_beside_each_other(backend: TensorRt, tmp_path: Path) -> None:
+def test_streams_of_one_engine_compute_concurrently(backend: TensorRt, tmp_path: Path) -> None:
     graph, engine = build(backend, tmp_path, "fp32")
     sessions = backend.load_streams(engine, streams=2)
     batches = [graphs.images(4), graphs.images(8)[4:]]
-    found: dict[int, np.ndarray] = {}
+    outputs: dict[int, np.ndarray] = {}
 
     def compute(number: int) -> None:
         for _ in range(10):
-            found[number] = sessions[number].run(batches[number])
+            outputs[number] = sessions[number].run(batches[number])
 
     threads = [threading.Thread(target=compute, args=[i]) for i in range(2)]
     try:
@@ -232,5 +232,5 @@ def test_streams_of_one_engine_compute_beside_each_other(backend: TensorRt, tmp_
             session.close()
     for number, batch in enumerate(batches):
         expected = graphs.as_written(graph, batch)
-        error = np.abs(found[number] - expected).max() / np.abs(expected).max()
+        error = np.abs(outputs[number] - expected).max() / np.abs(expected).max()
         assert error < TOLERANCE["fp32"]

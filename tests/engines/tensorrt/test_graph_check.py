@@ -1,4 +1,4 @@
-"""Bad graphs, each refused in one line that names the place and the hint."""
+"""Invalid graphs: each error is one line with the place, and a hint."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _cycle(path: Path) -> None:
         (_no_nodes, "holds no graph", "export"),
         (_opset, "opset 99", "--opset 20"),
         (_missing_data, r"weights\.bin, which is not beside it", "copy the data file"),
-        (_data_elsewhere, "outside its own folder", "one file"),
+        (_data_elsewhere, "outside its folder", "one file"),
         (_double, "DOUBLE", "export"),
         (_double_weights, "fc.weight as DOUBLE", "export"),
         (_two_outputs, "2 outputs", "export"),
@@ -129,7 +129,7 @@ def _cycle(path: Path) -> None:
     ids=["empty", "text", "truncated", "flipped", "no-nodes", "opset-99", "missing-data",
          "data-elsewhere", "double", "double-weights", "two-outputs", "any-size", "cycle", "no-file"],
 )  # fmt: skip
-def test_a_bad_file_is_refused(tmp_path: Path, write: Write, wrong: str, hint: str) -> None:
+def test_invalid_file_is_rejected(tmp_path: Path, write: Write, wrong: str, hint: str) -> None:
     path = tmp_path / "model.onnx"
     write(path)
     with pytest.raises(GraphError, match=wrong) as caught:
@@ -198,7 +198,7 @@ def _int32_bias(path: Path) -> None:
     ],
     ids=["asymmetric", "u8", "u8-128", "asymmetric-weights", "default-is-u8", "int32-bias"],
 )
-def test_quantization_that_tensorrt_has_not(
+def test_unsupported_quantization(
     tmp_path: Path, write: Write, node: str, layer: str, wrong: str
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -222,7 +222,7 @@ def test_quantization_that_tensorrt_has_not(
         ("fp8", None, ("fp8", "fp16")),
     ],
 )
-def test_tells_what_a_graph_carries(
+def test_precisions_of_a_graph(
     tmp_path: Path, precision: str, high: str | None, weights: tuple[str, str]
 ) -> None:
     checked = check_graph(graphs.save_resnet(tmp_path / "model.onnx", precision, high=high))
@@ -233,7 +233,7 @@ def test_tells_what_a_graph_carries(
 
 
 def test_weights_quantized_in_the_graph_are_recognized(tmp_path: Path) -> None:
-    """Weights kept in floating point behind Q and DQ, as quantization-aware training leaves them."""
+    """Floating-point weights followed by Q and DQ, as quantization-aware training exports them."""
     model = graphs.small_resnet("int8", high="fp32")
     graph = model.graph
     (low,) = [t for t in graph.initializer if t.name == "fc.weight"]

@@ -1,4 +1,4 @@
-"""The networks that the other tests build are what they say."""
+"""The networks that the other tests build are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector's JSON in the schemas of TensorRT 10 and 11, written after their documentation."""
+"""The inspector's JSON in the schemas of TensorRT 10 and 11, written from their documentation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_schema_of_10(kind: str, weights: str, precision: str) -> None:
     assert layer.tactic == "sm80_xmma_fprop"
 
 
-def test_tf32_shows_in_the_tactic() -> None:
+def test_tf32_from_the_tactic() -> None:
     entry = conv_10("conv1", "Float", "Float", tactic="sm80_xmma_fprop_tf32f32_tf32f32_f32")
     assert describe(layers_in_json(ten(entry)))[0].precision == "tf32"
     assert (
@@ -124,14 +124,14 @@ def test_kernels_around_a_convolution_do_not_claim_it() -> None:
     assert [layer.precision for layer in layers] == ["fp32", "int8"]
 
 
-def test_a_module_named_by_two_products_belongs_to_the_one_called_like_it() -> None:
+def test_a_module_of_two_products_belongs_to_the_one_named_after_it() -> None:
     other = conv_11("layer1.0.conv3", "Int8")
     other["Metadata"] += "\u001f[ONNX Layer: layer1.0.conv2]"
     layers = describe(layers_in_json(eleven(other, conv_11("layer1.0.conv2", "Int8"))))
     assert [layer.torch_names for layer in layers] == [["layer1.0.conv3"], ["layer1.0.conv2"]]
 
 
-def test_a_product_that_no_name_tells_is_known_by_its_weights() -> None:
+def test_a_product_is_recognized_by_its_weights() -> None:
     bare = conv_11("layer1.0.conv2", "Int8") | {"Name": "__myl_Foo_myl0_3", "LayerType": "kgen"}
     before = bare | {"Name": "__myl_Bar_myl0_2", "Constants": []}
     raw = layers_in_json(eleven(before, bare))
@@ -146,7 +146,7 @@ def test_names_that_are_not_in_the_graph_are_dropped() -> None:
     assert [layer.torch_names for layer in layers] == [[], ["conv1"]]
 
 
-def test_an_engine_that_tells_names_only() -> None:
+def test_engine_that_lists_only_names() -> None:
     layers = describe(layers_in_json(ten("conv1 + relu", "layer1.0.conv1")))
     assert [layer.torch_names for layer in layers] == [["conv1", "relu"], ["layer1.0.conv1"]]
     assert {layer.precision for layer in layers} == {"unknown"}
@@ -158,7 +158,7 @@ def test_layers_without_tensors_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "not json", '{"Layers": [{}]}'])
-def test_an_answer_that_cannot_be_read(text: str) -> None:
+def test_unreadable_output(text: str) -> None:
     with pytest.raises(ArtifactError, match="cannot be read"):
         layers_in_json(text)
 

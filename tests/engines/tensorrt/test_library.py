@@ -37,15 +37,15 @@ def _forget() -> object:
 
 def test_a_missing_library_names_its_extra() -> None:
     nowhere = replace(TENSORRT, module="tensorrt_of_another_world")
-    found = find(nowhere)
-    assert found.module is None
+    status = find(nowhere)
+    assert status.module is None
     with pytest.raises(MissingLibrary, match="is not installed") as caught:
         load(nowhere)
     assert caught.value.hint == 'pip install "resnet-opt[tensorrt]"'
     assert TENSORRT_RTX.hint == 'pip install "resnet-opt[tensorrt-rtx]"'
 
 
-def test_a_folder_of_that_name_is_no_library(
+def test_a_folder_of_that_name_is_not_a_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "tensorrt_folder_only"
@@ -55,18 +55,18 @@ def test_a_folder_of_that_name_is_no_library(
 
 
 @pytest.mark.parametrize("told_by", ["distribution", "module"])
-def test_tensorrt_10_3_is_named_unsupported(
+def test_tensorrt_10_3_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
 ) -> None:
-    # JetPack installs it without a distribution that Python could see.
+    # JetPack installs it without Python package metadata.
     version = "10.3.0" if told_by == "distribution" else ""
     code = "raise RuntimeError('must not be imported')" if version else "__version__ = '10.3.0'"
     library(tmp_path, code, monkeypatch, version)
-    found = find(TENSORRT)
-    assert found.module is None
-    assert found.version == "10.3.0"
-    assert str(found.fault).startswith("TensorRT 10.3.0 is older than 10.12: strong typing")
-    assert "JetPack" in str(found.fault)
+    status = find(TENSORRT)
+    assert status.module is None
+    assert status.version == "10.3.0"
+    assert str(status.fault).startswith("TensorRT 10.3.0 is older than 10.12: strong typing")
+    assert "JetPack" in str(status.fault)
 
 
 def test_a_library_whose_shared_objects_are_missing(
@@ -74,12 +74,12 @@ def test_a_library_whose_shared_objects_are_missing(
 ) -> None:
     code = "raise ImportError('libnvinfer.so.11: cannot open shared object file')"
     library(tmp_path, code, monkeypatch, "11.4.0.106")
-    found = find(TENSORRT)
-    assert "cannot be imported: libnvinfer.so.11" in str(found.fault)
-    assert "--force-reinstall" in str(found.hint)
+    status = find(TENSORRT)
+    assert "cannot be imported: libnvinfer.so.11" in str(status.fault)
+    assert "--force-reinstall" in str(status.hint)
 
 
-def test_a_supported_one_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supported_version_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library(tmp_path, "__version__ = '10.16.1.11'", monkeypatch, "10.16.1.11")
     assert load(TENSORRT).__version__ == "10.16.1.11"
 

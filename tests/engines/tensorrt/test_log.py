@@ -40,7 +40,7 @@ def test_a_message_in_one_line(text: str, line: str) -> None:
     assert one_line(text) == line
 
 
-def test_the_missing_driver_is_no_reason_where_none_is_needed() -> None:
+def test_missing_driver_is_ignored_where_none_is_needed() -> None:
     for ignored, reason in ((True, "why it failed"), (False, "CUDA driver version")):
         log = BuildLog(ignore_missing_driver=ignored)
         log.add("ERROR", SPURIOUS)
@@ -52,7 +52,7 @@ def test_the_missing_driver_is_no_reason_where_none_is_needed() -> None:
     assert BuildLog().reason("no reason given") == "no reason given"
 
 
-def test_the_library_writes_into_the_log(rtx: TensorRtRtx) -> None:
+def test_library_messages_reach_the_log(rtx: TensorRtRtx) -> None:
     from optimizer.engines.tensorrt.library import load
 
     trt = load(rtx.library)

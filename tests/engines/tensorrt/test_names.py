@@ -36,7 +36,7 @@ def test_metadata_with_any_separator(separator: str, names: list[str]) -> None:
     assert modules_in("__myl_Fc_myl0_1", metadata) == names
 
 
-def test_quantization_and_casts_are_no_modules() -> None:
+def test_quantization_and_casts_are_not_modules() -> None:
     metadata = (
         "[ONNX Layer: images.cast][ONNX Layer: conv1.input.quantize][ONNX Layer: conv1]"
         "[ONNX Layer: conv1.weight.dequantize][ONNX Layer: conv1]__gemm_from_conv1x1"
@@ -45,7 +45,7 @@ def test_quantization_and_casts_are_no_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         ("layer1.0.conv2.weight + layer1.0.conv2 + layer1.0.add + PWN(layer1.0.relu_1)",
          ["layer1.0.conv2", "layer1.0.add", "layer1.0.relu_1"]),
@@ -55,5 +55,5 @@ def test_quantization_and_casts_are_no_modules() -> None:
         ("__myl_CastMul_myl0_3", []),
     ],
 )  # fmt: skip
-def test_names_of_fused_layers(name: str, found: list[str]) -> None:
-    assert modules_in(name) == found
+def test_names_of_fused_layers(name: str, expected: list[str]) -> None:
+    assert modules_in(name) == expected

@@ -1,4 +1,4 @@
-"""Opening engines: what is refused, and in which words."""
+"""Opening engines, and its errors."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ def test_without_a_gpu(rtx: TensorRtRtx, engine: Path) -> None:
 
 
 @without_gpu
-def test_the_library_refuses_what_it_cannot_read(rtx: TensorRtRtx, engine: Path) -> None:
-    """Without a driver it refuses even a good engine; the reason must be in the message."""
+def test_engine_rejected_by_the_library(rtx: TensorRtRtx, engine: Path) -> None:
+    """Without a driver it rejects even a valid engine; the message must contain the reason."""
     trt = load(TENSORRT_RTX)
     log = BuildLog()
     runtime = trt.Runtime(make_logger(trt, log))
-    with pytest.raises(ArtifactError, match=r"TensorRT-RTX refuses model\.rtx: .*driver") as caught:
+    with pytest.raises(ArtifactError, match=r"TensorRT-RTX rejects model\.rtx: .*driver") as caught:
         opening.deserialize(TENSORRT_RTX, runtime, engine, log)
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_whose_memory_is_full_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+def test_full_gpu_memory_is_not_an_engine_error(tmp_path: Path) -> None:
     path = tmp_path / "m.plan"
     path.write_bytes(b"engine")
     log = BuildLog()
@@ -84,7 +84,7 @@ def test_a_gpu_whose_memory_is_full_is_no_fault_of_the_engine(tmp_path: Path) ->
     assert "nvidia-smi" in str(caught.value.hint)
 
 
-def test_devices_are_named(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_names(rtx: TensorRtRtx, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, ADA, HOPPER)
     assert opening.pick_device(TENSORRT_RTX, None) is ADA
     assert opening.pick_device(TENSORRT_RTX, "cuda:0") is ADA
@@ -108,7 +108,7 @@ def test_options_are_checked(
     assert caught.value.hint
 
 
-def test_an_engine_is_run_as_was_said_when_it_was_built(tmp_path: Path) -> None:
+def test_runtime_options_come_from_the_manifest(tmp_path: Path) -> None:
     path = tmp_path / "m.rtx"
     options = {"specialization": "none", "runtime_cache": "kernels.bin", "cuda_graph": True}
     plan = Plan(kind="engine", settings={"options": {**options, "refittable": True}})
@@ -135,7 +135,7 @@ def test_only_an_engine_that_carries_its_runtime_may_run_host_code(tmp_path: Pat
     assert not opening.carries_runtime(manifest)
 
 
-def test_a_plan_of_another_tool_has_no_manifest(tmp_path: Path) -> None:
+def test_engine_of_another_tool_has_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "m.plan").write_bytes(b"engine")
     assert opening._manifest(tmp_path / "m.plan") is None
     with pytest.raises(ArtifactError, match="no such file"):

@@ -10,7 +10,7 @@ from optimizer.engines.tensorrt.options import Options, check_version, read_opti
 from optimizer.errors import UsageError
 
 
-def test_nothing_is_asked_for() -> None:
+def test_defaults() -> None:
     options = read_options(TENSORRT, BuildSettings(precision="fp32"))
     assert not options.tf32
     assert options.hardware_compatibility == "none"
@@ -25,19 +25,19 @@ def test_nothing_is_asked_for() -> None:
         ({"profiles": [(1, 8)]}, r"\(1, 8\)", "1:8:32"),
         ({"profiles": [(1, 8, "32")]}, "'32'", "1:8:32"),
         ({"specialization": "fast"}, "specialization 'fast'", "eager, lazy, none"),
-        ({"runtime_cache": "../kernels.bin"}, "is no file name", "beside the engine"),
-        ({"runtime_cache": ".."}, "is no file name", "beside the engine"),
+        ({"runtime_cache": "../kernels.bin"}, "is not a file name", "beside the engine"),
+        ({"runtime_cache": ".."}, "is not a file name", "beside the engine"),
         ({"cuda_graph": 1}, "option cuda_graph is 1", "true or false"),
     ],
 )
-def test_a_wrong_option_is_refused(given: dict[str, Any], wrong: str, hint: str) -> None:
+def test_invalid_option_is_rejected(given: dict[str, Any], wrong: str, hint: str) -> None:
     with pytest.raises(UsageError, match=wrong) as caught:
         read_options(TENSORRT, BuildSettings(precision="fp32", options=given))
     assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("given", [{"opt_level": 6}, {"opt_level": -1}, {"workspace_bytes": 0}])
-def test_a_value_out_of_range_is_refused(given: dict[str, int]) -> None:
+def test_value_out_of_range_is_rejected(given: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         read_options(TENSORRT, BuildSettings(precision="fp32", **given))  # type: ignore[arg-type]
 
@@ -50,22 +50,22 @@ def test_rtx_has_no_version_compatible_engines() -> None:
 
 
 @pytest.mark.parametrize("given", [{"specialization": "eager"}, {"runtime_cache": "kernels.bin"}])
-def test_only_rtx_compiles_again_at_run_time(given: dict[str, Any]) -> None:
+def test_only_rtx_compiles_at_run_time(given: dict[str, Any]) -> None:
     settings = BuildSettings(precision="fp32", options=given)
     options = read_options(TENSORRT_RTX, settings)
     assert given.items() <= vars(options).items()
     with pytest.raises(
-        UsageError, match="compiles all kernels when it builds: it has no"
+        UsageError, match="compiles all kernels during a build: it has no"
     ) as caught:
         read_options(TENSORRT, settings)
     assert "--engine tensorrt-rtx" in str(caught.value.hint)
 
 
-def test_a_version_that_drops_a_bias_makes_no_refittable_engines() -> None:
-    """By TensorRT 11.3's own page on refitting; the others, and RTX, are not said to."""
-    asked, not_asked = Options(refittable=True), Options(strip_weights=True)
+def test_version_that_drops_a_bias_rejects_refittable() -> None:
+    """According to TensorRT 11.3's page on refitting; other versions and RTX are not affected."""
+    refittable_options, stripped_options = Options(refittable=True), Options(strip_weights=True)
     with pytest.raises(UsageError, match=r"TensorRT 11\.3\.0\.9 may drop the classifier's bias"):
-        check_version(TENSORRT, asked, "11.3.0.9")
-    check_version(TENSORRT, not_asked, "11.3.0.9")
+        check_version(TENSORRT, refittable_options, "11.3.0.9")
+    check_version(TENSORRT, stripped_options, "11.3.0.9")
     for library, version in ((TENSORRT, "11.4.0"), (TENSORRT, None), (TENSORRT_RTX, "11.3.0")):
-        check_version(library, asked, version)
+        check_version(library, refittable_options, version)

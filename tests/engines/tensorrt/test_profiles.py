@@ -48,17 +48,17 @@ def test_the_profiles_of_a_build() -> None:
 @pytest.mark.parametrize(
     ("batch", "given_batch", "profile", "wrong"),
     [
-        (None, None, (8, 4, 32), "not in order"),
-        (None, None, (1, 64, 32), "not in order"),
-        (None, None, (0, 8, 32), "begins with a batch of 0"),
-        (None, None, (-1, 8, 32), "begins with a batch of -1"),
+        (None, None, (8, 4, 32), "not in ascending order"),
+        (None, None, (1, 64, 32), "not in ascending order"),
+        (None, None, (0, 8, 32), "starts at batch 0"),
+        (None, None, (-1, 8, 32), "starts at batch -1"),
         (None, 0, None, "a batch of 0"),
         (None, 4, (1, 8, 32), "contradict"),
         (4, None, (1, 8, 32), "fixed batch of 4"),
         (4, 8, None, "fixed batch of 4, not 8"),
     ],
 )
-def test_a_profile_that_contradicts_is_refused(
+def test_contradicting_profile_is_rejected(
     batch: int | None, given_batch: int | None, profile: tuple[int, int, int] | None, wrong: str
 ) -> None:
     with pytest.raises(UsageError, match=wrong) as caught:
@@ -76,21 +76,21 @@ ranges = st.lists(
 
 
 @given(ranges, st.integers(1, 300))
-def test_a_batch_finds_a_profile_that_takes_what_is_computed(
-    found: list[tuple[int, int, int]], images: int
+def test_a_batch_gets_a_profile_that_accepts_it(
+    profiles_: list[tuple[int, int, int]], images: int
 ) -> None:
-    every = [ProfileRange(index, *profile) for index, profile in enumerate(found)]
+    every = [ProfileRange(index, *profile) for index, profile in enumerate(profiles_)]
     chosen, computed = pick_profile(every, images)
     assert chosen.takes(computed)
     fits = any(profile.takes(images) for profile in every)
     assert (computed == images) == fits
     largest = max(profile.high for profile in every)
     assert computed <= largest
-    # Something is always computed, and only what lies below every fitting minimum is padded.
+    # At least one image is computed, and only batches below every minimum are padded.
     assert computed == min(images, largest) or images < chosen.low
 
 
-def test_the_profile_made_for_a_batch_is_preferred() -> None:
+def test_the_tightest_profile_is_preferred() -> None:
     every = [ProfileRange(0, 1, 16, 32), ProfileRange(1, 1, 1, 1)]
     assert pick_profile(every, 1) == (every[1], 1)
     assert pick_profile(every, 2) == (every[0], 2)

@@ -1,4 +1,4 @@
-"""Refit from checkpoint to engine: all that is told before a GPU is asked for."""
+"""Refit from checkpoint to engine: the checks before a GPU is needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from optimizer.precision import quantize
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 
 
-def say(engine: Path, **changes: Any) -> None:
-    """Change what a manifest says: without a driver no engine is really refittable."""
+def edit_manifest(engine: Path, **changes: Any) -> None:
+    """Edit a manifest: without a driver, no engine is really refittable."""
     path = manifest_path(engine)
     raw = json.loads(path.read_text())
     for section, values in changes.items():
@@ -57,13 +57,13 @@ def built(
 
 @pytest.fixture
 def engine(built: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the FP16 engine whose manifest says that it can be refitted."""
+    """A copy of the FP16 engine with a manifest that declares it refittable."""
     return copy(built["fp16"], tmp_path)
 
 
 @pytest.fixture
 def other_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small ResNet-18 with another classifier."""
+    """The small ResNet-18 with a different classifier."""
     model = load_model(str(small_checkpoint))
     weight = model.module.state_dict()["fc.weight"]
     weight.copy_(weight.flip(0))
@@ -75,7 +75,7 @@ def other_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 def copy(engine: Path, folder: Path) -> Path:
     for file in engine.parent.glob(f"{engine.name}*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    say(folder / engine.name, settings={"options": {"refittable": True}})
+    edit_manifest(folder / engine.name, settings={"options": {"refittable": True}})
     return folder / engine.name
 
 
@@ -98,7 +98,7 @@ def test_an_onnx_file_gets_as_far_as_the_driver(engine: Path, tmp_path: Path) ->
 
 
 @without_gpu
-def test_an_int8_engine_takes_a_graph_and_no_checkpoint(
+def test_int8_engine_needs_a_graph(
     built: dict[str, Path], small_checkpoint: Path, tmp_path: Path
 ) -> None:
     engine = copy(built["int8"], tmp_path)
@@ -110,31 +110,31 @@ def test_an_int8_engine_takes_a_graph_and_no_checkpoint(
 
 
 @without_gpu
-def test_a_stripped_engine_takes_its_own_weights_and_no_others(
+def test_stripped_engine_accepts_only_its_weights(
     engine: Path, small_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The library calls other weights undefined behaviour, unless they were asked for."""
-    say(engine, settings={"options": {"strip_weights": True}})
+    """Other weights are undefined behaviour in the library unless ``refittable`` is set."""
+    edit_manifest(engine, settings={"options": {"strip_weights": True}})
     with pytest.raises(MissingDevice):
         refit(engine, str(small_checkpoint), tmp_path / "new.rtx")
-    with pytest.raises(GraphError, match="the very weights it was compiled with") as caught:
+    with pytest.raises(GraphError, match="accepts only the weights it was compiled with") as caught:
         refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
     assert "--strip-weights --refittable" in str(caught.value.hint)
-    say(engine, settings={"options": {"strip_weights": True, "refittable": True}})
+    edit_manifest(engine, settings={"options": {"strip_weights": True, "refittable": True}})
     with pytest.raises(MissingDevice):
         refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
 
 
-def test_what_can_be_refitted_once_more(engine: Path) -> None:
-    """TensorRT-RTX 1.7 can be asked for it; an engine without the option cannot be refitted."""
+def test_stays_refittable(engine: Path) -> None:
+    """TensorRT-RTX 1.7 has the flag; an engine without the option cannot be refitted again."""
     manifest = load_artifact(engine).manifest
     assert stays_refittable(TENSORRT_RTX, manifest)
-    say(engine, settings={"options": {"strip_weights": True}})
+    edit_manifest(engine, settings={"options": {"strip_weights": True}})
     assert not stays_refittable(TENSORRT_RTX, load_artifact(engine).manifest)
 
 
 @pytest.mark.parametrize(
-    ("model", "kind", "found"),
+    ("model", "kind", "expected"),
     [
         ("resnet34:random:10", UsageError, "is a resnet34, but the engine is a resnet18"),
         ("resnet18:random:7", GraphError, "its output is logits N x 7, not logits N x 10"),
@@ -143,23 +143,23 @@ def test_what_can_be_refitted_once_more(engine: Path) -> None:
     ],
 )
 def test_other_networks_are_refused(
-    engine: Path, tmp_path: Path, model: str, kind: type[Exception], found: str
+    engine: Path, tmp_path: Path, model: str, kind: type[Exception], expected: str
 ) -> None:
-    with pytest.raises(kind, match=found):
+    with pytest.raises(kind, match=expected):
         refit(engine, model, tmp_path / "new.rtx")
     assert not (tmp_path / "new.rtx").exists()
 
 
 def test_another_precision_is_refused(engine: Path, small_graph: Path, tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="another network"):
+    with pytest.raises(GraphError, match="is not the network of"):
         refit(engine, str(small_graph), tmp_path / "new.rtx")
 
 
-def test_what_is_no_refittable_engine(
+def test_engines_that_cannot_be_refitted(
     engine: Path, small_graph: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    def refused(path: Path, kind: type[Exception], found: str) -> str:
-        with pytest.raises(kind, match=found) as caught:
+    def refused(path: Path, kind: type[Exception], expected: str) -> str:
+        with pytest.raises(kind, match=expected) as caught:
             refit(path, str(small_checkpoint), tmp_path / "new.rtx")
         return str(caught.value.hint)  # type: ignore[attr-defined]
 
@@ -167,13 +167,15 @@ def test_what_is_no_refittable_engine(
     refused(tmp_path / "none.rtx", ArtifactError, "no such file")
     with pytest.raises(UsageError, match="the output would overwrite the input"):
         refit(engine, str(small_checkpoint), engine)
-    say(engine, settings={"options": {}})
+    edit_manifest(engine, settings={"options": {}})
     hint = refused(engine, ArtifactError, "was not built to be refitted")
     assert hint.startswith(f"resnet-opt build {engine.name}.graph.onnx")
     assert hint.endswith("--refittable")
-    say(engine, settings={"options": {"refittable": True}}, libraries={"tensorrt-rtx": "1.6.0"})
+    edit_manifest(
+        engine, settings={"options": {"refittable": True}}, libraries={"tensorrt-rtx": "1.6.0"}
+    )
     refused(engine, ArtifactError, r"does not fit this machine: TensorRT-RTX 1\.6\.0 at build")
-    say(engine, settings={"backend": "openvino"})
+    edit_manifest(engine, settings={"backend": "openvino"})
     refused(engine, UsageError, "only TensorRT engines can be refitted")
 
 
@@ -184,7 +186,7 @@ def test_an_engine_without_its_graph(engine: Path, small_checkpoint: Path, tmp_p
     assert f"{engine.name}.graph.onnx" in str(caught.value.hint)
 
 
-def test_a_damaged_engine_is_told_first(
+def test_damaged_engine_is_reported_first(
     engine: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     content = bytearray(engine.read_bytes())
@@ -198,22 +200,22 @@ def test_a_damaged_engine_is_told_first(
 def test_a_refitted_engine_computes_the_new_checkpoint(
     rtx: TensorRtRtx, small_graph: Path, other_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """With a driver: the whole way, and the new engine's own manifest and graph."""
+    """With a driver: the whole refit, with the new engine's manifest and graph."""
     import numpy as np
 
     from optimizer.engines import closing, open_engine
     from optimizer.engines.onnxruntime import as_written
 
-    found = rtx.availability()
-    if not found.can_run:
-        pytest.skip(f"tensorrt-rtx: {found.reason}")
+    expected = rtx.availability()
+    if not expected.can_run:
+        pytest.skip(f"tensorrt-rtx: {expected.reason}")
     settings = BuildSettings(precision="fp32", options={"refittable": True})
     engine = build_engine(small_graph, tmp_path / "m.rtx", "tensorrt-rtx", settings).path
-    made = refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
-    assert [one.role for one in made.manifest.inputs] == ["engine", "checkpoint"]
-    assert load_artifact(made.path).manifest.settings["refitted"]
-    graph = Path(f"{made.path}.graph.onnx")
+    artifact = refit(engine, str(other_checkpoint), tmp_path / "new.rtx")
+    assert [one.role for one in artifact.manifest.inputs] == ["engine", "checkpoint"]
+    assert load_artifact(artifact.path).manifest.settings["refitted"]
+    graph = Path(f"{artifact.path}.graph.onnx")
     size = onnx.load(graph).graph.input[0].type.tensor_type.shape.dim[2].dim_value
     batch = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
-    with closing(open_engine(made.path)) as session, closing(as_written(graph)) as expected:
+    with closing(open_engine(artifact.path)) as session, closing(as_written(graph)) as expected:
         assert np.abs(session.run(batch) - expected.run(batch)).max() < 1e-3

@@ -1,4 +1,4 @@
-"""One network with other weights, or another network."""
+"""The same network with different weights, or a different network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def save(path: Path, precision: str, change: Change | None = None) -> Path:
 
 
 def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    (found,) = [t for t in model.graph.initializer if t.name == name]
-    return found
+    (expected,) = [t for t in model.graph.initializer if t.name == name]
+    return expected
 
 
 def replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
@@ -43,19 +43,19 @@ def other_weights(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_other_weights_are_no_other_network(tmp_path: Path, precision: str) -> None:
+def test_same_network_with_other_weights(tmp_path: Path, precision: str) -> None:
     old = save(tmp_path / "old.onnx", precision)
     new = save(tmp_path / "new.onnx", precision, other_weights)
     assert old.read_bytes() != new.read_bytes()
     check_same_network(old, new)
 
 
-def test_the_very_weights(tmp_path: Path) -> None:
-    """What an engine without its weights takes: nothing but what it was compiled with."""
+def test_identical_weights(tmp_path: Path) -> None:
+    """A stripped engine accepts only the weights it was compiled with."""
     old = save(tmp_path / "old.onnx", "fp16")
     check_same_weights(old, save(tmp_path / "same.onnx", "fp16"))
     new = save(tmp_path / "new.onnx", "fp16", other_weights)
-    with pytest.raises(GraphError, match=r"new\.onnx has another .* than old\.onnx") as caught:
+    with pytest.raises(GraphError, match=r"new\.onnx has a different .* than old\.onnx") as caught:
         check_same_weights(old, new)
     assert "--refittable" in str(caught.value.hint)
 
@@ -85,7 +85,7 @@ def other_size(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "expected"),
     [
         (fewer_classes, "fc.weight is FLOAT16 .*, not FLOAT16 "),
         (in_fp64, "fc.weight is DOUBLE"),
@@ -94,21 +94,21 @@ def other_size(model: onnx.ModelProto) -> None:
         (other_size, "its input is .* x 64 x .*, not "),
     ],
 )
-def test_another_network_is_refused(tmp_path: Path, change: Change, found: str) -> None:
+def test_different_network_is_rejected(tmp_path: Path, change: Change, expected: str) -> None:
     old = save(tmp_path / "old.onnx", "fp16")
     new = save(tmp_path / "new.onnx", "fp16", change)
-    with pytest.raises(GraphError, match=f"new.onnx is another network than old.onnx: .*{found}"):
+    with pytest.raises(GraphError, match=f"new.onnx is not the network of old.onnx: .*{expected}"):
         check_same_network(old, new)
 
 
-def test_another_precision_is_another_network(tmp_path: Path) -> None:
+def test_another_precision_is_a_different_network(tmp_path: Path) -> None:
     old, new = (save(tmp_path / f"{name}.onnx", name) for name in ("fp16", "fp32"))
-    with pytest.raises(GraphError, match="another network"):
+    with pytest.raises(GraphError, match="is not the network of"):
         check_same_network(old, new)
 
 
-def test_other_scales_are_refused(tmp_path: Path) -> None:
-    """What calibration gives to other weights: the kernels hold the old scales."""
+def test_other_scales_are_rejected(tmp_path: Path) -> None:
+    """Calibration gives new weights new scales, but the kernels contain the old ones."""
 
     def rescale(model: onnx.ModelProto) -> None:
         quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
@@ -121,7 +121,7 @@ def test_other_scales_are_refused(tmp_path: Path) -> None:
     old = save(tmp_path / "old.onnx", "int8")
     new = save(tmp_path / "new.onnx", "int8", rescale)
     with pytest.raises(
-        GraphError, match=r"another scale .* which a refit cannot replace"
+        GraphError, match=r"a different scale .* which a refit cannot replace"
     ) as caught:
         check_same_network(old, new)
     assert "resnet-opt build" in str(caught.value.hint)

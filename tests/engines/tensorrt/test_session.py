@@ -1,4 +1,4 @@
-"""The session on a GPU made of host memory; see ``hostgpu``."""
+"""The session on a GPU simulated in host memory; see ``hostgpu``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .hostgpu import KERNEL_MS, HostContext, HostCuda, HostEngine, HostInspector
 
 @pytest.fixture(scope="module")
 def trt() -> Any:
-    found = find(TENSORRT_RTX)
-    if found.module is None:
-        pytest.skip(str(found.fault))
-    return found.module
+    installed = find(TENSORRT_RTX)
+    if installed.module is None:
+        pytest.skip(str(installed.fault))
+    return installed.module
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def reference(graph: Path, batch: np.ndarray) -> np.ndarray:
     return session.run(None, {"images": batch})[0]
 
 
-def test_tells_its_tensors(trt: Any, graph: Path) -> None:
+def test_input_and_output(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     assert (session.input.name, session.input.shape) == ("images", (None, 3, 16, 16))
     assert (session.output.name, session.output.dtype) == ("logits", "float32")
@@ -65,14 +65,14 @@ def test_tells_its_tensors(trt: Any, graph: Path) -> None:
         ([(1, 1, 1), (4, 8, 8)], 2, [4]),
     ],
 )
-def test_any_batch_comes_out_right(
+def test_any_batch_size(
     trt: Any, graph: Path, profiles: list[tuple[int, int, int]], images: int, executed: list[int]
 ) -> None:
     session, context, _ = open_on_host(trt, graph, *profiles)
     batch = graphs.images(images)
     np.testing.assert_allclose(session.run(batch), reference(graph, batch), atol=1e-5)
     assert context.executed == executed
-    # Once more, on memory that is there already.
+    # Again, reusing the memory.
     np.testing.assert_allclose(session.run(batch[::-1]), reference(graph, batch[::-1]), atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_shapes_are_set_only_when_they_change(trt: Any, graph: Path) -> None:
     assert context.shapes_set == 3
 
 
-def test_a_bound_batch_in_its_parts(trt: Any, graph: Path) -> None:
+def test_bound_batch_step_by_step(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     batch = graphs.images(3)
     bound = session.bind(batch)
@@ -124,7 +124,7 @@ def test_two_bound_batches_do_not_disturb_each_other(trt: Any, graph: Path) -> N
     np.testing.assert_allclose(bounds[1].output(), reference(graph, second), atol=1e-5)
 
 
-def test_a_cuda_graph_is_recorded_once(trt: Any, graph: Path) -> None:
+def test_cuda_graph_is_captured_once(trt: Any, graph: Path) -> None:
     session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
     batch = graphs.images(2)
     bound = session.bind(batch)
@@ -132,16 +132,14 @@ def test_a_cuda_graph_is_recorded_once(trt: Any, graph: Path) -> None:
     for _ in range(5):
         bound.enqueue()
         bound.wait()
-    assert len(context.executed) == 2  # the warm-up and the recording
+    assert len(context.executed) == 2  # the warm-up and the capture
     assert cuda.launches == 5
     bound.download()
     np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
 
 
-def test_a_cuda_graph_is_recorded_anew_after_the_context_was_used_otherwise(
-    trt: Any, graph: Path
-) -> None:
-    """A graph that was recorded before is undefined once shape and addresses were others."""
+def test_cuda_graph_is_captured_again_after_the_context_changed(trt: Any, graph: Path) -> None:
+    """A graph captured before is undefined after shape and addresses have changed."""
     session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
     first, second = graphs.images(2), graphs.images(4)[1:4]
     bound = session.bind(first)
@@ -158,14 +156,14 @@ def test_a_cuda_graph_is_recorded_anew_after_the_context_was_used_otherwise(
     np.testing.assert_allclose(bound.output(), reference(graph, first), atol=1e-5)
 
 
-def test_gpu_time_is_that_of_the_computation(trt: Any, graph: Path) -> None:
+def test_gpu_time_excludes_copies(trt: Any, graph: Path) -> None:
     session, _, cuda = open_on_host(trt, graph, (1, 2, 4))
     bound = session.bind(graphs.images(2))
     assert bound.gpu_ms() == KERNEL_MS
     assert not cuda.events
 
 
-def test_a_batch_beyond_the_profile_cannot_be_bound(trt: Any, graph: Path) -> None:
+def test_batch_larger_than_the_profile_cannot_be_bound(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     with pytest.raises(UsageError, match="larger than the engine's maximum of 4") as caught:
         session.bind(graphs.images(5))
@@ -181,14 +179,14 @@ def test_a_batch_beyond_the_profile_cannot_be_bound(trt: Any, graph: Path) -> No
         np.zeros((3, 16, 16), np.float32),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused(trt: Any, graph: Path, batch: np.ndarray) -> None:
+def test_batch_of_a_wrong_shape_is_rejected(trt: Any, graph: Path, batch: np.ndarray) -> None:
     session, context, _ = open_on_host(trt, graph, (1, 2, 4))
     with pytest.raises(UsageError):
         session.run(batch)
     assert not context.executed
 
 
-def test_a_second_thread_is_refused(trt: Any, graph: Path) -> None:
+def test_second_thread_is_rejected(trt: Any, graph: Path) -> None:
     session, context, _ = open_on_host(trt, graph, (1, 2, 4))
     caught: list[BaseException] = []
 
@@ -224,7 +222,7 @@ def test_the_thread_that_computes_first_owns_the_session(trt: Any, graph: Path) 
         session.run(graphs.images(1))
 
 
-def test_closing_gives_everything_back(trt: Any, graph: Path) -> None:
+def test_close_frees_everything(trt: Any, graph: Path) -> None:
     finished: list[int] = []
     cuda = HostCuda()
     engine = HostEngine(trt, cuda, graph, [(1, 2, 4)])
@@ -258,7 +256,7 @@ def test_layers_come_with_times(trt: Any, graph: Path) -> None:
 
 
 def test_whole_calls_have_no_profiler_after_layers_were_timed(trt: Any, graph: Path) -> None:
-    """A profiler cannot be detached: a context that had one keeps it, and cannot be recorded."""
+    """A profiler cannot be detached, and a context with a profiler cannot be captured."""
     session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
     bound = session.bind(graphs.images(2))
     for _ in range(2):
@@ -271,7 +269,7 @@ def test_whole_calls_have_no_profiler_after_layers_were_timed(trt: Any, graph: P
     assert session.time_layers(graphs.images(2), 3)[0].time_ms == 1.5
 
 
-def test_every_context_that_is_timed_is_quiet(trt: Any, graph: Path) -> None:
+def test_timed_contexts_have_no_annotations(trt: Any, graph: Path) -> None:
     session, context, _ = open_on_host(trt, graph, (1, 2, 4))
     session.run(graphs.images(2))
     assert set(context.started_with) == {trt.ProfilingVerbosity.NONE}
@@ -281,7 +279,7 @@ def test_every_context_that_is_timed_is_quiet(trt: Any, graph: Path) -> None:
     assert set(timing.started_with) == {trt.ProfilingVerbosity.LAYER_NAMES_ONLY}
 
 
-def test_the_profile_that_runs_is_the_one_that_is_timed(trt: Any, graph: Path) -> None:
+def test_layer_times_are_of_the_profile_that_runs(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 1, 1), (4, 8, 8))
     assert [(x.torch_names, x.profile) for x in session.layers()] == [
         (["conv1"], 0),
@@ -297,8 +295,8 @@ def test_the_profile_that_runs_is_the_one_that_is_timed(trt: Any, graph: Path) -
     assert {x.precision for x in (*small, *large)} == {"fp16"}
 
 
-def test_layer_times_are_medians_and_lose_none(trt: Any, graph: Path) -> None:
-    """What the inspector does not know (a synchronization, say) is a layer as the profiler names it."""
+def test_layer_times_are_medians_and_complete(trt: Any, graph: Path) -> None:
+    """Entries that the inspector does not list (a synchronization) become layers with the profiler's name."""
     session, context, _ = open_on_host(trt, graph, (1, 2, 4))
     session.time_layers(graphs.images(2), 1)
     timing = context.engine.newest()
@@ -317,13 +315,13 @@ def test_layer_times_are_medians_and_lose_none(trt: Any, graph: Path) -> None:
     assert (extra.name, extra.torch_names, extra.time_ms) == ("{reshape}", [], 3.0)
 
 
-def test_no_calls_time_no_layer(trt: Any, graph: Path) -> None:
+def test_layer_times_need_a_call(trt: Any, graph: Path) -> None:
     session, _, _ = open_on_host(trt, graph, (1, 2, 4))
     with pytest.raises(UsageError, match="0 calls time no layer"):
         session.time_layers(graphs.images(2), 0)
 
 
-def test_a_capture_that_fails_is_a_remark(trt: Any, graph: Path) -> None:
+def test_failed_capture_is_a_note(trt: Any, graph: Path) -> None:
     session, context, cuda = open_on_host(trt, graph, (1, 2, 4), cuda_graph=True)
     batch = graphs.images(2)
     bound = session.bind(batch)
@@ -334,15 +332,15 @@ def test_a_capture_that_fails_is_a_remark(trt: Any, graph: Path) -> None:
     bound.download()
     np.testing.assert_allclose(bound.output(), reference(graph, batch), atol=1e-5)
     (note,) = session.notes
-    assert "cannot be recorded as a CUDA graph" in note
+    assert "cannot be captured as a CUDA graph" in note
     assert "not permitted when stream is capturing" in note
     assert cuda.launches == 0
     assert not cuda.graphs
 
 
-def test_the_host_does_not_invent_names(trt: Any) -> None:
-    """What stands in for TensorRT here may only have what TensorRT has."""
-    own = {
+def test_stand_ins_have_only_real_names(trt: Any) -> None:
+    """The stand-ins for TensorRT may only have attributes that TensorRT has."""
+    additional = {
         "trt",
         "cuda",
         "profiles",
@@ -363,5 +361,5 @@ def test_the_host_does_not_invent_names(trt: Any) -> None:
         (HostContext, trt.IExecutionContext),
         (HostInspector, trt.EngineInspector),
     ):
-        names = {name for name in vars(host) if not name.startswith("_")} - own
+        names = {name for name in vars(host) if not name.startswith("_")} - additional
         assert names <= set(dir(real)), names - set(dir(real))

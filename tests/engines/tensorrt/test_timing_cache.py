@@ -1,4 +1,4 @@
-"""Timing caches over the real interface; TensorRT-RTX has it, though it measures nothing."""
+"""Timing caches with the real API of TensorRT-RTX, although it times no kernels."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_a_cache_is_written_and_used_again(config: Any, tmp_path: Path) -> None:
     first = path.read_bytes()
     assert len(first) > 100
     assert use_timing_cache(config, path) == []
-    store_timing_cache(config, path)  # merged with what is there
+    store_timing_cache(config, path)  # merged with the existing file
     assert len(path.read_bytes()) == len(first)
     assert sorted(p.name for p in path.parent.iterdir()) == ["timing.cache", "timing.cache.lock"]
 
 
-class Refusing:
-    """A configuration whose cache is of another device: what the library answers then."""
+class Rejecting:
+    """A configuration that behaves like the library given a cache of another device."""
 
     def __init__(self) -> None:
         self.given: list[bytes] = []
@@ -50,7 +50,7 @@ class Refusing:
 
 
 class Damaged:
-    """A configuration that cannot read the file: the library's factory then gives nothing."""
+    """A configuration that cannot read the file: the library's factory returns ``None`` then."""
 
     def create_timing_cache(self, blob: bytes) -> None:
         assert blob == b"damaged"
@@ -63,23 +63,23 @@ class Damaged:
         return Cache()
 
 
-def test_a_damaged_cache_is_replaced_and_not_joined(tmp_path: Path) -> None:
+def test_damaged_cache_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
     path.write_bytes(b"damaged")
     store_timing_cache(Damaged(), path)
     assert path.read_bytes() == b"measured now"
 
 
-def test_a_cache_of_another_device_is_started_anew(tmp_path: Path) -> None:
+def test_cache_of_another_device_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
     path.write_bytes(b"of another device")
-    config = Refusing()
+    config = Rejecting()
     (note,) = use_timing_cache(config, path)
     assert "another device or version" in note
     assert config.given == [b"of another device", b""]
 
 
-def test_a_folder_holds_one_file_a_device_and_version(tmp_path: Path) -> None:
+def test_folder_has_one_file_per_device_and_version(tmp_path: Path) -> None:
     name = "tensorrt-11.4.0-NVIDIA_RTX_3060-sm86.cache"
     assert cache_file(tmp_path, "tensorrt", "11.4.0", "NVIDIA RTX 3060-sm86") == tmp_path / name
     assert cache_file(tmp_path / "new", "tensorrt", "11.4.0", "x").parent == tmp_path / "new"
