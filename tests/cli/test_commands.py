@@ -526,7 +526,7 @@ def test_the_layers_of_an_engine(
     assert blocks[:8] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert "whole call without profiling" in said.out
     assert "not in any layer" in said.out
-    assert "ceilings: not measured, as asked" in said.out
+    assert "ceilings: not measured, as requested" in said.out
     said = resnet_opt(*asked, "--layers")
     assert sum("fp32" in line for line in said.out.splitlines()) > 20
     said = resnet_opt(*asked, "--json")

@@ -1,4 +1,4 @@
-"""Sweeps: the knee, the bound, and what a whole run says about them."""
+"""Sweeps: the knee, the latency limit, and a whole run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_batch_is_no_curve() -> None:
 
 
 @given(st.lists(st.floats(1, 1e3), min_size=2, max_size=6))
-def test_the_knee_keeps_its_promise_on_any_series(rates: list[float]) -> None:
+def test_the_knee_matches_its_definition_on_any_series(rates: list[float]) -> None:
     cells = [measured(2**i, 1e3 * 2**i / r, rounds=6, calls=3) for i, r in enumerate(rates)]
     found = of(*cells)
     got = {p.setting.batch: p.images_per_s or 0.0 for p in found.points}
@@ -84,7 +84,7 @@ def test_the_knee_keeps_its_promise_on_any_series(rates: list[float]) -> None:
         assert all(rate < NEAR * best for batch, rate in got.items() if batch < largest)
 
 
-def test_a_bound_is_held_by_its_upper_bound_only() -> None:
+def test_a_setting_meets_the_limit_by_its_upper_bound_only() -> None:
     bound = LatencyBound(percentile="p99", max_latency_ms=15.0)
     fast, near, slow = measured(1, 10.0), measured(2, 14.0, noise=0.03), measured(4, 30.0)
     few = measured(8, 5.0, calls=10)
@@ -92,19 +92,21 @@ def test_a_bound_is_held_by_its_upper_bound_only() -> None:
     assert [p.holds for p in found.points] == [True, None, False, None]
     low, high = found.points[1].bounded_ci95_ms or (None, None)
     assert low is not None
-    assert low <= 15.0, "p99 itself may lie within"
+    assert low <= 15.0, "p99 itself may be within the limit"
     assert high is None or high > 15.0, (
         "its upper bound does not, or its slow calls are of one round"
     )
     assert found.points[3].bounded_ci95_ms == (5.0, None), "120 samples bound no p99 from above"
     assert found.best == Setting(batch=1, threads=2)
     assert "best with p99 within 15 ms: batch 1" in summaries(found)[-1]
-    assert summaries(of(slow, bound=bound)) == ["no setting holds p99 within 15 ms"]
-    assert "299 are the least that could" in summaries(of(few, bound=bound))[0]
+    assert summaries(of(slow, bound=bound)) == ["no setting meets p99 within 15 ms"]
+    assert "at least 299 samples each are needed" in summaries(of(few, bound=bound))[0]
 
 
 def test_a_whole_sweep(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine("e", busy_ms=0.5)  # as long for any batch: twice the batch, twice the rate
+    engine = make_engine(
+        "e", busy_ms=0.5
+    )  # independent of the batch: twice the batch, twice the rate
     dead = make_engine("dead", busy_ms=0.5, exit=3, after=20)
     found = bench(
         [engine, dead],
@@ -119,7 +121,7 @@ def test_a_whole_sweep(make_engine: MakeEngine, tmp_path: Path) -> None:
     good, bad = found.curves
     assert (good.engine, bad.engine) == ("e.tiny", "dead.tiny")
     assert [p.setting.batch for p in good.points] == [1, 2, 4]
-    assert good.knees == [], "it rises"
+    assert good.knees == [], "throughput still rises"
     assert good.fastest == good.best == Setting(batch=4, threads=1)
     for point, listed in zip(
         good.points, [e for e in found.engines if e.name == "e.tiny"], strict=True

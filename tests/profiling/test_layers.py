@@ -1,4 +1,4 @@
-"""Layer by layer: real engines of every backend that runs here, and engines that cannot be timed."""
+"""Layer profiles of real engines of every CPU backend, and of engines that cannot be profiled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.profiling.conftest import QUICK, MakeEngine
 
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 BATCH = 2
-FEW_ROUNDS = 6  # the fewest with an interval
+ROUNDS = 6  # minimum for an interval
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def profiled(
         small_engines("onnxruntime", "int8"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", FEW_ROUNDS)
+        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", ROUNDS)
         return profile(
             engines,
             batch=BATCH,
@@ -75,7 +75,7 @@ def test_all_operations_of_the_graph_are_in_the_layers(
 
 
 @pytest.mark.slow
-def test_blocks_hold_all_layers_and_all_time(one: EngineProfile) -> None:
+def test_blocks_contain_all_layers_and_all_time(one: EngineProfile) -> None:
     blocks = _named(one.blocks)
     assert [name for name in blocks if name in BLOCKS] == BLOCKS
     assert {"stem", "head"} <= set(blocks)
@@ -91,7 +91,7 @@ def test_blocks_hold_all_layers_and_all_time(one: EngineProfile) -> None:
 
 
 @pytest.mark.slow
-def test_what_names_no_module_stands_for_itself(one: EngineProfile) -> None:
+def test_a_layer_without_modules_is_its_own_block(one: EngineProfile) -> None:
     for layer in one.layers:
         if not layer.torch_names:
             assert layer.block is None
@@ -99,9 +99,9 @@ def test_what_names_no_module_stands_for_itself(one: EngineProfile) -> None:
 
 
 @pytest.mark.slow
-def test_layers_are_held_against_the_whole_call(one: EngineProfile) -> None:
+def test_layers_are_compared_with_the_whole_call(one: EngineProfile) -> None:
     assert one.status == "ok"
-    assert (one.rounds, one.batch, one.image_size, one.threads) == (FEW_ROUNDS, BATCH, 32, 1)
+    assert (one.rounds, one.batch, one.image_size, one.threads) == (ROUNDS, BATCH, 32, 1)
     assert one.calls >= 3
     assert one.whole_ms is not None
     assert one.layers_ms is not None
@@ -114,12 +114,12 @@ def test_layers_are_held_against_the_whole_call(one: EngineProfile) -> None:
 def test_bytes_are_counted_in_the_types_of_the_engine(
     profiled: ProfileResult, small_graph: Path
 ) -> None:
-    work = layer_work(small_graph)["layer2.0.conv1"]  # its only input and output are activations
+    work = layer_work(small_graph)["layer2.0.conv1"]  # one activation in, one out
     for engine, size in zip(profiled.engines, (4, 1, 4, 1), strict=True):
         (layer,) = [p for p in engine.layers if "layer2.0.conv1" in p.torch_names and p.flops]
         moved = size * (work.weights + BATCH * (work.inputs + work.outputs))
         assert layer.bytes is not None
-        # Beside weights and activations there are biases, scales and zero points.
+        # Biases, scales and zero points come on top of weights and activations.
         assert moved <= layer.bytes <= moved + 4 * 4 * 128 + 64, engine.name
         assert layer.precision == ("int8" if size == 1 else "fp32")
 
@@ -142,10 +142,10 @@ def test_a_profile_survives_its_file(profiled: ProfileResult, tmp_path: Path) ->
     assert profiled.ceilings_note is None
 
 
-# --- what the layers say against a known truth ---------------------------------------------------
+# --- known layer times ---------------------------------------------------------------------------
 
 
-def test_known_times_come_out(make_engine: MakeEngine, small_graph: Path) -> None:
+def test_known_layer_times_are_reported(make_engine: MakeEngine, small_graph: Path) -> None:
     times = {"conv1": 0.5, "layer1.0.conv1": 0.25, "reorder": 0.125}
     engine = make_engine(layers=times, busy_ms=1.0)
     shutil.copy(small_graph, f"{engine}.graph.onnx")
@@ -171,25 +171,27 @@ def test_an_engine_that_crashes_leaves_the_others(
     for engine in engines:
         shutil.copy(small_graph, f"{engine}.graph.onnx")
     found = profile(engines, threads=1, duration="0.05s", ceilings=False)
-    assert [one.status for one in found.engines] == ["failed", "ok"]
+    assert [engine.status for engine in found.engines] == ["failed", "ok"]
     assert "SIGSEGV" in str(found.engines[0].error)
     assert found.engines[0].layers == []
     assert found.ceilings is None
-    assert found.ceilings_note == "ceilings: not measured, as asked"
+    assert found.ceilings_note == "ceilings: not measured, as requested"
 
 
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_an_engine_without_layer_times_says_so(make_engine: MakeEngine, small_graph: Path) -> None:
+def test_an_engine_without_layer_times_is_refused(
+    make_engine: MakeEngine, small_graph: Path
+) -> None:
     engine = make_engine()
     shutil.copy(small_graph, f"{engine}.graph.onnx")
-    with pytest.raises(UsageError, match="does not tell the time of layers"):
+    with pytest.raises(UsageError, match="its backend does not report layer times"):
         profile([engine], threads=1, duration="0.05s", ceilings=False)
 
 
 @pytest.mark.slow
-def test_the_graph_must_be_there_and_the_right_one(
+def test_a_missing_or_wrong_graph_is_refused(
     profiled: ProfileResult, small_graph: Path, tmp_path: Path
 ) -> None:
     built = Path(profiled.engines[1].file)
@@ -197,7 +199,7 @@ def test_the_graph_must_be_there_and_the_right_one(
         shutil.copy(built.with_name(name), tmp_path)
     engine = tmp_path / built.name
     with pytest.raises(
-        ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx.* is not beside"
+        ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx is missing"
     ) as missing:
         profile([engine], ceilings=False)
     assert "resnet-opt build" in str(missing.value.hint)
@@ -206,7 +208,7 @@ def test_the_graph_must_be_there_and_the_right_one(
         profile([engine], ceilings=False)
 
 
-def test_wrong_requests_are_refused_before_anything_runs(
+def test_invalid_requests_are_refused_before_anything_runs(
     make_engine: MakeEngine, small_graph: Path
 ) -> None:
     with pytest.raises(UsageError, match="no engine to profile"):
@@ -221,7 +223,7 @@ def test_wrong_requests_are_refused_before_anything_runs(
         profile([make_engine()], duration="0s")
 
 
-def test_a_machine_that_runs_none_of_them_is_told(
+def test_a_machine_that_can_run_no_engine_is_reported(
     make_engine: MakeEngine, small_graph: Path
 ) -> None:
     engine = make_engine(layers={}, needs_device=True)
@@ -233,8 +235,8 @@ def test_a_machine_that_runs_none_of_them_is_told(
 # --- the profilers of the libraries ---------------------------------------------------------------
 
 
-def test_openvino_counters_are_taken_apart() -> None:
-    """Its means over all calls give back the calls, whatever they were."""
+def test_openvino_means_are_converted_to_calls() -> None:
+    """Call times are recovered exactly from the running means."""
     from optimizer.engines.openvino_layers import LayerClock
 
     calls = [0.004, 0.001, 0.001, 0.003]
@@ -249,13 +251,13 @@ def test_openvino_counters_are_taken_apart() -> None:
         return SimpleNamespace(get_profiling_info=lambda: [ran, idle])
 
     clock = LayerClock()
-    found = [clock.read(request(number)) for number in (1, 2, 3, 4)]
-    assert [list(one) for one in found] == [["a"]] * 4
-    np.testing.assert_allclose([one["a"] for one in found], calls, atol=4e-6)
+    times = [clock.read(request(number)) for number in (1, 2, 3, 4)]
+    assert [list(call) for call in times] == [["a"]] * 4
+    np.testing.assert_allclose([call["a"] for call in times], calls, atol=4e-6)
 
 
-def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
-    """If a version of it told single calls instead, the clock above would be wrong."""
+def test_openvino_reports_running_means(small_graph: Path, tmp_path: Path) -> None:
+    """If a version reported single calls instead, `LayerClock` would be wrong."""
     import openvino as ov
 
     core = ov.Core()
@@ -273,11 +275,11 @@ def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
     for _ in range(20):
         conv(1)
     large = [conv(64) for _ in range(3)][-1]
-    # A single call would fall back to the time of one image; a mean stays where it was.
+    # A single call would drop to the time of one image; a running mean hardly changes.
     assert conv(1) > 0.5 * large
 
 
-def test_pytorch_loses_no_time_between_modules(
+def test_pytorch_layers_account_for_all_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
@@ -288,7 +290,7 @@ def test_pytorch_loses_no_time_between_modules(
     clock = SimpleNamespace(perf_counter=lambda: passed[0])
     monkeypatch.setattr(torch_layers, "time", clock)
 
-    class Takes(torch.nn.Module):
+    class Slow(torch.nn.Module):
         def __init__(self, module: torch.nn.Module, seconds: float) -> None:
             super().__init__()
             self.inner, self.seconds = module, seconds
@@ -303,7 +305,7 @@ def test_pytorch_loses_no_time_between_modules(
             return super().forward(x)
 
     conv = torch.nn.Conv2d(3, 4, 3, bias=False)
-    network = torch.nn.Sequential(Takes(conv, 0.02), Relu()).eval()
+    network = torch.nn.Sequential(Slow(conv, 0.02), Relu()).eval()
 
     class Bound:
         def enqueue(self) -> None:
@@ -326,7 +328,7 @@ def test_pytorch_loses_no_time_between_modules(
 
 
 @pytest.mark.slow
-def test_openvino_layers_are_told_in_milliseconds(
+def test_openvino_layers_are_in_milliseconds(
     profiled: ProfileResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from optimizer.engines import open_engine, openvino
@@ -342,8 +344,8 @@ def test_openvino_layers_are_told_in_milliseconds(
     assert {layer.time_ms for layer in layers} == {2.0}
 
 
-def test_an_onnxruntime_profile_is_told_in_milliseconds(tmp_path: Path) -> None:
-    """The median over the calls that count, of all kernels of a node in a call."""
+def test_an_onnxruntime_profile_is_in_milliseconds(tmp_path: Path) -> None:
+    """The median over timed calls of the total of a node's kernels per call."""
     import onnx
     from onnx import helper
 
@@ -376,7 +378,7 @@ def test_an_onnxruntime_profile_is_told_in_milliseconds(tmp_path: Path) -> None:
     assert (layer.name, layer.time_ms, layer.bytes) == ("relu", 2.0, 16)
 
 
-def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:
+def test_an_incomplete_onnxruntime_profile_is_refused(tmp_path: Path) -> None:
     from optimizer.engines.onnxruntime_layers import timed_by_profile
 
     events = [{"cat": "Session", "name": "model_run", "ts": 1, "dur": 1, "args": {}}]
@@ -384,7 +386,7 @@ def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:
         timed_by_profile(tmp_path / "none.onnx", events, 3)
 
 
-def test_layer_times_need_an_engine_of_its_own(small_graph: Path) -> None:
+def test_a_graph_executed_as_written_has_no_layer_times(small_graph: Path) -> None:
     from optimizer.engines.onnxruntime import as_written
 
     with pytest.raises(UsageError, match="executed as written"):
@@ -406,11 +408,11 @@ def test_pytorch_layers_on_a_gpu(small_checkpoint: Path) -> None:
     assert all(layer.bytes for layer in layers if layer.type == "Conv2d")
 
 
-def test_layers_of_gpus_are_held_against_no_ceilings() -> None:
+def test_gpu_layers_are_not_compared_with_cpu_ceilings() -> None:
     from optimizer.profiling.engine_facts import EngineFacts
     from optimizer.profiling.layer_profile import _ceilings_note, _on_cpu
 
     eager = EngineFacts(path=Path("m"), name="m", backend="torch", precision="fp32")
     assert [_on_cpu(eager, device) for device in (None, "cpu", "cuda:0")] == [True, True, False]
-    assert _ceilings_note(roofs=True, on_cpu=[True]) is None
-    assert "not measured on GPUs" in str(_ceilings_note(roofs=True, on_cpu=[True, False]))
+    assert _ceilings_note(enabled=True, on_cpu=[True]) is None
+    assert "not measured on GPUs" in str(_ceilings_note(enabled=True, on_cpu=[True, False]))

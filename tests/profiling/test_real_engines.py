@@ -1,4 +1,4 @@
-"""The harness around real libraries."""
+"""The harness with real libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def engines(small_engines: Engines) -> dict[str, Path]:
     return {name: small_engines(name, "fp32") for name in ("openvino", "onnxruntime")}
 
 
-def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> None:
+def test_a_worker_loads_only_its_own_runtime(engines: dict[str, Path]) -> None:
     for name, path in engines.items():
         worker = Worker(threads=1)
         try:
@@ -31,8 +31,8 @@ def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> Non
 
 
 def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> None:
-    asked = list(engines.values())
-    found = bench(asked, batch=[1, 2], duration="0.1s", raw_dir=tmp_path / "raw")
+    paths = list(engines.values())
+    found = bench(paths, batch=[1, 2], duration="0.1s", raw_dir=tmp_path / "raw")
     assert [(e.backend, e.batch, e.status) for e in found.engines] == [
         ("openvino", 1, "ok"), ("onnxruntime", 1, "ok"),
         ("openvino", 2, "ok"), ("onnxruntime", 2, "ok"),
@@ -48,7 +48,7 @@ def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> 
         with np.load(tmp_path / str(engine.raw_file)) as raw:
             assert raw["compute_ns"].min() > 0
     assert not any("its process loaded" in note for note in found.conditions.notes)
-    assert not any("do not stop working" in note for note in found.conditions.notes)
+    assert not any("keep running between its blocks" in note for note in found.conditions.notes)
     assert [(c.b, c.batch) for c in found.comparisons] == [
         ("onnxruntime-fp32.ort.onnx", 1), ("onnxruntime-fp32.ort.onnx", 2),
     ]  # fmt: skip
