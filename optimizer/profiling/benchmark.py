@@ -24,7 +24,7 @@ from optimizer.profiling.engine_facts import (
     pytorch_variant,
     with_baseline,
 )
-from optimizer.profiling.figures import compared, figures
+from optimizer.profiling.figures import compare_cells, compute_figures
 from optimizer.profiling.grouping import (
     Grouped,
     Key,
@@ -60,8 +60,8 @@ HEADLINE = (
 CONTROL_SUFFIX = " (again)"
 SERVER_BOUND_MS = 15.0
 """MLPerf's limit on the 99th percentile latency of ResNet-50 in the server scenario."""
-_MAX_BATCHES_WITHOUT_CURVES = 2
-"""With more batch sizes than this, the result contains curves."""
+_MIN_CURVE_BATCHES = 3
+"""Number of batch sizes from which the result contains curves."""
 
 
 @takes_options(BenchOptions)
@@ -79,8 +79,8 @@ def bench(
     Engines are compared at each batch size with the first value of ``threads`` and of ``streams``;
     all other settings go into ``curves``. PyTorch runs on the engines' device if it can; see
     `optimizer.engines.placement.placed`. An engine takes longer than ``duration`` if its calls are so
-    slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. ``max_latency`` (default
-    `SERVER_BOUND_MS`) also limits p99 in LoadGen's server scenario.
+    slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. ``max_latency`` also limits
+    p99 in LoadGen's server scenario, where the default is `SERVER_BOUND_MS`.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
@@ -293,7 +293,7 @@ class _Results:
     ) -> Comparison | None:
         options = self._plan.options
         comparisons = [
-            compared(a, b, min_effect=options.min_effect, control=control, seed=options.seed)
+            compare_cells(a, b, min_effect=options.min_effect, control=control, seed=options.seed)
             for a, b in self._grouped.pairs[_key(name, setting)]
         ]
         succeeded = [c for c in comparisons if c is not None]
@@ -303,17 +303,14 @@ class _Results:
     def _figures(self, settings: Sequence[Setting]) -> list[EngineBench]:
         seed, cells = self._plan.options.seed, self._grouped.cells
         keys = [(fact, _key(fact.name, s)) for s in settings for fact in self._plan.facts]
-        return [figures(fact, cells[key], seed, self._raw_files[key]) for fact, key in keys]
+        return [compute_figures(fact, cells[key], seed, self._raw_files[key]) for fact, key in keys]
 
     def curves(self) -> list[Curve]:
         """Throughput and latency over the settings; empty if too few settings were measured."""
         options = self._plan.options
         bound = _latency_bound(options)
-        if (
-            bound is None
-            and not self._is_swept
-            and len(options.batch) <= _MAX_BATCHES_WITHOUT_CURVES
-        ):
+        is_sweep = self._is_swept or len(options.batch) >= _MIN_CURVE_BATCHES
+        if bound is None and not is_sweep:
             return []
         return [self._curve(fact.name, bound) for fact in self._plan.facts]
 

@@ -60,7 +60,7 @@ def timed_layers(
             flops=layer.flops * batch if layer.flops else None,
             bytes=layer.bytes,
         )
-        parts.append(roofline.judged(part, ceilings) if ceilings is not None else part)
+        parts.append(roofline.with_verdict(part, ceilings) if ceilings is not None else part)
     return parts, times
 
 
@@ -121,7 +121,7 @@ def timed_blocks(
             "time_ci95_ms": ci95,
             "share": value / total if total else 0.0,
         }
-        blocks.append(roofline.combined(parts, **fields))
+        blocks.append(roofline.combine_layers(parts, **fields))
     return blocks
 
 

@@ -15,7 +15,7 @@ from optimizer.profiling.harness import MIN_ROUNDS, Measured
 from optimizer.profiling.verdict import drift, largest_effect
 from optimizer.results import Comparison, EngineBench, Interval
 
-__all__ = ["compared", "figures"]
+__all__ = ["compare_cells", "compute_figures"]
 
 _COMPUTE = 1  # column of `Block.spans_ms`
 _SPANS = ("host_to_device", "compute", "device_to_host")
@@ -40,7 +40,7 @@ def _across_starts(
     return intervals.across_starts(estimate, values)
 
 
-def compared(
+def compare_cells(
     a: Measured, b: Measured, *, min_effect: float, control: Comparison | None, seed: int
 ) -> Comparison | None:
     """The speed of ``b`` relative to ``a``, with a verdict; ``None`` if one of them failed.
@@ -76,7 +76,9 @@ def compared(
     )
 
 
-def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None) -> EngineBench:
+def compute_figures(
+    fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None
+) -> EngineBench:
     """All figures of one cell.
 
     Args:

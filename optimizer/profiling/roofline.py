@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from optimizer.results import BoundBy, Ceilings, TimedPart
 
-__all__ = ["OVERHEAD_BELOW", "combined", "judged", "roof_of"]
+__all__ = ["OVERHEAD_BELOW", "combine_layers", "roof_of", "with_verdict"]
 
 OVERHEAD_BELOW = 0.5
 """A part that achieves less than this share of its ceiling is bound by overhead."""
@@ -48,7 +48,7 @@ def roof_of(part: TimedPart, ceilings: Ceilings) -> tuple[float, str] | None:
     return in_cache if in_cache[0] >= OVERHEAD_BELOW * part.time_ms else from_memory
 
 
-def judged(part: TimedPart, ceilings: Ceilings) -> TimedPart:
+def with_verdict(part: TimedPart, ceilings: Ceilings) -> TimedPart:
     """A layer with its roof and its verdict."""
     roof = roof_of(part, ceilings)
     if roof is None:
@@ -63,11 +63,11 @@ def judged(part: TimedPart, ceilings: Ceilings) -> TimedPart:
     )
 
 
-def combined(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
+def combine_layers(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
     """The layers of one block as one part.
 
     Args:
-        parts: At least one judged layer.
+        parts: At least one layer, as returned by `with_verdict`.
         fields: ``name``, ``time_ms``, ``time_ci95_ms`` and ``share`` of the block.
 
     Returns:

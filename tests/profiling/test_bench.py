@@ -87,11 +87,11 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
 
 def test_an_explicit_baseline_gates_the_run(make_engine: MakeEngine) -> None:
     old, new = make_engine("old", busy_ms=0.2), make_engine("new", busy_ms=0.4)
-    found = bench([new], against=old, duration="0.2s", threads=1)
-    assert [(c.a, c.b) for c in found.comparisons] == [("old.tiny", "new.tiny")]
-    assert found.comparisons[0].ratio == pytest.approx(0.5)
-    assert found.verdict == "fail"
-    assert "new.tiny runs at 0.5" in found.reason
+    result = bench([new], against=old, duration="0.2s", threads=1)
+    assert [(c.a, c.b) for c in result.comparisons] == [("old.tiny", "new.tiny")]
+    assert result.comparisons[0].ratio == pytest.approx(0.5)
+    assert result.verdict == "fail"
+    assert "new.tiny runs at 0.5" in result.reason
 
 
 def test_a_gate_without_a_comparison_is_inconclusive(
@@ -101,44 +101,44 @@ def test_a_gate_without_a_comparison_is_inconclusive(
     new = make_engine("new", busy_ms=0.2)
     plan = Plan(kind="engine", settings={"backend": "tensorrt", "precision": "fp16"}, libraries={})
     old = produce(plan, tmp_path / "old.plan", lambda p: p.write_bytes(b"engine") and {}).path
-    found = bench([new], against=old, duration="0.2s", threads=1, image_size=8)
-    assert found.verdict == "inconclusive"
-    assert found.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
-    assert found.failed == []
+    result = bench([new], against=old, duration="0.2s", threads=1, image_size=8)
+    assert result.verdict == "inconclusive"
+    assert result.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
+    assert result.failed == []
 
 
 def test_every_engine_is_measured_at_every_batch(make_engine: MakeEngine) -> None:
     a, b = (make_engine(name, busy_ms=0.5, wanders=0.1) for name in "ab")
-    found = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
-    assert [(e.name, e.batch) for e in found.engines] == [
+    result = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
+    assert [(e.name, e.batch) for e in result.engines] == [
         ("a.tiny", 1), ("b.tiny", 1), ("a.tiny", 3), ("b.tiny", 3),
     ]  # fmt: skip
-    assert [(c.b, c.batch) for c in found.comparisons] == [("b.tiny", 1), ("b.tiny", 3)]
-    assert found.a_a_control is None
-    three = found.engines[3]
+    assert [(c.b, c.batch) for c in result.comparisons] == [("b.tiny", 1), ("b.tiny", 3)]
+    assert result.a_a_control is None
+    three = result.engines[3]
     assert three.images_per_s == pytest.approx(3 * three.batches_per_s)
     assert three.images_per_s_ci95[0] <= three.images_per_s <= three.images_per_s_ci95[1]
 
 
 def test_a_failed_engine_fails_the_run_and_keeps_the_others(make_engine: MakeEngine) -> None:
     bad, good = make_engine("bad", nan=True), make_engine("good", busy_ms=0.5)
-    found = bench([good, bad], duration="0.1s", threads=1, control=False)
-    kept, failed = found.engines
+    result = bench([good, bad], duration="0.1s", threads=1, control=False)
+    kept, failed = result.engines
     assert kept.latency_ms is not None
     assert failed.status == "failed"
     assert failed.latency_ms is None
     assert failed.images_per_s is None
     assert "NaN" in str(failed.error)
-    assert found.comparisons == []
-    assert found.verdict == "fail"
-    assert "bad.tiny at batch 1: returned NaN" in found.reason
+    assert result.comparisons == []
+    assert result.verdict == "fail"
+    assert "bad.tiny at batch 1: returned NaN" in result.reason
 
 
 def test_an_engine_that_cannot_run_here_is_no_failure(make_engine: MakeEngine) -> None:
     gpu, cpu = make_engine("gpu", needs_device=True), make_engine("cpu", busy_ms=0.5)
-    found = bench([cpu, gpu], duration="0.1s", threads=1, control=False)
-    assert [e.status for e in found.engines] == ["ok", "built-not-run"]
-    assert found.verdict == "pass"
+    result = bench([cpu, gpu], duration="0.1s", threads=1, control=False)
+    assert [e.status for e in result.engines] == ["ok", "built-not-run"]
+    assert result.verdict == "pass"
     with pytest.raises(EnvironmentFault, match="no engine can run here: no such accelerator"):
         bench([gpu], duration="0.1s", threads=1, control=False)
 
@@ -146,13 +146,13 @@ def test_an_engine_that_cannot_run_here_is_no_failure(make_engine: MakeEngine) -
 def test_an_unsteady_machine_is_inconclusive(make_engine: MakeEngine) -> None:
     """The engine's own speed varies by far more than 10 %."""
     wild = make_engine("wild", busy_ms=0.5, wanders=2.0)
-    found = bench([wild], duration="0.3s", threads=1)
-    assert found.a_a_control is not None
-    low, high = found.a_a_control.ci95
+    result = bench([wild], duration="0.3s", threads=1)
+    assert result.a_a_control is not None
+    low, high = result.a_a_control.ci95
     assert max(high, 1 / low) > 1.1
-    assert found.verdict == "inconclusive"
-    assert "too unsteady" in found.reason
-    assert found.engines[0].latency_ms is not None
+    assert result.verdict == "inconclusive"
+    assert "too unsteady" in result.reason
+    assert result.engines[0].latency_ms is not None
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -161,20 +161,20 @@ def test_an_unsteady_machine_is_inconclusive(make_engine: MakeEngine) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batches": []}, "batches"),
-        ({"batches": [0]}, "batches"),
-        ({"batches": [1, 1]}, "batches"),
-        ({"duration_s": 0.0}, "duration"),
-        ({"duration_s": -1.0}, "duration"),
-        ({"duration_s": math.nan}, "duration"),
-        ({"duration_s": math.inf}, "duration"),
-        ({"duration_s": 1e9}, "duration"),
-        ({"call_timeout_s": 0.0}, "call timeout"),
+        ({"batch": []}, "batch: no number is given"),
+        ({"batch": [0]}, "batch: '0' is not a positive whole number"),
+        ({"batch": [1, 1]}, "batches must be different"),
+        ({"duration": "0s"}, "duration: '0s' is no time at all"),
+        ({"duration": -1.0}, "duration: '-1.0' is out of range"),
+        ({"duration": math.nan}, "duration: cannot read 'nan'"),
+        ({"duration": math.inf}, "duration: cannot read 'inf'"),
+        ({"duration": "2000h"}, "the duration must be between 0 s and 24 h"),
+        ({"call_timeout_s": 0.0}, "the call timeout must be between 0 s and 24 h"),
         ({"min_effect": 0.0}, "smallest effect"),
-        ({"min_effect": 2.0}, "smallest effect"),
-        ({"threads": 0}, "threads"),
+        ({"min_effect": 2.0}, "min_effect: '2.0' could be 2 % or 2 times one"),
+        ({"threads": 0}, "threads: '0' is not a positive whole number"),
         ({"threads": 4096}, "4096 threads exceed the"),
-        ({"image_size": 0}, "image size"),
+        ({"image_size": 0}, "image_size: 0 is too small"),
     ],
 )
 def test_invalid_options_are_refused(make_engine: MakeEngine, options: dict, words: str) -> None:
@@ -221,12 +221,12 @@ def test_engines_with_the_same_file_name_are_named_by_folder(
 ) -> None:
     first = make_engine("x/engine", busy_ms=0.5)
     second = make_engine("y/engine", busy_ms=0.5)
-    found = bench(
+    result = bench(
         [first, second], duration="0.1s", threads=1, control=False, raw_dir=tmp_path / "raw"
     )
-    assert [e.name for e in found.engines] == ["x/engine.tiny", "y/engine.tiny"]
-    assert len({e.raw_file for e in found.engines}) == 2
-    assert all((tmp_path / str(e.raw_file)).is_file() for e in found.engines)
+    assert [e.name for e in result.engines] == ["x/engine.tiny", "y/engine.tiny"]
+    assert len({e.raw_file for e in result.engines}) == 2
+    assert all((tmp_path / str(e.raw_file)).is_file() for e in result.engines)
 
 
 def test_workers_that_would_not_fit_into_memory_are_measured_in_groups(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_fastest_library_counts_and_slow_loops_are_skipped(clock: list[float
     def broken(size: int) -> Callable[[], None]:
         raise RuntimeError("not compiled in\nat some line")
 
-    found = _product(
+    result = _product(
         QUICK,
         [
             ("plain", lasting(clock, 1e9, plain)),
@@ -80,10 +80,10 @@ def test_the_fastest_library_counts_and_slow_loops_are_skipped(clock: list[float
         ],
         notes,
     )
-    assert found is not None
-    assert found.rate == pytest.approx(1e10)
-    assert found.median == pytest.approx(0.5e10)
-    assert found.how.startswith("better, ")
+    assert result is not None
+    assert result.rate == pytest.approx(1e10)
+    assert result.median == pytest.approx(0.5e10)
+    assert result.how.startswith("better, ")
     assert plain == [256], "probed once and not measured at every size"
     assert good == better == [256, *QUICK.sizes]
     assert notes == ["broken was not measured: not compiled in"]
@@ -121,9 +121,9 @@ def test_without_a_cache_they_are_neither_read_nor_stored(
     """`--no-cache` of a search: the user's cache is left alone."""
     monkeypatch.setenv("RESNET_OPT_CACHE", str(ceilings_cache.root))
     before = {path: path.read_bytes() for path in (ceilings_cache.root / "measured").iterdir()}
-    found = ceilings(1, cache=Anew(), effort=QUICK, progress=Silent())
-    assert found.created >= measured.created
-    assert found != measured
+    result = ceilings(1, cache=Anew(), effort=QUICK, progress=Silent())
+    assert result.created >= measured.created
+    assert result != measured
     assert {p: p.read_bytes() for p in (ceilings_cache.root / "measured").iterdir()} == before
 
 

@@ -139,22 +139,22 @@ def test_a_summary_has_a_value_for_every_round_or_none_at_all(machine: Machine) 
         monitor.begin()
         machine.work(0.5, used={(9, "cc1plus"): share})
         monitor.read()
-    found = monitor.summary(["a note"])
-    assert found.cpu
-    assert found.other_cpu_share == [0.0, 0.1, 0.25]
-    assert len(found.load_1min) == 3
-    assert len(found.mhz) in {0, 3}
-    assert found.notes[0] == "a note"
-    assert found.gpu == [] or Gpus().read()
+    summary = monitor.summary(["a note"])
+    assert summary.cpu
+    assert summary.other_cpu_share == [0.0, 0.1, 0.25]
+    assert len(summary.load_1min) == 3
+    assert len(summary.mhz) in {0, 3}
+    assert summary.notes[0] == "a note"
+    assert summary.gpu == [] or Gpus().read()
 
 
 def test_rounds_shorter_than_the_ticks_are_reported(machine: Machine) -> None:
     monitor = Monitor([])
     machine.work(0.09, used={(9, "cc1plus"): 0.05})
     monitor.read()
-    found = monitor.summary()
-    assert found.other_cpu_share == []
-    assert any("too short" in note for note in found.notes)
+    summary = monitor.summary()
+    assert summary.other_cpu_share == []
+    assert any("too short" in note for note in summary.notes)
 
 
 def test_the_governor_is_absent_or_read(tmp_path: Path) -> None:

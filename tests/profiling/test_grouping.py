@@ -104,12 +104,12 @@ def test_the_baseline_is_merged_and_kept_per_group(engine: Path) -> None:
     whole = grouped.cells[key_of(base)]
     assert [block.round for block in whole.blocks] == list(range(27))
     assert grouped.cells[key_of(b)].first_round == 12
-    (beside_a, found_a), *_ = grouped.pairs[key_of(a)]
-    (beside_b, found_b), *_ = grouped.pairs[key_of(b)]
+    (beside_a, cell_a), *_ = grouped.pairs[key_of(a)]
+    (beside_b, cell_b), *_ = grouped.pairs[key_of(b)]
     assert (len(beside_a.blocks), len(beside_b.blocks)) == (12, 15)
     assert beside_a.blocks[0].spans_ms[0, 1] == 1.0
     assert beside_b.blocks[0].spans_ms[0, 1] == 3.0
-    assert (found_a.cell.name, found_b.cell.name) == ("a", "b")
+    assert (cell_a.cell.name, cell_b.cell.name) == ("a", "b")
     (note,) = grouped.conditions.notes
     assert "in 2 groups and compared with base in the same group" in note
     assert grouped.groups == [[BASE, "a"], [BASE, "b"]]
@@ -137,16 +137,16 @@ def test_a_baseline_that_failed_in_one_group_has_failed(engine: Path) -> None:
 def test_a_bench_in_groups(make_engine: MakeEngine) -> None:
     """Each engine is compared with the baseline of its group; the result states the groups."""
     engines = [make_engine(name, sleep_ms=ms) for name, ms in (("a", 4.0), ("b", 1.0), ("c", 16.0))]
-    found = bench(engines, duration="0.4s", threads=1, max_workers=3)
-    assert found.settings["max_workers"] == 3
-    assert [len(group) for group in found.settings["workers"]] == [3, 3]
-    ratios = {one.b: one.ratio for one in found.comparisons}
+    result = bench(engines, duration="0.4s", threads=1, max_workers=3)
+    assert result.settings["max_workers"] == 3
+    assert [len(group) for group in result.settings["workers"]] == [3, 3]
+    ratios = {one.b: one.ratio for one in result.comparisons}
     assert ratios["b.tiny"] > 1.5
     assert ratios["c.tiny"] < 0.6
-    assert found.a_a_control is not None
-    by_name = {one.name: one for one in found.engines}
+    assert result.a_a_control is not None
+    by_name = {one.name: one for one in result.engines}
     assert by_name["a.tiny"].rounds == by_name["b.tiny"].rounds + by_name["c.tiny"].rounds
-    assert any("in 2 groups" in note for note in found.conditions.notes)
+    assert any("in 2 groups" in note for note in result.conditions.notes)
 
 
 class Losing(Silent):
@@ -170,7 +170,7 @@ def test_rounds_before_a_failure_are_kept(make_engine: MakeEngine, tmp_path: Pat
     signal = tmp_path / "lost"
     behaviour = {"raise": "the device is lost", "once_exists": str(signal), "sleep_ms": 1.0}
     lost, fine = make_engine("lost", **behaviour), make_engine("fine", sleep_ms=1.0)
-    found = bench(
+    result = bench(
         [fine, lost],
         duration="1.0s",
         threads=1,
@@ -178,7 +178,7 @@ def test_rounds_before_a_failure_are_kept(make_engine: MakeEngine, tmp_path: Pat
         raw_dir=tmp_path,
         progress=Losing(signal, MIN_ROUNDS),
     )
-    by_name = {one.name: one for one in found.engines}
+    by_name = {one.name: one for one in result.engines}
     gone = by_name["lost.tiny"]
     assert gone.status == "failed"
     assert "the device is lost" in str(gone.error)
@@ -187,5 +187,5 @@ def test_rounds_before_a_failure_are_kept(make_engine: MakeEngine, tmp_path: Pat
     assert gone.latency_ms.p50 > 1.0
     assert (tmp_path / Path(str(gone.raw_file)).name).is_file()
     assert by_name["fine.tiny"].status == "ok"
-    assert found.comparisons == []
-    assert found.failed
+    assert result.comparisons == []
+    assert result.failed

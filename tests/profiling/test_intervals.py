@@ -65,18 +65,18 @@ def test_a_quantile_out_of_range_is_refused(quantile: float) -> None:
     ],
 )
 def test_a_percentile_needs_enough_samples(n: int, reported: set[str]) -> None:
-    found = latency(np.arange(1.0, n + 1))
-    tails = found.model_dump(exclude={"mean", "p50"})
+    result = latency(np.arange(1.0, n + 1))
+    tails = result.model_dump(exclude={"mean", "p50"})
     assert {name for name, value in tails.items() if value is not None} == reported
-    assert found.p50 == np.median(np.arange(1.0, n + 1))
+    assert result.p50 == np.median(np.arange(1.0, n + 1))
 
 
 def test_no_sample_is_discarded() -> None:
     samples = np.full(3000, 1.0)
     samples[::100] = 500.0
-    found = latency(samples)
-    assert found.p99_9 == 500.0
-    assert found.mean == pytest.approx(1 + 499 * 30 / 3000)
+    result = latency(samples)
+    assert result.p99_9 == 500.0
+    assert result.mean == pytest.approx(1 + 499 * 30 / 3000)
 
 
 # --- properties of the intervals -----------------------------------------------------------------
@@ -86,15 +86,15 @@ def test_no_sample_is_discarded() -> None:
 @given(rounds_of_samples, st.integers(0, 5))
 def test_an_interval_contains_its_value(rounds: list, seed: int) -> None:
     pooled = np.concatenate(rounds)
-    found = median(rounds, seed=seed)
-    assert found.value == np.median(pooled)
-    assert found == median(rounds, seed=seed)
+    result = median(rounds, seed=seed)
+    assert result.value == np.median(pooled)
+    assert result == median(rounds, seed=seed)
     if len(rounds) < MIN_ROUNDS_FOR_INTERVAL:
-        assert found.ci95 is None
+        assert result.ci95 is None
     else:
-        assert found.ci95 is not None
-        assert found.ci95[0] <= found.value * (1 + 1e-12)
-        assert found.ci95[1] >= found.value * (1 - 1e-12)
+        assert result.ci95 is not None
+        assert result.ci95[0] <= result.value * (1 + 1e-12)
+        assert result.ci95[1] >= result.value * (1 - 1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,14 +125,14 @@ def test_many_samples_are_binned_without_losing_the_median() -> None:
     generator = np.random.default_rng(0)
     rounds = [10 + generator.normal(0, 0.1) + generator.gamma(2, 0.5, 3000) for _ in range(20)]
     pooled = np.concatenate(rounds)
-    found = median(rounds, seed=1)
+    result = median(rounds, seed=1)
     few = np.random.default_rng(1).integers(0, 20, (300, 20))
     exact = [np.median(np.concatenate([rounds[i] for i in rows])) for rows in few]
     low, high = np.quantile(exact, [0.025, 0.975])
     width = high - low
-    assert found.value == np.median(pooled)
-    assert found.ci95[0] == pytest.approx(low, abs=0.5 * width)
-    assert found.ci95[1] == pytest.approx(high, abs=0.5 * width)
+    assert result.value == np.median(pooled)
+    assert result.ci95[0] == pytest.approx(low, abs=0.5 * width)
+    assert result.ci95[1] == pytest.approx(high, abs=0.5 * width)
 
 
 def test_a_rate_counts_the_slow_calls() -> None:
@@ -163,8 +163,8 @@ def test_serial_correlation_stays_in_its_range(values: list[float]) -> None:
 
 def test_independent_rounds_show_hardly_any_correlation() -> None:
     generator = np.random.default_rng(4)
-    found = [serial_correlation(generator.standard_t(2, 40)) for _ in range(300)]
-    assert np.mean(found) < 0.12
+    result = [serial_correlation(generator.standard_t(2, 40)) for _ in range(300)]
+    assert np.mean(result) < 0.12
     assert serial_correlation(np.ones(10)) == 0.0
 
 

@@ -52,7 +52,7 @@ def profiled(
 
 
 @pytest.fixture(params=range(4), ids=["torch", "openvino-int8", "ort-fp32", "ort-int8"])
-def one(profiled: ProfileResult, request: pytest.FixtureRequest) -> EngineProfile:
+def engine_profile(profiled: ProfileResult, request: pytest.FixtureRequest) -> EngineProfile:
     return profiled.engines[request.param]
 
 
@@ -63,26 +63,30 @@ def _named(parts: list[TimedPart]) -> dict[str, TimedPart]:
 
 @pytest.mark.slow
 def test_all_operations_of_the_graph_are_in_the_layers(
-    one: EngineProfile, small_graph: Path
+    engine_profile: EngineProfile, small_graph: Path
 ) -> None:
     flops = layer_flops(small_graph)
-    assert sum(layer.flops or 0 for layer in one.layers) == BATCH * sum(flops.values())
-    owners = [n for layer in one.layers if layer.flops for n in layer.torch_names if n in flops]
+    assert sum(layer.flops or 0 for layer in engine_profile.layers) == BATCH * sum(flops.values())
+    owners = [
+        n for layer in engine_profile.layers if layer.flops for n in layer.torch_names if n in flops
+    ]
     assert sorted(owners) == sorted(flops), "each module with weights is in one layer"
-    for layer in one.layers:
+    for layer in engine_profile.layers:
         if layer.flops:
             assert layer.flops == BATCH * sum(flops.get(name, 0) for name in layer.torch_names)
 
 
 @pytest.mark.slow
-def test_blocks_contain_all_layers_and_all_time(one: EngineProfile) -> None:
-    blocks = _named(one.blocks)
+def test_blocks_contain_all_layers_and_all_time(engine_profile: EngineProfile) -> None:
+    blocks = _named(engine_profile.blocks)
     assert [name for name in blocks if name in BLOCKS] == BLOCKS
     assert {"stem", "head"} <= set(blocks)
-    assert sum(block.share for block in one.blocks) == pytest.approx(1)
-    assert sum(layer.share for layer in one.layers) == pytest.approx(1)
-    for block in one.blocks:
-        members = [layer for layer in one.layers if (layer.block or layer.name) == block.name]
+    assert sum(block.share for block in engine_profile.blocks) == pytest.approx(1)
+    assert sum(layer.share for layer in engine_profile.layers) == pytest.approx(1)
+    for block in engine_profile.blocks:
+        members = [
+            layer for layer in engine_profile.layers if (layer.block or layer.name) == block.name
+        ]
         assert members
         assert block.flops == (sum(layer.flops or 0 for layer in members) or None)
         if block.time_ci95_ms is not None:
@@ -91,23 +95,30 @@ def test_blocks_contain_all_layers_and_all_time(one: EngineProfile) -> None:
 
 
 @pytest.mark.slow
-def test_a_layer_without_modules_is_its_own_block(one: EngineProfile) -> None:
-    for layer in one.layers:
+def test_a_layer_without_modules_is_its_own_block(engine_profile: EngineProfile) -> None:
+    for layer in engine_profile.layers:
         if not layer.torch_names:
             assert layer.block is None
-            assert layer.name in _named(one.blocks)
+            assert layer.name in _named(engine_profile.blocks)
 
 
 @pytest.mark.slow
-def test_layers_are_compared_with_the_whole_call(one: EngineProfile) -> None:
-    assert one.status == "ok"
-    assert (one.rounds, one.batch, one.image_size, one.threads) == (ROUNDS, BATCH, 32, 1)
-    assert one.calls >= 3
-    assert one.whole_ms is not None
-    assert one.layers_ms is not None
-    assert one.outside_ms == pytest.approx(one.whole_ms - one.layers_ms)
-    assert one.layers_ms > 0
-    assert one.whole_ms > 0
+def test_layers_are_compared_with_the_whole_call(engine_profile: EngineProfile) -> None:
+    assert engine_profile.status == "ok"
+    assert (
+        engine_profile.rounds,
+        engine_profile.batch,
+        engine_profile.image_size,
+        engine_profile.threads,
+    ) == (ROUNDS, BATCH, 32, 1)
+    assert engine_profile.calls >= 3
+    assert engine_profile.whole_ms is not None
+    assert engine_profile.layers_ms is not None
+    assert engine_profile.outside_ms == pytest.approx(
+        engine_profile.whole_ms - engine_profile.layers_ms
+    )
+    assert engine_profile.layers_ms > 0
+    assert engine_profile.whole_ms > 0
 
 
 @pytest.mark.slow
@@ -125,9 +136,9 @@ def test_bytes_are_counted_in_the_types_of_the_engine(
 
 
 @pytest.mark.slow
-def test_every_block_of_a_network_has_a_verdict(one: EngineProfile) -> None:
+def test_every_block_of_a_network_has_a_verdict(engine_profile: EngineProfile) -> None:
     for name in (*BLOCKS, "stem", "head"):
-        block = _named(one.blocks)[name]
+        block = _named(engine_profile.blocks)[name]
         assert block.bound in {"compute", "memory", "overhead"}
         assert block.roof_ms is not None
         assert block.ceiling in {"fp32", "int8", "memory", "cache"}
@@ -149,16 +160,16 @@ def test_known_layer_times_are_reported(make_engine: MakeEngine, small_graph: Pa
     times = {"conv1": 0.5, "layer1.0.conv1": 0.25, "reorder": 0.125}
     engine = make_engine(layers=times, busy_ms=1.0)
     shutil.copy(small_graph, f"{engine}.graph.onnx")
-    (found,) = profile([engine], batch=4, threads=1, duration="0.05s", ceilings=False).engines
-    assert {p.name: p.time_ms for p in found.layers} == times
-    assert [(p.name, p.time_ms) for p in found.blocks] == [
+    (result,) = profile([engine], batch=4, threads=1, duration="0.05s", ceilings=False).engines
+    assert {p.name: p.time_ms for p in result.layers} == times
+    assert [(p.name, p.time_ms) for p in result.blocks] == [
         ("stem", 0.5), ("layer1.0", 0.25), ("reorder", 0.125),
     ]  # fmt: skip
-    assert found.layers_ms == pytest.approx(0.875)
-    assert found.whole_ms == pytest.approx(1.0)
-    assert [p.torch_names for p in found.layers] == [["conv1"], ["layer1.0.conv1"], []]
-    assert {p.bytes for p in found.layers} == {4000}
-    assert {p.bound for p in found.blocks} == {None}
+    assert result.layers_ms == pytest.approx(0.875)
+    assert result.whole_ms == pytest.approx(1.0)
+    assert [p.torch_names for p in result.layers] == [["conv1"], ["layer1.0.conv1"], []]
+    assert {p.bytes for p in result.layers} == {4000}
+    assert {p.bound for p in result.blocks} == {None}
 
 
 def test_an_engine_that_crashes_leaves_the_others(
@@ -170,12 +181,12 @@ def test_an_engine_that_crashes_leaves_the_others(
     ]
     for engine in engines:
         shutil.copy(small_graph, f"{engine}.graph.onnx")
-    found = profile(engines, threads=1, duration="0.05s", ceilings=False)
-    assert [engine.status for engine in found.engines] == ["failed", "ok"]
-    assert "SIGSEGV" in str(found.engines[0].error)
-    assert found.engines[0].layers == []
-    assert found.ceilings is None
-    assert found.ceilings_note == "ceilings: not measured, as requested"
+    result = profile(engines, threads=1, duration="0.05s", ceilings=False)
+    assert [engine.status for engine in result.engines] == ["failed", "ok"]
+    assert "SIGSEGV" in str(result.engines[0].error)
+    assert result.engines[0].layers == []
+    assert result.ceilings is None
+    assert result.ceilings_note == "ceilings: not measured, as requested"
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.profiling.blocks import block_names
-from optimizer.profiling.roofline import OVERHEAD_BELOW, combined, judged, roof_of
+from optimizer.profiling.roofline import OVERHEAD_BELOW, combine_layers, roof_of, with_verdict
 from optimizer.results import Ceiling, Ceilings, LayerInfo, TimedPart
 
 
@@ -51,26 +51,26 @@ def _part(name: str = "conv", **fields: Any) -> TimedPart:
 def test_a_layer_is_compared_with_the_ceiling_that_limits_it(
     fields: dict[str, Any], roof_ms: float, ceiling: str, bound: str
 ) -> None:
-    found = judged(_part(**fields), CEILINGS)
-    assert found.roof_ms == pytest.approx(roof_ms)
-    assert (found.ceiling, found.bound) == (ceiling, bound)
-    assert found.ceiling_share == pytest.approx(roof_ms)
+    layer = with_verdict(_part(**fields), CEILINGS)
+    assert layer.roof_ms == pytest.approx(roof_ms)
+    assert (layer.ceiling, layer.bound) == (ceiling, bound)
+    assert layer.ceiling_share == pytest.approx(roof_ms)
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"flops": 1}, {"flops": 1, "bytes": 1, "precision": "fp16"}]
 )
 def test_a_layer_with_unknown_work_has_no_verdict(fields: dict[str, Any]) -> None:
-    found = judged(_part(**fields), CEILINGS)
-    assert (found.roof_ms, found.ceiling, found.bound, found.ceiling_share) == (None,) * 4
+    layer = with_verdict(_part(**fields), CEILINGS)
+    assert (layer.roof_ms, layer.ceiling, layer.bound, layer.ceiling_share) == (None,) * 4
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**10), st.floats(1e-3, 1e3))
 def test_a_slower_layer_never_reaches_more_of_its_ceiling(
     flops: int, size: int, time_ms: float
 ) -> None:
-    fast = judged(_part(flops=flops, bytes=size, time_ms=time_ms), CEILINGS)
-    slow = judged(_part(flops=flops, bytes=size, time_ms=8 * time_ms), CEILINGS)
+    fast = with_verdict(_part(flops=flops, bytes=size, time_ms=time_ms), CEILINGS)
+    slow = with_verdict(_part(flops=flops, bytes=size, time_ms=8 * time_ms), CEILINGS)
     assert fast.ceiling_share is not None
     assert slow.ceiling_share is not None
     # A layer faster than memory may get the cache's roof; a slower one always has the same roof.
@@ -80,25 +80,25 @@ def test_a_slower_layer_never_reaches_more_of_its_ceiling(
 
 def test_a_block_is_the_sum_of_its_layers() -> None:
     parts = [
-        judged(_part("a", flops=80_000_000, bytes=1_000_000, torch_names=["a"]), CEILINGS),
-        judged(_part("b", bytes=5_000_000, torch_names=["b"]), CEILINGS),
+        with_verdict(_part("a", flops=80_000_000, bytes=1_000_000, torch_names=["a"]), CEILINGS),
+        with_verdict(_part("b", bytes=5_000_000, torch_names=["b"]), CEILINGS),
         _part("python"),  # only its time is known
     ]
-    block = combined(parts, name="block", time_ms=3.0, share=1.0)
+    block = combine_layers(parts, name="block", time_ms=3.0, share=1.0)
     assert (block.flops, block.bytes) == (80_000_000, 6_000_000)
     assert block.torch_names == ["a", "b"]
     assert block.roof_ms == pytest.approx(0.8 + 0.5)
     assert (block.ceiling, block.bound) == ("fp32", "overhead")
-    faster = combined(parts, name="block", time_ms=2.0, share=1.0)
+    faster = combine_layers(parts, name="block", time_ms=2.0, share=1.0)
     assert faster.bound == "compute"
     assert faster.intensity == pytest.approx(80 / 6)
     assert faster.flops_per_s == pytest.approx(40e9)
 
 
 def test_a_block_with_an_unknown_ceiling_has_no_verdict() -> None:
-    known = judged(_part("a", bytes=5_000_000), CEILINGS)
-    half = judged(_part("b", flops=10, bytes=10, precision="fp16"), CEILINGS)
-    block = combined([known, half], name="block", time_ms=2.0, share=1.0)
+    known = with_verdict(_part("a", bytes=5_000_000), CEILINGS)
+    half = with_verdict(_part("b", flops=10, bytes=10, precision="fp16"), CEILINGS)
+    block = combine_layers([known, half], name="block", time_ms=2.0, share=1.0)
     assert (block.precision, block.bound, block.roof_ms) == ("fp16", None, None)
 
 

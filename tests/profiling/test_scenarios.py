@@ -45,19 +45,19 @@ def request(engine: Path, scenario: str, **changes) -> Request:
 def test_single_stream_agrees_with_our_own_timing(make_engine: MakeEngine) -> None:
     """LoadGen's latency includes our time of the call: it starts earlier and ends later."""
     engine = make_engine(busy_ms=5.0, wall_clock=True)  # LoadGen uses the system clock
-    found = run_scenario("e", "single-stream", request(engine, "single-stream"))
-    assert (found.status, found.error) == ("ok", None)
-    assert found.label == SCENARIO_LABEL
-    assert found.queries == found.samples >= 64
-    assert found.unit == "ms"
-    assert found.value is not None
-    assert found.value >= 5.0
-    assert found.timed_p50_ms is not None
-    assert 5.0 <= found.timed_p50_ms <= found.latency_ms["p50"]
-    assert "p99" not in found.latency_ms, "p99 needs at least 299 queries"
+    result = run_scenario("e", "single-stream", request(engine, "single-stream"))
+    assert (result.status, result.error) == ("ok", None)
+    assert result.label == SCENARIO_LABEL
+    assert result.queries == result.samples >= 64
+    assert result.unit == "ms"
+    assert result.value is not None
+    assert result.value >= 5.0
+    assert result.timed_p50_ms is not None
+    assert 5.0 <= result.timed_p50_ms <= result.latency_ms["p50"]
+    assert "p99" not in result.latency_ms, "p99 needs at least 299 queries"
     assert any(
-        "below MLPerf's minimum" in note and f"({found.queries} queries)" in note
-        for note in found.notes
+        "below MLPerf's minimum" in note and f"({result.queries} queries)" in note
+        for note in result.notes
     )
 
 
@@ -89,13 +89,13 @@ def test_server_converges_to_the_offline_rate_if_every_rate_is_valid(
 ) -> None:
     engine = make_engine(busy_ms=10.0)
     requested = request(engine, "server", duration_s=0.01, max_latency_ms=60_000.0)
-    found = run_scenario("e", "server", requested)
-    assert found.status == "ok", found.error
-    assert found.value == found.probes[-1].queries_per_s
-    assert all(probe.holds and probe.queries >= SERVER_QUERIES for probe in found.probes)
-    assert found.latency_ms["p99"] == found.probes[-1].p99_ms
-    assert found.unit == "queries/s"
-    assert any("the offline rate" in note for note in found.notes)
+    result = run_scenario("e", "server", requested)
+    assert result.status == "ok", result.error
+    assert result.value == result.probes[-1].queries_per_s
+    assert all(probe.holds and probe.queries >= SERVER_QUERIES for probe in result.probes)
+    assert result.latency_ms["p99"] == result.probes[-1].p99_ms
+    assert result.unit == "queries/s"
+    assert any("the offline rate" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
@@ -144,32 +144,32 @@ def server_of(
 def test_server_finds_a_valid_rate_just_below_an_invalid_one(
     limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = server_of(1000.0, limit, monkeypatch)
-    held = [p.queries_per_s for p in found.probes if p.holds]
-    broken = [p.queries_per_s for p in found.probes if not p.holds] or [1000.0]
-    assert found.value == max(held) <= limit
+    result = server_of(1000.0, limit, monkeypatch)
+    held = [p.queries_per_s for p in result.probes if p.holds]
+    broken = [p.queries_per_s for p in result.probes if not p.holds] or [1000.0]
+    assert result.value == max(held) <= limit
     assert min(broken) >= limit or broken == [1000.0]
     assert min(broken) <= scenarios.RESOLUTION * max(held)
     assert max(held) < min(broken), "valid rates are below invalid ones"
-    assert len(found.probes) <= scenarios.MAX_PROBES
-    assert found.latency_ms["p99"] == 5.0, "of the valid rate"
+    assert len(result.probes) <= scenarios.MAX_PROBES
+    assert result.latency_ms["p99"] == 5.0, "of the valid rate"
 
 
 def test_a_server_without_a_valid_rate_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = server_of(1000.0, 100.0, monkeypatch)
-    assert found.value is None
-    assert not any(probe.holds for probe in found.probes)
-    assert min(probe.queries_per_s for probe in found.probes) == 125.0
-    assert "rates below an eighth of the offline rate (125) were not tried" in found.notes[-1]
+    result = server_of(1000.0, 100.0, monkeypatch)
+    assert result.value is None
+    assert not any(probe.holds for probe in result.probes)
+    assert min(probe.queries_per_s for probe in result.probes) == 125.0
+    assert "rates below an eighth of the offline rate (125) were not tried" in result.notes[-1]
 
 
 @pytest.mark.usefixtures("needs_loadgen")
 def test_no_search_if_a_single_call_exceeds_the_limit(make_engine: MakeEngine) -> None:
     engine = make_engine(busy_ms=10.0)
     requested = request(engine, "server", duration_s=0.01, max_latency_ms=1e-5)
-    found = run_scenario("e", "server", requested)
-    assert (found.value, found.probes) == (None, [])
-    assert any("no rate can meet the limit: a single call takes" in note for note in found.notes)
+    result = run_scenario("e", "server", requested)
+    assert (result.value, result.probes) == (None, [])
+    assert any("no rate can meet the limit: a single call takes" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
@@ -189,9 +189,9 @@ def test_an_engine_that_fails_fails_its_scenario_only(
 ) -> None:
     engine = make_engine(after=20, **behaviour)
     requested = request(engine, scenario, duration_s=0.05, max_latency_ms=1.0)
-    found = run_scenario("e", scenario, requested)  # type: ignore[arg-type]
-    assert found.status == "failed"
-    assert words in str(found.error)
+    result = run_scenario("e", scenario, requested)  # type: ignore[arg-type]
+    assert result.status == "failed"
+    assert words in str(result.error)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
@@ -200,21 +200,21 @@ def test_an_engine_that_hangs_is_ended(
 ) -> None:
     monkeypatch.setattr(scenarios, "_START_S", 1.0)
     engine = make_engine(hang=True, after=3)
-    found = run_scenario("e", "offline", request(engine, "offline", duration_s=0.05))
-    assert found.status == "failed"
-    assert "hangs: no result within" in str(found.error)
+    result = run_scenario("e", "offline", request(engine, "offline", duration_s=0.05))
+    assert result.status == "failed"
+    assert "hangs: no result within" in str(result.error)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
 def test_bench_runs_scenarios_after_its_own_rounds(make_engine: MakeEngine, tmp_path: Path) -> None:
     good, bad = make_engine("good", busy_ms=1.0), make_engine("bad", nan=True)
-    found = bench([good, bad], scenario=["offline"], duration="0.05s", threads=1, control=False)
-    (scenario,) = found.scenarios
+    result = bench([good, bad], scenario=["offline"], duration="0.05s", threads=1, control=False)
+    (scenario,) = result.scenarios
     assert (scenario.engine, scenario.status) == ("good.tiny", "ok"), (
         "failed engines are not run again"
     )
-    write_result(found, tmp_path / "bench.json")
-    assert read_result(tmp_path / "bench.json") == found
+    write_result(result, tmp_path / "bench.json")
+    assert read_result(tmp_path / "bench.json") == result
 
 
 def test_the_package_does_not_import_its_child_modules() -> None:

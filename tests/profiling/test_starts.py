@@ -50,25 +50,25 @@ def test_start_to_start_variation_is_no_difference_between_engines(make_engine: 
     """A single start of each would show one, since starts differ by about 10 %."""
     a = make_engine("a", busy_ms=0.3, start_factors=[1.1, 0.95, 1.0, 0.9, 1.05])
     b = make_engine("b", busy_ms=0.3, start_factors=[0.9, 1.05, 0.95, 1.1, 1.0])
-    found = bench([a, b], duration="0.5s", threads=1, starts=5, control=False)
-    (ratio,) = found.comparisons
+    result = bench([a, b], duration="0.5s", threads=1, starts=5, control=False)
+    (ratio,) = result.comparisons
     assert math.log(ratio.ci95[1] / ratio.ci95[0]) > 0.06
     assert ratio.ci95[0] < ratio.ratio < ratio.ci95[1]
     assert ratio.verdict == "inconclusive"
-    assert found.settings["starts"] == 5
-    for engine in found.engines:
+    assert result.settings["starts"] == 5
+    for engine in result.engines:
         assert engine.rounds >= MIN_ROUNDS
         assert engine.images_per_s_ci95 is not None
         low, high = engine.images_per_s_ci95
         assert math.log(high / low) > 0.03
-    assert len(found.conditions.load_1min) == found.engines[0].rounds
+    assert len(result.conditions.load_1min) == result.engines[0].rounds
 
 
 def test_a_true_difference_is_detected_across_starts(make_engine: MakeEngine) -> None:
     slow, fast = make_engine("slow", busy_ms=0.4), make_engine("fast", busy_ms=0.2)
-    found = bench([fast], against=slow, duration="0.5s", threads=1, starts=3)
-    (ratio,) = found.comparisons
+    result = bench([fast], against=slow, duration="0.5s", threads=1, starts=3)
+    (ratio,) = result.comparisons
     assert ratio.ratio == pytest.approx(2.0)
     assert ratio.verdict == "faster"
-    assert found.a_a_control is not None
-    assert found.verdict == "pass"
+    assert result.a_a_control is not None
+    assert result.verdict == "pass"

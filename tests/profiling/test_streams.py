@@ -72,13 +72,13 @@ def test_every_session_belongs_to_one_thread() -> None:
     sessions = [Recording() for _ in range(3)]
     streams = Streams(sessions, time_calls)  # type: ignore[arg-type]
     streams.bind(np.zeros((1, 3, 8, 8), np.float32))
-    found, lead_in, owner = streams.time(seconds=0, min_calls=5, min_lead_in=2)
+    timed, lead_in, owner = streams.time(seconds=0, min_calls=5, min_lead_in=2)
     assert len(streams.outputs()) == 3
     used = [session.threads for session in sessions]
     assert all(len(threads) == 1 for threads in used)
     assert len(set.union(*used)) == 3
     assert threading.get_ident() not in set.union(*used)
-    assert len(found) == len(owner) == 3 * 7
+    assert len(timed) == len(owner) == 3 * 7
     assert lead_in == 3 * 2, "the lead-ins of all streams come first"
     assert np.bincount(owner[:lead_in]).tolist() == [2, 2, 2]
     assert np.bincount(owner[lead_in:]).tolist() == [5, 5, 5]
@@ -95,9 +95,9 @@ def test_streams_run_concurrently() -> None:
 
     streams = Streams([Meeting(), Meeting()], time_calls)  # type: ignore[list-item]
     streams.bind(np.zeros((1, 3, 8, 8), np.float32))
-    found, _, owner = streams.time(seconds=0, min_calls=5)
+    timed, _, owner = streams.time(seconds=0, min_calls=5)
     assert np.bincount(owner).tolist() == [5, 5]
-    starts, ends = found[:, 0], found.sum(axis=1)
+    starts, ends = timed[:, 0], timed.sum(axis=1)
     for first, second in zip(np.flatnonzero(owner == 0), np.flatnonzero(owner == 1), strict=True):
         assert starts[first] <= ends[second]
         assert starts[second] <= ends[first]
@@ -109,8 +109,8 @@ def test_calls_of_two_streams_count_together(make_engine: MakeEngine) -> None:
     engine = make_engine(backend="tiny-streams", sleep_ms=4.0)
     rates = {}
     for streams in (1, 2):
-        found = bench([engine], threads=2, streams=[streams], duration="0.3s", control=False)
-        (measured,) = found.engines
+        result = bench([engine], threads=2, streams=[streams], duration="0.3s", control=False)
+        (measured,) = result.engines
         assert measured.status == "ok"
         assert measured.streams == streams
         assert measured.latency_ms is not None
