@@ -1,4 +1,4 @@
-"""Speed, measured so that it holds when someone else measures it; see ``docs/measuring.md``."""
+"""Reproducible speed measurements; see ``docs/measuring.md``."""
 
 from optimizer.profiling.benchmark import bench
 from optimizer.profiling.layer_profile import profile

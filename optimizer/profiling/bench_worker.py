@@ -1,11 +1,11 @@
-"""One engine in a process of its own, a child of `optimizer.processes.Child`.
+"""The worker: runs one engine in its own process, started by `optimizer.processes.Child`.
 
-The harness speaks to it over its pipes (`optimizer.profiling.wire`). The process loads the library
-of its engine and no other: two of them in one process disturb each other by a factor of two. It ends
-when nothing is asked any more.
+The harness sends requests over pipes (`optimizer.profiling.wire`). The process loads only its own
+engine's library: two runtimes in one process slow each other down by up to a factor of two. It ends
+when its input is closed.
 
-Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every answer has ``ok``; a failure
-carries the error's kind and message and leaves the process running.
+Requests (``do``): ``load``, ``prepare``, ``time``, ``layers``. Every response has ``ok``; a failed
+request returns the type and message of the error, and the process keeps running.
 """
 
 from __future__ import annotations
@@ -36,40 +36,40 @@ __all__ = [
 ]
 
 _RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorflow", "jax")
-_RESTING = 0.10  # of a core
+_IDLE_SHARE = 0.10  # of a core
 _QUIET_STEPS, _REST_STEP_S = 2, 0.005
 
 
 def time_calls(
     bound: Bound, *, seconds: float, min_calls: int, lead_in_s: float = 0.0, min_lead_in: int = 0
 ) -> tuple[NDArray[np.int64], int]:
-    """Call an engine until the time is over.
+    """Call an engine repeatedly and time each call.
 
     Args:
         bound: The bound batch.
-        seconds: How long to go on after the lead-in.
-        min_calls: Calls after the lead-in, however long they take.
-        lead_in_s: How long to call before that, because the engine measured before left the
-            caches, the clocks and the threads in its own state.
-        min_lead_in: Calls of the lead-in, however long they take.
+        seconds: Duration after the lead-in.
+        min_calls: Minimum number of calls after the lead-in.
+        lead_in_s: Duration of the lead-in, which absorbs the state of caches, clocks and threads
+            left by the engine measured before.
+        min_lead_in: Minimum number of lead-in calls.
 
     Returns:
         An array of calls x 4 (start on the monotonic clock, upload, compute, download; all in
-        nanoseconds), and how many calls at its beginning are the lead-in.
+        nanoseconds), and the number of lead-in calls at its beginning.
     """
     clock = time.perf_counter_ns
     upload, enqueue, wait, download = bound.upload, bound.enqueue, bound.wait, bound.download
     rows: list[tuple[int, int, int, int]] = []
     lead_in = 0
-    collecting = gc.isenabled()
+    gc_enabled = gc.isenabled()
     gc.disable()
     try:
-        for least, span_s in ((min_lead_in, lead_in_s), (min_calls, seconds)):
+        for min_rows, span_s in ((min_lead_in, lead_in_s), (min_calls, seconds)):
             lead_in = len(rows)
-            if least <= 0 and span_s <= 0:
+            if min_rows <= 0 and span_s <= 0:
                 continue
             end = clock() + int(span_s * 1e9)
-            wanted = len(rows) + least
+            required = len(rows) + min_rows
             while True:
                 start = clock()
                 upload()
@@ -80,44 +80,43 @@ def time_calls(
                 download()
                 done = clock()
                 rows.append((start, uploaded - start, computed - uploaded, done - computed))
-                if done >= end and len(rows) >= wanted:
+                if done >= end and len(rows) >= required:
                     break
     finally:
-        if collecting:
+        if gc_enabled:
             gc.enable()
     return np.array(rows, np.int64).reshape(-1, 4), lead_in
 
 
-def come_to_rest(longest_s: float) -> tuple[float, float]:
-    """Wait until the threads of this process have stopped working.
+def come_to_rest(max_wait_s: float) -> tuple[float, float]:
+    """Wait until the threads of this process are idle.
 
-    Thread pools go on spinning for a while after a call, which makes the next one faster and the
-    next engine's slower: it must not start before they are done.
+    Thread pools keep spinning for a while after a call. This would slow down the engine that is
+    measured next, so it must not start before they stop.
 
     Args:
-        longest_s: How long to wait at most.
+        max_wait_s: Longest time to wait.
 
     Returns:
-        Seconds waited, and the share of a core that the threads still use if they did not stop,
-        else zero.
+        Seconds waited, and the share of a core that the threads still use (zero if they are idle).
     """
     started = time.perf_counter()
     quiet, share = 0, 0.0
-    while quiet < _QUIET_STEPS and time.perf_counter() - started < longest_s:
+    while quiet < _QUIET_STEPS and time.perf_counter() - started < max_wait_s:
         before, spent = time.perf_counter(), time.process_time()
         time.sleep(_REST_STEP_S)
         share = (time.process_time() - spent) / (time.perf_counter() - before)
-        quiet = quiet + 1 if share < _RESTING else 0
+        quiet = quiet + 1 if share < _IDLE_SHARE else 0
     waited = time.perf_counter() - started
-    return waited, share if share >= _RESTING else 0.0
+    return waited, share if share >= _IDLE_SHARE else 0.0
 
 
 def random_batch(spec: TensorSpec, batch: int, image_size: int | None, seed: int) -> NDArray[Any]:
-    """Seeded random images in the engine's own layout: normalized float32, or uint8 pixels.
+    """Seeded random images in the engine's input layout: standard normal float32, or uint8 pixels.
 
     Raises:
-        UsageError: The engine has a fixed batch or image size that is not the asked one, or leaves
-            the size open and none is asked for.
+        UsageError: The engine has a different fixed batch or image size, or has a dynamic image
+            size and ``image_size`` is ``None``.
     """
     shape = input_shape(spec, batch, image_size)
     generator = np.random.default_rng(seed)
@@ -127,23 +126,23 @@ def random_batch(spec: TensorSpec, batch: int, image_size: int | None, seed: int
 
 
 def input_shape(spec: TensorSpec, batch: int, image_size: int | None) -> tuple[int, ...]:
-    """The shape of a batch for this engine; see `random_batch`."""
-    wanted: list[int | None] = [batch, *[image_size] * 3]
-    wanted[3 if spec.dtype == "uint8" else 1] = 3
+    """The shape of a batch for this engine; raises `UsageError` as `random_batch` does."""
+    requested: list[int | None] = [batch, *[image_size] * 3]
+    requested[3 if spec.dtype == "uint8" else 1] = 3
     shape = []
-    for axis, (fixed, asked) in enumerate(zip(spec.shape, wanted, strict=True)):
-        what = "batch" if axis == 0 else "image size"
-        if fixed is not None and asked is not None and fixed != asked:
-            raise UsageError(f"the engine has the fixed {what} {fixed}, not {asked}")
-        value = fixed if fixed is not None else asked
+    for axis, (fixed, wanted) in enumerate(zip(spec.shape, requested, strict=True)):
+        label = "batch" if axis == 0 else "image size"
+        if fixed is not None and wanted is not None and fixed != wanted:
+            raise UsageError(f"the engine has the fixed {label} {fixed}, not {wanted}")
+        value = fixed if fixed is not None else wanted
         if value is None:
-            raise UsageError("the engine leaves the image size open", hint="give --image-size")
+            raise UsageError("the engine has a dynamic image size", hint="set --image-size")
         shape.append(value)
     return tuple(shape)
 
 
 class Engine:
-    """The engine of this process and what it answers."""
+    """The engine of this process and the requests it supports."""
 
     def __init__(self) -> None:
         self._calls: _OneStream | Streams | None = None
@@ -161,7 +160,7 @@ class Engine:
         variant: str | None = None,
         cache: str | None = None,
     ) -> Message:
-        """Load the engine: import its library, check its manifest, let the library work."""
+        """Check the manifest, import the library and load the engine."""
         opening = Opening(variant, None if cache is None else Path(cache))
         started = time.perf_counter()
         sessions = open_streams(
@@ -178,7 +177,7 @@ class Engine:
         }, {}
 
     def prepare(self, batch: int, image_size: int | None, seed: int) -> Message:
-        """Bind a batch and compute it for the first time."""
+        """Bind a batch and run the first inference."""
         assert self._input is not None, "load comes first"
         assert self._calls is not None
         images = random_batch(self._input, batch, image_size, seed)
@@ -188,8 +187,8 @@ class Engine:
         self._calls.time(seconds=0, min_calls=1)
         seconds = time.perf_counter() - started
         self._check_outputs()
-        # What the libraries have made by now stays: collecting before each block need not look at
-        # it again, which takes longer than a short block where PyTorch is loaded.
+        # Exclude the libraries' objects from garbage collection: with PyTorch loaded, collecting
+        # them before each block would take longer than a short block.
         gc.collect()
         gc.freeze()
         height = images.shape[1] if self._input.dtype == "uint8" else images.shape[2]
@@ -200,7 +199,7 @@ class Engine:
         }, {}
 
     def time(self, *, longest_rest_s: float = 0.0, **limits: Any) -> Message:
-        """Time calls; the outputs are checked and memory is read after the last one."""
+        """Time calls, then check the outputs and read memory use."""
         assert self._calls is not None, "prepare comes first"
         gc.collect()
         calls, lead_in, stream = self._calls.time(**limits)
@@ -220,7 +219,7 @@ class Engine:
         assert self._images is not None, "prepare comes first"
         session: object = self._session
         if not isinstance(session, TimesLayers):
-            raise UsageError("its backend does not tell the time of layers")
+            raise UsageError("its backend does not report layer times")
         timed = session.time_layers(self._images, calls)
         come_to_rest(longest_rest_s)
         return {"layers": [layer.model_dump(exclude_defaults=True) for layer in timed]}, {}
@@ -236,7 +235,7 @@ class Engine:
 
 
 class _OneStream:
-    """One call at a time, by the main thread: what `Streams` is for several."""
+    """One call at a time in the main thread; same interface as `Streams`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -255,7 +254,7 @@ class _OneStream:
         return [self._bound.output()]
 
 
-def _answer(engine: Engine, request: dict[str, Any]) -> Message:
+def _respond(engine: Engine, request: dict[str, Any]) -> Message:
     actions: dict[str, Callable[..., Message]] = {
         "load": engine.load,
         "prepare": engine.prepare,
@@ -264,22 +263,22 @@ def _answer(engine: Engine, request: dict[str, Any]) -> Message:
     }
     try:
         header, arrays = actions[request.pop("do")](**request)
-    except Exception as error:  # noqa: BLE001 - any library's error is the answer
+    except Exception as error:  # noqa: BLE001 - reported to the harness
         lines = str(error).splitlines() or [""]
-        own = isinstance(error, ResnetOptError)
+        is_ours = isinstance(error, ResnetOptError)
         return {
             "ok": False,
             "kind": type(error).__name__,
             "environment": isinstance(error, EnvironmentFault),
             "usage": isinstance(error, UsageError),
-            "message": lines[0] if own else f"{type(error).__name__}: {lines[0]}"[:500],
+            "message": lines[0] if is_ours else f"{type(error).__name__}: {lines[0]}"[:500],
         }, {}
     return {"ok": True, **header}, arrays
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+    """Handle requests until the stream ends."""
     engine = Engine()
     write_message(answers, {"ok": True, "ready_ns": time.perf_counter_ns()})
     while (message := read_message(requests)) is not None:
-        write_message(answers, *_answer(engine, message[0]))
+        write_message(answers, *_respond(engine, message[0]))

@@ -1,4 +1,4 @@
-"""Benchmarks: engines in, ``bench.json`` out."""
+"""Benchmark engines and return the contents of ``bench.json``."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from optimizer.profiling.engine_facts import (
     pytorch_variant,
     with_baseline,
 )
-from optimizer.profiling.figures import compared, figures
+from optimizer.profiling.figures import compare_cells, compute_figures
 from optimizer.profiling.grouping import (
     Grouped,
     Key,
     check_max_workers,
-    in_groups,
-    put_together,
+    merge_groups,
+    split_into_groups,
 )
 from optimizer.profiling.harness import Cell, Limits, Measured
 from optimizer.profiling.raw import save_raw
@@ -54,14 +54,14 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["HEADLINE", "bench"]
 
 HEADLINE = (
-    "compute: one call at a time, from the batch in the engine's own memory to outputs that are "
-    "ready there; preprocessing and copies are not in it"
+    "compute: one call at a time, with batch and outputs in the engine's memory; excludes "
+    "preprocessing and copies"
 )
-AGAIN = " (again)"
+CONTROL_SUFFIX = " (again)"
 SERVER_BOUND_MS = 15.0
-"""What MLPerf's rules bound the 99th percentile of ResNet-50 in server mode by."""
-_FEW = 2
-"""Batches that are no sweep yet."""
+"""MLPerf's limit on the 99th percentile latency of ResNet-50 in the server scenario."""
+_MIN_CURVE_BATCHES = 3
+"""Number of batch sizes from which the result contains curves."""
 
 
 @takes_options(BenchOptions)
@@ -76,42 +76,42 @@ def bench(
 ) -> BenchResult:
     """Measure engines side by side and compare each with a baseline.
 
-    Engines are compared at each batch with the first of ``threads`` and of ``streams``; all other
-    settings go into ``curves``. PyTorch runs where the engines run, if it can; see
-    `optimizer.engines.placement.assign_devices`. The rounds of an engine exceed ``duration`` if a call is so
-    slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. In LoadGen's server
-    scenario ``max_latency`` bounds p99; without it, `SERVER_BOUND_MS` does.
+    Engines are compared at each batch size with the first value of ``threads`` and of ``streams``;
+    all other settings go into ``curves``. PyTorch runs on the engines' device if it can; see
+    `optimizer.engines.placement.assign_devices`. An engine takes longer than ``duration`` if its calls are so
+    slow that `optimizer.profiling.harness.MIN_ROUNDS` rounds do not fit. ``max_latency`` also limits
+    p99 in LoadGen's server scenario, where the default is `SERVER_BOUND_MS`.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
-        options: What is measured, how long, and what it is compared with.
+        options: Settings to measure, duration and baseline.
         control: Measure the baseline a second time as if it were another engine (at the first
-            batch size).
-        raw_dir: Where the raw samples go, one NPZ file per engine and batch size.
-        call_timeout_s: A call that takes longer hangs, and its engine has failed.
-        progress: Where steps are reported, between measurements.
+            setting only).
+        raw_dir: Folder for the raw samples, one NPZ file per engine and setting.
+        call_timeout_s: An engine fails if a call takes longer.
+        progress: Receives progress updates, between measurements only.
 
     Raises:
-        UsageError: An engine, a batch outside an engine's range, or an option is wrong.
-        EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
+        UsageError: An engine or option is invalid, or a batch size is outside an engine's range.
+        EnvironmentFault: No engine can run on this machine, or LoadGen is not installed.
     """
     progress = progress or Silent()
-    plan = _planned(engines, options, control, call_timeout_s)
+    plan = _plan(engines, options, control, call_timeout_s)
     grouped = _measure(plan, progress)
-    _check_measured(list(grouped.found.values()))
+    _check_measured(list(grouped.cells.values()))
     results = _Results(plan, grouped, raw_dir)
-    loaded = _scenarios(plan, grouped, progress)
-    failed = failures(results.measured, loaded, results.control_error)
+    scenarios = _run_loadgen(plan, grouped, progress)
+    failed = failures(results.measured, scenarios, results.control_error)
     verdict, reason = verdict_of(
         results.measured,
         results.comparisons,
-        results.guard,
+        results.noise_floor,
         failed,
         gate=plan.is_gate,
         missing=_not_compared(results.headline, plan.baseline.name),
     )
     conditions = grouped.conditions
-    conditions.notes += _control_notes(results.again, results.a_a)
+    conditions.notes += _control_notes(results.control_cell, results.a_a)
     conditions.notes += _placement_notes(plan.facts, plan.devices)
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,33 +119,33 @@ def bench(
         headline=_headline(plan.settings[0].streams),
         engines=results.headline,
         curves=results.curves(),
-        scenarios=loaded,
+        scenarios=scenarios,
         comparisons=results.comparisons,
         a_a_control=results.a_a,
         failed=failed,
         conditions=conditions,
-        settings=_recorded(plan, grouped),
+        settings=_settings_record(plan, grouped),
         verdict=verdict,
         reason=reason,
     )
 
 
-# --- what is measured ----------------------------------------------------------------------------
+# --- the plan ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """One benchmark, before anything is measured.
+    """The validated inputs of one benchmark.
 
     Attributes:
-        options: As they were given, with the threads filled in.
-        facts: The engines, the baseline among them.
-        baseline: What the others are compared with.
-        devices: Where each engine runs.
-        settings: Batch, threads and streams; those that are compared come first.
+        options: The options as given, with the default number of threads filled in.
+        facts: All engines, including the baseline.
+        baseline: The engine that the others are compared with.
+        devices: Device of each engine file.
+        settings: Combinations of batch, threads and streams; those used for comparisons come first.
         cells: Every engine at every setting, and the control.
-        scenarios: LoadGen's, by name.
-        limits: Of each cell.
+        scenarios: LoadGen scenarios to run.
+        limits: Time limits of each cell.
     """
 
     options: BenchOptions
@@ -158,13 +158,13 @@ class _Plan:
     limits: Limits
 
     @property
-    def again(self) -> str:
-        """Name of the control."""
-        return self.baseline.name + AGAIN
+    def control_name(self) -> str:
+        """Name of the control, the baseline's second copy."""
+        return self.baseline.name + CONTROL_SUFFIX
 
     @property
     def is_gate(self) -> bool:
-        """Whether an engine slower than the baseline fails."""
+        """Whether the run fails if an engine is slower than the baseline."""
         return self.options.against is not None
 
     @property
@@ -173,10 +173,10 @@ class _Plan:
         return self.settings[: len(self.options.batch)]
 
 
-def _planned(
+def _plan(
     engines: Sequence[Path], options: BenchOptions, control: bool, call_timeout_s: float
 ) -> _Plan:
-    """Look at everything that was requested before anything is opened."""
+    """Validate the whole request before any engine is opened."""
     threads = options.threads or (cpu_features().physical_cores,)
     options = options.model_copy(update={"threads": threads})
     check_starts(options.starts)
@@ -201,10 +201,10 @@ def _planned(
     settings = grid(facts, options.batch, threads, options.streams)
     size = options.image_size
     cells = [_cell(f, f.name, s, size, devices) for s in settings for f in facts]
-    again = baseline.name + AGAIN
+    control_name = baseline.name + CONTROL_SUFFIX
     if control:
-        cells.append(_cell(baseline, again, settings[0], size, devices))
-    check_max_workers(options.max_workers, cells, {baseline.name, again})
+        cells.append(_cell(baseline, control_name, settings[0], size, devices))
+    check_max_workers(options.max_workers, cells, {baseline.name, control_name})
     return _Plan(
         options=options,
         facts=facts,
@@ -217,8 +217,8 @@ def _planned(
     )
 
 
-def _recorded(plan: _Plan, grouped: Grouped) -> dict[str, Any]:
-    """The settings as they go into the result."""
+def _settings_record(plan: _Plan, grouped: Grouped) -> dict[str, Any]:
+    """The settings as stored in the result."""
     options = plan.options
     return {
         "batches": list(options.batch),
@@ -241,88 +241,92 @@ def _recorded(plan: _Plan, grouped: Grouped) -> dict[str, Any]:
     }
 
 
-# --- what came out -------------------------------------------------------------------------------
+# --- evaluating ----------------------------------------------------------------------------------
 
 
 class _Results:
-    """Figures and comparisons of what was measured.
+    """Figures and comparisons computed from the measurements.
 
     Attributes:
+        control_cell: The measurement of the control; ``None`` without a control.
         a_a: The control compared with the baseline.
-        guard: What a difference must exceed to be called one; with several starts each interval
-            holds what they differ by, and needs none.
-        comparisons: Every other engine with the baseline.
-        headline: Figures at the settings that are compared.
+        noise_floor: The A/A comparison that differences must exceed; ``None`` with several starts,
+            because the intervals then include start-to-start variation.
+        comparisons: Every other engine compared with the baseline.
+        headline: Figures at the settings used for comparisons.
         measured: Figures at all settings.
     """
 
     def __init__(self, plan: _Plan, grouped: Grouped, raw_dir: Path | None) -> None:
         self._plan, self._grouped = plan, grouped
         first = plan.settings[0]
-        self.again = grouped.found.get(_key(plan.again, first))
-        self.a_a = None if self.again is None else self._compare(plan.again, first, None)
-        self.guard = self.a_a if plan.options.starts == 1 else None
-        others = [fact.name for fact in plan.facts if fact is not plan.baseline]
-        compared_to = [self._compare(n, s, self.guard) for s in plan.compared_at for n in others]
-        self.comparisons = [one for one in compared_to if one is not None]
+        self.control_cell = grouped.cells.get(_key(plan.control_name, first))
+        self.a_a = None
+        if self.control_cell is not None:
+            self.a_a = self._compare(plan.control_name, first, None)
+        self.noise_floor = self.a_a if plan.options.starts == 1 else None
+        candidates = [fact.name for fact in plan.facts if fact is not plan.baseline]
+        comparisons = [
+            self._compare(name, setting, self.noise_floor)
+            for setting in plan.compared_at
+            for name in candidates
+        ]
+        self.comparisons = [c for c in comparisons if c is not None]
         self._is_swept = len(plan.settings) > len(plan.compared_at)
-        self._raw = {
-            key: save_raw(one, raw_dir, swept=self._is_swept) for key, one in grouped.found.items()
+        self._raw_files = {
+            key: save_raw(cell, raw_dir, swept=self._is_swept)
+            for key, cell in grouped.cells.items()
         }
         self.headline = self._figures(plan.compared_at)
-        self.measured = [
-            *self.headline, *self._figures(plan.settings[len(plan.compared_at) :])
-        ]  # fmt: skip
+        swept_settings = plan.settings[len(plan.compared_at) :]
+        self.measured = [*self.headline, *self._figures(swept_settings)]
 
     @property
     def control_error(self) -> str | None:
         """Why the control failed; ``None`` if it did not."""
-        failed = self.again is not None and self.again.status == "failed"
-        return self.again.error if failed and self.again is not None else None
+        if self.control_cell is None or self.control_cell.status != "failed":
+            return None
+        return self.control_cell.error
 
-    def _compare(self, name: str, at: Setting, control: Comparison | None) -> Comparison | None:
+    def _compare(
+        self, name: str, setting: Setting, control: Comparison | None
+    ) -> Comparison | None:
         options = self._plan.options
-        judged = [
-            compared(a, b, min_effect=options.min_effect, control=control, seed=options.seed)
-            for a, b in self._grouped.pairs[_key(name, at)]
+        comparisons = [
+            compare_cells(a, b, min_effect=options.min_effect, control=control, seed=options.seed)
+            for a, b in self._grouped.pairs[_key(name, setting)]
         ]
-        known = [one for one in judged if one is not None]
-        # Only the control is in several groups: the one that differs most guards all comparisons.
-        return max(known, key=lambda one: abs(math.log(one.ratio)), default=None)
+        succeeded = [c for c in comparisons if c is not None]
+        # Only the control is in several groups; the largest difference applies to all comparisons.
+        return max(succeeded, key=lambda c: abs(math.log(c.ratio)), default=None)
 
     def _figures(self, settings: Sequence[Setting]) -> list[EngineBench]:
-        seed, found = self._plan.options.seed, self._grouped.found
-        keys = [(fact, _key(fact.name, at)) for at in settings for fact in self._plan.facts]
-        return [figures(fact, found[key], seed, self._raw[key]) for fact, key in keys]
+        seed, cells = self._plan.options.seed, self._grouped.cells
+        keys = [(fact, _key(fact.name, s)) for s in settings for fact in self._plan.facts]
+        return [compute_figures(fact, cells[key], seed, self._raw_files[key]) for fact, key in keys]
 
     def curves(self) -> list[Curve]:
-        """Throughput and latency over the settings, where there are enough of them."""
+        """Throughput and latency over the settings; empty if too few settings were measured."""
         options = self._plan.options
-        bound = latency_bound(options)
-        if bound is None and not self._is_swept and len(options.batch) <= _FEW:
+        bound = _latency_bound(options)
+        is_sweep = self._is_swept or len(options.batch) >= _MIN_CURVE_BATCHES
+        if bound is None and not is_sweep:
             return []
-        found = self._grouped.found
-        return [
-            curve(
-                fact.name,
-                [
-                    (found[key], self._raw[key])
-                    for key in (_key(fact.name, at) for at in self._plan.settings)
-                ],
-                bound,
-                seed=options.seed,
-            )
-            for fact in self._plan.facts
-        ]
+        return [self._curve(fact.name, bound) for fact in self._plan.facts]
+
+    def _curve(self, name: str, bound: LatencyBound | None) -> Curve:
+        keys = [_key(name, setting) for setting in self._plan.settings]
+        cells = [(self._grouped.cells[key], self._raw_files[key]) for key in keys]
+        return curve(name, cells, bound, seed=self._plan.options.seed)
 
 
-def _scenarios(plan: _Plan, grouped: Grouped, progress: Progress) -> list[ScenarioResult]:
-    """LoadGen's scenarios, of the engines that could be measured."""
+def _run_loadgen(plan: _Plan, grouped: Grouped, progress: Progress) -> list[ScenarioResult]:
+    """Run the LoadGen scenarios on the engines that were measured successfully."""
     options, first = plan.options, plan.settings[0]
-    # LoadGen runs a checkpoint as it is, in none of PyTorch's variants.
+    # The LoadGen process opens checkpoints without variants.
     plain = [fact for fact in plan.facts if fact.variant is None]
-    alive = [f for f in plain if grouped.found[_key(f.name, first)].status == "ok"]
-    bound = latency_bound(options)
+    alive = [f for f in plain if grouped.cells[_key(f.name, first)].status == "ok"]
+    bound = _latency_bound(options)
     return run_scenarios(
         {f.name: f.path for f in alive},
         plan.scenarios,
@@ -342,8 +346,8 @@ def _scenarios(plan: _Plan, grouped: Grouped, progress: Progress) -> list[Scenar
     )
 
 
-def latency_bound(options: SpeedOptions) -> LatencyBound | None:
-    """The limit under which the best setting is looked for; ``None`` without one."""
+def _latency_bound(options: SpeedOptions) -> LatencyBound | None:
+    """The latency limit for choosing the best setting; ``None`` if none was requested."""
     if options.max_latency is None:
         return None
     return LatencyBound(
@@ -352,12 +356,12 @@ def latency_bound(options: SpeedOptions) -> LatencyBound | None:
 
 
 def _not_compared(measured: Sequence[EngineBench], baseline: str) -> list[str]:
-    """Engines, or the baseline, that could not be measured, each with the reason."""
+    """Engines (including the baseline) that cannot run here, each with the reason."""
     return [
-        f"{one.name} at batch {one.batch}{' (the baseline)' if one.name == baseline else ''}: "
-        f"{one.error}"
-        for one in measured
-        if one.status in {"unavailable", "built-not-run"}
+        f"{engine.name} at batch {engine.batch}"
+        f"{' (the baseline)' if engine.name == baseline else ''}: {engine.error}"
+        for engine in measured
+        if engine.status in {"unavailable", "built-not-run"}
     ]
 
 
@@ -366,43 +370,45 @@ def _headline(streams: int) -> str:
         return HEADLINE
     return (
         f"{HEADLINE.replace('one call at a time', f'{streams} calls at a time')}; images and "
-        "batches a second are by the clock, copies included"
+        "batches per second are wall-clock rates that include copies"
     )
 
 
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def _key(name: str, at: Setting) -> Key:
-    return name, at.batch, at.threads, at.streams
+def _key(name: str, setting: Setting) -> Key:
+    return name, setting.batch, setting.threads, setting.streams
 
 
 def _cell(
     fact: EngineFacts,
     name: str,
-    at: Setting,
+    setting: Setting,
     image_size: int | None,
     devices: Mapping[Path, str | None],
 ) -> Cell:
     return Cell(
         name=name,
         engine=fact.path,
-        batch=at.batch,
+        batch=setting.batch,
         image_size=image_size or fact.image_size,
-        threads=at.threads,
+        threads=setting.threads,
         device=devices[fact.path],
-        streams=at.streams,
+        streams=setting.streams,
         variant=fact.variant,
     )
 
 
 def _measure(plan: _Plan, progress: Progress) -> Grouped:
-    groups = in_groups(
-        plan.cells, shared={plan.baseline.name, plan.again}, most=plan.options.max_workers
+    groups = split_into_groups(
+        plan.cells,
+        shared={plan.baseline.name, plan.control_name},
+        max_workers=plan.options.max_workers,
     )
-    # A provider that compiles when an engine is opened does it once, and not in every worker.
+    # Providers that compile when an engine is opened compile once and not in every worker.
     with tempfile.TemporaryDirectory(prefix="resnet-opt-bench.") as cache:
-        sessions = [
+        measurements = [
             measure_starts(
                 [replace(cell, cache=Path(cache)) for cell in group],
                 plan.limits,
@@ -412,39 +418,39 @@ def _measure(plan: _Plan, progress: Progress) -> Grouped:
             )
             for group in groups
         ]
-    return put_together(sessions, plan.baseline.name)
+    return merge_groups(measurements, plan.baseline.name)
 
 
-def _check_measured(found: Sequence[Measured]) -> None:
-    sizes = {m.image_size: m.cell.name for m in found if m.image_size is not None}
+def _check_measured(cells: Sequence[Measured]) -> None:
+    sizes = {m.image_size: m.cell.name for m in cells if m.image_size is not None}
     if len(sizes) > 1:
-        words = " and ".join(f"{name} {size} px" for size, name in sizes.items())
+        examples = ", ".join(f"{name} {size} px" for size, name in sizes.items())
         raise UsageError(
-            f"engines for different image sizes cannot be compared: {words}",
-            hint="build them for one size, or measure them apart",
+            f"engines for different image sizes cannot be compared: {examples}",
+            hint="build them for one image size, or measure them separately",
         )
-    absent = [m for m in found if m.status in {"unavailable", "built-not-run"}]
-    if len(absent) == len(found):
+    absent = [m for m in cells if m.status in {"unavailable", "built-not-run"}]
+    if len(absent) == len(cells):
         raise EnvironmentFault(f"no engine can run here: {absent[0].error}")
 
 
-# --- remarks ------------------------------------------------------------------------------------
+# --- notes ---------------------------------------------------------------------------------------
 
 
 def _control_notes(measured: Measured | None, control: Comparison | None) -> list[str]:
     if measured is not None and control is None:
-        return [f"there is no control: {measured.error or 'the baseline was not measured'}"]
+        return [f"no A/A control: {measured.error or 'the baseline was not measured'}"]
     if control is not None and control.verdict in {"faster", "slower"}:
         note = (
-            f"the control raised an alarm: {control.a}, started again, ran at {control.ratio:.3f} "
-            "times its own speed; no difference below that is called one"
+            f"A/A control: a second copy of {control.a} ran at {control.ratio:.3f} times its speed; "
+            "smaller differences are not reported"
         )
         return [note]
     return []
 
 
 def _placement_notes(facts: Sequence[EngineFacts], devices: Mapping[Path, str | None]) -> list[str]:
-    """That PyTorch stayed on the CPU beside engines of a GPU."""
-    on = {fact.backend: runs_on(fact.path, devices[fact.path]) for fact in facts}
-    beside_gpu = any((where or "").startswith("cuda") for where in on.values())
-    return [PYTORCH_ON_CPU] if beside_gpu and on.get("torch") == "cpu" else []
+    """A note if PyTorch ran on the CPU while other engines ran on a GPU."""
+    used = {fact.backend: runs_on(fact.path, devices[fact.path]) for fact in facts}
+    any_gpu = any((device or "").startswith("cuda") for device in used.values())
+    return [PYTORCH_ON_CPU] if any_gpu and used.get("torch") == "cpu" else []

@@ -1,4 +1,4 @@
-"""From what a profiler told in every round to layers and residual blocks with intervals."""
+"""Layer and residual block times, with intervals, from profiled rounds."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def timed_layers(
     ceilings: Ceilings | None,
     seed: int,
 ) -> tuple[list[TimedPart], dict[str, list[float]]]:
-    """Layers with medians over rounds, judged where there are ceilings.
+    """Median layer times over rounds, with a roofline verdict if ceilings are given.
 
     Args:
-        rounds: What the engine told in every round.
-        graph: What tells operations and modules; ``None`` for PyTorch, which tells them itself.
-        batch: Images a call.
-        ceilings: Of the machine.
-        seed: Of the resampling.
+        rounds: The layers reported by the engine in each round.
+        graph: Graph that provides operations and modules; ``None`` for PyTorch, which reports them.
+        batch: Images per call.
+        ceilings: Ceilings of the machine.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The layers, and the milliseconds of each in every round by name.
+        The layers, and each layer's milliseconds per round, by layer name.
     """
-    told = list(rounds[0])
-    known = told if graph is None else annotate(told, graph)
-    spent = [{layer.name: layer.time_ms or 0.0 for layer in one} for one in rounds]
-    times = {layer.name: [one.get(layer.name, 0.0) for one in spent] for layer in known}
-    medians = {name: over_rounds(one, seed) for name, one in times.items()}
+    reported = list(rounds[0])
+    annotated = reported if graph is None else annotate(reported, graph)
+    by_name = [{layer.name: layer.time_ms or 0.0 for layer in layers} for layers in rounds]
+    times = {layer.name: [ms.get(layer.name, 0.0) for ms in by_name] for layer in annotated}
+    medians = {name: over_rounds(ms, seed) for name, ms in times.items()}
     total = sum(value for value, _ in medians.values())
-    layers = []
-    for layer, block in zip(known, block_names(known), strict=True):
+    parts = []
+    for layer, block in zip(annotated, block_names(annotated), strict=True):
         value, ci95 = medians[layer.name]
         part = TimedPart(
             name=layer.name,
@@ -60,31 +60,31 @@ def timed_layers(
             flops=layer.flops * batch if layer.flops else None,
             bytes=layer.bytes,
         )
-        layers.append(roofline.judged(part, ceilings) if ceilings is not None else part)
-    return layers, times
+        parts.append(roofline.with_verdict(part, ceilings) if ceilings is not None else part)
+    return parts, times
 
 
-def over_rounds(spent: Sequence[float], seed: int) -> tuple[float, Interval | None]:
-    """Median and interval; a layer below the clock's resolution has no interval."""
-    if min(spent) <= 0.0:
-        return float(np.median(spent)), None
-    estimate = intervals.median([np.array([value]) for value in spent], seed=seed)
+def over_rounds(times: Sequence[float], seed: int) -> tuple[float, Interval | None]:
+    """Median and interval; no interval for a layer below the clock's resolution."""
+    if min(times) <= 0.0:
+        return float(np.median(times)), None
+    estimate = intervals.median([np.array([value]) for value in times], seed=seed)
     return estimate.value, estimate.ci95
 
 
 def block_names(layers: Sequence[LayerInfo]) -> list[str | None]:
-    """The residual block of each layer, by the modules in it.
+    """The residual block of each layer, from its module names.
 
     Returns:
-        ``layer1.0``; several joined by `` + `` where a layer spans them; ``stem`` for modules
-        before the first block, ``head`` for those after the last; ``None`` where no module is
-        named.
+        ``layer1.0``; several blocks joined by `` + `` for a layer that spans them; ``stem`` before
+        the first block and ``head`` after the last; ``None`` for a layer without module names or
+        between blocks.
     """
-    own = [_blocks_of(layer) for layer in layers]
-    inside = [index for index, names in enumerate(own) if names]
+    blocks_of = [_blocks_of(layer) for layer in layers]
+    inside = [index for index, names in enumerate(blocks_of) if names]
     first, last = (inside[0], inside[-1]) if inside else (len(layers), -1)
     names: list[str | None] = []
-    for index, (layer, blocks) in enumerate(zip(layers, own, strict=True)):
+    for index, (layer, blocks) in enumerate(zip(layers, blocks_of, strict=True)):
         if not layer.torch_names:
             names.append(None)
         elif blocks:
@@ -95,25 +95,25 @@ def block_names(layers: Sequence[LayerInfo]) -> list[str | None]:
 
 
 def _blocks_of(layer: LayerInfo) -> list[str]:
-    found = (_BLOCK.match(name) for name in layer.torch_names)
-    return list(dict.fromkeys(match[1] for match in found if match))
+    matches = (_BLOCK.match(name) for name in layer.torch_names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def timed_blocks(
     layers: Sequence[TimedPart], times: Mapping[str, Sequence[float]], seed: int
 ) -> list[TimedPart]:
-    """Layers by block, in the order of their first layer; one of no block stands for itself."""
+    """Times per block, ordered by first layer; a layer outside all blocks is its own entry."""
     groups: dict[str, list[TimedPart]] = {}
     for layer in layers:
         groups.setdefault(layer.block or layer.name, []).append(layer)
-    spent = {
+    medians = {
         name: over_rounds(summed([times[part.name] for part in parts]), seed)
         for name, parts in groups.items()
     }
-    total = sum(value for value, _ in spent.values())
+    total = sum(value for value, _ in medians.values())
     blocks = []
     for name, parts in groups.items():
-        value, ci95 = spent[name]
+        value, ci95 = medians[name]
         fields: dict[str, Any] = {
             "name": name,
             "block": parts[0].block,
@@ -121,10 +121,10 @@ def timed_blocks(
             "time_ci95_ms": ci95,
             "share": value / total if total else 0.0,
         }
-        blocks.append(roofline.together(parts, **fields))
+        blocks.append(roofline.combine_layers(parts, **fields))
     return blocks
 
 
 def summed(times: Sequence[Sequence[float]]) -> list[float]:
-    """The sum of several layers in every round."""
-    return [sum(one) for one in zip(*times, strict=True)]
+    """The total of several layers in each round."""
+    return [sum(values) for values in zip(*times, strict=True)]

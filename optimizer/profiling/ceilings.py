@@ -1,20 +1,21 @@
-"""This machine's ceilings: products of matrices by data type, and copying memory.
+"""Ceilings of this machine's CPU: matrix products by data type, and memory bandwidth.
 
-Measured through PyTorch, whose products come from MKL and oneDNN (OpenVINO brings a oneDNN of its
-own, ONNX Runtime its MLAS), in a process of their own, with the threads of the run:
+Measured with PyTorch, whose products come from MKL and oneDNN (OpenVINO has its own copy of oneDNN,
+ONNX Runtime has MLAS), in a separate process with the requested number of threads:
 
-* ``fp32``: the faster of `torch.mm` (MKL, which leaves half of the vector width of some CPUs unused)
-  and oneDNN's convolution of 1 x 1, which is a product of matrices too;
-* ``bf16``, where the CPU has it: `torch.mm`;
+* ``fp32``: the faster of `torch.mm` (MKL, which uses only half of the vector width of some CPUs) and
+  oneDNN's 1 x 1 convolution, which is also a matrix product;
+* ``bf16``, if the CPU supports it: `torch.mm`;
 * ``int8``: the faster of `torch._int_mm` (signed by signed to INT32) and oneDNN's quantized linear
   layer (unsigned by signed, requantized to 8 bits, as the engines compute). Without VNNI the first
-  is a plain loop and no ceiling of anything;
-* copying, by `Tensor.copy_`: arrays four times as large as the last cache, and arrays of which both
-  fit into half of it. Bytes read and written both count, as STREAM counts them (McCalpin 1995).
+  is a plain loop and not a meaningful ceiling;
+* bandwidth of `Tensor.copy_`: with arrays four times as large as the last-level cache, and with two
+  arrays that together fit into half of it. Bytes read and written both count, as in STREAM
+  (McCalpin 1995).
 
-A ceiling is what the machine can do, so it is the fastest of the rounds, as STREAM reports it; the
-median stands beside it. Products are square, of several sizes, and the fastest size counts. It is
-no upper bound: an engine's kernel may be better than the library's product.
+A ceiling is the fastest round, as in STREAM; the median is recorded with it. Products are square, of
+several sizes, and the fastest size counts. A ceiling is not a strict upper bound: an engine's kernel
+may be faster than the library's product.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from optimizer.targets.hardware import cpu_features
 
 __all__ = ["Effort", "ceilings", "last_cache_bytes", "measure_here"]
 
-_WAYS = 2
-"""Counts the ways to measure: with another one, what is kept of a machine is measured again."""
+_METHOD_VERSION = 2
+"""Part of the cache key: increment it when the measuring method changes."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Effort:
 
     Attributes:
         sizes: Sides of the square matrices.
-        rounds: Timed products or copies of each kind, after two that do not count.
-        memory_bytes: Size of an array that no cache holds; ``None`` for four times the last cache.
+        rounds: Timed products or copies of each kind, after two warm-up rounds.
+        memory_bytes: Size of the arrays in main memory; ``None`` for four times the last cache.
     """
 
     sizes: tuple[int, ...] = (512, 1024, 2048)
@@ -67,34 +68,34 @@ def ceilings(
     effort: Effort | None = None,
     progress: Progress,
 ) -> Ceilings:
-    """The ceilings of this machine's CPU, measured once for a machine, library and threads.
+    """The ceilings of this machine's CPU, measured once per machine, library and thread count.
 
     Args:
-        threads: Threads to compute with; the process is pinned to as many cores.
-        cache: Where they are kept; ``None`` measures and keeps nothing.
-        remeasure: Measure although they are kept, and keep the new ones.
-        effort: How much to measure; ``None`` for all.
-        progress: Told of the beginning and the end.
+        threads: Compute threads; the process is pinned to as many cores.
+        cache: Where results are stored; ``None`` always measures and stores nothing.
+        remeasure: Measure even if results are cached, and replace them.
+        effort: How much to measure; ``None`` for the default.
+        progress: Receives progress updates.
 
     Raises:
-        BuildError: The measuring process crashed, or did not end.
+        BuildError: The measuring process crashed or hung.
     """
     effort = effort or Effort()
     libraries = library_versions("torch")
-    asked = {
+    key = {
         "device": fingerprint()["sha256"],
         "threads": threads,
         "libraries": libraries,
         "effort": [list(effort.sizes), effort.rounds, effort.memory_bytes],
-        "ways": _WAYS,
+        "ways": _METHOD_VERSION,
     }
-    kept = None
+    path = None
     if cache is not None and not cache.rebuild_all:
-        kept = cache.root / "measured" / f"{content_key(asked)}.json"
-    if kept is not None and not remeasure and (found := _read(kept)) is not None:
-        return found
+        path = cache.root / "measured" / f"{content_key(key)}.json"
+    if path is not None and not remeasure and (cached := _read(path)) is not None:
+        return cached
     progress.start("measure the machine's ceilings")
-    # A process of its own: PyTorch's threads would disturb what is measured next.
+    # In a child process: PyTorch's threads would disturb later measurements.
     try:
         compute, memory, near, notes = call(
             "optimizer.profiling.ceilings:measure_here",
@@ -107,7 +108,7 @@ def ceilings(
             f"measuring the machine's ceilings {failure.message}",
             hint="try again, or --no-ceilings",
         ) from failure
-    progress.finish(", ".join(f"{kind} {one.rate / 1e9:.0f} G/s" for kind, one in compute.items()))
+    progress.finish(", ".join(f"{kind} {c.rate / 1e9:.0f} G/s" for kind, c in compute.items()))
     measured = Ceilings(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
@@ -118,9 +119,9 @@ def ceilings(
         cache=near,
         notes=notes,
     )
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(kept, measured.model_dump_json(indent=2) + "\n")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, measured.model_dump_json(indent=2) + "\n")
     return measured
 
 
@@ -128,92 +129,91 @@ def _read(path: Path) -> Ceilings | None:
     try:
         return Ceilings.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
-        return None  # not measured yet, or by another version of this package
+        return None  # not measured yet, or written by another version of this package
 
 
 def last_cache_bytes(sysfs: Path = Path("/sys")) -> int:
-    """Size of the largest cache of the first CPU; 32 MiB where the system does not tell."""
+    """Size of the largest cache of the first CPU; 32 MiB if the system does not report it."""
     units = {"K": 1 << 10, "M": 1 << 20}
     files = sysfs.glob("devices/system/cpu/cpu0/cache/index*/size")
     texts = (file.read_text(encoding="ascii").strip() for file in files)
-    found = (match for text in texts if (match := re.fullmatch(r"(\d+)([KM])", text)))
-    return max((int(match[1]) * units[match[2]] for match in found), default=32 << 20)
+    matches = (match for text in texts if (match := re.fullmatch(r"(\d+)([KM])", text)))
+    return max((int(match[1]) * units[match[2]] for match in matches), default=32 << 20)
 
 
 # --- in the measuring process --------------------------------------------------------------------
 
-_SETTLING = 2
-_PROBE = 256
+_WARM_UP_ROUNDS = 2
+_PROBE_SIZE = 256
 _MUCH_SLOWER, _UNSTEADY = 0.5, 0.7
-
 
 _Measured = tuple[dict[str, Ceiling], Ceiling, Ceiling, list[str]]
 
 
 def measure_here(threads: int, effort: Effort) -> _Measured:
-    """Measure in this process; what `ceilings` has called in a child.
+    """Measure in this process; `ceilings` calls this in a child process.
 
     Returns:
-        Ceilings of computing by kind, of copying out of memory and inside the cache, and remarks.
+        Compute ceilings by data type, the bandwidths of main memory and cache, and notes.
     """
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    makers: dict[str, list[tuple[str, _Maker]]] = {
+    products: dict[str, list[tuple[str, _Maker]]] = {
         "fp32": [("torch.mm", _mm(torch.float32)), ("oneDNN's 1 x 1 convolution", _convolution)]
     }
     if cpu_features().bf16:
-        makers["bf16"] = [("torch.mm", _mm(torch.bfloat16))]
-    makers["int8"] = [
+        products["bf16"] = [("torch.mm", _mm(torch.bfloat16))]
+    products["int8"] = [
         ("torch._int_mm", _int_mm),
         ("oneDNN's quantized linear layer (u8 x s8 to u8)", _quantized_linear),
     ]
     notes: list[str] = []
     compute = {
-        kind: found
-        for kind, ways in makers.items()
-        if (found := _product(effort, ways, notes)) is not None
+        kind: ceiling
+        for kind, makers in products.items()
+        if (ceiling := _product(effort, makers, notes)) is not None
     }
     last = last_cache_bytes()
     memory, near = _copying(effort, effort.memory_bytes or 4 * last), _copying(effort, last // 4)
-    every = {**compute, "memory": memory, "cache": near}
-    if unsteady := [kind for kind, one in every.items() if one.median < _UNSTEADY * one.rate]:
+    all_ceilings = {**compute, "memory": memory, "cache": near}
+    if unsteady := [kind for kind, c in all_ceilings.items() if c.median < _UNSTEADY * c.rate]:
         notes.append(
             f"half of the rounds of {', '.join(unsteady)} were much slower than the fastest: the "
-            "machine was busy; measure again with --remeasure when it is quiet"
+            "machine was busy; use --remeasure when it is idle"
         )
     return compute, memory, near, notes
 
 
 _Maker = Callable[[int], Callable[[], object]]
-"""Makes a product of square matrices of this side."""
+"""Takes the side of square matrices and returns a function that multiplies them."""
 
 
 def _product(
     effort: Effort, makers: Sequence[tuple[str, _Maker]], notes: list[str]
 ) -> Ceiling | None:
-    """The fastest size and library of a product, in operations a second; ``None`` if none works."""
+    """The fastest size and library of a product, in operations/s; ``None`` if all fail."""
     probed = {}
     for name, make in makers:
         try:
-            probed[name] = _PROBE**3 / min(_seconds(make(_PROBE), 3))
-        except RuntimeError as error:  # not in this build of PyTorch, or not for this CPU
+            probed[name] = _PROBE_SIZE**3 / min(_seconds(make(_PROBE_SIZE), 3))
+        except RuntimeError as error:  # not supported by this PyTorch build or CPU
             notes.append(f"{name} was not measured: {str(error).splitlines()[0][:200]}")
     best: Ceiling | None = None
     for name, make in makers:
-        # A plain loop takes minutes for the larger sizes.
+        # A naive loop would take minutes at the larger sizes.
         if probed.get(name, 0.0) < _MUCH_SLOWER * max(probed.values(), default=1.0):
             continue
         for size in effort.sizes:
-            found = _rates(2 * size**3, _seconds(make(size), effort.rounds))
-            if best is None or found[0] > best.rate:
-                best = _ceiling(found, f"{name}, {size} x {size} matrices", effort)
+            rates = _rates(2 * size**3, _seconds(make(size), effort.rounds))
+            if best is None or rates[0] > best.rate:
+                best = _ceiling(rates, f"{name}, {size} x {size} matrices", effort)
     return best
 
 
 def _copying(effort: Effort, size: int) -> Ceiling:
-    """Copying an array of this many bytes, in bytes a second."""
+    """Bandwidth of copying an array of ``size`` bytes, in bytes/s."""
     import torch
 
     source = torch.ones(size // 4)
@@ -231,12 +231,12 @@ def _rates(work: int, seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def _seconds(call: Callable[[], object], rounds: int) -> list[float]:
-    spent = []
-    for _ in range(_SETTLING + rounds):
+    times = []
+    for _ in range(_WARM_UP_ROUNDS + rounds):
         started = time.perf_counter()
         call()
-        spent.append(time.perf_counter() - started)
-    return spent[_SETTLING:]
+        times.append(time.perf_counter() - started)
+    return times[_WARM_UP_ROUNDS:]
 
 
 def _mm(dtype: Any) -> _Maker:
@@ -253,7 +253,7 @@ def _mm(dtype: Any) -> _Maker:
 def _convolution(size: int) -> Callable[[], object]:
     import torch
 
-    # As many positions as channels: the product of two square matrices.
+    # With as many positions as channels, this multiplies two square matrices.
     last = {"memory_format": torch.channels_last}
     images = torch.randn(1, size, size // 16, 16).contiguous(**last)
     weights = torch.randn(size, size, 1, 1).contiguous(**last)
@@ -264,7 +264,7 @@ def _int_mm(size: int) -> Callable[[], object]:
     import torch
 
     a, b = (torch.randint(-64, 64, (size, size), dtype=torch.int8) for _ in range(2))
-    return lambda: torch._int_mm(a, b)  # noqa: SLF001 - there is no public name
+    return lambda: torch._int_mm(a, b)  # noqa: SLF001 - no public equivalent
 
 
 def _quantized_linear(size: int) -> Callable[[], object]:

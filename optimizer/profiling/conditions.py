@@ -1,7 +1,7 @@
-"""The state of the machine, read between rounds; of GPUs also while engines compute.
+"""Machine state, read between rounds (for GPUs also while engines compute).
 
-What a system does not tell is absent, never zero. Nothing here decides a verdict: a disturbed
-round is marked and kept, and the interval of the result is as wide as the disturbance made it.
+Values that a system does not report are absent, never zero. This does not affect verdicts: disturbed
+rounds are marked but kept, and the disturbance widens the intervals.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from optimizer.results import Conditions
 __all__ = ["EnergyMeter", "GpuSampler", "Gpus", "Monitor", "Reading"]
 
 OTHER_CPU_LIMIT = 0.10
-"""Share of all cores that other processes may use in a round that counts as undisturbed."""
+"""A round is disturbed if other processes use more than this share of all cores."""
 SHORTEST_COUNT_S = 0.2
-"""Core seconds below which the system's ticks of 10 ms are too coarse to tell a share."""
+"""Core seconds below which 10 ms ticks are too coarse to compute a share."""
 CLOCK_LIMIT = 0.90
-"""A round with less than this share of the run's median frequency is disturbed."""
-# Reasons for low GPU clocks that mean "held back" and not "idle" or "set so by the user".
+"""A round is disturbed if the frequency is below this share of the run's median."""
+# NVML's reasons for low clocks that are real throttling, not idling or user settings.
 _THROTTLE_REASONS = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -38,21 +38,21 @@ _THROTTLE_REASONS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """The state after one round; shares and counts are about the time since the reading before."""
+    """The state after one round; shares and counts cover the time since the previous reading."""
 
     mhz: float | None
     load_1min: float | None
     other_cpu_share: float | None
     quota_stops: int | None
-    """How often a container's CPU quota stopped it."""
+    """How often the cgroup's CPU quota throttled this process."""
     gpus: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Monitor:
-    """Reads the machine's state; `begin` before the first round, `read` after each one.
+    """Reads the machine's state; call `begin` before the first round and `read` after each one.
 
     Args:
-        pids: The processes that belong to the measurement; the calling process is one of them.
+        pids: Processes that belong to the measurement, in addition to the calling process.
         sysfs: Root of ``/sys``.
     """
 
@@ -66,13 +66,13 @@ class Monitor:
         self._before = self._counters()
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self._others = _cpu_of_each(self._pids)
         self._before = self._counters()
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """While an engine computes: GPUs hold their clocks back then, and not between rounds."""
+        """Sample GPUs while an engine computes: they throttle under load and not between rounds."""
         self._sampler.resume()
         try:
             yield
@@ -80,11 +80,11 @@ class Monitor:
             self._sampler.pause()
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop the sampler."""
         self._sampler.close()
 
     def read(self) -> Reading:
-        """Read the state and keep it as that of the round just over."""
+        """Record the state for the round that just ended."""
         before, now = self._before, self._counters()
         reading = Reading(
             mhz=_mhz(),
@@ -100,20 +100,20 @@ class Monitor:
         return reading
 
     def summary(self, notes: Sequence[str] = ()) -> Conditions:
-        """Everything read so far, with the disturbed rounds marked."""
+        """All readings so far, with the disturbed rounds marked."""
         from optimizer.targets.hardware import cpu_features
 
         readings = self._readings
-        found = list(notes)
+        notes = list(notes)
         shares = _of_every_round([r.other_cpu_share for r in readings], 4)
         if readings and not shares:
-            found.append(
-                "how busy other processes were cannot be told: the rounds are too short, "
-                "or this system does not count"
+            notes.append(
+                "the load from other processes is unknown: the rounds are too short, or this system "
+                "does not report it"
             )
         marked = disturbed(readings)
         if marked and (busiest := _busiest(self._others, _cpu_of_each(self._pids))):
-            found.append(f"of the other processes, most time was used by {busiest}")
+            notes.append(f"busiest other processes: {busiest}")
         return Conditions(
             cpu=cpu_features().model,
             governor=governor(self._sysfs),
@@ -122,7 +122,7 @@ class Monitor:
             other_cpu_share=shares,
             disturbed_rounds=marked,
             gpu=[{"round": i, **gpu} for i, r in enumerate(readings) for gpu in r.gpus],
-            notes=found,
+            notes=notes,
         )
 
     def _counters(self) -> _Counters:
@@ -130,53 +130,55 @@ class Monitor:
 
         times = psutil.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
-        # Linux counts a guest's time in `user` as well.
+        # Linux includes guest time in `user`.
         guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-        own = 0.0
+        measured = 0.0
         for pid in self._pids:
-            with contextlib.suppress(psutil.Error):  # a worker that ended keeps no time
-                spent = psutil.Process(pid).cpu_times()
-                own += spent.user + spent.system
-        return _Counters(sum(times) - guests, idle, own, _quota_stops(self._sysfs))
+            with contextlib.suppress(psutil.Error):  # the worker has ended
+                used = psutil.Process(pid).cpu_times()
+                measured += used.user + used.system
+        return _Counters(sum(times) - guests, idle, measured, _quota_stops(self._sysfs))
 
 
 @dataclass(frozen=True)
 class _Counters:
+    """CPU seconds (all states, idle, used by the measurement) and quota throttling events."""
+
     total: float
     idle: float
-    own: float
+    measured: float
     stops: int | None
 
 
-def _cpu_of_each(own: Sequence[int]) -> dict[tuple[int, str], float]:
-    """CPU seconds of every process but those of the measurement, by id and name."""
+def _cpu_of_each(excluded: Sequence[int]) -> dict[tuple[int, str], float]:
+    """CPU seconds of every process except the excluded ones, by process id and name."""
     import psutil
 
-    spent = {}
+    used = {}
     for process in psutil.process_iter(["pid", "name", "cpu_times"]):
         times = process.info["cpu_times"]
-        if process.pid not in own and times is not None:
-            spent[process.pid, str(process.info["name"])] = times.user + times.system
-    return spent
+        if process.pid not in excluded and times is not None:
+            used[process.pid, str(process.info["name"])] = times.user + times.system
+    return used
 
 
 def _busiest(
-    before: Mapping[tuple[int, str], float], now: Mapping[tuple[int, str], float], most: int = 3
+    before: Mapping[tuple[int, str], float], now: Mapping[tuple[int, str], float], limit: int = 3
 ) -> str:
-    """The names that used most time in between, those below a tenth of a second left out.
+    """Names of the processes that used the most CPU time in between, at least 0.1 s each.
 
-    What began and ended in between is in neither reading, and so not here.
+    Processes that started and ended in between are not visible.
     """
     used: dict[str, float] = {}
     for (pid, name), seconds in now.items():
         used[name] = used.get(name, 0.0) + max(0.0, seconds - before.get((pid, name), 0.0))
-    order = sorted(used, key=lambda name: -used[name])[:most]
+    order = sorted(used, key=lambda name: -used[name])[:limit]
     named = [f"{name} ({used[name]:.1f} s)" for name in order if used[name] >= 0.1]
     return ", ".join(named)
 
 
 def _of_every_round(values: Sequence[float | None], digits: int) -> list[float]:
-    """One value a round, or none at all: a list with gaps would be read by the wrong round."""
+    """One value per round; empty if any is missing, because gaps would shift the round numbers."""
     known = [round(v, digits) for v in values if v is not None]
     return known if len(known) == len(values) else []
 
@@ -186,25 +188,25 @@ def _other_share(before: _Counters, now: _Counters) -> float | None:
     if total < SHORTEST_COUNT_S:
         return None
     busy = total - (now.idle - before.idle)
-    return min(1.0, max(0.0, busy - max(0.0, now.own - before.own)) / total)
+    return min(1.0, max(0.0, busy - max(0.0, now.measured - before.measured)) / total)
 
 
 def disturbed(readings: Sequence[Reading]) -> list[int]:
-    """Numbers of the rounds in which something else used, slowed or stopped the processors."""
+    """Numbers of the rounds affected by other processes, lower clocks, throttling or quotas."""
     clocks = sorted(r.mhz for r in readings if r.mhz is not None)
-    usual = clocks[len(clocks) // 2] if clocks else 0.0
+    median = clocks[len(clocks) // 2] if clocks else 0.0
     return [
         i
         for i, r in enumerate(readings)
         if (r.other_cpu_share or 0.0) > OTHER_CPU_LIMIT
-        or (r.mhz is not None and r.mhz < CLOCK_LIMIT * usual)
+        or (r.mhz is not None and r.mhz < CLOCK_LIMIT * median)
         or (r.quota_stops or 0) > 0
         or any(gpu.get("held_back_by") for gpu in r.gpus)
     ]
 
 
 def governor(sysfs: Path = Path("/sys")) -> str | None:
-    """The governor of all cores; several are joined; ``None`` where there is none."""
+    """The frequency governors of all cores, comma-separated; ``None`` if there is none."""
     files = sysfs.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
     return ", ".join(sorted({f.read_text(encoding="ascii").strip() for f in files})) or None
 
@@ -230,18 +232,18 @@ def _quota_stops(sysfs: Path) -> int | None:
 
 
 class Gpus:
-    """NVIDIA's GPUs as NVML tells them; none where there is no driver."""
+    """NVIDIA GPUs as reported by NVML; none without a driver."""
 
     def __init__(self) -> None:
         self._nvml = Nvml()
 
     @property
     def present(self) -> bool:
-        """Whether there is one."""
+        """Whether there is at least one GPU."""
         return bool(self._nvml.handles)
 
     def read(self) -> list[dict[str, Any]]:
-        """Clocks, temperature, power and what holds the clocks back, of every GPU."""
+        """Clocks, temperature, power and throttling reasons of each GPU."""
         return [{"gpu": index, **self._read(handle)} for index, handle in self._nvml.handles]
 
     def _read(self, handle: Any) -> dict[str, Any]:
@@ -259,7 +261,7 @@ class Gpus:
         return {name: value for name, value in values.items() if value is not None}
 
     def memory_bytes(self, pid: int) -> int | None:
-        """GPU memory that a process holds; ``None`` if NVML does not know the process."""
+        """GPU memory used by a process; ``None`` if NVML does not report it."""
         nvml = self._nvml
         used = [
             process.usedGpuMemory
@@ -270,23 +272,23 @@ class Gpus:
         return sum(used) if used else None
 
     def joules(self) -> float | None:
-        """Energy of all GPUs since the driver was loaded; ``None`` unless every one tells."""
+        """Energy of all GPUs since the driver was loaded; ``None`` unless all report it."""
         nvml = self._nvml
-        read = [
+        millijoules = [
             nvml.get(nvml.library.nvmlDeviceGetTotalEnergyConsumption, handle)
             for _, handle in nvml.handles
         ]
-        return None if not read or None in read else sum(read) / 1e3
+        return None if not millijoules or None in millijoules else sum(millijoules) / 1e3
 
 
 class GpuSampler:
-    """Reads GPUs ten times a second while they compute, in a thread of this process.
+    """Reads GPUs ten times per second while engines compute, in a thread of this process.
 
-    Engines compute in processes of their own, whose calls are the ones that are timed.
+    The thread does not disturb the timed calls, which run in worker processes.
 
     Args:
-        gpus: What to read.
-        every_s: Seconds between two readings.
+        gpus: The GPUs to read.
+        every_s: Seconds between readings.
     """
 
     def __init__(self, gpus: Gpus, every_s: float = 0.1) -> None:
@@ -299,28 +301,28 @@ class GpuSampler:
         self._thread: threading.Thread | None = None
 
     def resume(self) -> None:
-        """Read from now on; the thread is started when it is first needed."""
+        """Start sampling; the first call starts the thread."""
         if self._thread is None and self._gpus.present and not self._ended.is_set():
             self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
             self._thread.start()
         self._computing.set()
 
     def pause(self) -> None:
-        """Read no more."""
+        """Stop sampling."""
         self._computing.clear()
 
     def take(self) -> list[dict[str, Any]]:
-        """What was read since the last time, as one reading a GPU; empty if nothing was."""
+        """Samples since the last call, summarized as one reading per GPU; may be empty."""
         with self._lock:
             samples, self._samples = self._samples, []
-        of_each: dict[int, list[dict[str, Any]]] = {}
+        by_gpu: dict[int, list[dict[str, Any]]] = {}
         for sample in samples:
             for gpu in sample:
-                of_each.setdefault(gpu["gpu"], []).append(gpu)
-        return [summed_up(readings) for readings in of_each.values()]
+                by_gpu.setdefault(gpu["gpu"], []).append(gpu)
+        return [summed_up(readings) for readings in by_gpu.values()]
 
     def close(self) -> None:
-        """End the thread; twice is harmless."""
+        """End the thread; further calls do nothing."""
         self._ended.set()
         self._computing.set()
         if self._thread is not None:
@@ -339,28 +341,28 @@ class GpuSampler:
 
 
 def summed_up(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Readings of one GPU as one: medians, the lowest clock, and every reason to hold clocks back."""
-    found: dict[str, Any] = {"gpu": readings[0]["gpu"], "readings": len(readings)}
+    """Summarize readings of one GPU: medians, the lowest clock and all throttling reasons."""
+    summary: dict[str, Any] = {"gpu": readings[0]["gpu"], "readings": len(readings)}
     for name in ("sm_mhz", "memory_mhz", "temperature_c", "power_w"):
         values = [reading[name] for reading in readings if name in reading]
         if values:
-            found[name] = statistics.median(values)
+            summary[name] = statistics.median(values)
     clocks = [reading["sm_mhz"] for reading in readings if "sm_mhz" in reading]
     if clocks:
-        found["lowest_sm_mhz"] = min(clocks)
+        summary["lowest_sm_mhz"] = min(clocks)
     reasons = [reading["held_back_by"] for reading in readings if "held_back_by" in reading]
     if reasons:
-        found["held_back_by"] = list(dict.fromkeys(name for some in reasons for name in some))
-    return found
+        summary["held_back_by"] = list(dict.fromkeys(name for names in reasons for name in names))
+    return summary
 
 
 def held_back_by(reasons: int) -> list[str]:
-    """Names of the reasons in NVML's bit mask that hold clocks back."""
+    """Names of the throttling reasons in NVML's bit mask."""
     return [name for bit, name in _THROTTLE_REASONS.items() if reasons & bit]
 
 
 class EnergyMeter:
-    """Energy of processor packages (RAPL) and GPUs (NVML), of the whole machine.
+    """Energy of all CPU packages (RAPL) and GPUs (NVML) of the machine.
 
     Args:
         sysfs: Root of ``/sys``.
@@ -376,47 +378,46 @@ class EnergyMeter:
         self._before = self._read()
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self._before = self._read()
 
     def joules(self) -> float | None:
-        """Energy since `begin`; ``None`` where nothing tells."""
-        spent = []
+        """Energy since `begin`; ``None`` if no counter is available."""
+        used = []
         for name, (now, wrap) in self._read().items():
             before = self._before.get(name, (now, wrap))[0]
-            spent.append(now - before if now >= before else now + wrap - before)
-        return sum(spent) if spent else None
+            used.append(now - before if now >= before else now + wrap - before)
+        return sum(used) if used else None
 
     def _read(self) -> dict[str, tuple[float, float]]:
-        """Counter and the value at which it starts again, in joules, by its name."""
-        read = {
+        """Value and wrap-around of each counter in joules, by name."""
+        counters = {
             folder.name: (_micro(folder / "energy_uj"), _micro(folder / "max_energy_range_uj"))
             for folder in self._packages
         }
         if (gpus := self._gpus.joules()) is not None:
-            read["gpus"] = (gpus, 0.0)
-        return read
+            counters["gpus"] = (gpus, 0.0)
+        return counters
 
 
 def _micro(path: Path) -> float:
     return int(path.read_text(encoding="ascii")) / 1e6
 
 
-def joined(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
-    """The conditions of measurements that followed each other, their rounds numbered on.
+def merge_conditions(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
+    """Merge the conditions of consecutive measurements, numbering rounds consecutively.
 
     Args:
-        parts: Conditions and number of rounds of each, at least one.
+        parts: Conditions and number of rounds of each measurement; at least one.
     """
-    whole = parts[0][0].model_copy(deep=True)
-    before = parts[0][1]
+    merged = parts[0][0].model_copy(deep=True)
+    offset = parts[0][1]
     for part, rounds in parts[1:]:
         for series in ("mhz", "load_1min", "other_cpu_share"):
-            known = getattr(whole, series)
-            more = getattr(part, series)
-            setattr(whole, series, known + more if known and more else [])
-        whole.disturbed_rounds += [before + i for i in part.disturbed_rounds]
-        whole.gpu += [{**gpu, "round": before + gpu["round"]} for gpu in part.gpu]
-        whole.notes += [note for note in part.notes if note not in whole.notes]
-        before += rounds
-    return whole
+            first, second = getattr(merged, series), getattr(part, series)
+            setattr(merged, series, first + second if first and second else [])
+        merged.disturbed_rounds += [offset + i for i in part.disturbed_rounds]
+        merged.gpu += [{**gpu, "round": offset + gpu["round"]} for gpu in part.gpu]
+        merged.notes += [note for note in part.notes if note not in merged.notes]
+        offset += rounds
+    return merged

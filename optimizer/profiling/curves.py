@@ -1,14 +1,14 @@
-"""From the cells of a sweep to curves: throughput over latency, the knee, the best setting.
+"""Curves of a sweep: throughput over latency, the knee and the best setting.
 
-**The knee** of a series (batches at one number of threads and streams) is the smallest batch whose
-throughput is within 5 % of the highest. Kneedle (Satopaa et al., 2011), which looks for the largest
-distance from the chord, was not taken: it scales both axes to the range that was measured, so
-another largest batch moves its knee, and on the flat curve of a CPU it finds one in the noise.
+**The knee** of a series (batch sizes at one number of threads and streams) is the smallest batch
+whose throughput is within 5 % of the highest. Kneedle (Satopaa et al., 2011), which maximizes the
+distance from the chord, is not used: it scales both axes to the measured range, so a different
+largest batch moves its knee, and on the flat curve of a CPU it picks up noise.
 
-**The best setting** under a latency bound has the highest throughput of those that hold it. A
-setting holds it if the *upper* 95 % bound of the stated percentile lies within, and breaks it if
-the lower one lies beyond; between the two, or with too few samples for a bound, nothing is said
-and the setting is not chosen.
+**The best setting** under a latency limit has the highest throughput of all settings that meet it. A
+setting meets the limit if the *upper* 95 % bound of the chosen percentile is within the limit, and
+misses it if the lower bound exceeds the limit. Otherwise, or with too few samples for a bound, it is
+undecided and not chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optimizer.results import Curve, CurvePoint, Knee, LatencyBound, Setting
 __all__ = ["NEAR", "curve", "setting_of", "summaries", "words"]
 
 NEAR = 0.95
-"""Share of the highest throughput from which a batch counts as near it."""
+"""Share of the highest throughput that a knee must reach."""
 
 
 def setting_of(measured: Measured) -> Setting:
@@ -43,10 +43,10 @@ def curve(
     """The curve of one engine.
 
     Args:
-        engine: Its name.
-        measured: Its cells, each with the file of its raw samples.
-        bound: The latency to be held, if one was asked for.
-        seed: Seed of the resampling.
+        engine: Name of the engine.
+        measured: Its cells, each with the name of its raw sample file.
+        bound: The requested latency limit, if any.
+        seed: Seed of the bootstrap.
     """
     points = [_point(m, raw, bound, seed) for m, raw in measured]
     series = dict.fromkeys((p.setting.threads, p.setting.streams) for p in points)
@@ -127,26 +127,26 @@ def _knee(series: Sequence[CurvePoint]) -> Knee | None:
     )
 
 
-# --- in words ------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------
 
 
 def summaries(curve: Curve) -> list[str]:
-    """What a curve says, one sentence a fact."""
-    said = []
+    """The findings of a curve, one sentence each."""
+    sentences = []
     for knee in curve.knees:
         doubt = "" if knee.certain else "; the intervals do not exclude a smaller batch"
-        said.append(
+        sentences.append(
             f"knee at {words(knee.setting)}: {knee.of_best:.0%} of the series' highest "
             f"throughput{doubt}"
         )
-    said += [
+    sentences += [
         f"throughput still rises by more than {1 - NEAR:.0%} at batch {batch}, the largest "
         f"measured ({_rest(threads, streams)})"
         for threads, streams, batch in _rising(curve)
     ]
     if curve.bound is not None:
-        said.append(_best(curve, curve.bound))
-    return said
+        sentences.append(_best(curve, curve.bound))
+    return sentences
 
 
 def words(setting: Setting) -> str:
@@ -158,13 +158,13 @@ def _rest(threads: int, streams: int) -> str:
     return f"{_count(threads, 'thread')}, {_count(streams, 'stream')}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _rising(curve: Curve) -> list[tuple[int, int, int]]:
-    """Series without a knee that have at least two batches: threads, streams, largest batch."""
-    known = {(k.setting.threads, k.setting.streams) for k in curve.knees}
+    """Series of two or more batches without a knee: threads, streams, largest batch."""
+    with_knee = {(k.setting.threads, k.setting.streams) for k in curve.knees}
     largest: dict[tuple[int, int], list[int]] = {}
     for p in curve.points:
         if p.images_per_s is not None:
@@ -173,7 +173,7 @@ def _rising(curve: Curve) -> list[tuple[int, int, int]]:
     return [
         (*key, max(batches))
         for key, batches in largest.items()
-        if key not in known and len(batches) > 1
+        if key not in with_knee and len(batches) > 1
     ]
 
 
@@ -182,12 +182,12 @@ def _best(curve: Curve, bound: LatencyBound) -> str:
     if curve.best is not None:
         rate = next(p.images_per_s for p in curve.points if p.setting == curve.best)
         return f"best with {limit}: {words(curve.best)}, {rate:.1f} images/s"
-    unsaid = [p for p in curve.points if p.status == "ok" and p.holds is None]
-    if not unsaid:
-        return f"no setting holds {limit}"
+    undecided = [p for p in curve.points if p.status == "ok" and p.holds is None]
+    if not undecided:
+        return f"no setting meets {limit}"
     needed = intervals.smallest_sample(int(bound.percentile[1:]) / 100)
+    settings = _count(len(undecided), "setting")
     return (
-        f"no setting is known to hold {limit}: the samples of {len(unsaid)} do not decide it, of "
-        f"which {needed:,} are the least that could; measure longer, or ask for another "
-        "--latency-percentile"
+        f"no setting is known to meet {limit}: {settings} undecided (at least {needed:,} samples "
+        "each are needed); measure longer or choose another --latency-percentile"
     )

@@ -1,4 +1,4 @@
-"""What `bench` is asked for, checked before any engine is opened."""
+"""Facts about engines from their manifests, and checks of the request before any is opened."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ __all__ = [
     "with_baseline",
 ]
 
-_LONGEST_S = 24 * 3600.0
+_MAX_DURATION_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """What is known of an engine before it is opened, from its manifest.
+    """Facts about an engine from its manifest.
 
     Attributes:
-        name: Its file name, with folders before it where two engines have the same.
-        image_size: What it was built for; ``None`` if the manifest does not say.
-        batches: Smallest and largest batch of each range it was built for; none where it is not
-            limited.
-        variant: Which way to run a checkpoint (`optimizer.engines.torch.VARIANTS`); ``None`` for the
-            usual one.
+        name: File name, preceded by folders if two engines have the same file name.
+        image_size: Image size it was built for; ``None`` if the manifest does not state it.
+        batches: Smallest and largest batch of each range it was built for; empty if unlimited.
+        variant: How to run a checkpoint (`optimizer.engines.torch.VARIANTS`); ``None`` for eager
+            FP32.
     """
 
     path: Path
@@ -50,27 +49,29 @@ class EngineFacts:
 
 
 def pytorch_variant(against: Path | None) -> str | None:
-    """The way to run PyTorch that a baseline names, ``torch-fp16``; ``None`` for a file."""
+    """The PyTorch variant that a baseline names (``torch-fp16``); ``None`` for a file."""
     if against is None or against.exists() or not str(against).startswith("torch-"):
         return None
     return str(against)
 
 
 def pytorch_baseline(facts: Sequence[EngineFacts], variant: str) -> EngineFacts:
-    """A further way to run the checkpoint among the engines.
+    """The baseline that runs the checkpoint among the engines as a PyTorch variant.
 
     Raises:
-        UsageError: There is no such way, or none of the engines is a checkpoint.
+        UsageError: The variant does not exist, or none of the engines is a checkpoint.
     """
     from optimizer.engines.torch import VARIANTS
 
     if variant not in VARIANTS:
-        raise UsageError(f"there is no {variant}", hint=f"one of {', '.join(VARIANTS)}")
+        raise UsageError(
+            f"unknown baseline {variant!r}", hint=f"use a file or one of {', '.join(VARIANTS)}"
+        )
     checkpoint = next((fact for fact in facts if fact.backend == "torch"), None)
     if checkpoint is None:
         raise UsageError(
-            f"{variant} is a way to run a checkpoint, and none is among the engines",
-            hint="give the checkpoint too: resnet-opt bench model.safetensors ENGINE…",
+            f"{variant} needs a checkpoint among the engines",
+            hint="add the checkpoint: resnet-opt bench model.safetensors ENGINE…",
         )
     return replace(
         checkpoint,
@@ -81,10 +82,10 @@ def pytorch_baseline(facts: Sequence[EngineFacts], variant: str) -> EngineFacts:
 
 
 def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:
-    """The engines, the baseline among them.
+    """The engines including the baseline.
 
     Raises:
-        UsageError: There is none, or one of them is named twice.
+        UsageError: There is no engine, or one is given twice.
     """
     paths = [*engines]
     if against is not None and against not in paths:
@@ -93,7 +94,7 @@ def with_baseline(engines: Sequence[Path], against: Path | None) -> list[Path]:
         raise UsageError("no engine to measure", hint="resnet-opt bench ENGINE…")
     if len(set(paths)) < len(paths):
         raise UsageError(
-            "an engine is named twice", hint="the control measures the baseline twice by itself"
+            "an engine is given twice", hint="the A/A control already measures the baseline twice"
         )
     return paths
 
@@ -107,25 +108,25 @@ def check_options(
     min_effect: float,
     call_timeout_s: float,
 ) -> None:
-    """Refuse options that make no sense.
+    """Check option values.
 
     Raises:
-        UsageError: Which one, and what it may be.
+        UsageError: An option is out of range.
     """
-    for what, numbers in (("batches", batches), ("threads", threads), ("streams", streams)):
+    for name, numbers in (("batches", batches), ("threads", threads), ("streams", streams)):
         if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
-            raise UsageError(f"{what} must be different positive numbers, not {list(numbers)}")
+            raise UsageError(f"{name} must be different positive numbers, not {list(numbers)}")
     cores = cpu_features().physical_cores
     if max(threads) > cores:
         raise UsageError(
-            f"{max(threads)} threads on {cores} cores would measure the scheduler",
+            f"{max(threads)} threads exceed the {cores} physical cores",
             hint=f"--threads 1 to {cores}",
         )
     for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):
-        if not 0.0 < seconds <= _LONGEST_S:  # false for NaN too
-            raise UsageError(f"the {name} must be within 0 s and 24 h, not {seconds} s")
+        if not 0.0 < seconds <= _MAX_DURATION_S:  # false for NaN too
+            raise UsageError(f"the {name} must be between 0 s and 24 h, not {seconds} s")
     if not 0.0 < min_effect < 1.0:
-        raise UsageError(f"the smallest effect must lie between 0 and 100 %, not {min_effect:.0%}")
+        raise UsageError(f"the smallest effect must be between 0 and 100 %, not {min_effect:.0%}")
 
 
 def grid(
@@ -134,18 +135,18 @@ def grid(
     threads: Sequence[int],
     streams: Sequence[int],
 ) -> list[Setting]:
-    """The settings to measure, the first of each list first.
+    """The settings to measure, in the order of the lists.
 
-    Settings with more streams than threads are left out, since streams would wait for each other's
-    threads; an engine on a GPU computes with none of them.
+    Settings with more streams than threads are left out, because streams would wait for each other;
+    GPU engines do not compute with CPU threads and have no such limit.
 
     Raises:
-        UsageError: No thread is left for a number of streams.
+        UsageError: A number of streams exceeds every number of threads.
     """
     on_cpu = any(not f.backend.startswith("tensorrt") for f in facts)
     if on_cpu and max(streams) > max(threads):
         raise UsageError(
-            f"{max(streams)} streams need as many threads, and there are {max(threads)}",
+            f"{max(streams)} streams need at least {max(streams)} threads, not {max(threads)}",
             hint=f"--streams 1 to {max(threads)}",
         )
     return [
@@ -161,8 +162,8 @@ def describe_engines(paths: Sequence[Path], batches: Sequence[int]) -> list[Engi
     """Read the manifests of all engines.
 
     Raises:
-        ArtifactError: A file or its manifest is missing or damaged.
-        UsageError: A file is no engine, or was not built for one of the batches.
+        ArtifactError: A manifest is missing or damaged.
+        UsageError: A file is missing, is not an engine, or was not built for one of the batches.
     """
     facts = [_describe(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     for fact in facts:
@@ -176,7 +177,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
         names = ["/".join(p.parts[-depth:]) for p in absolute]
         if len(set(names)) == len(names):
             return names
-    raise UsageError("an engine is named twice, by different paths")
+    raise UsageError("an engine is given twice, by different paths")
 
 
 def _describe(path: Path, name: str) -> EngineFacts:
@@ -217,5 +218,5 @@ def _check_batches(fact: EngineFacts, batches: Sequence[int]) -> None:
             )
             raise UsageError(
                 f"{fact.name} was built for {built}, not {batch}",
-                hint="leave that batch out, or build with a dynamic batch or another --profile",
+                hint="omit that batch, or build with a dynamic batch or another --profile",
             )

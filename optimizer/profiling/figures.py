@@ -1,4 +1,4 @@
-"""From the blocks of a cell to its figures, and from two cells to a comparison."""
+"""Compute the figures of a cell, and the comparison of two cells, from their blocks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from optimizer.profiling.harness import MIN_ROUNDS, Measured
 from optimizer.profiling.verdict import drift, largest_effect
 from optimizer.results import Comparison, EngineBench, Interval
 
-__all__ = ["compared", "figures"]
+__all__ = ["compare_cells", "compute_figures"]
 
-_COMPUTE = 1
+_COMPUTE = 1  # column of `Block.spans_ms`
 _SPANS = ("host_to_device", "compute", "device_to_host")
 Rounds = list[NDArray[np.float64]]
 
@@ -31,37 +31,37 @@ def _across_starts(
     measured: Measured,
     value: Callable[[slice], float],
 ) -> intervals.Estimate:
-    """The estimate with what starts differ by in its interval, where there were several."""
-    numbers = [block.start for block in measured.blocks]
-    if len(set(numbers)) == 1:
+    """Include start-to-start variation in the interval if there were several starts."""
+    starts = [block.start for block in measured.blocks]
+    if len(set(starts)) == 1:
         return estimate
-    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    edges = [0, *(np.flatnonzero(np.diff(starts)) + 1).tolist(), len(starts)]
     values = [value(slice(a, b)) for a, b in pairwise(edges)]
     return intervals.across_starts(estimate, values)
 
 
-def compared(
+def compare_cells(
     a: Measured, b: Measured, *, min_effect: float, control: Comparison | None, seed: int
 ) -> Comparison | None:
-    """The speed of ``b`` in units of ``a``, judged; ``None`` if one of them failed.
+    """The speed of ``b`` relative to ``a``, with a verdict; ``None`` if one of them failed.
 
     Args:
         a: The baseline.
-        b: The other, in the same rounds.
+        b: The candidate, measured in the same rounds.
         min_effect: Smallest difference of interest.
-        control: The baseline against itself. Of no use where engines were started several times:
-            what starts differ by is in the interval then.
-        seed: Seed of the resampling.
+        control: The A/A comparison of the baseline; ``None`` with several starts, because the
+            interval then includes start-to-start variation.
+        seed: Seed of the bootstrap.
     """
     if a.status != "ok" or b.status != "ok":
         return None
-    first, second = _rounds(a), _rounds(b)
+    a_rounds, b_rounds = _rounds(a), _rounds(b)
 
     def ratio(part: slice) -> float:
-        medians = [float(np.median(np.concatenate(rounds[part]))) for rounds in (first, second)]
+        medians = [float(np.median(np.concatenate(r[part]))) for r in (a_rounds, b_rounds)]
         return medians[0] / medians[1]
 
-    speed = _across_starts(intervals.ratio_of_medians(first, second, seed=seed), a, ratio)
+    speed = _across_starts(intervals.ratio_of_medians(a_rounds, b_rounds, seed=seed), a, ratio)
     assert speed.ci95 is not None, "the harness measures enough rounds for an interval"
     return Comparison(
         a=a.cell.name,
@@ -76,14 +76,16 @@ def compared(
     )
 
 
-def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None) -> EngineBench:
+def compute_figures(
+    fact: EngineFacts, measured: Measured, seed: int, raw_file: str | None
+) -> EngineBench:
     """All figures of one cell.
 
     Args:
         fact: The engine.
-        measured: What was found out about it.
-        seed: Seed of the resampling.
-        raw_file: Where its raw samples lie.
+        measured: Its measurement.
+        seed: Seed of the bootstrap.
+        raw_file: Name of its raw sample file.
     """
     cell = measured.cell
     bench = EngineBench(
@@ -111,14 +113,14 @@ def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | No
         gpu_memory_bytes=measured.gpu_memory_bytes,
         raw_file=raw_file,
     )
-    # What was measured before an engine failed (a GPU that was lost, say) was measured all the same.
+    # Keep the figures of an engine that failed late (a lost GPU, for example).
     if measured.status != "ok" and len(measured.blocks) < MIN_ROUNDS:
         return bench
     rounds = _rounds(measured)
     rate = _across_starts(
         _rate(measured, slice(None), seed), measured, lambda part: _rate(measured, part, seed).value
     )
-    middle = _across_starts(
+    p50 = _across_starts(
         intervals.median(rounds, seed=seed),
         measured,
         lambda part: float(np.median(np.concatenate(rounds[part]))),
@@ -126,19 +128,19 @@ def figures(fact: EngineFacts, measured: Measured, seed: int, raw_file: str | No
     return bench.model_copy(
         update={
             "latency_ms": intervals.latency(np.concatenate(rounds)),
-            "latency_ci95_ms": middle.ci95,
+            "latency_ci95_ms": p50.ci95,
             "images_per_s": rate.value * cell.batch,
-            "images_per_s_ci95": _times(rate.ci95, cell.batch),
+            "images_per_s_ci95": _scaled(rate.ci95, cell.batch),
             "batches_per_s": rate.value,
             "spans_ms": _spans(measured),
-            "energy_j": _joules_an_image(measured),
+            "energy_j": _joules_per_image(measured),
             "round_medians_ms": [float(np.median(r)) for r in rounds],
         }
     )
 
 
 def _spans(measured: Measured) -> dict[str, float]:
-    """Medians of the parts of a call and of the whole, milliseconds."""
+    """Median milliseconds of the parts of a call and of the whole call."""
     spans = np.concatenate([block.spans_ms for block in measured.blocks])
     return {
         **dict(zip(_SPANS, np.median(spans, axis=0).tolist(), strict=True)),
@@ -147,17 +149,17 @@ def _spans(measured: Measured) -> dict[str, float]:
 
 
 def _rate(measured: Measured, part: slice, seed: int) -> intervals.Estimate:
-    """Calls a second: of the time they took, or by the clock where several went on at once."""
+    """Calls per second: from call durations for one stream, else by wall-clock time."""
     if measured.cell.streams == 1:
         return intervals.rate(_rounds(measured)[part], seed=seed)
     work, wall = np.array([b.work_and_wall for b in measured.blocks[part]]).T
     return intervals.wall_rate(work, wall, seed=seed)
 
 
-def _times(interval: Interval | None, factor: float) -> Interval | None:
+def _scaled(interval: Interval | None, factor: float) -> Interval | None:
     return None if interval is None else (interval[0] * factor, interval[1] * factor)
 
 
-def _joules_an_image(measured: Measured) -> float | None:
+def _joules_per_image(measured: Measured) -> float | None:
     calls = sum(len(block.calls) for block in measured.blocks)
     return None if measured.joules is None else measured.joules / (calls * measured.cell.batch)

@@ -1,11 +1,10 @@
-"""The harness: several engines measured side by side, so that what is compared is the engines.
+"""The harness: measures several engines in interleaved rounds.
 
-One worker process an engine and batch size (a *cell*), each started, loaded and warmed up while
-the others are idle. Then rounds: in each one every cell computes for a fraction of a second, in an
-order drawn anew, so that whatever the machine does in the long run hits all cells alike. The state
-of the machine is read between rounds. Nothing measured is thrown away: of a block only its
-*lead-in*, fixed beforehand by position and never by value, is left out of the statistics, and it
-is kept among the raw samples.
+Each engine at each setting (a *cell*) has its own worker process, which is started, loaded and warmed
+up while the others are idle. Then, in each round, every cell computes for a fraction of a second, in
+random order, so that slow changes of the machine affect all cells alike. The state of the machine is
+read between rounds. No sample is discarded: only the *lead-in* of each block, fixed in advance by
+position and never by value, is excluded from the statistics, and it is kept in the raw samples.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from optimizer.results import Conditions, EngineStatus
 __all__ = ["MIN_ROUNDS", "Block", "Cell", "Limits", "Measured", "Measurement", "measure", "settled"]
 
 MIN_ROUNDS = 12
-"""Fewer rounds than this give intervals that cover too rarely; the budget is exceeded instead."""
+"""With fewer rounds, coverage of the intervals is too low; exceed the time budget instead."""
 _ROUNDS = 40
 _SHORTEST_BLOCK_S, _LONGEST_BLOCK_S = 0.01, 0.25
-_CALLS_A_BLOCK = 3
-_LEAD_IN = 0.05
-_WARM_UP = 0.5
+_CALLS_PER_BLOCK = 3
+_LEAD_IN = 0.05  # of a block
+_WARM_UP = 0.5  # of the duration
 _WINDOWS = 3
-_CALLS_A_WINDOW = 3
+_CALLS_PER_WINDOW = 3
 _OVERRUN = 2.0
 _LONGEST_REST_S, _SHORT_REST_S = 0.25, 0.02
 _LEAK_SHARE, _LEAK_BYTES = 0.10, 64 << 20
@@ -45,18 +44,18 @@ _LEAK_SHARE, _LEAK_BYTES = 0.10, 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One engine at one batch size, as the harness starts it.
+    """One engine at one setting.
 
     Attributes:
-        name: What it is called in messages; unique within a measurement.
+        name: Display name; unique for each setting of a measurement.
         engine: An engine file or a checkpoint.
-        batch: Images a call.
-        image_size: ``None`` for the engine's own.
-        threads: Threads to compute with, of all streams together.
-        device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
-        streams: Calls at the same time.
-        variant: Which of a backend's ways to compute; see `optimizer.engines.Opening`.
-        cache: Where a library that compiles when an engine is opened keeps what it made.
+        batch: Images per call.
+        image_size: Pixels; ``None`` for the engine's own size.
+        threads: Compute threads of all streams together.
+        device: GPU, such as ``cuda:1``; ``None`` for the first GPU, and for CPU engines.
+        streams: Concurrent calls.
+        variant: Variant of the backend; see `optimizer.engines.Opening`.
+        cache: Folder where libraries that compile when an engine is opened store the result.
     """
 
     name: str
@@ -72,38 +71,38 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long things may take.
+    """Time budget and timeouts.
 
     Attributes:
-        duration_s: Time for the rounds of one cell, lead-ins and rests included.
-        call_timeout_s: A call that takes longer hangs.
-        load_timeout_s: The same for loading.
-        least_rounds: Rounds that are measured even if they take longer than ``duration_s``.
+        duration_s: Time for the rounds of one cell, including lead-ins and rests.
+        call_timeout_s: Timeout of a call.
+        load_timeout_s: Timeout of loading an engine.
+        min_rounds: Minimum number of rounds, even if they take longer than ``duration_s``.
     """
 
     duration_s: float
     call_timeout_s: float = 60.0
     load_timeout_s: float = 600.0
-    least_rounds: int = MIN_ROUNDS
+    min_rounds: int = MIN_ROUNDS
 
     @property
     def block_s(self) -> float:
-        """Time of one block, lead-in not included."""
+        """Duration of one block without its lead-in."""
         return min(_LONGEST_BLOCK_S, max(_SHORTEST_BLOCK_S, self.duration_s / _ROUNDS))
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one cell did in one round."""
+    """The calls of one cell in one round."""
 
     round: int
     calls: NDArray[np.int64]
     """Calls x (start, upload, compute, download), nanoseconds; the lead-in comes first."""
     lead_in: int
     stream: NDArray[np.int32]
-    """Which of the streams made each call."""
+    """Stream of each call."""
     start: int = 0
-    """Which start of the engine this was."""
+    """Number of the engine's start."""
 
     @property
     def spans_ms(self) -> NDArray[np.float64]:
@@ -112,7 +111,7 @@ class Block:
 
     @property
     def work_and_wall(self) -> tuple[float, float]:
-        """Calls after the lead-in, and seconds by the clock that they took."""
+        """Number of calls after the lead-in, and their wall-clock seconds."""
         timed = self.calls[self.lead_in :]
         ends = timed.sum(axis=1)
         return work_and_wall(timed[:, 0], ends, self.stream[self.lead_in :])
@@ -120,7 +119,7 @@ class Block:
 
 @dataclass
 class Measured:
-    """What was found out about a cell."""
+    """The measurement of one cell."""
 
     cell: Cell
     status: EngineStatus = "ok"
@@ -133,7 +132,7 @@ class Measured:
     settled: bool = False
     blocks: list[Block] = field(default_factory=list)
     first_round: int = 0
-    """Number of its first block among the rounds of several measurements."""
+    """Number of its first round when several measurements are merged."""
     peak_rss_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     joules: float | None = None
@@ -142,12 +141,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A whole measurement.
+    """The measurement of all cells.
 
     Attributes:
-        cells: In the order they were asked for, failed ones included.
-        conditions: The machine between rounds.
-        rounds: Rounds that were measured.
+        cells: All cells in the requested order, including failed ones.
+        conditions: Machine state between rounds.
+        rounds: Number of measured rounds.
     """
 
     cells: list[Measured]
@@ -158,17 +157,17 @@ class Measurement:
 def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progress) -> Measurement:
     """Measure all cells in randomly interleaved rounds.
 
-    An engine that fails at any point is marked and left out from then on.
+    An engine that fails is marked as failed and left out of the remaining rounds.
 
     Args:
-        cells: What to measure.
-        limits: Budget and timeouts.
-        seed: Decides the input images and the order within the rounds.
-        progress: Told of the steps, between them.
+        cells: The cells to measure.
+        limits: Time budget and timeouts.
+        seed: Seed of the input images and of the order within rounds.
+        progress: Receives progress updates, between steps only.
 
     Raises:
-        UsageError: An engine cannot be opened as it is, or not with this batch and image size;
-            nothing was measured then.
+        UsageError: An engine cannot be opened, or not with this batch and image size. Raised before
+            anything is measured.
     """
     runners: list[_Runner] = []
     gpus, energy = Gpus(), EnergyMeter()
@@ -186,8 +185,8 @@ def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progr
         rounds, notes = _rounds(alive, limits, monitor, seed, progress)
         for runner in runners:
             runner.end(gpus)
-        notes += [f"{r.found.cell.name}: {note}" for r in runners for note in r.found.notes]
-        return Measurement([r.found for r in runners], monitor.summary(notes), rounds)
+        notes += [f"{r.result.cell.name}: {note}" for r in runners for note in r.result.notes]
+        return Measurement([r.result for r in runners], monitor.summary(notes), rounds)
     finally:
         if monitor is not None:
             monitor.close()
@@ -202,15 +201,15 @@ def _rounds(
         return 0, []
     budget = limits.duration_s * len(runners)
     affordable = int(budget / sum(r.block_cost_s for r in runners))
-    planned = max(limits.least_rounds, affordable)
+    planned = max(limits.min_rounds, affordable)
     order = np.random.default_rng(seed)
     progress.start("measure", total=planned)
     started = time.monotonic()
     notes = []
     if affordable < planned:
         notes.append(
-            f"calls are so slow that {planned} rounds, the fewest that give intervals, take longer "
-            f"than the asked {limits.duration_s:.3g} s"
+            f"calls are so slow that the minimum of {planned} rounds takes longer than the "
+            f"requested {limits.duration_s:.3g} s"
         )
     done = 0
     monitor.begin()
@@ -224,24 +223,24 @@ def _rounds(
         progress.advance()
         if not any(r.alive for r in runners):
             break
-        if done >= limits.least_rounds and time.monotonic() - started > _OVERRUN * budget:
-            notes.append(f"ended after {done} of {planned} rounds: they took too long")
+        if done >= limits.min_rounds and time.monotonic() - started > _OVERRUN * budget:
+            notes.append(f"stopped after {done} of {planned} rounds: they took too long")
             break
     progress.finish(f"{done} rounds")
     return done, notes
 
 
 def settled(windows: Sequence[NDArray[np.float64]]) -> bool:
-    """Whether the last windows of a warm-up agree, which ends it.
+    """Whether warm-up is complete because the last windows agree.
 
-    They agree if their medians lie within 2 % of each other, or if each median lies between the
-    quartiles of every other window: on a noisy machine medians differ by more, and no warm-up
-    would fix that.
+    They agree if their medians are within 2 % of each other, or if each median lies between the
+    quartiles of every other window: on a noisy machine medians differ by more, and a longer warm-up
+    would not help.
 
     Args:
         windows: Latencies of each window, in order.
     """
-    if len(windows) <= _WINDOWS:  # the first window holds what loading left undone
+    if len(windows) <= _WINDOWS:  # the first window includes deferred loading
         return False
     last = windows[-_WINDOWS:]
     medians = [float(np.median(w)) for w in last]
@@ -252,10 +251,10 @@ def settled(windows: Sequence[NDArray[np.float64]]) -> bool:
 
 
 class _Runner:
-    """One cell and its worker; a failure is written down and ends only this one."""
+    """One cell and its worker; a failure is recorded and ends only this worker."""
 
     def __init__(self, cell: Cell, limits: Limits, energy: EnergyMeter) -> None:
-        self.found = Measured(cell)
+        self.result = Measured(cell)
         self._limits = limits
         self._worker: Worker | None = None
         self._call_s = 0.0
@@ -266,8 +265,8 @@ class _Runner:
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self.found.status == "ok"
+        """Whether the worker is usable."""
+        return self.result.status == "ok"
 
     @property
     def pid(self) -> int:
@@ -277,20 +276,20 @@ class _Runner:
 
     @property
     def block_s(self) -> float:
-        """Time of a block of this cell, lead-in not included."""
-        return max(self._limits.block_s, _CALLS_A_BLOCK * self._call_s)
+        """Duration of a block of this cell without its lead-in."""
+        return max(self._limits.block_s, _CALLS_PER_BLOCK * self._call_s)
 
     @property
     def block_cost_s(self) -> float:
-        """Time of a block with its lead-in, and of coming to rest after it."""
+        """Expected duration of a block with its lead-in and the rest after it."""
         return self.block_s + max(_LEAD_IN * self.block_s, self._call_s) + self._rest_s
 
     def begin(self, seed: int) -> None:
-        """Start the worker, load the engine, compute once, warm up."""
-        cell, found, limits = self.found.cell, self.found, self._limits
+        """Start the worker, load the engine, run the first inference and warm up."""
+        cell, result, limits = self.result.cell, self.result, self._limits
         try:
             self._worker = worker = Worker(cell.threads)
-            found.start_s = worker.start_s
+            result.start_s = worker.start_s
             loaded, _ = worker.ask(
                 "load",
                 timeout_s=limits.load_timeout_s,
@@ -301,9 +300,11 @@ class _Runner:
                 variant=cell.variant,
                 cache=None if cell.cache is None else str(cell.cache),
             )
-            found.load_s = loaded["load_s"]
+            result.load_s = loaded["load_s"]
             if len(loaded["runtimes"]) > 1:
-                found.notes.append(f"its process loaded {' and '.join(loaded['runtimes'])}")
+                result.notes.append(
+                    f"its process loaded several runtimes: {', '.join(loaded['runtimes'])}"
+                )
             prepared, _ = worker.ask(
                 "prepare",
                 timeout_s=limits.load_timeout_s,
@@ -311,9 +312,9 @@ class _Runner:
                 image_size=cell.image_size,
                 seed=seed,
             )
-            found.first_inference_ms = prepared["first_inference_ms"]
-            found.image_size = prepared["image_size"]
-            found.notes += prepared["notes"]
+            result.first_inference_ms = prepared["first_inference_ms"]
+            result.image_size = prepared["image_size"]
+            result.notes += prepared["notes"]
             self._warm_up()
         except WorkerFailed as failure:
             if failure.usage:
@@ -325,22 +326,24 @@ class _Runner:
         end = time.monotonic() + _WARM_UP * self._limits.duration_s
         while not settled(windows):
             if len(windows) > _WINDOWS and time.monotonic() > end:
-                self.found.notes.append("its warm-up did not settle")
+                self.result.notes.append("its warm-up did not settle")
                 break
-            block = self._ask(self._limits.block_s, min_calls=_CALLS_A_WINDOW, longest_rest_s=0.0)
-            self.found.warmup_calls += len(block.calls)
+            block = self._time_calls(
+                self._limits.block_s, min_calls=_CALLS_PER_WINDOW, longest_rest_s=0.0
+            )
+            self.result.warmup_calls += len(block.calls)
             windows.append(block.spans_ms.sum(axis=1))
-        self.found.settled = settled(windows)
+        self.result.settled = settled(windows)
         self._call_s = float(np.median(windows[-1])) / 1e3
-        # Once more, to learn how long it takes to come to rest.
-        block = self._ask(0.0, min_calls=1, longest_rest_s=self._longest_rest_s)
-        self.found.warmup_calls += len(block.calls)
+        # One more call, to measure how long the threads take to become idle.
+        block = self._time_calls(0.0, min_calls=1, longest_rest_s=self._longest_rest_s)
+        self.result.warmup_calls += len(block.calls)
 
     def block(self, number: int) -> None:
-        """Compute for one block of round ``number``."""
+        """Run one block of round ``number``."""
         self._energy.begin()
         try:
-            block = self._ask(
+            block = self._time_calls(
                 self.block_s,
                 number=number,
                 min_calls=1,
@@ -352,43 +355,43 @@ class _Runner:
             self._fail(failure)
             return
         if (joules := self._energy.joules()) is not None:
-            self.found.joules = (self.found.joules or 0.0) + joules
-        self.found.blocks.append(block)
+            self.result.joules = (self.result.joules or 0.0) + joules
+        self.result.blocks.append(block)
 
-    def _ask(self, seconds: float, *, number: int = -1, **limits: Any) -> Block:
+    def _time_calls(self, seconds: float, *, number: int = -1, **limits: Any) -> Block:
         assert self._worker is not None
-        # The answer comes after all the calls that were asked for, each of which has its own time.
+        # The worker responds after all calls, each of which has its own timeout.
         calls = limits["min_calls"] + limits.get("min_lead_in", 0)
-        wait_policy = seconds * (1 + _LEAD_IN) + calls * self._limits.call_timeout_s
-        header, arrays = self._worker.ask("time", timeout_s=wait_policy, seconds=seconds, **limits)
-        self.found.peak_rss_bytes = header["peak_rss_bytes"]
+        timeout_s = seconds * (1 + _LEAD_IN) + calls * self._limits.call_timeout_s
+        header, arrays = self._worker.ask("time", timeout_s=timeout_s, seconds=seconds, **limits)
+        self.result.peak_rss_bytes = header["peak_rss_bytes"]
         if header["rss_bytes"] is not None and number >= 0:
             self._memory.append(header["rss_bytes"])
         self._rest_s = header["rest_s"]
         if number >= 0:
             self._busy.append(header["busy"])
-        if header["busy"] > 0:  # threads that never rest are not worth waiting for again and again
+        if header["busy"] > 0:  # do not wait repeatedly for threads that never idle
             self._longest_rest_s = _SHORT_REST_S
         return Block(number, arrays["calls"], header["lead_in"], arrays["stream"])
 
     def end(self, gpus: Gpus) -> None:
-        """Write down what only shows at the end."""
-        found = self.found
+        """Record GPU memory, busy threads and leaks after the last round."""
+        result = self.result
         if self.alive:
-            found.gpu_memory_bytes = gpus.memory_bytes(self.pid)
+            result.gpu_memory_bytes = gpus.memory_bytes(self.pid)
             busy = float(np.median(self._busy)) if self._busy else 0.0
             if busy > 0:
-                found.notes.append(
-                    f"its threads do not stop working between its blocks ({busy:.0%} of a core), "
-                    "which slows the other engines down"
+                result.notes.append(
+                    f"its threads keep running between its blocks ({busy:.0%} of a core) and slow "
+                    "down the other engines"
                 )
             if (grown := leaked(self._memory)) is not None:
-                found.notes.append(f"its memory grew by {grown / 2**20:.0f} MiB during the rounds")
+                result.notes.append(f"its memory grew by {grown / 2**20:.0f} MiB during the rounds")
 
     def _fail(self, failure: WorkerFailed) -> None:
-        # One that computed before is not missing what it needs: it has lost it.
-        self.found.status = "failed" if self.found.blocks else failure.status
-        self.found.error = failure.message
+        # An engine that computed before has failed, even if a device is missing now.
+        self.result.status = "failed" if self.result.blocks else failure.status
+        self.result.error = failure.message
         self.close()
 
     def close(self) -> None:
@@ -399,10 +402,10 @@ class _Runner:
 
 
 def leaked(memory: Sequence[int]) -> int | None:
-    """By how many bytes resident memory grew, if it looks like a leak.
+    """Growth of resident memory in bytes if it looks like a leak, else ``None``.
 
-    It does if the last third of the rounds lies wholly above the first third, by more than 10 %
-    and 64 MiB: a cache that fills up once does not go on growing.
+    It does if memory rises from third to third of the rounds, by more than 10 % and 64 MiB from the
+    first to the last: a cache fills up once and then stops growing.
 
     Args:
         memory: Bytes after each round.

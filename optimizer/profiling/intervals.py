@@ -1,21 +1,21 @@
-"""How far a measured number can be trusted: percentiles, intervals, verdicts.
+"""Statistics of measured latencies: percentiles, confidence intervals and verdicts.
 
-Samples come in *rounds* (see `optimizer.profiling.harness`). Calls of one round are neighbours in
-time and resemble each other, so the round and not the call is what is resampled: a cluster
-bootstrap. Where two engines are compared, both are resampled with the same rounds, so that what
-slowed a whole round down cancels. Three corrections keep the intervals from being too narrow:
+Samples come in *rounds* (see `optimizer.profiling.harness`). Calls of one round are close in time and
+correlated, so rounds are resampled and not calls: a cluster bootstrap. When two engines are compared,
+both are resampled with the same rounds, so that what slows down a whole round cancels out. Three
+corrections keep the intervals from being too narrow:
 
-- few rounds: the interval is widened by the quotient of Student's and the normal quantile and by
+- few rounds: the interval is widened by the ratio of Student's to the normal quantile and by
   ``sqrt(n / (n - 1))``, which the percentile bootstrap lacks;
-- rounds that resemble their neighbours (a slow drift): it is widened by
-  ``sqrt((1 + r) / (1 - r))`` with ``r`` the lag-1 correlation of the ranks, corrected for its bias
-  in short series (Kendall 1954). This is the variance inflation of the mean of an AR(1) series;
-- fewer than `MIN_ROUNDS_FOR_INTERVAL` rounds give no interval at all: the extremes of five values
-  cover their median with 93.75 % only.
+- correlated rounds (a slow drift): it is widened by ``sqrt((1 + r) / (1 - r))`` with ``r`` the lag-1
+  correlation of the ranks, corrected for its bias in short series (Kendall 1954). This is the
+  variance inflation of the mean of an AR(1) series;
+- fewer than `MIN_ROUNDS_FOR_INTERVAL` rounds give no interval: the extremes of five values cover
+  their median with a probability of only 93.75 %.
 
-What differs between two starts of the same engine (memory layout, say) is in no round. Of one start
-the harness's A/A control shows something, and `judge` takes it as ``floor`` and ``drift``; of several
-starts `across_starts` makes intervals as wide as they differ.
+Differences between two starts of the same engine (memory layout, for example) do not show within the
+rounds of one start. With one start, the harness's A/A control estimates them, and `judge` takes them as
+``floor`` and ``drift``; with several starts, `across_starts` includes them in the intervals.
 """
 
 from __future__ import annotations
@@ -47,31 +47,34 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Rounds = Sequence[Floats]
-"""One array of positive samples (milliseconds) a round."""
+"""One array of positive samples (milliseconds) per round."""
 
 MIN_ROUNDS_FOR_INTERVAL = 6
 _RESAMPLES = 2000
 _BINS = 2048
 _CONFIDENCE = 0.95
-_ROUNDS_OF_SLOW = 5
-"""Rounds with slow calls below which nothing is known of how these come together."""
+_MIN_SLOW_ROUNDS = 5
+"""With fewer rounds that contain slow calls, their clustering cannot be estimated."""
 _PERCENTILES = {"p90": 0.90, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; ``None`` where the rounds are too few for one."""
+    """A value with its 95 % interval; ``None`` with too few rounds."""
 
     value: float
     ci95: Interval | None
 
 
 def smallest_sample(quantile: float, confidence: float = _CONFIDENCE) -> int:
-    """Smallest sample whose maximum is an upper bound of a quantile with this confidence.
+    """Smallest sample size whose maximum bounds a quantile from above with this confidence.
 
     Without assuming a distribution, the largest of ``n`` independent samples exceeds the quantile
     ``q`` with probability ``1 - q**n``: 29 samples for p90, 59 for p95, 299 for p99, 2,995 for
-    p99.9. With fewer, no bound on the percentile exists and it is not printed.
+    p99.9. With fewer samples the percentile has no upper bound and is not reported.
+
+    Raises:
+        ValueError: ``quantile`` or ``confidence`` is not within (0, 1).
     """
     if not (0.0 < quantile < 1.0 and 0.0 < confidence < 1.0):
         raise ValueError(f"quantile {quantile} and confidence {confidence} must lie within (0, 1)")
@@ -82,11 +85,11 @@ def latency(samples: Floats) -> Latency:
     """Mean and percentiles of all samples of all rounds (never percentiles of percentiles).
 
     Args:
-        samples: Milliseconds, at least one, none left out.
+        samples: Milliseconds; all samples, at least one.
 
     Returns:
-        Percentiles by linear interpolation between order statistics; ``None`` where
-        `smallest_sample` says that there are too few samples.
+        Percentiles by linear interpolation between order statistics; ``None`` for percentiles that
+        need more samples (see `smallest_sample`).
     """
     tails = {
         name: float(np.quantile(samples, q)) if len(samples) >= smallest_sample(q) else None
@@ -96,37 +99,40 @@ def latency(samples: Floats) -> Latency:
 
 
 def quantile_bounds(rounds: Rounds, quantile: float) -> tuple[float | None, float | None]:
-    """One-sided 95 % bounds of a quantile, from below and from above, without a distribution.
+    """Distribution-free one-sided 95 % lower and upper bounds of a quantile.
 
     The number of independent samples below the quantile is binomial, and the bounds are the order
-    statistics beyond it with 95 % (Conover, Practical Nonparametric Statistics, 3.2). Slow calls
-    come together in some rounds and are not independent: the binomial counts as many samples as
-    the spread of the share of slow calls from round to round says they are worth (the design
-    effect of Korn and Graubard, 1998), and never more than there are. Where slow calls are in a
-    handful of rounds alone, that spread is not known and a round counts as one sample.
+    statistics that exceed it with 95 % (Conover, Practical Nonparametric Statistics, 3.2). Slow
+    calls cluster in some rounds and are not independent, so the binomial uses the effective sample
+    size, from the variation of the share of slow calls between rounds (the design effect of Korn
+    and Graubard, 1998), at most the actual one. If only a few rounds have slow calls, this variation
+    is unknown and each round counts as one sample.
 
     Args:
         rounds: Milliseconds.
         quantile: Within (0, 1).
 
     Returns:
-        ``None`` for a bound that this many samples do not have (see `smallest_sample`).
+        The lower and the upper bound; ``None`` for a bound that needs more samples (see
+        `smallest_sample`).
     """
     from scipy.stats import binom
 
     ordered = np.sort(np.concatenate(rounds))
     n = len(ordered)
-    worth = max(1, math.floor(n / _design_effect(rounds, float(np.quantile(ordered, quantile)))))
-    # Of `worth` samples, at most k lie below the quantile with probability binom.cdf(k, ...).
-    above = int(binom.ppf(_CONFIDENCE, worth, quantile))
-    below = int(binom.ppf(1 - _CONFIDENCE, worth, quantile)) - 1
-    upper = ordered[math.ceil((above + 1) / worth * n) - 1] if above < worth else None
-    lower = ordered[math.floor((below + 1) / worth * n) - 1] if below >= 0 else None
+    effective = max(
+        1, math.floor(n / _design_effect(rounds, float(np.quantile(ordered, quantile))))
+    )
+    # Of `effective` samples, at most k lie below the quantile with probability binom.cdf(k, ...).
+    above = int(binom.ppf(_CONFIDENCE, effective, quantile))
+    below = int(binom.ppf(1 - _CONFIDENCE, effective, quantile)) - 1
+    upper = ordered[math.ceil((above + 1) / effective * n) - 1] if above < effective else None
+    lower = ordered[math.floor((below + 1) / effective * n) - 1] if below >= 0 else None
     return None if lower is None else float(lower), None if upper is None else float(upper)
 
 
 def _design_effect(rounds: Rounds, limit: float) -> float:
-    """Variance of the share of samples above a limit, in units of that of independent samples."""
+    """Variance of the share of samples above a limit, relative to independent samples."""
     slow = np.array([np.count_nonzero(r > limit) for r in rounds], np.float64)
     sizes = np.array([len(r) for r in rounds], np.float64)
     n, share = sizes.sum(), slow.sum() / sizes.sum()
@@ -134,8 +140,8 @@ def _design_effect(rounds: Rounds, limit: float) -> float:
         return 1.0
     between = len(rounds) / (len(rounds) - 1) * float(np.sum((slow - share * sizes) ** 2)) / n**2
     effect: float = between * n / (share * (1 - share))
-    if np.count_nonzero(slow) < min(_ROUNDS_OF_SLOW, len(rounds)):
-        # The spread cannot be told from so few: each round counts as one sample.
+    if np.count_nonzero(slow) < min(_MIN_SLOW_ROUNDS, len(rounds)):
+        # Too few to estimate the variation: each round counts as one sample.
         effect = max(effect, float(n) / len(rounds))
     return max(1.0, effect)
 
@@ -144,7 +150,7 @@ def _design_effect(rounds: Rounds, limit: float) -> float:
 
 
 def median(rounds: Rounds, *, seed: int = 0) -> Estimate:
-    """Median of all samples, with an interval by bootstrap over rounds."""
+    """Median of all samples, with a bootstrap interval over rounds."""
     point = float(np.median(np.concatenate(rounds)))
     if len(rounds) < MIN_ROUNDS_FOR_INTERVAL:
         return Estimate(point, None)
@@ -155,19 +161,19 @@ def median(rounds: Rounds, *, seed: int = 0) -> Estimate:
 def rate(rounds: Rounds, *, seed: int = 0) -> Estimate:
     """Calls per second of measured time: all calls over the sum of all their latencies.
 
-    Unlike ``1 / median`` this is the rate that was really reached, slow calls included.
+    Unlike ``1 / median``, this is the rate actually achieved, including slow calls.
     """
     totals = np.array([np.sum(r) for r in rounds]) / 1e3
     return wall_rate(np.array([len(r) for r in rounds], np.float64), totals, seed=seed)
 
 
 def wall_rate(work: Floats, seconds: Floats, *, seed: int = 0) -> Estimate:
-    """Work per second: all work over all time, with an interval by bootstrap over rounds.
+    """Work per second: total work over total time, with a bootstrap interval over rounds.
 
     Args:
-        work: What was done in each round, above zero.
-        seconds: How long it took.
-        seed: Seed of the resampling.
+        work: Work done in each round, positive.
+        seconds: Duration of each round.
+        seed: Seed of the bootstrap.
     """
     point = float(work.sum() / seconds.sum())
     if len(work) < MIN_ROUNDS_FOR_INTERVAL:
@@ -178,18 +184,18 @@ def wall_rate(work: Floats, seconds: Floats, *, seed: int = 0) -> Estimate:
 
 
 def ratio_of_medians(a: Rounds, b: Rounds, *, seed: int = 0) -> Estimate:
-    """Speed of ``b`` in units of ``a``: median of ``a`` over median of ``b``, paired by round.
+    """Speed of ``b`` relative to ``a``: median of ``a`` over median of ``b``, paired by round.
 
     Args:
         a: Rounds of the baseline, milliseconds.
-        b: The same rounds of the other engine; ``b[i]`` was measured beside ``a[i]``.
-        seed: Seed of the resampling.
+        b: The same rounds of the candidate; ``b[i]`` was measured in the same round as ``a[i]``.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: The two do not have the same number of rounds.
+        ValueError: The numbers of rounds differ.
     """
     if len(a) != len(b):
-        raise ValueError(f"paired rounds: {len(a)} and {len(b)} are not the same number")
+        raise ValueError(f"rounds cannot be paired: {len(a)} and {len(b)}")
     point = float(np.median(np.concatenate(a)) / np.median(np.concatenate(b)))
     if len(a) < MIN_ROUNDS_FOR_INTERVAL:
         return Estimate(point, None)
@@ -200,10 +206,10 @@ def ratio_of_medians(a: Rounds, b: Rounds, *, seed: int = 0) -> Estimate:
 
 
 def ratio_unpaired(a_medians: Floats, b_medians: Floats, *, seed: int = 0) -> Estimate:
-    """As `ratio_of_medians` for two runs at different times, from their medians of rounds.
+    """Like `ratio_of_medians`, for two runs at different times, from their round medians.
 
-    What differed between the two runs (temperature, other processes, another start of the engine)
-    is in neither of them, so this interval is too narrow by an unknown amount.
+    Changes between the runs (temperature, other processes, another start of the engine) do not show
+    within either run, so this interval is too narrow by an unknown amount.
     """
     point = float(np.median(a_medians) / np.median(b_medians))
     if min(len(a_medians), len(b_medians)) < MIN_ROUNDS_FOR_INTERVAL:
@@ -219,14 +225,15 @@ def ratio_unpaired(a_medians: Floats, b_medians: Floats, *, seed: int = 0) -> Es
 
 
 def across_starts(estimate: Estimate, values: Sequence[float]) -> Estimate:
-    """An interval that holds what starts of the same engines differ by.
+    """Widen an interval to include start-to-start variation.
 
-    Student's interval of the mean of the starts' logarithms, around the estimate; never narrower than
-    the estimate's own.
+    Uses Student's interval of the mean of the starts' logarithms, centered on the estimate; the result
+    is never narrower than the original interval.
 
     Args:
-        estimate: Of all rounds together.
-        values: The same quantity of each start alone, positive; fewer than three change nothing.
+        estimate: Estimate over all rounds.
+        values: The same quantity for each start, positive; with fewer than three, the estimate is
+            returned unchanged.
     """
     from scipy.special import stdtrit
 
@@ -247,22 +254,21 @@ def across_starts(estimate: Estimate, values: Sequence[float]) -> Estimate:
 def judge(
     speed: Estimate, *, min_effect: float, floor: float = 0.0, drift: float = 0.0
 ) -> ComparisonVerdict:
-    """What a ratio of speeds means against the smallest effect of interest.
+    """The verdict on a speed ratio, given the smallest effect of interest.
 
-    - ``equivalent``: the whole interval, made wider by ``drift`` on both sides, lies within
+    - ``equivalent``: the whole interval, widened by ``drift`` on both sides, lies between
       ``1 / (1 + min_effect)`` and ``1 + min_effect``;
-    - ``faster`` (``slower``): the interval lies wholly above (below) one *and* the ratio itself is
-      at least ``1 + e`` (at most ``1 / (1 + e)``), with ``e`` the larger of ``min_effect`` and
-      ``floor``;
-    - ``inconclusive``: anything else.
+    - ``faster`` (``slower``): the whole interval lies above (below) one *and* the ratio is at least
+      ``1 + e`` (at most ``1 / (1 + e)``), with ``e`` the larger of ``min_effect`` and ``floor``;
+    - ``inconclusive``: otherwise.
 
-    Bounds are symmetric on a log scale, so that exchanging the engines exchanges the verdicts.
+    Bounds are symmetric on a log scale, so swapping the engines swaps the verdicts.
 
     Args:
-        speed: Speed of the candidate in units of the baseline.
+        speed: Speed of the candidate relative to the baseline.
         min_effect: Smallest relative difference of interest, 0.02 for 2 %.
-        floor: Largest difference that the same engine may have from itself in this run.
-        drift: Difference that it did show; what two starts differ by is in no interval.
+        floor: Upper bound of the A/A control's difference in this run.
+        drift: Observed difference of the A/A control, which the interval does not include.
     """
     if speed.ci95 is None:
         return "inconclusive"
@@ -285,17 +291,17 @@ def _medians(rounds: Rounds) -> Floats:
 
 
 def _multiplicities(n: int, seed: int) -> Floats:
-    """How often each of ``n`` rounds is drawn: resamples x n, rows add up to n."""
+    """How often each of ``n`` rounds is drawn: resamples x n; each row adds up to n."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
 
 
 def _weighted_medians(rounds: Rounds, weights: Floats) -> Floats:
-    """Median of the pooled samples, once a row of ``weights`` (resamples x rounds).
+    """Median of the pooled samples for each row of ``weights`` (resamples x rounds).
 
-    Sorting the pool anew for every resample costs seconds for 100,000 samples. The pool is sorted
-    once, into bins that hold one sample at the median and more away from it, and the resamples
-    only count; the loss is below the bin's width in rank, and none up to `_BINS` samples.
+    Sorting the pool for every resample would take seconds for 100,000 samples. Instead, the pool is
+    sorted once into bins, which are narrowest at the median, and each resample only counts. The error
+    in rank is less than a bin, and zero for up to `_BINS` samples.
     """
     values = np.concatenate(rounds)
     owner = np.repeat(np.arange(len(rounds)), [len(r) for r in rounds])
@@ -307,10 +313,10 @@ def _weighted_medians(rounds: Rounds, weights: Floats) -> Floats:
     middles = (values[(first + last) // 2] + values[(first + last + 1) // 2]) / 2
     counts = np.zeros((len(rounds), len(first)))
     np.add.at(counts, (owner, bins), 1.0)
-    cumulated = np.cumsum(weights @ counts, axis=1)
-    half = cumulated[:, -1:] / 2
-    lower = np.sum(cumulated < half, axis=1)
-    upper = np.minimum(np.sum(cumulated <= half, axis=1), len(first) - 1)
+    cumulative = np.cumsum(weights @ counts, axis=1)
+    half = cumulative[:, -1:] / 2
+    lower = np.sum(cumulative < half, axis=1)
+    upper = np.minimum(np.sum(cumulative <= half, axis=1), len(first) - 1)
     medians: Floats = (middles[lower] + middles[upper]) / 2
     return medians
 
@@ -348,9 +354,9 @@ def _widening(series: Floats) -> float:
 def serial_correlation(series: Floats) -> float:
     """Correlation of each value's rank with the next one's, within [0, 0.95].
 
-    Ranks, because one disturbed round must not hide that its neighbours are alike; the estimate's
-    bias of about ``-(1 + 4 r) / n`` is taken out; negative values count as zero, because no
-    interval shall be narrowed by them.
+    Ranks are used so that one disturbed round does not mask the correlation of the others. The
+    estimate's bias of about ``-(1 + 4 r) / n`` is corrected. Negative values become zero, because
+    they must not narrow an interval.
     """
     n = len(series)
     _, inverse, count = np.unique(series, return_inverse=True, return_counts=True)

@@ -1,10 +1,10 @@
-"""Layer by layer: where the time of an engine goes, engines in, ``profile.json`` out.
+"""Layer profiles: where an engine spends its time; returns the contents of ``profile.json``.
 
-Each engine is profiled in a worker process of its own (`optimizer.profiling.bench_worker`), one after the
-other: to compare engines is what `bench` is for. In every round the whole call is timed without
-profiling and the layers with it, in an order drawn anew; a layer's time is its median over the
-calls of a round, then over rounds, with an interval by bootstrap over rounds. What the layers leave
-of the whole call is shown and given to none.
+Engines are profiled one after the other, each in its own worker process
+(`optimizer.profiling.bench_worker`); comparing engines is the task of `bench`. Each round times the
+whole call without profiling and the layers with it, in random order. A layer's time is its median over
+the calls of a round, then over rounds, with a bootstrap interval over rounds. Time of the whole call
+outside all layers is reported separately and not assigned to any layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from optimizer.options import ProfileOptions, takes_options
 from optimizer.profiling import intervals, roofline
 from optimizer.profiling.blocks import over_rounds, summed, timed_blocks, timed_layers
 from optimizer.profiling.ceilings import Effort, ceilings
-from optimizer.profiling.conditions import Monitor, joined
+from optimizer.profiling.conditions import Monitor, merge_conditions
 from optimizer.profiling.engine_facts import EngineFacts, check_options, describe_engines
 from optimizer.profiling.harness import settled
 from optimizer.profiling.process import Worker, WorkerFailed
@@ -44,16 +44,16 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["HEADLINE", "ROUNDS", "profile"]
 
 HEADLINE = (
-    "the time of each layer by the engine's own profiler, medians over rounds; the whole call "
-    "was timed without it, in the same process and rounds"
+    "layer times are medians over rounds from the engine's own profiler; the whole call was timed "
+    "without the profiler, in the same process and rounds"
 )
 ROUNDS = 12
-_FEWEST_CALLS, _MOST_CALLS = 3, 20
-"""Profiled calls of a round; more would hardly move its median, and take long where a library
-opens the engine anew for them."""
+_MIN_CALLS, _MAX_CALLS = 3, 20
+"""Profiled calls per round. More would hardly change the median, and they take long with libraries
+that open the engine again for profiling."""
 _LOAD_TIMEOUT_S = 600.0
 _LONGEST_REST_S = 0.25
-_WINDOWS_AT_MOST = 20
+_MAX_WINDOWS = 20
 Rounds = list[NDArray[np.float64]]
 
 
@@ -69,22 +69,22 @@ def profile(
 ) -> ProfileResult:
     """Time engines layer by layer and compare the layers with the machine's ceilings.
 
-    PyTorch runs where the engines run, if it can; see `optimizer.engines.placement.assign_devices`. The
-    rounds of an engine exceed ``duration`` where opening its profiled copy, or `ROUNDS` rounds of
-    three calls, take longer. GPU engines are never compared with the ceilings of the CPU.
+    PyTorch runs on the engines' device if it can; see `optimizer.engines.placement.assign_devices`. An engine
+    takes longer than ``duration`` if opening its profiled copy, or `ROUNDS` rounds of three calls,
+    takes longer. GPU engines are never compared with the ceilings of the CPU.
 
     Args:
         engines: Engine files, or checkpoints (PyTorch eager).
-        options: What is measured, and how long.
-        effort: How much is measured of the ceilings.
-        cache: Where the ceilings are kept; ``None`` keeps nothing.
-        call_timeout_s: A call that takes longer hangs, and its engine has failed.
-        progress: Where steps are reported, between measurements.
+        options: Settings to measure and duration.
+        effort: How thoroughly ceilings are measured; ``None`` for the default.
+        cache: Where ceilings are stored; ``None`` stores nothing.
+        call_timeout_s: An engine fails if a call takes longer.
+        progress: Receives progress updates, between measurements only.
 
     Raises:
-        UsageError: An engine, a batch outside an engine's range, or an option is wrong.
-        ArtifactError: The graph an engine was built from is not beside it, or another one is.
-        EnvironmentFault: None of the engines can run on this machine.
+        UsageError: An engine or option is invalid, or a batch size is outside an engine's range.
+        ArtifactError: The graph that an engine was built from is missing or a different one.
+        EnvironmentFault: No engine can run on this machine.
     """
     progress = progress or Silent()
     if not engines:
@@ -103,30 +103,32 @@ def profile(
     graphs = [_graph_beside(fact) for fact in facts]
     devices = assign_devices(paths, options.device)
     on_cpu = [_on_cpu(fact, devices[fact.path]) for fact in facts]
-    found = None
+    machine_ceilings = None
     if options.ceilings and any(on_cpu):
-        found = ceilings(
+        machine_ceilings = ceilings(
             threads, cache=cache, remeasure=options.remeasure, effort=effort, progress=progress
         )
-    asked = _Asked(
+    request = _Request(
         batch, options.image_size, threads, options.duration, devices, options.seed, call_timeout_s
     )
     profiled, conditions = [], []
     for fact, graph, cpu in zip(facts, graphs, on_cpu, strict=True):
-        measured = _measure(fact, asked, progress)
-        profiled.append(_evaluated(fact, graph, measured, asked, found if cpu else None))
+        measured = _measure(fact, request, progress)
+        profiled.append(
+            _evaluate(fact, graph, measured, request, machine_ceilings if cpu else None)
+        )
         if measured.conditions is not None:
             conditions.append((measured.conditions, len(measured.layers)))
-    if all(one.status in {"unavailable", "built-not-run"} for one in profiled):
+    if all(p.status in {"unavailable", "built-not-run"} for p in profiled):
         raise EnvironmentFault(f"no engine can run here: {profiled[0].error}")
     return ProfileResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=fingerprint(),
         headline=HEADLINE,
         engines=profiled,
-        ceilings=found,
-        ceilings_note=_ceilings_note(roofs=options.ceilings, on_cpu=on_cpu),
-        conditions=joined(conditions) if conditions else None,
+        ceilings=machine_ceilings,
+        ceilings_note=_ceilings_note(enabled=options.ceilings, on_cpu=on_cpu),
+        conditions=merge_conditions(conditions) if conditions else None,
         settings={
             "batch": batch,
             "image_size": options.image_size,
@@ -140,26 +142,26 @@ def profile(
     )
 
 
-def _ceilings_note(*, roofs: bool, on_cpu: Sequence[bool]) -> str | None:
-    if not roofs:
-        return "ceilings: not measured, as asked"
+def _ceilings_note(*, enabled: bool, on_cpu: Sequence[bool]) -> str | None:
+    if not enabled:
+        return "ceilings: not measured, as requested"
     if all(on_cpu):
         return None
-    return "ceilings: not measured on GPUs, so their layers have times and no verdict"
+    return "ceilings: not measured on GPUs, so GPU layers have no verdict"
 
 
 def _on_cpu(fact: EngineFacts, device: str | None) -> bool:
-    where = runs_on(fact.path, device)
-    if where is None:  # a third party's, which says so itself
+    used = runs_on(fact.path, device)
+    if used is None:  # a third-party backend: its manifest states the device
         return bool((read_manifest(fact.path).device or {}).get("kind") == "cpu")
-    return where == "cpu"
+    return used == "cpu"
 
 
 def _graph_beside(fact: EngineFacts) -> Path | None:
-    """The graph that tells the operations; PyTorch's modules tell their own.
+    """The graph file next to the engine; ``None`` for PyTorch, which reports its own operations.
 
     Raises:
-        ArtifactError: It is missing, or it is not the one the engine was built from.
+        ArtifactError: The graph is missing, or it is not the one the engine was built from.
     """
     if fact.backend == "torch":
         return None
@@ -168,9 +170,9 @@ def _graph_beside(fact: EngineFacts) -> Path | None:
     built_from = next((i.sha256 for i in manifest.inputs if i.role == "graph"), None)
     if graph is None:
         raise ArtifactError(
-            f"{fact.name}.graph.onnx, the graph it was built from, is not beside {fact.name}: "
-            "without it nobody knows which modules its layers are and what they compute",
-            hint=f"copy it there, or {rebuild_command(fact.path, manifest)}",
+            f"{fact.name}.graph.onnx is missing: profiling needs the graph that {fact.name} was built "
+            "from, to map layers to modules and operations",
+            hint=f"copy it next to the engine, or {rebuild_command(fact.path, manifest)}",
         )
     if built_from is not None and digest(graph) != built_from:
         raise ArtifactError(
@@ -184,7 +186,7 @@ def _graph_beside(fact: EngineFacts) -> Path | None:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     batch: int
     image_size: int | None
     threads: int
@@ -196,7 +198,7 @@ class _Asked:
 
 @dataclass
 class _Measured:
-    """What one worker told: whole calls and layers, round by round."""
+    """Times of whole calls and of layers, per round."""
 
     whole: Rounds = field(default_factory=list)
     layers: list[list[LayerInfo]] = field(default_factory=list)
@@ -207,19 +209,19 @@ class _Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def _measure(fact: EngineFacts, asked: _Asked, progress: Progress) -> _Measured:
-    """Profile one engine in a process of its own.
+def _measure(fact: EngineFacts, request: _Request, progress: Progress) -> _Measured:
+    """Profile one engine in a worker process.
 
     Raises:
-        UsageError: It cannot be opened as it is, or not with this batch, or has no layer times.
+        UsageError: The engine cannot be opened, or not with this batch, or has no layer times.
     """
     measured = _Measured()
     progress.start(f"profile {fact.name}", total=ROUNDS)
     worker: Worker | None = None
     try:
-        worker = Worker(asked.threads)
-        call_s = _warmed_up(worker, fact, asked, measured)
-        _rounds(worker, call_s, asked, measured, progress)
+        worker = Worker(request.threads)
+        call_s = _warm_up(worker, fact, request, measured)
+        _rounds(worker, call_s, request, measured, progress)
     except WorkerFailed as failure:
         if failure.usage:
             raise UsageError(f"{fact.name}: {failure.message}") from None
@@ -231,49 +233,49 @@ def _measure(fact: EngineFacts, asked: _Asked, progress: Progress) -> _Measured:
     return measured
 
 
-def _warmed_up(worker: Worker, fact: EngineFacts, asked: _Asked, measured: _Measured) -> float:
+def _warm_up(worker: Worker, fact: EngineFacts, request: _Request, measured: _Measured) -> float:
     worker.ask(
         "load",
         timeout_s=_LOAD_TIMEOUT_S,
         path=str(fact.path),
-        threads=asked.threads,
-        device=asked.devices[fact.path],
+        threads=request.threads,
+        device=request.devices[fact.path],
     )
     prepared, _ = worker.ask(
         "prepare",
         timeout_s=_LOAD_TIMEOUT_S,
-        batch=asked.batch,
-        image_size=asked.image_size or fact.image_size,
-        seed=asked.seed,
+        batch=request.batch,
+        image_size=request.image_size or fact.image_size,
+        seed=request.seed,
     )
     measured.image_size = prepared["image_size"]
     measured.notes += prepared["notes"]
     windows: Rounds = []
     while not settled(windows):
-        if len(windows) >= _WINDOWS_AT_MOST:
+        if len(windows) >= _MAX_WINDOWS:
             measured.notes.append("its warm-up did not settle")
             break
-        windows.append(_whole(worker, asked, calls=_FEWEST_CALLS, longest_rest_s=0.0))
+        windows.append(_whole(worker, request, calls=_MIN_CALLS, longest_rest_s=0.0))
     return float(np.median(windows[-1])) / 1e3
 
 
 def _rounds(
-    worker: Worker, call_s: float, asked: _Asked, measured: _Measured, progress: Progress
+    worker: Worker, call_s: float, request: _Request, measured: _Measured, progress: Progress
 ) -> None:
-    """Whole calls and layers in turns; both get half of the time of a round."""
-    order = np.random.default_rng(asked.seed)
-    affordable = max(_FEWEST_CALLS, math.ceil(asked.duration_s / ROUNDS / 2 / call_s))
-    measured.calls = min(_MOST_CALLS, affordable)
+    """Interleave whole calls and profiled calls; each gets half of the time of a round."""
+    order = np.random.default_rng(request.seed)
+    affordable = max(_MIN_CALLS, math.ceil(request.duration_s / ROUNDS / 2 / call_s))
+    measured.calls = min(_MAX_CALLS, affordable)
     monitor = Monitor([worker.pid])
     monitor.begin()
     try:
         for _ in range(ROUNDS):
-            for what in order.permutation(["whole", "layers"]):
+            for kind in order.permutation(["whole", "layers"]):
                 with monitor.computing():
-                    if what == "whole":
-                        measured.whole.append(_whole(worker, asked, calls=affordable))
+                    if kind == "whole":
+                        measured.whole.append(_whole(worker, request, calls=affordable))
                     else:
-                        measured.layers.append(_layers(worker, asked, calls=measured.calls))
+                        measured.layers.append(_layers(worker, request, calls=measured.calls))
             monitor.read()
             progress.advance()
     finally:
@@ -282,12 +284,12 @@ def _rounds(
 
 
 def _whole(
-    worker: Worker, asked: _Asked, *, calls: int, longest_rest_s: float = _LONGEST_REST_S
+    worker: Worker, request: _Request, *, calls: int, longest_rest_s: float = _LONGEST_REST_S
 ) -> NDArray[np.float64]:
-    """Milliseconds of computing whole calls, without profiling."""
+    """Compute times of whole calls in milliseconds, without profiling."""
     header, arrays = worker.ask(
         "time",
-        timeout_s=(calls + 1) * asked.call_timeout_s,
+        timeout_s=(calls + 1) * request.call_timeout_s,
         seconds=0.0,
         min_calls=calls,
         min_lead_in=1,
@@ -297,10 +299,10 @@ def _whole(
     return compute
 
 
-def _layers(worker: Worker, asked: _Asked, *, calls: int) -> list[LayerInfo]:
+def _layers(worker: Worker, request: _Request, *, calls: int) -> list[LayerInfo]:
     header, _ = worker.ask(
         "layers",
-        timeout_s=_LOAD_TIMEOUT_S + calls * asked.call_timeout_s,
+        timeout_s=_LOAD_TIMEOUT_S + calls * request.call_timeout_s,
         calls=calls,
         longest_rest_s=_LONGEST_REST_S,
     )
@@ -310,11 +312,11 @@ def _layers(worker: Worker, asked: _Asked, *, calls: int) -> list[LayerInfo]:
 # --- evaluating ----------------------------------------------------------------------------------
 
 
-def _evaluated(
+def _evaluate(
     fact: EngineFacts,
     graph: Path | None,
     measured: _Measured,
-    asked: _Asked,
+    request: _Request,
     ceilings: Ceilings | None,
 ) -> EngineProfile:
     result = EngineProfile(
@@ -322,19 +324,19 @@ def _evaluated(
         file=str(fact.path),
         backend=fact.backend,
         precision=fact.precision,
-        batch=asked.batch,
+        batch=request.batch,
         image_size=measured.image_size,
-        threads=asked.threads,
+        threads=request.threads,
         notes=measured.notes,
     )
     if measured.failure is not None:
         failed = {"status": measured.failure.status, "error": measured.failure.message}
         return result.model_copy(update=failed)
-    whole = intervals.median(measured.whole, seed=asked.seed)
+    whole = intervals.median(measured.whole, seed=request.seed)
     layers, times = timed_layers(
-        measured.layers, graph, batch=asked.batch, ceilings=ceilings, seed=asked.seed
+        measured.layers, graph, batch=request.batch, ceilings=ceilings, seed=request.seed
     )
-    total, _ = over_rounds(summed(list(times.values())), asked.seed)
+    total, _ = over_rounds(summed(list(times.values())), request.seed)
     return result.model_copy(
         update={
             "rounds": len(measured.layers),
@@ -344,6 +346,6 @@ def _evaluated(
             "layers_ms": total,
             "outside_ms": whole.value - total,
             "layers": layers,
-            "blocks": timed_blocks(layers, times, asked.seed),
+            "blocks": timed_blocks(layers, times, request.seed),
         }
     )

@@ -1,13 +1,13 @@
-"""One LoadGen scenario in a process of its own; `optimizer.profiling.scenarios` has it called there.
+"""The child process that runs one LoadGen scenario, started by `optimizer.profiling.scenarios`.
 
-LoadGen keeps global state, so a process runs one test and ends. It writes its logs and what this
-process itself saw (``seen.json``) into the folder of the request, and the caller reads both.
-Settings are given field by field and not by a configuration file, because LoadGen reads its own
-``mlperf.conf`` for the first test of a process only.
+LoadGen keeps global state, so each process runs one test and ends. It writes LoadGen's logs and its own
+measurements (`OBSERVED`) into the folder of the request, where the caller reads both. Settings are set
+field by field and not by a configuration file, because LoadGen reads its own ``mlperf.conf`` only for
+the first test of a process.
 
-A query is one image (eight in multi-stream), the query's own out of a pool of random ones. In server
-mode a thread takes whatever waits, up to the batch, and computes it together; offline computes the
-one query in batches.
+A query is one image (eight in multi-stream) from a pool of random images. In server mode, a thread takes
+all waiting queries, up to the batch size, and computes them together; offline computes its single query
+in batches.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from optimizer.engines import Session, open_engine
 from optimizer.errors import ResnetOptError
 from optimizer.processes import give_up
 from optimizer.profiling.bench_worker import input_shape, random_batch
-from optimizer.profiling.request import SEEN, Request
+from optimizer.profiling.request import OBSERVED, Request
 
 __all__ = ["POOL", "run"]
 
 POOL = 16
-"""Images that queries are drawn from."""
+"""Number of images that queries are drawn from."""
 _WARM_UP_S = 1.0
-_FEWEST_QUERIES = 64
-"""The fewest that LoadGen's early stopping accepts for the 90th percentile of single-stream."""
+_MIN_QUERIES = 64
+"""Minimum for LoadGen's early stopping at the 90th percentile of single-stream."""
 
 
 class _Computer:
-    """The engine and what it was seen doing."""
+    """Runs the engine and counts its calls and samples."""
 
     def __init__(self, request: Request, loadgen: Any) -> None:
         self._loadgen = loadgen
@@ -47,29 +47,29 @@ class _Computer:
             Path(request.engine), threads=request.threads, device=request.device
         )
         spec = self._session.input
-        alone = spec.shape[0] or 1
-        shape = input_shape(spec, alone, request.image_size)
+        batch = spec.shape[0] or 1
+        shape = input_shape(spec, batch, request.image_size)
         size = shape[1] if spec.dtype == "uint8" else shape[2]
         pools = [
-            random_batch(spec, alone, size, request.seed + i) for i in range(-(-POOL // alone))
+            random_batch(spec, batch, size, request.seed + i) for i in range(-(-POOL // batch))
         ]
         self._pool = np.concatenate(pools)[:POOL]
         self.call_ns: list[int] = []
         self.samples = 0
 
-    def compute(self, queries: list[Any], begun_ns: int) -> None:
-        """Compute the samples of one or several queries, and answer them."""
+    def compute(self, queries: list[Any], started_ns: int) -> None:
+        """Compute the samples of one or several queries and complete them."""
         images = self._pool[[query.index for query in queries]]
         outputs = self._session.run(images)
-        answers = [self._loadgen.QuerySampleResponse(query.id, 0, 0) for query in queries]
-        self.call_ns.append(time.perf_counter_ns() - begun_ns)
-        self._loadgen.QuerySamplesComplete(answers)
+        responses = [self._loadgen.QuerySampleResponse(query.id, 0, 0) for query in queries]
+        self.call_ns.append(time.perf_counter_ns() - started_ns)
+        self._loadgen.QuerySamplesComplete(responses)
         self.samples += len(queries)
         if not np.all(np.isfinite(outputs)):
             raise ResnetOptError("returned NaN or infinity")
 
     def warm_up(self, images: int) -> float:
-        """Compute for a second; images per second of its later half."""
+        """Warm up for one second; returns images per second in the second half."""
         batch = self._pool[np.arange(images) % POOL]
         times = [time.perf_counter()]
         while times[-1] - times[0] < _WARM_UP_S or len(times) < 5:
@@ -80,23 +80,23 @@ class _Computer:
 
 
 def _inline(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
-    """Single-stream, multi-stream and offline: computed where LoadGen asks."""
+    """Single-stream, multi-stream and offline: compute in LoadGen's own thread."""
     computer = _Computer(request, loadgen)
     step = request.batch if request.scenario == "offline" else 8
 
     def issue(queries: list[Any]) -> None:
-        begun = time.perf_counter_ns()
+        started_ns = time.perf_counter_ns()
         try:
             for start in range(0, len(queries), step):
-                computer.compute(queries[start : start + step], begun)
-        except Exception as error:  # noqa: BLE001 - any library's error is the answer
-            give_up(error)  # an exception that passes through LoadGen aborts the process
+                computer.compute(queries[start : start + step], started_ns)
+        except Exception as error:  # noqa: BLE001 - reported to the parent
+            give_up(error)  # an exception passing through LoadGen would abort the process
 
     return computer, issue
 
 
 def _queued(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
-    """Server: a thread owns the engine and takes what waits."""
+    """Server: a thread owns the engine and takes waiting queries."""
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     opened: queue.SimpleQueue[_Computer] = queue.SimpleQueue()
 
@@ -108,12 +108,12 @@ def _queued(request: Request, loadgen: Any) -> tuple[_Computer, Any]:
             opened.put(computer)
             while True:
                 queries = [waiting.get()]
-                begun = time.perf_counter_ns()
+                started_ns = time.perf_counter_ns()
                 with contextlib.suppress(queue.Empty):
                     while len(queries) < request.batch:
                         queries.append(waiting.get_nowait())
-                computer.compute(queries, begun)
-        except Exception as error:  # noqa: BLE001 - any library's error is the answer
+                computer.compute(queries, started_ns)
+        except Exception as error:  # noqa: BLE001 - reported to the parent
             give_up(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -132,7 +132,7 @@ def _settings(request: Request, loadgen: Any, rate: float | None) -> Any:
     settings.scenario = getattr(loadgen.TestScenario, name)
     settings.mode = loadgen.TestMode.PerformanceOnly
     settings.min_duration_ms = int(request.duration_s * 1e3)
-    settings.min_query_count = _FEWEST_QUERIES if request.scenario == "single-stream" else 1
+    settings.min_query_count = _MIN_QUERIES if request.scenario == "single-stream" else 1
     for field in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
         setattr(settings, field, request.seed + 1)
     if request.scenario == "offline":
@@ -143,12 +143,12 @@ def _settings(request: Request, loadgen: Any, rate: float | None) -> Any:
         settings.server_target_qps = request.queries_per_s
         settings.server_target_latency_ns = int(request.max_latency_ms * 1e6)
         settings.server_target_latency_percentile = 0.99
-        settings.min_query_count = request.fewest_queries
+        settings.min_query_count = request.min_queries
     return settings
 
 
 def run(request: Request) -> None:
-    """Run the scenario in this process; it is of no use for anything else afterwards.
+    """Run the scenario in this process, which can then not run another.
 
     Raises:
         ResnetOptError: The engine cannot be opened, or returned NaN or infinity.
@@ -170,9 +170,9 @@ def run(request: Request) -> None:
     library = loadgen.ConstructQSL(POOL, POOL, lambda _: None, lambda _: None)
     started = time.perf_counter()
     loadgen.StartTestWithLogSettings(system, library, _settings(request, loadgen, rate), logs)
-    seen = {
+    observed = {
         "seconds": time.perf_counter() - started,
         "samples": computer.samples,
         "call_ns": computer.call_ns,
     }
-    (Path(request.folder) / SEEN).write_text(json.dumps(seen), encoding="utf-8")
+    (Path(request.folder) / OBSERVED).write_text(json.dumps(observed), encoding="utf-8")

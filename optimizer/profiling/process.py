@@ -1,4 +1,4 @@
-"""The harness's side of a worker: start it, ask it, notice that it crashed or hangs, end it."""
+"""Start a worker, send it requests, detect crashes and hangs, and end it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 5.0
 
 
-class WorkerFailed(ResnetOptError):  # noqa: N818 - reads as the sentence it is
-    """An engine did not do what it was asked; the others are measured all the same.
+class WorkerFailed(ResnetOptError):  # noqa: N818 - reads better without "Error"
+    """A request to a worker failed; other engines are still measured.
 
     Args:
         message: What happened, in one line.
         status: ``failed``, or ``unavailable`` / ``built-not-run`` if the machine lacks something.
-        usage: Whether the request was wrong and not the engine.
+        usage: Whether the request was invalid, as opposed to an engine failure.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Worker:
     """A running worker process.
 
     Args:
-        threads: Threads its engine computes with; the process is pinned to as many cores.
+        threads: Compute threads; the process is pinned to as many cores.
 
     Raises:
         EnvironmentFault: No process can be started.
-        WorkerFailed: It ended, or hung, before it was ready.
+        WorkerFailed: The process ended or hung before it was ready.
     """
 
     def __init__(self, threads: int) -> None:
@@ -50,12 +50,12 @@ class Worker:
             "optimizer.profiling.bench_worker:serve", threads=threads, cpus=cpus_for(threads)
         )
         try:
-            header, _ = self._answer(None, _START_TIMEOUT_S)
+            header, _ = self._exchange(None, _START_TIMEOUT_S)
         except BaseException:
             self.close()
             raise
         self.start_s = (int(header["ready_ns"]) - self._child.started_ns) / 1e9
-        """From the start of the process to its first message, without the engine's library."""
+        """Seconds from process start to the first message, before the engine's library is loaded."""
 
     @property
     def pid(self) -> int:
@@ -63,20 +63,20 @@ class Worker:
         return self._child.pid
 
     def ask(self, do: str, *, timeout_s: float, **fields: Any) -> Message:
-        """Send a request and wait for its answer.
+        """Send a request and wait for the response.
 
         Raises:
-            WorkerFailed: The engine failed, the process ended, or no answer came in time; in the
-                last two cases the process is gone afterwards.
+            WorkerFailed: The engine failed, the process ended, or the request timed out; in the last
+                two cases the process no longer runs.
         """
-        return self._answer({"do": do, **fields}, timeout_s)
+        return self._exchange({"do": do, **fields}, timeout_s)
 
-    def _answer(self, request: dict[str, Any] | None, timeout_s: float) -> Message:
-        """The answer to a request, or without one the first message."""
+    def _exchange(self, request: dict[str, Any] | None, timeout_s: float) -> Message:
+        """Send the request, if any, and return the next message."""
         self._child.wait_policy.deadline = time.monotonic() + timeout_s
         try:
             if request is not None:
-                with contextlib.suppress(BrokenPipeError):  # it is gone: what is read says why
+                with contextlib.suppress(BrokenPipeError):  # reading below reports why it ended
                     write_message(self._child.requests, request)
             message = read_message(self._child.answers)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""The raw samples of a measurement as files, from which all its figures follow."""
+"""Write the raw samples of a measurement, from which all figures can be recomputed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["save_raw"]
 
 
 def save_raw(measured: Measured, raw_dir: Path | None, *, swept: bool) -> str | None:
-    """Write every call of every round, lead-ins marked.
+    """Write all calls of all rounds to an NPZ file, with lead-ins marked.
 
     Args:
-        measured: What was measured.
-        raw_dir: The folder; ``None`` to keep nothing.
-        swept: Whether threads and streams are part of the file's name.
+        measured: The measurement of one cell.
+        raw_dir: The folder; ``None`` writes nothing.
+        swept: Whether the file name contains threads and streams.
 
     Returns:
-        The name beside ``bench.json``.
+        The path relative to ``bench.json``; ``None`` if nothing was written.
     """
     if raw_dir is None or not measured.blocks:
         return None
     name = re.sub(r"[^\w.()-]+", "_", measured.cell.name)
     cell = measured.cell
-    how = f"-threads{cell.threads}-streams{cell.streams}" if swept else ""
-    path = raw_dir / f"{name}-batch{cell.batch}{how}.npz"
+    suffix = f"-threads{cell.threads}-streams{cell.streams}" if swept else ""
+    path = raw_dir / f"{name}-batch{cell.batch}{suffix}.npz"
     blocks = measured.blocks
     calls = np.concatenate([b.calls for b in blocks])
     lengths = [len(b.calls) for b in blocks]

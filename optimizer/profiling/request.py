@@ -1,32 +1,32 @@
-"""What is asked of one LoadGen test, as it crosses into the test's process."""
+"""The request for one LoadGen test, which is passed to the child process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SEEN", "Request"]
+__all__ = ["OBSERVED", "Request"]
 
-SEEN = "seen.json"
-"""What the process saw: a file in the folder of the request."""
+OBSERVED = "observed.json"
+"""File in the request's folder with the child process's own measurements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to run.
+    """One LoadGen test.
 
     Attributes:
         engine: The engine file or checkpoint.
         scenario: LoadGen's scenario.
-        folder: Where the logs go; it exists.
-        duration_s: How long, at least.
-        threads: Threads to compute with.
-        batch: Images to compute together in server and offline.
-        image_size: ``None`` for the engine's own.
-        device: Which GPU, ``cuda:1``; ``None`` for the first, and for engines of the CPU.
-        seed: Decides images and the order of queries.
-        queries_per_s: Server: the rate of the Poisson process.
-        max_latency_ms: Server: the bound on p99.
-        fewest_queries: Server: how many queries, at least.
+        folder: Existing folder for the logs.
+        duration_s: Minimum duration.
+        threads: Compute threads.
+        batch: Images computed together in server and offline.
+        image_size: Pixels; ``None`` for the engine's own size.
+        device: GPU, such as ``cuda:1``; ``None`` for the first GPU, and for CPU engines.
+        seed: Seed of the images and of the order of queries.
+        queries_per_s: Server: rate of the Poisson process.
+        max_latency_ms: Server: limit on p99.
+        min_queries: Server: minimum number of queries.
     """
 
     engine: str
@@ -40,4 +40,4 @@ class Request:
     seed: int = 0
     queries_per_s: float | None = None
     max_latency_ms: float | None = None
-    fewest_queries: int = 1
+    min_queries: int = 1

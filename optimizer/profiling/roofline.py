@@ -1,14 +1,13 @@
-"""The roofline: what the machine's ceilings allow a layer, and how much of that it reaches.
+"""Roofline: the least time of a layer given the machine's ceilings, and the share it achieves.
 
 Williams, Waterman and Patterson (CACM 52(4), 2009): a kernel of F operations that moves B bytes
-takes at least ``max(F / peak, B / bandwidth)``. Here the peak is that of the data type a layer
-computes in, and the bandwidth that of main memory. Bytes count weights, inputs and outputs once
-each, which is the least that can move; whether they come from memory or from a cache they do not
-say. So a layer that is faster than main memory could deliver its bytes had them in a cache, and is
-held against the cache's bandwidth instead.
+takes at least ``max(F / peak, B / bandwidth)``. Here the peak is that of the layer's data type, and
+the bandwidth is that of main memory. Weights, inputs and outputs each count once, which is the minimum
+traffic; it is not known whether they come from memory or from a cache. A layer that is faster than
+main memory allows must have used a cache, so it is compared with the cache's bandwidth instead.
 
-The layers of a block run one after the other, so the least time of a block is the sum of those of
-its layers, and the ceiling of a block is the one that sets most of this sum.
+The layers of a block run one after the other, so the least time of a block is the sum over its layers,
+and its ceiling is the one that contributes most to this sum.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from collections.abc import Iterable, Sequence
 
 from optimizer.results import BoundBy, Ceilings, TimedPart
 
-__all__ = ["OVERHEAD_BELOW", "judged", "roof_of", "together"]
+__all__ = ["OVERHEAD_BELOW", "combine_layers", "roof_of", "with_verdict"]
 
 OVERHEAD_BELOW = 0.5
-"""A part that reaches less than this share of its ceiling is bound by something else."""
+"""A part that achieves less than this share of its ceiling is bound by overhead."""
 CACHE, MEMORY = "cache", "memory"
 
 
@@ -29,10 +28,10 @@ def roof_of(part: TimedPart, ceilings: Ceilings) -> tuple[float, str] | None:
 
     Args:
         part: A layer; one without operations (pooling, addition, reorder) only moves bytes.
-        ceilings: Of the machine it ran on.
+        ceilings: Ceilings of the machine it ran on.
 
     Returns:
-        ``None`` where its bytes are not known, or no ceiling of its data type was measured.
+        ``None`` if its bytes are unknown, or its data type has no measured ceiling.
     """
     if part.bytes is None:
         return None
@@ -49,7 +48,7 @@ def roof_of(part: TimedPart, ceilings: Ceilings) -> tuple[float, str] | None:
     return in_cache if in_cache[0] >= OVERHEAD_BELOW * part.time_ms else from_memory
 
 
-def judged(part: TimedPart, ceilings: Ceilings) -> TimedPart:
+def with_verdict(part: TimedPart, ceilings: Ceilings) -> TimedPart:
     """A layer with its roof and its verdict."""
     roof = roof_of(part, ceilings)
     if roof is None:
@@ -64,20 +63,20 @@ def judged(part: TimedPart, ceilings: Ceilings) -> TimedPart:
     )
 
 
-def together(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
+def combine_layers(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
     """The layers of one block as one part.
 
     Args:
-        parts: At least one judged layer.
+        parts: At least one layer, as returned by `with_verdict`.
         fields: ``name``, ``time_ms``, ``time_ci95_ms`` and ``share`` of the block.
 
     Returns:
-        Sums of what its layers have; precisions and verdict by its layers with operations. No roof
-        if a layer with operations has none. Layers of which nothing but the time is known (Python
-        between modules) allow nothing, and so count as overhead.
+        The sums over its layers; precisions and verdict come from layers with operations. No roof if a
+        layer with operations has none. Layers with nothing but a time (Python code between modules)
+        count as overhead.
     """
-    working = [part for part in parts if part.flops]
-    known = all(part.roof_ms is not None for part in working)
+    computing = [part for part in parts if part.flops]
+    all_roofs_known = all(part.roof_ms is not None for part in computing)
     roofs: dict[str, float] = {}
     for part in parts:
         if part.ceiling is not None and part.roof_ms is not None:
@@ -87,13 +86,13 @@ def together(parts: Sequence[TimedPart], **fields: object) -> TimedPart:
         {
             "torch_names": list(names),
             "type": parts[0].type if len(parts) == 1 else f"{len(parts)} layers",
-            "precision": ", ".join(dict.fromkeys(p.precision for p in working or parts)),
+            "precision": ", ".join(dict.fromkeys(p.precision for p in computing or parts)),
             "flops": _sum(part.flops for part in parts),
             "bytes": _sum(part.bytes for part in parts),
             **fields,
         }
     )
-    if not roofs or not known:
+    if not roofs or not all_roofs_known:
         return block
     roof_ms, ceiling = sum(roofs.values()), max(roofs, key=lambda name: roofs[name])
     verdict = _verdict(roof_ms, ceiling, block.time_ms)

@@ -1,10 +1,10 @@
-"""MLPerf LoadGen's scenarios, each test in a process of its own. Not MLPerf results.
+"""MLPerf LoadGen scenarios, one child process per test. These are not MLPerf results.
 
-Server mode looks for the highest rate of a Poisson process whose 99th percentile holds the bound,
-by LoadGen's own verdict (which asks for more than the percentile: its early stopping must accept
-the number of queries that took longer). The search starts between zero and the engine's measured
-rate, halves the interval, and stops when a rate that holds and one that does not lie within
-`RESOLUTION` of each other, or after `MOST_PROBES` tests.
+Server mode searches for the highest rate of a Poisson process whose 99th percentile meets the latency
+limit, by LoadGen's own verdict (which is stricter than the percentile: its early stopping must also
+accept the number of queries over the limit). The search starts between zero and the engine's measured
+offline rate and bisects. It stops when a valid and an invalid rate are within `RESOLUTION` of each
+other, or after `MAX_PROBES` tests.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ import numpy as np
 from optimizer.errors import MissingLibrary, ResnetOptError, UsageError
 from optimizer.processes import ChildFailed, Limits, call, cpus_for
 from optimizer.profiling.intervals import smallest_sample
-from optimizer.profiling.request import SEEN, Request
+from optimizer.profiling.request import OBSERVED, Request
 from optimizer.progress import Progress
 from optimizer.results import ScenarioName, ScenarioResult, ServerProbe
 
 __all__ = ["RESOLUTION", "TestLog", "check_scenarios", "read_log", "run_scenario", "run_scenarios"]
 
 RESOLUTION = 1.05
-_LOWEST = 1 / 8
-"""The lowest rate to try, as a share of the offline rate."""
-MOST_PROBES = 10
+_LOWEST_SHARE = 1 / 8
+"""Lowest rate to try, as a share of the offline rate."""
+MAX_PROBES = 10
 SERVER_QUERIES = 500
-"""Queries of a server test: LoadGen's early stopping accepts p99 from 459 on, if none is late."""
-_PATIENCE = 6.0
+"""Queries of a server test; LoadGen's early stopping needs at least 459 for p99."""
+_TIMEOUT_FACTOR = 6.0
 _START_S = 300.0
 _RULES_S, _RULES_SAMPLES = 600, 24_576
-"""What MLPerf's rules ask of ResNet-50: seconds of every scenario, samples of offline."""
+"""MLPerf's minimum for ResNet-50: seconds of every scenario, samples of offline."""
 _METRICS = {
     "single-stream": ("90th percentile of latency, early-stopping estimate", "ms"),
     "multi-stream": ("99th percentile of a query of 8, early-stopping estimate", "ms"),
@@ -49,17 +49,17 @@ _PERCENTILES = {"50.00": "p50", "90.00": "p90", "95.00": "p95", "99.00": "p99", 
 
 
 def check_scenarios(names: Sequence[str]) -> list[ScenarioName]:
-    """Check the names, and that LoadGen is here, before anything is measured.
+    """Check the scenario names, and that LoadGen is installed if there are any.
 
     Raises:
-        UsageError: An unknown scenario, or one named twice.
+        UsageError: A scenario is unknown or given twice.
         MissingLibrary: LoadGen is not installed.
     """
     known = get_args(ScenarioName)
     unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) < len(names):
-        said = f"unknown scenario {unknown[0]!r}" if unknown else "a scenario is named twice"
-        raise UsageError(said, hint=f"one or several of {', '.join(known)}")
+        message = f"unknown scenario {unknown[0]!r}" if unknown else "a scenario is given twice"
+        raise UsageError(message, hint=f"choose from {', '.join(known)}")
     if names and util.find_spec("mlperf_loadgen") is None:
         raise MissingLibrary("LoadGen is not installed", hint="pip install 'resnet-opt[loadgen]'")
     return [name for name in known if name in names]
@@ -73,18 +73,18 @@ def run_scenarios(
     devices: Mapping[Path, str | None],
     progress: Progress,
 ) -> list[ScenarioResult]:
-    """Run every scenario on every engine; one that fails costs only itself.
+    """Run every scenario on every engine; a failure does not affect the other tests.
 
     Args:
         engines: Engine files by name.
-        scenarios: Which, checked by `check_scenarios`.
-        template: What all tests have in common; its limit of latency is that of the server.
-        devices: The device to open each file on; see `optimizer.engines.placement.assign_devices`.
-        progress: Where steps are reported.
+        scenarios: Scenarios, as returned by `check_scenarios`.
+        template: Common settings of all tests; its latency limit applies to the server scenario only.
+        devices: Device of each engine file; see `optimizer.engines.placement.assign_devices`.
+        progress: Receives progress updates.
     """
-    found: list[ScenarioResult] = []
+    results: list[ScenarioResult] = []
     if not scenarios:
-        return found
+        return results
     progress.start("LoadGen", total=len(engines) * len(scenarios))
     for name, path in engines.items():
         for scenario in scenarios:
@@ -95,14 +95,14 @@ def run_scenarios(
                 device=devices[path],
                 max_latency_ms=template.max_latency_ms if scenario == "server" else None,
             )
-            found.append(run_scenario(name, scenario, request))
+            results.append(run_scenario(name, scenario, request))
             progress.advance(note=f"{name} {scenario}")
     progress.finish()
-    return found
+    return results
 
 
 def run_scenario(name: str, scenario: ScenarioName, request: Request) -> ScenarioResult:
-    """One scenario of one engine."""
+    """Run one scenario on one engine."""
     metric, unit = _METRICS[scenario]
     result = ScenarioResult(
         engine=name,
@@ -123,7 +123,7 @@ def run_scenario(name: str, scenario: ScenarioName, request: Request) -> Scenari
             _fill(result, log)
             result.value = _value(scenario, log)
             if result.value is None:
-                result.notes.append("too few queries for LoadGen's estimate of the metric")
+                result.notes.append("too few queries for LoadGen to estimate the metric")
     except ResnetOptError as failure:
         result.status, result.error = "failed", str(failure)
     return result
@@ -134,16 +134,16 @@ def run_scenario(name: str, scenario: ScenarioName, request: Request) -> Scenari
 
 @dataclass(frozen=True)
 class TestLog:
-    """What one test left behind.
+    """The logs of one test.
 
     Attributes:
         values: LoadGen's records by key, the last of each.
-        seconds: Wall time of the test.
-        samples: Images that were computed.
-        calls_ms: From being asked to the answer, as this side timed it, in order.
+        seconds: Wall-clock time of the test.
+        samples: Number of computed images.
+        calls_ms: Time from each query's arrival to its response, timed by the child, in order.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # keep pytest from collecting this class
 
     values: dict[str, Any]
     seconds: float
@@ -152,49 +152,49 @@ class TestLog:
 
     @property
     def latency_ms(self) -> dict[str, float]:
-        """LoadGen's own percentiles, of a query."""
+        """LoadGen's own percentiles of query latency."""
         keys = {label: f"result_{p}_percentile" for p, label in _PERCENTILES.items()}
-        found = {}
+        percentiles = {}
         for label, key in keys.items():
             for suffix in ("_latency_ns", "_per_query_latency_ns"):
                 if isinstance(self.values.get(key + suffix), (int, float)):
-                    found[label] = self.values[key + suffix] / 1e6
-        return found
+                    percentiles[label] = self.values[key + suffix] / 1e6
+        return percentiles
 
 
 def read_log(folder: Path) -> TestLog:
-    """Read the detail log of a test and what this side saw.
+    """Read LoadGen's detail log and the child's own measurements.
 
     Raises:
-        ValueError: A line that is no record, or a log without a result.
+        ValueError: A line is not a record, or the log has no result.
     """
     values: dict[str, Any] = {}
     for line in (folder / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines():
         mark, _, text = line.partition(" ")
         if mark != ":::MLLOG":
-            raise ValueError(f"not a record of LoadGen: {line[:80]!r}")
+            raise ValueError(f"not a LoadGen record: {line[:80]!r}")
         record = json.loads(text)
         values[record["key"]] = record["value"]
     if "result_validity" not in values:
         raise ValueError("LoadGen's log ends before its result")
-    seen = json.loads((folder / SEEN).read_text(encoding="utf-8"))
-    calls = [ns / 1e6 for ns in seen["call_ns"]]
-    return TestLog(values, float(seen["seconds"]), int(seen["samples"]), calls)
+    observed = json.loads((folder / OBSERVED).read_text(encoding="utf-8"))
+    calls = [ns / 1e6 for ns in observed["call_ns"]]
+    return TestLog(values, float(observed["seconds"]), int(observed["samples"]), calls)
 
 
 def _test(request: Request) -> TestLog:
     """Run one test.
 
     Raises:
-        ResnetOptError: The engine failed, its process crashed or hangs, or LoadGen's log is none.
+        ResnetOptError: The engine failed, its process crashed or hung, or LoadGen's log is invalid.
     """
-    wait_policy = _START_S + _PATIENCE * _least_s(request)
+    timeout_s = _START_S + _TIMEOUT_FACTOR * _min_duration_s(request)
     with tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
         try:
             call(
                 "optimizer.profiling.loadgen:run",
                 [replace(request, folder=folder)],
-                limits=Limits(seconds=wait_policy),
+                limits=Limits(seconds=timeout_s),
                 threads=request.threads,
                 cpus=cpus_for(request.threads),
             )
@@ -202,14 +202,14 @@ def _test(request: Request) -> TestLog:
         except ChildFailed as failure:
             if failure.reason != "deadline":
                 raise
-            raise ChildFailed(f"hangs: no result within {wait_policy:.3g} s") from failure
+            raise ChildFailed(f"hangs: no result within {timeout_s:.3g} s") from failure
         except (OSError, ValueError, KeyError) as error:
             raise ResnetOptError(f"LoadGen's log cannot be read: {error}") from error
 
 
-def _least_s(request: Request) -> float:
+def _min_duration_s(request: Request) -> float:
     rate = request.queries_per_s
-    return max(request.duration_s, request.fewest_queries / rate if rate else 0.0)
+    return max(request.duration_s, request.min_queries / rate if rate else 0.0)
 
 
 def _value(scenario: str, log: TestLog) -> float | None:
@@ -223,13 +223,13 @@ def _value(scenario: str, log: TestLog) -> float | None:
 
 
 def _fill(result: ScenarioResult, log: TestLog) -> None:
-    """What every scenario tells of a test."""
+    """Fill in the figures common to all scenarios."""
     result.queries = int(
         log.values.get("result_query_count") or log.values["generated_query_count"]
     )
     result.samples = log.samples
     result.duration_s = log.seconds
-    if result.scenario != "offline":  # its only query is all samples: what it took is no latency
+    if result.scenario != "offline":  # its single query holds all samples, so it has no latency
         result.latency_ms = {
             label: ms
             for label, ms in log.latency_ms.items()
@@ -247,46 +247,47 @@ def _fill(result: ScenarioResult, log: TestLog) -> None:
         result.notes.append(
             f"below MLPerf's minimum: {' and '.join(below)} ({result.queries:,} queries)"
         )
-    result.notes.append("random images: MLPerf's rules ask for ImageNet and an accuracy run")
+    result.notes.append("random images: MLPerf requires ImageNet and an accuracy run")
 
 
 # --- server --------------------------------------------------------------------------------------
 
 
 def _search(result: ScenarioResult, request: Request) -> None:
-    """Bisect for the highest rate that holds the bound; see the module's docstring."""
+    """Bisect for the highest rate that meets the latency limit; see the module docstring."""
     assert request.max_latency_ms is not None
     capacity = _test(replace(request, scenario="offline", max_latency_ms=None))
-    top = float(capacity.values["result_samples_per_second"])
-    bare = _test(replace(request, scenario="single-stream", max_latency_ms=None))
-    lowest = _LOWEST * top
-    if bare.latency_ms["p50"] > request.max_latency_ms:
+    offline_rate = float(capacity.values["result_samples_per_second"])
+    single = _test(replace(request, scenario="single-stream", max_latency_ms=None))
+    lowest = _LOWEST_SHARE * offline_rate
+    if single.latency_ms["p50"] > request.max_latency_ms:
         result.notes.append(
-            f"no rate can hold it: a call alone takes {bare.latency_ms['p50']:.3g} ms (median)"
+            "no rate can meet the limit: a single call takes "
+            f"{single.latency_ms['p50']:.3g} ms (median)"
         )
         return
-    held, broken = 0.0, top
+    valid_rate, invalid_rate = 0.0, offline_rate
     best: TestLog | None = None
-    while len(result.probes) < MOST_PROBES and broken > RESOLUTION * max(held, lowest):
-        rate = math.sqrt(held * broken) if held else max(lowest, broken / 2)
-        log = _test(replace(request, queries_per_s=rate, fewest_queries=SERVER_QUERIES))
+    while len(result.probes) < MAX_PROBES and invalid_rate > RESOLUTION * max(valid_rate, lowest):
+        rate = math.sqrt(valid_rate * invalid_rate) if valid_rate else max(lowest, invalid_rate / 2)
+        log = _test(replace(request, queries_per_s=rate, min_queries=SERVER_QUERIES))
         holds = log.values["result_validity"] == "VALID"
         result.probes.append(_probe(rate, log, holds))
         if holds:
-            held, best = rate, log
+            valid_rate, best = rate, log
         else:
-            broken = rate
+            invalid_rate = rate
     if best is None:
         result.notes.append(
-            f"no rate down to {broken:.3g} queries/s held it; below an eighth of the offline rate, "
-            f"{lowest:.3g}, none was tried"
+            f"no rate down to {invalid_rate:.3g} queries/s met the limit; rates below an eighth of the "
+            f"offline rate ({lowest:.3g}) were not tried"
         )
         return
     _fill(result, best)
-    result.value = held
+    result.value = valid_rate
     result.notes.append(
-        f"bisection between 0 and {top:.3g} queries/s (the offline rate), until a rate that holds "
-        f"and one that does not are within {RESOLUTION - 1:.0%}, or {MOST_PROBES} tests; up to "
+        f"bisection between 0 and {offline_rate:.3g} queries/s (the offline rate), until a valid and "
+        f"an invalid rate are within {RESOLUTION - 1:.0%}, or {MAX_PROBES} tests; up to "
         f"{request.batch} waiting images are computed together"
     )
 

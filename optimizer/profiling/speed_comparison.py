@@ -1,12 +1,11 @@
-"""Two ``bench.json`` of the same machine, one held against the other: a gate for CI.
+"""Compare two ``bench.json`` files of the same machine: a gate for CI.
 
-The two runs did not happen side by side, so this is not exact: what changed between them besides
-the engines is part of the ratio and in no interval. ``bench --against`` measures old and new in
-one go and is exact.
+The two runs did not happen side by side, so the comparison is not exact: anything else that changed
+between them is part of the ratio but not of any interval. ``bench --against`` measures old and new in
+one run and is exact.
 
-Engines are held against each other by their latency. A sweep's settings of threads and streams that
-are not those of the engines come after them, by the time an image takes: with several calls at once
-throughput is what counts.
+Engines are compared by latency. Settings of a sweep with other numbers of threads or streams are
+compared by time per image, because throughput is what counts with concurrent calls.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ class Pair(_Model):
     batch: int
     threads: int | None = None
     streams: int | None = None
-    """Both for a setting of a sweep alone."""
+    """Threads and streams are set only for settings of a sweep."""
     slowdown: float
-    """Relative change, new against old; negative is faster. Of the median latency, or of the time an
-    image takes at a setting of a sweep."""
+    """Relative change from old to new; negative is faster. Of the median latency, or of the time per
+    image for a setting of a sweep."""
     ci95: Interval
     verdict: VerdictName
 
@@ -60,13 +59,13 @@ class Pair(_Model):
 
 
 class BenchComparison(_Model):
-    """What `compare_bench` found."""
+    """The result of `compare_bench`."""
 
     kind: str = "bench-comparison"
     max_slowdown: float
     pairs: list[Pair]
     missing: list[str] = []
-    """Engines of the old result that the new one does not have."""
+    """Engines of the old result that are missing from the new one."""
     added: list[str] = []
     notes: list[str] = []
     verdict: VerdictName
@@ -81,25 +80,25 @@ def compare_bench(
     anyway: bool = False,
     seed: int = 0,
 ) -> BenchComparison:
-    """Tell whether engines became slower between two results.
+    """Check whether engines became slower between two results.
 
-    An engine passes if the whole interval of its slowdown lies below ``max_slowdown``, fails if the
-    whole interval lies above, and is inconclusive between. Engines are paired by name and batch,
-    else by backend, precision and batch where that leaves no choice. An old engine that is missing
-    from the new result, or failed in it, did not pass.
+    An engine passes if the whole interval of its slowdown is below ``max_slowdown``, fails if the
+    whole interval is above, and is inconclusive otherwise. Engines are paired by name and batch, else
+    by backend, precision and batch if that is unambiguous. An old engine that is missing from the new
+    result, or failed in it, does not pass.
 
     Args:
-        old: The result to hold against.
-        new: The result in question.
+        old: The reference result.
+        new: The result to check.
         max_slowdown: Largest tolerated increase of the median latency, 0.03 for 3 %.
-        anyway: Compare results of different machines or settings too; a note says that they are.
-        seed: Seed of the resampling.
+        anyway: Also compare results of different machines or settings, with a note.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UsageError: The results cannot be compared, or the limit is no share.
+        UsageError: The results cannot be compared, or ``max_slowdown`` is out of range.
     """
     if not 0.0 <= max_slowdown < 10.0:
-        raise UsageError(f"the largest slowdown must be a share like 0.03, not {max_slowdown}")
+        raise UsageError(f"max_slowdown must be a fraction such as 0.03, not {max_slowdown}")
     notes = [NOT_EXACT, *_differences(old, new, anyway=anyway)]
     partners = _partners(old.engines, new.engines)
     spread = max(_control_spread(old), _control_spread(new))
@@ -122,16 +121,16 @@ def compare_bench(
     names = {
         before.name: partners[id(before)].name for before in old.engines if id(before) in partners
     }
-    swept, absent = _swept(old, new, names, max_slowdown, spread, seed)
-    pairs += swept
-    missing += absent
-    taken = {id(e) for e in partners.values()}
+    swept_pairs, swept_missing = _compare_sweeps(old, new, names, max_slowdown, spread, seed)
+    pairs += swept_pairs
+    missing += swept_missing
+    paired = {id(e) for e in partners.values()}
     verdict, reason = _verdict(pairs, missing, max_slowdown)
     return BenchComparison(
         max_slowdown=max_slowdown,
         pairs=pairs,
         missing=missing,
-        added=[f"{e.name} at batch {e.batch}" for e in new.engines if id(e) not in taken],
+        added=[f"{e.name} at batch {e.batch}" for e in new.engines if id(e) not in paired],
         notes=list(dict.fromkeys(notes)),
         verdict=verdict,
         reason=reason,
@@ -143,13 +142,13 @@ def _differences(old: BenchResult, new: BenchResult, *, anyway: bool) -> list[st
     if a.get("sha256") is not None and a.get("sha256") == b.get("sha256"):
         return []
     names = sorted(k for k in {*a, *b} - {"sha256"} if a.get(k) != b.get(k))
-    what = "; ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in names) or "fingerprints differ"
+    details = "; ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in names) or "fingerprints differ"
     if not anyway:
         raise UsageError(
-            f"the results come from different machines ({what})",
-            hint="measure both on one machine, or compare them with --anyway",
+            f"the results come from different machines ({details})",
+            hint="measure both on one machine, or use --anyway",
         )
-    return [f"different machines: {what}"]
+    return [f"different machines: {details}"]
 
 
 def _check_settings(old: EngineBench, new: EngineBench, *, anyway: bool) -> list[str]:
@@ -160,44 +159,45 @@ def _check_settings(old: EngineBench, new: EngineBench, *, anyway: bool) -> list
     ]
     if not differing:
         return []
-    what = f"{old.name} was measured with different settings: {', '.join(differing)}"
+    message = f"{old.name} was measured with different settings: {', '.join(differing)}"
     if not anyway:
-        raise UsageError(what, hint="measure both alike, or compare them with --anyway")
-    return [what]
+        raise UsageError(message, hint="measure both with the same settings, or use --anyway")
+    return [message]
 
 
 def _partners(old: Sequence[EngineBench], new: Sequence[EngineBench]) -> dict[int, EngineBench]:
-    """The new engine of each old one, by the old one's identity."""
-    found: dict[int, EngineBench] = {}
-    named = {(e.name, e.batch): e for e in new}
+    """The new engine for each old one, by ``id`` of the old one."""
+    partners: dict[int, EngineBench] = {}
+    by_name = {(e.name, e.batch): e for e in new}
     for engine in old:
-        if (same := named.get((engine.name, engine.batch))) is not None:
-            found[id(engine)] = same
-    taken = {id(e) for e in found.values()}
+        if (namesake := by_name.get((engine.name, engine.batch))) is not None:
+            partners[id(engine)] = namesake
+    paired = {id(e) for e in partners.values()}
 
-    def alike(engines: Sequence[EngineBench], like: EngineBench) -> list[EngineBench]:
-        wanted = (like.backend, like.precision, like.batch)
+    def unpaired_like(like: EngineBench, engines: Sequence[EngineBench]) -> list[EngineBench]:
+        key = (like.backend, like.precision, like.batch)
         return [
             e
             for e in engines
-            if (e.backend, e.precision, e.batch) == wanted
-            and id(e) not in found
-            and id(e) not in taken
+            if (e.backend, e.precision, e.batch) == key
+            and id(e) not in partners
+            and id(e) not in paired
         ]
 
     for engine in old:
-        candidates = alike(new, engine)
-        if id(engine) not in found and len(candidates) == 1 and len(alike(old, engine)) == 1:
-            found[id(engine)] = candidates[0]
-            taken.add(id(candidates[0]))
-    return found
+        candidates = unpaired_like(engine, new)
+        unambiguous = len(candidates) == 1 and len(unpaired_like(engine, old)) == 1
+        if id(engine) not in partners and unambiguous:
+            partners[id(engine)] = candidates[0]
+            paired.add(id(candidates[0]))
+    return partners
 
 
 def _control_spread(result: BenchResult) -> float:
-    """By how much two starts of the same engine differed, on a log scale.
+    """Difference between two starts of the same engine, on a log scale.
 
-    Every start of an engine lies elsewhere in memory and computes at a slightly different speed.
-    Within a run that is part of what the control shows; between two runs it is part of the ratio.
+    Each start has another memory layout and a slightly different speed. Within a run the A/A control
+    includes this variation; between two runs it is part of the ratio.
     """
     control = result.a_a_control
     return 0.0 if control is None else abs(math.log(control.ratio))
@@ -206,12 +206,12 @@ def _control_spread(result: BenchResult) -> float:
 def _pair(
     old: EngineBench, new: EngineBench, max_slowdown: float, spread: float, seed: int
 ) -> Pair:
-    times = [_usable(e.round_medians_ms, e.name) for e in (old, new)]
-    found = _slowdown(times[0], times[1], max_slowdown, spread, seed)
-    return Pair(old=old.name, new=new.name, batch=old.batch, **found)
+    times = [_checked_rounds(e.round_medians_ms, e.name) for e in (old, new)]
+    change = _slowdown(times[0], times[1], max_slowdown, spread, seed)
+    return Pair(old=old.name, new=new.name, batch=old.batch, **change)
 
 
-def _swept(
+def _compare_sweeps(
     old: BenchResult,
     new: BenchResult,
     names: Mapping[str, str],
@@ -219,7 +219,7 @@ def _swept(
     spread: float,
     seed: int,
 ) -> tuple[list[Pair], list[str]]:
-    """Settings of sweeps beyond those of the engines, and what the new result lacks of them."""
+    """Compare sweep settings not covered by the engines; returns pairs and missing settings."""
     after = {(c.engine, _key(p.setting)): p for c in new.curves for p in c.points}
     headline = {(e.name, (e.batch, e.threads, e.streams)) for e in old.engines}
     pairs, missing = [], []
@@ -228,19 +228,21 @@ def _swept(
         for before in curve.points:
             if before.status != "ok" or (curve.engine, _key(before.setting)) in headline:
                 continue
-            at, now = words(before.setting), after.get((name, _key(before.setting)))
+            label = words(before.setting)
+            now = after.get((name, _key(before.setting)))
             if now is None:
-                missing.append(f"{curve.engine} at {at}")
+                missing.append(f"{curve.engine} at {label}")
             elif now.status != "ok":
-                missing.append(f"{curve.engine} at {at} ({now.status}: {now.error})")
+                missing.append(f"{curve.engine} at {label} ({now.status}: {now.error})")
             else:
-                # Both rates turned into times, so that a larger one is slower here too.
+                # Convert rates to times, so that larger values are slower as for latencies.
                 times = [
-                    1.0 / _usable(p.round_images_per_s, f"{name} at {at}") for p in (before, now)
+                    1.0 / _checked_rounds(p.round_images_per_s, f"{name} at {label}")
+                    for p in (before, now)
                 ]
-                found = _slowdown(times[0], times[1], max_slowdown, spread, seed)
+                change = _slowdown(times[0], times[1], max_slowdown, spread, seed)
                 pairs.append(
-                    Pair(old=curve.engine, new=name, **before.setting.model_dump(), **found)
+                    Pair(old=curve.engine, new=name, **before.setting.model_dump(), **change)
                 )
     return pairs, missing
 
@@ -249,14 +251,14 @@ def _key(setting: Setting) -> tuple[int, int, int]:
     return setting.batch, setting.threads, setting.streams
 
 
-def _usable(values: Sequence[float], label: str) -> NDArray[np.float64]:
-    found = np.array(values, np.float64)
-    if len(found) < MIN_ROUNDS_FOR_INTERVAL or not np.all(np.isfinite(found) & (found > 0)):
+def _checked_rounds(values: Sequence[float], label: str) -> NDArray[np.float64]:
+    rounds = np.array(values, np.float64)
+    if len(rounds) < MIN_ROUNDS_FOR_INTERVAL or not np.all(np.isfinite(rounds) & (rounds > 0)):
         raise UsageError(
-            f"{label} has no {MIN_ROUNDS_FOR_INTERVAL} usable medians of rounds",
+            f"{label} has fewer than {MIN_ROUNDS_FOR_INTERVAL} rounds, or invalid ones",
             hint="run resnet-opt bench again",
         )
-    return found
+    return rounds
 
 
 def _slowdown(
@@ -266,7 +268,7 @@ def _slowdown(
     spread: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Change, interval and verdict, from times of rounds."""
+    """Relative change, interval and verdict, from round times."""
     ratio: Estimate = ratio_unpaired(new, old, seed=seed)
     assert ratio.ci95 is not None
     low, high = ratio.ci95[0] * math.exp(-spread) - 1, ratio.ci95[1] * math.exp(spread) - 1
@@ -286,19 +288,19 @@ def _verdict(
         worst = max(failed, key=lambda p: p.slowdown)
         return "fail", (
             f"{worst.new} at {worst.setting} is {worst.slowdown:+.1%} slower "
-            f"({_words(worst)}), more than {max_slowdown:.1%}"
+            f"({_format_interval(worst)}), more than {max_slowdown:.1%}"
         )
     if missing:
         return "inconclusive", f"not in the new result: {'; '.join(missing)}"
-    open_ones = [p for p in pairs if p.verdict == "inconclusive"]
-    if open_ones:
-        widest = max(open_ones, key=lambda p: p.ci95[1])
+    undecided = [p for p in pairs if p.verdict == "inconclusive"]
+    if undecided:
+        widest = max(undecided, key=lambda p: p.ci95[1])
         return "inconclusive", (
-            f"{widest.new} at {widest.setting}: {_words(widest)} does not decide whether it is "
-            f"more than {max_slowdown:.1%} slower"
+            f"{widest.new} at {widest.setting}: {_format_interval(widest)} includes the limit of "
+            f"{max_slowdown:.1%}"
         )
     return "pass", f"none of {len(pairs)} is more than {max_slowdown:.1%} slower"
 
 
-def _words(pair: Pair) -> str:
+def _format_interval(pair: Pair) -> str:
     return f"95 % interval {pair.ci95[0]:+.1%} to {pair.ci95[1]:+.1%}"

@@ -540,7 +540,7 @@ def test_profile_prints_blocks_and_layers(
     assert blocks[:8] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert "whole call without profiling" in completed.out
     assert "not in any layer" in completed.out
-    assert "ceilings: not measured, as asked" in completed.out
+    assert "ceilings: not measured, as requested" in completed.out
     completed = resnet_opt(*command, "--layers")
     assert sum("fp32" in line for line in completed.out.splitlines()) > 20
     completed = resnet_opt(*command, "--json")

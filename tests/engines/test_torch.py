@@ -91,14 +91,14 @@ def test_tf32_is_off_in_an_interface_that_can_still_be_read() -> None:
 
 def test_a_further_baseline_needs_a_checkpoint() -> None:
     engine = EngineFacts(path=Path("m.plan"), name="m.plan", backend="tensorrt", precision="fp16")
-    with pytest.raises(UsageError, match="none is among the engines") as caught:
+    with pytest.raises(UsageError, match="needs a checkpoint among the engines") as caught:
         pytorch_baseline([engine], "torch-fp16")
     assert "model.safetensors" in str(caught.value.hint)
     torch = EngineFacts(path=Path("m.pt"), name="m.pt", backend="torch", precision="fp32")
     found = pytorch_baseline([engine, torch], "torch-fp16")
     assert found.name == "m.pt (PyTorch eager, FP16)"
     assert (found.precision, found.variant) == ("fp16", "torch-fp16")
-    with pytest.raises(UsageError, match="there is no torch-int8"):
+    with pytest.raises(UsageError, match="unknown baseline 'torch-int8'"):
         pytorch_baseline([torch], "torch-int8")
 
 

@@ -1,4 +1,4 @@
-"""Engines of a third party, installed as a third party installs them: by entry point."""
+"""Engines of a third-party backend, registered by entry point as a real one would be."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.conftest import LITTLE_EFFORT
 THIRD_PARTY = Path(__file__).parent / "thirdparty"
 MakeEngine = Callable[..., Path]
 QUICK = Effort(*LITTLE_EFFORT)
-"""Ceilings that say little, measured in a moment."""
+"""Rough ceilings, measured quickly."""
 
 
 @pytest.fixture(scope="session")
 def ceilings_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    """Where ceilings with the effort `QUICK` are kept: they are measured once a session."""
+    """Cache for ceilings of effort `QUICK`, which are measured once per session."""
     return Cache(tmp_path_factory.mktemp("ceilings"))
 
 
 @pytest.fixture
 def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
-    """Write an engine of the third party, with its manifest."""
+    """Write a third-party engine with its manifest."""
     installed = tmp_path / "site"
     info = installed / "tiny_engines-1.0.dist-info"
     info.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The whole benchmark, on engines whose true speed is known."""
+"""The whole benchmark on engines of known speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.profiling import bench, grouping
 from optimizer.profiling.engine_facts import describe_engines
-from optimizer.profiling.grouping import in_groups
+from optimizer.profiling.grouping import split_into_groups
 from optimizer.profiling.harness import MIN_ROUNDS, Cell
 from optimizer.results import BenchResult, read_result, write_result
 from tests.profiling.conftest import MakeEngine
@@ -39,13 +39,13 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
     (comparison,) = result.comparisons
     assert (comparison.a, comparison.b, comparison.batch) == ("slow.tiny", "fast.tiny", 2)
     assert comparison.ratio == pytest.approx(2.0)
-    assert comparison.ci95 == pytest.approx((2.0, 2.0)), "no call differs from another"
+    assert comparison.ci95 == pytest.approx((2.0, 2.0)), "all calls take the same time"
     assert comparison.verdict == "faster"
     assert result.a_a_control is not None
     assert result.a_a_control.ratio == pytest.approx(1.0)
     assert result.a_a_control.b == "slow.tiny (again)"
 
-    # Every figure follows from the raw samples, and the raw samples are all of them.
+    # Every figure can be recomputed from the raw samples, which are complete.
     for engine in result.engines:
         assert engine.raw_file is not None
         with np.load(tmp_path / engine.raw_file) as raw:
@@ -62,7 +62,7 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
             assert (engine.latency_ms.p90 is None) == (len(compute) < 29)
             assert (engine.latency_ms.p95 is None) == (len(compute) < 59)
             assert np.all(np.diff(np.sort(raw["start_ns"])) > 0)
-    assert len(list((tmp_path / "raw").glob("*.npz"))) == 3, "the control's too"
+    assert len(list((tmp_path / "raw").glob("*.npz"))) == 3, "including the control's"
 
     assert slow.spans_ms["host_to_device"] == pytest.approx(0.1)
     assert slow.spans_ms["end_to_end"] == pytest.approx(0.5)
@@ -85,72 +85,74 @@ def test_a_known_difference_is_measured(result: BenchResult, tmp_path: Path) -> 
     assert read_result(path) == result
 
 
-def test_the_baseline_can_be_named_and_gates(make_engine: MakeEngine) -> None:
+def test_an_explicit_baseline_gates_the_run(make_engine: MakeEngine) -> None:
     old, new = make_engine("old", busy_ms=0.2), make_engine("new", busy_ms=0.4)
-    found = bench([new], against=old, duration="0.2s", threads=1)
-    assert [(c.a, c.b) for c in found.comparisons] == [("old.tiny", "new.tiny")]
-    assert found.comparisons[0].ratio == pytest.approx(0.5)
-    assert found.verdict == "fail"
-    assert "new.tiny runs at 0.5" in found.reason
+    result = bench([new], against=old, duration="0.2s", threads=1)
+    assert [(c.a, c.b) for c in result.comparisons] == [("old.tiny", "new.tiny")]
+    assert result.comparisons[0].ratio == pytest.approx(0.5)
+    assert result.verdict == "fail"
+    assert "new.tiny runs at 0.5" in result.reason
 
 
-def test_a_gate_needs_something_to_compare(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """A baseline that cannot run here leaves the candidate without a judgement."""
+def test_a_gate_without_a_comparison_is_inconclusive(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """If the baseline cannot run here, the candidate has no verdict."""
     new = make_engine("new", busy_ms=0.2)
     plan = Plan(kind="engine", settings={"backend": "tensorrt", "precision": "fp16"}, libraries={})
     old = produce(plan, tmp_path / "old.plan", lambda p: p.write_bytes(b"engine") and {}).path
-    found = bench([new], against=old, duration="0.2s", threads=1, image_size=8)
-    assert found.verdict == "inconclusive"
-    assert found.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
-    assert found.failed == []
+    result = bench([new], against=old, duration="0.2s", threads=1, image_size=8)
+    assert result.verdict == "inconclusive"
+    assert result.reason.startswith("not compared with the baseline: old.plan at batch 1 (the bas")
+    assert result.failed == []
 
 
-def test_every_engine_at_every_batch(make_engine: MakeEngine) -> None:
+def test_every_engine_is_measured_at_every_batch(make_engine: MakeEngine) -> None:
     a, b = (make_engine(name, busy_ms=0.5, wanders=0.1) for name in "ab")
-    found = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
-    assert [(e.name, e.batch) for e in found.engines] == [
+    result = bench([a, b], batch=[1, 3], duration="0.1s", threads=1, control=False)
+    assert [(e.name, e.batch) for e in result.engines] == [
         ("a.tiny", 1), ("b.tiny", 1), ("a.tiny", 3), ("b.tiny", 3),
     ]  # fmt: skip
-    assert [(c.b, c.batch) for c in found.comparisons] == [("b.tiny", 1), ("b.tiny", 3)]
-    assert found.a_a_control is None
-    three = found.engines[3]
+    assert [(c.b, c.batch) for c in result.comparisons] == [("b.tiny", 1), ("b.tiny", 3)]
+    assert result.a_a_control is None
+    three = result.engines[3]
     assert three.images_per_s == pytest.approx(3 * three.batches_per_s)
     assert three.images_per_s_ci95[0] <= three.images_per_s <= three.images_per_s_ci95[1]
 
 
 def test_a_failed_engine_fails_the_run_and_keeps_the_others(make_engine: MakeEngine) -> None:
     bad, good = make_engine("bad", nan=True), make_engine("good", busy_ms=0.5)
-    found = bench([good, bad], duration="0.1s", threads=1, control=False)
-    kept, failed = found.engines
+    result = bench([good, bad], duration="0.1s", threads=1, control=False)
+    kept, failed = result.engines
     assert kept.latency_ms is not None
     assert failed.status == "failed"
     assert failed.latency_ms is None
     assert failed.images_per_s is None
     assert "NaN" in str(failed.error)
-    assert found.comparisons == []
-    assert found.verdict == "fail"
-    assert "bad.tiny at batch 1: returned NaN" in found.reason
+    assert result.comparisons == []
+    assert result.verdict == "fail"
+    assert "bad.tiny at batch 1: returned NaN" in result.reason
 
 
 def test_an_engine_that_cannot_run_here_is_no_failure(make_engine: MakeEngine) -> None:
     gpu, cpu = make_engine("gpu", needs_device=True), make_engine("cpu", busy_ms=0.5)
-    found = bench([cpu, gpu], duration="0.1s", threads=1, control=False)
-    assert [e.status for e in found.engines] == ["ok", "built-not-run"]
-    assert found.verdict == "pass"
+    result = bench([cpu, gpu], duration="0.1s", threads=1, control=False)
+    assert [e.status for e in result.engines] == ["ok", "built-not-run"]
+    assert result.verdict == "pass"
     with pytest.raises(EnvironmentFault, match="no engine can run here: no such accelerator"):
         bench([gpu], duration="0.1s", threads=1, control=False)
 
 
-def test_a_machine_on_which_nothing_can_be_said(make_engine: MakeEngine) -> None:
-    """The engine's own speed wanders by far more than 10 %: the run says that it knows nothing."""
+def test_an_unsteady_machine_is_inconclusive(make_engine: MakeEngine) -> None:
+    """The engine's own speed varies by far more than 10 %."""
     wild = make_engine("wild", busy_ms=0.5, wanders=2.0)
-    found = bench([wild], duration="0.3s", threads=1)
-    assert found.a_a_control is not None
-    low, high = found.a_a_control.ci95
+    result = bench([wild], duration="0.3s", threads=1)
+    assert result.a_a_control is not None
+    low, high = result.a_a_control.ci95
     assert max(high, 1 / low) > 1.1
-    assert found.verdict == "inconclusive"
-    assert "too unsteady" in found.reason
-    assert found.engines[0].latency_ms is not None
+    assert result.verdict == "inconclusive"
+    assert "too unsteady" in result.reason
+    assert result.engines[0].latency_ms is not None
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -159,32 +161,32 @@ def test_a_machine_on_which_nothing_can_be_said(make_engine: MakeEngine) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batches": []}, "batches"),
-        ({"batches": [0]}, "batches"),
-        ({"batches": [1, 1]}, "batches"),
-        ({"duration_s": 0.0}, "duration"),
-        ({"duration_s": -1.0}, "duration"),
-        ({"duration_s": math.nan}, "duration"),
-        ({"duration_s": math.inf}, "duration"),
-        ({"duration_s": 1e9}, "duration"),
-        ({"call_timeout_s": 0.0}, "call timeout"),
+        ({"batch": []}, "batch: no number is given"),
+        ({"batch": [0]}, "batch: '0' is not a positive whole number"),
+        ({"batch": [1, 1]}, "batches must be different"),
+        ({"duration": "0s"}, "duration: '0s' is no time at all"),
+        ({"duration": -1.0}, "duration: '-1.0' is out of range"),
+        ({"duration": math.nan}, "duration: cannot read 'nan'"),
+        ({"duration": math.inf}, "duration: cannot read 'inf'"),
+        ({"duration": "2000h"}, "the duration must be between 0 s and 24 h"),
+        ({"call_timeout_s": 0.0}, "the call timeout must be between 0 s and 24 h"),
         ({"min_effect": 0.0}, "smallest effect"),
-        ({"min_effect": 2.0}, "smallest effect"),
-        ({"threads": 0}, "threads"),
-        ({"threads": 4096}, "would measure the scheduler"),
-        ({"image_size": 0}, "image size"),
+        ({"min_effect": 2.0}, "min_effect: '2.0' could be 2 % or 2 times one"),
+        ({"threads": 0}, "threads: '0' is not a positive whole number"),
+        ({"threads": 4096}, "4096 threads exceed the"),
+        ({"image_size": 0}, "image_size: 0 is too small"),
     ],
 )
-def test_options_that_make_no_sense(make_engine: MakeEngine, options: dict, words: str) -> None:
+def test_invalid_options_are_refused(make_engine: MakeEngine, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         bench([make_engine()], **options)
 
 
-def test_engines_that_cannot_be_measured(make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_invalid_engines_are_refused(make_engine: MakeEngine, tmp_path: Path) -> None:
     engine = make_engine()
     with pytest.raises(UsageError, match="no engine"):
         bench([])
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="an engine is given twice"):
         bench([engine, engine])
     with pytest.raises(UsageError, match="no such file"):
         bench([tmp_path / "absent.tiny"])
@@ -197,7 +199,7 @@ def test_engines_that_cannot_be_measured(make_engine: MakeEngine, tmp_path: Path
         bench([engine], duration="0.1s")
 
 
-def test_batches_outside_what_an_engine_was_built_for(make_engine: MakeEngine) -> None:
+def test_batches_outside_an_engines_range_are_refused(make_engine: MakeEngine) -> None:
     fixed, profiled = make_engine("fixed", batch=4), make_engine("profiled", profile=[2, 4, 8])
     with pytest.raises(UsageError, match=r"fixed\.tiny was built for batch 4, not 1"):
         bench([fixed])
@@ -214,37 +216,37 @@ def test_engines_for_different_image_sizes_are_not_compared(make_engine: MakeEng
         bench([small], image_size=16, duration="0.1s", threads=1)
 
 
-def test_engines_of_one_name_are_told_apart_by_their_folders(
+def test_engines_with_the_same_file_name_are_named_by_folder(
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     first = make_engine("x/engine", busy_ms=0.5)
     second = make_engine("y/engine", busy_ms=0.5)
-    found = bench(
+    result = bench(
         [first, second], duration="0.1s", threads=1, control=False, raw_dir=tmp_path / "raw"
     )
-    assert [e.name for e in found.engines] == ["x/engine.tiny", "y/engine.tiny"]
-    assert len({e.raw_file for e in found.engines}) == 2
-    assert all((tmp_path / str(e.raw_file)).is_file() for e in found.engines)
+    assert [e.name for e in result.engines] == ["x/engine.tiny", "y/engine.tiny"]
+    assert len({e.raw_file for e in result.engines}) == 2
+    assert all((tmp_path / str(e.raw_file)).is_file() for e in result.engines)
 
 
 def test_workers_that_would_not_fit_into_memory_are_measured_in_groups(tmp_path: Path) -> None:
     huge = tmp_path / "huge"
     with huge.open("wb") as stream:
-        stream.truncate(1 << 40)  # sparse: no block of it is on the disk
+        stream.truncate(1 << 40)  # sparse: uses no disk space
     cells = [
         Cell(name=name, engine=huge, batch=batch, image_size=None, threads=1)
         for batch in (1, 8)
         for name in "ab"
     ]
-    assert [[c.batch for c in group] for group in in_groups(cells)] == [[1, 1], [8, 8]]
+    assert [[c.batch for c in group] for group in split_into_groups(cells)] == [[1, 1], [8, 8]]
     small = tmp_path / "small"
     small.write_bytes(b"x")
     few = [Cell(name="a", engine=small, batch=1, image_size=None, threads=1)]
-    assert in_groups(few) == [few]
+    assert split_into_groups(few) == [few]
 
 
-def test_gpus_have_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each worker has a CUDA context and an engine on its GPU; what does not tell counts as enough."""
+def test_groups_must_fit_into_gpu_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker has a CUDA context and an engine on its GPU; unknown free memory is enough."""
     path = tmp_path / "m.plan"
     with path.open("wb") as stream:
         stream.truncate(1 << 28)  # sparse
@@ -255,12 +257,12 @@ def test_gpus_have_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     free: dict[str, int | None] = {"bytes": 4 << 30}
 
-    class Told:
+    class OneGpu:
         """A driver with one GPU."""
 
         handles = ((0, "handle"),)
 
-        def __enter__(self) -> Told:
+        def __enter__(self) -> OneGpu:
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -270,19 +272,19 @@ def test_gpus_have_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert handle == "handle"
             return free["bytes"]
 
-    monkeypatch.setattr(grouping, "Nvml", Told)
+    monkeypatch.setattr(grouping, "Nvml", OneGpu)
     monkeypatch.setattr(grouping, "runs_on", lambda *_: "cuda:0")
-    assert len(in_groups(cells)) == 2, "four engines need 5 GiB"
+    assert len(split_into_groups(cells)) == 2, "four engines need 5 GiB"
     free["bytes"] = 8 << 30
-    assert in_groups(cells) == [cells]
+    assert split_into_groups(cells) == [cells]
     free["bytes"] = None
-    assert in_groups(cells) == [cells]
+    assert split_into_groups(cells) == [cells]
     monkeypatch.setattr(grouping, "runs_on", lambda *_: "cpu")
     free["bytes"] = 1
-    assert in_groups(cells) == [cells]
+    assert split_into_groups(cells) == [cells]
 
 
-def test_an_engine_with_two_profiles_takes_what_either_takes(tmp_path: Path) -> None:
+def test_an_engine_with_two_profiles_accepts_the_batches_of_both(tmp_path: Path) -> None:
     def write(target: Path) -> dict[str, Any]:
         target.write_bytes(b"an engine")
         return {}

@@ -1,4 +1,4 @@
-"""Ceilings: measured once, kept by machine and threads, and what they are of."""
+"""Ceilings: measurement and caching."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def measured(ceilings_cache: Cache) -> Ceilings:
     return ceilings(1, cache=ceilings_cache, effort=QUICK, progress=Silent())
 
 
-def test_they_are_of_this_machine_and_say_what_they_are(measured: Ceilings) -> None:
+def test_ceilings_describe_this_machine_and_the_method(measured: Ceilings) -> None:
     assert measured.device == fingerprint()
     assert measured.threads == 1
     assert {"fp32", "int8"} <= set(measured.compute)
-    for one in (*measured.compute.values(), measured.memory, measured.cache):
-        assert one.rate >= one.median > 0
-        assert one.rounds == 3
+    for ceiling in (*measured.compute.values(), measured.memory, measured.cache):
+        assert ceiling.rate >= ceiling.median > 0
+        assert ceiling.rounds == 3
     assert measured.compute["fp32"].how.startswith(("torch.mm", "oneDNN"))
     assert "8 MiB" in measured.memory.how
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that passed for the measurement, moved by what is measured."""
+    """The clock of the measurement, in seconds; advanced by the measured functions."""
     passed = [0.0]
     monkeypatch.setattr(
         "optimizer.profiling.ceilings.time", SimpleNamespace(perf_counter=lambda: passed[0])
@@ -49,11 +49,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def lasting(passed: list[float], rate: float, sizes: list[int]) -> Callable:
-    """Makes products that take as long as this rate of multiplications and additions needs."""
+    """Returns a maker of products that run at this rate of operations per second."""
 
     def make(size: int) -> Callable[[], None]:
         sizes.append(size)
-        slow = iter((9, 9, 1, 4, 2))  # two do not count, the fastest is the rate, then the median
+        slow = iter((9, 9, 1, 4, 2))  # two warm-up rounds, then fastest 1 and median 2
 
         def product() -> None:
             passed[0] += next(slow, 1) * 2 * size**3 / rate
@@ -63,14 +63,14 @@ def lasting(passed: list[float], rate: float, sizes: list[int]) -> Callable:
     return make
 
 
-def test_the_fastest_library_that_is_no_plain_loop_counts(clock: list[float]) -> None:
+def test_the_fastest_library_counts_and_slow_loops_are_skipped(clock: list[float]) -> None:
     plain, good, better = [], [], []
     notes: list[str] = []
 
     def broken(size: int) -> Callable[[], None]:
         raise RuntimeError("not compiled in\nat some line")
 
-    found = _product(
+    result = _product(
         QUICK,
         [
             ("plain", lasting(clock, 1e9, plain)),
@@ -80,17 +80,17 @@ def test_the_fastest_library_that_is_no_plain_loop_counts(clock: list[float]) ->
         ],
         notes,
     )
-    assert found is not None
-    assert found.rate == pytest.approx(1e10)
-    assert found.median == pytest.approx(0.5e10)
-    assert found.how.startswith("better, ")
-    assert plain == [256], "it is tried once and not for every size"
+    assert result is not None
+    assert result.rate == pytest.approx(1e10)
+    assert result.median == pytest.approx(0.5e10)
+    assert result.how.startswith("better, ")
+    assert plain == [256], "probed once and not measured at every size"
     assert good == better == [256, *QUICK.sizes]
     assert notes == ["broken was not measured: not compiled in"]
     assert _product(QUICK, [("broken", broken)], notes) is None
 
 
-def test_bytes_read_and_written_count_both(
+def test_bytes_read_and_bytes_written_both_count(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -102,7 +102,7 @@ def test_bytes_read_and_written_count_both(
     assert _copying(QUICK, 1 << 20).rate == 2 * (1 << 20) / 0.5
 
 
-def test_they_are_kept_and_measured_again_when_asked(
+def test_ceilings_are_cached_and_measured_again_on_request(
     ceilings_cache: Cache, measured: Ceilings
 ) -> None:
     (file,) = (ceilings_cache.root / "measured").iterdir()
@@ -115,32 +115,32 @@ def test_they_are_kept_and_measured_again_when_asked(
     assert Ceilings.model_validate_json(file.read_text()) == again
 
 
-def test_made_anew_they_are_neither_taken_nor_kept(
+def test_without_a_cache_they_are_neither_read_nor_stored(
     measured: Ceilings, monkeypatch: pytest.MonkeyPatch, ceilings_cache: Cache
 ) -> None:
     """`--no-cache` of a search: the user's cache is left alone."""
     monkeypatch.setenv("RESNET_OPT_CACHE", str(ceilings_cache.root))
     before = {path: path.read_bytes() for path in (ceilings_cache.root / "measured").iterdir()}
-    found = ceilings(1, cache=DisabledCache(), effort=QUICK, progress=Silent())
-    assert found.created >= measured.created
-    assert found != measured
+    result = ceilings(1, cache=DisabledCache(), effort=QUICK, progress=Silent())
+    assert result.created >= measured.created
+    assert result != measured
     assert {p: p.read_bytes() for p in (ceilings_cache.root / "measured").iterdir()} == before
 
 
-def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
     assert _read(tmp_path / "none.json") is None
     (tmp_path / "damaged.json").write_text('{"created": 1')
     assert _read(tmp_path / "damaged.json") is None
 
 
-def test_clearing_the_cache_knows_them(measured: Ceilings, tmp_path: Path) -> None:
+def test_clearing_the_cache_removes_ceilings(measured: Ceilings, tmp_path: Path) -> None:
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "x.json").write_text(measured.model_dump_json())
     assert Cache(tmp_path).clear() > 0
     assert not (tmp_path / "measured").exists()
 
 
-def test_the_last_cache_is_the_largest(tmp_path: Path) -> None:
+def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
     assert last_cache_bytes(tmp_path) == 32 << 20
     for index, size in enumerate(("32K", "512K", "16M", "odd")):
         folder = tmp_path / f"devices/system/cpu/cpu0/cache/index{index}"

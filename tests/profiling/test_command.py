@@ -1,4 +1,4 @@
-"""`resnet-opt bench` on engines that misbehave: what is printed, written and returned."""
+"""`resnet-opt bench` on misbehaving engines: output, result file and exit code."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["resnet-opt", "bench", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
 
     return command
 
@@ -58,13 +58,13 @@ def test_an_engine_that_fails_fails_the_run_and_the_others_are_kept(
     assert kept.images_per_s is not None
 
 
-def test_memory_that_grows_is_told(run: Run, make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_growing_memory_is_reported(run: Run, make_engine: MakeEngine, tmp_path: Path) -> None:
     sieve = make_engine("sieve", busy_ms=10.0, leak_bytes=8 << 20)
     _, out, _ = run(sieve, "--duration", "300ms", "--threads", "1", "-o", tmp_path / "b.json")
     assert "note: sieve.tiny: its memory grew by" in out
 
 
-def test_a_machine_on_which_nothing_can_be_said_exits_with_6(
+def test_an_unsteady_machine_exits_with_6(
     run: Run, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     wild = make_engine("wild", busy_ms=0.5, wanders=2.0)
@@ -81,7 +81,7 @@ def test_a_machine_on_which_nothing_can_be_said_exits_with_6(
     [
         (["--duration", "0s"], "must be more than zero"),
         (["--duration", "10"], "no unit of time"),
-        (["--duration", "2000h"], "within 0 s and 24 h"),
+        (["--duration", "2000h"], "between 0 s and 24 h"),
         (["--batch", "9"], "batches 2 to 8, not 9"),
         (["--batch", "2,2"], "batches must be different"),
         (["--batch", "4", "--streams", "0"], "streams: '0' is not a positive whole number"),

@@ -1,4 +1,4 @@
-"""The machine between rounds: what is read, what is marked, what is absent."""
+"""Machine conditions: readings, disturbed rounds and absent values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from optimizer.profiling.conditions import (
     disturbed,
     governor,
     held_back_by,
-    joined,
+    merge_conditions,
 )
 from optimizer.results import Conditions
 
 
 def reading(**values) -> Reading:
-    usual = {"mhz": 3000.0, "load_1min": 1.0, "other_cpu_share": 0.01, "quota_stops": 0}
-    return Reading(**{**usual, **values})
+    defaults = {"mhz": 3000.0, "load_1min": 1.0, "other_cpu_share": 0.01, "quota_stops": 0}
+    return Reading(**{**defaults, **values})
 
 
 @pytest.mark.parametrize(
@@ -49,25 +49,25 @@ def test_a_disturbed_round_is_marked(disturbance: dict) -> None:
     assert disturbed(readings) == [3]
 
 
-def test_what_is_not_known_is_no_disturbance() -> None:
+def test_unknown_values_are_no_disturbance() -> None:
     unknown = Reading(mhz=None, load_1min=None, other_cpu_share=None, quota_stops=None)
     assert disturbed([unknown] * 3) == []
     assert disturbed([]) == []
     assert disturbed([reading(gpus=[{"gpu": 0, "held_back_by": []}])]) == []
 
 
-def test_nvml_reasons_that_hold_clocks_back() -> None:
+def test_nvml_throttling_reasons() -> None:
     assert held_back_by(0) == []
     assert held_back_by(0x1 | 0x2) == [], "idle, and set so by the user"
     assert held_back_by(0x4 | 0x40) == ["power cap", "thermal, hardware"]
 
 
 class Machine:
-    """What psutil tells of a machine of two cores; its time is moved by hand."""
+    """A fake psutil for a machine with two cores; `work` advances its time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.own = os.getpid()
-        self.spent = {(self.own, "python"): 1.0}
+        self.pid = os.getpid()
+        self.spent = {(self.pid, "python"): 1.0}
         self.idle = self.guest = 0.0
         monkeypatch.setattr(psutil, "cpu_times", self._cpu_times)
         monkeypatch.setattr(psutil, "Process", self._process)
@@ -81,14 +81,14 @@ class Machine:
 
     def _cpu_times(self) -> Any:
         busy = sum(self.spent.values())
-        # Linux counts what a guest used as the user's time too.
+        # Linux includes guest time in user time.
         return namedtuple("Times", "user idle iowait guest")(busy, self.idle, 0.0, self.guest)
 
     def _process(self, pid: int) -> Any:
-        found = [spent for (one, _), spent in self.spent.items() if one == pid]
-        if not found:
+        times = [spent for (number, _), spent in self.spent.items() if number == pid]
+        if not times:
             raise psutil.NoSuchProcess(pid)
-        return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=found[0], system=0.0))
+        return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=times[0], system=0.0))
 
     def _listed(self, process: tuple[int, str]) -> Any:
         times = SimpleNamespace(user=self.spent[process], system=0.0)
@@ -100,12 +100,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
-def test_other_processes_are_told_from_our_own(machine: Machine) -> None:
-    """The same load counts as a disturbance, or as the measurement, by whose it is."""
+def test_other_processes_are_distinguished_from_the_measurement(machine: Machine) -> None:
+    """Load counts as a disturbance unless the process belongs to the measurement."""
     worker, other = (8, "python"), (9, "cc1plus")
     machine.work(1.0, used={worker: 0.1, other: 0.1})
     theirs, ours = Monitor([]), Monitor([8])
-    machine.work(1.0, used={(machine.own, "python"): 0.1, worker: 0.8, other: 0.5})
+    machine.work(1.0, used={(machine.pid, "python"): 0.1, worker: 0.8, other: 0.5})
     machine.guest += 0.3
     assert theirs.read().other_cpu_share == pytest.approx((0.8 + 0.5) / 2.0)
     assert ours.read().other_cpu_share == pytest.approx(0.5 / 2.0)
@@ -114,7 +114,7 @@ def test_other_processes_are_told_from_our_own(machine: Machine) -> None:
     assert ours.read().other_cpu_share == 0
 
 
-def test_a_process_of_ours_is_counted_for_real() -> None:
+def test_cpu_time_of_a_real_process_is_counted() -> None:
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         deadline = time.monotonic() + 60
@@ -123,7 +123,7 @@ def test_a_process_of_ours_is_counted_for_real() -> None:
             time.sleep(0.01)
         alone = Monitor([])._counters()
         counted = Monitor([process.pid])._counters()
-        assert counted.own >= alone.own + 0.05
+        assert counted.measured >= alone.measured + 0.05
         assert counted.total >= counted.idle > 0
         others = _cpu_of_each([process.pid])
         assert process.pid not in {pid for pid, _ in others}
@@ -139,22 +139,22 @@ def test_a_summary_has_a_value_for_every_round_or_none_at_all(machine: Machine) 
         monitor.begin()
         machine.work(0.5, used={(9, "cc1plus"): share})
         monitor.read()
-    found = monitor.summary(["a note"])
-    assert found.cpu
-    assert found.other_cpu_share == [0.0, 0.1, 0.25]
-    assert len(found.load_1min) == 3
-    assert len(found.mhz) in {0, 3}
-    assert found.notes[0] == "a note"
-    assert found.gpu == [] or Gpus().read()
+    summary = monitor.summary(["a note"])
+    assert summary.cpu
+    assert summary.other_cpu_share == [0.0, 0.1, 0.25]
+    assert len(summary.load_1min) == 3
+    assert len(summary.mhz) in {0, 3}
+    assert summary.notes[0] == "a note"
+    assert summary.gpu == [] or Gpus().read()
 
 
-def test_rounds_too_short_for_the_ticks_say_so(machine: Machine) -> None:
+def test_rounds_shorter_than_the_ticks_are_reported(machine: Machine) -> None:
     monitor = Monitor([])
     machine.work(0.09, used={(9, "cc1plus"): 0.05})
     monitor.read()
-    found = monitor.summary()
-    assert found.other_cpu_share == []
-    assert any("too short" in note for note in found.notes)
+    summary = monitor.summary()
+    assert summary.other_cpu_share == []
+    assert any("too short" in note for note in summary.notes)
 
 
 def test_the_governor_is_absent_or_read(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_energy_of_the_packages_is_added_up(tmp_path: Path) -> None:
     meter = EnergyMeter(sysfs=tmp_path)
     meter.begin()
     rapl(tmp_path, "intel-rapl:0", 7_500_000)
-    rapl(tmp_path, "intel-rapl:1", 1_000_000)  # its counter started again
+    rapl(tmp_path, "intel-rapl:1", 1_000_000)  # its counter wrapped around
     rapl(tmp_path, "intel-rapl:0:0", 900_000_000)
     if not Gpus().read():
         assert meter.joules() == pytest.approx(2.5 + 2.0)
 
 
-def test_conditions_of_measurements_after_each_other() -> None:
+def test_conditions_of_consecutive_measurements_are_merged() -> None:
     first = Conditions(
         cpu="x", mhz=[1.0, 2.0], load_1min=[0.1, 0.2], disturbed_rounds=[1], notes=["n"]
     )
@@ -209,27 +209,27 @@ def test_conditions_of_measurements_after_each_other() -> None:
         gpu=[{"round": 0, "gpu": 0}],
         notes=["n", "m"],
     )
-    whole = joined([(first, 2), (second, 1)])
+    whole = merge_conditions([(first, 2), (second, 1)])
     assert whole.mhz == [1.0, 2.0, 3.0]
-    assert whole.load_1min == [], "the second does not tell: no list with gaps"
+    assert whole.load_1min == [], "missing in the second: no list with gaps"
     assert whole.disturbed_rounds == [1, 2]
     assert whole.gpu == [{"round": 2, "gpu": 0}]
     assert whole.notes == ["n", "m"]
-    assert first.disturbed_rounds == [1], "parts are left as they are"
+    assert first.disturbed_rounds == [1], "inputs are not modified"
 
 
-def test_what_disturbed_a_run_is_named(machine: Machine) -> None:
-    """A process that works beside the rounds is told by its name; our own are not."""
+def test_disturbing_processes_are_named(machine: Machine) -> None:
+    """Busy processes are named unless they belong to the measurement."""
     machine.work(1.0, used={(8, "python3"): 0.1, (9, "cc1plus"): 0.1})
     monitor = Monitor([8])
     machine.work(1.0, used={(8, "python3"): 1.0, (9, "cc1plus"): 0.6})
     monitor.read()
-    told = monitor.summary()
-    assert told.disturbed_rounds == [0]
-    assert told.notes == ["of the other processes, most time was used by cc1plus (0.6 s)"]
+    summary = monitor.summary()
+    assert summary.disturbed_rounds == [0]
+    assert summary.notes == ["busiest other processes: cc1plus (0.6 s)"]
 
 
-def test_only_the_busiest_are_named_by_what_they_used_meanwhile() -> None:
+def test_only_the_busiest_processes_are_named() -> None:
     before = {(1, "idle"): 100.0, (2, "busy"): 5.0, (3, "python"): 0.0, (4, "python"): 1.0}
     now = {
         (1, "idle"): 100.05,

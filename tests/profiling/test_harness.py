@@ -1,4 +1,4 @@
-"""The harness: order, warm-up, budget, and engines that misbehave."""
+"""The harness: order, warm-up, time budget and misbehaving engines."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def cells(*paths: Path, batch: int = 1) -> list[Cell]:
     ]
 
 
-def run(asked: Sequence[Cell], limits: Limits = SHORT, seed: int = 0) -> Measurement:
-    return measure(asked, limits, seed=seed, progress=Silent())
+def run(requested: Sequence[Cell], limits: Limits = SHORT, seed: int = 0) -> Measurement:
+    return measure(requested, limits, seed=seed, progress=Silent())
 
 
 def order(session: Measurement) -> list[list[int]]:
-    """Which cell computed when, from the clocks in the raw samples."""
-    found = []
+    """Order of the cells in each round, from the start times of the raw samples."""
+    orders = []
     for number in range(session.rounds):
         starts = [cell.blocks[number].calls[0, 0] for cell in session.cells]
-        found.append([int(i) for i in np.argsort(starts)])
-    return found
+        orders.append([int(i) for i in np.argsort(starts)])
+    return orders
 
 
-def test_every_round_has_every_cell_in_an_order_drawn_anew(make_engine: MakeEngine) -> None:
-    asked = cells(*(make_engine(name, busy_ms=1.0, wall_clock=True) for name in "abc"))
-    session = run(asked, seed=3)
+def test_every_round_has_every_cell_in_random_order(make_engine: MakeEngine) -> None:
+    requested = cells(*(make_engine(name, busy_ms=1.0, wall_clock=True) for name in "abc"))
+    session = run(requested, seed=3)
     assert [m.status for m in session.cells] == ["ok"] * 3
     assert session.rounds >= MIN_ROUNDS
     for measured in session.cells:
@@ -72,7 +72,7 @@ def test_cells_never_compute_at_the_same_time(make_engine: MakeEngine) -> None:
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
-def test_each_cell_gets_the_time_it_was_promised(make_engine: MakeEngine) -> None:
+def test_each_cell_gets_its_time_budget(make_engine: MakeEngine) -> None:
     session = run(cells(make_engine("fast", busy_ms=0.5), make_engine("slow", busy_ms=4.0)))
     for measured in session.cells:
         assert all(len(block.spans_ms) >= 1 for block in measured.blocks)
@@ -84,16 +84,16 @@ def test_each_cell_gets_the_time_it_was_promised(make_engine: MakeEngine) -> Non
 def test_a_slow_engine_still_gets_enough_rounds(make_engine: MakeEngine) -> None:
     session = run(cells(make_engine(busy_ms=30.0)), Limits(duration_s=0.1))
     assert session.rounds == MIN_ROUNDS
-    assert any("longer than the asked 0.1 s" in note for note in session.conditions.notes)
+    assert any("longer than the requested 0.1 s" in note for note in session.conditions.notes)
     assert all(len(block.spans_ms) >= 1 for block in session.cells[0].blocks)
 
 
-def test_warm_up_goes_on_while_the_engine_is_cold(
+def test_warm_up_continues_until_the_engine_is_warm(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "_WARM_UP", math.inf)  # however slow the machine is
-    asked = cells(make_engine(busy_ms=0.5, cold_calls=60, cold_factor=5.0))
-    (measured,) = run(asked, Limits(duration_s=1.0)).cells
+    monkeypatch.setattr(harness, "_WARM_UP", math.inf)  # no time limit on slow machines
+    requested = cells(make_engine(busy_ms=0.5, cold_calls=60, cold_factor=5.0))
+    (measured,) = run(requested, Limits(duration_s=1.0)).cells
     assert measured.settled
     assert not any("did not settle" in note for note in measured.notes)
     assert measured.first_inference_ms is not None
@@ -103,15 +103,15 @@ def test_warm_up_goes_on_while_the_engine_is_cold(
     assert np.median(samples) < 0.6
 
 
-def test_a_warm_up_that_takes_too_long_is_ended_and_told(
+def test_a_warm_up_that_takes_too_long_is_stopped_and_reported(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "_WARM_UP", 0.0)
-    asked = cells(make_engine(busy_ms=0.5, cold_calls=60, cold_factor=5.0))
-    (measured,) = run(asked, Limits(duration_s=0.1)).cells
+    requested = cells(make_engine(busy_ms=0.5, cold_calls=60, cold_factor=5.0))
+    (measured,) = run(requested, Limits(duration_s=0.1)).cells
     assert not measured.settled
     assert any("did not settle" in note for note in measured.notes)
-    assert len(measured.blocks) >= MIN_ROUNDS, "it is measured all the same"
+    assert len(measured.blocks) >= MIN_ROUNDS, "it is still measured"
 
 
 def test_warm_up_ends_by_agreement_and_not_by_a_count() -> None:
@@ -137,12 +137,12 @@ def test_warm_up_ends_by_agreement_and_not_by_a_count() -> None:
         ({"raise": "device lost"}, "device lost"),
     ],
 )
-def test_an_engine_that_fails_in_mid_bench_costs_only_itself(
+def test_an_engine_that_fails_midway_does_not_affect_others(
     make_engine: MakeEngine, tmp_path: Path, behaviour: dict, words: str
 ) -> None:
     fuse = tmp_path / "fuse"
 
-    class Lighting(Silent):
+    class LightingFuse(Silent):
         label = ""
         steps = 0
 
@@ -157,11 +157,11 @@ def test_an_engine_that_fails_in_mid_bench_costs_only_itself(
     good = make_engine("good", busy_ms=1.0)
     bad = make_engine("bad", busy_ms=1.0, once_exists=str(fuse), **behaviour)
     limits = Limits(duration_s=0.2, call_timeout_s=3.0 if "hang" in behaviour else 60.0)
-    failed, kept = measure(cells(bad, good), limits, seed=0, progress=Lighting()).cells
+    failed, kept = measure(cells(bad, good), limits, seed=0, progress=LightingFuse()).cells
     assert failed.status == "failed"
     assert failed.error is not None
     assert words in failed.error
-    assert len(failed.blocks) == 3, "what it did before is kept"
+    assert len(failed.blocks) == 3, "earlier rounds are kept"
     assert kept.status == "ok"
     assert len(kept.blocks) >= MIN_ROUNDS
 
@@ -180,9 +180,9 @@ def test_no_worker_is_left_behind(make_engine: MakeEngine) -> None:
 
 
 def test_bad_input_is_refused_before_anything_is_measured(make_engine: MakeEngine) -> None:
-    asked = cells(make_engine("good"), make_engine("fixed", batch=2), batch=3)
+    requested = cells(make_engine("good"), make_engine("fixed", batch=2), batch=3)
     with pytest.raises(UsageError, match="fixed: the engine has the fixed batch 2, not 3"):
-        run(asked)
+        run(requested)
 
 
 def test_an_engine_that_needs_another_device_is_no_failure(make_engine: MakeEngine) -> None:
@@ -193,7 +193,7 @@ def test_an_engine_that_needs_another_device_is_no_failure(make_engine: MakeEngi
     assert kept.status == "ok"
 
 
-def test_leaks_are_told_from_caches() -> None:
+def test_leaks_are_distinguished_from_caches() -> None:
     base = 200 << 20
     steady = [base] * 30
     cache = [base] + [base + (150 << 20)] * 29
@@ -201,7 +201,7 @@ def test_leaks_are_told_from_caches() -> None:
     assert leaked(steady) is None
     assert leaked(cache) is None
     assert leaked(leak) == 29 * (10 << 20)
-    assert leaked([base + i * (1 << 20) for i in range(30)]) is None, "too little to tell"
+    assert leaked([base + i * (1 << 20) for i in range(30)]) is None, "too small to be a leak"
     assert leaked(leak[:3]) is None
 
 
@@ -211,8 +211,10 @@ def test_a_leaking_engine_is_named(make_engine: MakeEngine) -> None:
     assert session.cells[0].peak_rss_bytes > 200 << 20
 
 
-def test_threads_that_spin_while_their_engine_is_idle_are_told(make_engine: MakeEngine) -> None:
-    asked = cells(make_engine("spinner", busy_ms=1.0, spins=True), make_engine("b", busy_ms=1.0))
-    notes = run(asked, Limits(duration_s=0.1)).conditions.notes
-    assert any("spinner: its threads do not stop" in note for note in notes)
-    assert not any("b: its threads do not stop" in note for note in notes)
+def test_threads_that_spin_between_blocks_are_reported(make_engine: MakeEngine) -> None:
+    requested = cells(
+        make_engine("spinner", busy_ms=1.0, spins=True), make_engine("b", busy_ms=1.0)
+    )
+    notes = run(requested, Limits(duration_s=0.1)).conditions.notes
+    assert any("spinner: its threads keep running" in note for note in notes)
+    assert not any("b: its threads keep running" in note for note in notes)

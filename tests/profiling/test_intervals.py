@@ -53,7 +53,7 @@ def test_a_quantile_out_of_range_is_refused(quantile: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "given_"),
+    ("n", "reported"),
     [
         (28, set()),
         (29, {"p90"}),
@@ -64,19 +64,19 @@ def test_a_quantile_out_of_range_is_refused(quantile: float) -> None:
         (2995, {"p90", "p95", "p99", "p99_9"}),
     ],
 )
-def test_a_percentile_that_n_cannot_support_is_not_given(n: int, given_: set[str]) -> None:
-    found = latency(np.arange(1.0, n + 1))
-    tails = found.model_dump(exclude={"mean", "p50"})
-    assert {name for name, value in tails.items() if value is not None} == given_
-    assert found.p50 == np.median(np.arange(1.0, n + 1))
+def test_a_percentile_needs_enough_samples(n: int, reported: set[str]) -> None:
+    result = latency(np.arange(1.0, n + 1))
+    tails = result.model_dump(exclude={"mean", "p50"})
+    assert {name for name, value in tails.items() if value is not None} == reported
+    assert result.p50 == np.median(np.arange(1.0, n + 1))
 
 
-def test_no_sample_is_clipped_away() -> None:
+def test_no_sample_is_discarded() -> None:
     samples = np.full(3000, 1.0)
     samples[::100] = 500.0
-    found = latency(samples)
-    assert found.p99_9 == 500.0
-    assert found.mean == pytest.approx(1 + 499 * 30 / 3000)
+    result = latency(samples)
+    assert result.p99_9 == 500.0
+    assert result.mean == pytest.approx(1 + 499 * 30 / 3000)
 
 
 # --- properties of the intervals -----------------------------------------------------------------
@@ -84,17 +84,17 @@ def test_no_sample_is_clipped_away() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(rounds_of_samples, st.integers(0, 5))
-def test_an_interval_holds_its_value_and_stays_within_the_data(rounds: list, seed: int) -> None:
+def test_an_interval_contains_its_value(rounds: list, seed: int) -> None:
     pooled = np.concatenate(rounds)
-    found = median(rounds, seed=seed)
-    assert found.value == np.median(pooled)
-    assert found == median(rounds, seed=seed)
+    result = median(rounds, seed=seed)
+    assert result.value == np.median(pooled)
+    assert result == median(rounds, seed=seed)
     if len(rounds) < MIN_ROUNDS_FOR_INTERVAL:
-        assert found.ci95 is None
+        assert result.ci95 is None
     else:
-        assert found.ci95 is not None
-        assert found.ci95[0] <= found.value * (1 + 1e-12)
-        assert found.ci95[1] >= found.value * (1 - 1e-12)
+        assert result.ci95 is not None
+        assert result.ci95[0] <= result.value * (1 + 1e-12)
+        assert result.ci95[1] >= result.value * (1 - 1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,7 +107,7 @@ def test_scaling_the_clock_scales_the_results(rounds: list, factor: float) -> No
         assert after.ci95 == pytest.approx([bound * factor**power for bound in before.ci95])
     speed = ratio_of_medians(rounds, scaled)
     assert speed.value == pytest.approx(1 / factor)
-    # Paired: what is a multiple in every round is a multiple for certain.
+    # Paired by round, a constant factor has no uncertainty.
     assert speed.ci95 == pytest.approx((1 / factor, 1 / factor))
 
 
@@ -125,14 +125,14 @@ def test_many_samples_are_binned_without_losing_the_median() -> None:
     generator = np.random.default_rng(0)
     rounds = [10 + generator.normal(0, 0.1) + generator.gamma(2, 0.5, 3000) for _ in range(20)]
     pooled = np.concatenate(rounds)
-    found = median(rounds, seed=1)
+    result = median(rounds, seed=1)
     few = np.random.default_rng(1).integers(0, 20, (300, 20))
     exact = [np.median(np.concatenate([rounds[i] for i in rows])) for rows in few]
     low, high = np.quantile(exact, [0.025, 0.975])
     width = high - low
-    assert found.value == np.median(pooled)
-    assert found.ci95[0] == pytest.approx(low, abs=0.5 * width)
-    assert found.ci95[1] == pytest.approx(high, abs=0.5 * width)
+    assert result.value == np.median(pooled)
+    assert result.ci95[0] == pytest.approx(low, abs=0.5 * width)
+    assert result.ci95[1] == pytest.approx(high, abs=0.5 * width)
 
 
 def test_a_rate_counts_the_slow_calls() -> None:
@@ -142,11 +142,11 @@ def test_a_rate_counts_the_slow_calls() -> None:
 
 
 def test_rounds_must_be_pairs() -> None:
-    with pytest.raises(ValueError, match="paired"):
+    with pytest.raises(ValueError, match="rounds cannot be paired: 7 and 8"):
         ratio_of_medians([np.ones(3)] * 7, [np.ones(3)] * 8)
 
 
-def test_neighbours_that_are_alike_widen_the_interval() -> None:
+def test_serial_correlation_widens_the_interval() -> None:
     generator = np.random.default_rng(3)
     drift = np.cumsum(generator.normal(0, 0.02, 40))
     drifting = [np.exp(d + generator.normal(0, 0.001, 20)) for d in drift]
@@ -163,8 +163,8 @@ def test_serial_correlation_stays_in_its_range(values: list[float]) -> None:
 
 def test_independent_rounds_show_hardly_any_correlation() -> None:
     generator = np.random.default_rng(4)
-    found = [serial_correlation(generator.standard_t(2, 40)) for _ in range(300)]
-    assert np.mean(found) < 0.12
+    result = [serial_correlation(generator.standard_t(2, 40)) for _ in range(300)]
+    assert np.mean(result) < 0.12
     assert serial_correlation(np.ones(10)) == 0.0
 
 
@@ -175,7 +175,7 @@ def test_independent_rounds_show_hardly_any_correlation() -> None:
     ("value", "ci95", "verdict"),
     [
         (1.00, (0.99, 1.01), "equivalent"),
-        (1.01, (1.005, 1.015), "equivalent"),  # surely faster, and surely by too little to matter
+        (1.01, (1.005, 1.015), "equivalent"),  # certainly faster, but negligibly
         (1.05, (1.03, 1.07), "faster"),
         (1.03, (1.001, 1.06), "faster"),
         (1.015, (1.005, 1.03), "inconclusive"),
@@ -190,7 +190,7 @@ def test_verdicts(value: float, ci95: tuple[float, float] | None, verdict: str) 
     assert judge(Estimate(value, ci95), min_effect=0.02) == verdict
 
 
-def test_what_the_control_shows_of_itself_is_no_difference_between_engines() -> None:
+def test_differences_within_the_controls_are_not_called() -> None:
     speed = Estimate(1.05, (1.03, 1.07))
     assert judge(speed, min_effect=0.02, floor=0.04) == "faster"
     assert judge(speed, min_effect=0.02, floor=0.06) == "inconclusive"
@@ -220,7 +220,7 @@ def test_exchanging_the_engines_exchanges_the_verdict(
 
 
 class Machine:
-    """A simulated machine whose speed wanders and which other processes disturb in bursts."""
+    """A simulated machine with drifting speed and bursts of load from other processes."""
 
     def __init__(self, seed: int, *, mean_busy_s: float, mean_free_s: float, slower: float) -> None:
         self.generator = np.random.default_rng(seed)
@@ -262,11 +262,11 @@ MACHINES = {
 
 
 def interleaved(machine: Machine, latencies: list[float], rounds: int) -> list[list[np.ndarray]]:
-    found: list[list[np.ndarray]] = [[] for _ in latencies]
+    samples: list[list[np.ndarray]] = [[] for _ in latencies]
     for _ in range(rounds):
         for i in machine.generator.permutation(len(latencies)):
-            found[i].append(machine.block(latencies[i], 0.25))
-    return found
+            samples[i].append(machine.block(latencies[i], 0.25))
+    return samples
 
 
 def blockwise(machine: Machine, latencies: list[float], rounds: int) -> list[list[np.ndarray]]:
@@ -274,7 +274,7 @@ def blockwise(machine: Machine, latencies: list[float], rounds: int) -> list[lis
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_same_engine_twice_raises_hardly_any_alarm(machine: str) -> None:
+def test_an_a_a_comparison_rarely_raises_an_alarm(machine: str) -> None:
     experiments, alarms, excluded = 60, 0, 0
     for seed in range(experiments):
         a, b = interleaved(Machine(seed, **MACHINES[machine]), [20.0, 20.0], 20)
@@ -282,12 +282,12 @@ def test_the_same_engine_twice_raises_hardly_any_alarm(machine: str) -> None:
         alarms += judge(speed, min_effect=0.02) in {"faster", "slower"}
         excluded += not speed.ci95[0] <= 1 <= speed.ci95[1]
     assert alarms <= 0.05 * experiments
-    # Without a smallest effect the interval itself must hold: binomial bound for 5 % of 60.
+    # The interval itself must cover 1 too: binomial bound for 5 % of 60.
     assert excluded <= 7
 
 
-def test_one_engine_after_the_other_does_raise_alarms() -> None:
-    """The trap that the rounds avoid: what a sceptic should see fail."""
+def test_sequential_measurement_raises_false_alarms() -> None:
+    """The problem that interleaved rounds avoid."""
     alarms = 0
     for seed in range(30):
         machine = Machine(seed, **MACHINES["half loaded for seconds"])
@@ -298,7 +298,7 @@ def test_one_engine_after_the_other_does_raise_alarms() -> None:
 
 
 @pytest.mark.parametrize("machine", ["quiet", "bursts longer than a block"])
-def test_a_true_slowdown_is_found_or_left_open_but_never_called_a_speedup(machine: str) -> None:
+def test_a_true_slowdown_is_never_called_a_speedup_or_equivalent(machine: str) -> None:
     experiments, verdicts = 30, []
     for seed in range(experiments):
         a, b = interleaved(Machine(seed, **MACHINES[machine]), [20.0, 21.0], 20)
@@ -309,7 +309,7 @@ def test_a_true_slowdown_is_found_or_left_open_but_never_called_a_speedup(machin
         assert verdicts.count("slower") >= 0.8 * experiments
 
 
-def test_two_runs_that_did_not_happen_together() -> None:
+def test_ratio_of_two_separate_runs() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.normal(10.0, 0.05, 30), generator.normal(11.0, 0.05, 40)
     speed = ratio_unpaired(a, b, seed=3)
@@ -322,17 +322,17 @@ def test_two_runs_that_did_not_happen_together() -> None:
 # --- bounds of a quantile ------------------------------------------------------------------------
 
 
-def test_slow_calls_of_one_round_decide_nothing_about_a_quantile() -> None:
-    """Of 40 rounds one is slow: whether that is 1 % or 5 % of them nobody knows yet."""
+def test_slow_calls_of_one_round_give_no_upper_bound() -> None:
+    """One slow round of 40 does not show whether 1 % or 5 % of rounds are slow."""
     rounds = [np.full(100, 10.0) for _ in range(40)]
-    assert quantile_bounds(rounds, 0.99)[1] == 10.0, "nothing slow was seen at all"
+    assert quantile_bounds(rounds, 0.99)[1] == 10.0, "there are no slow calls"
     rounds[7] = np.append(np.full(20, 10.0), np.linspace(29.0, 31.0, 80))
     assert quantile_bounds(rounds, 0.99)[1] is None
     even = [np.append(np.full(99, 10.0), 30.0) for _ in range(40)]
-    assert quantile_bounds(even, 0.98)[1] == 10.0, "one slow call in each round is well known"
+    assert quantile_bounds(even, 0.98)[1] == 10.0, "one slow call in every round is certain"
 
 
-def test_bounds_of_a_quantile_cover_it_as_often_as_they_say() -> None:
+def test_bounds_of_a_quantile_have_nominal_coverage() -> None:
     generator = np.random.default_rng(0)
     low_held = high_held = 0
     for _ in range(1000):
@@ -345,11 +345,11 @@ def test_bounds_of_a_quantile_cover_it_as_often_as_they_say() -> None:
     assert high_held >= 930
 
 
-def test_slow_calls_that_come_together_count_as_fewer() -> None:
+def test_clustered_slow_calls_reduce_the_effective_sample() -> None:
     generator = np.random.default_rng(1)
     held = naive = 0
     for _ in range(400):
-        slow_rounds = generator.random(30) < 0.3  # three of ten calls are slow, in whole rounds
+        slow_rounds = generator.random(30) < 0.3  # 30 % of calls are slow, in whole rounds
         rounds = [generator.random(50) + 10 * slow for slow in slow_rounds]
         _, high = quantile_bounds(rounds, 0.8)
         _, alone = quantile_bounds(list(np.concatenate(rounds)[:, None]), 0.8)
@@ -357,7 +357,7 @@ def test_slow_calls_that_come_together_count_as_fewer() -> None:
         held += high is None or high >= 10 + 1 / 3
         naive += alone >= 10 + 1 / 3
     assert held >= 360
-    assert naive < 320, "calls taken one by one promise what they do not keep"
+    assert naive < 320, "treating calls as independent undercovers"
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])

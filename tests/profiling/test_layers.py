@@ -1,4 +1,4 @@
-"""Layer by layer: real engines of every backend that runs here, and engines that cannot be timed."""
+"""Layer profiles of real engines of every CPU backend, and of engines that cannot be profiled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.profiling.conftest import QUICK, MakeEngine
 
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 BATCH = 2
-FEW_ROUNDS = 6  # the fewest with an interval
+ROUNDS = 6  # minimum for an interval
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def profiled(
         small_engines("onnxruntime", "int8"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", FEW_ROUNDS)
+        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", ROUNDS)
         return profile(
             engines,
             batch=BATCH,
@@ -52,7 +52,7 @@ def profiled(
 
 
 @pytest.fixture(params=range(4), ids=["torch", "openvino-int8", "ort-fp32", "ort-int8"])
-def one(profiled: ProfileResult, request: pytest.FixtureRequest) -> EngineProfile:
+def engine_profile(profiled: ProfileResult, request: pytest.FixtureRequest) -> EngineProfile:
     return profiled.engines[request.param]
 
 
@@ -63,26 +63,30 @@ def _named(parts: list[TimedPart]) -> dict[str, TimedPart]:
 
 @pytest.mark.slow
 def test_all_operations_of_the_graph_are_in_the_layers(
-    one: EngineProfile, small_graph: Path
+    engine_profile: EngineProfile, small_graph: Path
 ) -> None:
     flops = layer_flops(small_graph)
-    assert sum(layer.flops or 0 for layer in one.layers) == BATCH * sum(flops.values())
-    owners = [n for layer in one.layers if layer.flops for n in layer.torch_names if n in flops]
+    assert sum(layer.flops or 0 for layer in engine_profile.layers) == BATCH * sum(flops.values())
+    owners = [
+        n for layer in engine_profile.layers if layer.flops for n in layer.torch_names if n in flops
+    ]
     assert sorted(owners) == sorted(flops), "each module with weights is in one layer"
-    for layer in one.layers:
+    for layer in engine_profile.layers:
         if layer.flops:
             assert layer.flops == BATCH * sum(flops.get(name, 0) for name in layer.torch_names)
 
 
 @pytest.mark.slow
-def test_blocks_hold_all_layers_and_all_time(one: EngineProfile) -> None:
-    blocks = _named(one.blocks)
+def test_blocks_contain_all_layers_and_all_time(engine_profile: EngineProfile) -> None:
+    blocks = _named(engine_profile.blocks)
     assert [name for name in blocks if name in BLOCKS] == BLOCKS
     assert {"stem", "head"} <= set(blocks)
-    assert sum(block.share for block in one.blocks) == pytest.approx(1)
-    assert sum(layer.share for layer in one.layers) == pytest.approx(1)
-    for block in one.blocks:
-        members = [layer for layer in one.layers if (layer.block or layer.name) == block.name]
+    assert sum(block.share for block in engine_profile.blocks) == pytest.approx(1)
+    assert sum(layer.share for layer in engine_profile.layers) == pytest.approx(1)
+    for block in engine_profile.blocks:
+        members = [
+            layer for layer in engine_profile.layers if (layer.block or layer.name) == block.name
+        ]
         assert members
         assert block.flops == (sum(layer.flops or 0 for layer in members) or None)
         if block.time_ci95_ms is not None:
@@ -91,43 +95,50 @@ def test_blocks_hold_all_layers_and_all_time(one: EngineProfile) -> None:
 
 
 @pytest.mark.slow
-def test_what_names_no_module_stands_for_itself(one: EngineProfile) -> None:
-    for layer in one.layers:
+def test_a_layer_without_modules_is_its_own_block(engine_profile: EngineProfile) -> None:
+    for layer in engine_profile.layers:
         if not layer.torch_names:
             assert layer.block is None
-            assert layer.name in _named(one.blocks)
+            assert layer.name in _named(engine_profile.blocks)
 
 
 @pytest.mark.slow
-def test_layers_are_held_against_the_whole_call(one: EngineProfile) -> None:
-    assert one.status == "ok"
-    assert (one.rounds, one.batch, one.image_size, one.threads) == (FEW_ROUNDS, BATCH, 32, 1)
-    assert one.calls >= 3
-    assert one.whole_ms is not None
-    assert one.layers_ms is not None
-    assert one.outside_ms == pytest.approx(one.whole_ms - one.layers_ms)
-    assert one.layers_ms > 0
-    assert one.whole_ms > 0
+def test_layers_are_compared_with_the_whole_call(engine_profile: EngineProfile) -> None:
+    assert engine_profile.status == "ok"
+    assert (
+        engine_profile.rounds,
+        engine_profile.batch,
+        engine_profile.image_size,
+        engine_profile.threads,
+    ) == (ROUNDS, BATCH, 32, 1)
+    assert engine_profile.calls >= 3
+    assert engine_profile.whole_ms is not None
+    assert engine_profile.layers_ms is not None
+    assert engine_profile.outside_ms == pytest.approx(
+        engine_profile.whole_ms - engine_profile.layers_ms
+    )
+    assert engine_profile.layers_ms > 0
+    assert engine_profile.whole_ms > 0
 
 
 @pytest.mark.slow
 def test_bytes_are_counted_in_the_types_of_the_engine(
     profiled: ProfileResult, small_graph: Path
 ) -> None:
-    work = layer_work(small_graph)["layer2.0.conv1"]  # its only input and output are activations
+    work = layer_work(small_graph)["layer2.0.conv1"]  # one activation in, one out
     for engine, size in zip(profiled.engines, (4, 1, 4, 1), strict=True):
         (layer,) = [p for p in engine.layers if "layer2.0.conv1" in p.torch_names and p.flops]
         moved = size * (work.weights + BATCH * (work.inputs + work.outputs))
         assert layer.bytes is not None
-        # Beside weights and activations there are biases, scales and zero points.
+        # Biases, scales and zero points come on top of weights and activations.
         assert moved <= layer.bytes <= moved + 4 * 4 * 128 + 64, engine.name
         assert layer.precision == ("int8" if size == 1 else "fp32")
 
 
 @pytest.mark.slow
-def test_every_block_of_a_network_has_a_verdict(one: EngineProfile) -> None:
+def test_every_block_of_a_network_has_a_verdict(engine_profile: EngineProfile) -> None:
     for name in (*BLOCKS, "stem", "head"):
-        block = _named(one.blocks)[name]
+        block = _named(engine_profile.blocks)[name]
         assert block.bound in {"compute", "memory", "overhead"}
         assert block.roof_ms is not None
         assert block.ceiling in {"fp32", "int8", "memory", "cache"}
@@ -142,23 +153,23 @@ def test_a_profile_survives_its_file(profiled: ProfileResult, tmp_path: Path) ->
     assert profiled.ceilings_note is None
 
 
-# --- what the layers say against a known truth ---------------------------------------------------
+# --- known layer times ---------------------------------------------------------------------------
 
 
-def test_known_times_come_out(make_engine: MakeEngine, small_graph: Path) -> None:
+def test_known_layer_times_are_reported(make_engine: MakeEngine, small_graph: Path) -> None:
     times = {"conv1": 0.5, "layer1.0.conv1": 0.25, "reorder": 0.125}
     engine = make_engine(layers=times, busy_ms=1.0)
     shutil.copy(small_graph, f"{engine}.graph.onnx")
-    (found,) = profile([engine], batch=4, threads=1, duration="0.05s", ceilings=False).engines
-    assert {p.name: p.time_ms for p in found.layers} == times
-    assert [(p.name, p.time_ms) for p in found.blocks] == [
+    (result,) = profile([engine], batch=4, threads=1, duration="0.05s", ceilings=False).engines
+    assert {p.name: p.time_ms for p in result.layers} == times
+    assert [(p.name, p.time_ms) for p in result.blocks] == [
         ("stem", 0.5), ("layer1.0", 0.25), ("reorder", 0.125),
     ]  # fmt: skip
-    assert found.layers_ms == pytest.approx(0.875)
-    assert found.whole_ms == pytest.approx(1.0)
-    assert [p.torch_names for p in found.layers] == [["conv1"], ["layer1.0.conv1"], []]
-    assert {p.bytes for p in found.layers} == {4000}
-    assert {p.bound for p in found.blocks} == {None}
+    assert result.layers_ms == pytest.approx(0.875)
+    assert result.whole_ms == pytest.approx(1.0)
+    assert [p.torch_names for p in result.layers] == [["conv1"], ["layer1.0.conv1"], []]
+    assert {p.bytes for p in result.layers} == {4000}
+    assert {p.bound for p in result.blocks} == {None}
 
 
 def test_an_engine_that_crashes_leaves_the_others(
@@ -170,26 +181,28 @@ def test_an_engine_that_crashes_leaves_the_others(
     ]
     for engine in engines:
         shutil.copy(small_graph, f"{engine}.graph.onnx")
-    found = profile(engines, threads=1, duration="0.05s", ceilings=False)
-    assert [one.status for one in found.engines] == ["failed", "ok"]
-    assert "SIGSEGV" in str(found.engines[0].error)
-    assert found.engines[0].layers == []
-    assert found.ceilings is None
-    assert found.ceilings_note == "ceilings: not measured, as asked"
+    result = profile(engines, threads=1, duration="0.05s", ceilings=False)
+    assert [engine.status for engine in result.engines] == ["failed", "ok"]
+    assert "SIGSEGV" in str(result.engines[0].error)
+    assert result.engines[0].layers == []
+    assert result.ceilings is None
+    assert result.ceilings_note == "ceilings: not measured, as requested"
 
 
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_an_engine_without_layer_times_says_so(make_engine: MakeEngine, small_graph: Path) -> None:
+def test_an_engine_without_layer_times_is_refused(
+    make_engine: MakeEngine, small_graph: Path
+) -> None:
     engine = make_engine()
     shutil.copy(small_graph, f"{engine}.graph.onnx")
-    with pytest.raises(UsageError, match="does not tell the time of layers"):
+    with pytest.raises(UsageError, match="its backend does not report layer times"):
         profile([engine], threads=1, duration="0.05s", ceilings=False)
 
 
 @pytest.mark.slow
-def test_the_graph_must_be_there_and_the_right_one(
+def test_a_missing_or_wrong_graph_is_refused(
     profiled: ProfileResult, small_graph: Path, tmp_path: Path
 ) -> None:
     built = Path(profiled.engines[1].file)
@@ -197,7 +210,7 @@ def test_the_graph_must_be_there_and_the_right_one(
         shutil.copy(built.with_name(name), tmp_path)
     engine = tmp_path / built.name
     with pytest.raises(
-        ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx.* is not beside"
+        ArtifactError, match=r"openvino-int8\.blob\.graph\.onnx is missing"
     ) as missing:
         profile([engine], ceilings=False)
     assert "resnet-opt build" in str(missing.value.hint)
@@ -206,7 +219,7 @@ def test_the_graph_must_be_there_and_the_right_one(
         profile([engine], ceilings=False)
 
 
-def test_wrong_requests_are_refused_before_anything_runs(
+def test_invalid_requests_are_refused_before_anything_runs(
     make_engine: MakeEngine, small_graph: Path
 ) -> None:
     with pytest.raises(UsageError, match="no engine to profile"):
@@ -221,7 +234,7 @@ def test_wrong_requests_are_refused_before_anything_runs(
         profile([make_engine()], duration="0s")
 
 
-def test_a_machine_that_runs_none_of_them_is_told(
+def test_a_machine_that_can_run_no_engine_is_reported(
     make_engine: MakeEngine, small_graph: Path
 ) -> None:
     engine = make_engine(layers={}, needs_device=True)
@@ -233,8 +246,8 @@ def test_a_machine_that_runs_none_of_them_is_told(
 # --- the profilers of the libraries ---------------------------------------------------------------
 
 
-def test_openvino_counters_are_taken_apart() -> None:
-    """Its means over all calls give back the calls, whatever they were."""
+def test_openvino_means_are_converted_to_calls() -> None:
+    """Call times are recovered exactly from the running means."""
     from optimizer.engines.openvino_layers import LayerClock
 
     calls = [0.004, 0.001, 0.001, 0.003]
@@ -249,13 +262,13 @@ def test_openvino_counters_are_taken_apart() -> None:
         return SimpleNamespace(get_profiling_info=lambda: [ran, idle])
 
     clock = LayerClock()
-    found = [clock.read(request(number)) for number in (1, 2, 3, 4)]
-    assert [list(one) for one in found] == [["a"]] * 4
-    np.testing.assert_allclose([one["a"] for one in found], calls, atol=4e-6)
+    times = [clock.read(request(number)) for number in (1, 2, 3, 4)]
+    assert [list(call) for call in times] == [["a"]] * 4
+    np.testing.assert_allclose([call["a"] for call in times], calls, atol=4e-6)
 
 
-def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
-    """If a version of it told single calls instead, the clock above would be wrong."""
+def test_openvino_reports_running_means(small_graph: Path, tmp_path: Path) -> None:
+    """If a version reported single calls instead, `LayerClock` would be wrong."""
     import openvino as ov
 
     core = ov.Core()
@@ -273,11 +286,11 @@ def test_openvino_really_counts_so(small_graph: Path, tmp_path: Path) -> None:
     for _ in range(20):
         conv(1)
     large = [conv(64) for _ in range(3)][-1]
-    # A single call would fall back to the time of one image; a mean stays where it was.
+    # A single call would drop to the time of one image; a running mean hardly changes.
     assert conv(1) > 0.5 * large
 
 
-def test_pytorch_loses_no_time_between_modules(
+def test_pytorch_layers_account_for_all_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
@@ -288,7 +301,7 @@ def test_pytorch_loses_no_time_between_modules(
     clock = SimpleNamespace(perf_counter=lambda: passed[0])
     monkeypatch.setattr(torch_layers, "time", clock)
 
-    class Takes(torch.nn.Module):
+    class Slow(torch.nn.Module):
         def __init__(self, module: torch.nn.Module, seconds: float) -> None:
             super().__init__()
             self.inner, self.seconds = module, seconds
@@ -303,7 +316,7 @@ def test_pytorch_loses_no_time_between_modules(
             return super().forward(x)
 
     conv = torch.nn.Conv2d(3, 4, 3, bias=False)
-    network = torch.nn.Sequential(Takes(conv, 0.02), Relu()).eval()
+    network = torch.nn.Sequential(Slow(conv, 0.02), Relu()).eval()
 
     class Bound:
         def enqueue(self) -> None:
@@ -326,7 +339,7 @@ def test_pytorch_loses_no_time_between_modules(
 
 
 @pytest.mark.slow
-def test_openvino_layers_are_told_in_milliseconds(
+def test_openvino_layers_are_in_milliseconds(
     profiled: ProfileResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from optimizer.engines import open_engine, openvino
@@ -342,8 +355,8 @@ def test_openvino_layers_are_told_in_milliseconds(
     assert {layer.time_ms for layer in layers} == {2.0}
 
 
-def test_an_onnxruntime_profile_is_told_in_milliseconds(tmp_path: Path) -> None:
-    """The median over the calls that count, of all kernels of a node in a call."""
+def test_an_onnxruntime_profile_is_in_milliseconds(tmp_path: Path) -> None:
+    """The median over timed calls of the total of a node's kernels per call."""
     import onnx
     from onnx import helper
 
@@ -376,7 +389,7 @@ def test_an_onnxruntime_profile_is_told_in_milliseconds(tmp_path: Path) -> None:
     assert (layer.name, layer.time_ms, layer.bytes) == ("relu", 2.0, 16)
 
 
-def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:
+def test_an_incomplete_onnxruntime_profile_is_refused(tmp_path: Path) -> None:
     from optimizer.engines.onnxruntime_layers import timed_by_profile
 
     events = [{"cat": "Session", "name": "model_run", "ts": 1, "dur": 1, "args": {}}]
@@ -384,7 +397,7 @@ def test_an_incomplete_onnxruntime_profile_is_no_result(tmp_path: Path) -> None:
         timed_by_profile(tmp_path / "none.onnx", events, 3)
 
 
-def test_layer_times_need_an_engine_of_its_own(small_graph: Path) -> None:
+def test_a_graph_executed_as_written_has_no_layer_times(small_graph: Path) -> None:
     from optimizer.engines.onnxruntime import as_written
 
     with pytest.raises(UsageError, match="executed as written"):
@@ -406,11 +419,11 @@ def test_pytorch_layers_on_a_gpu(small_checkpoint: Path) -> None:
     assert all(layer.bytes for layer in layers if layer.type == "Conv2d")
 
 
-def test_layers_of_gpus_are_held_against_no_ceilings() -> None:
+def test_gpu_layers_are_not_compared_with_cpu_ceilings() -> None:
     from optimizer.profiling.engine_facts import EngineFacts
     from optimizer.profiling.layer_profile import _ceilings_note, _on_cpu
 
     eager = EngineFacts(path=Path("m"), name="m", backend="torch", precision="fp32")
     assert [_on_cpu(eager, device) for device in (None, "cpu", "cuda:0")] == [True, True, False]
-    assert _ceilings_note(roofs=True, on_cpu=[True]) is None
-    assert "not measured on GPUs" in str(_ceilings_note(roofs=True, on_cpu=[True, False]))
+    assert _ceilings_note(enabled=True, on_cpu=[True]) is None
+    assert "not measured on GPUs" in str(_ceilings_note(enabled=True, on_cpu=[True, False]))

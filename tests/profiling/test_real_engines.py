@@ -1,4 +1,4 @@
-"""The harness around real libraries."""
+"""The harness with real libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def engines(small_engines: Engines) -> dict[str, Path]:
     return {name: small_engines(name, "fp32") for name in ("openvino", "onnxruntime")}
 
 
-def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> None:
+def test_a_worker_loads_only_its_own_runtime(engines: dict[str, Path]) -> None:
     for name, path in engines.items():
         worker = Worker(threads=1)
         try:
@@ -31,13 +31,13 @@ def test_a_process_has_one_runtime_and_no_other(engines: dict[str, Path]) -> Non
 
 
 def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> None:
-    asked = list(engines.values())
-    found = bench(asked, batch=[1, 2], duration="0.1s", raw_dir=tmp_path / "raw")
-    assert [(e.backend, e.batch, e.status) for e in found.engines] == [
+    paths = list(engines.values())
+    result = bench(paths, batch=[1, 2], duration="0.1s", raw_dir=tmp_path / "raw")
+    assert [(e.backend, e.batch, e.status) for e in result.engines] == [
         ("openvino", 1, "ok"), ("onnxruntime", 1, "ok"),
         ("openvino", 2, "ok"), ("onnxruntime", 2, "ok"),
     ]  # fmt: skip
-    for engine in found.engines:
+    for engine in result.engines:
         assert engine.latency_ms is not None
         assert engine.latency_ci95_ms is not None
         assert engine.latency_ci95_ms[0] <= engine.latency_ms.p50 <= engine.latency_ci95_ms[1]
@@ -47,9 +47,9 @@ def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> 
         assert engine.peak_rss_bytes > engine.engine_bytes
         with np.load(tmp_path / str(engine.raw_file)) as raw:
             assert raw["compute_ns"].min() > 0
-    assert not any("its process loaded" in note for note in found.conditions.notes)
-    assert not any("do not stop working" in note for note in found.conditions.notes)
-    assert [(c.b, c.batch) for c in found.comparisons] == [
+    assert not any("its process loaded" in note for note in result.conditions.notes)
+    assert not any("keep running between its blocks" in note for note in result.conditions.notes)
+    assert [(c.b, c.batch) for c in result.comparisons] == [
         ("onnxruntime-fp32.ort.onnx", 1), ("onnxruntime-fp32.ort.onnx", 2),
     ]  # fmt: skip
-    assert compare_bench(found, found).verdict in {"pass", "inconclusive"}
+    assert compare_bench(result, result).verdict in {"pass", "inconclusive"}

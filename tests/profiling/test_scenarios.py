@@ -1,4 +1,4 @@
-"""LoadGen scenarios, run for real on engines of known speed."""
+"""LoadGen scenarios on engines of known speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.profiling import bench, scenarios
-from optimizer.profiling.request import SEEN, Request
+from optimizer.profiling.request import OBSERVED, Request
 from optimizer.profiling.scenarios import (
     SERVER_QUERIES,
     TestLog,
@@ -30,7 +30,7 @@ def needs_loadgen() -> None:
 
 
 def request(engine: Path, scenario: str, **changes) -> Request:
-    asked = {
+    defaults = {
         "engine": str(engine),
         "scenario": scenario,
         "folder": "",
@@ -38,36 +38,36 @@ def request(engine: Path, scenario: str, **changes) -> Request:
         "threads": 1,
         "batch": 1,
     }
-    return Request(**{**asked, **changes})
+    return Request(**{**defaults, **changes})
 
 
 @pytest.mark.usefixtures("needs_loadgen")
-def test_single_stream_agrees_with_the_same_calls_timed_here(make_engine: MakeEngine) -> None:
-    """Our time of a call lies within LoadGen's, which begins before it and ends after it."""
-    engine = make_engine(busy_ms=5.0, wall_clock=True)  # LoadGen reads no other clock
-    found = run_scenario("e", "single-stream", request(engine, "single-stream"))
-    assert (found.status, found.error) == ("ok", None)
-    assert found.label == SCENARIO_LABEL
-    assert found.queries == found.samples >= 64
-    assert found.unit == "ms"
-    assert found.value is not None
-    assert found.value >= 5.0
-    assert found.timed_p50_ms is not None
-    assert 5.0 <= found.timed_p50_ms <= found.latency_ms["p50"]
-    assert "p99" not in found.latency_ms, "299 queries are the fewest that support it"
+def test_single_stream_agrees_with_our_own_timing(make_engine: MakeEngine) -> None:
+    """LoadGen's latency includes our time of the call: it starts earlier and ends later."""
+    engine = make_engine(busy_ms=5.0, wall_clock=True)  # LoadGen uses the system clock
+    result = run_scenario("e", "single-stream", request(engine, "single-stream"))
+    assert (result.status, result.error) == ("ok", None)
+    assert result.label == SCENARIO_LABEL
+    assert result.queries == result.samples >= 64
+    assert result.unit == "ms"
+    assert result.value is not None
+    assert result.value >= 5.0
+    assert result.timed_p50_ms is not None
+    assert 5.0 <= result.timed_p50_ms <= result.latency_ms["p50"]
+    assert "p99" not in result.latency_ms, "p99 needs at least 299 queries"
     assert any(
-        "below MLPerf's minimum" in note and f"({found.queries} queries)" in note
-        for note in found.notes
+        "below MLPerf's minimum" in note and f"({result.queries} queries)" in note
+        for note in result.notes
     )
 
 
 @pytest.mark.usefixtures("needs_loadgen")
 def test_a_query_of_multi_stream_has_eight_images(make_engine: MakeEngine) -> None:
-    engine = make_engine(busy_ms=2.0)  # however many images
+    engine = make_engine(busy_ms=2.0)  # for any number of images
     several = run_scenario("e", "multi-stream", request(engine, "multi-stream", duration_s=0.001))
     assert several.status == "ok"
     assert several.samples == 8 * several.queries
-    assert several.timed_p50_ms == pytest.approx(2.0), "one call a query, not eight"
+    assert several.timed_p50_ms == pytest.approx(2.0), "one call per query, not eight"
     assert several.value is None
     assert any("too few queries" in note for note in several.notes)
 
@@ -84,29 +84,31 @@ def test_offline_is_one_query(make_engine: MakeEngine) -> None:
 
 
 @pytest.mark.usefixtures("needs_loadgen")
-def test_server_finds_the_offline_rate_if_every_rate_holds(make_engine: MakeEngine) -> None:
+def test_server_converges_to_the_offline_rate_if_every_rate_is_valid(
+    make_engine: MakeEngine,
+) -> None:
     engine = make_engine(busy_ms=10.0)
-    asked = request(engine, "server", duration_s=0.01, max_latency_ms=60_000.0)
-    found = run_scenario("e", "server", asked)
-    assert found.status == "ok", found.error
-    assert found.value == found.probes[-1].queries_per_s
-    assert all(probe.holds and probe.queries >= SERVER_QUERIES for probe in found.probes)
-    assert found.latency_ms["p99"] == found.probes[-1].p99_ms
-    assert found.unit == "queries/s"
-    assert any("the offline rate" in note for note in found.notes)
+    requested = request(engine, "server", duration_s=0.01, max_latency_ms=60_000.0)
+    result = run_scenario("e", "server", requested)
+    assert result.status == "ok", result.error
+    assert result.value == result.probes[-1].queries_per_s
+    assert all(probe.holds and probe.queries >= SERVER_QUERIES for probe in result.probes)
+    assert result.latency_ms["p99"] == result.probes[-1].p99_ms
+    assert result.unit == "queries/s"
+    assert any("the offline rate" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
-def test_loadgen_says_that_a_rate_does_not_hold(make_engine: MakeEngine) -> None:
-    asked = request(
+def test_loadgen_reports_an_invalid_rate(make_engine: MakeEngine) -> None:
+    requested = request(
         make_engine(busy_ms=10.0),
         "server",
         duration_s=0.01,
         max_latency_ms=1e-6,  # a nanosecond
         queries_per_s=1000.0,
-        fewest_queries=64,
+        min_queries=64,
     )
-    log = scenarios._test(asked)
+    log = scenarios._test(requested)
     assert log.values["result_validity"] == "INVALID"
     probe = scenarios._probe(1000.0, log, holds=False)
     assert probe.over_latency == probe.queries >= 64
@@ -114,60 +116,60 @@ def test_loadgen_says_that_a_rate_does_not_hold(make_engine: MakeEngine) -> None
 
 
 def server_of(
-    capacity: float, limit: float, monkeypatch: pytest.MonkeyPatch, bare_ms: float = 1.0
+    capacity: float, limit: float, monkeypatch: pytest.MonkeyPatch, single_ms: float = 1.0
 ) -> ScenarioResult:
-    """The search on an engine that holds every rate up to a limit."""
+    """The search on an engine that sustains every rate up to a limit."""
 
-    def test(asked: Request) -> TestLog:
-        rate = asked.queries_per_s
+    def test(requested: Request) -> TestLog:
+        rate = requested.queries_per_s
         valid = rate is None or rate <= limit
         values = {
             "result_samples_per_second": capacity,
-            "result_query_count": asked.fewest_queries,
-            "generated_query_count": asked.fewest_queries,
-            "result_overlatency_query_count": 0 if valid else asked.fewest_queries // 2,
+            "result_query_count": requested.min_queries,
+            "generated_query_count": requested.min_queries,
+            "result_overlatency_query_count": 0 if valid else requested.min_queries // 2,
             "result_validity": "VALID" if valid else "INVALID",
-            "result_50.00_percentile_latency_ns": 1e6 * bare_ms,
+            "result_50.00_percentile_latency_ns": 1e6 * single_ms,
             "result_99.00_percentile_latency_ns": 1e6 * (5 if valid else 50),
         }
-        return TestLog(values, 1.0, asked.fewest_queries, [bare_ms])
+        return TestLog(values, 1.0, requested.min_queries, [single_ms])
 
     monkeypatch.setattr(scenarios, "_test", test)
     monkeypatch.setattr(scenarios.metadata, "version", lambda _: "5.1")
-    asked = request(Path("e.tiny"), "server", max_latency_ms=15.0)
-    return run_scenario("e", "server", asked)
+    requested = request(Path("e.tiny"), "server", max_latency_ms=15.0)
+    return run_scenario("e", "server", requested)
 
 
 @pytest.mark.parametrize("limit", [180.0, 333.0, 612.5, 999.0])
-def test_server_finds_a_rate_that_holds_the_bound_below_one_that_does_not(
+def test_server_finds_a_valid_rate_just_below_an_invalid_one(
     limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = server_of(1000.0, limit, monkeypatch)
-    held = [p.queries_per_s for p in found.probes if p.holds]
-    broken = [p.queries_per_s for p in found.probes if not p.holds] or [1000.0]
-    assert found.value == max(held) <= limit
+    result = server_of(1000.0, limit, monkeypatch)
+    held = [p.queries_per_s for p in result.probes if p.holds]
+    broken = [p.queries_per_s for p in result.probes if not p.holds] or [1000.0]
+    assert result.value == max(held) <= limit
     assert min(broken) >= limit or broken == [1000.0]
     assert min(broken) <= scenarios.RESOLUTION * max(held)
-    assert max(held) < min(broken), "bisection never crosses itself"
-    assert len(found.probes) <= scenarios.MOST_PROBES
-    assert found.latency_ms["p99"] == 5.0, "of the rate that holds"
+    assert max(held) < min(broken), "valid rates are below invalid ones"
+    assert len(result.probes) <= scenarios.MAX_PROBES
+    assert result.latency_ms["p99"] == 5.0, "of the valid rate"
 
 
-def test_a_server_that_holds_no_rate_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = server_of(1000.0, 100.0, monkeypatch)
-    assert found.value is None
-    assert not any(probe.holds for probe in found.probes)
-    assert min(probe.queries_per_s for probe in found.probes) == 125.0
-    assert "below an eighth of the offline rate, 125, none was tried" in found.notes[-1]
+def test_a_server_without_a_valid_rate_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = server_of(1000.0, 100.0, monkeypatch)
+    assert result.value is None
+    assert not any(probe.holds for probe in result.probes)
+    assert min(probe.queries_per_s for probe in result.probes) == 125.0
+    assert "rates below an eighth of the offline rate (125) were not tried" in result.notes[-1]
 
 
 @pytest.mark.usefixtures("needs_loadgen")
-def test_a_call_that_is_longer_than_the_bound_is_not_searched(make_engine: MakeEngine) -> None:
+def test_no_search_if_a_single_call_exceeds_the_limit(make_engine: MakeEngine) -> None:
     engine = make_engine(busy_ms=10.0)
-    asked = request(engine, "server", duration_s=0.01, max_latency_ms=1e-5)
-    found = run_scenario("e", "server", asked)
-    assert (found.value, found.probes) == (None, [])
-    assert any("no rate can hold it" in note for note in found.notes)
+    requested = request(engine, "server", duration_s=0.01, max_latency_ms=1e-5)
+    result = run_scenario("e", "server", requested)
+    assert (result.value, result.probes) == (None, [])
+    assert any("no rate can meet the limit: a single call takes" in note for note in result.notes)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
@@ -186,10 +188,10 @@ def test_an_engine_that_fails_fails_its_scenario_only(
     make_engine: MakeEngine, scenario: str, behaviour: dict, words: str
 ) -> None:
     engine = make_engine(after=20, **behaviour)
-    asked = request(engine, scenario, duration_s=0.05, max_latency_ms=1.0)
-    found = run_scenario("e", scenario, asked)  # type: ignore[arg-type]
-    assert found.status == "failed"
-    assert words in str(found.error)
+    requested = request(engine, scenario, duration_s=0.05, max_latency_ms=1.0)
+    result = run_scenario("e", scenario, requested)  # type: ignore[arg-type]
+    assert result.status == "failed"
+    assert words in str(result.error)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
@@ -198,41 +200,45 @@ def test_an_engine_that_hangs_is_ended(
 ) -> None:
     monkeypatch.setattr(scenarios, "_START_S", 1.0)
     engine = make_engine(hang=True, after=3)
-    found = run_scenario("e", "offline", request(engine, "offline", duration_s=0.05))
-    assert found.status == "failed"
-    assert "hangs: no result within" in str(found.error)
+    result = run_scenario("e", "offline", request(engine, "offline", duration_s=0.05))
+    assert result.status == "failed"
+    assert "hangs: no result within" in str(result.error)
 
 
 @pytest.mark.usefixtures("needs_loadgen")
 def test_bench_runs_scenarios_after_its_own_rounds(make_engine: MakeEngine, tmp_path: Path) -> None:
     good, bad = make_engine("good", busy_ms=1.0), make_engine("bad", nan=True)
-    found = bench([good, bad], scenario=["offline"], duration="0.05s", threads=1, control=False)
-    (scenario,) = found.scenarios
-    assert (scenario.engine, scenario.status) == ("good.tiny", "ok"), "what failed is not run again"
-    write_result(found, tmp_path / "bench.json")
-    assert read_result(tmp_path / "bench.json") == found
+    result = bench([good, bad], scenario=["offline"], duration="0.05s", threads=1, control=False)
+    (scenario,) = result.scenarios
+    assert (scenario.engine, scenario.status) == ("good.tiny", "ok"), (
+        "failed engines are not run again"
+    )
+    write_result(result, tmp_path / "bench.json")
+    assert read_result(tmp_path / "bench.json") == result
 
 
-def test_the_process_of_a_test_is_not_imported_by_the_package() -> None:
-    """Run as a module, it would exist twice."""
+def test_the_package_does_not_import_its_child_modules() -> None:
+    """Otherwise running one as a module would import it twice."""
     code = (
         "import sys, optimizer.profiling, optimizer.profiling.scenarios\n"
         "print('optimizer.profiling.loadgen' in sys.modules, "
         "'optimizer.profiling.bench_worker' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False", "False"]
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.split() == ["False", "False"]
 
 
-def test_wrong_names_are_refused() -> None:
+def test_invalid_scenarios_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown scenario 'singlestream'") as error:
         check_scenarios(["singlestream"])
     assert "single-stream, multi-stream, server, offline" in str(error.value.hint)
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="a scenario is given twice"):
         check_scenarios(["offline", "offline"])
 
 
-def test_without_loadgen_nothing_is_measured_and_the_command_is_said(
+def test_missing_loadgen_is_reported_before_anything_is_measured(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scenarios.util, "find_spec", lambda name: None)
@@ -251,7 +257,9 @@ def record(key: str, value: object) -> str:
 
 def write_log(folder: Path, *lines: str) -> Path:
     (folder / "mlperf_log_detail.txt").write_text("\n".join(lines) + "\n")
-    (folder / SEEN).write_text(json.dumps({"seconds": 2.0, "samples": 5, "call_ns": [1e6, 3e6]}))
+    (folder / OBSERVED).write_text(
+        json.dumps({"seconds": 2.0, "samples": 5, "call_ns": [1e6, 3e6]})
+    )
     return folder
 
 
@@ -262,7 +270,7 @@ def test_the_log_is_read_by_its_keys(tmp_path: Path) -> None:
             record("result_validity", "VALID"),
             record("result_50.00_percentile_latency_ns", 4_500_000),
             record("result_99.90_percentile_latency_ns", 9_000_000),
-            record("unknown_to_us", {"a": 1}),
+            record("unknown_key", {"a": 1}),
         )
     )
     assert log.latency_ms == {"p50": 4.5, "p99_9": 9.0}
@@ -273,11 +281,11 @@ def test_the_log_is_read_by_its_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["something else"], "not a record"),
+        (["something else"], "not a LoadGen record"),
         ([":::MLLOG {"], "Expecting"),
         ([record("test_datetime", "2026")], "ends before its result"),
     ],
 )
-def test_a_log_that_is_none_is_refused(tmp_path: Path, lines: list[str], words: str) -> None:
+def test_an_invalid_log_is_refused(tmp_path: Path, lines: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_log(write_log(tmp_path, *lines))

@@ -1,4 +1,4 @@
-"""Several calls at the same time."""
+"""Concurrent calls."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def test_one_stream_is_its_calls_over_its_time() -> None:
     assert calls([(0, 10, 0), (10, 20, 0), (20, 50, 0)]) == (3.0, 50e-9)
 
 
-def test_only_the_time_in_which_all_streams_worked_counts() -> None:
-    # Stream 1 begins at 10 and is done at 30: of stream 0 half of the first and last call counts.
+def test_only_time_with_all_streams_active_counts() -> None:
+    # Stream 1 runs from 10 to 30, so the first and the last call of stream 0 count by one half.
     rows = [(0, 20, 0), (20, 40, 0), (10, 20, 1), (20, 30, 1)]
     assert calls(rows) == (3.0, 20e-9)
 
 
-def test_streams_that_never_met_count_as_they_are() -> None:
+def test_streams_that_never_overlap_count_in_full() -> None:
     assert calls([(0, 10, 0), (20, 30, 1)]) == (2.0, 30e-9)
 
 
 @given(st.integers(1, 6), st.integers(4, 30), st.integers(1, 1000), st.integers(0, 999))
-def test_equal_streams_give_as_many_times_the_rate(n: int, k: int, ms: int, offset: int) -> None:
+def test_the_rate_is_proportional_to_equal_streams(n: int, k: int, ms: int, offset: int) -> None:
     rows = [
         (offset % ms * s + i * ms, offset % ms * s + (i + 1) * ms, s)
         for s in range(n)
@@ -49,7 +49,7 @@ def test_equal_streams_give_as_many_times_the_rate(n: int, k: int, ms: int, offs
 
 
 class Recording:
-    """A session and its bound batch that note which thread uses them."""
+    """A session, and its bound batch, that records which threads use it."""
 
     def __init__(self) -> None:
         self.threads: set[int] = set()
@@ -72,21 +72,21 @@ def test_every_session_belongs_to_one_thread() -> None:
     sessions = [Recording() for _ in range(3)]
     streams = Streams(sessions, time_calls)  # type: ignore[arg-type]
     streams.bind(np.zeros((1, 3, 8, 8), np.float32))
-    found, lead_in, owner = streams.time(seconds=0, min_calls=5, min_lead_in=2)
+    timed, lead_in, owner = streams.time(seconds=0, min_calls=5, min_lead_in=2)
     assert len(streams.outputs()) == 3
     used = [session.threads for session in sessions]
     assert all(len(threads) == 1 for threads in used)
     assert len(set.union(*used)) == 3
     assert threading.get_ident() not in set.union(*used)
-    assert len(found) == len(owner) == 3 * 7
+    assert len(timed) == len(owner) == 3 * 7
     assert lead_in == 3 * 2, "the lead-ins of all streams come first"
     assert np.bincount(owner[:lead_in]).tolist() == [2, 2, 2]
     assert np.bincount(owner[lead_in:]).tolist() == [5, 5, 5]
     assert sessions[0].images is not sessions[1].images
 
 
-def test_streams_compute_at_the_same_time() -> None:
-    """Every call waits for one of the other stream, which would never come after it."""
+def test_streams_run_concurrently() -> None:
+    """Every call waits for a call of the other stream, so sequential calls would time out."""
     meeting = threading.Barrier(2)
 
     class Meeting(Recording):
@@ -95,12 +95,12 @@ def test_streams_compute_at_the_same_time() -> None:
 
     streams = Streams([Meeting(), Meeting()], time_calls)  # type: ignore[list-item]
     streams.bind(np.zeros((1, 3, 8, 8), np.float32))
-    found, _, owner = streams.time(seconds=0, min_calls=5)
+    timed, _, owner = streams.time(seconds=0, min_calls=5)
     assert np.bincount(owner).tolist() == [5, 5]
-    starts, ends = found[:, 0], found.sum(axis=1)
-    for mine, other in zip(np.flatnonzero(owner == 0), np.flatnonzero(owner == 1), strict=True):
-        assert starts[mine] <= ends[other]
-        assert starts[other] <= ends[mine]
+    starts, ends = timed[:, 0], timed.sum(axis=1)
+    for first, second in zip(np.flatnonzero(owner == 0), np.flatnonzero(owner == 1), strict=True):
+        assert starts[first] <= ends[second]
+        assert starts[second] <= ends[first]
 
 
 def test_calls_of_two_streams_count_together(make_engine: MakeEngine) -> None:
@@ -109,12 +109,12 @@ def test_calls_of_two_streams_count_together(make_engine: MakeEngine) -> None:
     engine = make_engine(backend="tiny-streams", sleep_ms=4.0)
     rates = {}
     for streams in (1, 2):
-        found = bench([engine], threads=2, streams=[streams], duration="0.3s", control=False)
-        (measured,) = found.engines
+        result = bench([engine], threads=2, streams=[streams], duration="0.3s", control=False)
+        (measured,) = result.engines
         assert measured.status == "ok"
         assert measured.streams == streams
         assert measured.latency_ms is not None
-        assert measured.latency_ms.p50 == pytest.approx(4.05), "a call still takes as long"
+        assert measured.latency_ms.p50 == pytest.approx(4.05), "the duration of a call is unchanged"
         rates[streams] = measured.images_per_s
     assert rates[2] == pytest.approx(2 * rates[1])
 
@@ -122,11 +122,13 @@ def test_calls_of_two_streams_count_together(make_engine: MakeEngine) -> None:
 def test_an_engine_without_streams_is_refused(make_engine: MakeEngine) -> None:
     worker = Worker(threads=1)
     try:
-        with pytest.raises(WorkerFailed, match="tiny computes one batch at a time, not 2") as told:
+        with pytest.raises(
+            WorkerFailed, match="tiny computes one batch at a time, not 2"
+        ) as failure:
             worker.ask(
                 "load", timeout_s=120, path=str(make_engine()), threads=1, device=None, streams=2
             )
-        assert told.value.usage
+        assert failure.value.usage
     finally:
         worker.close()
 
@@ -144,5 +146,5 @@ def test_one_stream_that_fails_fails_the_engine(make_engine: MakeEngine) -> None
 
 
 def test_more_streams_than_threads_are_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(UsageError, match="2 streams need as many threads, and there are 1"):
+    with pytest.raises(UsageError, match="2 streams need at least 2 threads, not 1"):
         bench([make_engine(backend="tiny-streams")], threads=[1], streams=[1, 2])

@@ -1,4 +1,4 @@
-"""What a run came to: failures first, then what was not compared, then what was."""
+"""The verdict of a run: failures first, then missing comparisons, then comparisons."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def comparison(ratio: float, verdict: str) -> Comparison:
     )  # fmt: skip
 
 
-BOTH = [engine("old"), engine("new")]
+ENGINES = [engine("old"), engine("new")]
 
 
-def test_what_crashed_fails_whatever_else_was_found() -> None:
+def test_a_crash_fails_the_run_regardless_of_comparisons() -> None:
     crashed = [engine("old"), engine("new", "failed", "SIGSEGV")]
     failed = failures(crashed)
     verdict, reason = verdict_of(crashed, [], None, failed, gate=True)
     assert (verdict, reason) == ("fail", "1 measurement failed: new at batch 1: SIGSEGV")
-    failed = failures(BOTH, control_error="SIGSEGV")
-    verdict, reason = verdict_of(BOTH, [comparison(1.0, "equivalent")], None, failed, gate=True)
+    failed = failures(ENGINES, control_error="SIGSEGV")
+    verdict, reason = verdict_of(ENGINES, [comparison(1.0, "equivalent")], None, failed, gate=True)
     assert verdict == "fail"
-    assert "the baseline, started again: SIGSEGV" in reason
+    assert "A/A control: SIGSEGV" in reason
 
 
-def test_a_gate_that_compared_nothing_does_not_pass() -> None:
+def test_a_gate_without_comparisons_does_not_pass() -> None:
     absent = [engine("old"), engine("new", "unavailable", "no GPU")]
     missing = ["new at batch 1: no GPU"]
     verdict, reason = verdict_of(absent, [], None, gate=True, missing=missing)
@@ -48,7 +48,7 @@ def test_a_gate_that_compared_nothing_does_not_pass() -> None:
     assert verdict_of(absent, [], None, gate=False, missing=missing)[0] == "pass"
 
 
-@pytest.mark.parametrize(("ratio", "by"), [(1.0, 0.0), (1.04, 0.04), (1 / 1.04, 0.04)])
-def test_what_the_control_showed(ratio: float, by: float) -> None:
-    assert drift(comparison(ratio, "faster")) == pytest.approx(by)
+@pytest.mark.parametrize(("ratio", "difference"), [(1.0, 0.0), (1.04, 0.04), (1 / 1.04, 0.04)])
+def test_drift_is_the_difference_of_the_control(ratio: float, difference: float) -> None:
+    assert drift(comparison(ratio, "faster")) == pytest.approx(difference)
     assert drift(None) == 0.0

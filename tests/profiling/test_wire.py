@@ -1,4 +1,4 @@
-"""The messages between harness and worker."""
+"""Messages between harness and worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ header = st.dictionaries(
 
 
 @given(st.lists(st.tuples(header, arrays), max_size=3))
-def test_what_is_written_is_read(messages: list) -> None:
+def test_messages_survive_a_round_trip(messages: list) -> None:
     stream = io.BytesIO()
     for head, data in messages:
         write_message(stream, head, data)
@@ -57,6 +57,6 @@ def test_what_is_written_is_read(messages: list) -> None:
         json.dumps({"arrays": {"x": ["<i8", [1 << 40]]}}).encode() + b"\n",
     ],
 )
-def test_what_is_no_message_is_refused(sent: bytes) -> None:
+def test_invalid_messages_are_refused(sent: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         read_message(io.BytesIO(sent))

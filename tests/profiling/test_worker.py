@@ -1,4 +1,4 @@
-"""The worker process: what it answers, what it survives, what it does not load."""
+"""The worker process: responses, failures and loaded libraries."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_it_times_each_span_of_each_call(worker: Worker, make_engine: MakeEngine
     assert header["peak_rss_bytes"] >= header["rss_bytes"] > 0
 
 
-def test_what_a_library_prints_does_not_end_up_between_the_messages(
+def test_output_of_libraries_is_kept_apart_from_messages(
     worker: Worker, make_engine: MakeEngine
 ) -> None:
     load(worker, make_engine(print='{"ok": true, "arrays": {}}'))
@@ -75,7 +75,7 @@ def test_it_loads_no_other_engines_library(worker: Worker, make_engine: MakeEngi
         ({"nan": True}, "NaN or infinity in 1 of 20 outputs"),
     ],
 )
-def test_a_failing_engine_says_how(
+def test_failures_of_an_engine_are_reported(
     worker: Worker, make_engine: MakeEngine, behaviour: dict, words: str
 ) -> None:
     with pytest.raises(WorkerFailed) as failure:
@@ -93,7 +93,9 @@ def test_a_missing_device_is_no_failure_of_the_engine(
     assert failure.value.status == "built-not-run"
 
 
-def test_a_wrong_request_is_told_from_a_failure(worker: Worker, make_engine: MakeEngine) -> None:
+def test_an_invalid_request_is_distinguished_from_a_failure(
+    worker: Worker, make_engine: MakeEngine
+) -> None:
     with pytest.raises(WorkerFailed, match="fixed batch 2, not 3") as failure:
         load(worker, make_engine(batch=2), batch=3)
     assert failure.value.usage
@@ -108,7 +110,7 @@ def test_a_hanging_engine_is_ended(worker: Worker, make_engine: MakeEngine) -> N
         worker.ask("time", timeout_s=1, seconds=0, min_calls=1)
 
 
-def test_it_ends_when_nobody_asks_any_more() -> None:
+def test_it_ends_when_its_input_is_closed() -> None:
     child = Child("optimizer.profiling.bench_worker:serve")
     child.wait_policy.deadline = time.monotonic() + 60
     child.answers.readline()
@@ -118,7 +120,7 @@ def test_it_ends_when_nobody_asks_any_more() -> None:
     assert list(child.last_lines) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends orphans, other systems do not")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends orphans")
 def test_it_does_not_outlive_the_harness_even_while_it_hangs(make_engine: MakeEngine) -> None:
     path = make_engine(hang=True, after=1)
     code = (
@@ -161,7 +163,7 @@ def _runs(pid: int) -> bool:
 
 
 class Clock:
-    """The functions of `time` that are measured with; time passes where it is told to."""
+    """A fake `time` module whose time advances only in `sleep` and through ``ns``."""
 
     def __init__(self, spinning_s: float = 0.0) -> None:
         self.ns = 5_000_000_000
@@ -184,7 +186,7 @@ class Clock:
 
 
 class Counting:
-    """A bound batch that counts its calls and takes its time by a clock."""
+    """A bound batch that records its calls and advances a clock."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.order: list[str] = []
@@ -210,17 +212,17 @@ class Counting:
         return np.zeros((1, 10), np.float32)
 
 
-@pytest.mark.parametrize(("lead", "least"), [(0, 1), (0, 7), (3, 1), (2, 5)])
-def test_timing_makes_as_many_calls_as_it_must(lead: int, least: int) -> None:
+@pytest.mark.parametrize(("lead", "minimum"), [(0, 1), (0, 7), (3, 1), (2, 5)])
+def test_timing_makes_the_minimum_number_of_calls(lead: int, minimum: int) -> None:
     bound = Counting()
-    calls, lead_in = time_calls(bound, seconds=0, min_calls=least, min_lead_in=lead)
-    assert calls.shape == (lead + least, 4)
+    calls, lead_in = time_calls(bound, seconds=0, min_calls=minimum, min_lead_in=lead)
+    assert calls.shape == (lead + minimum, 4)
     assert calls.dtype == np.int64
     assert lead_in == lead
-    assert bound.order == ["upload", "enqueue", "wait", "download"] * (lead + least)
+    assert bound.order == ["upload", "enqueue", "wait", "download"] * (lead + minimum)
 
 
-def test_timing_goes_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_continues_for_the_requested_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(worker_module, "time", clock)
     calls, lead_in = time_calls(Counting(clock), seconds=0.02, min_calls=1, lead_in_s=0.01)
@@ -231,10 +233,10 @@ def test_timing_goes_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(calls[:, 1:], [[1_000, 320_000, 4_000]] * len(calls))
 
 
-def test_of_the_harness_only_reading_the_clock_is_in_a_call(
+def test_the_only_overhead_in_a_call_is_reading_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What that costs is measured by ``benchmarks/false_alarms.py``."""
+    """``benchmarks/false_alarms.py`` measures this overhead."""
     clock = Clock()
     monkeypatch.setattr(worker_module, "time", clock)
     calls, _ = time_calls(Counting(clock), seconds=0, min_calls=100)
@@ -255,7 +257,7 @@ FLOAT = TensorSpec("images", (None, 3, None, None), "float32")
 PIXELS = TensorSpec("images", (4, 32, 32, 3), "uint8")
 
 
-def test_images_are_the_same_for_every_engine_that_takes_them_alike() -> None:
+def test_engines_with_the_same_input_get_the_same_images() -> None:
     a, b = (random_batch(FLOAT, 2, 16, seed=5) for _ in range(2))
     assert a.shape == (2, 3, 16, 16)
     assert a.dtype == np.float32
@@ -271,7 +273,7 @@ def test_images_are_the_same_for_every_engine_that_takes_them_alike() -> None:
 @pytest.mark.parametrize(
     ("spec", "batch", "size", "words"),
     [
-        (FLOAT, 1, None, "leaves the image size open"),
+        (FLOAT, 1, None, "the engine has a dynamic image size"),
         (PIXELS, 2, None, "fixed batch 4, not 2"),
         (PIXELS, 4, 64, "fixed image size 32, not 64"),
     ],
@@ -283,7 +285,7 @@ def test_a_batch_that_does_not_fit_is_refused(
         input_shape(spec, batch, size)
 
 
-def test_peak_memory_is_this_process_own() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     peak, now = memory_bytes()
     assert now is not None
     assert peak >= now > 1 << 20
@@ -292,10 +294,10 @@ def test_peak_memory_is_this_process_own() -> None:
     child = int(
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     )
-    assert child < len(ballast), "a process must not be charged for the one that started it"
+    assert child < len(ballast), "the parent's memory must not count"
 
 
-def test_workers_are_pinned_to_one_hardware_thread_a_core() -> None:
+def test_workers_are_pinned_to_one_hardware_thread_per_core() -> None:
     allowed = os.sched_getaffinity(0)
     for threads in range(1, len(allowed) + 2):
         chosen = cpus_for(threads)
@@ -304,5 +306,5 @@ def test_workers_are_pinned_to_one_hardware_thread_a_core() -> None:
             assert set(chosen) < allowed
 
 
-def test_a_worker_runs_where_it_is_pinned_to(worker: Worker) -> None:
+def test_a_worker_runs_on_the_cpus_it_is_pinned_to(worker: Worker) -> None:
     assert os.sched_getaffinity(worker.pid) == set(cpus_for(1) or os.sched_getaffinity(0))

@@ -1,11 +1,11 @@
-"""A third party's backend, as small as one can be that really computes.
+"""A minimal third-party backend that really computes.
 
-Its engines are JSON files. They compute logits by a matrix product; ``busy_ms`` is how long a call
-lasts. The other keys make an engine misbehave in the ways that the harness has to survive.
+Its engines are JSON files. They compute logits by a matrix product; ``busy_ms`` is the duration of a
+call. The other keys make an engine misbehave in ways that the harness must survive.
 
-The process that loads an engine gets a clock that only the engine moves (`EngineClock`), so what is
-measured does not depend on the machine. With ``wall_clock`` the clock is the system's and a call
-really takes its time.
+A process that loads an engine gets a clock that only the engine advances (`EngineClock`), so that
+measurements do not depend on the machine. With ``wall_clock`` the system clock is used and calls really
+take their time.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from optimizer.results import LayerInfo
 
 
 class EngineClock:
-    """Time that passes while an engine computes or somebody sleeps, and at no other moment.
+    """A clock that advances only while an engine computes or a thread sleeps.
 
-    Every thread has its own, so streams compute at the same time on any machine.
+    Every thread has its own, so streams run concurrently on any machine.
     """
 
     def __init__(self) -> None:
         self._real = time.perf_counter_ns()
         self._passed = threading.local()
         self.spins = False
-        """Whether threads of the engine work while nobody calls it."""
+        """Whether threads of the engine are busy between calls."""
 
     def install(self) -> None:
-        """Replace the functions of `time` that this process measures with."""
-        assert "pytest" not in sys.modules, "the tests keep their own clock"
+        """Replace the functions of `time` that this process uses for measuring."""
+        assert "pytest" not in sys.modules, "only worker processes get this clock"
         time.perf_counter_ns = self.now_ns
         time.perf_counter = lambda: self.now_ns() / 1e9
         time.process_time = lambda: self._ns("worked") / 1e9
@@ -51,7 +51,7 @@ class EngineClock:
         return self._real + self._ns("elapsed")
 
     def pass_ms(self, milliseconds: float, *, works: bool = True) -> None:
-        """Let time pass, in which the processor works or does not."""
+        """Advance the clock, with or without using CPU time."""
         ns = int(milliseconds * 1e6)
         self._passed.elapsed = self._ns("elapsed") + ns
         self._passed.worked = self._ns("worked") + ns * works
@@ -102,7 +102,7 @@ class TinyEngines:
 
 
 def _count_start(engine: Path) -> int:
-    """How often the engine was loaded before."""
+    """Number of previous loads of the engine."""
     counter = engine.with_name(f"{engine.name}.starts")
     before = int(counter.read_text()) if counter.exists() else 0
     counter.write_text(str(before + 1))
@@ -154,7 +154,7 @@ class TinySession:
 
 
 class LayeredSession(TinySession):
-    """Tells the time of layers: ``layers`` maps names to milliseconds."""
+    """Reports layer times: ``layers`` maps names to milliseconds."""
 
     def time_layers(self, batch: Any, calls: int) -> list[Any]:
         if "crash_in_layers" in self.behaviour:
@@ -171,7 +171,7 @@ class LayeredSession(TinySession):
 class TinyBound:
     def __init__(self, behaviour: dict[str, Any], batch: Any) -> None:
         self.behaviour = behaviour
-        factors = behaviour.get("start_factors", [1.0])  # memory that lies elsewhere, say
+        factors = behaviour.get("start_factors", [1.0])  # memory layout, for example
         self.factor = factors[behaviour["start"] % len(factors)]
         self.batch = batch.reshape(len(batch), -1).astype(np.float32)
         size = self.batch.shape[1]
@@ -195,10 +195,10 @@ class TinyBound:
         slower = self.behaviour.get("cold_factor", 1.0) - 1
         warmth = math.exp(-self.calls / self.behaviour.get("cold_calls", 1))
         mood = math.exp(self.behaviour.get("wanders", 0.0) * self.moods.normal())
-        # Never nothing: by a clock that only the engine moves, a block would not end.
+        # Never zero: with a clock that only the engine advances, a block would not end.
         busy = self.behaviour.get("busy_ms", 0.05) * (1 + slower * warmth) * mood * self.factor
         self._take(busy, since=self.started)
-        if "sleep_ms" in self.behaviour:  # other threads go on; sleeping for no time takes time
+        if "sleep_ms" in self.behaviour:  # sleeping for zero seconds takes time
             time.sleep(self.behaviour["sleep_ms"] / 1e3)
 
     def download(self) -> None:
