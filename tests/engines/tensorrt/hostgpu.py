@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import json
 import threading
 import weakref
@@ -65,6 +66,25 @@ class Recording:
     broken: str | None = None
 
 
+def _one_call_at_a_time(simulation: type) -> type:
+    """Let threads make the public calls one after another: the real libraries are thread-safe."""
+    lock = threading.RLock()
+
+    def locked(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def under_the_lock(*arguments: Any, **named: Any) -> Any:
+            with lock:
+                return call(*arguments, **named)
+
+        return under_the_lock
+
+    for name, member in list(vars(simulation).items()):
+        if inspect.isfunction(member) and not name.startswith("_"):
+            setattr(simulation, name, locked(member))
+    return simulation
+
+
+@_one_call_at_a_time
 class HostCuda:
     """`CudaApi` in host memory; every handle is the key of a dictionary."""
 
