@@ -385,6 +385,7 @@ def test_data_that_was_loaded_is_not_external(tmp_path: Path) -> None:
     assert external_data_files(tmp_path / "m.onnx") == []
 
 
+@pytest.mark.filterwarnings("ignore:Ignoring unknown external data")  # of onnx, about the junk
 @settings(max_examples=300, deadline=None)
 @given(
     place=st.sampled_from(sorted(_models_with_external_weights())),

@@ -49,6 +49,7 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
     print_error=False,
     exit_on_error=False,
+    suppress_keyboard_interrupt=False,
     result_action="return_value",
     group_commands=_OTHER,
 )
@@ -58,6 +59,7 @@ for number, (panel, group) in enumerate(commands.PANELS.items()):
     for order, command in enumerate(group):
         app.command(with_flags(command), group=heading, sort_key=order, help_flags=("--help", "-h"))
 
+app.meta.suppress_keyboard_interrupt = False
 _GLOBAL = Group("Global options", sort_key=99)
 
 

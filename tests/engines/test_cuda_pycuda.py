@@ -90,9 +90,9 @@ def test_one_context_is_current_and_none_is_left(driver: Driver) -> None:
         api.set_device(index)
         assert driver.stack() == [index]
         assert api.malloc(16) == 4096 + index
-    api._leave()
+    api._free_all()
     assert driver.stack() == []
-    api._leave()
+    api._free_all()
 
 
 def test_every_thread_has_its_own_and_leaves_it(driver: Driver) -> None:
@@ -112,7 +112,7 @@ def test_every_thread_has_its_own_and_leaves_it(driver: Driver) -> None:
     others = [s for of, s in driver.stacks.items() if of != threading.get_ident()]
     assert others == [[]], "popped in the thread that pushed"
     assert driver.stack() == [0]
-    api._leave()
+    api._free_all()
 
 
 def test_its_errors_are_ours(driver: Driver) -> None:
@@ -123,4 +123,4 @@ def test_its_errors_are_ours(driver: Driver) -> None:
     with pytest.raises(ResnetOptError, match="mem_alloc: cuMemAlloc failed") as caught:
         api.malloc(1 << 40)
     assert "smaller batch" in str(caught.value.hint)
-    api._leave()
+    api._free_all()

@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (None, 1e-4),
         ("torch-fp16", 2e-2),
-        pytest.param("torch-compile", 1e-3, marks=pytest.mark.slow),
+        pytest.param("torch-compile", 1e-3, marks=pytest.mark.long),
     ],
 )
 def test_a_variant_computes_the_same(

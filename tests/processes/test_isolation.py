@@ -138,8 +138,14 @@ VERBS = {
 }
 
 
+LONG = ("build-mixed", "bench", "run")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb",
+    [pytest.param(verb, marks=[pytest.mark.long] if verb in LONG else []) for verb in VERBS],
+)
 def test_a_verb(
     trap: Trap, tmp_path: Path, photos: Path, small_graph: Path, small_checkpoint: Path, verb: str
 ) -> None:

@@ -177,10 +177,10 @@ def test_two_settings_are_a_sweep_if_they_differ_in_threads_or_streams(
     ("options", "words"),
     [
         ({"threads": [1, 1]}, "threads must be different"),
-        ({"threads": []}, "threads: no number is given"),
+        ({"threads": []}, "threads: no number given"),
         ({"streams": [0]}, "streams: '0' is not a positive whole number"),
-        ({"streams": []}, "streams: no number is given"),
-        ({"max_latency": "0ms"}, "max_latency: '0ms' is no time at all"),
+        ({"streams": []}, "streams: no number given"),
+        ({"max_latency": "0ms"}, "max_latency: '0ms' must be more than zero"),
         ({"max_latency": float("nan")}, "max_latency: cannot read 'nan'"),
     ],
 )
