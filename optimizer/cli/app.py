@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Never
 
-from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter
 
 from optimizer._version import __version__
 from optimizer.cli import commands
@@ -168,10 +168,22 @@ def _usage_error(error: CycloptsError) -> UsageError:
                 f"{name}: {error.token.value!r} is not a choice",
                 hint=f"one of {', '.join(choices)}",
             )
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return _missing(error, error.argument.name)
     text = " ".join(str(error).split()).replace('"', "")
     problem, _, guess = text.partition(" Did you mean ")
     hint = f"did you mean {guess.partition('?')[0]}?" if guess else "see --help"
     return UsageError(problem.rstrip("."), hint=hint)
+
+
+def _missing(error: MissingArgumentError, name: str) -> UsageError:
+    """Name what is missing, and the options that were not understood: one may be meant for it."""
+    help_hint = f"see resnet-opt {' '.join([*(error.command_chain or ()), '--help'])}"
+    if error.keyword is not None:
+        return UsageError(f"{error.keyword} needs a value", hint=help_hint)
+    unknown = [token for token in error.unused_tokens or () if token.startswith("-")]
+    more = f", and there is no option {' or '.join(unknown)}" if unknown else ""
+    return UsageError(f"{name} is missing{more}", hint=help_hint)
 
 
 def _failed(error: ResnetOptError) -> int:

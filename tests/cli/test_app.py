@@ -72,3 +72,26 @@ def test_long_work_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(printed) == 9 + 1
     assert "training ... 11 of 100 after" in printed[0]
     assert printed[0].endswith("loss 10")
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "hint"),
+    [
+        ("export model.pth", "--output is missing", "resnet-opt export --help"),
+        ("build m.onnx -o", "-o needs a value", "resnet-opt build --help"),
+        (
+            "build m.onnx --precison int8",
+            "there is no option --precison",
+            "resnet-opt build --help",
+        ),
+        ("compare old.json", "NEW is missing", "resnet-opt compare --help"),
+        ("build m.onnx -o e.blob --precison int8", "--precison", "did you mean --precision?"),
+    ],
+)
+def test_what_is_missing_or_misspelled_is_named(
+    resnet_opt: Command, line: str, text: str, hint: str
+) -> None:
+    completed = resnet_opt(*line.split())
+    assert completed.code == 2
+    assert text in completed.err
+    assert hint in completed.err
