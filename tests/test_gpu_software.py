@@ -249,7 +249,7 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("extras", "cuda"),
     [
