@@ -87,13 +87,13 @@ else:
         with torch.inference_mode():
             module(images)
 for _ in range(5): call()
-from optimizer.profiling.bench_worker import come_to_rest
+from optimizer.profiling.bench_worker import wait_until_idle
 print("ready", flush=True)
 for line in sys.stdin:
     samples = []
     for _ in range(1 + int(line)):
         started = time.perf_counter_ns(); call(); samples.append(time.perf_counter_ns() - started)
-    come_to_rest(0.25)  # threads that spin after a call would slow the next peer down
+    wait_until_idle(0.25)  # threads that spin after a call would slow the next peer down
     print(sorted(samples[1:])[(len(samples) - 1) // 2] / 1e6, flush=True)
 """
 

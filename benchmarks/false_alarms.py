@@ -46,7 +46,7 @@ from optimizer.environment import fingerprint
 from optimizer.profiling.bench_worker import time_calls
 from optimizer.profiling.harness import Cell, Limits, measure
 from optimizer.profiling.intervals import ratio_of_medians
-from optimizer.profiling.process import Worker
+from optimizer.profiling.worker_process import Worker
 from optimizer.progress import Silent
 from optimizer.targets.hardware import cpu_features
 

@@ -22,7 +22,7 @@ from readme import machine
 
 from optimizer.artifacts import write_text_atomically
 from optimizer.environment import fingerprint
-from optimizer.profiling.request import Request
+from optimizer.profiling.loadgen_request import Request
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
 from optimizer.progress import Silent
 from optimizer.results import SCENARIO_LABEL, ScenarioResult

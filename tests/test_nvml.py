@@ -15,7 +15,7 @@ import optimizer.engines.cuda as cuda
 from optimizer import environment
 from optimizer.cli.app import run_command_line
 from optimizer.nvml import Nvml
-from optimizer.profiling.conditions import EnergyMeter, Gpus, GpuSampler, summed_up
+from optimizer.profiling.conditions import EnergyMeter, Gpus, GpuSampler, summarize_readings
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_summary_of_readings() -> None:
         {"gpu": 0, "sm_mhz": 1200, "held_back_by": ["power cap"]},
         {"gpu": 0, "sm_mhz": 1900, "power_w": 300.0, "held_back_by": ["power cap"]},
     ]
-    assert summed_up(readings) == {
+    assert summarize_readings(readings) == {
         "gpu": 0,
         "readings": 3,
         "sm_mhz": 1900,

@@ -143,7 +143,7 @@ def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    from optimizer.profiling.curves import summaries
+    from optimizer.profiling.curves import curve_findings
     from optimizer.reporting.curve_charts import marks_of
     from optimizer.results import SCENARIO_LABEL
 
@@ -152,7 +152,7 @@ def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
         print(f"\n{curve.engine}: wall-clock throughput; latency includes copies")
         marks = [", ".join(marks_of(curve, point)) for point in curve.points]
         _print(curve.table(marks))
-        for sentence in summaries(curve):
+        for sentence in curve_findings(curve):
             print(f"- {sentence}")
     if result.scenarios:
         print(f"\n{SCENARIO_LABEL}")

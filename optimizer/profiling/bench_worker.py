@@ -1,6 +1,6 @@
 """The worker: runs one engine in its own process, started by `optimizer.processes.Child`.
 
-The harness sends requests over pipes (`optimizer.profiling.wire`). The process loads only its own
+The harness sends requests over pipes (`optimizer.profiling.worker_messages`). The process loads only its own
 engine's library: two runtimes in one process slow each other down by up to a factor of two. It ends
 when its input is closed.
 
@@ -24,15 +24,15 @@ from optimizer.engines import Bound, Opening, Session, TensorSpec, TimesLayers, 
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
 from optimizer.processes import memory_bytes
 from optimizer.profiling.streams import Streams
-from optimizer.profiling.wire import Message, read_message, write_message
+from optimizer.profiling.worker_messages import Message, read_message, write_message
 
 __all__ = [
     "Engine",
-    "come_to_rest",
     "input_shape",
     "random_batch",
     "serve",
     "time_calls",
+    "wait_until_idle",
 ]
 
 _RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorflow", "jax")
@@ -88,7 +88,7 @@ def time_calls(
     return np.array(rows, np.int64).reshape(-1, 4), lead_in
 
 
-def come_to_rest(max_wait_s: float) -> tuple[float, float]:
+def wait_until_idle(max_wait_s: float) -> tuple[float, float]:
     """Wait until the threads of this process are idle.
 
     Thread pools keep spinning for a while after a call. This would slow down the engine that is
@@ -203,7 +203,7 @@ class Engine:
         assert self._calls is not None, "prepare comes first"
         gc.collect()
         calls, lead_in, stream = self._calls.time(**limits)
-        rest_s, busy = come_to_rest(longest_rest_s)
+        rest_s, busy = wait_until_idle(longest_rest_s)
         self._check_outputs()
         peak, now = memory_bytes()
         return {
@@ -221,7 +221,7 @@ class Engine:
         if not isinstance(session, TimesLayers):
             raise UsageError("its backend does not report layer times")
         timed = session.time_layers(self._images, calls)
-        come_to_rest(longest_rest_s)
+        wait_until_idle(longest_rest_s)
         return {"layers": [layer.model_dump(exclude_defaults=True) for layer in timed]}, {}
 
     def _check_outputs(self) -> None:

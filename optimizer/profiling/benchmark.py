@@ -14,6 +14,7 @@ from optimizer.engines.placement import PYTORCH_ON_CPU, assign_devices, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
 from optimizer.options import BenchOptions, SpeedOptions, takes_options
+from optimizer.profiling.cell_figures import compare_cells, compute_figures
 from optimizer.profiling.curves import curve
 from optimizer.profiling.engine_facts import (
     EngineFacts,
@@ -24,7 +25,6 @@ from optimizer.profiling.engine_facts import (
     pytorch_variant,
     with_baseline,
 )
-from optimizer.profiling.figures import compare_cells, compute_figures
 from optimizer.profiling.grouping import (
     Grouped,
     Key,
@@ -33,8 +33,8 @@ from optimizer.profiling.grouping import (
     split_into_groups,
 )
 from optimizer.profiling.harness import Cell, Limits, Measured
-from optimizer.profiling.raw import save_raw
-from optimizer.profiling.request import Request
+from optimizer.profiling.loadgen_request import Request
+from optimizer.profiling.raw_samples import save_raw
 from optimizer.profiling.scenarios import check_scenarios, run_scenarios
 from optimizer.profiling.starts import check_starts, measure_starts
 from optimizer.profiling.verdict import failures, verdict_of

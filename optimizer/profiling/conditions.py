@@ -319,7 +319,7 @@ class GpuSampler:
         for sample in samples:
             for gpu in sample:
                 by_gpu.setdefault(gpu["gpu"], []).append(gpu)
-        return [summed_up(readings) for readings in by_gpu.values()]
+        return [summarize_readings(readings) for readings in by_gpu.values()]
 
     def close(self) -> None:
         """End the thread; further calls do nothing."""
@@ -340,7 +340,7 @@ class GpuSampler:
                 self._samples.append(sample)
 
 
-def summed_up(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_readings(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarize readings of one GPU: medians, the lowest clock and all throttling reasons."""
     summary: dict[str, Any] = {"gpu": readings[0]["gpu"], "readings": len(readings)}
     for name in ("sm_mhz", "memory_mhz", "temperature_c", "power_w"):

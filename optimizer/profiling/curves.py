@@ -21,7 +21,7 @@ from optimizer.profiling import intervals
 from optimizer.profiling.harness import Measured
 from optimizer.results import Curve, CurvePoint, Knee, LatencyBound, Setting
 
-__all__ = ["NEAR", "curve", "setting_of", "summaries", "words"]
+__all__ = ["NEAR", "curve", "curve_findings", "describe_setting", "setting_of"]
 
 NEAR = 0.95
 """Share of the highest throughput that a knee must reach."""
@@ -130,13 +130,13 @@ def _knee(series: Sequence[CurvePoint]) -> Knee | None:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def summaries(curve: Curve) -> list[str]:
+def curve_findings(curve: Curve) -> list[str]:
     """The findings of a curve, one sentence each."""
     sentences = []
     for knee in curve.knees:
         doubt = "" if knee.certain else "; the intervals do not exclude a smaller batch"
         sentences.append(
-            f"knee at {words(knee.setting)}: {knee.of_best:.0%} of the series' highest "
+            f"knee at {describe_setting(knee.setting)}: {knee.of_best:.0%} of the series' highest "
             f"throughput{doubt}"
         )
     sentences += [
@@ -149,7 +149,7 @@ def summaries(curve: Curve) -> list[str]:
     return sentences
 
 
-def words(setting: Setting) -> str:
+def describe_setting(setting: Setting) -> str:
     """``batch 8, 2 threads, 1 stream``."""
     return f"batch {setting.batch}, {_rest(setting.threads, setting.streams)}"
 
@@ -181,7 +181,7 @@ def _best(curve: Curve, bound: LatencyBound) -> str:
     limit = f"{bound.percentile} within {bound.max_latency_ms:g} ms"
     if curve.best is not None:
         rate = next(p.images_per_s for p in curve.points if p.setting == curve.best)
-        return f"best with {limit}: {words(curve.best)}, {rate:.1f} images/s"
+        return f"best with {limit}: {describe_setting(curve.best)}, {rate:.1f} images/s"
     undecided = [p for p in curve.points if p.status == "ok" and p.holds is None]
     if not undecided:
         return f"no setting meets {limit}"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from optimizer.errors import UsageError
 from optimizer.profiling.conditions import EnergyMeter, Gpus, Monitor
-from optimizer.profiling.process import Worker, WorkerFailed
 from optimizer.profiling.streams import work_and_wall
+from optimizer.profiling.worker_process import Worker, WorkerFailed
 from optimizer.progress import Progress
 from optimizer.results import Conditions, EngineStatus
 

@@ -30,7 +30,7 @@ from optimizer.profiling.ceilings import Effort, ceilings
 from optimizer.profiling.conditions import Monitor, merge_conditions
 from optimizer.profiling.engine_facts import EngineFacts, check_options, describe_engines
 from optimizer.profiling.harness import settled
-from optimizer.profiling.process import Worker, WorkerFailed
+from optimizer.profiling.worker_process import Worker, WorkerFailed
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     Ceilings,

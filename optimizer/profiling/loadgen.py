@@ -26,7 +26,7 @@ from optimizer.engines import Session, open_engine
 from optimizer.errors import ResnetOptError
 from optimizer.processes import give_up
 from optimizer.profiling.bench_worker import input_shape, random_batch
-from optimizer.profiling.request import OBSERVED, Request
+from optimizer.profiling.loadgen_request import OBSERVED, Request
 
 __all__ = ["POOL", "run"]
 

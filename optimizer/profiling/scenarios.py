@@ -23,7 +23,7 @@ import numpy as np
 from optimizer.errors import MissingLibrary, ResnetOptError, UsageError
 from optimizer.processes import ChildFailed, Limits, call, cpus_for
 from optimizer.profiling.intervals import smallest_sample
-from optimizer.profiling.request import OBSERVED, Request
+from optimizer.profiling.loadgen_request import OBSERVED, Request
 from optimizer.progress import Progress
 from optimizer.results import ScenarioName, ScenarioResult, ServerProbe
 

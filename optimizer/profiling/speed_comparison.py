@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from optimizer.errors import UsageError
-from optimizer.profiling.curves import words
+from optimizer.profiling.curves import describe_setting
 from optimizer.profiling.intervals import MIN_ROUNDS_FOR_INTERVAL, Estimate, ratio_unpaired
 from optimizer.results import BenchResult, EngineBench, Interval, Setting, VerdictName
 
@@ -55,7 +55,9 @@ class Pair(_Model):
         """``batch 8``, or ``batch 8, 2 threads, 4 streams``."""
         if self.threads is None or self.streams is None:
             return f"batch {self.batch}"
-        return words(Setting(batch=self.batch, threads=self.threads, streams=self.streams))
+        return describe_setting(
+            Setting(batch=self.batch, threads=self.threads, streams=self.streams)
+        )
 
 
 class BenchComparison(_Model):
@@ -228,7 +230,7 @@ def _compare_sweeps(
         for before in curve.points:
             if before.status != "ok" or (curve.engine, _key(before.setting)) in headline:
                 continue
-            label = words(before.setting)
+            label = describe_setting(before.setting)
             now = after.get((name, _key(before.setting)))
             if now is None:
                 missing.append(f"{curve.engine} at {label}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optimizer.profiling.curves import summaries, words
+from optimizer.profiling.curves import curve_findings, describe_setting
 from optimizer.reporting.charts import Axis
 from optimizer.reporting.links import Links
 from optimizer.reporting.numbers import decimals, interval, significant
@@ -40,7 +40,7 @@ def marks_of(curve: Curve, point: CurvePoint) -> list[str]:
 def curve_sentences(run: RunResult) -> list[str]:
     """Sentences on the knees and the best setting of every engine."""
     curves = run.bench.curves if run.bench else []
-    return [f"{curve.engine}: {sentence}" for curve in curves for sentence in summaries(curve)]
+    return [f"{curve.engine}: {sentence}" for curve in curves for sentence in curve_findings(curve)]
 
 
 def curve_table(run: RunResult, links: Links) -> Table | None:
@@ -83,7 +83,7 @@ def _cells(curve: Curve, point: CurvePoint, notes: Notes, links: Links) -> list[
     setting = point.setting
     head = [Cell(str(n), value=n) for n in (setting.batch, setting.threads, setting.streams)]
     if point.images_per_s is None or point.latency_ms is None:
-        missing = notes.missing(f"{words(setting)}: {point.error or point.status}.")
+        missing = notes.missing(f"{describe_setting(setting)}: {point.error or point.status}.")
         return [*head, *[missing] * 4, Cell("–"), Cell(point.status, badge="fail")]
     rate = Cell(
         significant(point.images_per_s),
@@ -193,9 +193,8 @@ def curve_chart(curve: Curve) -> CurveChart | None:
             continue
         ms, rate = drawn[id(point)]
         marks = marks_of(curve, point)
-        title = (
-            f"{words(point.setting)}: {significant(rate)} images/s, {which} {significant(ms)} ms"
-        )
+        speed = f"{significant(rate)} images/s, {which} {significant(ms)} ms"
+        title = f"{describe_setting(point.setting)}: {speed}"
         dot = CurveDot(
             place_x(ms),
             place_y(rate),
@@ -204,7 +203,7 @@ def curve_chart(curve: Curve) -> CurveChart | None:
             "knee" in marks,
             "best within the bound" in marks,
         )
-        series.setdefault(words(point.setting).partition(", ")[2], []).append(dot)
+        series.setdefault(describe_setting(point.setting).partition(", ")[2], []).append(dot)
     return CurveChart(
         engine=curve.engine,
         latency=which,
@@ -216,7 +215,7 @@ def curve_chart(curve: Curve) -> CurveChart | None:
         ],
         bound=place_x(limit[0]) if limit else None,
         bound_text=_limit(curve),
-        left_out=[words(p.setting) for p in curve.points if id(p) not in drawn],
+        left_out=[describe_setting(p.setting) for p in curve.points if id(p) not in drawn],
     )
 
 

@@ -18,9 +18,9 @@ from optimizer.engines import BuildSettings
 from optimizer.engines.building import build_engine
 from optimizer.processes import call
 from optimizer.profiling.ceilings import ceilings
-from optimizer.profiling.process import Worker
-from optimizer.profiling.request import Request
+from optimizer.profiling.loadgen_request import Request
 from optimizer.profiling.scenarios import run_scenario
+from optimizer.profiling.worker_process import Worker
 from optimizer.progress import Silent
 from optimizer.search.cost import timed
 from tests.processes.conftest import ROOT, Trap

@@ -148,7 +148,7 @@ def test_a_scenario_of_loadgen(
         "duration_s": 600, "threads": 1, "batch": 1,
     }  # fmt: skip
     code = (
-        "from optimizer.profiling.request import Request\n"
+        "from optimizer.profiling.loadgen_request import Request\n"
         "from optimizer.profiling.scenarios import run_scenario\n"
         f"run_scenario('e', 'single-stream', Request(**{request}))"
     )

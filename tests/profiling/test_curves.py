@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
 from optimizer.profiling import bench
-from optimizer.profiling.curves import NEAR, curve, summaries
+from optimizer.profiling.curves import NEAR, curve, curve_findings
 from optimizer.profiling.harness import Block, Cell, Measured
 from optimizer.results import BenchResult, LatencyBound, Setting, read_result, write_result
 from tests.profiling.conftest import MakeEngine
@@ -45,7 +45,7 @@ def test_the_knee_is_the_smallest_batch_near_the_best() -> None:
     assert knee.of_best == pytest.approx(0.975)
     assert knee.certain
     assert result.fastest == Setting(batch=8, threads=2)
-    assert summaries(result) == [
+    assert curve_findings(result) == [
         "knee at batch 4, 2 threads, 1 stream: 98% of the series' highest throughput"
     ]
 
@@ -53,7 +53,7 @@ def test_the_knee_is_the_smallest_batch_near_the_best() -> None:
 def test_a_series_that_still_rises_has_no_knee() -> None:
     result = of(*(measured(b, 1e3 * b / r) for b, r in ((1, 100), (2, 180), (4, 300))))
     assert result.knees == []
-    assert "still rises by more than 5% at batch 4" in summaries(result)[0]
+    assert "still rises by more than 5% at batch 4" in curve_findings(result)[0]
 
 
 def test_noise_makes_a_knee_uncertain() -> None:
@@ -98,9 +98,9 @@ def test_a_setting_meets_the_limit_by_its_upper_bound_only() -> None:
     )
     assert result.points[3].bounded_ci95_ms == (5.0, None), "120 samples bound no p99 from above"
     assert result.best == Setting(batch=1, threads=2)
-    assert "best with p99 within 15 ms: batch 1" in summaries(result)[-1]
-    assert summaries(of(slow, bound=bound)) == ["no setting meets p99 within 15 ms"]
-    assert "at least 299 samples each are needed" in summaries(of(few, bound=bound))[0]
+    assert "best with p99 within 15 ms: batch 1" in curve_findings(result)[-1]
+    assert curve_findings(of(slow, bound=bound)) == ["no setting meets p99 within 15 ms"]
+    assert "at least 299 samples each are needed" in curve_findings(of(few, bound=bound))[0]
 
 
 def test_a_whole_sweep(make_engine: MakeEngine, tmp_path: Path) -> None:

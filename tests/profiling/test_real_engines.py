@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.profiling import bench, compare_bench
-from optimizer.profiling.process import Worker
+from optimizer.profiling.worker_process import Worker
 from tests.conftest import Engines
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.profiling import bench, scenarios
-from optimizer.profiling.request import OBSERVED, Request
+from optimizer.profiling.loadgen_request import OBSERVED, Request
 from optimizer.profiling.scenarios import (
     SERVER_QUERIES,
     TestLog,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from optimizer.errors import UsageError
 from optimizer.profiling import bench
 from optimizer.profiling.bench_worker import time_calls
-from optimizer.profiling.process import Worker, WorkerFailed
 from optimizer.profiling.streams import Streams, work_and_wall
+from optimizer.profiling.worker_process import Worker, WorkerFailed
 from optimizer.targets.hardware import cpu_features
 from tests.profiling.conftest import MakeEngine
 

@@ -16,8 +16,8 @@ from optimizer.engines import TensorSpec
 from optimizer.errors import UsageError
 from optimizer.processes import Child, cpus_for, memory_bytes
 from optimizer.profiling import bench_worker as worker_module
-from optimizer.profiling.bench_worker import come_to_rest, input_shape, random_batch, time_calls
-from optimizer.profiling.process import Worker, WorkerFailed
+from optimizer.profiling.bench_worker import input_shape, random_batch, time_calls, wait_until_idle
+from optimizer.profiling.worker_process import Worker, WorkerFailed
 from tests.profiling.conftest import MakeEngine
 
 
@@ -124,7 +124,7 @@ def test_it_ends_when_its_input_is_closed() -> None:
 def test_it_does_not_outlive_the_harness_even_while_it_hangs(make_engine: MakeEngine) -> None:
     path = make_engine(hang=True, after=1)
     code = (
-        "from optimizer.profiling.process import Worker\n"
+        "from optimizer.profiling.worker_process import Worker\n"
         "worker = Worker(1)\n"
         f"worker.ask('load', timeout_s=120, path={str(path)!r}, threads=1, device=None)\n"
         "worker.ask('prepare', timeout_s=120, batch=1, image_size=None, seed=0)\n"
@@ -250,7 +250,7 @@ def test_it_waits_for_threads_that_spin_after_a_call(
     monkeypatch: pytest.MonkeyPatch, spinning_s: float, waited_s: float, busy: float
 ) -> None:
     monkeypatch.setattr(worker_module, "time", Clock(spinning_s))
-    assert come_to_rest(0.5) == pytest.approx((waited_s, busy))
+    assert wait_until_idle(0.5) == pytest.approx((waited_s, busy))
 
 
 FLOAT = TensorSpec("images", (None, 3, None, None), "float32")

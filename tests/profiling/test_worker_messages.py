@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from optimizer.profiling.wire import read_message, write_message
+from optimizer.profiling.worker_messages import read_message, write_message
 
 arrays = st.dictionaries(
     st.text(min_size=1, max_size=5),

@@ -8,7 +8,7 @@ from typing import Any
 
 from optimizer.errors import ResnetOptError
 from optimizer.processes import Child, cpus_for
-from optimizer.profiling.wire import Message, read_message, write_message
+from optimizer.profiling.worker_messages import Message, read_message, write_message
 from optimizer.results import EngineStatus
 
 __all__ = ["Worker", "WorkerFailed"]
