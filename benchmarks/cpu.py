@@ -38,7 +38,7 @@ REPORTS = ROOT / "reports" / "cpu"
 BLOCKS = 16
 # Calls per block by batch size: enough for a median at batch 1; batch 8 takes eight times as long.
 CALLS = {1: 20, 8: 5}
-FIXED = {"fixed_batch": (1, 8)}
+FIXED_BATCH = (1, 8)
 
 
 def engines(folder: Path) -> dict[str, Path]:
@@ -54,7 +54,7 @@ def engines(folder: Path) -> dict[str, Path]:
                 precision=precision,
                 engine=engine,
                 stats=stats,
-                backend_options=FIXED if engine == "openvino" else None,
+                fixed_batch=FIXED_BATCH if engine == "openvino" else None,
             ).path
     foreign = optimizer.quantize(
         graph,
@@ -75,7 +75,7 @@ def engines(folder: Path) -> dict[str, Path]:
         folder / "openvino-int8-tensorrt-lowering.blob",
         precision="int8",
         engine="openvino",
-        backend_options=FIXED,
+        fixed_batch=FIXED_BATCH,
     ).path
     return built
 

@@ -269,7 +269,7 @@ def ours(precision: str, graph: Path, folder: Path, stats: Path) -> list[Entry]:
             precision=precision,
             engine=name,
             stats=stats if precision == "int8" else None,
-            backend_options={"fixed_batch": (1, 8)} if name == "openvino" else None,
+            fixed_batch=(1, 8) if name == "openvino" else None,
         ).path
         label = f"ours, auto ({name})" if name == chosen else f"ours ({name})"
         engines.append(Entry(label, "ours", path, ours=True))

@@ -99,10 +99,10 @@ def compile_graphs(folder: Path, facts: dict[str, Any]) -> dict[str, list[Path]]
                 proto.metadata_props.add(key=entry.key, value=value)
             onnx.save(proto, graph)
             output = folder / f"{slug(name)}.{engine}"
-            fixed = {"fixed_batch": BATCHES} if engine == "openvino" else None
+            fixed = BATCHES if engine == "openvino" else None
             built[engine].append(
                 optimizer.build(
-                    graph, output, precision="int8", engine=engine, backend_options=fixed
+                    graph, output, precision="int8", engine=engine, fixed_batch=fixed
                 ).path
             )
     return built

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -252,3 +253,20 @@ def test_help_of_every_command_needs_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not HEAVY & set(done.stdout.split())
+
+
+CALLERS = [
+    *sorted((PACKAGE.parent / "benchmarks").glob("*.py")),
+    *sorted((PACKAGE.parent / "examples").glob("*.py")),
+]
+
+
+@pytest.mark.parametrize("path", CALLERS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_pass_options_that_exist(path: Path) -> None:
+    """Type checkers do not see keywords that come from option models."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name("optimizer"), attr=verb)):
+                accepted = inspect.signature(getattr(optimizer, verb)).parameters
+                given = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+                assert given <= accepted.keys(), f"{path.name}:{node.lineno}: {verb}"
