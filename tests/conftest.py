@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,13 @@ from tests.sharing import Shared
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine is no failure of the property under test.
+# A busy machine is no failure of the property under test. The examples are the same in each run, so
+# that a change fails for what it changed; RESNET_OPT_RANDOM_EXAMPLES=1 looks for new ones.
 hypothesis.settings.register_profile(
-    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any-machine",
+    deadline=None,
+    derandomize=not os.environ.get("RESNET_OPT_RANDOM_EXAMPLES"),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any-machine")
 

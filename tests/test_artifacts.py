@@ -385,6 +385,15 @@ def test_data_that_was_loaded_is_not_external(tmp_path: Path) -> None:
     assert external_data_files(tmp_path / "m.onnx") == []
 
 
+def test_external_weights_without_a_file_name_are_refused(tmp_path: Path) -> None:
+    tensor = _external_tensor()
+    del tensor.external_data[:]
+    model = onnx.helper.make_model(_graph_of(_constant_node(tensor)))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="not in which"):
+        external_data_files(tmp_path / "m.onnx")
+
+
 @pytest.mark.filterwarnings("ignore:Ignoring unknown external data")  # of onnx, about the junk
 @settings(max_examples=300, deadline=None)
 @given(

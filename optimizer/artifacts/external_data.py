@@ -39,7 +39,7 @@ def external_data_files(path: Path) -> list[Path]:
         path: Any file; the list is empty if it is not an ONNX model.
 
     Raises:
-        ArtifactError: A data file is missing, or outside the model's folder.
+        ArtifactError: A data file is missing, has no name, or is outside the model's folder.
     """
     if path.stat().st_size == 0:
         return []
@@ -51,6 +51,11 @@ def external_data_files(path: Path) -> list[Path]:
     folder = path.parent.resolve()
     files = []
     for name in sorted(names):
+        if not name:
+            raise ArtifactError(
+                f"{path.name} says that weights are in another file but not in which",
+                hint="save the model again, as one file",
+            )
         data_file = (folder / name.replace("\0", "/")).resolve()  # NUL would raise ValueError
         if not data_file.is_relative_to(folder):
             raise ArtifactError(
@@ -86,15 +91,15 @@ def _locations(data: mmap.mmap) -> set[str]:
 
 
 def _locations_of_tensor(data: mmap.mmap, start: int, stop: int) -> set[str]:
-    names, location = set(), 0
+    name, location = "", 0
     for number, value, begin, end in _fields(data, start, stop):
         if number == _DATA_LOCATION and value is not None:
             location = value
         elif number == _EXTERNAL_DATA:
             entry = {field: data[a:b] for field, _, a, b in _fields(data, begin, end)}
             if entry.get(1) == b"location":
-                names.add(entry.get(2, b"").decode("utf-8", "surrogateescape"))
-    return names if location == _EXTERNAL else set()
+                name = entry.get(2, b"").decode("utf-8", "surrogateescape")
+    return {name} if location == _EXTERNAL else set()
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int | None, int, int]]:
