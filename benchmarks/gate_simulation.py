@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.evaluation.paired_statistics import drop_intervals
+from optimizer.tasks.paired_statistics import drop_intervals
 
 __all__ = ["Cell", "Shares", "enumerate_cell", "grid", "simulate_cell"]
 

@@ -19,7 +19,7 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
     "data", "models", "targets", "graphs", "exporting", "precision", "training", "engines",
-    "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
+    "environment", "tasks", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
     "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {

@@ -4,7 +4,9 @@ from optimizer.evaluation.accuracy_comparison import AccuracyComparison, compare
 from optimizer.evaluation.chain import Chain
 from optimizer.evaluation.consistency import batch_consistency
 from optimizer.evaluation.layerwise import layerwise
-from optimizer.evaluation.paired_statistics import (
+from optimizer.evaluation.precision_audit import audit, audit_manifest
+from optimizer.evaluation.validation import raise_for_verdict, validate
+from optimizer.tasks.paired_statistics import (
     Paired,
     drop_interval,
     gate,
@@ -13,8 +15,6 @@ from optimizer.evaluation.paired_statistics import (
     sqnr_db,
     wilson_interval,
 )
-from optimizer.evaluation.precision_audit import audit, audit_manifest
-from optimizer.evaluation.validation import raise_for_verdict, validate
 
 __all__ = [
     "AccuracyComparison",

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
-from optimizer.evaluation.paired_statistics import Paired, gate, images_needed, wilson_interval
-from optimizer.evaluation.predictions import Predictions, read_predictions
 from optimizer.results import Interval, RunResult, ValidateResult, VerdictName, read_result
+from optimizer.tasks.paired_statistics import Paired, gate, images_needed, wilson_interval
+from optimizer.tasks.predictions import Predictions, read_predictions
 
 __all__ = ["AccuracyComparison", "compare", "missing"]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from optimizer.evaluation.chain import REFERENCE, Step
 from optimizer.evaluation.evidence import Evidence
-from optimizer.evaluation.parity import Outcome
-from optimizer.results import Gates, Hop
+from optimizer.results import Hop
+from optimizer.tasks import Task
 
 __all__ = ["LABELS_UNINFORMATIVE", "finding"]
 
@@ -15,6 +16,10 @@ LABELS_UNINFORMATIVE = "the labels are uninformative"
 """Start of a finding for which more images would not help."""
 _MOST = 0.8
 """Share of the loss from which one step is named as its only source."""
+
+
+class _Loss(Protocol):
+    def __call__(self, tally: Any, *, to_parent: bool) -> float: ...
 
 
 def finding(evidence: Evidence) -> str:
@@ -33,9 +38,9 @@ def finding(evidence: Evidence) -> str:
     parts += [remark for remark in _remarks(evidence) if remark not in parts[0]]
     not_run = [hop for hop in evidence.hops if hop.status == "built-not-run"]
     if len(not_run) == 1:
-        parts.append(_engine_not_run(not_run[0], evidence.hops))
+        parts.append(_engine_not_run(not_run[0], evidence.hops, evidence.task))
     elif not_run:
-        parts.append(_engines_not_run(not_run, evidence.hops))
+        parts.append(_engines_not_run(not_run, evidence.hops, evidence.task))
     return "; ".join(parts) + "."
 
 
@@ -51,69 +56,62 @@ def _accuracy(evidence: Evidence) -> str:
         return f"{failing.name} cannot be compared with the reference: {failing.error}"
     if failing is not None:
         return _failed_gate(failing, evidence)
-    limits = _limits(evidence.gates)
+    task, limits = evidence.task, evidence.task.limits(evidence.gates)
     judged = [hop for hop in evidence.ends if hop is not None]
     for hop in judged:
         if hop.verdict == "inconclusive" and not evidence.labels_informative:
             reference = evidence.hops[0]
             return (
                 f"{LABELS_UNINFORMATIVE} for {hop.name}: the reference itself has "
-                f"{100 * (reference.top1 or 0):.2f} % top-1, not significantly better than chance "
-                f"(check classes, class order and preprocessing); {_drop(hop)}"
+                f"{task.accuracy(reference)} {task.metric}, not significantly better than chance "
+                f"(check classes, class order and preprocessing); {task.drop(hop)}"
             )
         if hop.verdict == "inconclusive":
             needed = evidence.images_needed
             more = f"about {needed:,} would" if needed else "no number of images would"
             return (
                 f"{hop.n:,} images cannot decide whether {hop.name} stays within {limits} "
-                f"({more}): {_drop(hop)}{_tentative_source(hop, evidence)}"
+                f"({more}): {task.drop(hop)}{_tentative_source(hop, evidence)}"
             )
     if not judged:
         return "no engine could be compared on this machine"
     worst = max(judged, key=lambda hop: (hop.drop_ci95_pp or (0.0, 0.0))[1])
     if len(judged) == 1:
-        return f"{worst.name} stays within {limits}: {_drop(worst)}"
+        return f"{worst.name} stays within {limits}: {task.drop(worst)}"
     return (
         f"all {len(judged)} compared graphs and engines stay within {limits}; "
-        f"the worst is {worst.name}: {_drop(worst)}"
-    )
-
-
-def _limits(gates: Gates) -> str:
-    if gates.max_flips is None:
-        return f"the limit of {gates.max_drop_pp:g} pp"
-    flips = f"{100 * gates.max_flips:g} % changed predictions"
-    return f"the limits of {gates.max_drop_pp:g} pp and {flips}"
-
-
-def _drop(hop: Hop) -> str:
-    low, high = hop.drop_ci95_pp or (0.0, 0.0)
-    return (
-        f"top-1 drop {hop.drop_pp:.2f} pp (95 % interval {low:.2f} to {high:.2f}), "
-        f"{hop.flips or 0:,} of {hop.n:,} predictions changed"
+        f"the worst is {worst.name}: {task.drop(worst)}"
     )
 
 
 def _tentative_source(hop: Hop, evidence: Evidence) -> str:
     """Where an undecided loss comes from; empty without a measured loss."""
-    return f"; {_source(hop, evidence, _net_losses)}" if (hop.drop_pp or 0) > 0 else ""
+    return f"; {_source(hop, evidence, evidence.task.net_loss)}" if (hop.drop_pp or 0) > 0 else ""
 
 
 def _failed_gate(failing: Hop, evidence: Evidence) -> str:
-    low, _ = failing.drop_ci95_pp or (0.0, 0.0)
-    lost = _net_losses if low > evidence.gates.max_drop_pp else _flips
-    return (
-        f"{failing.name} exceeds {_limits(evidence.gates)}: "
-        f"{_source(failing, evidence, lost)}; {_drop(failing)}, "
-        f"McNemar p = {failing.mcnemar_p:.1g}"
+    task = evidence.task
+    lost: _Loss = task.changes
+    if task.exceeds_by_drop(failing, evidence.gates):
+        lost = task.net_loss
+    sentence = (
+        f"{failing.name} exceeds {task.limits(evidence.gates)}: "
+        f"{_source(failing, evidence, lost)}; {task.drop(failing)}"
     )
+    test = task.significance(failing)
+    return f"{sentence}, {test}" if test else sentence
 
 
-def _source(hop: Hop, evidence: Evidence, lost: Callable[[Outcome], int]) -> str:
-    """The step up to a hop that loses most, counted in images by ``lost``."""
+def _source(hop: Hop, evidence: Evidence, lost: _Loss) -> str:
+    """The step up to a hop that loses most, measured by ``lost``."""
     chain = next(c for c in evidence.chains.values() if hop.name in {s.name for s in c})
     upto = chain[: [step.name for step in chain].index(hop.name) + 1]
-    losses = {step.name: max(lost(evidence.outcomes[step.name]), 0) for step in upto}
+    losses = {
+        step.name: max(
+            lost(evidence.outcomes[step.name].tally, to_parent=step.parent != REFERENCE), 0
+        )
+        for step in upto
+    }
     culprit = max(upto, key=lambda step: losses[step.name])
     source = f"{_place(culprit)} ({culprit.name})"
     total = sum(losses.values())
@@ -128,19 +126,6 @@ def _source(hop: Hop, evidence: Evidence, lost: Callable[[Outcome], int]) -> str
     return f"{sentence}; {culprit.remark}" if culprit.remark else sentence
 
 
-def _net_losses(outcome: Outcome) -> int:
-    tally = outcome.tally
-    if outcome.step is not None and outcome.step.parent == REFERENCE:
-        return tally.losses - tally.gains
-    return tally.parent_losses - tally.parent_gains
-
-
-def _flips(outcome: Outcome) -> int:
-    if outcome.step is not None and outcome.step.parent == REFERENCE:
-        return outcome.tally.flips
-    return outcome.tally.flips_vs_parent
-
-
 def _place(step: Step) -> str:
     if step.kind == "engine":
         return "the engine"
@@ -151,22 +136,23 @@ def _place(step: Step) -> str:
     return f"the conversion to {step.precision.upper()}"
 
 
-def _engine_not_run(hop: Hop, hops: Sequence[Hop]) -> str:
+def _engine_not_run(hop: Hop, hops: Sequence[Hop], task: Task) -> str:
     graph = next((h for h in hops if h.name == hop.parent), None)
-    if graph is None or graph.top1 is None or graph.parent is None:
+    accuracy = None if graph is None else task.accuracy(graph)
+    if graph is None or accuracy is None or graph.parent is None:
         return f"{hop.name} was built but cannot run on this machine ({hop.error})"
     return (
         f"{hop.name} was built but cannot run on this machine; its graph, executed as written, has "
-        f"{100 * graph.top1:.2f} % top-1"
+        f"{accuracy} {task.metric}"
     )
 
 
-def _engines_not_run(not_run: Sequence[Hop], hops: Sequence[Hop]) -> str:
+def _engines_not_run(not_run: Sequence[Hop], hops: Sequence[Hop], task: Task) -> str:
     by_name = {hop.name: hop for hop in hops if hop.parent is not None}
     parents = dict.fromkeys(hop.parent for hop in not_run if hop.parent in by_name)
     graphs = [by_name[name] for name in parents if name is not None]
-    top1 = ", ".join(f"{g.name} {100 * g.top1:.2f} %" for g in graphs if g.top1 is not None)
+    measured = ", ".join(f"{g.name} {text}" for g in graphs if (text := task.accuracy(g)))
     sentence = f"{len(not_run)} engines were built but cannot run on this machine"
-    if not top1:
+    if not measured:
         return sentence
-    return f"{sentence}; top-1 of their graphs, executed as written: {top1}"
+    return f"{sentence}; {task.metric} of their graphs, executed as written: {measured}"

@@ -7,34 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optimizer.evaluation.chain import Step
-from optimizer.evaluation.paired_statistics import (
-    Paired,
-    gate,
-    images_needed,
-    wilson_interval,
-    worst_verdict,
-)
 from optimizer.evaluation.parity import Outcome
 from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
+from optimizer.tasks import Task
+from optimizer.tasks.paired_statistics import worst_verdict
 
-__all__ = ["Evidence", "judge_hop"]
-
-
-def judge_hop(
-    paired: Paired, flips: int, gates: Gates, *, labels_informative: bool = True
-) -> VerdictName:
-    """Judge one hop by the paired interval of its drop and the Wilson interval of its flips.
-
-    If the labels are uninformative (the reference itself is at chance), a small drop proves nothing:
-    the hop is then inconclusive if more predictions changed than the drop limit allows.
-    """
-    verdict = gate(paired.interval_pp, gates.max_drop_pp)
-    if not labels_informative and verdict == "pass":
-        changed = wilson_interval(flips, paired.n)[0]
-        verdict = "inconclusive" if changed > gates.max_drop_pp / 100 else "pass"
-    if gates.max_flips is None:
-        return verdict
-    return worst_verdict(verdict, gate(wilson_interval(flips, paired.n), gates.max_flips))
+__all__ = ["Evidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +26,7 @@ class Evidence:
         gates: The limits.
         consistency: Batch consistency of the engines.
         audits: Precision audits by engine.
+        task: Judges and describes the hops.
         labels_informative: Whether the reference is better than chance on these labels.
     """
 
@@ -57,6 +36,7 @@ class Evidence:
     gates: Gates
     consistency: Sequence[BatchConsistency]
     audits: Mapping[str, Audit]
+    task: Task
     labels_informative: bool = True
 
     @cached_property
@@ -89,18 +69,9 @@ class Evidence:
     @cached_property
     def images_needed(self) -> int | None:
         """Images that would decide every chain; ``None`` if all are decided or one cannot be."""
-        needed = [self._needed(hop) for hop in self.ends if hop and hop.verdict == "inconclusive"]
+        undecided = [hop for hop in self.ends if hop and hop.verdict == "inconclusive"]
+        needed = [
+            self.task.images_needed(self.outcomes[hop.name].tally, self.gates) for hop in undecided
+        ]
         sizes = [n for n in needed if n is not None]
         return max(sizes) if sizes and len(sizes) == len(needed) else None
-
-    def _needed(self, hop: Hop) -> int | None:
-        tally, limit = self.outcomes[hop.name].tally, self.gates.max_flips
-        needed = []
-        if gate(tally.paired.interval_pp, self.gates.max_drop_pp) == "inconclusive":
-            needed.append(images_needed(tally.paired, self.gates.max_drop_pp / 100))
-        interval = wilson_interval(tally.flips, tally.n)
-        if limit is not None and gate(interval, limit) == "inconclusive":
-            # The same formula with flips as losses and no gains: a single proportion.
-            needed.append(images_needed(Paired(tally.n, tally.flips, 0), limit))
-        sizes = [n for n in needed if n is not None]
-        return max(*sizes, tally.n + 1) if sizes and len(sizes) == len(needed) else None

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from optimizer.data import Dataset
 from optimizer.errors import GraphError
-from optimizer.evaluation.paired_statistics import sqnr_db
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.graphs.onnx_files import open_onnx
 from optimizer.models import Model
 from optimizer.progress import Progress, Silent
 from optimizer.results import BlockNoise
+from optimizer.tasks.paired_statistics import sqnr_db
 
 __all__ = ["block_outputs", "layerwise"]
 

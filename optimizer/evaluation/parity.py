@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,12 @@ from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.evaluation.chain import REFERENCE, Step
 from optimizer.evaluation.clock import Clock
 from optimizer.evaluation.executors import Executor, chunk_of, in_chunks, open_step
-from optimizer.evaluation.predictions import Recorder
 from optimizer.evaluation.reference import Reference
-from optimizer.evaluation.sanity import check_early
 from optimizer.evaluation.shards import gathered, rank_and_world
-from optimizer.evaluation.tally import Tally
 from optimizer.progress import Progress
 from optimizer.results import EngineStatus
+from optimizer.tasks import Task
+from optimizer.tasks.task import PredictionRecord
 
 __all__ = ["Outcome", "Parity", "measure"]
 
@@ -41,18 +40,18 @@ class Outcome:
         executor: Description of what computed it.
         status: ``ok``, ``failed``, or ``built-not-run`` where this machine cannot run the engine.
         error: Why it has no result.
-        tally: Running sums; valid only if `status` is ``ok``.
+        tally: The task's sums; valid only if `status` is ``ok``.
     """
 
     step: Step | None
     executor: str
     status: EngineStatus = "ok"
     error: str | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: Any = None
 
     def fail(self, error: str) -> None:
         """Mark the hop as failed and discard its sums."""
-        self.status, self.error, self.tally = "failed", error, Tally()
+        self.status, self.error, self.tally = "failed", error, None
 
 
 @dataclass
@@ -64,12 +63,14 @@ class Parity:
         sessions: Open executors by hop name; `measure` closes them at the end of its context.
         recorder: The predictions.
         clock: Timing of the pass.
+        task: Reads and compares the outputs.
     """
 
     outcomes: dict[str, Outcome]
     sessions: dict[str, Executor]
-    recorder: Recorder
+    recorder: PredictionRecord
     clock: Clock
+    task: Task
 
 
 @contextlib.contextmanager
@@ -99,12 +100,18 @@ def measure(
         UsageError: A file is of the wrong kind, or images cannot be read.
         AccuracyGateFailed: The reference is far below its expected accuracy.
     """
-    parity = Parity({REFERENCE: Outcome(None, reference.executor)}, {}, Recorder(), clock)
+    task = reference.task
+    opened = Outcome(None, reference.executor)
+    parity = Parity({REFERENCE: opened}, {}, task.recorder(), clock, task)
     try:
         for step in steps:
             parity.outcomes[step.name] = _open(step, reference, parity.sessions)
+        for outcome in parity.outcomes.values():
+            if outcome.status == "ok":
+                outcome.tally = task.tally()
         _run_pass(parity, reference, dataset, batch, progress)
         _merge_processes(parity)
+        _finish(parity, dataset)
         yield parity
     finally:
         for executor in parity.sessions.values():
@@ -137,12 +144,12 @@ def _run_pass(
     progress.start("validate", total=len(order))
     batches = dataset.batches(batch, reference.preprocessing, as_uint8=as_uint8, order=order)
     with contextlib.closing(batches):
-        for images, labels, indices in parity.clock.waiting_for(batches):
+        for images, _, indices in parity.clock.waiting_for(batches):
             tensors = reference.preprocessing.normalize(images) if as_uint8 else images
-            _run_batch(parity, reference, _Views(tensors, images), labels, indices)
-            progress.advance(len(labels))
+            _run_batch(parity, reference, _Views(tensors, images), dataset, indices)
+            progress.advance(len(indices))
             tally = parity.outcomes[REFERENCE].tally
-            check_early(tally.correct, tally.n, reference.expected_top1, dataset.name)
+            parity.task.check_early(tally, reference.expected_top1, dataset.name)
     progress.finish(f"{len(order)} images, {len(parity.outcomes)} hops")
 
 
@@ -161,35 +168,39 @@ def _run_batch(
     parity: Parity,
     reference: Reference,
     views: _Views,
-    labels: NDArray[np.int64],
+    dataset: Dataset,
     indices: NDArray[np.int64],
 ) -> None:
+    task = parity.task
     chunk = chunk_of(reference.preprocessing.image_size)
     with parity.clock.computing(REFERENCE):
         expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
     if not np.isfinite(expected).all():
         raise DataError(
-            f"the reference {reference.name} returns NaN or infinite logits",
+            f"the reference {reference.name} returns NaN or infinite {task.outputs}",
             hint="check the checkpoint; no engine can be compared with it",
         )
-    logits: dict[str, Array] = {REFERENCE: expected}
+    predictions = {REFERENCE: task.read(expected, dataset, indices)}
     parity.recorder.start_batch(indices)
     for name, outcome in parity.outcomes.items():
         if outcome.step is not None and outcome.status == "ok":
             with parity.clock.computing(name):
-                outputs = _compute(outcome, parity.sessions[name], views, expected)
+                outputs = _compute(outcome, parity.sessions[name], views, expected, task.outputs)
             if outputs is None:
                 parity.recorder.forget(name)
                 continue
-            logits[name] = outputs
-        if name in logits:
-            parent = logits.get(outcome.step.parent) if outcome.step else None
-            outcome.tally.add(logits[name], labels, indices, expected, parent)
-            parity.recorder.add(name, logits[name])
+            predictions[name] = task.read(outputs, dataset, indices)
+        if name in predictions:
+            parent = predictions.get(outcome.step.parent) if outcome.step else None
+            others = predictions[REFERENCE], parent
+            task.add(outcome.tally, predictions[name], dataset, indices, others)
+            parity.recorder.add(name, predictions[name])
 
 
-def _compute(outcome: Outcome, executor: Executor, views: _Views, expected: Array) -> Array | None:
-    """Logits of one hop; ``None`` if they are unusable, with the outcome marked as failed."""
+def _compute(
+    outcome: Outcome, executor: Executor, views: _Views, expected: Array, noun: str
+) -> Array | None:
+    """Outputs of one hop; ``None`` if they are unusable, with the outcome marked as failed."""
     try:
         outputs = executor.run(views.of(executor.takes_uint8))
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
@@ -198,10 +209,10 @@ def _compute(outcome: Outcome, executor: Executor, views: _Views, expected: Arra
     if outputs.shape != expected.shape:
         outcome.fail(f"returns outputs of shape {outputs.shape}, the reference {expected.shape}")
         return None
-    bad = ~np.isfinite(outputs).all(axis=1)
+    bad = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
     if bad.any():
         count = int(np.count_nonzero(bad))
-        outcome.fail(f"returns NaN or infinite logits for {count} of {len(outputs)} images")
+        outcome.fail(f"returns NaN or infinite {noun} for {count} of {len(outputs)} images")
         return None
     return outputs
 
@@ -223,3 +234,9 @@ def _merge_processes(parity: Parity) -> None:
                 outcome.fail(f"{other.error} (in another process)")
         recorder.merge(other_recorder)
     parity.outcomes, parity.recorder = outcomes, recorder
+
+
+def _finish(parity: Parity, dataset: Dataset) -> None:
+    measured = {name: o for name, o in parity.outcomes.items() if o.status == "ok"}
+    parents = {name: o.step.parent for name, o in measured.items() if o.step is not None}
+    parity.task.finish({name: o.tally for name, o in measured.items()}, parents, dataset)

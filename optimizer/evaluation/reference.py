@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from optimizer.artifacts import digest, library_versions
 from optimizer.data import Preprocessing
 from optimizer.errors import GraphError
 from optimizer.models import Model
+from optimizer.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from optimizer.engines.protocol import Session
@@ -41,6 +42,7 @@ class Reference:
         expected_top1: Published or trained top-1, a fraction of one; ``None`` if unknown.
         preprocessing_assumed: Whether ImageNet preprocessing was assumed for lack of metadata.
         source: The model or file it was opened from.
+        task: Reads and judges its outputs.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Reference:
     expected_top1: float | None = None
     preprocessing_assumed: bool = False
     source: Model | Path
+    task: Task = field(default_factory=Classification)
 
 
 def open_reference(source: Model | Path) -> Reference:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from optimizer.artifacts import digest
-from optimizer.data import ImageDataset, match_classes
+from optimizer.data import ImageDataset
 from optimizer.errors import (
     AccuracyGateFailed,
     DataError,
@@ -23,13 +22,11 @@ from optimizer.evaluation.accuracy_finding import LABELS_UNINFORMATIVE, finding
 from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
-from optimizer.evaluation.evidence import Evidence, judge_hop
+from optimizer.evaluation.evidence import Evidence
 from optimizer.evaluation.layerwise import layerwise
-from optimizer.evaluation.paired_statistics import wilson_interval
 from optimizer.evaluation.parity import Outcome, Parity, measure
 from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
-from optimizer.evaluation.sanity import check_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.models import Model
 from optimizer.options import HopOptions, takes_options
@@ -44,6 +41,7 @@ from optimizer.results import (
     Timing,
     ValidateResult,
 )
+from optimizer.tasks import Task
 
 __all__ = ["raise_for_verdict", "validate"]
 
@@ -88,24 +86,26 @@ def validate(
     _check_predictions_file(predictions)
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
+    task = opened.task
+    task.check_gates(gates)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
     planned = plan_steps(chains, opened)  # report mismatched files before checking the data
-    data = match_classes(dataset, opened.num_classes, opened.classes)
+    data = task.match(dataset, opened.num_classes, opened.classes)
     steps = {step.name: step for chain in planned.values() for step in chain}
     measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
     with joined(), measured as parity:
         reference_tally = parity.outcomes[REFERENCE].tally
-        n, correct = reference_tally.n, reference_tally.correct
-        check_reference(correct, n, opened.expected_top1, data.name)
+        task.check_reference(reference_tally, opened.expected_top1, data.name)
         consistency = _consistency(parity, opened, data, batch)
         predictions_sha256 = None
         if predictions is not None and rank_and_world()[0] == 0:
-            _write_predictions(parity, data, dataset.sha256, predictions)
+            parity.recorder.write(predictions, data, dataset.sha256)
             predictions_sha256 = digest(predictions)
         skipped, timing = _skipped_and_timing(data, clock, read_before)
-    informative = wilson_interval(correct, n)[0] > 1 / opened.num_classes
-    hops = [_hop(name, o, gates, data, informative) for name, o in parity.outcomes.items()]
+    informative = task.labels_informative(reference_tally, opened.num_classes)
+    judging = _Judging(task, gates, data, informative)
+    hops = [_hop(name, outcome, judging) for name, outcome in parity.outcomes.items()]
     noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
     audits = _audits(steps.values(), options.min_share)
     evidence = Evidence(
@@ -115,6 +115,7 @@ def validate(
         gates=gates,
         consistency=consistency,
         audits=audits,
+        task=task,
         labels_informative=informative,
     )
     failing = evidence.first_failing
@@ -123,7 +124,7 @@ def validate(
         reference=opened.name,
         dataset=DatasetInfo(
             name=data.name,
-            n=n,
+            n=reference_tally.n,
             sha256=dataset.sha256,
             image_size=opened.preprocessing.image_size,
             skipped=skipped,
@@ -177,10 +178,18 @@ def raise_for_verdict(result: ValidateResult) -> None:
 # --- hops --------------------------------------------------------------------------------------
 
 
-def _hop(
-    name: str, outcome: Outcome, gates: Gates, dataset: ImageDataset, informative: bool
-) -> Hop:
-    step, tally = outcome.step, outcome.tally
+@dataclass(frozen=True)
+class _Judging:
+    """What every hop is judged with."""
+
+    task: Task
+    gates: Gates
+    data: ImageDataset
+    labels_informative: bool
+
+
+def _hop(name: str, outcome: Outcome, judging: _Judging) -> Hop:
+    step, task = outcome.step, judging.task
     hop = Hop(
         name=name,
         engine=step.path.name if step is not None and step.kind == "engine" else None,
@@ -194,28 +203,11 @@ def _hop(
         return hop.model_copy(update={"verdict": "fail"})
     if outcome.status != "ok":
         return hop
-    measured: dict[str, Any] = {
-        "n": tally.n,
-        "top1": tally.correct / tally.n,
-        "top1_ci95": wilson_interval(tally.correct, tally.n),
-        "top5": tally.top5,
-    }
+    measured = task.fields(outcome.tally, judging.data, is_reference=step is None)
     if step is not None:
-        measured |= {
-            "flips": tally.flips,
-            "drop_pp": tally.paired.drop_pp,
-            "drop_ci95_pp": tally.paired.interval_pp,
-            "mcnemar_p": tally.paired.p,
-            "sqnr_db": tally.noise.db,
-            "max_abs_diff": tally.max_abs_diff,
-            "worst_image": None if tally.worst is None else dataset.image_id(tally.worst),
-            "verdict": judge_hop(tally.paired, tally.flips, gates, labels_informative=informative),
-        }
-        if tally.has_parent:
-            measured |= {
-                "flips_vs_parent": tally.flips_vs_parent,
-                "sqnr_vs_parent_db": tally.noise_vs_parent.db,
-            }
+        measured["verdict"] = task.verdict(
+            outcome.tally, judging.gates, labels_informative=judging.labels_informative
+        )
     return hop.model_copy(update=measured)
 
 
@@ -283,9 +275,3 @@ def _layers(
         if outcome.status == "ok":
             noise[name] = layerwise(reference, step.path, subset, batch=batch, progress=progress)
     return noise
-
-
-def _write_predictions(parity: Parity, dataset: ImageDataset, sha256: str, path: Path) -> None:
-    indices = np.sort(np.concatenate(parity.recorder.indices))
-    names = [dataset.image_id(int(index)) for index in indices]
-    parity.recorder.finish(sha256, dataset.labels, names).write(path)

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from optimizer.data import ImageDataset, stratified_subset
 from optimizer.errors import DataError
-from optimizer.evaluation.paired_statistics import drop_interval, drop_intervals
-from optimizer.evaluation.tally import Tally
 from optimizer.precision.int8 import Encodings
 from optimizer.precision.int8.encode import LEAST_IMAGES
 from optimizer.precision.int8.simulation import (
@@ -26,6 +24,8 @@ from optimizer.precision.int8.simulation import (
     exact_parameters,
     quantized_parameters,
 )
+from optimizer.tasks.paired_statistics import drop_interval, drop_intervals
+from optimizer.tasks.tally import Tally
 
 __all__ = ["Budget", "Measured", "Split", "split_images"]
 

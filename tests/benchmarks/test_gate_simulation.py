@@ -34,7 +34,7 @@ def test_the_gate_has_enough_power() -> None:
 def test_enumeration_agrees_with_independent_draws() -> None:
     cell = Cell(540, 0.02, 0.01)
     loss, gain = cell.rates
-    from optimizer.evaluation.paired_statistics import drop_intervals
+    from optimizer.tasks.paired_statistics import drop_intervals
 
     drawn = np.random.default_rng(3).multinomial(540, [loss, gain, 1 - loss - gain], size=20_000)
     low, high = drop_intervals(drawn[:, 0], drawn[:, 1], 540)

@@ -13,8 +13,8 @@ from optimizer.data import Preprocessing, open_dataset
 from optimizer.errors import DataError
 from optimizer.evaluation import Chain, validate
 from optimizer.evaluation.clock import CONSISTENCY, Clock
-from optimizer.evaluation.predictions import read_predictions
 from optimizer.results import Gates, ValidateResult
+from optimizer.tasks.predictions import read_predictions
 from tests.evaluation.graphs import classifier
 
 BAD = "3/0005.png"

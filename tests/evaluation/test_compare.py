@@ -10,9 +10,9 @@ import pytest
 from optimizer.artifacts import digest
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.accuracy_comparison import compare, missing
-from optimizer.evaluation.paired_statistics import drop_interval, mcnemar_p
-from optimizer.evaluation.predictions import Predictions
 from optimizer.results import DatasetInfo, Gates, Hop, ValidateResult, read_result, write_result
+from optimizer.tasks.paired_statistics import drop_interval, mcnemar_p
+from optimizer.tasks.predictions import Predictions
 
 N = 600
 LABELS = np.random.default_rng(0).integers(0, 10, N)

@@ -20,8 +20,8 @@ from optimizer.errors import (
     UsageError,
 )
 from optimizer.evaluation import Chain, raise_for_verdict, validate
-from optimizer.evaluation.predictions import read_predictions
 from optimizer.results import Gates, LayerInfo, ValidateResult, read_result, write_result
+from optimizer.tasks.predictions import read_predictions
 from tests.evaluation.graphs import CLASSES, PREPROCESSING, classifier
 
 GATES = Gates(max_drop_pp=2.0)

@@ -17,8 +17,8 @@ import torch.multiprocessing as mp
 from optimizer.data import Preprocessing, open_dataset
 from optimizer.engines.onnxruntime import as_written
 from optimizer.evaluation import Chain, validate
-from optimizer.evaluation.predictions import read_predictions
 from optimizer.results import Gates
+from optimizer.tasks.predictions import read_predictions
 from tests.evaluation.graphs import PREPROCESSING, classifier
 
 pytestmark = pytest.mark.slow

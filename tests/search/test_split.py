@@ -6,9 +6,9 @@ import pytest
 
 from optimizer.data import open_dataset, shared_images
 from optimizer.errors import DataError
-from optimizer.evaluation.tally import Tally
 from optimizer.search.split import Budget, Measured, Split, split_images
 from optimizer.search.variants import Variants
+from optimizer.tasks.tally import Tally
 from tests.search.networks import labelled
 
 

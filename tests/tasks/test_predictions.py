@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import ArtifactError
-from optimizer.evaluation.predictions import Recorder, read_predictions
+from optimizer.tasks.predictions import Recorder, read_predictions
 
 LABELS = np.arange(20) % 8
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.evaluation.paired_statistics import Paired, sqnr_db, sums_of_squares
+from optimizer.tasks.paired_statistics import Paired, sqnr_db, sums_of_squares
 
 __all__ = ["Noise", "Tally", "label_rank"]
 

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 from scipy.stats import binom, norm
 
-from optimizer.evaluation.paired_statistics import (
+from optimizer.tasks.paired_statistics import (
     Paired,
     drop_interval,
     drop_intervals,

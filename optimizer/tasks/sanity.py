@@ -7,7 +7,7 @@ resize or normalization, labels in a different order, images of another dataset.
 from __future__ import annotations
 
 from optimizer.errors import AccuracyGateFailed
-from optimizer.evaluation.paired_statistics import wilson_interval
+from optimizer.tasks.paired_statistics import wilson_interval
 
 __all__ = ["check_early", "check_reference"]
 

@@ -11,12 +11,16 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.artifacts import write_atomically
 from optimizer.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from optimizer.data import ImageDataset
 
 __all__ = ["Predictions", "Recorder", "read_predictions"]
 
@@ -113,8 +117,9 @@ class Recorder:
         """Start a batch of images at these dataset positions."""
         self.indices.append(indices)
 
-    def add(self, hop: str, logits: NDArray[np.float32]) -> None:
-        """Add the logits of one hop for the current batch."""
+    def add(self, hop: str, predictions: NDArray[np.float32]) -> None:
+        """Add the logits of one hop for the current batch, N x classes float32."""
+        logits = predictions
         # A stable sort of the negated logits breaks ties like argmax: lower class first.
         order = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
         self.classes.setdefault(hop, []).append(order.astype(np.int32))
@@ -134,6 +139,12 @@ class Recorder:
                 del ours[hop]  # it failed in the other process
             for hop, batches in ours.items():
                 batches.extend(theirs[hop])  # type: ignore[arg-type]
+
+    def write(self, path: Path, dataset: ImageDataset, sha256: str) -> None:
+        """See `PredictionRecord.write`."""
+        indices = np.sort(np.concatenate(self.indices))
+        names = [dataset.image_id(int(index)) for index in indices]
+        self.finish(sha256, dataset.labels, names).write(path)
 
     def finish(
         self, dataset_sha256: str, labels: NDArray[np.int64], image_ids: Sequence[str]

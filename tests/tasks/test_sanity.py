@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optimizer.errors import AccuracyGateFailed
-from optimizer.evaluation.sanity import check_early, check_reference
+from optimizer.tasks.sanity import check_early, check_reference
 
 
 def test_accuracy_far_below_expectation_means_wrong_data() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from optimizer.evaluation.tally import Tally, label_rank
+from optimizer.tasks.tally import Tally, label_rank
 
 
 def _case(seed: int, n: int, classes: int) -> tuple[np.ndarray, ...]:
