@@ -115,6 +115,9 @@ class Source(Protocol):
     def size(self, position: int) -> int:
         """Size of the image as stored, bytes; equal images have equal sizes."""
 
+    def remember(self) -> None:
+        """Keep for the next run what `fingerprint` computed, if that is worth it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
@@ -167,6 +170,7 @@ class ImageDataset:
             for part in self.source.fingerprint(int(position)):
                 hasher.update(part)
             hasher.update(int(label).to_bytes(8, "little", signed=True))
+        self.source.remember()
         return hasher.hexdigest()
 
     def select(self, indices: NDArray[np.int64]) -> ImageDataset:

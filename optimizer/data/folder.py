@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from optimizer.data.dataset import ImageDataset, Pixels
+from optimizer.data.file_digests import FileDigests
 from optimizer.data.images import IMAGE_SUFFIXES, open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
@@ -29,6 +29,7 @@ class FileSource:
         self._files = files
         self._sizes = sizes
         self._digests: dict[int, bytes] = {}
+        self._remembered = FileDigests(root, len(files))
 
     def file(self, position: int) -> Path:
         """See `Source.file`."""
@@ -47,18 +48,18 @@ class FileSource:
         return self._files[position]
 
     def fingerprint(self, position: int) -> Iterable[bytes]:
-        """See `Source.fingerprint`: the path and a digest of the file."""
+        """See `Source.fingerprint`: the path and a digest of the file, computed once."""
         return (self._files[position].encode(), b"\0", *self.content(position))
 
     def content(self, position: int) -> Iterable[bytes]:
         """See `Source.content`: a digest of the file, computed once."""
         if position not in self._digests:
-            try:
-                data = self.file(position).read_bytes()
-            except OSError as error:  # decoding reports unreadable files, or leaves them out
-                data = f"unreadable: {error.errno}".encode()
-            self._digests[position] = hashlib.sha256(data).digest()
+            self._digests[position] = self._remembered.of(self._files[position])
         return (self._digests[position],)
+
+    def remember(self) -> None:
+        """See `Source.remember`: remembers the digests for the next run."""
+        self._remembered.remember()
 
     def size(self, position: int) -> int:
         """See `Source.size`."""

@@ -48,6 +48,9 @@ class PixelSource:
         image = self._images[position]
         return (repr(image.shape).encode(), image.tobytes())
 
+    def remember(self) -> None:
+        """See `Source.remember`: nothing is worth it."""
+
     def size(self, position: int) -> int:
         """See `Source.size`."""
         return int(self._images[position].nbytes)
@@ -95,6 +98,9 @@ class TensorSource:
         """See `Source.content`."""
         image = self._images[position]
         return (b"float32", repr(image.shape).encode(), image.tobytes())
+
+    def remember(self) -> None:
+        """See `Source.remember`: nothing is worth it."""
 
     def size(self, position: int) -> int:
         """See `Source.size`."""

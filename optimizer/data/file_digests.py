@@ -1,0 +1,99 @@
+"""Digests of image files, remembered between runs, so that ImageNet is not read again each time.
+
+A digest is remembered with the file's size, inode and times of its last modification and last status
+change, as reported when it was read. A file is read again if any of these differs. What this can
+miss: a file system that does not update these times (some network mounts), or a change within the
+clock's resolution; therefore a digest is not remembered if the file changed within the last two
+seconds. Sets of fewer than a thousand files are not remembered, since reading them takes no time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from optimizer.artifacts import Cache, write_text_atomically
+from optimizer.errors import ArtifactError
+
+__all__ = ["FileDigests"]
+
+_FEW_FILES = 1000
+_SETTLED_NS = 2_000_000_000
+_Identity = tuple[int, int, int, int]
+"""Size, inode, modification and status-change time in nanoseconds."""
+
+
+class FileDigests:
+    """SHA-256 digests of the files of one folder."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        """Nothing is read yet.
+
+        Args:
+            root: The folder; names are relative to it.
+            count: Number of files in the dataset.
+        """
+        self._root = root
+        self._store: Path | None = None
+        if count >= _FEW_FILES:
+            name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape"))
+            self._store = Cache.default().root / "digests" / f"{name.hexdigest()}.json"
+        self._known: dict[str, tuple[_Identity, str]] | None = None
+        self._new = 0
+
+    def of(self, name: str) -> bytes:
+        """The digest of a file; an unreadable file gets a digest of its error.
+
+        Decoding reports unreadable files, or leaves them out.
+        """
+        known = self._load()
+        path = self._root / name
+        try:
+            identity = _identity(path)
+            if name in known and known[name][0] == identity:
+                return bytes.fromhex(known[name][1])
+            found = hashlib.sha256(path.read_bytes())
+            settled = time.time_ns() - max(identity[2:]) > _SETTLED_NS
+            unchanged = _identity(path) == identity
+        except OSError as error:
+            return hashlib.sha256(f"unreadable: {error.errno}".encode()).digest()
+        if settled and unchanged:
+            known[name] = identity, found.hexdigest()
+            self._new += 1
+        return found.digest()
+
+    def remember(self) -> None:
+        """Store new digests; without a writable cache nothing is stored."""
+        if self._store is None or self._new == 0 or self._known is None:
+            return
+        text = json.dumps({name: [*i, digest] for name, (i, digest) in self._known.items()})
+        with contextlib.suppress(OSError, ArtifactError):
+            write_text_atomically(self._store, text)
+            self._new = 0
+
+    def _load(self) -> dict[str, tuple[_Identity, str]]:
+        if self._known is None:
+            self._known = {}
+            if self._store is not None:
+                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+                    stored = json.loads(self._store.read_text(encoding="utf-8"))
+                    self._known = {
+                        name: ((size, inode, modified, changed), _checked(digest))
+                        for name, (size, inode, modified, changed, digest) in stored.items()
+                    }
+        return self._known
+
+
+def _identity(path: Path) -> _Identity:
+    status = os.stat(path)  # noqa: PTH116 - a hundred thousand calls; Path's costs twice as much
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _checked(digest: str) -> str:
+    if len(bytes.fromhex(digest)) != hashlib.sha256().digest_size:
+        raise ValueError(digest)
+    return digest
