@@ -30,11 +30,11 @@ from readme import write_into_readme
 from optimizer.artifacts import library_versions, write_text_atomically
 from optimizer.data import open_dataset
 from optimizer.engines.onnxruntime import as_written
-from optimizer.tasks.tally import Noise
 from optimizer.exporting import export_onnx
 from optimizer.models import load_model
 from optimizer.targets.hardware import cpu_features
 from optimizer.targets.rules import TargetRules, rules_for
+from optimizer.tasks.tally import Noise
 
 _TIMEOUT_S = 3600
 

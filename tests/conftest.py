@@ -36,6 +36,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(3600))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All processes of a run share one cache, which is not the user's."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNET_OPT_CACHE", str(folder / "user-cache"))
+        yield
+
+
 LITTLE_EFFORT = ((128, 256), 3, 8 << 20)
 """Sizes, rounds and bytes of `optimizer.profiling.ceilings.Effort`."""
 

@@ -109,9 +109,12 @@ class Cache:
         if not self.root.exists():
             return 0
         for child in self.root.iterdir():
-            internal = child.name in {"locks", "measured", "digests"} or child.name.startswith(
-                ".draft."
-            )
+            internal = child.name in {
+                "locks",
+                "measured",
+                "digests",
+                "predictions",
+            } or child.name.startswith(".draft.")
             if not internal and not (child / "manifest.json").is_file():
                 raise UsageError(
                     f"{self.root} contains {child.name}, which is not part of the cache",

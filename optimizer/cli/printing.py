@@ -134,6 +134,8 @@ def print_validation(result: ValidateResult, output: Path, as_json: bool) -> Non
     if left_out := result.dataset.skipped:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         print(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
+    if result.early_stop is not None:
+        print(f"looked at {result.dataset.n:,} of {result.early_stop.available:,} images")
     print(result.finding)
     print(f"{result.verdict}; details in {output}")
 

@@ -87,6 +87,19 @@ class Dataset(Protocol):
     ) -> Generator[Batch, None, None]:
         """Read the images; see `ImageDataset.batches`."""
 
+    def grouped_batches(
+        self,
+        groups: Sequence[NDArray[np.int64]],
+        batch_size: int,
+        preprocessing: Preprocessing,
+        *,
+        as_uint8: bool = False,
+    ) -> Generator[Batch, None, None]:
+        """Read groups of images; see `ImageDataset.grouped_batches`."""
+
+    def content(self, indices: NDArray[np.int64]) -> str:
+        """Digest of the pixels of some images; see `ImageDataset.content`."""
+
 
 class Source(Protocol):
     """The source of the pixels: an array or files."""
@@ -232,21 +245,57 @@ class ImageDataset:
         """
         if batch_size < 1:
             raise DataError(f"a batch needs at least one image, not {batch_size}")
-        indices = range(len(self)) if order is None else [int(index) for index in order]
+        indices = range(len(self)) if order is None else order
+        yielded = False
+        group = np.asarray(indices, dtype=np.int64)
+        batches = self.grouped_batches([group], batch_size, preprocessing, as_uint8=as_uint8)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield batch
+                yielded = True
+        if not yielded and len(indices):
+            raise DataError(f"no image of {self.name} can be read", hint="check the files")
+
+    def grouped_batches(
+        self,
+        groups: Sequence[NDArray[np.int64]],
+        batch_size: int,
+        preprocessing: Preprocessing,
+        *,
+        as_uint8: bool = False,
+    ) -> Generator[Batch, None, None]:
+        """Like `batches`, for several groups of images; no batch holds images of two groups.
+
+        Args:
+            groups: Indices of the images, each in one group.
+            batch_size: Images per batch; the last batch of a group may be smaller.
+            preprocessing: Preprocessing applied to the images.
+            as_uint8: Skip the normalization and yield N x H x W x 3 uint8.
+
+        Raises:
+            DataError, EnvironmentFault: As `batches`; nothing is raised if no image can be read.
+        """
+        indices = [int(index) for group in groups for index in group]
+        numbers = {int(index): number for number, group in enumerate(groups) for index in group}
         images: list[Pixels] = []
         kept: list[int] = []
-        yielded = False
         with contextlib.closing(self._read(indices, preprocessing, ahead=batch_size)) as results:
             for index, pixels in results:
+                if kept and (len(kept) == batch_size or numbers[index] != numbers[kept[0]]):
+                    yield self._batch(images, kept, preprocessing, as_uint8)
+                    images, kept = [], []
                 images.append(pixels)
                 kept.append(index)
-                if len(kept) == batch_size:
-                    yield self._batch(images, kept, preprocessing, as_uint8)
-                    images, kept, yielded = [], [], True
         if kept:
             yield self._batch(images, kept, preprocessing, as_uint8)
-        elif not yielded and len(indices):
-            raise DataError(f"no image of {self.name} can be read", hint="check the files")
+
+    def content(self, indices: NDArray[np.int64]) -> str:
+        """Digest of the contents of these images in this order, regardless of names and labels."""
+        hasher = hashlib.sha256()
+        for position in self.positions[indices]:
+            for part in self.source.content(int(position)):
+                hasher.update(hashlib.sha256(part).digest())
+        return hasher.hexdigest()
 
     def _batch(
         self, images: list[Pixels], kept: list[int], preprocessing: Preprocessing, as_uint8: bool

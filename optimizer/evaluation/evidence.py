@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optimizer.evaluation.chain import Step
-from optimizer.evaluation.parity import Outcome
+from optimizer.evaluation.hop_outcomes import Outcome
 from optimizer.results import Audit, BatchConsistency, Gates, Hop, VerdictName
 from optimizer.tasks import Task
 from optimizer.tasks.paired_statistics import worst_verdict

@@ -1,117 +1,54 @@
 """Compare all hops in one pass: every image is decoded once and goes through every hop.
 
-Only the five largest logits of each image are kept; all other memory is independent of the number
-of images.
+The pass goes shard by shard. What a hop predicted for a shard is stored, and found there by the next
+validation; a shard whose predictions are all stored is not even decoded. Sums are kept per shard and
+merged in the order of the shards, so the result does not depend on the number of processes. Only the
+predictions of one shard, and the five largest logits of each image, are in memory.
+
+The hops between the reference and the engines are there to name the guilty one. By default they see a
+sample of the images, and the others only if an engine does not pass.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from optimizer.data import Dataset
 from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.evaluation.chain import REFERENCE, Step
-from optimizer.evaluation.clock import Clock
-from optimizer.evaluation.executors import Executor, chunk_of, in_chunks, open_step
+from optimizer.evaluation.executors import Executor, open_step
+from optimizer.evaluation.hop_outcomes import Outcome, Parity, Pass
+from optimizer.evaluation.image_shards import plan_shards
 from optimizer.evaluation.reference import Reference
+from optimizer.evaluation.shard_pass import ShardPass, ShardRequest, ShardResult, one_line
 from optimizer.evaluation.shards import gathered, rank_and_world
-from optimizer.progress import Progress
-from optimizer.results import EngineStatus
-from optimizer.tasks import Task
-from optimizer.tasks.task import PredictionRecord
+from optimizer.results import VerdictName
 
-__all__ = ["Outcome", "Parity", "measure"]
+__all__ = ["measure"]
 
-Array = NDArray[Any]
-
-
-@dataclass
-class Outcome:
-    """Result of one hop.
-
-    Attributes:
-        step: The hop; ``None`` for the reference.
-        executor: Description of what computed it.
-        status: ``ok``, ``failed``, or ``built-not-run`` where this machine cannot run the engine.
-        error: Why it has no result.
-        tally: The task's sums; valid only if `status` is ``ok``.
-    """
-
-    step: Step | None
-    executor: str
-    status: EngineStatus = "ok"
-    error: str | None = None
-    tally: Any = None
-
-    def fail(self, error: str) -> None:
-        """Mark the hop as failed and discard its sums."""
-        self.status, self.error, self.tally = "failed", error, None
-
-
-@dataclass
-class Parity:
-    """All hops after the pass, the reference first.
-
-    Attributes:
-        outcomes: Results by hop name.
-        sessions: Open executors by hop name; `measure` closes them at the end of its context.
-        recorder: The predictions.
-        clock: Timing of the pass.
-        task: Reads and compares the outputs.
-    """
-
-    outcomes: dict[str, Outcome]
-    sessions: dict[str, Executor]
-    recorder: PredictionRecord
-    clock: Clock
-    task: Task
+Results = dict[int, ShardResult]
+"""By the number of the shard."""
 
 
 @contextlib.contextmanager
-def measure(
-    steps: Iterable[Step],
-    reference: Reference,
-    dataset: Dataset,
-    *,
-    batch: int,
-    clock: Clock,
-    progress: Progress,
-) -> Iterator[Parity]:
-    """Compute every hop on every image; the engines stay open inside the ``with`` block.
+def measure(plan: Pass) -> Iterator[Parity]:
+    """Compute every hop on the images; the engines stay open inside the ``with`` block.
 
     A hop whose executor raises, or whose outputs are not finite or differ in shape from the
     reference's, is marked as failed with the reason; the others continue.
 
-    Args:
-        steps: The hops, parents before their children.
-        reference: What the hops are compared with.
-        dataset: The images; labels are output indices of the reference.
-        batch: Images per call.
-        clock: Receives computing and waiting times.
-        progress: Receives progress updates per batch.
-
     Raises:
         UsageError: A file is of the wrong kind, or images cannot be read.
+        DataError: No image can be read, or the reference returns NaN.
         AccuracyGateFailed: The reference is far below its expected accuracy.
     """
-    task = reference.task
-    opened = Outcome(None, reference.executor)
-    parity = Parity({REFERENCE: opened}, {}, task.recorder(), clock, task)
+    outcomes = {REFERENCE: Outcome(None, plan.reference.executor)}
+    parity = Parity(outcomes, {}, plan.clock, plan.task, plan.task.recorder())
     try:
-        for step in steps:
-            parity.outcomes[step.name] = _open(step, reference, parity.sessions)
-        for outcome in parity.outcomes.values():
-            if outcome.status == "ok":
-                outcome.tally = task.tally()
-        _run_pass(parity, reference, dataset, batch, progress)
-        _merge_processes(parity)
-        _finish(parity, dataset)
+        for step in plan.steps:
+            parity.outcomes[step.name] = _open(step, plan.reference, parity.sessions)
+        _Measurement(plan, parity).run()
         yield parity
     finally:
         for executor in parity.sessions.values():
@@ -131,112 +68,179 @@ def _open(step: Step, reference: Reference, sessions: dict[str, Executor]) -> Ou
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
-        outcome.fail(_one_line(error))
+        outcome.fail(one_line(error))
     return outcome
 
 
-def _run_pass(
-    parity: Parity, reference: Reference, dataset: Dataset, batch: int, progress: Progress
-) -> None:
-    as_uint8 = reference.takes_uint8 or any(e.takes_uint8 for e in parity.sessions.values())
-    rank, world = rank_and_world()
-    order = np.arange(rank, len(dataset), world)
-    progress.start("validate", total=len(order))
-    batches = dataset.batches(batch, reference.preprocessing, as_uint8=as_uint8, order=order)
-    with contextlib.closing(batches):
-        for images, _, indices in parity.clock.waiting_for(batches):
-            tensors = reference.preprocessing.normalize(images) if as_uint8 else images
-            _run_batch(parity, reference, _Views(tensors, images), dataset, indices)
-            progress.advance(len(indices))
-            tally = parity.outcomes[REFERENCE].tally
-            parity.task.check_early(tally, reference.expected_top1, dataset.name)
-    progress.finish(f"{len(order)} images, {len(parity.outcomes)} hops")
+class _Measurement:
+    """One pass, in this process and in the others that torchrun started."""
 
+    def __init__(self, plan: Pass, parity: Parity) -> None:
+        self._plan, self._parity = plan, parity
+        self._shards = plan_shards(plan.dataset, plan.options, plan.gates.max_drop_pp)
+        self._pass = ShardPass(plan, parity)
+        self._hops = [name for name, o in parity.outcomes.items() if o.status == "ok"]
+        self._ends = _deciding_hops(plan, parity)
 
-@dataclass(frozen=True)
-class _Views:
-    """One batch as float32 tensors, and as loaded (uint8 if any hop takes uint8)."""
+    def run(self) -> None:
+        """Compute, merge, and compute the hops between on all images if an engine does not pass."""
+        plan, parity = self._plan, self._parity
+        rank, world = rank_and_world()
+        mine = range(rank, len(self._shards), world)
+        plan.progress.start("validate", total=sum(len(self._shards[n].indices) for n in mine))
+        run = self._run_until_decided if plan.options.until_decided else self._run_all
+        results = self._merged(run(mine))
+        partial = [n for n in results if not self._shards[n].sampled]
+        if partial and len(self._ends) + 1 < len(self._hops) and self._verdict(results) != "pass":
+            requests = [ShardRequest(self._shards[n], self._hops) for n in partial]
+            own = dict(
+                zip(partial[rank::world], self._pass.results(requests[rank::world]), strict=True)
+            )
+            results |= self._merged(own)
+        self._conclude(dict(sorted(results.items())))
+        notes = [f"{parity.images} images, {len(parity.outcomes)} hops"]
+        if parity.found:
+            notes.append(f"predictions for {parity.found} images were stored before")
+        if parity.store_error is not None:
+            notes.append(f"predictions cannot be stored: {parity.store_error}")
+        plan.progress.finish("; ".join(notes))
 
-    tensors: Array
-    images: Array
+    def _requests(self, numbers: Sequence[int]) -> list[ShardRequest]:
+        deciding = [REFERENCE, *self._ends]
+        return [
+            ShardRequest(shard, self._hops if shard.sampled else deciding)
+            for shard in map(self._shards.__getitem__, numbers)
+        ]
 
-    def of(self, takes_uint8: bool) -> Array:
-        return self.images if takes_uint8 else self.tensors
+    def _run_all(self, mine: Sequence[int]) -> Results:
+        results: Results = {}
+        sums = self._empty_sums()
+        computed = self._pass.results(self._requests(mine))
+        with contextlib.closing(computed):
+            for number, result in zip(mine, computed, strict=True):
+                results[number] = result
+                self._check_reference(sums, result)
+        return results
 
+    def _run_until_decided(self, mine: Sequence[int]) -> Results:
+        """Stop after the first shard, in their order, with which every engine is decided.
 
-def _run_batch(
-    parity: Parity,
-    reference: Reference,
-    views: _Views,
-    dataset: Dataset,
-    indices: NDArray[np.int64],
-) -> None:
-    task = parity.task
-    chunk = chunk_of(reference.preprocessing.image_size)
-    with parity.clock.computing(REFERENCE):
-        expected = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
-    if not np.isfinite(expected).all():
-        raise DataError(
-            f"the reference {reference.name} returns NaN or infinite {task.outputs}",
-            hint="check the checkpoint; no engine can be compared with it",
-        )
-    predictions = {REFERENCE: task.read(expected, dataset, indices)}
-    parity.recorder.start_batch(indices)
-    for name, outcome in parity.outcomes.items():
-        if outcome.step is not None and outcome.status == "ok":
-            with parity.clock.computing(name):
-                outputs = _compute(outcome, parity.sessions[name], views, expected, task.outputs)
-            if outputs is None:
+        All processes look at the same sums after each round, so they stop together, and shards
+        beyond the deciding one do not count: the result is that of one process.
+        """
+        results, looked_at = {}, 0
+        sums = self._empty_sums()
+        rounds = range(0, len(self._shards), rank_and_world()[1])
+        computed = self._pass.results(self._requests(mine))
+        with contextlib.closing(computed):
+            for start in rounds:
+                own = next(computed, None)
+                if own is not None:
+                    results[start + rank_and_world()[0]] = own
+                rounds_results = gathered((own, self._failed()))
+                for _, failures in rounds_results:
+                    self._mark(failures)
+                for result in [result for result, _ in rounds_results if result is not None]:
+                    self._check_reference(sums, result)
+                    looked_at += 1
+                    if self._decided(sums):
+                        return {n: r for n, r in results.items() if n < looked_at}
+        return results
+
+    def _empty_sums(self) -> dict[str, Any]:
+        return {name: self._plan.task.tally() for name in (REFERENCE, *self._ends)}
+
+    def _check_reference(self, sums: Mapping[str, Any], result: ShardResult) -> None:
+        """Add a result to the sums, and stop if the reference is far below what is expected."""
+        plan, task = self._plan, self._plan.task
+        _add(sums, [result])
+        task.check_early(sums[REFERENCE], plan.reference.expected_top1, plan.dataset.name)
+        drops = [f"{end}: {task.running(sums[end])}" for end in self._ends if sums[end].n]
+        plan.progress.advance(0, note="; ".join(drops))
+
+    # --- judging -------------------------------------------------------------------------------
+
+    def _verdicts(self, sums: Mapping[str, Any]) -> list[VerdictName]:
+        plan, task = self._plan, self._plan.task
+        informative = task.labels_informative(sums[REFERENCE], plan.reference.num_classes)
+        return [
+            task.verdict(sums[end], plan.gates, labels_informative=informative)
+            for end in self._ends
+            if self._parity.outcomes[end].status == "ok"
+        ]
+
+    def _decided(self, sums: Mapping[str, Any]) -> bool:
+        return "inconclusive" not in self._verdicts(sums)
+
+    def _verdict(self, results: Results) -> VerdictName:
+        sums = self._empty_sums()
+        _add(sums, results.values())
+        failed = any(outcome.status == "failed" for outcome in self._parity.outcomes.values())
+        verdicts = self._verdicts(sums)
+        return "pass" if not failed and set(verdicts) <= {"pass"} else "fail"
+
+    # --- merging -------------------------------------------------------------------------------
+
+    def _merged(self, own: Results) -> Results:
+        """The results of all processes; a hop that failed in one of them failed."""
+        merged: Results = {}
+        for results, failures in gathered((own, self._failed())):
+            merged |= results
+            self._mark(failures)
+        return dict(sorted(merged.items()))
+
+    def _failed(self) -> dict[str, str | None]:
+        return {n: o.error for n, o in self._parity.outcomes.items() if o.status == "failed"}
+
+    def _mark(self, failures: Mapping[str, str | None]) -> None:
+        for name, error in failures.items():
+            if self._parity.outcomes[name].status == "ok":
+                self._parity.outcomes[name].fail(f"{error} (in another process)")
+
+    def _conclude(self, results: Results) -> None:
+        """Sum up the shards in their order."""
+        parity, task = self._parity, self._plan.task
+        readable = [result for result in results.values() if result.images]
+        if not readable:
+            raise DataError(
+                f"no image of {self._plan.dataset.name} can be read", hint="check the files"
+            )
+        measured = {n: o for n, o in parity.outcomes.items() if o.status == "ok"}
+        sums = {name: task.tally() for name in measured}
+        _add(sums, readable)
+        for name, outcome in measured.items():
+            if any(name in result.tallies for result in readable):
+                outcome.tally = sums[name]
+            else:
+                outcome.status, outcome.error = "skipped", "every engine passes without it"
+                del sums[name]
+        parity.recorder = readable[0].record
+        for result in readable[1:]:
+            parity.recorder.merge(result.record)
+        for name in parity.outcomes:
+            if name not in sums:
                 parity.recorder.forget(name)
-                continue
-            predictions[name] = task.read(outputs, dataset, indices)
-        if name in predictions:
-            parent = predictions.get(outcome.step.parent) if outcome.step else None
-            others = predictions[REFERENCE], parent
-            task.add(outcome.tally, predictions[name], dataset, indices, others)
-            parity.recorder.add(name, predictions[name])
+        parity.images = sum(result.images for result in readable)
+        parity.found = sum(result.images for result in readable if result.found)
+        errors = [store.error for store in self._pass.stores.values() if store.error]
+        parity.store_error = errors[0] if errors else None
+        parents = {
+            n: o.step.parent for n, o in measured.items() if o.step is not None and n in sums
+        }
+        task.finish(sums, parents, self._plan.dataset)
 
 
-def _compute(
-    outcome: Outcome, executor: Executor, views: _Views, expected: Array, noun: str
-) -> Array | None:
-    """Outputs of one hop; ``None`` if they are unusable, with the outcome marked as failed."""
-    try:
-        outputs = executor.run(views.of(executor.takes_uint8))
-    except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
-        outcome.fail(_one_line(error))
-        return None
-    if outputs.shape != expected.shape:
-        outcome.fail(f"returns outputs of shape {outputs.shape}, the reference {expected.shape}")
-        return None
-    bad = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
-    if bad.any():
-        count = int(np.count_nonzero(bad))
-        outcome.fail(f"returns NaN or infinite {noun} for {count} of {len(outputs)} images")
-        return None
-    return outputs
+def _deciding_hops(plan: Pass, parity: Parity) -> list[str]:
+    """The last hop of each chain that could be opened."""
+    last = (
+        next((s.name for s in reversed(steps) if parity.outcomes[s.name].status == "ok"), None)
+        for steps in plan.chains.values()
+    )
+    return list(dict.fromkeys(name for name in last if name is not None))
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _merge_processes(parity: Parity) -> None:
-    """Merge the sums of all processes, so that each ends with the same result."""
-    (outcomes, recorder), *others = gathered((parity.outcomes, parity.recorder))
-    for other_outcomes, other_recorder in others:
-        for name, outcome in outcomes.items():
-            other = other_outcomes[name]
-            if outcome.status == "ok" and other.status == "ok":
-                outcome.tally.merge(other.tally)
-            elif outcome.status == "ok":
-                outcome.fail(f"{other.error} (in another process)")
-        recorder.merge(other_recorder)
-    parity.outcomes, parity.recorder = outcomes, recorder
-
-
-def _finish(parity: Parity, dataset: Dataset) -> None:
-    measured = {name: o for name, o in parity.outcomes.items() if o.status == "ok"}
-    parents = {name: o.step.parent for name, o in measured.items() if o.step is not None}
-    parity.task.finish({name: o.tally for name, o in measured.items()}, parents, dataset)
+def _add(sums: Mapping[str, Any], results: Collection[ShardResult]) -> None:
+    for result in results:
+        for name, total in sums.items():
+            if name in result.tallies:
+                total.merge(result.tallies[name])

@@ -1,6 +1,6 @@
 """One validation in several processes: ``torchrun -m optimizer validate …``.
 
-Of k processes, each takes every k-th image, so each image counts exactly once without padding.
+Of k processes, each takes every k-th shard, so each image counts exactly once without padding.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence
+from optimizer.evaluation.hop_outcomes import Outcome, Parity, Pass
 from optimizer.evaluation.layerwise import layerwise
-from optimizer.evaluation.parity import Outcome, Parity, measure
+from optimizer.evaluation.parity import measure
 from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
@@ -36,6 +37,7 @@ from optimizer.results import (
     BatchConsistency,
     BlockNoise,
     DatasetInfo,
+    EarlyStop,
     Gates,
     Hop,
     Timing,
@@ -58,18 +60,21 @@ def validate(
     options: HopOptions,
     *,
     predictions: Path | None = None,
+    stores: Path | None = None,
     progress: Progress | None = None,
 ) -> ValidateResult:
-    """Compare every hop of every chain with the reference on the same images, in one pass.
+    """Compare every hop of every chain with the reference on the same images.
 
     Args:
         chains: The files from the reference to each engine.
         reference: The model, or the user's FP32 ONNX file with preprocessing metadata.
         dataset: Labelled images.
         gates: The limits; each is a non-inferiority test on the 95 % interval.
-        options: Images per call; whether to compare up to 256 images block by block as well; the
-            share of the FLOPs that an engine must compute in its precision.
+        options: Images per call; which hops see which images; whether to compare up to 256 images
+            block by block as well; the share of the FLOPs that an engine must compute in its
+            precision.
         predictions: Output file for the per-image predictions (``.npz``); ``None`` writes none.
+        stores: Folder of stored predictions, which are used and extended; ``None`` stores none.
         progress: Receives progress updates per batch.
 
     Returns:
@@ -86,61 +91,89 @@ def validate(
     _check_predictions_file(predictions)
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     opened = open_reference(reference)
-    task = opened.task
-    task.check_gates(gates)
+    opened.task.check_gates(gates)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
-    planned = plan_steps(chains, opened)  # report mismatched files before checking the data
-    data = task.match(dataset, opened.num_classes, opened.classes)
-    steps = {step.name: step for chain in planned.values() for step in chain}
-    measured = measure(steps.values(), opened, data, batch=batch, clock=clock, progress=progress)
-    with joined(), measured as parity:
-        reference_tally = parity.outcomes[REFERENCE].tally
-        task.check_reference(reference_tally, opened.expected_top1, data.name)
-        consistency = _consistency(parity, opened, data, batch)
-        predictions_sha256 = None
-        if predictions is not None and rank_and_world()[0] == 0:
-            parity.recorder.write(predictions, data, dataset.sha256)
-            predictions_sha256 = digest(predictions)
-        skipped, timing = _skipped_and_timing(data, clock, read_before)
-    informative = task.labels_informative(reference_tally, opened.num_classes)
-    judging = _Judging(task, gates, data, informative)
-    hops = [_hop(name, outcome, judging) for name, outcome in parity.outcomes.items()]
-    noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
-    audits = _audits(steps.values(), options.min_share)
-    evidence = Evidence(
-        hops=hops,
-        outcomes=parity.outcomes,
-        chains=planned,
+    plan = Pass(
+        chains=plan_steps(chains, opened),  # report mismatched files before checking the data
+        reference=opened,
+        dataset=opened.task.match(dataset, opened.num_classes, opened.classes),
         gates=gates,
-        consistency=consistency,
-        audits=audits,
-        task=task,
-        labels_informative=informative,
+        options=options,
+        stores=stores,
+        clock=clock,
+        progress=progress,
     )
+    data = plan.dataset
+    with joined(), measure(plan) as parity:
+        tally = parity.outcomes[REFERENCE].tally
+        parity.task.check_reference(tally, opened.expected_top1, data.name)
+        consistency = _consistency(parity, opened, data, batch)
+        written = _write_predictions(parity, data, dataset.sha256, predictions)
+        skipped, timing = _skipped_and_timing(data, clock, read_before)
+    noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
+    evidence = _evidence(plan, parity, consistency)
     failing = evidence.first_failing
     return ValidateResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reference=opened.name,
         dataset=DatasetInfo(
             name=data.name,
-            n=reference_tally.n,
+            n=parity.images,
             sha256=dataset.sha256,
             image_size=opened.preprocessing.image_size,
             skipped=skipped,
         ),
-        hops=hops,
+        hops=list(evidence.hops),
         first_failing_hop=None if failing is None else failing.name,
         finding=finding(evidence),
         batch_consistency=consistency,
-        audits=audits,
+        audits=dict(evidence.audits),
         layers=noise,
         gates=gates,
+        intervals=parity.task.intervals.kind,
+        early_stop=_early_stop(plan, evidence),
         images_needed=evidence.images_needed,
         predictions_file=None if predictions is None else predictions.name,
-        predictions_sha256=predictions_sha256,
+        predictions_sha256=written,
         timing=timing,
         verdict=evidence.verdict,
+    )
+
+
+def _evidence(plan: Pass, parity: Parity, consistency: list[BatchConsistency]) -> Evidence:
+    reference = parity.outcomes[REFERENCE].tally
+    informative = parity.task.labels_informative(reference, plan.reference.num_classes)
+    judging = _Judging(parity.task, plan.gates, plan.dataset, informative)
+    return Evidence(
+        hops=[_hop(name, outcome, judging) for name, outcome in parity.outcomes.items()],
+        outcomes=parity.outcomes,
+        chains=plan.chains,
+        gates=plan.gates,
+        consistency=consistency,
+        audits=_audits(plan.steps, plan.options.min_share),
+        task=parity.task,
+        labels_informative=informative,
+    )
+
+
+def _write_predictions(
+    parity: Parity, data: ImageDataset, sha256: str, path: Path | None
+) -> str | None:
+    """Write the predictions of all processes once; returns the file's digest in the first one."""
+    if path is None or rank_and_world()[0] != 0:
+        return None
+    parity.recorder.write(path, data, sha256)
+    return digest(path)
+
+
+def _early_stop(plan: Pass, evidence: Evidence) -> EarlyStop | None:
+    if not plan.options.until_decided:
+        return None
+    return EarlyStop(
+        available=len(plan.dataset),
+        seed=plan.options.seed,
+        decided=all(hop is not None and hop.verdict != "inconclusive" for hop in evidence.ends),
     )
 
 

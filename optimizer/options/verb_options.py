@@ -168,7 +168,29 @@ class ImagesPerCall(Options):
     batch: int = option(32, "Images per call.", ge=1)
 
 
-class HopOptions(ImagesPerCall, Audit):
+class ImagesLookedAt(Options):
+    """Which hops are computed on which images."""
+
+    panel: ClassVar[str] = "Accuracy"
+
+    hops: Literal["all", "sample", "ends"] = option(
+        "sample",
+        "Images on which the hops between reference and engine are computed: all, a sample, or none "
+        "(ends). If an engine does not pass, they are computed on all.",
+    )
+    until_decided: bool = option(
+        False,
+        "Look at the images in random order, and stop as soon as every engine is decided.",
+    )
+    seed: int = option(0, "Seed of the subset, the sample and the random order.", ge=0)
+    cache_limit: Bytes = option(
+        "8GiB",
+        "Space for stored predictions; the least recently used are removed. 0B stores none.",
+        metavar="BYTES",
+    )
+
+
+class HopOptions(ImagesPerCall, Audit, ImagesLookedAt):
     """How the hops of a chain are compared."""
 
     layers: bool = option(False, "Also compare the outputs of each residual block.")
@@ -472,7 +494,7 @@ class RefitOptions(Architecture, Device):
     """Options of ``refit``."""
 
 
-class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading):
+class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, ImagesLookedAt):
     """Images and limits for validation."""
 
     panel: ClassVar[str] = "Accuracy"
@@ -494,7 +516,6 @@ class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Devi
     reference: Source = option(
         REQUIRED, "Model to compare with: a checkpoint, a model name, or an FP32 ONNX file."
     )
-    seed: int = option(0, "Seed of the subset.")
     exported: FilePath | None = option(
         None, "FP32 ONNX file exported from the reference; default: the one beside the engine."
     )

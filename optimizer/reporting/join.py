@@ -43,8 +43,9 @@ STATUS_WORDS: dict[EngineStatus, str] = {
     "failed": "failed",
     "built-not-run": "built, not run",
     "unavailable": "unavailable",
+    "skipped": "not needed",
 }
-_WORST: list[EngineStatus] = ["failed", "unavailable", "built-not-run", "ok"]
+_WORST: list[EngineStatus] = ["failed", "unavailable", "built-not-run", "skipped", "ok"]
 
 
 @dataclass

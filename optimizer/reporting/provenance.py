@@ -17,7 +17,7 @@ from optimizer.reporting.numbers import (
     short_digest,
 )
 from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
-from optimizer.results import BenchResult, Conditions, RunResult
+from optimizer.results import BenchResult, Conditions, RunResult, ValidateResult
 
 __all__ = [
     "Fact",
@@ -64,7 +64,9 @@ def measured_on(run: RunResult) -> list[Fact]:
     if run.validate_:
         data = run.validate_.dataset
         facts += [
-            Fact("Data", f"{data.name}, n = {data.n:,} images, sha256 {short_digest(data.sha256)}"),
+            Fact(
+                "Data", f"{data.name}, {_images(run.validate_)}, sha256 {short_digest(data.sha256)}"
+            ),
             Fact("Reference", run.validate_.reference),
             Fact("Limits", _gates(run)),
         ]
@@ -100,6 +102,13 @@ def _samples(bench: BenchResult) -> str:
 def _range(values: Sequence[float], places: int = 0) -> str:
     low, high = fixed(min(values), places), fixed(max(values), places)
     return low if low == high else f"{low} to {high}"
+
+
+def _images(result: ValidateResult) -> str:
+    images = f"n = {result.dataset.n:,} images"
+    if result.early_stop is None:
+        return images
+    return f"{images} of {result.early_stop.available:,} in random order, until decided"
 
 
 def _gates(run: RunResult) -> str:

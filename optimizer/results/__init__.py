@@ -27,7 +27,13 @@ from optimizer.results.profile_result import (
     TimedPart,
 )
 from optimizer.results.result_files import Result, read_result, write_result
-from optimizer.results.result_model import SCHEMA_VERSION, EngineStatus, Interval, VerdictName
+from optimizer.results.result_model import (
+    SCHEMA_VERSION,
+    EngineStatus,
+    Interval,
+    IntervalKind,
+    VerdictName,
+)
 from optimizer.results.run_result import RunResult, StageRecord
 from optimizer.results.scenario_result import (
     SCENARIO_LABEL,
@@ -40,6 +46,7 @@ from optimizer.results.validate_result import (
     BatchConsistency,
     BlockNoise,
     DatasetInfo,
+    EarlyStop,
     Gates,
     Hop,
     Timing,
@@ -62,6 +69,7 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "DatasetInfo",
+    "EarlyStop",
     "EngineBench",
     "EngineProfile",
     "EngineStatus",
@@ -69,6 +77,7 @@ __all__ = [
     "Gates",
     "Hop",
     "Interval",
+    "IntervalKind",
     "Knee",
     "Latency",
     "LatencyBound",

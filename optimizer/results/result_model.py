@@ -8,12 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 from optimizer.tables import Table, facts_table
 
-__all__ = ["SCHEMA_VERSION", "EngineStatus", "Interval", "Model", "VerdictName"]
+__all__ = ["SCHEMA_VERSION", "EngineStatus", "Interval", "IntervalKind", "Model", "VerdictName"]
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
 VerdictName = Literal["pass", "fail", "inconclusive"]
-EngineStatus = Literal["ok", "failed", "built-not-run", "unavailable"]
+IntervalKind = Literal["fixed", "anytime"]
+"""Valid for one number of images that was chosen beforehand, or at every number at once."""
+EngineStatus = Literal["ok", "failed", "built-not-run", "unavailable", "skipped"]
+"""``skipped``: a hop that nothing depended on, because every engine passes."""
 
 
 class Model(BaseModel):

@@ -9,6 +9,7 @@ from optimizer.results.result_model import (
     SCHEMA_VERSION,
     EngineStatus,
     Interval,
+    IntervalKind,
     Model,
     VerdictName,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "BatchConsistency",
     "BlockNoise",
     "DatasetInfo",
+    "EarlyStop",
     "Gates",
     "Hop",
     "Timing",
@@ -55,6 +57,8 @@ class Hop(Model):
     top5: float | None = None
     flips: int | None = None
     """Images whose top-1 class differs from the reference's."""
+    n_vs_parent: int | None = None
+    """Images on which this hop was compared with the one before it, if not all."""
     flips_vs_parent: int | None = None
     drop_pp: float | None = None
     """Loss of top-1 against the reference, in percentage points; negative is a gain."""
@@ -99,6 +103,17 @@ class Gates(Model):
     """Largest share of images that may change class; ``None`` sets no limit."""
 
 
+class EarlyStop(Model):
+    """How a validation went that stops as soon as it is decided."""
+
+    available: int
+    """Images of the dataset; `DatasetInfo.n` of them were looked at."""
+    seed: int
+    """Seed of the order of the images."""
+    decided: bool
+    """Whether every engine was decided; otherwise all images were looked at."""
+
+
 class Timing(Model):
     """Time spent; with several processes, that of the first."""
 
@@ -134,6 +149,10 @@ class ValidateResult(Model):
     layers: dict[str, list[BlockNoise]] = {}
     """By hop, for graphs that were compared by block."""
     gates: Gates
+    intervals: IntervalKind = "fixed"
+    """What the intervals of drops, flips and accuracies are valid for."""
+    early_stop: EarlyStop | None = None
+    """With ``--until-decided``."""
     images_needed: int | None = None
     """Number of images that would decide an inconclusive verdict."""
     predictions_file: str | None = None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data import Dataset, ImageDataset, match_classes
 from optimizer.results import Gates, Hop, VerdictName
+from optimizer.tasks.accuracy_intervals import ANYTIME, FIXED, Intervals
 from optimizer.tasks.paired_statistics import (
     Paired,
     gate,
     images_needed,
-    wilson_interval,
     worst_verdict,
 )
 from optimizer.tasks.predictions import Recorder
@@ -26,12 +27,18 @@ __all__ = ["Classification"]
 Logits = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
 class Classification:
-    """One class per image; predictions are logits, N x classes float32. See `Task`."""
+    """One class per image; predictions are logits, N x classes float32. See `Task`.
 
-    name = "classification"
-    metric = "top-1"
-    outputs = "logits"
+    Attributes:
+        intervals: The kind of intervals that judge a hop.
+    """
+
+    intervals: Intervals = FIXED
+    name: ClassVar[str] = "classification"
+    metric: ClassVar[str] = "top-1"
+    outputs: ClassVar[str] = "logits"
 
     def match(
         self, dataset: ImageDataset, num_classes: int, classes: Sequence[str] | None
@@ -42,12 +49,24 @@ class Classification:
     def check_gates(self, gates: Gates) -> None:
         """See `Task.check_gates`: every limit applies."""
 
+    def stopping_early(self) -> Classification:
+        """See `Task.stopping_early`."""
+        return replace(self, intervals=ANYTIME)
+
     # --- the pass over the images --------------------------------------------------------------
 
     def read(self, outputs: NDArray[Any], dataset: Dataset, indices: NDArray[np.int64]) -> Logits:
         """See `Task.read`: the outputs are the logits."""
         del dataset, indices
         return outputs
+
+    def pack(self, predictions: Sequence[Logits]) -> dict[str, NDArray[Any]]:
+        """See `Task.pack`."""
+        return {"logits": np.concatenate(predictions)}
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> Logits:
+        """See `Task.unpack`."""
+        return arrays["logits"]
 
     def tally(self) -> Tally:
         """See `Task.tally`."""
@@ -85,14 +104,14 @@ class Classification:
 
     def labels_informative(self, reference: Tally, num_classes: int) -> bool:
         """See `Task.labels_informative`: the interval of top-1 lies above guessing."""
-        return wilson_interval(reference.correct, reference.n)[0] > 1 / num_classes
+        return self.intervals.rate(reference.correct, reference.n)[0] > 1 / num_classes
 
     def fields(self, tally: Tally, dataset: Dataset, *, is_reference: bool) -> dict[str, Any]:
         """See `Task.fields`."""
         measured: dict[str, Any] = {
             "n": tally.n,
             "top1": tally.correct / tally.n,
-            "top1_ci95": wilson_interval(tally.correct, tally.n),
+            "top1_ci95": self.intervals.rate(tally.correct, tally.n),
             "top5": tally.top5,
         }
         if is_reference:
@@ -100,40 +119,41 @@ class Classification:
         measured |= {
             "flips": tally.flips,
             "drop_pp": tally.paired.drop_pp,
-            "drop_ci95_pp": tally.paired.interval_pp,
+            "drop_ci95_pp": self.intervals.drop_pp(tally.paired),
             "mcnemar_p": tally.paired.p,
             "sqnr_db": tally.noise.db,
             "max_abs_diff": tally.max_abs_diff,
             "worst_image": None if tally.worst is None else dataset.image_id(tally.worst),
         }
-        if tally.has_parent:
+        if tally.n_vs_parent:
             measured |= {
+                "n_vs_parent": None if tally.n_vs_parent == tally.n else tally.n_vs_parent,
                 "flips_vs_parent": tally.flips_vs_parent,
                 "sqnr_vs_parent_db": tally.noise_vs_parent.db,
             }
         return measured
 
     def verdict(self, tally: Tally, gates: Gates, *, labels_informative: bool) -> VerdictName:
-        """See `Task.verdict`: the paired interval of the drop and Wilson's interval of the flips.
+        """See `Task.verdict`: the paired interval of the drop and the interval of the flips.
 
         If the labels are uninformative (the reference itself is at chance), a small drop proves
         nothing: the hop is then inconclusive if more predictions changed than the drop limit allows.
         """
         paired, flips = tally.paired, tally.flips
-        verdict = gate(paired.interval_pp, gates.max_drop_pp)
+        verdict = gate(self.intervals.drop_pp(paired), gates.max_drop_pp)
         if not labels_informative and verdict == "pass":
-            changed = wilson_interval(flips, paired.n)[0]
+            changed = self.intervals.rate(flips, paired.n)[0]
             verdict = "inconclusive" if changed > gates.max_drop_pp / 100 else "pass"
         if gates.max_flips is None:
             return verdict
-        return worst_verdict(verdict, gate(wilson_interval(flips, paired.n), gates.max_flips))
+        return worst_verdict(verdict, gate(self.intervals.rate(flips, paired.n), gates.max_flips))
 
     def images_needed(self, tally: Tally, gates: Gates) -> int | None:
         """See `Task.images_needed`."""
         limit, needed = gates.max_flips, []
-        if gate(tally.paired.interval_pp, gates.max_drop_pp) == "inconclusive":
+        if gate(self.intervals.drop_pp(tally.paired), gates.max_drop_pp) == "inconclusive":
             needed.append(images_needed(tally.paired, gates.max_drop_pp / 100))
-        interval = wilson_interval(tally.flips, tally.n)
+        interval = self.intervals.rate(tally.flips, tally.n)
         if limit is not None and gate(interval, limit) == "inconclusive":
             # The same formula with flips as losses and no gains: a single proportion.
             needed.append(images_needed(Paired(tally.n, tally.flips, 0), limit))
@@ -164,11 +184,16 @@ class Classification:
         flips = f"{100 * gates.max_flips:g} % changed predictions"
         return f"the limits of {gates.max_drop_pp:g} pp and {flips}"
 
+    def running(self, tally: Tally) -> str:
+        """See `Task.running`."""
+        low, high = self.intervals.drop_pp(tally.paired)
+        return f"drop {tally.paired.drop_pp:.2f} pp ({low:.2f} to {high:.2f})"
+
     def drop(self, hop: Hop) -> str:
         """See `Task.drop`."""
         low, high = hop.drop_ci95_pp or (0.0, 0.0)
         return (
-            f"top-1 drop {hop.drop_pp:.2f} pp (95 % interval {low:.2f} to {high:.2f}), "
+            f"top-1 drop {hop.drop_pp:.2f} pp ({self.intervals.words} {low:.2f} to {high:.2f}), "
             f"{hop.flips or 0:,} of {hop.n:,} predictions changed"
         )
 

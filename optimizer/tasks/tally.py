@@ -64,11 +64,11 @@ class Tally:
         max_abs_diff: Largest absolute difference of a logit from the reference's.
         worst: Dataset index of the image with that difference; ``None`` without any difference.
         classes: Number of outputs.
-        has_parent: Whether every batch could be compared with the parent.
+        n_vs_parent: Images that could be compared with the parent too.
     """
 
     def __init__(self) -> None:
-        self.has_parent = True
+        self.n_vs_parent = 0
         self.n = self.correct = self.correct5 = self.classes = 0
         self.losses = self.gains = self.flips = self.flips_vs_parent = 0
         self.parent_losses = self.parent_gains = 0
@@ -104,9 +104,8 @@ class Tally:
         self.gains += int((right & ~reference_right).sum())
         self.flips += int((top != reference_top).sum())
         self.noise.add(reference, logits)
-        if parent is None:
-            self.has_parent = False
-        else:
+        if parent is not None:
+            self.n_vs_parent += len(labels)
             parent_right = label_rank(parent, labels) == 0
             self.parent_losses += int((parent_right & ~right).sum())
             self.parent_gains += int((right & ~parent_right).sum())
@@ -122,13 +121,12 @@ class Tally:
         """Add a tally of different images."""
         for name in (
             "n", "correct", "correct5", "losses", "gains", "flips", "flips_vs_parent",
-            "parent_losses", "parent_gains",
+            "n_vs_parent", "parent_losses", "parent_gains",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.noise.merge(other.noise)
         self.noise_vs_parent.merge(other.noise_vs_parent)
         self.classes = max(self.classes, other.classes)
-        self.has_parent &= other.has_parent
         if other.max_abs_diff > self.max_abs_diff:
             self.max_abs_diff, self.worst = other.max_abs_diff, other.worst
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from optimizer.data import Dataset, ImageDataset
 from optimizer.results import Gates, Hop, VerdictName
+from optimizer.tasks.accuracy_intervals import Intervals
 
 __all__ = ["PredictionRecord", "Task"]
 
@@ -50,12 +51,21 @@ class PredictionRecord(Protocol):
 class Task(Protocol):
     """One task. Predictions and tallies are the task's own types; callers only pass them on."""
 
-    name: str
-    """The task in results and messages: ``classification``."""
-    metric: str
-    """Its measure of accuracy in words: ``top-1``."""
-    outputs: str
-    """What a network's outputs are in words: ``logits``."""
+    @property
+    def intervals(self) -> Intervals:
+        """The kind of intervals that judge a hop."""
+
+    @property
+    def name(self) -> str:
+        """The task in results and messages: ``classification``."""
+
+    @property
+    def metric(self) -> str:
+        """Its measure of accuracy in words: ``top-1``."""
+
+    @property
+    def outputs(self) -> str:
+        """What a network's outputs are in words: ``logits``."""
 
     def match(
         self, dataset: ImageDataset, num_classes: int, classes: Sequence[str] | None
@@ -78,13 +88,26 @@ class Task(Protocol):
             UsageError: Such a limit is set.
         """
 
+    def stopping_early(self) -> Task:
+        """This task with intervals that hold at every number of images at once.
+
+        Raises:
+            UsageError: The task has no such intervals.
+        """
+
     # --- the pass over the images --------------------------------------------------------------
 
     def read(self, outputs: Array, dataset: Dataset, indices: NDArray[np.int64]) -> Any:
         """Read a network's outputs for the images at these positions as predictions."""
 
+    def pack(self, predictions: Sequence[Any]) -> dict[str, Array]:
+        """The predictions of several batches as arrays with one row per image, to be stored."""
+
+    def unpack(self, arrays: Mapping[str, Array]) -> Any:
+        """The inverse of `pack`: the predictions of all its batches as those of one."""
+
     def tally(self) -> Any:
-        """Empty sums of one hop."""
+        """Empty sums of one hop; sums of different images can be merged by its ``merge``."""
 
     def add(
         self,
@@ -157,6 +180,9 @@ class Task(Protocol):
 
     def limits(self, gates: Gates) -> str:
         """The limits in words."""
+
+    def running(self, tally: Any) -> str:
+        """The loss so far in a few words, for progress; the tally is not empty."""
 
     def drop(self, hop: Hop) -> str:
         """A hop's loss in words."""

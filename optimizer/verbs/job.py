@@ -350,9 +350,15 @@ class Job:
         options = section.of_kind(
             ValidateOptions, reference=str(checkpoint.path), exported=str(graph.path)
         )
+        if self.cache is None or self.cache.rebuild_all:
+            options = options.model_copy(update={"cache_limit": 0})
         plan = self._plan(
             "validate",
-            {"gates": gates.model_dump(), "batch": section.batch},
+            {
+                "gates": gates.model_dump(),
+                "batch": section.batch,
+                "images": [section.hops, section.until_decided, section.seed],
+            },
             [
                 checkpoint.as_input("reference"),
                 graph.as_input("model"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import check_output
+from optimizer.artifacts import Cache, check_output
 from optimizer.errors import UsageError
 from optimizer.options import HopOptions, ValidateOptions, takes_options
 from optimizer.progress import Progress
@@ -53,6 +53,7 @@ def validate(
     from optimizer.evaluation import validate as compare_hops
     from optimizer.evaluation.chain import find_exported_model
     from optimizer.evaluation.shards import is_first_process
+    from optimizer.evaluation.stored_predictions import limit_predictions, predictions_folder
 
     paths = [Path(engine) for engine in as_list(engines)]
     if not paths:
@@ -71,6 +72,7 @@ def validate(
         for path in paths
     ]
     source = _reference(options)
+    stores = predictions_folder(Cache.default()) if options.cache_limit else None
     if images is None:
         images = open_dataset(
             options.data,
@@ -86,8 +88,11 @@ def validate(
         Gates(max_drop_pp=options.max_drop, max_flips=options.max_flips),
         options.of_kind(HopOptions),
         predictions=None if predictions is None else Path(predictions),
+        stores=stores,
         progress=progress,
     )
+    if stores is not None:
+        limit_predictions(stores, options.cache_limit)
     if output is not None and is_first_process():
         write_result(result, output)
     return result

@@ -65,7 +65,7 @@ def test_top5_of_five_classes_is_undefined() -> None:
     tally = Tally()
     tally.add(logits, labels, np.arange(8), reference, None)
     assert tally.top5 is None
-    assert not tally.has_parent
+    assert tally.n_vs_parent == 0
 
 
 def test_identical_outputs_have_no_noise_and_no_worst_image() -> None:

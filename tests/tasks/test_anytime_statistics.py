@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.evaluation.anytime_statistics import (
+from optimizer.tasks.anytime_statistics import (
     anytime_drop_bounds,
     anytime_drop_interval,
     anytime_rate_interval,
     log_wealth,
 )
-from optimizer.evaluation.paired_statistics import drop_interval, wilson_interval
+from optimizer.tasks.paired_statistics import drop_interval, wilson_interval
 
 
 @st.composite

@@ -65,7 +65,7 @@ def anytime_drop_bounds(
     """
     above, below, total = (np.asarray(x, dtype=np.float64) for x in (losses, gains, n))
     if np.any((above < 0) | (below < 0) | (total < 1) | (above + below > total)):
-        raise ValueError(f"impossible counts: {losses} losses and {gains} gains of {n}")
+        raise ValueError(f"impossible counts: {losses!r} losses and {gains!r} gains of {n!r}")
     # Mirroring the differences turns the lower bound into an upper one.
     upper = _upper_bound(above, below, total, -1.0, confidence)
     lower = -_upper_bound(below, above, total, -1.0, confidence)

@@ -1,0 +1,147 @@
+"""What a network predicts, stored shard by shard, so that it is computed once.
+
+A shard's file is named after everything that its predictions depend on: the network, what computes
+it on which machine, the preprocessing, the images per call, and the contents of the images in their
+order. A killed validation therefore loses the shard that it was computing, a second engine of the
+same network finds the reference's predictions, and an image that changed costs its own shard.
+
+The files are safetensors, because that format is safe to read, maps plain arrays without copying and
+is kept by others. A damaged file is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.artifacts import Cache, content_key, write_atomically
+from optimizer.errors import ArtifactError
+
+__all__ = ["PredictionStore", "StoredShard", "limit_predictions", "predictions_folder"]
+
+_REVISION = 1
+"""Raised when the same network would give other predictions than those stored."""
+_CHECKSUM = "sha256"
+_KEPT, _SHAPE = "kept", "shape"
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """Predictions of one network for one shard.
+
+    Attributes:
+        kept: Positions within the shard of the images that could be read, int64.
+        shape: Shape of the network's output for one image.
+        arrays: From `Task.pack`, one row per image.
+    """
+
+    kept: NDArray[np.int64]
+    shape: tuple[int, ...]
+    arrays: Arrays
+
+
+def predictions_folder(cache: Cache) -> Path:
+    """The folder of all stores in a cache."""
+    return cache.root / "predictions"
+
+
+class PredictionStore:
+    """Predictions of one network; never an error: what cannot be stored is computed again."""
+
+    def __init__(self, root: Path, network: Mapping[str, Any]) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            root: The folder of all stores.
+            network: What the predictions depend on, apart from the images.
+        """
+        self.folder = root / content_key({**network, "revision": _REVISION})
+        self.error: str | None = None
+        """Why nothing more is stored, e.g. a full disk."""
+
+    def has(self, images: str) -> bool:
+        """Whether there is a file for these images, which may be damaged."""
+        return self._file(images).is_file()
+
+    def load(self, images: str) -> StoredShard | None:
+        """The predictions for images with this digest; ``None`` if missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._file(images)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                checksum = (file.metadata() or {}).get(_CHECKSUM)
+            intact = checksum == _checksum(arrays)
+            kept, shape = arrays.pop(_KEPT), arrays.pop(_SHAPE)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, SafetensorError):
+            intact = False
+        if not intact:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)  # recently used: removed last
+        return StoredShard(kept, tuple(map(int, shape)), arrays)
+
+    def save(self, images: str, shard: StoredShard) -> None:
+        """Store the predictions for images with this digest; after an error nothing more."""
+        from safetensors.numpy import save_file
+
+        if self.error is not None:
+            return
+        arrays = {**shard.arrays, _KEPT: shard.kept, _SHAPE: np.array(shard.shape, np.int64)}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        try:
+            with write_atomically(self._file(images)) as temporary:
+                save_file(arrays, temporary, metadata={_CHECKSUM: _checksum(arrays)})
+        except (OSError, ArtifactError) as error:
+            self.error = getattr(error, "strerror", None) or str(error)
+
+    def _file(self, images: str) -> Path:
+        return self.folder / f"{images}.safetensors"
+
+
+def limit_predictions(root: Path, limit: int) -> int:
+    """Remove the stores that were not used for longest until all take at most ``limit`` bytes.
+
+    Args:
+        root: The folder of all stores.
+        limit: Bytes.
+
+    Returns:
+        Bytes removed.
+    """
+    stores = []
+    with contextlib.suppress(OSError):
+        for folder in root.iterdir():
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            stores.append((folder.stat().st_mtime, size, folder))
+    excess, removed = sum(size for _, size, _ in stores) - limit, 0
+    for _, size, folder in sorted(stores):
+        if removed >= excess:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        removed += size
+    return removed
+
+
+def _checksum(arrays: Arrays) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        hasher.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        hasher.update(array.tobytes())
+    return hasher.hexdigest()
