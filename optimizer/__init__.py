@@ -15,11 +15,30 @@ A verdict is a field of the result; `raise_for_verdict` turns it into an excepti
 optimizer`` is fast, because each verb imports what it needs when it is called.
 """
 
-from __future__ import annotations
+# No import comes before this: ``python -m optimizer`` puts the current folder first on the path, and
+# a file there may have the name of any module, `__future__` and `typing` too. Both modules are
+# loaded by every interpreter before it looks into that folder.
+import os
+import sys
 
-from typing import TYPE_CHECKING
 
-from optimizer._version import __version__
+def _remove_current_folder() -> None:
+    """Under ``python -m``, remove the current folder from ``sys.path``."""
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - a string, as in `sys.path`
+    except OSError:  # the folder was deleted
+        return
+    # runpy sets the name of the program only after the package is imported.
+    started_by_module = getattr(sys, "argv", [])[:1] == ["-m"]
+    if started_by_module and not sys.flags.safe_path and sys.path[:1] == [folder]:
+        del sys.path[0]
+
+
+_remove_current_folder()
+
+from typing import TYPE_CHECKING  # noqa: E402
+
+from optimizer._version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from optimizer.evaluation.validation import raise_for_verdict

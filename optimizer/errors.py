@@ -24,6 +24,7 @@ The tree (exit code in brackets)::
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "UnsupportedPrecision",
     "UsageError",
     "Verdict",
+    "file_system_fault",
 ]
 
 
@@ -111,6 +113,29 @@ class MissingLibrary(EnvironmentFault):
 
 class MissingDevice(EnvironmentFault):
     """There is no device of the required kind, or the library does not support it."""
+
+
+_FILE_SYSTEM_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
+    errno.EFBIG, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+"""Errors caused by the user's files, disk or limits, not by a bug."""
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def file_system_fault(error: BaseException) -> EnvironmentFault | None:
+    """An exception as a fault of disk or files, if that is its cause; else ``None``.
+
+    Native libraries report a full disk as text in errors of their own.
+    """
+    hint = "choose another folder, or free disk space"
+    if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_ERRORS:
+        message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return EnvironmentFault(message, hint=hint)
+    text = str(error)
+    if any(phrase in text for phrase in _FULL_DISK):
+        return EnvironmentFault(" ".join(text.split())[:300], hint=hint)
+    return None
 
 
 class BuildError(ResnetOptError):

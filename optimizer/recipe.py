@@ -301,9 +301,10 @@ def parse_recipe(raw: Mapping[str, Any], name: str = "the recipe") -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as YAML."""
-    from optimizer.artifacts import write_text_atomically
+    from optimizer.artifacts import write_marked_text
 
     raw = recipe.written()
     if recipe.bench is None:
         raw["bench"] = None  # means no benchmark; without the key, the default applies
-    write_text_atomically(path, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    write_marked_text(path, text, "recipe")

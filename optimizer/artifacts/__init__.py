@@ -6,40 +6,58 @@ Every file that this package writes for later use has a JSON manifest beside it 
 exists under its key is skipped.
 """
 
-from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
-from optimizer.artifacts.cache import Cache, DisabledCache
+from optimizer.artifacts.atomic_files import (
+    write_atomically,
+    write_pair_atomically,
+    write_text_atomically,
+)
+from optimizer.artifacts.cache import Cache, CacheContents, DisabledCache
 from optimizer.artifacts.external_data import external_data_files
 from optimizer.artifacts.keys import content_key, digest, library_versions
+from optimizer.artifacts.leftovers import scratch_folder
 from optimizer.artifacts.manifest import (
     Artifact,
     Input,
     Manifest,
     Plan,
+    check_unchanged,
     find_manifest,
     load_artifact,
     manifest_path,
     read_manifest,
 )
-from optimizer.artifacts.outputs import check_output
+from optimizer.artifacts.marks import DIGEST_FIELD, json_digest, mark_zip, write_marked_text
+from optimizer.artifacts.outputs import OutputFile, check_outputs
 from optimizer.artifacts.producing import produce
+from optimizer.artifacts.recovering import clean_up_after_crashes
 
 __all__ = [
+    "DIGEST_FIELD",
     "Artifact",
     "Cache",
+    "CacheContents",
     "DisabledCache",
     "Input",
     "Manifest",
+    "OutputFile",
     "Plan",
-    "check_output",
+    "check_outputs",
+    "check_unchanged",
+    "clean_up_after_crashes",
     "content_key",
     "digest",
     "external_data_files",
     "find_manifest",
+    "json_digest",
     "library_versions",
     "load_artifact",
     "manifest_path",
+    "mark_zip",
     "produce",
     "read_manifest",
+    "scratch_folder",
     "write_atomically",
+    "write_marked_text",
+    "write_pair_atomically",
     "write_text_atomically",
 ]

@@ -1,20 +1,56 @@
-"""The cache: artifacts by content key, shared by all runs of a user."""
+"""The cache: artifacts by content key, shared by all runs of a user.
+
+``<root>/<key>/`` holds an artifact and its manifest, ``measured/`` the machine's ceilings, and
+``locks/`` the locks. ``CACHEDIR.TAG`` marks the root as a cache of this package; backup programs
+know that file too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
+from optimizer.artifacts.atomic_files import write_pair_atomically, write_text_atomically
 from optimizer.artifacts.keys import digest
+from optimizer.artifacts.leftovers import leftovers, remove, temporary_name
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["Cache", "DisabledCache"]
+__all__ = ["Cache", "CacheContents", "DisabledCache"]
+
+_TAG = "CACHEDIR.TAG"
+_TAG_TEXT = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# This folder is a cache of resnet-opt; `resnet-opt clean` empties it. See https://bford.info/cachedir/
+"""
+_KEY = re.compile(r"[0-9a-f]{64}")
+_FOLDERS = {
+    "locks": re.compile(r"[0-9a-f]{64}\.lock"),
+    "measured": re.compile(r"[0-9a-f]{64}\.json"),
+    "digests": re.compile(r"[0-9a-f]{64}\.json"),
+    "predictions": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
+}
+_ENTRY = {"artifact", "manifest.json"}
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    """What is in a cache's folder.
+
+    Attributes:
+        artifacts: The manifest of each artifact with its size in bytes.
+        files: All files that the cache made.
+        foreign: Everything else, which `Cache.clear` leaves.
+    """
+
+    artifacts: list[tuple[Manifest, int]]
+    files: list[Path]
+    foreign: list[Path]
 
 
 def _check_digest(path: Path, sha256: str) -> None:
@@ -39,13 +75,20 @@ class Cache:
         folder = os.environ.get("RESNET_OPT_CACHE") or platformdirs.user_cache_dir("resnet-opt")
         return cls(Path(folder))
 
+    def folder(self, name: str) -> Path:
+        """A folder of the cache, made and marked as this package's if it is new."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (self.root / _TAG).exists():
+            write_text_atomically(self.root / _TAG, _TAG_TEXT)
+        return folder
+
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Lock a key across processes, so that a second one waits and then finds the artifact."""
         from filelock import FileLock
 
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder("locks")
         with FileLock(folder / f"{key}.lock"):
             yield
 
@@ -68,12 +111,11 @@ class Cache:
             shutil.rmtree(entry, ignore_errors=True)
             return None
         try:
-            with write_atomically(destination) as temporary:
-                shutil.copyfile(stored, temporary)
-                manifest_path(destination).unlink(missing_ok=True)
+            with write_pair_atomically(destination, manifest_path(destination)) as files:
+                shutil.copyfile(stored, files[0])
+                files[1].write_text(manifest.as_text(), encoding="utf-8")
         except OSError:  # the destination is not writable; building there reports the error
             return None
-        write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
         return manifest
 
     def store(self, path: Path, manifest: Manifest) -> None:
@@ -81,49 +123,98 @@ class Cache:
         entry = self.root / manifest.key
         if entry.exists():
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=self.root))
+        try:
+            draft = self.folder(temporary_name(Path("draft")))
+        except OSError:
+            return
         try:
             shutil.copyfile(path, draft / "artifact")
-            text = manifest.model_dump_json(indent=2) + "\n"
-            write_text_atomically(draft / "manifest.json", text)
+            (draft / "manifest.json").write_text(manifest.as_text(), encoding="utf-8")
             draft.replace(entry)
         except OSError:
-            shutil.rmtree(draft, ignore_errors=True)
+            pass
+        finally:
+            remove(draft)
 
     def entries(self) -> list[tuple[Manifest, int]]:
         """The manifest of every artifact in the cache, with the artifact's size in bytes."""
-        entries = []
-        for sidecar in sorted(self.root.glob("*/manifest.json")):
-            with contextlib.suppress(OSError, ValueError):
-                manifest = Manifest.model_validate_json(sidecar.read_text(encoding="utf-8"))
-                entries.append((manifest, (sidecar.parent / "artifact").stat().st_size))
-        return entries
+        return self.contents().artifacts
 
-    def clear(self) -> int:
-        """Delete the contents of the cache; returns the bytes freed.
+    def contents(self) -> CacheContents:
+        """What is in the cache's folder, and what there is not the cache's."""
+        contents = CacheContents([], [], [])
+        if self.root.is_dir():
+            abandoned = set(leftovers([self.root, *(self.root / name for name in _FOLDERS)]))
+            for child in sorted(self.root.iterdir()):
+                if child in abandoned:
+                    contents.files.append(child)
+                elif child.is_dir() and not child.is_symlink():
+                    _sort_in(child, abandoned, contents)
+                elif child.name != _TAG:
+                    contents.foreign.append(child)
+        return contents
+
+    def check_marked(self) -> None:
+        """Check that the folder is a cache of this package, empty, or absent.
 
         Raises:
-            UsageError: The folder contains something that is not part of the cache.
+            UsageError: It is not.
         """
-        if not self.root.exists():
-            return 0
-        for child in self.root.iterdir():
-            internal = child.name in {
-                "locks",
-                "measured",
-                "digests",
-                "predictions",
-            } or child.name.startswith(".draft.")
-            if not internal and not (child / "manifest.json").is_file():
-                raise UsageError(
-                    f"{self.root} contains {child.name}, which is not part of the cache",
-                    hint="remove it by hand, or set RESNET_OPT_CACHE to another folder",
-                )
-        size = sum(f.stat().st_size for f in self.root.rglob("*") if f.is_file())
-        for child in self.root.iterdir():
-            shutil.rmtree(child)
-        return size
+        contents = self.contents()
+        tag = self.root / _TAG
+        if tag.is_file() and "resnet-opt" in tag.read_text(encoding="utf-8", errors="replace"):
+            return
+        if contents.files or contents.foreign:
+            named = (contents.foreign or contents.files)[0].name
+            raise UsageError(
+                f"{self.root} is not a cache of resnet-opt: it has no {_TAG}, but {named}",
+                hint="set RESNET_OPT_CACHE to the cache, or remove the folder by hand",
+            )
+
+    def clear(self) -> int:
+        """Delete what the cache made; returns the bytes freed.
+
+        Raises:
+            UsageError: The folder is not marked as a cache of this package.
+        """
+        self.check_marked()
+        contents = self.contents()
+        freed = 0
+        for path in contents.files:
+            with contextlib.suppress(OSError):
+                freed += path.lstat().st_size
+            remove(path)
+        folders = {path.parent for path in contents.files} - {self.root}
+        for folder in folders:
+            with contextlib.suppress(OSError):  # something was added meanwhile
+                folder.rmdir()
+        return freed
+
+
+def _sort_in(folder: Path, abandoned: set[Path], contents: CacheContents) -> None:
+    """Add the files of one folder in the cache's root to ``contents``."""
+    children = sorted(folder.iterdir())
+    plain = all(child.is_file() and not child.is_symlink() for child in children)
+    if (pattern := _FOLDERS.get(folder.name)) is not None and plain:
+        for child in children:
+            made_here = pattern.fullmatch(child.name) or child in abandoned
+            (contents.files if made_here else contents.foreign).append(child)
+        return
+    if not (_KEY.fullmatch(folder.name) and plain and {c.name for c in children} <= _ENTRY):
+        contents.foreign.append(folder)
+        return
+    try:
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = Manifest.model_validate_json(text)
+        size = (folder / "artifact").stat().st_size
+    except (OSError, ValueError):
+        contents.files.extend(children)  # damaged; the name is a key
+        return
+    if manifest.key != folder.name:
+        contents.foreign.append(folder)
+        return
+    contents.artifacts.append((manifest, size))
+    contents.files.extend(children)
 
 
 class DisabledCache(Cache):

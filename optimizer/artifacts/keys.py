@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 from optimizer.artifacts.external_data import external_data_files
 from optimizer.errors import ArtifactError
 
-__all__ = ["canonical", "content_key", "digest", "library_versions"]
+__all__ = ["canonical", "content_key", "digest", "library_versions", "remembered_digest"]
 
 _CHUNK = 1 << 20
+_SETTLED_NS = 2_000_000_000
 
 
 def canonical(value: Any) -> Any:
@@ -63,6 +66,28 @@ def digest(path: Path) -> str:
         hasher.update(data.name.encode("utf-8", "surrogateescape"))
         _sha256_into(hasher, data)
     return hasher.hexdigest()
+
+
+def remembered_digest(path: Path) -> str:
+    """`digest`, computed once in this process while no file of the artifact changes.
+
+    A verb opens the same graph several times. Files that changed just now are hashed again, because
+    a second change within the resolution of the clock could not be seen.
+    """
+    if not path.is_file():
+        return digest(path)
+    files = [path, *external_data_files(path)]
+    states = [file.stat() for file in files]
+    newest = max(state.st_ctime_ns for state in states)
+    if abs(time.time_ns() - newest) < _SETTLED_NS:
+        return digest(path)
+    identity = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states)
+    return _digest_of(path.absolute(), identity)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_of(path: Path, identity: tuple[tuple[int, ...], ...]) -> str:  # noqa: ARG001 - a key
+    return digest(path)
 
 
 def library_versions(*names: str) -> dict[str, str]:

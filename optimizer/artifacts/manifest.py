@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from optimizer._version import __version__
-from optimizer.artifacts.keys import content_key, digest
+from optimizer.artifacts.atomic_files import folder_locked
+from optimizer.artifacts.keys import content_key, digest, remembered_digest
+from optimizer.artifacts.recovering import clean_up_after_crashes
 from optimizer.errors import ArtifactError
 from optimizer.tables import facts_table
 
@@ -21,6 +23,7 @@ __all__ = [
     "Input",
     "Manifest",
     "Plan",
+    "check_unchanged",
     "find_manifest",
     "load_artifact",
     "manifest_path",
@@ -66,6 +69,23 @@ class Manifest(BaseModel):
     details: dict[str, Any] = {}
     """Results rather than inputs: layers, build time, accuracy."""
 
+    def computed_key(self) -> str:
+        """The key that follows from the other fields; another `key` means that one was edited."""
+        return Plan(
+            kind=self.kind,
+            settings=self.settings,
+            inputs=self.inputs,
+            libraries=self.libraries,
+            device=self.device,
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            tool=str(self.tool.get("version")),
+        ).key
+
+    def as_text(self) -> str:
+        """The contents of the manifest's file."""
+        return self.model_dump_json(indent=2) + "\n"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -79,6 +99,7 @@ class Plan:
         device: The device it is built for, if that affects the result.
         preprocessing: The preprocessing that the artifact expects, as a mapping.
         classes: Class names in the order of the model's outputs.
+        tool: Version of this package.
     """
 
     kind: str
@@ -88,6 +109,7 @@ class Plan:
     device: Mapping[str, Any] | None = None
     preprocessing: Mapping[str, Any] | None = None
     classes: Sequence[str] | None = None
+    tool: str = __version__
 
     @property
     def key(self) -> str:
@@ -101,7 +123,7 @@ class Plan:
                 "device": self.device,
                 "preprocessing": self.preprocessing,
                 "classes": self.classes,
-                "tool": __version__,
+                "tool": self.tool,
             }
         )
 
@@ -164,12 +186,18 @@ def read_manifest(path: Path) -> Manifest:
                 f"{sidecar.name} has schema version {version}, expected {SCHEMA_VERSION}",
                 hint="create the artifact again with this version of resnet-opt",
             )
-        return Manifest.model_validate(raw)
-    except (ValueError, ValidationError) as error:
+        manifest = Manifest.model_validate(raw)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
-            f"{sidecar.name} is damaged: {str(error).splitlines()[0]}",
+            f"{sidecar.name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
             hint="create the artifact again",
         ) from error
+    if manifest.key != manifest.computed_key():
+        raise ArtifactError(
+            f"{sidecar.name} was edited: its key does not follow from its other fields",
+            hint="create the artifact again",
+        )
+    return manifest
 
 
 def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
@@ -178,10 +206,42 @@ def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
     Raises:
         ArtifactError: As for `read_manifest`, or the file's kind or sha256 differs.
     """
+    try:
+        return _loaded(path, kind)
+    except ArtifactError:
+        if not path.is_file():
+            raise
+        # Another process may be between the two renames, or have been killed there.
+        with folder_locked(path.parent):
+            clean_up_after_crashes([path.parent])
+        return _loaded(path, kind)
+
+
+def check_unchanged(path: Path) -> None:
+    """Check a file against the manifest beside it, for readers of files that need no manifest.
+
+    A JSON file of that name that is no manifest of this package is ignored.
+
+    Raises:
+        ArtifactError: The file was changed after its manifest was written, or the manifest is
+            damaged.
+    """
+    sidecar = find_manifest(path)
+    if sidecar is None:
+        return
+    try:
+        raw = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raw = {"kind": None, "sha256": None}  # `load_artifact` says what is wrong
+    if isinstance(raw, dict) and {"kind", "sha256"} <= raw.keys():
+        load_artifact(path)
+
+
+def _loaded(path: Path, kind: str | None) -> Artifact:
     manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path.name} is a {manifest.kind}, not a {kind}")
-    if digest(path) != manifest.sha256:
+    if remembered_digest(path) != manifest.sha256:
         raise ArtifactError(
             f"{path.name} was changed since its manifest was written (sha256 differs)",
             hint="create the artifact again",

@@ -1,40 +1,193 @@
-"""Checks of output paths, made before the work starts."""
+"""Checks of the files that a verb will write, made before the work starts.
+
+No verb replaces a file that it reads, nor one that this package did not write as the same kind of
+file. What a file is, its manifest or its mark (`optimizer.artifacts.marks`) tells; both contain a
+digest, so an edited file counts as the work of whoever edited it.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.errors import EnvironmentFault, UsageError
+from optimizer.artifacts.external_data import external_data_files
+from optimizer.artifacts.keys import digest
+from optimizer.artifacts.manifest import Manifest, find_manifest, manifest_path
+from optimizer.artifacts.marks import mark_of
+from optimizer.artifacts.recovering import clean_up_after_crashes
+from optimizer.errors import ArtifactError, EnvironmentFault, ResnetOptError, UsageError
 
-__all__ = ["check_output"]
+__all__ = ["OutputFile", "check_outputs"]
+
+_NODES = {
+    stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
-def check_output(output: Path, inputs: Iterable[Path | str | None] = ()) -> None:
-    """Check that an output can be written and is not one of the inputs.
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that a verb will write.
+
+    Attributes:
+        path: Where.
+        kind: The kind in its manifest or mark; an existing file is replaced only by its own kind.
+        has_manifest: Whether a manifest is written beside it.
+    """
+
+    path: Path
+    kind: str
+    has_manifest: bool = True
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file, and its manifest if it has one."""
+        return [self.path, manifest_path(self.path)] if self.has_manifest else [self.path]
+
+
+def check_outputs(
+    files: Sequence[OutputFile], inputs: Iterable[Path | str | None] = (), *, force: bool = False
+) -> None:
+    """Check that files can be written, and that nothing is lost by it.
+
+    What killed processes left in the folders of ``files`` is completed or removed first.
 
     Args:
-        output: The file to be written.
-        inputs: The inputs; names that are not files (``digits:train``) are ignored.
+        files: Everything that will be written, side files included.
+        inputs: Everything that is read; names that are not files (``digits:train``) are ignored.
+        force: Also replace files that this package did not write, or that were edited since.
 
     Raises:
-        UsageError: ``output`` is a folder, or one of the inputs.
-        EnvironmentFault: ``output`` cannot be written.
+        UsageError: A file is a folder, a device or the like, is read, is written twice, or would
+            replace one that is not this package's.
+        EnvironmentFault: A file cannot be written.
     """
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder", hint="-o FILE")
-    for path in [Path(name) for name in inputs if name]:
-        if output.exists() and path.is_file() and output.samefile(path):
-            raise UsageError(
-                f"the output would overwrite the input {path.name}", hint="-o with another name"
+    if any(file.path == Path("-") for file in files):
+        raise UsageError(
+            "only validate, bench and profile write to standard output (-o -)", hint="-o FILE"
+        )
+    paths = [path for file in files for path in file.paths]
+    for path in paths:
+        _check_is_file(path)
+    clean_up_after_crashes({path.parent for path in paths})
+    _check_not_read(paths, inputs)
+    for number, path in enumerate(paths):
+        if os.path.abspath(path) in {os.path.abspath(other) for other in paths[:number]}:  # noqa: PTH100
+            raise UsageError(f"{path} would be written twice", hint="-o with another name")
+    if not force:
+        for file in files:
+            _check_replaceable(file)
+    for folder in {next(p for p in path.absolute().parents if p.exists()) for path in paths}:
+        _check_writable(folder, next(path for path in paths if folder in path.absolute().parents))
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        wrong_name = error.errno in {errno.ENAMETOOLONG, errno.ELOOP}
+        raise (UsageError if wrong_name else EnvironmentFault)(
+            f"{path} cannot be written: {error.strerror or error}", hint="-o with another name"
+        ) from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is a folder", hint="-o FILE")
+    if not stat.S_ISREG(mode):
+        raise UsageError(
+            f"{path} is {_NODES.get(stat.S_IFMT(mode), 'no regular file')}, which would be replaced",
+            hint="-o with a new name; results as JSON go to standard output with -o -",
+        )
+
+
+def _check_not_read(paths: Sequence[Path], inputs: Iterable[Path | str | None]) -> None:
+    read = [file for name in inputs if name for file in _read_with(Path(name))]
+    existing = [path for path in paths if path.exists()]
+    for path in existing:
+        for file in read:
+            if path.samefile(file):
+                raise UsageError(
+                    f"the output would overwrite the input {file.name}",
+                    hint="-o with another name",
+                )
+
+
+def _read_with(path: Path) -> list[Path]:
+    """An input and the files that belong to it: manifest and external data."""
+    try:
+        if not path.is_file():
+            return []
+        manifest = find_manifest(path)
+        beside = [] if manifest is None else [manifest]
+        return [path, *beside, *external_data_files(path)]
+    except (OSError, ResnetOptError):  # whoever opens it reports the error
+        return [path] if path.exists() else []
+
+
+def _check_replaceable(file: OutputFile) -> None:
+    for path in file.paths:
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise EnvironmentFault(
+                f"{path} exists and cannot be read, so it is not replaced",
+                hint="-o with another name",
             )
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    found = _written_kind(file)
+    if found == file.kind:
+        return
+    hint = "-o with another name, or --force to replace it"
+    if found is not None:
+        raise UsageError(
+            f"{file.path} exists and is a file of kind {found}, not {file.kind}", hint=hint
+        )
+    if file.kind == "encodings" and _manifest_at(manifest_path(file.path)) is not None:
+        hint = f"--encodings {file.path} uses the edited file; --force replaces it"
+    if not file.path.exists():
+        problem = f"{manifest_path(file.path)} exists and is no manifest"
+    elif _manifest_at(manifest_path(file.path)) is not None:
+        problem = f"{file.path} was edited since it was written"
+    else:
+        problem = f"{file.path} exists and was not written by resnet-opt, or was edited since"
+    raise UsageError(problem, hint=hint)
+
+
+def _written_kind(file: OutputFile) -> str | None:
+    """The kind of an unedited file of this package; the file's own kind if nothing exists."""
+    sidecar = manifest_path(file.path)
+    manifest = _manifest_at(sidecar)
+    if file.has_manifest and sidecar.exists() and manifest is None:
+        return None
+    if not file.path.exists():
+        return file.kind
+    if manifest is not None and _fits(file.path, manifest):
+        return manifest.kind
+    return mark_of(file.path)
+
+
+def _manifest_at(sidecar: Path) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _fits(path: Path, manifest: Manifest) -> bool:
+    try:
+        return digest(path) == manifest.sha256
+    except ArtifactError:
+        return False
+
+
+def _check_writable(folder: Path, path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise EnvironmentFault(
-            f"{output} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {error.strerror or error}",
             hint="-o with a file in another folder",
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer._version import __version__
-from optimizer.artifacts.atomic_files import write_atomically, write_text_atomically
+from optimizer.artifacts.atomic_files import ChangedMeanwhile, write_pair_atomically
 from optimizer.artifacts.cache import Cache
 from optimizer.artifacts.keys import canonical, digest
 from optimizer.artifacts.manifest import Artifact, Manifest, Plan, load_artifact, manifest_path
@@ -56,7 +56,8 @@ def produce(
         cache: Artifact cache; ``None`` for no cache, `DisabledCache` to rebuild the artifact always.
 
     Raises:
-        ArtifactError: ``write`` wrote nothing.
+        ArtifactError: ``write`` wrote nothing, or another process wrote ``destination`` in the
+            meantime.
     """
     existing = None if cache is not None and cache.rebuild_all else _existing(plan, destination)
     if existing is not None:
@@ -67,17 +68,28 @@ def produce(
             _log.debug("%s %s taken from the cache (key %.12s)", plan.kind, destination, plan.key)
             return Artifact(destination, manifest, cached=True)
         _log.debug("build %s %s (key %.12s)", plan.kind, destination, plan.key)
-        with write_atomically(destination) as temporary:
-            details = write(temporary)
-            if not temporary.is_file() or temporary.stat().st_size == 0:
-                raise ArtifactError(f"nothing was written for {destination}")
-            manifest = _manifest_of(plan, destination, digest(temporary), details)
-            manifest_path(destination).unlink(missing_ok=True)
-        write_text_atomically(manifest_path(destination), manifest.model_dump_json(indent=2) + "\n")
+        try:
+            manifest = _build(plan, destination, write)
+        except ChangedMeanwhile:
+            # Two runs of the same command are no conflict: either result serves both.
+            existing = _existing(plan, destination)
+            if existing is None:
+                raise
+            return existing
         if cache is not None:
             cache.store(destination, manifest)
     _log.debug("wrote %s, %d bytes", destination, destination.stat().st_size)
     return Artifact(destination, manifest)
+
+
+def _build(plan: Plan, destination: Path, write: Callable[[Path], Mapping[str, Any]]) -> Manifest:
+    with write_pair_atomically(destination, manifest_path(destination)) as (temporary, sidecar):
+        details = write(temporary)
+        if not temporary.is_file() or temporary.stat().st_size == 0:
+            raise ArtifactError(f"nothing was written for {destination}")
+        manifest = _manifest_of(plan, destination, digest(temporary), details)
+        sidecar.write_text(manifest.as_text(), encoding="utf-8")
+    return manifest
 
 
 def _existing(plan: Plan, destination: Path) -> Artifact | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Never
+from typing import Annotated, Any, Literal, Never, TextIO
 
 from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter
 
@@ -14,7 +15,7 @@ from optimizer._version import __version__
 from optimizer.cli import commands
 from optimizer.cli.console import print_error, start_logging
 from optimizer.cli.flags import with_flags
-from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError
+from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError, file_system_fault
 from optimizer.options import Options
 
 __all__ = ["app", "main", "parse_command_line", "run_command_line"]
@@ -30,12 +31,6 @@ library) · 4 accuracy gate failed · 5 performance regression · 6 inconclusive
 failed · 130 interrupted
 """
 INTERRUPTED = 130
-_FILE_SYSTEM_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR,
-    errno.EFBIG,
-}  # fmt: skip
-"""Errors caused by the user's files or disk, not by a bug."""
-
 _OTHER = Group("Other", sort_key=8)
 app = App(
     name="resnet-opt",
@@ -109,8 +104,46 @@ def _interrupt(_signal: int, _frame: object) -> Never:
 
 def main() -> Never:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that half-written files are removed
+    for name in ("SIGTERM", "SIGHUP"):  # so that half-written files are removed
+        number = getattr(signal, name, None)
+        # `nohup` has SIGHUP ignored, which is to stay.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    if not os.environ.get("COLUMNS", "").strip("0"):
+        os.environ.pop("COLUMNS", None)  # a width of zero would hide errors
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     sys.exit(run_command_line(sys.argv[1:]))
+
+
+class _TolerantFile(io.FileIO):
+    """A file descriptor that drops what nobody reads any more.
+
+    After ``resnet-opt … | head`` the verdict is still the exit code.
+    """
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    """The same standard stream, for which a closed pipe is no error."""
+    if stream is None or stream not in {sys.__stdout__, sys.__stderr__}:
+        return stream  # closed, or replaced by a caller of `main`, who handles errors
+    try:
+        stream.flush()
+        raw = _TolerantFile(stream.fileno(), "wb", closefd=False)
+    except (OSError, ValueError):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        # Names of files need not be text of this encoding.
+        errors="backslashreplace",
+        line_buffering=stream.isatty() or stream is sys.__stderr__,
+    )
 
 
 def run_command_line(tokens: list[str]) -> int:
@@ -119,7 +152,7 @@ def run_command_line(tokens: list[str]) -> int:
         if not tokens:
             app.help_print([])
             return 0
-        app.meta(tokens, exit_on_error=False, print_error=False)
+        app.meta(_join_dash(tokens), exit_on_error=False, print_error=False)
     except ResnetOptError as error:
         return _failed(error)
     except CycloptsError as error:
@@ -129,15 +162,20 @@ def run_command_line(tokens: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
-    except OSError as error:
-        if error.errno not in _FILE_SYSTEM_ERRORS:
-            return _internal_error(error)
-        message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        hint = "choose another folder, or free disk space"
-        return _failed(EnvironmentFault(message, hint=hint))
     except Exception as error:  # noqa: BLE001 - a bug; users get one line, -v adds the traceback
-        return _internal_error(error)
+        return _other_error(error)
     return 0
+
+
+def _join_dash(tokens: list[str]) -> list[str]:
+    """``-o -`` as ``--output=-``, because the parser takes a lone dash for an option."""
+    joined: list[str] = []
+    for word in tokens:
+        if word == "-" and joined and joined[-1] in {"-o", "--output"}:
+            joined[-1] = "--output=-"
+        else:
+            joined.append(word)
+    return joined
 
 
 def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
@@ -190,6 +228,24 @@ def _failed(error: ResnetOptError) -> int:
     _print_traceback()
     print_error(error)
     return error.exit_code
+
+
+def _other_error(error: Exception) -> int:
+    """Report an exception that no code of this package raised on purpose."""
+    if isinstance(error, FileNotFoundError) and not _current_folder_exists():
+        return _failed(
+            EnvironmentFault("the current folder was deleted", hint="cd to another folder")
+        )
+    fault = file_system_fault(error)
+    return _internal_error(error) if fault is None else _failed(fault)
+
+
+def _current_folder_exists() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _internal_error(error: Exception) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from optimizer.cli.flags import Json, NoCache, Output, argument
+from optimizer.cli.flags import STDOUT, Force, Json, NoCache, Output, argument
 from optimizer.options import (
     BenchOptions,
     BuildOptions,
@@ -56,7 +56,9 @@ Layers = Annotated[bool, Parameter(name="--layers", negative="", help="Print eve
 
 def _result_file(name: str) -> Any:
     return Parameter(
-        name=("--output", "-o"), help=f"Output file. [default: {name}]", metavar="FILE"
+        name=("--output", "-o"),
+        help=f"Output file; - for standard output. [default: {name}]",
+        metavar="FILE",
     )
 
 
@@ -69,6 +71,7 @@ def demo(
     output: Folder = None,
     save_recipe: SaveRecipe = None,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Run the main job on bundled real data; nothing is downloaded.
@@ -82,13 +85,18 @@ def demo(
     from optimizer.verbs import run as job
 
     if save_recipe is not None:
-        _save_recipe(job.demo_recipe(options), save_recipe)
+        _save_recipe(job.demo_recipe(options), save_recipe, None, force=force)
         return
     arch = getattr(options, "arch", None) or "resnet50"
     folder = output or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
     with _bars() as progress:
         result = job.demo(
-            folder, options=options, command=_command(), cache=_cache(no_cache), progress=progress
+            folder,
+            options=options,
+            command=_command(),
+            cache=_cache(no_cache),
+            force=force,
+            progress=progress,
         )
     _finish_run(result, folder, as_json)
 
@@ -103,6 +111,7 @@ def run(
     output: Folder = None,
     save_recipe: SaveRecipe = None,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Take a model from checkpoint to engines and report, in one folder.
@@ -114,7 +123,7 @@ def run(
     from optimizer.verbs import run as job
 
     if save_recipe is not None:
-        _save_recipe(job.run_recipe(source, options), save_recipe)
+        _save_recipe(job.run_recipe(source, options), save_recipe, source, force=force)
         return
     folder = output or job.default_folder(source)
     with _bars() as progress:
@@ -124,6 +133,7 @@ def run(
             options=options,
             command=_command(),
             cache=_cache(no_cache),
+            force=force,
             progress=progress,
         )
     _finish_run(result, folder, as_json)
@@ -133,7 +143,12 @@ def run(
 
 
 def train(
-    *, output: Output, options: TrainOptions, no_cache: NoCache = False, as_json: Json = False
+    *,
+    output: Output,
+    options: TrainOptions,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Train a ResNet into a checkpoint.
 
@@ -142,7 +157,7 @@ def train(
     from optimizer.verbs.train import train as verb
 
     with _bars() as progress:
-        artifact = verb(output, options, cache=_cache(no_cache), progress=progress)
+        artifact = verb(output, options, cache=_cache(no_cache), force=force, progress=progress)
     top1 = f"top-1 {artifact.top1:.2%} on held-out images" if artifact.top1 is not None else None
     _print_artifact(artifact, as_json, top1)
 
@@ -160,6 +175,7 @@ def export(
     output: Output,
     options: ExportOptions,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Export a model to ONNX, checked against PyTorch.
@@ -170,7 +186,9 @@ def export(
     from optimizer.verbs.export import export as verb
 
     with _bars() as progress:
-        artifact = verb(model, output, options, cache=_cache(no_cache), progress=progress)
+        artifact = verb(
+            model, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
     _print_artifact(
         artifact,
         as_json,
@@ -186,6 +204,7 @@ def calibrate(
     output: Output,
     options: CalibrateOptions,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Collect calibration statistics in one pass, for every target and method.
@@ -200,7 +219,9 @@ def calibrate(
     from optimizer.verbs.calibrate import calibrate as verb
 
     with _bars() as progress:
-        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+        artifact = verb(
+            graph, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
     details = {"halves": [asdict(moved) for moved in artifact.halves]} if artifact.halves else {}
     tensors, notes = (artifact.manifest.details[name] for name in ("tensors", "notes"))
     lines = [f"{tensors} tensors", *notes, *halves_lines(artifact.halves)]
@@ -214,6 +235,7 @@ def quantize(
     output: Output,
     options: QuantizeOptions,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Convert a graph to another precision without compiling it.
@@ -232,7 +254,9 @@ def quantize(
     from optimizer.verbs.quantize import quantize as verb
 
     with _bars() as progress:
-        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+        artifact = verb(
+            graph, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
     pairs, notes = (artifact.manifest.details.get(name) for name in ("pairs", "notes"))
     lines = [f"{pairs} tensors with Q/DQ" if pairs else None, *(notes or ())]
     lines += search_lines(artifact.search)
@@ -253,6 +277,7 @@ def build(
         bool, Parameter(name="--int8", negative="", help="Same as --precision int8.")
     ] = False,
     no_cache: NoCache = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compile an engine and check that it computes in the requested precision.
@@ -279,7 +304,9 @@ def build(
     if fp16 or int8:
         options = options.model_copy(update={"precision": "fp16" if fp16 else "int8"})
     with _bars() as progress:
-        artifact = verb(graph, output, options, cache=_cache(no_cache), progress=progress)
+        artifact = verb(
+            graph, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
     backend = str(artifact.manifest.settings["backend"])  # --engine auto is decided by the build
     availability = get_backend(backend).availability()
     lines = [f"{backend}: {artifact.audit.reason}", *artifact.manifest.details.get("notes", [])]
@@ -308,6 +335,7 @@ def refit(
     *,
     output: Output,
     options: RefitOptions,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Replace the weights of a TensorRT engine without rebuilding it.
@@ -321,7 +349,7 @@ def refit(
     from optimizer.verbs.refit import refit as verb
 
     with _bars() as progress:
-        artifact = verb(engine, model, output, options, progress=progress)
+        artifact = verb(engine, model, output, options, force=force, progress=progress)
     _print_artifact(artifact, as_json, f"{engine.name} with the weights of {model}")
 
 
@@ -331,6 +359,7 @@ def validate(
     *,
     options: ValidateOptions,
     output: Annotated[Path, _result_file("validate.json")] = Path("validate.json"),
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Validate accuracy hop by hop: PyTorch, ONNX, the converted graph, the engine.
@@ -343,10 +372,11 @@ def validate(
     from optimizer.verbs.validate import validate as verb
 
     with _bars() as progress:
-        result = verb(engines, options, output=output, progress=progress)
+        result = verb(engines, options, output=_file(output), force=force, progress=progress)
     if not is_first_process():  # torchrun: every process has the same result
         return
-    print_validation(result, output, as_json)
+    if not _printed_to_stdout(result, output):
+        print_validation(result, output, as_json)
     raise_for_verdict(result)
 
 
@@ -356,6 +386,7 @@ def bench(
     *,
     options: BenchOptions,
     output: Annotated[Path, _result_file("bench.json")] = Path("bench.json"),
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure latency and throughput, with confidence intervals.
@@ -374,8 +405,9 @@ def bench(
     from optimizer.verbs.bench import bench as verb
 
     with _bars() as progress:
-        result = verb(engines, options, output=output, progress=progress)
-    print_bench(result, output, as_json)
+        result = verb(engines, options, output=_file(output), force=force, progress=progress)
+    if not _printed_to_stdout(result, output):
+        print_bench(result, output, as_json)
     if result.verdict == "fail":
         # A crash (of an engine, a setting, a scenario or the control) is not a regression.
         raise (BuildError if result.failed else PerformanceRegression)(result.reason)
@@ -390,6 +422,7 @@ def profile(
     options: ProfileOptions,
     output: Annotated[Path, _result_file("profile.json")] = Path("profile.json"),
     layers: Layers = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Profile engines by layer and residual block, compared with the machine's roofline.
@@ -401,8 +434,10 @@ def profile(
     from optimizer.verbs.profile import profile as verb
 
     with _bars() as progress:
-        result = verb(engines, options, output=output, progress=progress)
-    if as_json:
+        result = verb(engines, options, output=_file(output), force=force, progress=progress)
+    if _printed_to_stdout(result, output):
+        pass
+    elif as_json:
         print(result.model_dump_json(indent=2))
     else:
         print_profile(result, every_layer=layers)
@@ -495,6 +530,7 @@ def report(
         Parameter(name=("--output", "-o"), help="Output file: .html, .md or .csv.", metavar="FILE"),
     ],
     options: ReportOptions,
+    force: Force = False,
 ) -> None:
     """Write the report of one run, or of several side by side.
 
@@ -502,7 +538,7 @@ def report(
     """
     from optimizer.verbs.report import report as verb
 
-    print(verb(run_dirs, output, options))
+    print(verb(run_dirs, output, options, force=force))
 
 
 # --- machine and data ----------------------------------------------------------------------------
@@ -543,6 +579,7 @@ def doctor(
             metavar="FILE",
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show what this machine can build and run, and how to enable the rest.
@@ -560,25 +597,35 @@ def doctor(
     else:
         print_environment(environment)
     if record is not None:
-        from optimizer.artifacts import check_output
         from optimizer.gpu_record import record as write_record
 
-        check_output(record)
         with _bars() as progress:
-            write_record(record, progress=progress)
+            write_record(record, force=force, progress=progress)
         print(record, file=sys.stderr if as_json else sys.stdout)
 
 
-def clean() -> None:
+def clean(
+    *,
+    dry_run: Annotated[
+        bool, Parameter(name="--dry-run", negative="", help="Only list what would be deleted.")
+    ] = False,
+) -> None:
     """Delete the artifact cache. Files written with -o are kept.
 
+    It also removes what killed runs left in the cache, in the current folder and in the folder for
+    temporary files.
+
     Example: resnet-opt clean
+
+    Example: resnet-opt clean --dry-run
     """
+    from optimizer.cli.printing import print_cache
     from optimizer.verbs.machine import clean as verb
 
-    removed = verb()
+    removed = verb(dry_run=dry_run, before=print_cache)
     freed = f"{removed.freed_bytes / 1e6:.1f} MB"
-    print(f"{removed.count} artifacts, {freed} removed from {removed.root}")
+    where = f"in {removed.root}" if dry_run else f"removed from {removed.root}"
+    print(f"{removed.count} artifacts, {freed} {where}")
 
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -598,6 +645,20 @@ def _bars() -> Any:
     from optimizer.cli.console import progress
 
     return progress()
+
+
+def _file(output: Path) -> Path | None:
+    """Where a verb writes its result; nowhere for ``-o -``."""
+    return None if output == STDOUT else output
+
+
+def _printed_to_stdout(result: Any, output: Path) -> bool:
+    """Write a result to standard output for ``-o -``, as its file would be."""
+    from optimizer.results import result_text
+
+    if output == STDOUT:
+        print(result_text(result), end="")
+    return output == STDOUT
 
 
 def _cache(disabled: bool) -> Any:
@@ -630,9 +691,11 @@ def _raise_for_search(search: Any) -> None:
         raise_for_verdict(search.validation)
 
 
-def _save_recipe(recipe: Any, path: Path) -> None:
+def _save_recipe(recipe: Any, path: Path, source: str | None, *, force: bool) -> None:
+    from optimizer.artifacts import OutputFile, check_outputs
     from optimizer.recipe import save_recipe
 
+    check_outputs([OutputFile(path, "recipe", has_manifest=False)], [source], force=force)
     save_recipe(recipe, path)
     print(path)
 

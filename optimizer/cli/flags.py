@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from optimizer.options import OptionInfo, Options, flag
 
-__all__ = ["Json", "NoCache", "Output", "argument", "with_flags"]
+__all__ = ["STDOUT", "Force", "Json", "NoCache", "Output", "argument", "with_flags"]
 
 Output = Annotated[Path, Parameter(name=("--output", "-o"), help="Output file.", metavar="FILE")]
 Json = Annotated[
@@ -26,6 +26,19 @@ NoCache = Annotated[
     bool,
     Parameter(name="--no-cache", negative="", help="Rebuild everything, and do not use the cache."),
 ]
+
+Force = Annotated[
+    bool,
+    Parameter(
+        name="--force",
+        negative="",
+        help="Replace existing files that resnet-opt did not write, or that were edited since.",
+    ),
+]
+
+
+STDOUT = Path("-")
+"""As ``-o``: write the result to standard output."""
 
 
 def argument(help_: str, metavar: str) -> Parameter:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ValidateResult,
     )
     from optimizer.tables import Table
+    from optimizer.verbs.machine import Cleaned
 
 __all__ = [
     "describe_difference",
@@ -31,6 +32,7 @@ __all__ = [
     "preprocessing_note",
     "print_artifact",
     "print_bench",
+    "print_cache",
     "print_environment",
     "print_profile",
     "print_run",
@@ -243,6 +245,14 @@ def _ceilings(result: ProfileResult) -> Iterator[str]:
     for kind, (ceiling, unit) in rates.items():
         yield f"ceiling {kind}: {ceiling.rate / 1e9:.1f} {unit} ({ceiling.how})"
     yield from ceilings.notes
+
+
+def print_cache(contents: Cleaned) -> None:
+    """Print the artifacts in the cache, and what in its folder is not the cache's."""
+    for file, kind, size in contents.artifacts:
+        print(f"{size / 1e6:10.1f} MB  {kind:<11} {file}")
+    for path in contents.foreign:
+        print(f"kept, because resnet-opt did not make it: {path}")
 
 
 def print_environment(environment: Environment) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.artifacts import scratch_folder
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError, EnvironmentFault
 from optimizer.processes import Child
@@ -123,11 +124,11 @@ def _shared_slots(
     if preprocessing is None:
         return np.empty((count, 0), dtype=np.uint8)
     folder = stack.enter_context(
-        # Windows cannot delete files that are still mapped.
-        tempfile.TemporaryDirectory(prefix="resnet-opt-", ignore_cleanup_errors=True)
+        # It ignores errors: Windows cannot delete files that are still mapped.
+        scratch_folder("pixels")
     )
     side = preprocessing.image_size
-    path = Path(folder) / "pixels"
+    path = folder / "pixels"
     try:
         # Writing (not just truncating) makes a full disk an error here instead of a SIGBUS later.
         with path.open("wb") as file:

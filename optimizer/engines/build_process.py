@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
+from optimizer.artifacts import scratch_folder
 from optimizer.engines.protocol import Backend, BuildSettings, Built
 from optimizer.errors import BuildError, UsageError
 from optimizer.processes import ChildFailed, Limits, call, memory_bytes
@@ -46,8 +46,8 @@ def build_in_child(
         UsageError: The backend is defined in the user's script, which a child never imports.
     """
     folders = _import_folders(backend)
-    with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
-        inside = Path(folder) / output.name
+    with scratch_folder("build", output.parent) as folder:
+        inside = folder / output.name
         try:
             built, peak = call(
                 "optimizer.engines.build_process:build_here",

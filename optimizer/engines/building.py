@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from optimizer.artifacts import (
     Artifact,
     Cache,
+    DisabledCache,
     Input,
     Plan,
     digest,
@@ -17,8 +17,8 @@ from optimizer.artifacts import (
     library_versions,
     manifest_path,
     produce,
-    write_atomically,
-    write_text_atomically,
+    read_manifest,
+    write_pair_atomically,
 )
 from optimizer.engines.build_process import build_in_child
 from optimizer.engines.build_settings import check_supported
@@ -176,11 +176,19 @@ def copy_graph_beside(graph: Path, output: Path) -> None:
         and digest(graph_copy) == digest(graph)
     ):
         return
-    with write_atomically(graph_copy) as temporary:
-        copy_as_one_file(graph, temporary)
     sidecar = find_manifest(graph)
-    if sidecar is not None and digest(graph_copy) == digest(graph):
-        raw = json.loads(sidecar.read_text(encoding="utf-8"))
-        write_text_atomically(
-            manifest_path(graph_copy), json.dumps({**raw, "file": graph_copy.name}, indent=2) + "\n"
+    plan = Plan(kind="graph", inputs=[Input.of("source", graph)])
+
+    def write(path: Path) -> dict[str, Any]:
+        copy_as_one_file(graph, path)
+        return {}
+
+    if sidecar is None or digest(graph) != read_manifest(graph).sha256:
+        produce(plan, graph_copy, write, cache=DisabledCache())
+        return
+    with write_pair_atomically(graph_copy, manifest_path(graph_copy)) as (temporary, beside):
+        copy_as_one_file(graph, temporary)
+        manifest = read_manifest(graph).model_copy(
+            update={"file": graph_copy.name, "sha256": digest(temporary)}
         )
+        beside.write_text(manifest.as_text(), encoding="utf-8")

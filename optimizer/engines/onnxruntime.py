@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.artifacts import Manifest, library_versions
+from optimizer.artifacts import Manifest, library_versions, scratch_folder
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
@@ -289,8 +288,8 @@ class Session:
                 hint="build an engine from it: resnet-opt build --engine onnxruntime",
             )
         check_batch(batch, self.input)
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._reopen(Path(folder) / "layers")
+        with scratch_folder("profile") as folder:
+            session = self._reopen(folder / "layers")
             bound = _Bound(session, self.input.name, self.output.name, np.ascontiguousarray(batch))
             for _ in range(_WARMUP_CALLS + calls):
                 bound.enqueue()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import library_versions
+from optimizer.artifacts import library_versions, scratch_folder
 from optimizer.evaluation.chain import Step
 from optimizer.evaluation.shards import local_device
 from optimizer.graphs.onnx_files import open_onnx, write_graph
@@ -130,8 +130,6 @@ def _open_bf16(path: Path) -> Executor:
         compiled = core.compile_model(core.read_model(path), "CPU", hints)
         version = library_versions("openvino")["openvino"]
         return Executor(f"OpenVINO {version}, BF16", OpenVinoSession(Compiled(compiled)))
-    import tempfile
-
     import onnx
     import onnx_ir as ir
 
@@ -140,8 +138,8 @@ def _open_bf16(path: Path) -> Executor:
     # Without shape inference, untyped values would not be recognized as BF16.
     model = ir.from_proto(onnx.shape_inference.infer_shapes(open_onnx(path).proto))
     round_to_bf16(model)
-    with tempfile.TemporaryDirectory() as folder:
-        emulated = Path(folder) / path.name
+    with scratch_folder("bf16") as folder:
+        emulated = folder / path.name
         write_graph(model, emulated)
         session = as_written(emulated)
     name = f"{_onnxruntime()}, optimizations off, FP32 results rounded to BF16"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,9 @@ class PredictionStore:
             root: The folder of all stores.
             network: What the predictions depend on, apart from the images.
         """
-        self.folder = root / content_key({**network, "revision": _REVISION})
+        self._root = root
+        self.key = content_key({**network, "revision": _REVISION})
+        """Digest of what the predictions depend on; the files' names begin with it."""
         self.error: str | None = None
         """Why nothing more is stored, e.g. a full disk."""
 
@@ -93,7 +94,7 @@ class PredictionStore:
                 path.unlink()
             return None
         with contextlib.suppress(OSError):
-            os.utime(self.folder)  # recently used: removed last
+            os.utime(path)  # recently used: removed last
         return StoredShard(kept, tuple(map(int, shape)), arrays)
 
     def save(self, images: str, shard: StoredShard) -> None:
@@ -111,7 +112,7 @@ class PredictionStore:
             self.error = getattr(error, "strerror", None) or str(error)
 
     def _file(self, images: str) -> Path:
-        return self.folder / f"{images}.safetensors"
+        return self._root / f"{self.key}.{images}.safetensors"
 
 
 def limit_predictions(root: Path, limit: int) -> int:
@@ -124,17 +125,22 @@ def limit_predictions(root: Path, limit: int) -> int:
     Returns:
         Bytes removed.
     """
-    stores = []
+    used: dict[str, float] = {}
+    files: dict[str, list[tuple[Path, int]]] = {}
     with contextlib.suppress(OSError):
-        for folder in root.iterdir():
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            stores.append((folder.stat().st_mtime, size, folder))
-    excess, removed = sum(size for _, size, _ in stores) - limit, 0
-    for _, size, folder in sorted(stores):
+        for path in root.glob("*.safetensors"):
+            network, status = path.name.partition(".")[0], path.stat()
+            used[network] = max(used.get(network, 0.0), status.st_mtime)
+            files.setdefault(network, []).append((path, status.st_size))
+    sizes = {network: sum(size for _, size in found) for network, found in files.items()}
+    excess, removed = sum(sizes.values()) - limit, 0
+    for network in sorted(files, key=used.__getitem__):
         if removed >= excess:
             break
-        shutil.rmtree(folder, ignore_errors=True)
-        removed += size
+        for path, _ in files[network]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        removed += sizes[network]
     return removed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from optimizer._version import __version__
-from optimizer.artifacts import Artifact, library_versions
+from optimizer.artifacts import (
+    Artifact,
+    OutputFile,
+    check_outputs,
+    library_versions,
+    scratch_folder,
+)
 from optimizer.engines import get_backend
 from optimizer.engines.cuda import cuda_api, cuda_status
 from optimizer.engines.onnxruntime import as_written
@@ -55,22 +60,27 @@ class _Materials:
     statistics: Path
 
 
-def record(path: Path | str, *, progress: Progress | None = None) -> Path:
+def record(path: Path | str, *, force: bool = False, progress: Progress | None = None) -> Path:
     """Record the behaviour of this machine's GPU libraries.
 
     Missing parts are recorded too: without a GPU, the record ends after the description of the machine.
 
     Args:
         path: The ZIP file to write.
+        force: Also replace a file that resnet-opt did not write, or that was edited since.
         progress: Receives progress updates.
 
     Returns:
         The path of the file.
+
+    Raises:
+        UsageError: The file exists and is not a record.
+        EnvironmentFault: The file cannot be written.
     """
     progress = progress or Silent()
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix="resnet-opt-record.") as temporary:
-        folder = Path(temporary)
+    check_outputs([OutputFile(path, "record", has_manifest=False)], force=force)
+    with scratch_folder("record") as folder:
         file = RecordFile(path, Cleaner({folder: "<record>"}))
         with _step(file, "machine", progress) as entry:
             entry["version"] = __version__

@@ -6,6 +6,7 @@ import getpass
 import json
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimizer.artifacts import mark_zip, write_atomically
 from optimizer.errors import ArtifactError
 
 __all__ = ["Cleaner", "RecordFile", "read_record"]
@@ -83,15 +85,21 @@ class RecordFile:
         self._path = path
         self._cleaner = cleaner
         self._number = 0
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("record.json", json.dumps({"schema": SCHEMA}))
+        with write_atomically(path) as temporary:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("record.json", json.dumps({"schema": SCHEMA}))
+            mark_zip(temporary, "record")
 
     def add(self, name: str, document: Mapping[str, Any]) -> None:
         """Write one step; the file is valid afterwards."""
         self._number += 1
         text = json.dumps(self._cleaner.clean({"step": name, **document}), indent=1)
-        with zipfile.ZipFile(self._path, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{self._number:02}-{name}.json", text)
+        with write_atomically(self._path) as temporary:
+            shutil.copyfile(self._path, temporary)
+            with zipfile.ZipFile(temporary, "a", zipfile.ZIP_DEFLATED) as archive:
+                archive.comment = b""
+                archive.writestr(f"{self._number:02}-{name}.json", text)
+            mark_zip(temporary, "record")
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:

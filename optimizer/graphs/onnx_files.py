@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import external_data_files
+from optimizer.artifacts import check_unchanged, external_data_files
 from optimizer.errors import GraphError
 
 if TYPE_CHECKING:
@@ -70,12 +70,14 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
     Raises:
         GraphError: The file does not exist, is not an ONNX file, is truncated, or its weights cannot
             be read.
+        ArtifactError: It was changed after its manifest was written.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
         raise GraphError(f"no such file: {path}", hint="check the path")
+    check_unchanged(path)
     try:
         # Engines read only the binary format, and artifacts are hashed in it.
         proto = onnx.load(path, format="protobuf", load_external_data=weights)

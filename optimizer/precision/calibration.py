@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    library_versions,
+    produce,
+    scratch_folder,
+)
 from optimizer.errors import DataError
 from optimizer.graphs.metadata import preprocessed_metadata
 from optimizer.precision.foreign import prepared
@@ -127,8 +134,8 @@ def halves(
         )
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
-    with TemporaryDirectory() as folder:
-        graph = prepared(graph, Path(folder) / "halves", preprocessing_from=preprocessing_from)
+    with scratch_folder("halves") as folder:
+        graph = prepared(graph, folder / "halves", preprocessing_from=preprocessing_from)
         return compare_halves(
             *(
                 _collect(graph, dataset.select(part), batch, progress or Silent())

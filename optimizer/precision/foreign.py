@@ -16,8 +16,9 @@ from optimizer.artifacts import (
     Artifact,
     Cache,
     Input,
+    OutputFile,
     Plan,
-    check_output,
+    check_outputs,
     library_versions,
     produce,
 )
@@ -70,7 +71,7 @@ def prepared(
             f"{output.name} is also the name of the float graph of {graph.name}",
             hint="choose another output name",
         )
-    check_output(float_path, [graph, preprocessing_from])
+    check_outputs([OutputFile(float_path, "graph")], [graph, preprocessing_from], force=True)
     return float_graph(
         graph, float_path, preprocessing_from=preprocessing_from, cache=cache, progress=progress
     ).path

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from optimizer.errors import ResnetOptError
+from optimizer.errors import ResnetOptError, file_system_fault
 from optimizer.processes.child import Child, ChildFailed
 from optimizer.processes.child_main import resolve
 from optimizer.progress import Progress
@@ -230,6 +230,8 @@ def _describe(error: BaseException) -> _Message:
         except Exception:  # noqa: BLE001 - constructors of subclasses may raise anything
             return "error", ResnetOptError(error.message, hint=error.hint)
         return "error", error
+    if (fault := file_system_fault(error)) is not None:
+        return "error", fault
     text = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARACTERS]
     return "raised", (f"raised {text}", "".join(traceback.format_exception(error)))
 

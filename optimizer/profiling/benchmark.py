@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from optimizer.artifacts import scratch_folder
 from optimizer.engines.placement import PYTORCH_ON_CPU, assign_devices, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import EnvironmentFault, UsageError
@@ -407,10 +407,10 @@ def _measure(plan: _Plan, progress: Progress) -> Grouped:
         max_workers=plan.options.max_workers,
     )
     # Providers that compile when an engine is opened compile once and not in every worker.
-    with tempfile.TemporaryDirectory(prefix="resnet-opt-bench.") as cache:
+    with scratch_folder("bench") as cache:
         measurements = [
             measure_starts(
-                [replace(cell, cache=Path(cache)) for cell in group],
+                [replace(cell, cache=cache) for cell in group],
                 plan.limits,
                 starts=plan.options.starts,
                 seed=plan.options.seed,

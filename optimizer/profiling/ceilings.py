@@ -119,8 +119,8 @@ def ceilings(
         cache=near,
         notes=notes,
     )
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if cache is not None and path is not None:
+        cache.folder(path.parent.name)
         write_text_atomically(path, measured.model_dump_json(indent=2) + "\n")
     return measured
 

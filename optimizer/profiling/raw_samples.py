@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import mark_zip, write_atomically
 from optimizer.profiling.harness import Measured
 
 __all__ = ["save_raw"]
@@ -45,4 +45,5 @@ def save_raw(measured: Measured, raw_dir: Path | None, *, swept: bool) -> str | 
             device_to_host_ns=calls[:, 3],
             stream=np.concatenate([b.stream for b in blocks]),
         )
+        mark_zip(temporary, "samples")
     return f"{raw_dir.name}/{path.name}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata, util
@@ -20,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from optimizer.artifacts import scratch_folder
 from optimizer.errors import MissingLibrary, ResnetOptError, UsageError
 from optimizer.processes import ChildFailed, Limits, call, cpus_for
 from optimizer.profiling.intervals import smallest_sample
@@ -189,11 +189,11 @@ def _test(request: Request) -> TestLog:
         ResnetOptError: The engine failed, its process crashed or hung, or LoadGen's log is invalid.
     """
     timeout_s = _START_S + _TIMEOUT_FACTOR * _min_duration_s(request)
-    with tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
+    with scratch_folder("loadgen") as folder:
         try:
             call(
                 "optimizer.profiling.loadgen:run",
-                [replace(request, folder=folder)],
+                [replace(request, folder=str(folder))],
                 limits=Limits(seconds=timeout_s),
                 threads=request.threads,
                 cpus=cpus_for(request.threads),

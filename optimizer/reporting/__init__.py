@@ -10,7 +10,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.artifacts import write_text_atomically
+from optimizer.artifacts import (
+    DisabledCache,
+    Input,
+    OutputFile,
+    Plan,
+    produce,
+    write_marked_text,
+)
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.reporting.markdown import render_markdown
 from optimizer.reporting.page import render_html
@@ -25,6 +32,7 @@ __all__ = [
     "render_csv",
     "render_html",
     "render_markdown",
+    "report_file",
     "write_report",
 ]
 
@@ -113,8 +121,26 @@ def write_report(run_dirs: Sequence[Path], output: Path, *, profile: Path | None
                 for (run, folder), layers in zip(runs, profiles, strict=True)
             )
         case _:
-            text = csv_of([run for run, _ in runs])
-    write_text_atomically(output, text)
+            _write_csv([run for run, _ in runs], run_dirs, output)
+            return
+    write_marked_text(output, text, "report")
+
+
+def report_file(output: Path) -> OutputFile:
+    """The file that `write_report` writes, for the check before the work."""
+    return OutputFile(output, "report", has_manifest=output.suffix.lower() == ".csv")
+
+
+def _write_csv(runs: Sequence[RunResult], run_dirs: Sequence[Path], output: Path) -> None:
+    """Write a CSV report with a manifest, since CSV has no comments that could hold a mark."""
+    inputs = [Input.of("results", folder / "results.json") for folder in run_dirs]
+    plan = Plan(kind="report", settings={"format": "csv"}, inputs=inputs)
+
+    def write(path: Path) -> dict[str, int]:
+        path.write_text(csv_of(runs), encoding="utf-8")
+        return {"runs": len(runs)}
+
+    produce(plan, output, write, cache=DisabledCache())
 
 
 def _profile_of(folder: Path, explicit: Path | None) -> ProfileResult | None:

@@ -26,7 +26,7 @@ from optimizer.results.profile_result import (
     ProfileResult,
     TimedPart,
 )
-from optimizer.results.result_files import Result, read_result, write_result
+from optimizer.results.result_files import Result, read_result, result_text, write_result
 from optimizer.results.result_model import (
     SCHEMA_VERSION,
     EngineStatus,
@@ -100,5 +100,6 @@ __all__ = [
     "ValidateResult",
     "VerdictName",
     "read_result",
+    "result_text",
     "write_result",
 ]

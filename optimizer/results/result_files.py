@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from optimizer.artifacts import write_text_atomically
+from optimizer.artifacts import DIGEST_FIELD, json_digest, write_text_atomically
 from optimizer.errors import ArtifactError
 from optimizer.results.bench_result import BenchResult
 from optimizer.results.profile_result import ProfileResult
@@ -16,7 +16,7 @@ from optimizer.results.run_result import RunResult
 from optimizer.results.search import SearchResult
 from optimizer.results.validate_result import ValidateResult
 
-__all__ = ["Result", "read_result", "write_result"]
+__all__ = ["Result", "read_result", "result_text", "write_result"]
 
 Result = ValidateResult | BenchResult | SearchResult | RunResult | ProfileResult
 _KINDS: dict[str, type[BaseModel]] = {
@@ -28,25 +28,18 @@ _KINDS: dict[str, type[BaseModel]] = {
 }
 
 
-_DIGEST = "digest"
-"""Field of the file, not of the result: the sha256 of everything else in the file."""
-
-
 def write_result(result: Result, path: Path) -> None:
     """Write a result as JSON with a digest, atomically."""
+    write_text_atomically(path, result_text(result))
+
+
+def result_text(result: Result) -> str:
+    """The contents of a result's file: JSON with a digest of everything else in it."""
     import json
 
-    raw = json.loads(result.model_dump_json())
-    raw[_DIGEST] = _digest(raw)
-    write_text_atomically(path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-
-
-def _digest(raw: dict[str, Any]) -> str:
-    """The sha256 of the values, independent of their layout in the file."""
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    raw: dict[str, Any] = json.loads(result.model_dump_json())
+    raw[DIGEST_FIELD] = json_digest(raw)
+    return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_result(path: Path) -> Result:
@@ -61,7 +54,7 @@ def read_result(path: Path) -> Result:
         raise ArtifactError(f"no such file: {path}", hint="check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path.name} is not JSON: {error}", hint="run the command again"
         ) from error
@@ -76,8 +69,8 @@ def read_result(path: Path) -> Result:
             f"{path.name} has schema version {raw.get('schema_version')}, expected {SCHEMA_VERSION}",
             hint="run the command again with this version of resnet-opt",
         )
-    written = raw.pop(_DIGEST, None)  # files of earlier versions have none
-    if written is not None and written != _digest(raw):
+    written = raw.pop(DIGEST_FIELD, None)  # files of earlier versions have none
+    if written is not None and written != json_digest(raw):
         raise ArtifactError(
             f"{path.name} was edited since it was written: its digest differs",
             hint="run the command again",

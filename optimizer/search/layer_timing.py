@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from optimizer.artifacts import Cache
+from optimizer.artifacts import Cache, scratch_folder
 from optimizer.engines import get_backend
 from optimizer.graphs.facts import GraphFacts
 from optimizer.graphs.importing import load_graph
@@ -38,8 +37,8 @@ def costs_of(
     """
     runs = variants.rules.name == "openvino" and get_backend("openvino").availability().can_run
     if runs and facts.image_size is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
+        with scratch_folder("timing") as folder:
+            int8 = _lowered(graph, _all_int8(variants), variants, folder / "int8.onnx")
             return measured_costs(int8, graph, variants.layers, facts.image_size)
     if variants.rules.name == "tensorrt":
         return modelled_costs(graph, variants.topology, variants.rules, GPU)
@@ -57,9 +56,9 @@ def timed_graphs(
     """
     if costs.source == "model" or facts.image_size is None or not chosen.kept:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        int8 = _lowered(graph, _all_int8(variants), variants, Path(folder) / "int8.onnx")
-        mix = _lowered(graph, chosen.encodings, variants, Path(folder) / "mixed.onnx")
+    with scratch_folder("timing") as folder:
+        int8 = _lowered(graph, _all_int8(variants), variants, folder / "int8.onnx")
+        mix = _lowered(graph, chosen.encodings, variants, folder / "mixed.onnx")
         low, middle, high = timed((int8, mix, graph), facts.image_size)
     return low.total_ms, middle.total_ms, high.total_ms
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import mark_zip, write_atomically
 from optimizer.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Predictions:
             arrays[f"logits_{number}"] = self.logits[hop]
         with write_atomically(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **arrays)
+            stream.close()
+            mark_zip(temporary, "predictions")
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.artifacts import check_output
+from optimizer.artifacts import OutputFile, check_outputs
 from optimizer.options import BenchOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.results import BenchResult, write_result
+from optimizer.verbs.planned_files import sample_files, samples_folder
 from optimizer.verbs.validate import as_list
 
 __all__ = ["bench"]
@@ -21,6 +22,7 @@ def bench(
     *,
     output: Path | str | None = None,
     raw_dir: Path | str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure latency and throughput in interleaved rounds, each engine in its own process.
@@ -32,6 +34,7 @@ def bench(
             ``None`` writes nothing.
         raw_dir: Folder for the raw samples, one NPZ file per engine and setting, if not the one
             beside ``output``.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Returns:
@@ -46,8 +49,11 @@ def bench(
     paths = [Path(engine) for engine in as_list(engines)]
     if output is not None:
         output = Path(output)
-        check_output(output, [*paths, options.against])
-        raw_dir = raw_dir or output.parent / f"{output.stem}.raw"
+        raw_dir = raw_dir or samples_folder(output)
+    files = [] if output is None else [OutputFile(output, "bench", has_manifest=False)]
+    if raw_dir is not None:
+        files += sample_files(Path(raw_dir))
+    check_outputs(files, [*paths, options.against], force=force)
     result = measure(
         paths, options, raw_dir=None if raw_dir is None else Path(raw_dir), progress=progress
     )

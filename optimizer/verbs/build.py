@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import BuildOptions, QuantizeOptions, check_engine, takes_options
 from optimizer.progress import Progress
 from optimizer.verbs.audit import audit
 from optimizer.verbs.outcomes import BuildResult
+from optimizer.verbs.planned_files import engine_files
 from optimizer.verbs.quantize import conversion_inputs, convert, judge_search, search_path
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def build(
     options: BuildOptions,
     *,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Compile an engine and check that it computes in the requested precision.
@@ -40,6 +42,7 @@ def build(
         output: The engine file.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Returns:
@@ -59,10 +62,11 @@ def build(
     from optimizer.precision import check_options, prepared
 
     graph, output = Path(graph), Path(output)
-    check_output(output, [graph, *conversion_inputs(options)])
+    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    files = engine_files(graph, output, options, precision=facts.precision if facts else None)
+    check_outputs(files, [graph, options.timing_cache, *conversion_inputs(options)], force=force)
     check_options(graph, options.precision, options)
     engine, target = _engine_and_target(options)
-    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
     _check_preprocessing_source(options, facts)
     settings = settings_of(options, facts)
     check_buildable(get_backend(engine), settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import CalibrateOptions, takes_options
 from optimizer.progress import Progress
@@ -25,6 +25,7 @@ def calibrate(
     *,
     images: ImageDataset | None = None,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> CalibrateResult:
     """Collect calibration statistics in one pass, for every target and method.
@@ -35,6 +36,7 @@ def calibrate(
         options: See below.
         images: Dataset to use instead of ``calib``; all its images are used.
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -43,9 +45,13 @@ def calibrate(
         GraphError: The graph cannot be quantized, or its outputs are NaN.
     """
     from optimizer import precision
+    from optimizer.graphs.facts import is_quantized
 
     graph, output = Path(graph), Path(output)
-    check_output(output, [graph, options.calib, options.preprocessing_from])
+    files = [OutputFile(output, "statistics")]
+    if options.preprocessing_from is not None or is_quantized(graph):
+        files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))
+    check_outputs(files, [graph, options.calib, options.preprocessing_from], force=force)
     if images is None:
         images = _open(options)
     artifact = precision.calibrate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.options import ExportOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import ExportResult
@@ -19,6 +19,7 @@ def export(
     options: ExportOptions,
     *,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a model to ONNX and check it against PyTorch; see `optimizer.exporting.export_onnx`.
@@ -29,6 +30,7 @@ def export(
         output: The ``.onnx`` file.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -39,7 +41,7 @@ def export(
     from optimizer.models import load_model
 
     model, output = str(model), Path(output)
-    check_output(output, [model])
+    check_outputs([OutputFile(output, "graph")], [model], force=force)
     artifact = export_onnx(
         load_model(model, arch=options.arch, image_size=options.image_size),
         output,

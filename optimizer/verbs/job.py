@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    OutputFile,
+    Plan,
+    library_versions,
+    produce,
+)
 from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision, UsageError
 from optimizer.options import (
     BenchOptions,
@@ -32,6 +41,7 @@ from optimizer.verbs.bench import bench
 from optimizer.verbs.build import build
 from optimizer.verbs.calibrate import calibrate
 from optimizer.verbs.export import export
+from optimizer.verbs.planned_files import sample_files
 from optimizer.verbs.quantize import quantize
 from optimizer.verbs.train import train
 from optimizer.verbs.validate import validate
@@ -72,6 +82,7 @@ class Job:
         folder: The run folder.
         cache: Artifact cache; ``None`` for no cache.
         progress: Receives progress updates.
+        force: Whether files that this package did not write, or that were edited, are replaced.
         stages: One record per stage.
         audits: Precision audits by engine file name.
         engines: The engines that were built.
@@ -82,6 +93,7 @@ class Job:
     folder: Path
     cache: Cache | None
     progress: Progress
+    force: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     audits: dict[str, Audit] = field(default_factory=dict)
     engines: list[Artifact] = field(default_factory=list)
@@ -109,6 +121,52 @@ class Job:
                 manifest=_manifest_for_report(artifact) if artifact else None,
             )
         )
+
+    def files(self) -> list[OutputFile]:
+        """Everything that the run may write, except its recipe."""
+        named = {
+            "model.safetensors": "checkpoint", "model.onnx": "graph", "statistics.npz": "statistics",
+            "validate.json": "validate", "bench.json": "bench",
+        }  # fmt: skip
+        marked = {
+            "predictions.npz": "predictions", "results.json": "run", "report.html": "report",
+            "report.md": "report",
+        }  # fmt: skip
+        files = [OutputFile(self.folder / name, kind) for name, kind in named.items()]
+        files += [
+            OutputFile(self.folder / n, kind, has_manifest=False) for n, kind in marked.items()
+        ]
+        files += sample_files(self.folder / "raw")
+        for section in self.recipe.build:
+            for requested in section.engine:
+                for precision in section.precision:
+                    with contextlib.suppress(
+                        UsageError, EnvironmentFault
+                    ):  # `build_section` records it
+                        files += self._engine_files(section, requested, precision)
+        return list(dict.fromkeys(files))
+
+    def _engine_files(
+        self, section: BuildSection, requested: str, precision: str
+    ) -> list[OutputFile]:
+        from optimizer.engines.registry import get_backend
+        from optimizer.verbs.planned_files import conversion_files, engine_files
+
+        options, label = self._options(section, requested, precision, None)
+        output = self._engine_path(label, get_backend(options.engine).suffix)
+        graph = self.folder / "model.onnx"
+        if options.engine == "torch":
+            return engine_files(graph, output, options, precision=None)
+        if options.precision != "mixed":
+            return engine_files(graph, output, options, precision="fp32")
+        mixed = self._engine_path(label, ".onnx")
+        return [
+            *conversion_files(graph, mixed, options, quantized=False),
+            *engine_files(mixed, output, options, precision="mixed"),
+        ]
+
+    def _engine_path(self, label: str, suffix: str) -> Path:
+        return self.folder / "engines" / f"{label.replace(' ', '-')}{suffix}"
 
     # --- checkpoint, graph and statistics ---------------------------------------------------------
 
@@ -293,9 +351,9 @@ class Job:
         from optimizer.engines.registry import get_backend
 
         backend = get_backend(options.engine)
-        output = self.folder / "engines" / f"{label.replace(' ', '-')}{backend.suffix}"
+        output = self._engine_path(label, backend.suffix)
         if options.precision == "mixed":
-            source = self._search(options, output, source, images)
+            source = self._search(options, self._engine_path(label, ".onnx"), source, images)
             options = _options_after_search(options, source)
         with self.stage("build", label) as record:
             engine = record(build(source.path, output, options, **self._common()))
@@ -325,7 +383,7 @@ class Job:
             artifact = record(
                 quantize(
                     graph.path,
-                    output.with_suffix(".onnx"),
+                    output,
                     explicit,
                     images=images.pool,
                     **self._common(),
@@ -373,6 +431,7 @@ class Job:
                 options,
                 images=held_out,
                 predictions=self.folder / "predictions.npz",
+                force=self.force,
                 progress=self.progress,
             )
             result = result.model_copy(update={"audits": {**result.audits, **self.audits}})
@@ -401,6 +460,7 @@ class Job:
                 [checkpoint.path, *(engine.path for engine in self.runnable)],
                 BenchOptions.parse(section.model_dump(mode="json")),
                 raw_dir=self.folder / "raw",
+                force=self.force,
                 progress=self.progress,
             )
             write_result(result, path)
@@ -424,7 +484,7 @@ class Job:
         )
 
     def _common(self) -> dict[str, Any]:
-        return {"cache": self.cache, "progress": self.progress}
+        return {"cache": self.cache, "progress": self.progress, "force": self.force}
 
 
 def _check_disjoint(

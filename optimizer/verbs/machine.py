@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Cache
+from optimizer.artifacts import Cache, clean_up_after_crashes
 
 if TYPE_CHECKING:
     from optimizer.engines import Session
@@ -28,24 +29,55 @@ class Cleaned:
 
     Attributes:
         root: The cache's folder.
-        count: Number of artifacts removed.
+        artifacts: Name, kind and size in bytes of each artifact.
         freed_bytes: Size of the removed files.
+        foreign: What is in the folder and was not made by this package; it is kept.
     """
 
     root: Path
-    count: int
+    artifacts: tuple[tuple[str, str, int], ...]
     freed_bytes: int
+    foreign: tuple[Path, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of artifacts."""
+        return len(self.artifacts)
 
 
-def clean(cache: Cache | None = None) -> Cleaned:
-    """Delete the artifact cache; output files are kept.
+def clean(
+    cache: Cache | None = None,
+    *,
+    dry_run: bool = False,
+    before: Callable[[Cleaned], None] | None = None,
+) -> Cleaned:
+    """Delete the artifact cache, and what killed runs left behind; output files are kept.
+
+    Leftovers are removed from the cache, the current folder and the folder for temporary files.
 
     Args:
         cache: The cache; ``None`` for the user's default cache.
+        dry_run: Only list what would be deleted.
+        before: Called with what will be deleted, before anything is.
+
+    Raises:
+        UsageError: The folder is not a cache of this package.
     """
     cache = cache or Cache.default()
-    count = len(cache.entries())
-    return Cleaned(cache.root, count, cache.clear())
+    cache.check_marked()
+    contents = cache.contents()
+    planned = Cleaned(
+        root=cache.root,
+        artifacts=tuple((m.file, m.kind, size) for m, size in contents.artifacts),
+        freed_bytes=sum(size for _, size in contents.artifacts),
+        foreign=tuple(contents.foreign),
+    )
+    if before is not None:
+        before(planned)
+    if dry_run:
+        return planned
+    clean_up_after_crashes([Path.cwd()])
+    return replace(planned, freed_bytes=cache.clear())
 
 
 def load(engine: Path | str, *, threads: int | None = None, device: str | None = None) -> Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import ProfileOptions, takes_options
 from optimizer.progress import Progress
@@ -22,6 +22,7 @@ def profile(
     *,
     output: Path | str | None = None,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ProfileResult:
     """Time engines by layer and compare the layers with this machine's measured ceilings.
@@ -31,6 +32,7 @@ def profile(
         options: See below.
         output: File for the result (``.json``); ``None`` writes nothing.
         cache: Cache for the ceilings; ``None`` for the user's default cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -44,7 +46,7 @@ def profile(
         raise UsageError("--remeasure and --no-ceilings together", hint="leave one of them out")
     paths = [Path(engine) for engine in as_list(engines)]
     if output is not None:
-        check_output(Path(output), paths)
+        check_outputs([OutputFile(Path(output), "profile", has_manifest=False)], paths, force=force)
     result = measure(
         paths,
         options,

@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Artifact, Cache, check_output
+from optimizer.artifacts import Artifact, Cache, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import CalibrateOptions, Conversion, QuantizeOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.results import SearchResult
 from optimizer.verbs.calibrate import calibrate
 from optimizer.verbs.outcomes import QuantizeResult
+from optimizer.verbs.planned_files import conversion_files, is_calibrated
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
 
 __all__ = ["conversion_inputs", "convert", "quantize"]
-
-_CALIBRATED = {"int8", "fp8", "fp16", "bf16"}
 
 
 @takes_options(QuantizeOptions)
@@ -29,6 +28,7 @@ def quantize(
     *,
     images: ImageDataset | None = None,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Convert a graph to another precision.
@@ -46,6 +46,7 @@ def quantize(
         options: See below.
         images: For ``mixed``, a labelled dataset to use instead of ``calib``.
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -54,10 +55,12 @@ def quantize(
         GraphError: The graph cannot be read or converted.
         DataError: Images that cannot be used.
     """
+    from optimizer.graphs.facts import is_quantized
     from optimizer.precision import check_options
 
     graph, output = Path(graph), Path(output)
-    check_output(output, [graph, *conversion_inputs(options)])
+    files = conversion_files(graph, output, options, quantized=is_quantized(graph))
+    check_outputs(files, [graph, *conversion_inputs(options)], force=force)
     if options.precision not in {"int8", "mixed"} and options.encodings is not None:
         raise UsageError(
             "--encodings is for INT8", hint="--precision int8, or leave out --encodings"
@@ -103,8 +106,7 @@ def convert(
 
     if options.precision == "mixed":
         return _search(graph, output, options, images, result_path, cache, progress)
-    uncalibrated = options.encodings is None and options.stats is None
-    if options.precision in _CALIBRATED and uncalibrated and options.calib is not None:
+    if is_calibrated(options):
         statistics = calibrate(
             graph,
             output.with_name(f"{graph.stem}.stats.npz"),

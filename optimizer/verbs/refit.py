@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact, Input, Plan, check_output, load_artifact, produce
+from optimizer.artifacts import (
+    Artifact,
+    Input,
+    OutputFile,
+    Plan,
+    check_outputs,
+    load_artifact,
+    produce,
+    scratch_folder,
+)
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.options import RefitOptions, takes_options
 from optimizer.progress import Progress, Silent
@@ -25,6 +33,7 @@ def refit(
     output: Path | str,
     options: RefitOptions,
     *,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Replace the weights of a TensorRT engine without rebuilding it.
@@ -40,6 +49,7 @@ def refit(
             file of the same network in the engine's precision, with the same scales.
         output: The new engine, including its weights; its graph is written beside it.
         options: See below.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -50,14 +60,19 @@ def refit(
         MissingLibrary, MissingDevice: TensorRT or a GPU is missing.
     """
     from optimizer.engines.building import copy_graph_beside
-    from optimizer.engines.opening import graph_of
+    from optimizer.engines.opening import GRAPH_SUFFIX, graph_of
     from optimizer.engines.tensorrt.weight_refit import check_refittable, refit_engine
     from optimizer.graphs.facts import graph_facts
 
     engine, model, output = Path(engine), str(model), Path(output)
     progress = progress or Silent()
     old = load_artifact(engine)
-    check_output(output, [engine, model])
+    beside = output.with_name(output.name + GRAPH_SUFFIX)
+    check_outputs(
+        [OutputFile(output, "engine"), OutputFile(beside, "graph")],
+        [engine, model, graph_of(engine)],
+        force=force,
+    )
     backend = _backend(old)
     check_refittable(backend.library, engine, old.manifest)
     built_from = graph_of(engine)
@@ -67,12 +82,12 @@ def refit(
             hint=f"copy {engine.name}.graph.onnx into the same folder",
         )
     facts = graph_facts(built_from)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("refit") as folder:
         if model.endswith(".onnx"):
             graph, source = Path(model), Input.of("graph", Path(model))
         else:
             _check_not_quantized(facts, engine, old, model)
-            graph, source = _export_like(model, options.arch, facts, Path(folder), progress)
+            graph, source = _export_like(model, options.arch, facts, folder, progress)
         plan = _plan(old, built_from, graph, source)
 
         def write(path: Path) -> dict[str, Any]:

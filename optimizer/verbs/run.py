@@ -6,13 +6,14 @@ of the same inputs, settings, libraries and device exists.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import (
     AccuracyGateFailed,
     BuildError,
@@ -50,6 +51,7 @@ def run(
     options: Options,
     command: str = "optimizer.run(source, folder)",
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
     """Take a model from checkpoint to engines and report, in one folder.
@@ -63,6 +65,7 @@ def run(
         options: See below; they override the recipe.
         command: The command line, for the report's "how to repeat".
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Returns:
@@ -74,7 +77,8 @@ def run(
     """
     recipe = run_recipe(source, options)
     folder = default_folder(source) if folder is None else Path(folder)
-    return _execute(recipe, folder, command, cache, progress)
+    job = Job(recipe, folder.resolve(), cache, progress or Silent(), force)
+    return _execute(job, source, command)
 
 
 @takes_options(DemoOptions)
@@ -84,6 +88,7 @@ def demo(
     options: Options,
     command: str = "optimizer.demo()",
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
     """Run the main job on bundled real data; nothing is downloaded.
@@ -94,13 +99,15 @@ def demo(
         options: See below.
         command: The command line, for the report's "how to repeat".
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
     """
     recipe = demo_recipe(options)
     assert recipe.train is not None
     arch = recipe.train.arch
     folder = folder or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
-    return _execute(recipe, Path(folder), command, cache, progress)
+    job = Job(recipe, Path(folder).resolve(), cache, progress or Silent(), force)
+    return _execute(job, None, command)
 
 
 def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options) -> Recipe:
@@ -161,25 +168,18 @@ def _default_builds() -> list[dict[str, Any]]:
     return builds
 
 
-def _execute(
-    recipe: Recipe,
-    folder: Path,
-    command: str,
-    cache: Cache | None,
-    progress: Progress | None,
-) -> RunResult:
+def _execute(job: Job, source: object, command: str) -> RunResult:
     from optimizer.environment import describe
     from optimizer.reporting import write_report
     from optimizer.reporting.findings import findings
 
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", hint="-o FOLDER")
-    check_output(folder / "results.json")
+    recipe = job.recipe
+    recipe_file = _check_folder(job, source)
     started = time.perf_counter()
-    job = Job(recipe, folder.resolve(), cache, progress or Silent())
     images = job.open_images()  # first, so that problems with the data are reported before the work
     job.folder.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, job.folder / "recipe.yaml")
+    if recipe_file is not None:
+        save_recipe(recipe, recipe_file)
     checkpoint = job.make_checkpoint()
     graph = job.export(checkpoint)
     statistics = job.calibrate(graph, images)
@@ -208,6 +208,31 @@ def _execute(
     for suffix in (".html", ".md"):
         write_report([job.folder], job.folder / f"report{suffix}")
     return result
+
+
+def _check_folder(job: Job, source: object) -> Path | None:
+    """Check everything that the run will write.
+
+    Returns:
+        The file for the recipe; ``None`` if it is there already, perhaps in the user's own words.
+    """
+    recipe, folder = job.recipe, job.folder
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", hint="-o FOLDER")
+    recipe_file: Path | None = folder / "recipe.yaml"
+    files = job.files()
+    with contextlib.suppress(UsageError):
+        if load_recipe(folder / "recipe.yaml") == recipe:
+            recipe_file = None
+    if recipe_file is not None:
+        files.append(OutputFile(recipe_file, "recipe", has_manifest=False))
+    read = [recipe.model, recipe.train.init if recipe.train else None]
+    read += [recipe.calibrate.calib, recipe.validation.data if recipe.validation else None]
+    for section in recipe.build:
+        read += [str(path) for path in (section.timing_cache,) if path is not None]
+    named = str(source) if isinstance(source, (str, Path)) else None
+    check_outputs(files, [*read, named], force=job.force)
+    return recipe_file
 
 
 def _verdict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.options import TrainOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import TrainResult
@@ -19,6 +19,7 @@ def train(
     options: TrainOptions,
     *,
     cache: Cache | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a ResNet into a checkpoint.
@@ -27,6 +28,7 @@ def train(
         output: The checkpoint file (``.safetensors``).
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Raises:
@@ -38,7 +40,8 @@ def train(
     from optimizer.training import train_checkpoint
 
     output = Path(output)
-    check_output(output, [options.init, options.data, options.held_out])
+    inputs = [options.init, options.data, options.held_out]
+    check_outputs([OutputFile(output, "checkpoint")], inputs, force=force)
     held_out = options.held_out
     if held_out is None and options.data == "digits:train":
         held_out = "digits:test"

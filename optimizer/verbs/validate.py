@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Cache, check_output
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import HopOptions, ValidateOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.results import Gates, ValidateResult, write_result
+from optimizer.verbs.planned_files import predictions_path
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
@@ -26,6 +27,7 @@ def validate(
     output: Path | str | None = None,
     images: ImageDataset | None = None,
     predictions: Path | str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ValidateResult:
     """Compare engines with the reference, hop by hop, on the same images.
@@ -37,6 +39,7 @@ def validate(
             beside it. ``None`` writes nothing.
         images: Dataset to use instead of ``data``; all its images are used.
         predictions: File for the predictions of each image (``.npz``), if not beside ``output``.
+        force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
 
     Returns:
@@ -60,8 +63,8 @@ def validate(
         raise UsageError("no engine to validate", hint="name at least one engine")
     if output is not None:
         output = Path(output)
-        check_output(output, [*paths, options.reference, options.data])
-        predictions = predictions or output.with_suffix(".predictions.npz")
+        predictions = predictions or predictions_path(output)
+    _check_files(paths, options, output, predictions, force=force)
     check_device(paths, options.device)
     chains = [
         Chain.of(
@@ -96,6 +99,24 @@ def validate(
     if output is not None and is_first_process():
         write_result(result, output)
     return result
+
+
+def _check_files(
+    engines: Sequence[Path],
+    options: ValidateOptions,
+    output: Path | None,
+    predictions: Path | str | None,
+    *,
+    force: bool,
+) -> None:
+    from optimizer.engines.opening import graph_of
+
+    files = [] if output is None else [OutputFile(output, "validate", has_manifest=False)]
+    if predictions is not None:
+        files.append(OutputFile(Path(predictions), "predictions", has_manifest=False))
+    graphs = [graph_of(engine) for engine in engines]
+    read = [*engines, *graphs, options.reference, options.data, options.exported]
+    check_outputs(files, read, force=force)
 
 
 def _reference(options: ValidateOptions) -> Any:

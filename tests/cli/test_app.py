@@ -32,7 +32,8 @@ def test_every_flag_has_help() -> None:
 def test_no_command_spells_an_option() -> None:
     """Flags come from the models; a command adds where things go and how they are printed."""
     allowed = {
-        "output", "as_json", "no_cache", "save_recipe", "layers", "record", "diff", "fp16", "int8",
+        "output", "as_json", "no_cache", "force", "dry_run", "save_recipe", "layers", "record", "diff",
+        "fp16", "int8",
     }  # fmt: skip
     for command in (command for panel in PANELS.values() for command in panel):
         keywords = {

@@ -8,28 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.artifacts import check_output
-from optimizer.errors import EnvironmentFault, UsageError
-
 from .conftest import Command
-
-
-def test_check_output(tmp_path: Path) -> None:
-    check_output(tmp_path / "new" / "result.json", [tmp_path / "absent", "digits:train", None])
-    assert not (tmp_path / "new").exists(), "checking leaves nothing behind"
-    with pytest.raises(UsageError, match="is a folder"):
-        check_output(tmp_path)
-    own = tmp_path / "own.onnx"
-    own.write_bytes(b"x")
-    link = tmp_path / "link.onnx"
-    link.symlink_to(own)
-    check_output(own, [tmp_path / "other.onnx"])
-    with pytest.raises(UsageError, match=r"the output would overwrite the input own\.onnx"):
-        check_output(link, [own])
-    for place in (own / "below.json", Path("/proc/none/result.json")):
-        with pytest.raises(EnvironmentFault, match="cannot be written") as caught:
-            check_output(place)
-        assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("verb", ["build", "quantize", "calibrate", "export"])

@@ -20,6 +20,7 @@ from optimizer.engines.building import Limits, build_engine
 from optimizer.engines.opening import check_opens
 from optimizer.engines.registry import backends
 from optimizer.errors import ArtifactError, BuildError, MissingDevice, MissingLibrary, UsageError
+from tests.manifests import edit_manifest
 
 
 class Misbehaving:
@@ -193,8 +194,7 @@ def test_an_engine_from_another_machine_is_refused_with_the_rebuild_command(
         small_graph, tmp_path / "e.blob", "openvino", BuildSettings(precision="fp32")
     )
     raw = json.loads(manifest_path(built.path).read_text())
-    raw[field] = {**raw[field], **change}
-    manifest_path(built.path).write_text(json.dumps(raw))
+    edit_manifest(built.path, **{field: {**raw[field], **change}})
     with pytest.raises(ArtifactError, match=message) as caught:
         open_engine(built.path)
     assert caught.value.hint == "resnet-opt build e.blob.graph.onnx --engine openvino -o e.blob"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from optimizer.artifacts import digest, manifest_path, read_manifest, write_text_atomically
+from optimizer.artifacts import digest, manifest_path, read_manifest
 from optimizer.data import open_dataset
 from optimizer.engines import BuildSettings
 from optimizer.engines.building import build_engine
@@ -25,6 +25,7 @@ from optimizer.exporting import export_onnx
 from optimizer.models import load_model
 from optimizer.results import Gates, ValidateResult
 from tests.evaluation.conftest import Workshop, largest_fall
+from tests.manifests import edit_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -208,8 +209,8 @@ def test_a_shuffled_class_list_of_an_engine_is_attributed_to_the_engine(
     manifest = read_manifest(workshop.engine)
     assert manifest.classes is not None
     shuffled = [manifest.classes[1], manifest.classes[0], *manifest.classes[2:]]
-    manifest = manifest.model_copy(update={"classes": shuffled, "file": engine.name})
-    write_text_atomically(manifest_path(engine), manifest.model_dump_json())
+    shutil.copyfile(manifest_path(workshop.engine), manifest_path(engine))
+    edit_manifest(engine, classes=shuffled, file=engine.name)
     result = _validate(workshop, Chain(label="ov", graph=workshop.int8, engine=engine))
     assert result.first_failing_hop == "ov"
     assert "in a different order: output 0 is '1', not '0'" in result.finding
@@ -282,9 +283,7 @@ def test_an_engine_of_another_checkpoint_is_attributed_to_the_engine(
         weight.const_value = ir.tensor(turned, name="fc.weight")
         ir.save(proto, other)
     engine = _engine(other, "fp32")
-    manifest = read_manifest(engine)
-    foreign = manifest.model_copy(update={"inputs": []})
-    write_text_atomically(manifest_path(engine), foreign.model_dump_json())
+    edit_manifest(engine, inputs=[])
     result = _validate(workshop, Chain(label="ov", model=workshop.onnx, engine=engine))
     assert result.first_failing_hop == "ov"
     assert "the loss comes from the engine (ov), not from the export" in result.finding

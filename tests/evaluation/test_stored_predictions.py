@@ -113,7 +113,7 @@ def test_another_graph_finds_the_predictions_of_the_reference(
     saved = []
     save = PredictionStore.save
     monkeypatch.setattr(
-        PredictionStore, "save", lambda self, *a: (saved.append(self.folder), save(self, *a))
+        PredictionStore, "save", lambda self, *a: (saved.append(self.key), save(self, *a))
     )
     _validate(tmp_path, tmp_path / "stores", open_dataset(folder / "data.npz"), "other.onnx")
     assert computed.since_last() == IMAGES
@@ -174,7 +174,7 @@ def test_a_damaged_shard_is_computed_again(
 ) -> None:
     first = _validate(folder, tmp_path / "stores")
     computed.since_last()
-    for file in (tmp_path / "stores").glob("*/*.safetensors"):
+    for file in (tmp_path / "stores").glob("*.safetensors"):
         if file.stat().st_size > 1000:
             file.write_bytes(damage(file.read_bytes()))
     assert _validate(folder, tmp_path / "stores") == first
@@ -238,7 +238,8 @@ def test_stores_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> No
     stores = [PredictionStore(tmp_path, {"network": name}) for name in "abc"]
     for age, store in enumerate(stores):
         store.save("images", shard)
-        os.utime(store.folder, (1000 + age, 1000 + age))
+        (file,) = tmp_path.glob(f"{store.key}.*")
+        os.utime(file, (1000 + age, 1000 + age))
     assert stores[0].load("images") is not None  # used now
     size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
     assert limit_predictions(tmp_path, size) == 0

@@ -12,6 +12,7 @@ from optimizer.artifacts import load_artifact, manifest_path
 from optimizer.data import Preprocessing
 from optimizer.errors import ArtifactError, CheckpointError
 from optimizer.models import Model, load_model, save_checkpoint
+from tests.manifests import edit_manifest
 
 CLASSES = tuple("abcdefghij")
 
@@ -156,8 +157,7 @@ def test_a_changed_file_is_rejected(path: Path) -> None:
 
 
 def test_another_kind_of_artifact_is_rejected(path: Path) -> None:
-    sidecar = manifest_path(path)
-    sidecar.write_text(sidecar.read_text().replace('"checkpoint"', '"statistics"'))
+    edit_manifest(path, kind="statistics")
     with pytest.raises(ArtifactError, match="is a statistics, not a checkpoint"):
         load_model(path)
 

@@ -154,7 +154,7 @@ def test_a_scenario_of_loadgen(
     )
     parent = parent_that_runs(code, started, tmp_path)
     processes = descendants(parent, 1)
-    (folder,) = tmp_path.glob("loadgen-*")
+    (folder,) = tmp_path.glob(".loadgen.resnet-opt-*")
     limit = time.monotonic() + 120
     while not (folder / "mlperf_log_detail.txt").exists():  # LoadGen's test is running
         assert time.monotonic() < limit

@@ -134,9 +134,9 @@ def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
 
 
 def test_clearing_the_cache_removes_ceilings(measured: Ceilings, tmp_path: Path) -> None:
-    (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "x.json").write_text(measured.model_dump_json())
-    assert Cache(tmp_path).clear() > 0
+    cache = Cache(tmp_path)
+    (cache.folder("measured") / f"{'0' * 64}.json").write_text(measured.model_dump_json())
+    assert cache.clear() > 0
     assert not (tmp_path / "measured").exists()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import scratch_folder, write_atomically
 from optimizer.engines.protocol import BuildSettings, Built
 from optimizer.engines.tensorrt import rtx
 from optimizer.engines.tensorrt.build_log import layers_in_log
@@ -182,8 +181,8 @@ def _compiler_graph(plan: BuildPlan, notes: list[str]) -> Iterator[CheckedGraph]
         # For older GPUs, weights are dequantized before the convolution: FP16 loses the factors then.
         and min(plan.targets, default=_COMPUTES_INT8) >= _COMPUTES_INT8
     )
-    with tempfile.TemporaryDirectory(prefix="resnet-opt-graph.") as folder:
-        path = Path(folder) / plan.graph.path.name
+    with scratch_folder("graph") as folder:
+        path = folder / plan.graph.path.name
         changed = write_with_factors(plan.graph.path, path) if rewritten else 0
         if not changed:
             yield plan.graph

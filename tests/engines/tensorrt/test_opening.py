@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from optimizer.engines.tensorrt.log import BuildLog, make_logger
 from optimizer.engines.tensorrt.weight_refit import refit_engine
 from optimizer.errors import ArtifactError, GraphError, MissingDevice, ResnetOptError, UsageError
 from optimizer.progress import Silent
+from tests.manifests import edit_manifest
 
 from . import graphs
 
@@ -127,9 +127,7 @@ def test_only_an_engine_that_carries_its_runtime_may_run_host_code(tmp_path: Pat
     artifact = produce(plan, path, lambda p: p.write_bytes(b"engine") and {})
     assert opening.carries_runtime(artifact.manifest)
     assert not opening.carries_runtime(None)
-    raw = json.loads(Path(f"{path}.json").read_text())
-    raw["settings"] = {}
-    Path(f"{path}.json").write_text(json.dumps(raw))
+    edit_manifest(path, settings={})
     manifest = opening._manifest(path)
     assert manifest is not None
     assert not opening.carries_runtime(manifest)

@@ -21,17 +21,15 @@ from optimizer.errors import ArtifactError, CheckpointError, GraphError, Missing
 from optimizer.models import load_model, save_checkpoint
 from optimizer.options import EncodingOptions
 from optimizer.precision import quantize
+from tests import manifests
 
 without_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
 
 
 def edit_manifest(engine: Path, **changes: Any) -> None:
     """Edit a manifest: without a driver, no engine is really refittable."""
-    path = manifest_path(engine)
-    raw = json.loads(path.read_text())
-    for section, values in changes.items():
-        raw[section] |= values
-    path.write_text(json.dumps(raw))
+    raw = json.loads(manifest_path(engine).read_text())
+    manifests.edit_manifest(engine, **{name: raw[name] | new for name, new in changes.items()})
 
 
 @pytest.fixture(scope="session")

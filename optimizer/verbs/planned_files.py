@@ -1,0 +1,111 @@
+"""The files that a verb will write, side files included, for the check before its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optimizer.artifacts import OutputFile
+from optimizer.options import BuildOptions, QuantizeOptions
+
+__all__ = [
+    "conversion_files",
+    "engine_files",
+    "is_calibrated",
+    "predictions_path",
+    "sample_files",
+    "samples_folder",
+]
+
+_CALIBRATED = {"int8", "fp8", "fp16", "bf16"}
+
+
+def conversion_files(
+    graph: Path,
+    output: Path,
+    options: QuantizeOptions | BuildOptions,
+    *,
+    quantized: bool,
+    result: Path | None = None,
+) -> list[OutputFile]:
+    """What a conversion writes.
+
+    Args:
+        graph: The graph to convert; only its name matters.
+        output: The converted graph.
+        options: The options of the conversion.
+        quantized: Whether ``graph`` has Q/DQ already.
+        result: The `SearchResult` of ``mixed``; beside the output by default.
+    """
+    from optimizer.search import search_path
+
+    files = [OutputFile(output, "graph")]
+    to_float = quantized or options.preprocessing_from is not None
+    if options.precision == "fp32":
+        return files
+    if to_float:
+        files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))
+    mixed = options.precision == "mixed"
+    if mixed:
+        result = result or search_path(output)
+        stem = f"{graph.stem}.float" if to_float else graph.stem
+        files.append(OutputFile(result, "search", has_manifest=False))
+        files.append(OutputFile(result.with_name(f"{stem}.stats.npz"), "statistics"))
+    elif is_calibrated(options):
+        files.append(OutputFile(output.with_name(f"{graph.stem}.stats.npz"), "statistics"))
+    if mixed or (options.precision == "int8" and options.encodings is None):
+        encodings = output.with_name(f"{output.stem}.encodings.json")
+        files.append(OutputFile(encodings, "encodings"))
+    return files
+
+
+def is_calibrated(options: QuantizeOptions | BuildOptions) -> bool:
+    """Whether a conversion calibrates, which writes the statistics beside its output."""
+    given = options.encodings is not None or options.stats is not None
+    return options.precision in _CALIBRATED and options.calib is not None and not given
+
+
+def engine_files(
+    graph: Path, output: Path, options: QuantizeOptions | BuildOptions, *, precision: str | None
+) -> list[OutputFile]:
+    """What a build writes.
+
+    Args:
+        graph: The graph or checkpoint to build; only its name matters.
+        output: The engine.
+        options: The options of the build.
+        precision: Precision of ``graph``; ``None`` for a checkpoint.
+    """
+    from optimizer.engines.opening import GRAPH_SUFFIX
+    from optimizer.search import search_path
+
+    files = [OutputFile(output, "engine")]
+    if precision is None:
+        return files
+    prepared = options.preprocessing_from is not None
+    if prepared:
+        float_graph = output.with_name(f"{graph.stem}.float.onnx")
+        files.append(OutputFile(float_graph, "graph"))
+        graph = float_graph
+    source = output.with_name(output.name + GRAPH_SUFFIX)
+    if precision != "fp32" or options.precision == "fp32":
+        return [*files, OutputFile(source, "graph")]
+    options = options.model_copy(update={"preprocessing_from": None})
+    return files + conversion_files(
+        graph, source, options, quantized=False, result=search_path(output)
+    )
+
+
+def predictions_path(output: Path) -> Path:
+    """Where ``validate`` writes predictions beside its result."""
+    return output.with_suffix(".predictions.npz")
+
+
+def samples_folder(output: Path) -> Path:
+    """Where ``bench`` writes raw samples beside its result."""
+    return output.parent / f"{output.stem}.raw"
+
+
+def sample_files(folder: Path) -> list[OutputFile]:
+    """Existing files that new samples may replace; their names depend on engines and settings."""
+    existing = sorted(folder.glob("*-batch*.npz"))
+    return [OutputFile(path, "samples", has_manifest=False) for path in existing]
