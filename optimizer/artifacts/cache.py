@@ -164,8 +164,10 @@ class Cache:
         tag = self.root / _TAG
         if tag.is_file() and "resnet-opt" in tag.read_text(encoding="utf-8", errors="replace"):
             return
-        if contents.files or contents.foreign:
-            named = (contents.foreign or contents.files)[0].name
+        others = [*contents.foreign, *contents.files]
+        # A run that was killed before it wrote the tag may have left a temporary file.
+        abandoned = set(leftovers([self.root]))
+        if named := next((path.name for path in others if path not in abandoned), None):
             raise UsageError(
                 f"{self.root} is not a cache of resnet-opt: it has no {_TAG}, but {named}",
                 hint="set RESNET_OPT_CACHE to the cache, or remove the folder by hand",
@@ -185,6 +187,7 @@ class Cache:
                 freed += path.lstat().st_size
             remove(path)
         folders = {path.parent for path in contents.files} - {self.root}
+        folders |= {self.root / name for name in _FOLDERS}
         for folder in folders:
             with contextlib.suppress(OSError):  # something was added meanwhile
                 folder.rmdir()
