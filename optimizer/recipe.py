@@ -135,6 +135,9 @@ class Recipe(Options):
         None, "A checkpoint, or a model name as for resnet-opt export; either this or train."
     )
     arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
+    weights: str | None = option(
+        None, "Which weights of a checkpoint that has several: ema, or the name of a copy."
+    )
     train: TrainOptions | None = None
     export: GraphOptions = GraphOptions()
     calibrate: CalibrateSection = CalibrateSection()
@@ -177,6 +180,7 @@ _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
     "calib": ("calibrate.calib", CalibrateSection),
     "calib_images": ("calibrate.calib_images", CalibrateSection),
     "arch": ("arch", Recipe),
+    "weights": ("weights", Recipe),
     "image_size": ("export.image_size", GraphOptions),
     "precision": ("build.precision", BuildSection),
     "engine": ("build.engine", BuildSection),

@@ -193,6 +193,7 @@ def export(
         artifact,
         as_json,
         f"differs from PyTorch by at most {artifact.max_relative_difference:.1e} of the largest logit",
+        *artifact.manifest.details.get("notes", ()),
         preprocessing_note(artifact, model) if artifact.preprocessing_assumed else None,
     )
 
@@ -265,7 +266,10 @@ def quantize(
 
 
 def build(
-    graph: Annotated[Path, argument("An ONNX file; for --engine torch a checkpoint.", "GRAPH")],
+    graph: Annotated[
+        Path,
+        argument("An ONNX file; or a checkpoint or model name, which is exported first.", "GRAPH"),
+    ],
     /,
     *,
     output: Output,
@@ -283,6 +287,8 @@ def build(
     """Compile an engine and check that it computes in the requested precision.
 
     Example: resnet-opt build model.onnx --precision int8 --calib digits:train -o model.blob
+
+    Example: resnet-opt build model.safetensors --int8 --calib digits:train -o model.blob
 
     Example: resnet-opt build model.onnx --fp16 --engine tensorrt-rtx --target sm89 -o model.rtx
 

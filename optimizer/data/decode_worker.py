@@ -28,7 +28,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
 
     Args:
         settings: ``memory`` (file of the shared memory), ``shape`` (of the shared array: slots x H
-            x W x 3 uint8), ``first`` and ``step`` (this worker's slots), ``preprocessing`` (``None``
+            x W x channels uint8), ``first`` and ``step`` (this worker's slots), ``preprocessing`` (``None``
             only checks that the image can be decoded), and Pillow's ``max_pixels`` and
             ``load_truncated`` as set in the parent process.
         requests: One JSON string per line, the path of an image.
@@ -45,12 +45,13 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
         preprocessing = Preprocessing.from_dict(settings["preprocessing"])
         memory = np.memmap(settings["memory"], dtype=np.uint8, mode="r+")
         slots = memory.reshape(settings["shape"])
+    channels = 3 if preprocessing is None else preprocessing.channels
     slot = settings["first"]
     before = time.process_time()
     for line in requests:
         message = hint = None
         try:
-            image = open_image(Path(json.loads(line)))
+            image = open_image(Path(json.loads(line)), channels)
             if preprocessing is not None:
                 slots[slot] = preprocessing.apply_uint8(image)
         except DataError as error:

@@ -47,7 +47,7 @@ class Decoded:
     """One decoded image, or the error.
 
     Attributes:
-        pixels: H x W x 3 uint8; ``None`` if the image cannot be read or was only checked.
+        pixels: H x W x channels uint8; ``None`` if the image cannot be read or was only checked.
         error: Why the image cannot be read, or ``None``.
         cpu_s: CPU seconds of decoding, resizing and cropping.
     """
@@ -93,7 +93,7 @@ def decode_ahead(
         EnvironmentFault: A worker died (the message names the image it was reading) or cannot be
             started, or there is no disk space for the pixels.
     """
-    size = 1 if preprocessing is None else 3 * preprocessing.image_size**2
+    size = 1 if preprocessing is None else preprocessing.channels * preprocessing.image_size**2
     rounds = max(1, min(-(-ahead // workers), _SLOTS_BYTES // (size * workers)))
     with contextlib.ExitStack() as stack:
         slots = _shared_slots(rounds * workers, preprocessing, stack)
@@ -127,19 +127,19 @@ def _shared_slots(
         # It ignores errors: Windows cannot delete files that are still mapped.
         scratch_folder("pixels")
     )
-    side = preprocessing.image_size
+    side, channels = preprocessing.image_size, preprocessing.channels
     path = folder / "pixels"
     try:
         # Writing (not just truncating) makes a full disk an error here instead of a SIGBUS later.
         with path.open("wb") as file:
             for _ in range(count):
-                file.write(bytes(3 * side * side))
+                file.write(bytes(channels * side * side))
     except OSError as error:
         raise EnvironmentFault(
             f"no space for the pixels of {count} images in {tempfile.gettempdir()}: {error.strerror}",
             hint="set TMPDIR to a folder with free space, or use --workers 0",
         ) from error
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, side, side, 3))
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, side, side, channels))
 
 
 def _unlink(slots: NDArray[np.uint8]) -> None:

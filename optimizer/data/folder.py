@@ -37,7 +37,7 @@ class FileSource:
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`."""
-        return preprocessing.apply_uint8(open_image(self.file(position)))
+        return preprocessing.apply_uint8(open_image(self.file(position), preprocessing.channels))
 
     def check(self, position: int) -> None:
         """See `Source.check`: decodes the whole image."""

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGE_SUFFIXES", "open_image", "to_rgb"]
 
-# torchvision's IMG_EXTENSIONS
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# torchvision's IMG_EXTENSIONS, and other names and formats that every Pillow reads
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+)  # fmt: skip
 
 # Exceptions that Pillow's plugins raise for damaged files; UnidentifiedImageError is an OSError.
 _DAMAGED = (
@@ -35,14 +38,19 @@ _DAMAGED = (
 )
 
 
-def open_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
+def open_image(path: Path, channels: int = 3) -> Image.Image:
+    """Decode an image file to RGB, or to RGBA for networks of four channels.
 
     Grayscale, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Like
-    torchvision, this ignores the EXIF orientation.
+    torchvision, this ignores the EXIF orientation. Of animations, the first frame is read.
+
+    Args:
+        path: The file.
+        channels: Channels of the network's input; only with four the fourth channel is kept.
 
     Raises:
-        DataError: The file is not an image, is truncated, or exceeds Pillow's pixel limit.
+        DataError: The file is not an image, is truncated, exceeds Pillow's pixel limit, or has no
+            fourth channel where one is needed.
     """
     from PIL import Image
 
@@ -55,7 +63,7 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if limit and image.width * image.height > limit:
                 raise too_large
-            return to_rgb(image)
+            return _four_channels(image) if channels == 4 else to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
     except DataError as error:
@@ -70,6 +78,16 @@ def open_image(path: Path) -> Image.Image:
             f"cannot read the image {path}: {reason or type(error).__name__}",
             hint="remove or replace it (in a dataset: --skip-bad-images)",
         ) from error
+
+
+def _four_channels(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        raise DataError(
+            f"it has {len(image.getbands())} channels ({image.mode}), the network takes four",
+            hint="use images with four channels (PNG or TIFF), or N x H x W x 4 arrays",
+        )
+    image.load()
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

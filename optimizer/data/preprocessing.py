@@ -27,7 +27,8 @@ __all__ = ["COLORS", "IMAGENET_MEAN", "IMAGENET_STD", "INTERPOLATIONS", "Preproc
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-COLORS = ("RGB", "BGR", "grayscale")
+COLORS = ("RGB", "BGR", "grayscale", "RGBA")
+_DEPTHS = {"RGB": (3,), "BGR": (3,), "grayscale": (1, 3), "RGBA": (4,)}
 
 # Mean and standard deviation of the pixels of scikit-learn's digits, as fractions of 255.
 _DIGITS_MEAN = 0.3053
@@ -46,7 +47,9 @@ class Preprocessing:
         interpolation: One of `INTERPOLATIONS`.
         antialias: Whether downscaling widens the filter, as Pillow and torchvision do. ``False``
             samples without antialiasing, like OpenCV's ``INTER_LINEAR``.
-        color: Order of the channels: ``RGB``, ``BGR``, or ``grayscale`` (luminance in all three).
+        color: The channels and their order: ``RGB``, ``BGR``, ``RGBA`` (four channels that are
+            resized independently of each other), or ``grayscale`` (luminance, in one channel if
+            ``mean`` has one value, else in three equal ones).
         mean: Mean of each channel, in that order, as a fraction of 255.
         std: Standard deviation of each channel, likewise.
     """
@@ -60,18 +63,12 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise DataError(f"preprocessing: {name} must be three finite numbers, not {values}")
-            object.__setattr__(self, name, values)
-        if max(map(abs, self.mean)) > 1 or max(self.std) > 1:
+        if self.color not in COLORS:
             raise DataError(
-                f"preprocessing: mean {self.mean} and std {self.std} must be from 0 to 1",
-                hint="divide values for pixels from 0 to 255 by 255",
+                f"preprocessing: unknown colour order {self.color!r}",
+                hint=f"use one of {', '.join(COLORS)}",
             )
-        if min(self.std) <= 0:
-            raise DataError(f"preprocessing: std must be positive, not {self.std}")
+        self._check_statistics()
         for name, size in (("crop", self.crop), ("resize", self.resize)):
             if size is not None and not 1 <= size <= _MAX_SIZE:
                 raise DataError(
@@ -82,13 +79,31 @@ class Preprocessing:
                 f"preprocessing: unknown interpolation {self.interpolation!r}",
                 hint=f"use one of {', '.join(INTERPOLATIONS)}",
             )
-        if self.color not in COLORS:
-            raise DataError(
-                f"preprocessing: unknown colour order {self.color!r}",
-                hint=f"use one of {', '.join(COLORS)}",
-            )
         if not self.antialias and self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise DataError(f"preprocessing: {self.interpolation} always antialiases")
+
+    def _check_statistics(self) -> None:
+        depths = _DEPTHS[self.color]
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) not in depths or not all(math.isfinite(v) for v in values):
+                numbers = " or ".join(map(str, depths))
+                raise DataError(
+                    f"preprocessing: {name} of {self.color} must be {numbers} finite "
+                    f"number{'' if depths == (1,) else 's'}, not {values}"
+                )
+            object.__setattr__(self, name, values)
+        if len(self.mean) != len(self.std):
+            raise DataError(
+                f"preprocessing: mean has {len(self.mean)} values and std {len(self.std)}"
+            )
+        if max(map(abs, self.mean)) > 1 or max(self.std) > 1:
+            raise DataError(
+                f"preprocessing: mean {self.mean} and std {self.std} must be from 0 to 1",
+                hint="divide values for pixels from 0 to 255 by 255",
+            )
+        if min(self.std) <= 0:
+            raise DataError(f"preprocessing: std must be positive, not {self.std}")
 
     # --- constructors ----------------------------------------------------------------------
 
@@ -157,6 +172,11 @@ class Preprocessing:
         return self.crop
 
     @property
+    def channels(self) -> int:
+        """Channels of the network's input: 1, 3 or 4."""
+        return len(self.mean)
+
+    @property
     def sha256(self) -> str:
         """Digest over all fields."""
         return content_key(self._fields())
@@ -203,23 +223,43 @@ class Preprocessing:
     def apply_uint8(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop an image.
 
+        Args:
+            image: RGB or grayscale; RGBA if `color` is.
+
         Returns:
-            crop x crop x 3 uint8, channels in the order of `color`.
+            crop x crop x channels uint8, channels in the order of `color`.
+
+        Raises:
+            DataError: `color` is RGBA and the image has no fourth channel.
         """
+        if self.color == "RGBA":
+            return self._apply_to_channels(image)
         if self.color == "grayscale":
             image = image.convert("L")
-        if image.mode != "RGB":  # Pillow would copy it
-            image = image.convert("RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        if image.mode != mode:  # Pillow would copy it
+            image = image.convert(mode)
         pixels = np.array(self._crop(self._resize(image)), dtype=np.uint8)
+        pixels = pixels.reshape(self.crop, self.crop, self.channels)
         if self.color == "BGR":
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         return pixels
+
+    def _apply_to_channels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize each channel alone: Pillow weights colours by the fourth channel."""
+        if image.mode != "RGBA":
+            raise DataError(
+                f"the network takes four channels, the image is {image.mode}",
+                hint="use images with four channels (PNG or TIFF), or N x H x W x 4 arrays",
+            )
+        bands = [self._crop(self._resize(band)) for band in image.split()]
+        return np.stack([np.array(band, dtype=np.uint8) for band in bands], axis=-1)
 
     def apply(self, image: Image.Image) -> NDArray[np.float32]:
         """Resize, crop and normalize an image.
 
         Returns:
-            3 x crop x crop float32.
+            channels x crop x crop float32.
         """
         normalized: NDArray[np.float32] = self.normalize(self.apply_uint8(image)[np.newaxis])[0]
         return normalized
@@ -228,19 +268,19 @@ class Preprocessing:
         """Normalize resized and cropped images.
 
         Args:
-            images: N x H x W x 3 uint8, channels in the order of `color`.
+            images: N x H x W x channels uint8, channels in the order of `color`.
 
         Returns:
-            N x 3 x H x W float32, contiguous: ``(x / 255 - mean) / std`` in single precision, with
+            N x channels x H x W float32, contiguous: ``(x / 255 - mean) / std`` in single precision, with
             torchvision's order of operations.
         """
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        if images.ndim != 4 or images.shape[3] != self.channels or images.dtype != np.uint8:
             raise DataError(
-                f"normalize needs N x H x W x 3 uint8, not {images.shape} {images.dtype}"
+                f"normalize needs N x H x W x {self.channels} uint8, not {images.shape} {images.dtype}"
             )
-        count, height, width, _ = images.shape
-        mean, std = (np.array(v, dtype=np.float32).reshape(3, 1, 1) for v in (self.mean, self.std))
-        result = np.empty((count, 3, height, width), dtype=np.float32)
+        count, height, width, channels = images.shape
+        mean, std = (np.array(v, dtype=np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        result = np.empty((count, channels, height, width), dtype=np.float32)
         for index in range(count):  # one image at a time stays in the CPU cache
             values = result[index]
             values[...] = images[index].transpose(2, 0, 1)

@@ -28,6 +28,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.onnx_files import copy_as_one_file
+from optimizer.models.weights import is_checkpoint
 from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 
@@ -62,7 +63,7 @@ def build_engine(
     """
     backend = get_backend(backend_name)
     backend_settings = check_buildable(backend, settings)
-    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    facts = None if is_checkpoint(graph) else graph_facts(graph)
     _check_precision(facts, settings, graph)
     source = facts or _checkpoint_facts(graph)
 

@@ -17,7 +17,7 @@ from optimizer.engines.protocol import (
 )
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
-from optimizer.models.weights import CHECKPOINTS
+from optimizer.models.weights import is_checkpoint
 
 __all__ = [
     "check_opens",
@@ -95,7 +95,7 @@ def open_streams(
 
 def _checked_backend(path: Path, device: str | None) -> Backend:
     """The backend of a file, after checking that the file can be opened here."""
-    if path.suffix in CHECKPOINTS and not _is_engine(path):
+    if is_checkpoint(path) and not _is_engine(path):
         return get_backend("torch")
     artifact = load_artifact(path)
     if artifact.manifest.kind != "engine":

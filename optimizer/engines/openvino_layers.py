@@ -177,5 +177,5 @@ def _noise(spec: TensorSpec, size: int) -> Array:
     rng = np.random.default_rng(0)
     batch = spec.shape[0] or 1
     if spec.dtype == "uint8":
-        return rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    return rng.normal(size=(batch, 3, size, size)).astype(np.float32)
+        return rng.integers(0, 256, (batch, size, size, spec.shape[3] or 3), np.uint8)
+    return rng.normal(size=(batch, spec.shape[1] or 3, size, size)).astype(np.float32)

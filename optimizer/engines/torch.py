@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.artifacts import find_manifest
 from optimizer.engines.batching import check_batch
 from optimizer.engines.protocol import (
     Array,
@@ -24,6 +25,7 @@ from optimizer.engines.protocol import (
     TensorSpec,
 )
 from optimizer.errors import GraphError, UnsupportedPrecision, UsageError
+from optimizer.models.weights import is_checkpoint
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features
@@ -57,7 +59,7 @@ VARIANTS = {
 class TorchEager:
     """The ``torch`` backend: eager FP32 in the channels-last layout, the most common way to run it.
 
-    It builds from a checkpoint instead of a graph; the engine is a copy of the checkpoint.
+    It builds from a checkpoint instead of a graph; the engine is a copy of its weights.
     """
 
     name = "torch"
@@ -93,17 +95,22 @@ class TorchEager:
         self, graph: Path, output: Path, settings: BuildSettings, progress: Progress
     ) -> Built:
         """See `Backend.build`; ``graph`` is a checkpoint."""
+        from optimizer.models import load_model, write_weights
+
         self.engine_settings(settings)
-        if graph.suffix != ".safetensors":
+        if not is_checkpoint(graph):
             raise GraphError(
                 f"the torch engine runs a checkpoint, not {graph.name}",
-                hint="resnet-opt build model.safetensors --engine torch",
+                hint="give the checkpoint: resnet-opt build model.safetensors --engine torch",
             )
         progress.start("torch fp32", total=1)
         started = time.perf_counter()
-        shutil.copyfile(graph, output)
+        if graph.suffix == ".safetensors" and find_manifest(graph) is not None:
+            shutil.copyfile(graph, output)
+        else:  # the engine is in the one format whose card every reader finds
+            write_weights(load_model(graph), output)
         progress.advance()
-        progress.finish("copied the checkpoint")
+        progress.finish("copied the weights")
         return Built(layers=[], seconds=time.perf_counter() - started)
 
     def load(
@@ -164,8 +171,8 @@ class Session:
         self._module = module.to(memory_format=self._layout)
         self._call = torch.compile(self._module) if variant.compiled else self._module
         size = model.preprocessing.image_size
-        self.input = TensorSpec("images", (None, 3, size, size), "float32")
-        self.output = TensorSpec("logits", (None, model.num_classes), "float32")
+        self.input = TensorSpec("images", (None, model.channels, size, size), "float32")
+        self.output = TensorSpec("logits", (None, model.num_outputs), "float32")
 
     def run(self, batch: Array) -> Array:
         """See `Session.run` of the protocol."""

@@ -16,7 +16,7 @@ from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
 from optimizer.graphs.facts import GraphFacts, graph_facts
-from optimizer.models.weights import CHECKPOINTS
+from optimizer.models.weights import is_checkpoint
 
 __all__ = ["REFERENCE", "Chain", "Step", "find_exported_model", "plan_steps"]
 
@@ -203,7 +203,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
     path = chain.engine
     assert path is not None
     manifest: Manifest | None = None
-    if path.suffix not in CHECKPOINTS or find_manifest(path) is not None:
+    if not is_checkpoint(path) or find_manifest(path) is not None:
         manifest = read_manifest(path)
     fault = None
     if manifest is not None:

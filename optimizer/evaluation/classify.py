@@ -11,7 +11,8 @@ import numpy as np
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
-from optimizer.models.weights import CHECKPOINTS
+from optimizer.tasks.one_output import as_classes
+from optimizer.models.weights import is_checkpoint
 from optimizer.results import Prediction
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def predict(
         pixels = session.input.dtype == "uint8"
         apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
         for path in images:
-            probabilities = session.run(apply(open_image(path))[None])[0].astype(np.float64)
+            image = apply(open_image(path, preprocessing.channels))
+            probabilities = as_classes(session.run(image[None]))[0].astype(np.float64)
             if not ends_in_softmax:
                 probabilities = np.exp(probabilities - probabilities.max())
                 probabilities /= probabilities.sum()
@@ -94,7 +96,7 @@ def _ends_in_softmax(engine: Path) -> bool:
 def _preprocessing_and_classes(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
     from optimizer.data import Preprocessing
 
-    if engine.suffix in CHECKPOINTS:
+    if is_checkpoint(engine):
         from optimizer.models import load_model
 
         model = load_model(str(engine))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from optimizer.data import ImageDataset, Preprocessing, open_image
 from optimizer.data.folder import FileSource
 from optimizer.errors import UsageError
+from optimizer.tasks.one_output import as_classes
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -90,16 +91,23 @@ def compare_decoders(
         One entry per pipeline that supports this preprocessing.
 
     Raises:
-        UsageError: The data has no image files.
+        UsageError: The data has no image files, or the network takes four channels.
         DataError: An image cannot be read.
     """
+    if preprocessing.channels == 4:
+        raise UsageError(
+            "other decoders are compared for colour and grayscale images, not for four channels",
+            hint="resnet-opt validate compares engines on these images",
+        )
     files = _files(data)
     pipelines = _pipelines(preprocessing)
     differences = {name: Difference(name, flips=None if model is None else 0) for name in pipelines}
     progress = progress or Silent()
     progress.start("compare decoders", total=len(files))
     for batch in _batches(files):
-        ours = [preprocessing.apply_uint8(open_image(path)) for _, path in batch]
+        ours = [
+            preprocessing.apply_uint8(open_image(path, preprocessing.channels)) for _, path in batch
+        ]
         classes = None if model is None else _classes(model, preprocessing, ours)
         for name, pipeline in pipelines.items():
             theirs = [pipeline(path, preprocessing) for _, path in batch]
@@ -134,7 +142,7 @@ def _classes(model: Model, preprocessing: Preprocessing, images: list[Pixels]) -
 
     with torch.inference_mode():
         logits = model.module(torch.from_numpy(preprocessing.normalize(np.stack(images))))
-    return np.asarray(logits.argmax(dim=1).numpy())
+    return np.asarray(as_classes(logits.numpy()).argmax(axis=1))
 
 
 # --- pipelines ---------------------------------------------------------------------------------

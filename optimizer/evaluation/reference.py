@@ -35,7 +35,7 @@ class Reference:
             float32.
         preprocessing: The preprocessing of its input images.
         classes: Class names in the order of the outputs, or ``None``.
-        num_classes: Number of outputs.
+        num_classes: Number of classes; 2 for one output, a sigmoid.
         sha256: Digest of the weights or of the file.
         checkpoint: Digest of the checkpoint's weights; ``None`` if the file does not state it.
         takes_uint8: Whether the input is N x H x W x 3 uint8.
@@ -116,7 +116,7 @@ def _from_graph(path: Path) -> Reference:
         run=session.run,
         preprocessing=Preprocessing.from_dict(facts.preprocessing),
         classes=None if classes is None else tuple(classes),
-        num_classes=facts.output_shape[1] or len(classes or ()),
+        num_classes=max(2, facts.output_shape[1] or len(classes or ())),
         sha256=digest(path),
         checkpoint=facts.metadata.get("checkpoint_sha256"),
         takes_uint8=facts.input_dtype == "uint8",

@@ -89,7 +89,8 @@ def export_onnx(
         checked = verify_file(path, model, batch=batch, input_kind=input_kind)
         progress.advance()
         progress.finish(f"max |Δ| {checked['max_relative_difference']:.1e} of the largest logit")
-        return {**checked, "preprocessing_assumed": model.preprocessing_assumed}
+        notes = {"notes": list(model.remarks)} if model.remarks else {}
+        return {**checked, "preprocessing_assumed": model.preprocessing_assumed, **notes}
 
     return produce(plan, output, write, cache=cache)
 
@@ -99,7 +100,7 @@ def _trace(model: Model, *, batch: int | None, opset: int) -> ir.Model:
 
     size = model.preprocessing.image_size
     # torch.export silently turns an example dimension of 0 or 1 into a constant.
-    example = torch.zeros(batch if batch is not None else 2, 3, size, size)
+    example = torch.zeros(batch if batch is not None else 2, model.channels, size, size)
     shapes = None if batch is not None else ({0: torch.export.Dim("batch")},)
     with _quiet():
         program = torch.onnx.export(

@@ -16,7 +16,7 @@ __all__ = ["use_uint8_input"]
 
 
 def use_uint8_input(model: ir.Model, preprocessing: Preprocessing) -> bool:
-    """Replace the N x 3 x H x W float32 input by N x H x W x 3 uint8 and normalize in the graph.
+    """Replace the N x C x H x W float32 input by N x H x W x C uint8 and normalize in the graph.
 
     ``(x / 255 - mean) / std`` becomes ``x * (1 / (255 std)) + (-mean / std)`` on the whole image,
     *before* the first convolution pads it. Folding mean and std into that convolution's weights
@@ -29,7 +29,7 @@ def use_uint8_input(model: ir.Model, preprocessing: Preprocessing) -> bool:
     std = np.asarray(preprocessing.std, np.float64)
     mean = np.asarray(preprocessing.mean, np.float64)
     scale, shift = (
-        add_constant(graph, f"normalize.{name}", values.reshape(1, 3, 1, 1).astype(np.float32))
+        add_constant(graph, f"normalize.{name}", values.reshape(1, -1, 1, 1).astype(np.float32))
         for name, values in (("scale", 1.0 / (255.0 * std)), ("shift", -mean / std))
     )
 

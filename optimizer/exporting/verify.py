@@ -69,7 +69,8 @@ def _difference(path: Path, model: Model, n: int, input_kind: str) -> float:
     import torch
 
     size = model.preprocessing.image_size
-    pixels = np.random.default_rng(n).integers(0, 256, (n, size, size, 3), np.uint8)
+    shape = (n, size, size, model.channels)
+    pixels = np.random.default_rng(n).integers(0, 256, shape, np.uint8)
     normalized = model.preprocessing.normalize(pixels)
     with torch.inference_mode():
         reference = model.module(torch.from_numpy(normalized)).numpy()

@@ -95,7 +95,8 @@ def graph_facts(path: Path) -> GraphFacts:
     """Read and check the ONNX file of an image classifier.
 
     Raises:
-        GraphError: As in `open_checked`; or the graph is not an image classifier.
+        GraphError: As in `open_checked`; or the graph is not an image classifier, or its only
+            output is a probability.
     """
     proto = open_checked(path).proto
     source, target = input_and_output(proto, path.name)
@@ -103,9 +104,10 @@ def graph_facts(path: Path) -> GraphFacts:
     if len(in_shape) != 4 or len(out_shape) != 2:
         raise GraphError(
             f"{path.name} maps {_format_shape(in_shape)} to {_format_shape(out_shape)}, but "
-            "an image classifier maps N x 3 x H x W to N x classes",
+            "an image classifier maps N x channels x H x W to N x classes",
             hint="export it with resnet-opt export",
         )
+    _check_single_output(proto, target.name, out_shape, path.name)
     metadata = Metadata.of_proto(proto)
     images = source.type.tensor_type.elem_type == 2  # TensorProto.UINT8
     return GraphFacts(
@@ -121,6 +123,18 @@ def graph_facts(path: Path) -> GraphFacts:
         ),
         metadata=metadata,
     )
+
+
+def _check_single_output(proto: Any, output: str, shape: tuple[int | None, ...], name: str) -> None:
+    """Refuse a single probability: one output is taken as the logit of a sigmoid."""
+    last = next((node for node in proto.graph.node if output in node.output), None)
+    if shape[1] == 1 and last is not None and last.op_type == "Sigmoid":
+        raise GraphError(
+            f"{name} outputs one probability ({last.name or 'a Sigmoid'}), but one output is taken "
+            "as the logit of a sigmoid",
+            hint="export the network without its final sigmoid: the classes stay the same, "
+            "because a probability of 0.5 is a logit of 0",
+        )
 
 
 def input_and_output(proto: Any, name: str) -> tuple[Any, Any]:

@@ -3,13 +3,14 @@
 from optimizer.models.architectures import ARCHITECTURES, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
 from optimizer.models.model import Model, weights_digest
-from optimizer.models.zoo import MODEL_FORMS, load_model
+from optimizer.models.zoo import MODEL_FORMS, is_model, load_model
 
 __all__ = [
     "ARCHITECTURES",
     "MODEL_FORMS",
     "Model",
     "build_module",
+    "is_model",
     "load_checkpoint",
     "load_model",
     "save_checkpoint",

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "build_module", "check_arch", "expected_shapes", "infer_arch"]
+__all__ = [
+    "ARCHITECTURES",
+    "build_module",
+    "check_arch",
+    "closest_arch",
+    "expected_shapes",
+    "infer_arch",
+]
 
 ARCHITECTURES = (
     "resnet18",
@@ -28,7 +35,7 @@ ARCHITECTURES = (
 )
 
 Shapes = dict[str, tuple[int, ...]]
-_HEAD = ("fc.weight", "fc.bias")
+_STEM = "conv1.weight"
 
 
 def check_arch(arch: str) -> str:
@@ -44,15 +51,19 @@ def check_arch(arch: str) -> str:
     return arch
 
 
-def build_module(arch: str, num_classes: int, *, zero_init_residual: bool = False) -> nn.Module:
+def build_module(
+    arch: str, num_classes: int, *, channels: int = 3, zero_init_residual: bool = False
+) -> nn.Module:
     """Build a network with torchvision's random initialization, in training mode.
 
     Args:
         arch: One of `ARCHITECTURES`.
         num_classes: Number of outputs of the last layer.
+        channels: Number of channels of the images.
         zero_init_residual: Start every residual branch at zero (Goyal et al. 2017, 5.1), so that
             deep networks train in few epochs.
     """
+    from torch import nn
     from torchvision.models import get_model
 
     module: nn.Module = get_model(
@@ -61,6 +72,10 @@ def build_module(arch: str, num_classes: int, *, zero_init_residual: bool = Fals
         num_classes=num_classes,
         zero_init_residual=zero_init_residual,
     )
+    if channels != 3:
+        stem = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        module.register_module("conv1", stem)
     return module
 
 
@@ -77,7 +92,8 @@ def expected_shapes(arch: str) -> Shapes:
 def infer_arch(state: Mapping[str, torch.Tensor]) -> str | None:
     """Infer the architecture from the names and shapes of the weights; ``None`` if none matches.
 
-    The last layer is not compared because its size is the number of classes.
+    The number of classes and of input channels may be any, so the last layer and the depth of the
+    first are not compared.
     """
     shapes = _body({name: tuple(tensor.shape) for name, tensor in state.items()})
     for arch in ARCHITECTURES:
@@ -86,9 +102,17 @@ def infer_arch(state: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
+def closest_arch(state: Mapping[str, torch.Tensor]) -> str:
+    """The architecture that shares most tensors, by name and shape, with a state dict."""
+    shapes = set(_body({name: tuple(tensor.shape) for name, tensor in state.items()}).items())
+    return min(
+        ARCHITECTURES, key=lambda arch: len(shapes ^ set(_body(expected_shapes(arch)).items()))
+    )
+
+
 def _body(shapes: Shapes) -> Shapes:
     return {
-        name: shape
+        name: (shape[0], *shape[2:]) if name == _STEM else shape
         for name, shape in shapes.items()
-        if name not in _HEAD and not name.endswith("num_batches_tracked")
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }

@@ -6,17 +6,19 @@ case the manifest is lost. Third-party weights have neither; for them users can 
 
     {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
 
-Its keys are ``arch``, ``classes``, ``preprocessing`` and, for weights whose last layer is in a
-Sequential, ``head`` (``fc.1``).
+Its keys are ``arch``, ``classes``, ``preprocessing``; ``head``, the last layer if it is in a
+Sequential or has another name (``fc.1``, ``classifier``); and ``weights``, which copy to use if the
+file has several (``ema``).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,11 +32,15 @@ from optimizer.artifacts import (
     produce,
 )
 from optimizer.data import Preprocessing
-from optimizer.data.preprocessing import COLORS
+from optimizer.data.preprocessing import COLORS, IMAGENET_MEAN
 from optimizer.errors import ArtifactError, CheckpointError, DataError
+from optimizer.models.copies import ONNX_ROUTE
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.pretrained import identify
 from optimizer.models.weights import fit_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["CARD_SUFFIX", "load_checkpoint", "save_checkpoint", "write_weights"]
 
@@ -45,6 +51,8 @@ _CARD_FORMAT = (
     'example: {"classes": ["cat", "dog"], "preprocessing": {"mean": [0.5, 0.5, 0.5]}}; preprocessing '
     "takes resize, crop, interpolation, antialias, color, mean and std"
 )
+# timm's variants that have a plain ResNet's tensors but compute something else with them.
+_SAME_TENSORS = re.compile(r"blur|resne\w*aa|silu|swish|mish|gelu|leaky|prelu", re.IGNORECASE)
 
 
 def write_weights(model: Model, path: Path) -> None:
@@ -107,9 +115,10 @@ class _Card:
     source: str | None = None
     expected_top1: float | None = None
     head: str | None = None
+    weights: str | None = None
 
 
-def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
+def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None = None) -> Model:
     """Read a checkpoint written by this package or by others.
 
     The card comes from the manifest, else from the file's header; torchvision's weights are
@@ -118,12 +127,13 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
     weights without a manifest overrides these, field by field.
 
     Args:
-        path: ``.safetensors``, ``.pth`` or ``.pt``.
+        path: ``.safetensors``, ``.pth``, ``.pth.tar``, ``.pt``, ``.ckpt`` or ``.bin``.
         arch: The architecture, if the file does not state it.
+        weights: Which copy to use if the file has several: ``ema``, or its name.
 
     Raises:
-        CheckpointError: See `read_weights` and `fit_weights`; or the card is damaged or states
-            another architecture than ``arch``.
+        CheckpointError: See `read_weights` and `fit_weights`; or the card is damaged, states
+            another architecture than ``arch``, or does not fit the number of input channels.
         ArtifactError: The file was changed after its manifest was written, or is not a checkpoint.
     """
     card = _read_card(path)
@@ -131,26 +141,90 @@ def load_checkpoint(path: Path, *, arch: str | None = None) -> Model:
         raise CheckpointError(
             f"{path} is a {card.arch}, not a {arch}", hint=f"omit --arch or pass {card.arch}"
         )
-    state, part = read_weights(path)
-    module, arch = fit_weights(state, arch or card.arch, str(path), head=card.head)
-    num_classes = int(module.get_parameter("fc.bias").shape[0])
-    if card.classes is not None and len(card.classes) != num_classes:
-        raise CheckpointError(
-            f"{path} names {len(card.classes)} classes, but its weights have {num_classes}",
-            hint="write the checkpoint or its card again",
-        )
+    read = read_weights(path, copy=weights or card.weights, head=card.head)
+    module, fitted = fit_weights(read.state, arch or card.arch, str(path), head=card.head)
+    if arch is None and card.arch is None:
+        _check_stated_arch(path, read.stated_arch, fitted)
+    outputs = int(module.get_parameter("fc.bias").shape[0])
+    num_classes = max(2, outputs)
+    _check_classes(path, card.classes, outputs)
+    preprocessing = _for_channels(path, card.preprocessing, module)
     source = card.source or path.name
     return Model(
         module=module,
-        arch=arch,
+        arch=fitted,
         classes=card.classes,
         num_classes=num_classes,
-        preprocessing=card.preprocessing or Preprocessing.imagenet(),
-        source=f"{source} ({part})" if part else source,
+        preprocessing=preprocessing,
+        source=f"{source} ({read.part})" if read.part else source,
         sha256=weights_digest(module.state_dict()),
         preprocessing_assumed=card.preprocessing is None or card.preprocessing_assumed,
         expected_top1=card.expected_top1,
+        remarks=read.remarks,
     )
+
+
+def _check_stated_arch(path: Path, stated: str | None, arch: str) -> None:
+    if stated is not None and _SAME_TENSORS.search(stated):
+        raise CheckpointError(
+            f"{path} is a {stated}, which has the tensors of {arch} but computes something else",
+            hint=f"if it is a plain {arch}, pass --arch {arch}; otherwise {ONNX_ROUTE}",
+        )
+
+
+def _check_classes(path: Path, classes: tuple[str, ...] | None, outputs: int) -> None:
+    """One output stands for two classes."""
+    expected = max(2, outputs)
+    if classes is not None and len(classes) != expected:
+        raise CheckpointError(
+            f"{path} names {len(classes)} classes, but its weights have {expected}"
+            + (" (one output: below and above a probability of 0.5)" if outputs == 1 else ""),
+            hint="write the checkpoint or its card again",
+        )
+
+
+def _for_channels(path: Path, stated: Preprocessing | None, module: nn.Module) -> Preprocessing:
+    """The preprocessing for the network's number of input channels."""
+    channels = int(module.get_parameter("conv1.weight").shape[1])
+    preprocessing = stated or Preprocessing.imagenet()
+    if preprocessing.channels == channels:
+        return preprocessing
+    if channels == 1:
+        return _for_one_channel(path, preprocessing)
+    if channels in (3, 4):
+        color, numbers = (
+            ("RGB", "0.5, 0.5, 0.5") if channels == 3 else ("RGBA", "0.5, 0.5, 0.5, 0.5")
+        )
+        raise CheckpointError(
+            f"{path} takes images of {channels} channels, "
+            + (
+                f"its card has {preprocessing.channels}"
+                if stated
+                else "and has no card that says which"
+            ),
+            hint=f'write {path.name}.card.json: {{"preprocessing": {{"color": "{color}", '
+            f'"mean": [{numbers}], "std": [{numbers}]}}}} with your values',
+        )
+    raise CheckpointError(
+        f"{path} takes images of {channels} channels; 1, 3 and 4 are supported",
+        hint="images are read as grayscale, RGB or RGBA: train the network on those",
+    )
+
+
+def _for_one_channel(path: Path, preprocessing: Preprocessing) -> Preprocessing:
+    """Grayscale with one mean and one std; three values become their average if that says the same."""
+    gray = [sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std)]
+    equal = len({*preprocessing.mean}) == len({*preprocessing.std}) == 1
+    if preprocessing.channels != 3 or not (equal or preprocessing.mean == IMAGENET_MEAN):
+        raise CheckpointError(
+            f"{path} takes images of one channel, but its card states {preprocessing.channels} means",
+            hint='write one: "color": "grayscale", "mean": [0.5], "std": [0.5]',
+        )
+    mean, std = (
+        values[0] if equal else round(average, 6)
+        for values, average in zip((preprocessing.mean, preprocessing.std), gray, strict=True)
+    )
+    return replace(preprocessing, color="grayscale", mean=(mean,), std=(std,))
 
 
 def _read_card(path: Path) -> _Card:
@@ -218,6 +292,7 @@ class _CardFile(BaseModel):
     arch: str | None = None
     classes: tuple[str, ...] | None = None
     head: str | None = None
+    weights: str | None = None
     preprocessing: _CardFilePreprocessing | None = None
 
 
@@ -242,6 +317,7 @@ def _override(card: _Card, card_file: Path) -> _Card:
         arch=overrides.arch or card.arch,
         classes=card.classes if overrides.classes is None else overrides.classes,
         head=overrides.head,
+        weights=overrides.weights,
         source=f"{weights} with {card_file.name}",
     )
 
@@ -255,10 +331,16 @@ def _override_preprocessing(
     colors = {color.lower(): color for color in COLORS}
     if "color" in given:
         given["color"] = colors.get(given["color"].lower(), given["color"])
+    depth = len(given.get("mean") or given.get("std") or ())
+    if "color" not in given and depth in _COLOR_OF_DEPTH:
+        given["color"] = _COLOR_OF_DEPTH[depth]
     base = base or Preprocessing.imagenet()
     if "crop" in given and "resize" not in given:
         base = base.with_image_size(given["crop"])
     return replace(base, **given)
+
+
+_COLOR_OF_DEPTH = {1: "grayscale", 4: "RGBA"}
 
 
 def _header(path: Path) -> str | None:

@@ -24,7 +24,7 @@ class Model:
         module: The network, FP32 on the CPU, in evaluation mode.
         arch: Its architecture, a torchvision name.
         classes: Class names in the order of the outputs; ``None`` if unknown.
-        num_classes: Number of outputs of the last layer.
+        num_classes: Number of classes; 2 if the last layer has one output, a sigmoid.
         preprocessing: Preprocessing that the network expects.
         source: Readable description of where the weights come from.
         sha256: Digest of the weights; see `weights_digest`.
@@ -33,6 +33,8 @@ class Model:
             one costs accuracy.
         expected_top1: Published accuracy of these weights, a fraction of one; ``None`` if there is
             none.
+        remarks: What the user should know about how the weights were read: other copies in the
+            file, tensors that were left out.
     """
 
     module: nn.Module
@@ -44,6 +46,17 @@ class Model:
     sha256: str
     preprocessing_assumed: bool = False
     expected_top1: float | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the last layer: 1 for a sigmoid, else the number of classes."""
+        return int(self.module.get_parameter("fc.bias").shape[0])
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network's images."""
+        return self.preprocessing.channels
 
     @property
     def image_size(self) -> int:

@@ -105,8 +105,8 @@ def load_torchvision(arch: str, weights: str) -> Model:
             hint=f"use one of {', '.join(f'{arch}:{key}' for key in available)}, {arch}:random",
         )
     published = available[name]
-    state, _ = read_weights(_download(published))
-    module, _ = fit_weights(state, arch, published.name)
+    read = read_weights(_download(published))
+    module, _ = fit_weights(read.state, arch, published.name)
     return Model(
         module=module,
         arch=arch,

@@ -2,52 +2,129 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import CheckpointError
-from optimizer.models.architectures import build_module, check_arch, expected_shapes, infer_arch
+from optimizer.models.architectures import (
+    build_module,
+    check_arch,
+    closest_arch,
+    expected_shapes,
+    infer_arch,
+)
+from optimizer.models.copies import ONNX_ROUTE, choose, find_copies, summary
+from optimizer.models.number_scalars import ScalarType, number
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["CHECKPOINTS", "WEIGHT_SUFFIXES", "fit_weights", "read_weights"]
+__all__ = ["CHECKPOINTS", "Weights", "fit_weights", "is_checkpoint", "read_weights"]
 
-CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
-"""Suffixes of files that are treated as a model where an engine is also accepted."""
-WEIGHT_SUFFIXES = (*CHECKPOINTS, ".bin", ".tar")
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+"""Suffixes of checkpoints; ``.pth.tar`` is a checkpoint of PyTorch's ImageNet example."""
 
 State = dict[str, "torch.Tensor"]
-# Averaged weights are meant for inference, so they take precedence (as in timm).
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
-_STATE_KEYS = ("state_dict", "model", "model_state_dict", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 _SAVE_STATE = "save only the weights: torch.save(model.state_dict(), 'weights.pth')"
+_NUMPY_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
 
-def read_weights(path: Path) -> tuple[State, str]:
-    """Read the state dict from a weights file.
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file's name is that of a checkpoint (which engines may share, see `Manifest`)."""
+    return path.suffix in CHECKPOINTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights that were chosen from a file.
+
+    Attributes:
+        state: The tensors under torchvision's names.
+        part: Which part of the file they come from, if it has several; may be empty.
+        remarks: What the user should know: other copies, tensors that were left out.
+        stated_arch: The architecture that the trainer recorded; ``None`` if it did not.
+    """
+
+    state: State
+    part: str = ""
+    remarks: tuple[str, ...] = ()
+    stated_arch: str | None = None
+
+
+def read_weights(path: Path, *, copy: str | None = None, head: str | None = None) -> Weights:
+    """Read a network's state dict from a weights file.
 
     ``.safetensors`` files contain only tensors. Others are read by ``torch.load`` with
-    ``weights_only=True``, which rejects every Python object except tensors and plain containers, so
-    nothing in the file is executed. Wrappers (``{"state_dict": …}``, ``{"model": …}``, averaged
-    weights first) and prefixes of ``DataParallel`` and ``torch.compile`` are removed.
+    ``weights_only=True``, which rejects every Python object except tensors, plain containers,
+    ``argparse.Namespace`` and NumPy's numbers, so nothing in the file is executed. The network is
+    found under any prefix and in any mapping of the file; see `find_copies`.
 
-    Returns:
-        The tensors by name, and a note on which part of the file they come from (may be empty).
+    Args:
+        path: The file.
+        copy: Which network, if there are several: ``ema`` for averaged weights, or its name.
+        head: Name of the last layer outside of the network (``classifier``), stated by the card.
 
     Raises:
-        CheckpointError: The file is damaged, contains something else, or contains no tensors.
+        CheckpointError: The file is damaged, contains something else, or contains no network; or
+            there is no network of that name, or several of which none is named.
     """
-    if path.suffix == ".safetensors":
-        return _without_prefix(_read_safetensors(path)), ""
-    state, part = _find_state(path, _read_torch(path))
-    return _without_prefix(state), part
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    copies = find_copies(content, head=head)
+    if not copies:
+        raise _no_network(path, content)
+    chosen, remarks = choose(copies, str(path), copy)
+    part = f"averaged weights, {chosen.name}" if chosen.averaged else ""
+    if not part and len(copies) > 1:
+        part = chosen.name
+    if chosen.heads and not any(name.startswith("fc.") for name in chosen.state):
+        raise CheckpointError(
+            f"{path} has no layer fc, but other layers beside the network: {summary(chosen.heads)}",
+            hint=f'if the pooled features go straight into it, write {{"head": "{chosen.heads[0]}"}} '
+            f"into {path}.card.json; otherwise {ONNX_ROUTE}",
+        )
+    return Weights(
+        state=chosen.state, part=part, remarks=tuple(remarks), stated_arch=_stated_arch(content)
+    )
+
+
+def _no_network(path: Path, content: Any) -> CheckpointError:
+    """The error for a file without a ResNet."""
+    import torch
+
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        return CheckpointError(f"{path} contains a {kind}, not weights", hint=_SAVE_STATE)
+    names = [n for n, value in content.items() if isinstance(value, torch.Tensor)]
+    inner = [n for v in content.values() if isinstance(v, Mapping) for n in v]
+    tensors = names or [n for n in inner if isinstance(n, str) and n.endswith(".weight")]
+    if tensors:
+        return CheckpointError(
+            f"{path} contains no ResNet under any known names (its first tensor is {tensors[0]})",
+            hint=ONNX_ROUTE,
+        )
+    keys = ", ".join(str(key) for key in list(content)[:5])
+    contents = f"only {keys}" if keys else "it is empty"
+    return CheckpointError(f"{path} contains no weights ({contents})", hint=_SAVE_STATE)
+
+
+def _stated_arch(content: Any) -> str | None:
+    """The architecture that a trainer recorded: ``arch``, or ``args.arch`` or ``args.model``."""
+    if not isinstance(content, Mapping):
+        return None
+    arguments = content.get("args")
+    options = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    for value in (content.get("arch"), options.get("arch"), options.get("model")):
+        if isinstance(value, str) and value:
+            return value
+    return None
 
 
 def _read_safetensors(path: Path) -> State:
@@ -74,13 +151,15 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             # If the pickle protocol is not supported, loading fails anyway.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message is long and advises disabling weights_only.
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
-                f"{path} contains Python objects besides tensors; they could run code and are not read",
-                hint=_SAVE_STATE,
+                f"{path} contains Python objects besides tensors{_named(error)}; they could run code "
+                "and are not read",
+                hint=f"{_SAVE_STATE} where the file was made",
             ) from error
         raise CheckpointError(
             f"{path} is damaged or not a PyTorch file", hint="copy it again"
@@ -100,40 +179,19 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _find_state(path: Path, content: Any) -> tuple[State, str]:
-    if isinstance(content, Mapping):
-        if _is_state(content):
-            return dict(content), ""
-        for key in (*_EMA_KEYS, *_STATE_KEYS):
-            inner = content.get(key)
-            if isinstance(inner, Mapping) and _is_state(inner):
-                return dict(inner), f"averaged weights, {key}" if key in _EMA_KEYS else ""
-        keys = ", ".join(str(key) for key in list(content)[:5])
-        contents = f"only {keys}" if keys else "it is empty"
-        raise CheckpointError(f"{path} contains no weights ({contents})", hint=_SAVE_STATE)
-    raise CheckpointError(
-        f"{path} contains a {type(content).__name__}, not weights", hint=_SAVE_STATE
-    )
+def _harmless() -> list[Any]:
+    """Types that trainers put beside the weights: parsed arguments and NumPy's numbers.
+
+    NumPy's own functions are not called: `number` and `ScalarType` stand in for them.
+    """
+    scalars = [(number, name) for name in _NUMPY_SCALAR]
+    return [argparse.Namespace, *scalars, (ScalarType, "numpy.dtype")]
 
 
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    import torch
-
-    return bool(content) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        for name, tensor in content.items()
-    )
-
-
-def _without_prefix(state: State) -> State:
-    changed = True
-    while changed:
-        changed = False
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                changed = True
-    return state
+def _named(error: Exception) -> str:
+    """The class that was refused, in brackets."""
+    match = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+    return f" ({match.group(1)})" if match else ""
 
 
 # --- loading into a network --------------------------------------------------------------------
@@ -161,17 +219,13 @@ def fit_weights(
 
     state = _with_plain_head(state, head, source)
     inferred = infer_arch(state)
-    arch = inferred if arch is None else check_arch(arch)
-    if arch is None:
-        first = next(iter(state))
-        raise CheckpointError(
-            f"cannot infer the architecture of {source} (its first tensor is {first})",
-            hint="pass --arch to see what does not match",
-        )
-    _check_names_and_shapes(state, arch, inferred, source)
+    _check_names_and_shapes(state, arch if arch is None else check_arch(arch), inferred, source)
+    arch = arch or inferred
+    assert arch is not None
     _check_values(state, source)
     with torch.device("meta"):
-        module = build_module(arch, state["fc.weight"].shape[0])
+        stem, last = state["conv1.weight"], state["fc.weight"]
+        module = build_module(arch, last.shape[0], channels=stem.shape[1])
     complete = {
         name: _as_fp32(state[name]) if name in state else torch.zeros((), dtype=torch.int64)
         for name in module.state_dict()
@@ -190,14 +244,14 @@ def _with_plain_head(state: State, head: str | None, source: str) -> State:
         raise CheckpointError(
             f"the head of {source} has {len(heads)} modules with weights ({', '.join(heads)}), "
             "but a ResNet's is one linear layer",
-            hint="export it with torch.onnx.export: quantize, build and validate accept the .onnx file",
+            hint=ONNX_ROUTE,
         )
     if head != heads[0]:
         raise CheckpointError(
             f"the head of {source} is {heads[0]} in a Sequential, and the weights do not show what "
             "else it contains" + (f" (its card says {head})" if head else ""),
             hint=f'if that is only Dropout, write {{"head": "{heads[0]}"}} into {source}.card.json; '
-            "otherwise export it with torch.onnx.export",
+            f"otherwise {ONNX_ROUTE}",
         )
     return {name.replace(f"{head}.", "fc.", 1): tensor for name, tensor in state.items()}
 
@@ -208,8 +262,12 @@ def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().contiguous()
 
 
-def _check_names_and_shapes(state: State, arch: str, inferred: str | None, source: str) -> None:
-    expected = expected_shapes(arch)
+def _check_names_and_shapes(
+    state: State, arch: str | None, inferred: str | None, source: str
+) -> None:
+    """Compare with ``arch``, or with the inferred or else the closest architecture."""
+    compared = arch or inferred or closest_arch(state)
+    expected = expected_shapes(compared)
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
     other_shape = [
@@ -226,21 +284,56 @@ def _check_names_and_shapes(state: State, arch: str, inferred: str | None, sourc
         problems.append(f"{len(other_shape)} of another shape, {other_shape[0]}")
     if not problems:
         return
-    hint = "pass the architecture they were trained for as --arch"
-    stem = state.get("conv1.weight")
-    if stem is not None and stem.ndim == 4 and stem.shape[1] == 1:
-        hint = (
-            "networks with one input channel are not supported: repeat conv1.weight / 3 over three "
-            'channels and set "color": "grayscale" in a card'
-        )
+    found = "; ".join(problems)
+    if arch is not None:
+        hint = ONNX_ROUTE
+        if inferred is not None:
+            hint = f"these are weights of {inferred}: pass --arch {inferred}"
+        raise CheckpointError(f"{source} does not match {arch}: {found}", hint=hint)
     if inferred is not None:
-        hint = f"these are weights of {inferred}: pass --arch {inferred}"
-    raise CheckpointError(f"{source} does not match {arch}: {'; '.join(problems)}", hint=hint)
+        raise CheckpointError(
+            f"{source} does not match {inferred}: {found}", hint=_without_head(missing)
+        )
+    raise CheckpointError(
+        f"cannot infer the architecture of {source}{_other_network(state)}; "
+        f"the closest is {compared}: {found}",
+        hint=ONNX_ROUTE,
+    )
+
+
+def _without_head(missing: list[str]) -> str:
+    if missing == ["fc.bias"]:
+        return "add a bias of zeros: state['fc.bias'] = torch.zeros(len(state['fc.weight']))"
+    return f"the network has no last layer: save the whole classifier, or {ONNX_ROUTE}"
+
+
+def _other_network(state: State) -> str:
+    """What kind of network the names and shapes belong to, if that can be told."""
+    stem = state.get("conv1.weight")
+    if "conv1.0.weight" in state or any(name.startswith("stem.") for name in state):
+        return ", which has a deep stem of three convolutions (ResNet-C or -D)"
+    if stem is not None and stem.ndim == 4 and stem.shape[2:] != (7, 7):
+        return f", whose first convolution is {stem.shape[2]} x {stem.shape[3]}, not 7 x 7"
+    for words, kind in _VARIANTS.items():
+        if any(word in name for name in state for word in words):
+            return f", which has {kind}"
+    return ""
+
+
+_VARIANTS = {
+    (".se.", ".se_module.", ".se1."): "squeeze-and-excitation",
+    (".ca.", ".sa.", ".cbam.", ".attn.", "attnpool."): "attention",
+    (".weight_fake_quant.", ".activation_post_process.", "._packed_params"): "quantization modules",
+    (".parametrizations.", ".weight_g"): "parametrized weights",
+}
+"""Modules that torchvision's ResNets do not have, by parts of their tensors' names."""
 
 
 def _same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if name.startswith("fc."):  # any number of classes
         return len(shape) == len(expected) and shape[1:] == expected[1:] and shape[0] > 0
+    if name == "conv1.weight":  # any number of input channels
+        return len(shape) == 4 and (shape[0], *shape[2:]) == (expected[0], *expected[2:])
     return shape == expected
 
 

@@ -11,18 +11,30 @@ from optimizer.models.checkpoint import load_checkpoint
 from optimizer.models.model import Model
 from optimizer.models.pretrained import load_timm, load_torchvision
 from optimizer.models.untrained import random_model
-from optimizer.models.weights import WEIGHT_SUFFIXES
+from optimizer.models.weights import CHECKPOINTS, is_checkpoint
 
-__all__ = ["MODEL_FORMS", "load_model"]
+__all__ = ["MODEL_FORMS", "is_model", "load_model"]
 
 MODEL_FORMS = (
-    "accepted: a checkpoint (.safetensors, .pth), resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k, "
-    "resnet50:random or resnet50:random:10"
+    "accepted: a checkpoint (.safetensors, .pth, .pth.tar, .ckpt), resnet50:IMAGENET1K_V2, "
+    "timm:resnet50.a1_in1k, resnet50:random or resnet50:random:10"
 )
 
 
+def is_model(name: str | Path) -> bool:
+    """Whether `load_model` is meant by a name: a checkpoint's suffix, or published or random weights."""
+    text = str(name)
+    if text.startswith("timm:") or text.partition(":")[0] in ARCHITECTURES:
+        return not Path(text).exists() or is_checkpoint(Path(text))
+    return is_checkpoint(Path(text))
+
+
 def load_model(
-    name: str | Path, *, arch: str | None = None, image_size: int | None = None
+    name: str | Path,
+    *,
+    arch: str | None = None,
+    image_size: int | None = None,
+    weights: str | None = None,
 ) -> Model:
     """Load a model.
 
@@ -33,6 +45,7 @@ def load_model(
         arch: The architecture of a checkpoint that does not state it.
         image_size: Input size, pixels, if it differs from the preprocessing's; the resize is
             scaled by the same factor.
+        weights: Which copy of a checkpoint to use, if it has several: ``ema``, or its name.
 
     Raises:
         CheckpointError: There is no such model, or its weights cannot be used.
@@ -41,7 +54,7 @@ def load_model(
     """
     if arch is not None:
         check_arch(arch)
-    model = _load(str(name), arch, image_size)
+    model = _load(str(name), arch, image_size, weights)
     if arch is not None and model.arch != arch:
         raise CheckpointError(f"{name} is a {model.arch}, not a {arch}", hint="omit --arch")
     if image_size is not None and image_size != model.image_size:
@@ -49,10 +62,14 @@ def load_model(
     return model
 
 
-def _load(text: str, arch: str | None, image_size: int | None) -> Model:
+def _load(text: str, arch: str | None, image_size: int | None, weights: str | None) -> Model:
     path = Path(text).expanduser()
     if path.is_file():
-        return _load_file(path, arch)
+        if not is_checkpoint(path):
+            raise CheckpointError(f"{path} is not a checkpoint", hint=MODEL_FORMS)
+        return load_checkpoint(path, arch=arch, weights=weights)
+    if weights is not None:
+        raise CheckpointError(f"--weights is for a checkpoint, not for {text}", hint="leave it out")
     if text.startswith("timm:"):
         return load_timm(text.removeprefix("timm:"), image_size)
     head, colon, tail = text.partition(":")
@@ -60,15 +77,9 @@ def _load(text: str, arch: str | None, image_size: int | None) -> Model:
         return _load_named(head, tail) if colon else _reject_bare_arch(head)
     if text and path.is_dir():
         raise CheckpointError(f"{text} is a folder", hint=MODEL_FORMS)
-    if path.suffix in WEIGHT_SUFFIXES or "/" in text:
+    if path.suffix in CHECKPOINTS or "/" in text:
         raise CheckpointError(f"no such file: {text}", hint=MODEL_FORMS)
     raise CheckpointError(f"unknown model {text!r}", hint=MODEL_FORMS)
-
-
-def _load_file(path: Path, arch: str | None) -> Model:
-    if path.suffix not in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"{path} is not a checkpoint", hint=MODEL_FORMS)
-    return load_checkpoint(path, arch=arch)
 
 
 def _load_named(arch: str, weights: str) -> Model:

@@ -81,9 +81,12 @@ class ImageReading(BadImages):
 
 
 class Architecture(Options):
-    """The architecture, which a checkpoint may not state."""
+    """What a checkpoint may not state or decide: its architecture, and which weights to use."""
 
     arch: str | None = option(None, "Architecture of a checkpoint that does not state it.")
+    weights: str | None = option(
+        None, "Which weights of a checkpoint that has several: ema, or the name of a copy."
+    )
 
 
 class ImageSize(Options):
@@ -477,7 +480,9 @@ class TensorRtOptions(Options):
     )
 
 
-class BuildOptions(EngineOptions, Conversion, BuildLimits, TensorRtOptions):
+class BuildOptions(
+    EngineOptions, Conversion, BuildLimits, TensorRtOptions, Architecture, ImageSize
+):
     """Options of ``build``."""
 
     panel: ClassVar[str] = "Engine"

@@ -202,7 +202,7 @@ def _check_fits(model: ir.Model, metadata: Metadata) -> None:
         )
     classes = metadata.classes
     out = model.graph.outputs[0].shape
-    if classes and out is not None and isinstance(out[-1], int) and out[-1] != len(classes):
+    if classes and out is not None and isinstance(out[-1], int) and max(2, out[-1]) != len(classes):
         raise GraphError(
             f"the graph has {out[-1]} outputs, but there are {len(classes)} class names",
             hint="--preprocessing-from the model that this graph was made from",

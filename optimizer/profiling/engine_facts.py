@@ -9,7 +9,7 @@ from pathlib import Path
 from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
-from optimizer.models.weights import CHECKPOINTS
+from optimizer.models.weights import is_checkpoint
 from optimizer.results import Setting
 from optimizer.targets.hardware import cpu_features
 
@@ -184,9 +184,9 @@ def _describe(path: Path, name: str) -> EngineFacts:
     manifest: Manifest | None = None
     if not path.is_file():
         raise UsageError(f"no such file: {path}", hint="check the path")
-    if path.suffix not in CHECKPOINTS or find_manifest(path) is not None:
+    if not is_checkpoint(path) or find_manifest(path) is not None:
         manifest = read_manifest(path)
-    if manifest is None or (manifest.kind != "engine" and path.suffix in CHECKPOINTS):
+    if manifest is None or (manifest.kind != "engine" and is_checkpoint(path)):
         crop = ((manifest.preprocessing if manifest else None) or {}).get("crop")
         return EngineFacts(path=path, name=name, backend="torch", precision="fp32", image_size=crop)
     if manifest.kind != "engine":

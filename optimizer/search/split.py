@@ -24,6 +24,7 @@ from optimizer.precision.int8.simulation import (
     exact_parameters,
     quantized_parameters,
 )
+from optimizer.tasks.one_output import as_classes
 from optimizer.tasks.paired_statistics import drop_interval, drop_intervals
 from optimizer.tasks.tally import Tally
 
@@ -161,7 +162,7 @@ class Split:
         with torch.no_grad():
             return np.concatenate(
                 [
-                    run(batch)[output].numpy()
+                    as_classes(run(batch)[output].numpy())
                     for part in self._images
                     for batch in batches(part, _BATCH)
                 ]

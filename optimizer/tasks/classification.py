@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from optimizer.data import Dataset, ImageDataset, match_classes
 from optimizer.results import Gates, Hop, VerdictName
 from optimizer.tasks.accuracy_intervals import ANYTIME, FIXED, Intervals
+from optimizer.tasks.one_output import as_classes
 from optimizer.tasks.paired_statistics import (
     Paired,
     gate,
@@ -56,9 +57,9 @@ class Classification:
     # --- the pass over the images --------------------------------------------------------------
 
     def read(self, outputs: NDArray[Any], dataset: Dataset, indices: NDArray[np.int64]) -> Logits:
-        """See `Task.read`: the outputs are the logits."""
+        """See `Task.read`: the outputs are the logits, or one logit of a sigmoid."""
         del dataset, indices
-        return outputs
+        return as_classes(outputs)
 
     def pack(self, predictions: Sequence[Logits]) -> dict[str, NDArray[Any]]:
         """See `Task.pack`."""

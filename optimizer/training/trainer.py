@@ -219,7 +219,7 @@ def _initial_module(
         )
     module = copy.deepcopy(init.module)
     renamed = init.classes is not None and classes is not None and init.classes != classes
-    if init.num_classes != num_classes or renamed:
+    if init.num_outputs != num_classes or renamed:
         head = module.get_submodule("fc")
         assert isinstance(head, nn.Linear)
         module.register_module("fc", nn.Linear(head.in_features, num_classes))

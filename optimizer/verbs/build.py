@@ -6,11 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Cache, check_outputs
+from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
-from optimizer.options import BuildOptions, QuantizeOptions, check_engine, takes_options
+from optimizer.options import (
+    BuildOptions,
+    ExportOptions,
+    QuantizeOptions,
+    check_engine,
+    flag,
+    takes_options,
+)
 from optimizer.progress import Progress
 from optimizer.verbs.audit import audit
+from optimizer.verbs.export import export
 from optimizer.verbs.outcomes import BuildResult
 from optimizer.verbs.planned_files import engine_files
 from optimizer.verbs.quantize import conversion_inputs, convert, judge_search, search_path
@@ -37,8 +45,8 @@ def build(
     and search work as in `quantize`.
 
     Args:
-        graph: An FP32 graph, a graph that already has the precision, or a checkpoint for
-            ``engine="torch"``.
+        graph: An FP32 graph, or a graph that already has the precision; or a checkpoint or model
+            name, which is exported first (``<output>.fp32.onnx``, unless the engine is PyTorch's).
         output: The engine file.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
@@ -59,14 +67,22 @@ def build(
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.engines.registry import get_backend
     from optimizer.graphs.facts import graph_facts
+    from optimizer.models import is_model
     from optimizer.precision import check_options, prepared
 
     graph, output = Path(graph), Path(output)
-    facts = None if graph.suffix == ".safetensors" else graph_facts(graph)
+    engine, target = _engine_and_target(options)
+    if is_model(graph) and engine != "torch":
+        check_options_buildable(options)
+        exported = output.with_name(output.name + ".fp32.onnx")
+        check_outputs([OutputFile(exported, "graph")], [graph], force=force)
+        graph = _exported(str(graph), exported, options, cache, progress)
+    else:
+        _check_no_model_options(graph, options)
+    facts = None if is_model(graph) else graph_facts(graph)
     files = engine_files(graph, output, options, precision=facts.precision if facts else None)
     check_outputs(files, [graph, options.timing_cache, *conversion_inputs(options)], force=force)
     check_options(graph, options.precision, options)
-    engine, target = _engine_and_target(options)
     _check_preprocessing_source(options, facts)
     settings = settings_of(options, facts)
     check_buildable(get_backend(engine), settings)
@@ -101,6 +117,45 @@ def build(
         search = judge_search(artifact.path, graph, search_path(output), options, progress)
     return BuildResult.of(
         artifact, audit=audit(artifact, min_share=options.min_share), search=search
+    )
+
+
+def _exported(
+    model: str,
+    exported: Path,
+    options: BuildOptions,
+    cache: Cache | None,
+    progress: Progress | None,
+) -> Path:
+    """Export a model for this build, after the checks that need no graph."""
+    if options.precision in {"int8", "fp8", "mixed"} and not (
+        options.calib or options.stats or options.encodings
+    ):
+        raise UsageError(
+            f"{options.precision.upper()} needs calibration data",
+            hint="use --calib DATA (digits:train, a folder, file.npz)",
+        )
+    if options.preprocessing_from is not None:
+        raise UsageError(
+            f"--preprocessing-from is for graphs; {model} states its own preprocessing",
+            hint=f"leave it out, or write {model}.card.json",
+        )
+    given = options.of_kind(ExportOptions).as_given()
+    return export(model, exported, cache=cache, force=True, progress=progress, **given).path
+
+
+def _check_no_model_options(source: Path, options: BuildOptions) -> None:
+    """Refuse options of the export where nothing is exported."""
+    given = options.of_kind(ExportOptions).as_given()
+    if not given:
+        return
+    flags = ", ".join(map(flag, given))
+    if source.suffix == ".onnx":
+        raise UsageError(f"{flags}: {source.name} is a graph", hint=f"leave out {flags}")
+    raise UsageError(
+        f"{flags}: the torch engine runs the checkpoint as its card states",
+        hint=f'write {source}.card.json, such as {{"arch": "resnet18", "weights": "ema", '
+        '"preprocessing": {"crop": 224}}',
     )
 
 

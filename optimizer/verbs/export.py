@@ -43,7 +43,9 @@ def export(
     model, output = str(model), Path(output)
     check_outputs([OutputFile(output, "graph")], [model], force=force)
     artifact = export_onnx(
-        load_model(model, arch=options.arch, image_size=options.image_size),
+        load_model(
+            model, arch=options.arch, image_size=options.image_size, weights=options.weights
+        ),
         output,
         options,
         cache=cache,

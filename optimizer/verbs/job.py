@@ -184,7 +184,12 @@ class Job:
 
         recipe = self.recipe
         assert recipe.model is not None
-        model = load_model(recipe.model, arch=recipe.arch, image_size=recipe.export.image_size)
+        model = load_model(
+            recipe.model,
+            arch=recipe.arch,
+            image_size=recipe.export.image_size,
+            weights=recipe.weights,
+        )
         plan = Plan(
             kind="checkpoint",
             settings={
@@ -200,7 +205,8 @@ class Job:
 
         def write(path: Path) -> dict[str, Any]:
             write_weights(model, path)
-            return {"expected_top1": model.expected_top1}
+            details: dict[str, Any] = {"expected_top1": model.expected_top1}
+            return details | ({"notes": list(model.remarks)} if model.remarks else {})
 
         return produce(plan, output, write)
 

@@ -47,6 +47,8 @@ def preprocess(
     )
     if options.skip_bad_images:
         dataset = dataset.verify()
-    model = None if options.model is None else load_model(options.model, arch=options.arch)
+    model = None
+    if options.model is not None:
+        model = load_model(options.model, arch=options.arch, weights=options.weights)
     preprocessing = Preprocessing.imagenet() if model is None else model.preprocessing
     return compare_decoders(dataset, preprocessing, model=model, progress=progress)

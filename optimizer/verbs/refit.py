@@ -87,7 +87,7 @@ def refit(
             graph, source = Path(model), Input.of("graph", Path(model))
         else:
             _check_not_quantized(facts, engine, old, model)
-            graph, source = _export_like(model, options.arch, facts, folder, progress)
+            graph, source = _export_like(model, options, facts, folder, progress)
         plan = _plan(old, built_from, graph, source)
 
         def write(path: Path) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _check_not_quantized(facts: GraphFacts, engine: Path, old: Artifact, model: 
 
 def _export_like(
     model: str,
-    arch: str | None,
+    options: RefitOptions,
     facts: GraphFacts,
     folder: Path,
     progress: Progress,
@@ -173,7 +173,9 @@ def _export_like(
     from optimizer.models import load_model
     from optimizer.precision import quantize
 
-    loaded = load_model(model, arch=arch, image_size=facts.image_size)
+    loaded = load_model(
+        model, arch=options.arch, image_size=facts.image_size, weights=options.weights
+    )
     if facts.arch and loaded.arch != facts.arch:
         raise UsageError(
             f"{model} is a {loaded.arch}, but the engine is a {facts.arch}",

@@ -124,7 +124,12 @@ def _reference(options: ValidateOptions) -> Any:
 
     if options.reference.endswith(".onnx"):
         return Path(options.reference)
-    return load_model(options.reference, arch=options.arch, image_size=options.image_size)
+    return load_model(
+        options.reference,
+        arch=options.arch,
+        image_size=options.image_size,
+        weights=options.weights,
+    )
 
 
 def as_list(paths: Sequence[Path | str] | Path | str) -> list[Path | str]:

@@ -117,7 +117,7 @@ def test_a_card_file_overrides_the_embedded_card_field_by_field(path: Path) -> N
         ("{", "Invalid JSON"),
         ("[]", "an object"),
         ('{"mean": [0.5]}', "mean: Extra inputs"),
-        ('{"preprocessing": {"mean": [0.5]}}', "three finite numbers"),
+        ('{"preprocessing": {"mean": [0.5]}}', "mean has 1 values and std 3|std of grayscale"),
         ('{"preprocessing": [0.5]}', "preprocessing: Input should be"),
         ('{"preprocessing": {"antialias": "false"}}', "antialias: Input should be a valid bool"),
         ('{"preprocessing": {"mean": "123"}}', "mean: Input should be a valid (list|array)"),

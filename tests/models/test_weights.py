@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from optimizer.errors import CheckpointError
 from optimizer.models import Model, load_model
-from optimizer.models.weights import read_weights
 
 State = dict[str, torch.Tensor]
 
@@ -81,13 +80,27 @@ def test_safetensors_and_pth_are_equal(resnet18: Model, tmp_path: Path) -> None:
     assert load_model(tmp_path / "bare.safetensors").sha256 == resnet18.sha256
 
 
-def test_averaged_weights_are_preferred_and_reported(resnet18: Model, tmp_path: Path) -> None:
+def test_averaged_weights_are_used_on_request_and_both_are_named(
+    resnet18: Model, tmp_path: Path
+) -> None:
     averaged = state_of(resnet18)
     raw = {name: tensor * 2 for name, tensor in averaged.items()}
-    torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "both.pth")
-    model = load_model(tmp_path / "both.pth")
-    assert model.sha256 == resnet18.sha256
-    assert model.source == "both.pth (averaged weights, state_dict_ema)"
+    path = tmp_path / "both.pth"
+    torch.save({"state_dict": raw, "state_dict_ema": averaged}, path)
+    model = load_model(path)
+    assert model.sha256 != resnet18.sha256
+    assert model.source == "both.pth (state_dict)"
+    assert model.remarks == (
+        "uses state_dict; also there: state_dict_ema (averaged weights) (--weights ema)",
+    )
+    for name in ("ema", "state_dict_ema"):
+        model = load_model(path, weights=name)
+        assert model.sha256 == resnet18.sha256
+        assert model.source == "both.pth (averaged weights, state_dict_ema)"
+    path.with_name("both.pth.card.json").write_text('{"weights": "ema"}')
+    assert load_model(path).sha256 == resnet18.sha256
+    with pytest.raises(CheckpointError, match=r"no weights named 'swa'.*--weights state_dict"):
+        load_model(path, weights="swa")
 
 
 def test_half_precision_weights_become_fp32(resnet18: Model, tmp_path: Path) -> None:
@@ -211,6 +224,9 @@ def test_negative_variances_are_named(resnet18: Model, tmp_path: Path) -> None:
         load_model(tmp_path / "weights.safetensors")
 
 
-def test_a_prefix_of_some_names_is_kept(tmp_path: Path) -> None:
-    torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "w.pth")
-    assert set(read_weights(tmp_path / "w.pth")[0]) == {"module.a", "b"}
+def test_other_networks_are_rejected_with_the_route_over_onnx(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(
+        CheckpointError, match=r"no ResNet .*features\.0\.weight.*torch\.onnx\.export"
+    ):
+        load_model(tmp_path / "w.pth")
