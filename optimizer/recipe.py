@@ -188,6 +188,7 @@ _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
     "batch": ("bench.batch", MeasureSection),
     "duration": ("bench.duration", MeasureSection),
     "threads": ("bench.threads", MeasureSection),
+    "labels_from": ("validate.labels_from", AccuracyOptions),
     "limit": ("validate.limit", AccuracyOptions),
     "max_drop": ("validate.max_drop", AccuracyOptions),
     "max_flips": ("validate.max_flips", AccuracyOptions),

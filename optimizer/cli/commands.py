@@ -315,7 +315,8 @@ def build(
         )
     backend = str(artifact.manifest.settings["backend"])  # --engine auto is decided by the build
     availability = get_backend(backend).availability()
-    lines = [f"{backend}: {artifact.audit.reason}", *artifact.manifest.details.get("notes", [])]
+    lines = [f"{backend}: {artifact.audit.reason}", *artifact.remarks]
+    lines += artifact.manifest.details.get("notes", [])
     if not availability.can_run:
         lines.append(f"cannot run on this machine: {availability.reason}")
     lines += search_lines(artifact.search)

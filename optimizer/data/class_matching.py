@@ -47,6 +47,12 @@ def match_classes(
             hint="use the data that the model was trained for",
         )
     highest = int(dataset.labels.max(initial=0))
+    if highest == num_classes and int(dataset.labels.min(initial=highest)) == 1:
+        raise DataError(
+            f"the labels of {dataset.name} are 1 to {highest}, but the model's classes are 0 to "
+            f"{num_classes - 1}",
+            hint="if label 1 is the first class, use --labels-from 1",
+        )
     if highest >= num_classes:
         raise DataError(
             f"{dataset.name} has label {highest}, but the model's {num_classes} classes end at "

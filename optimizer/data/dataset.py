@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """Images with their labels and their positions in the dataset.
 
     Attributes:
-        images: N x 3 x H x W float32, or N x H x W x 3 uint8 if requested.
+        images: N x channels x H x W float32, or N x H x W x channels uint8 if requested.
         labels: N int64.
         indices: N int64, positions in the dataset.
     """
@@ -72,7 +72,14 @@ class Dataset(Protocol):
     def skipped(self) -> list[str]:
         """Images left out because they cannot be read."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Files left out when the dataset was opened."""
+
     def __len__(self) -> int: ...
+
+    def check_depth(self, preprocessing: Preprocessing) -> None:
+        """Check the number of channels; see `ImageDataset.check_depth`."""
 
     def image_id(self, index: int) -> str:
         """A readable name that identifies one image."""
@@ -106,12 +113,14 @@ class Source(Protocol):
 
     preprocessed: bool
     """Whether the images are float32 that was preprocessed elsewhere."""
+    channels: int | None
+    """Channels of every image; ``None`` if they are only known when an image is read."""
 
     def file(self, position: int) -> Path | None:
         """The file an image is decoded from; ``None`` for every image of an in-memory source."""
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
-        """One image: H x W x 3 uint8, or 3 x H x W float32 if it is already preprocessed."""
+        """One image: H x W x channels uint8, or channels x H x W float32 if already preprocessed."""
 
     def check(self, position: int) -> None:
         """Raise DataError if the image cannot be read."""
@@ -146,6 +155,7 @@ class ImageDataset:
         workers: Processes that decode files; 0 decodes in this process, ``None`` means one per
             core.
         skipped: The images that were left out; filled while reading and by `verify`.
+        notes: What was left out when the dataset was opened, and why.
         spent: Time spent on reading; shared by subsets.
     """
 
@@ -157,6 +167,7 @@ class ImageDataset:
     skip_bad_images: bool = False
     workers: int | None = None
     skipped: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     spent: TimeSpent = field(default_factory=TimeSpent, compare=False)
 
     def __len__(self) -> int:
@@ -202,6 +213,22 @@ class ImageDataset:
             self, labels=labels.astype(np.int64), classes=names, skipped=list(self.skipped)
         )
 
+    def check_depth(self, preprocessing: Preprocessing) -> None:
+        """Check that the images have the channels that a network takes, without reading them.
+
+        Raises:
+            DataError: They do not, and cannot be converted to them.
+        """
+        found, wanted = self.source.channels, preprocessing.channels
+        converts = not self.preprocessed and found != 4 and wanted != 4  # grayscale and colour
+        if found is None or found == wanted or converts:
+            return
+        raise DataError(
+            f"the images of {self.name} have {found} channels, but the network takes {wanted}",
+            hint=f"use an NPZ file with images of N x H x W x {wanted} uint8"
+            + (", or image files with four channels (PNG, TIFF)" if wanted == 4 else ""),
+        )
+
     def verify(self) -> ImageDataset:
         """Decode every image once, so that every later reader gets the same images.
 
@@ -245,6 +272,7 @@ class ImageDataset:
         """
         if batch_size < 1:
             raise DataError(f"a batch needs at least one image, not {batch_size}")
+        self.check_depth(preprocessing)
         indices = range(len(self)) if order is None else order
         yielded = False
         group = np.asarray(indices, dtype=np.int64)

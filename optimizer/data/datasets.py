@@ -8,12 +8,13 @@ from pathlib import Path
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.digits import open_digits
 from optimizer.data.folder import (
+    FileSource,
     has_class_folders,
     is_sorted_by_class,
     open_folder,
     open_unlabelled,
 )
-from optimizer.data.listing import LISTS, open_list
+from optimizer.data.listing import LIST_SUFFIXES, LISTS, lists_a_subfolder, open_list
 from optimizer.data.npz import open_npz
 from optimizer.data.subset import stratified_subset
 from optimizer.errors import DataError
@@ -22,7 +23,7 @@ __all__ = ["DATA_FORMS", "open_dataset"]
 
 DATA_FORMS = (
     "accepted: digits, digits:train, digits:test (bundled), a folder with one subfolder per class, "
-    "a folder with val.txt or that file itself, or file.npz"
+    "a folder with val.txt or that file itself, a .csv or .tsv list, or file.npz"
 )
 
 
@@ -34,6 +35,7 @@ def open_dataset(
     skip_bad_images: bool = False,
     workers: int | None = None,
     labelled: bool = True,
+    labels_from: int = 0,
 ) -> ImageDataset:
     """Open a dataset.
 
@@ -49,6 +51,7 @@ def open_dataset(
             core. Images in memory need none.
         labelled: Whether labels are required. If not (for calibration, say), any folder of images
             or an NPZ file without labels is accepted, and all labels are 0.
+        labels_from: Label of the first class in a list or an NPZ file.
 
     Raises:
         DataError: There is no such dataset, or it cannot be used.
@@ -58,26 +61,35 @@ def open_dataset(
     text = str(name)
     if text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)
+        if labels_from:
+            raise DataError(
+                f"--labels-from {labels_from}: the digits start at 0", hint="leave it out"
+            )
     else:
-        dataset = _open_path(text, skip_bad_images, labelled)
+        dataset = _open_path(text, skip_bad_images, labelled, labels_from)
+    if labels_from and (isinstance(dataset.source, FileSource) and dataset.classes is not None):
+        raise DataError(
+            f"--labels-from {labels_from}: the classes of {text} are names, not numbers",
+            hint="leave it out",
+        )
     if limit is not None:
         dataset = dataset.select(stratified_subset(dataset.labels, limit, seed))
     return replace(dataset, name=text, workers=workers)
 
 
-def _open_path(text: str, skip_bad_images: bool, labelled: bool) -> ImageDataset:
+def _open_path(text: str, skip_bad_images: bool, labelled: bool, labels_from: int) -> ImageDataset:
     path = Path(text).expanduser()
     if path.is_dir():
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
-        if listed is not None and not has_class_folders(path):
-            return open_list(listed, skip_bad_images=skip_bad_images)
+        if listed is not None and (not has_class_folders(path) or lists_a_subfolder(listed)):
+            return open_list(listed, skip_bad_images=skip_bad_images, labels_from=labels_from)
         if not labelled and not is_sorted_by_class(path):
             return open_unlabelled(path, skip_bad_images=skip_bad_images)
         return open_folder(path, skip_bad_images=skip_bad_images)
     if not path.exists():
         raise DataError(f"no data at {text!r}", hint=DATA_FORMS)
-    if path.suffix.lower() == ".txt":
-        return open_list(path, skip_bad_images=skip_bad_images)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return open_list(path, skip_bad_images=skip_bad_images, labels_from=labels_from)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{text} is neither a folder nor an NPZ file", hint=DATA_FORMS)
-    return open_npz(path, labelled=labelled)
+    return open_npz(path, labelled=labelled, labels_from=labels_from)

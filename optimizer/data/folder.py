@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from optimizer.errors import DataError
 
 __all__ = ["FileSource", "has_class_folders", "open_folder", "open_unlabelled"]
 
+_log = logging.getLogger(__name__)
 _LAYOUT = "use the layout FOLDER/<class>/<image>.jpg, one folder per class"
 
 
@@ -23,6 +25,7 @@ class FileSource:
     """Image files, decoded when they are read."""
 
     preprocessed = False
+    channels: int | None = None
 
     def __init__(self, root: Path, files: Sequence[str], sizes: Sequence[int]) -> None:
         self._root = root
@@ -69,8 +72,10 @@ class FileSource:
 def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     """Open an image folder.
 
-    Classes are the sorted folder names (except those that start with a dot). Images are the files
-    below them with one of `IMAGE_SUFFIXES`, in torchvision's order.
+    Classes are the sorted folder names. Images are the files below them with one of
+    `IMAGE_SUFFIXES`, in torchvision's order. Files and folders whose names start with a dot
+    (``.ipynb_checkpoints``, ``._image.jpg``) are left out, and so are files of other kinds; the
+    dataset's ``notes`` say how many.
 
     Args:
         root: The folder that contains the class folders.
@@ -88,8 +93,10 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     labels: list[int] = []
     sizes: list[int] = []
     empty: list[str] = []
+    others: list[Path] = []
     for label, name in enumerate(classes):
-        images = _images_below(root / name)
+        images, left_out = _images_below(root / name)
+        others += left_out
         if not images:
             empty.append(name)
         for path in images:
@@ -97,7 +104,7 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
             sizes.append(path.stat().st_size)
             labels.append(label)
     if not files:
-        raise DataError(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})", hint=_LAYOUT)
+        raise _no_images(root, others)
     if len(classes) == 1:
         raise DataError(f"{root} has only one class, {classes[0]}", hint=_LAYOUT)
     if empty:
@@ -113,13 +120,14 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         source=FileSource(root, files, sizes),
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
+        notes=_notes(root, others),
     )
 
 
 def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     """Open all images below a folder, regardless of its layout; every label is 0.
 
-    Folders whose names begin with a dot are left out.
+    Files and folders whose names start with a dot are left out, as in `open_folder`.
 
     Args:
         root: The folder.
@@ -128,13 +136,9 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
     Raises:
         DataError: There are no images.
     """
-    images = [
-        path
-        for path in _images_below(root)
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)  # thumbnails
-    ]
+    images, others = _images_below(root)
     if not images:
-        raise DataError(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise _no_images(root, others)
     return ImageDataset(
         name=str(root),
         classes=None,
@@ -146,6 +150,7 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
         ),
         positions=np.arange(len(images), dtype=np.int64),
         skip_bad_images=skip_bad_images,
+        notes=_notes(root, others),
     )
 
 
@@ -158,20 +163,51 @@ def is_sorted_by_class(root: Path) -> bool:
     """Whether every image is in one of at least two class folders, none of which is empty."""
     classes = [entry for entry in root.iterdir() if _is_class(entry)]
     loose = any(_is_image(entry.name) for entry in root.iterdir() if not entry.is_dir())
-    return len(classes) > 1 and not loose and all(_images_below(folder) for folder in classes)
+    return len(classes) > 1 and not loose and all(_images_below(folder)[0] for folder in classes)
 
 
 def _is_class(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return [
-        Path(parent) / name
-        for parent, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if _is_image(name)
-    ]
+def _images_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images below a folder, in order, and the files that are left out."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+        hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
+        for name in sorted(names):
+            (images if _is_image(name) and not hidden else others).append(Path(parent) / name)
+    return images, others
+
+
+def _notes(root: Path, left_out: Sequence[Path]) -> tuple[str, ...]:
+    """What was left out, also logged as a warning so that every command says it."""
+    if not left_out:
+        return ()
+    parts = []
+    hidden = [path for path in left_out if _is_hidden(path.relative_to(root))]
+    if hidden:
+        parts.append(f"{len(hidden)} whose names start with a dot ({hidden[0].relative_to(root)})")
+    kinds = {path.suffix.lower() or path.name for path in left_out if path not in set(hidden)}
+    if kinds:
+        named = ", ".join(sorted(kinds)[:5])
+        parts.append(f"{len(left_out) - len(hidden)} that are not read as images ({named})")
+    note = f"files of {root} that are left out: {' and '.join(parts)}"
+    _log.warning(note)
+    return (note,)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _no_images(root: Path, others: Sequence[Path]) -> DataError:
+    kinds = sorted({path.suffix.lower() for path in others if not path.name.startswith(".")})
+    found = f"; it has {', '.join(kinds[:5])}" if kinds else ""
+    return DataError(
+        f"{root} contains no images{found}", hint=f"images are {', '.join(IMAGE_SUFFIXES)}"
+    )
 
 
 def _is_image(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,31 +12,46 @@ from optimizer.data.dataset import ImageDataset
 from optimizer.data.folder import FileSource
 from optimizer.errors import DataError
 
-__all__ = ["LISTS", "open_list"]
+__all__ = ["LISTS", "LIST_SUFFIXES", "lists_a_subfolder", "open_list"]
 
-LISTS = ("val.txt", "val_map.txt")
-_FORMAT = "each line is IMAGE LABEL, such as ILSVRC2012_val_00000001.JPEG 65"
+LISTS = ("val.txt", "val_map.txt", "val.csv", "val.tsv")
+"""Names under which a folder's list is found."""
+LIST_SUFFIXES = (".txt", ".csv", ".tsv")
+_FORMAT = (
+    "each line is IMAGE LABEL, such as ILSVRC2012_val_00000001.JPEG 65, separated by a space, "
+    "a tab, a comma or a semicolon"
+)
+_SUBFOLDER = "val"
+"""Where MLPerf keeps the images beside ``val_map.txt``."""
+_IMAGE_COLUMNS = frozenset(
+    {"image", "images", "filename", "file", "file_name", "path", "image_path"}
+)
+_LABEL_COLUMNS = frozenset(
+    {"label", "labels", "class", "target", "class_id", "label_id", "category"}
+)
+_BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
-def open_list(path: Path, *, skip_bad_images: bool = False) -> ImageDataset:
+def open_list(path: Path, *, skip_bad_images: bool = False, labels_from: int = 0) -> ImageDataset:
     """Open the images of a list.
 
     A label is the index of a model's output (as in Caffe's and MLPerf's lists for ImageNet) or a
-    class name, such as a synset. Paths are relative to the list's folder, or to the folder next to
-    it with the same name (``val/`` for ``val.txt``). Empty lines and comments (``#``) are ignored.
+    class name, such as a synset. Image and label are separated by a space, a tab, a comma or a
+    semicolon; a first line with column names is understood. Paths are relative to the list's folder,
+    to the folder next to it with the same name (``val/`` for ``val.txt``), or to ``val/``. Empty
+    lines and comments (``#``) are ignored.
 
     Args:
-        path: The list, UTF-8.
+        path: The list, UTF-8 or UTF-16, with or without a byte order mark.
         skip_bad_images: Leave out images that cannot be read instead of failing.
+        labels_from: Number of the first class.
 
     Raises:
         DataError: The list is malformed or empty, an image is missing or listed twice, or the
-            labels are partly numbers and partly names.
+            labels are partly numbers and partly names, or start below ``labels_from``.
     """
     files, words = _parse(path)
-    root = next(
-        (r for r in (path.parent, path.with_suffix("")) if (r / files[0]).is_file()), path.parent
-    )
+    root = _root(path, files)
     missing = [name for name in files if not (root / name).is_file()]
     if missing:
         raise DataError(
@@ -43,7 +59,7 @@ def open_list(path: Path, *, skip_bad_images: bool = False) -> ImageDataset:
             f"the first is {missing[0]}",
             hint=f"put them into {root}, or put the list into their folder",
         )
-    labels, classes = _labels(path, words)
+    labels, classes = _labels(path, words, labels_from)
     return ImageDataset(
         name=str(path),
         classes=classes,
@@ -54,36 +70,101 @@ def open_list(path: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     )
 
 
+def lists_a_subfolder(path: Path) -> bool:
+    """Whether the images of a list are in ``val/`` or the folder of its name, as MLPerf's are."""
+    try:
+        files, _ = _parse(path)
+    except DataError:
+        return False
+    inside = (path.with_suffix("").name, _SUBFOLDER)
+    first = PurePosixPath(files[0])
+    return _root(path, files) != path.parent or (len(first.parts) == 2 and first.parts[0] in inside)
+
+
+def _root(path: Path, files: Sequence[str]) -> Path:
+    """The folder that paths are relative to."""
+    roots = (path.parent, path.with_suffix(""), path.parent / _SUBFOLDER)
+    return next((root for root in roots if (root / files[0]).is_file()), path.parent)
+
+
 def _parse(path: Path) -> tuple[list[str], list[str]]:
     """Paths and labels as written in the list."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", hint=_FORMAT) from error
     files: list[str] = []
     words: list[str] = []
     seen: set[str] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, _, label = line.strip().rpartition(" ")
-        name = name.strip()
-        if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise DataError(f"{path}, line {number}: {line.strip()!r}", hint=_FORMAT)
+    lines = _lines(path)
+    for number, written, label in _rows(path, lines):
+        name = written.strip().replace("\\", "/")
+        pure = PurePosixPath(name)
+        if not name or not label or pure.is_absolute() or ".." in pure.parts:
+            raise DataError(f"{path}, line {number}: {lines[number]!r}", hint=_FORMAT)
         if name in seen:
             raise DataError(f"{path}, line {number}: {name} is listed twice", hint="remove a line")
         seen.add(name)
         files.append(name)
-        words.append(label)
+        words.append(label.strip())
     if not files:
         raise DataError(f"{path} lists no images", hint=_FORMAT)
     return files, words
 
 
-def _labels(path: Path, words: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+def _lines(path: Path) -> dict[int, str]:
+    """The lines that are not empty or comments, by number."""
+    try:
+        data = path.read_bytes()
+        text = data.decode(_BOMS.get(data[:2], "utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", hint=_FORMAT) from error
+    return {
+        number: line.strip()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    }
+
+
+def _rows(path: Path, lines: dict[int, str]) -> Iterator[tuple[int, str, str]]:
+    """Number, image and label of each line."""
+    if not lines:
+        return
+    first = next(iter(lines.values()))
+    for separator in "\t,;":
+        names = [name.strip().lower() for name in first.split(separator)]
+        image = next((i for i, name in enumerate(names) if name in _IMAGE_COLUMNS), None)
+        label = next((i for i, name in enumerate(names) if name in _LABEL_COLUMNS), None)
+        if image is not None and label is not None:
+            for number, line in list(lines.items())[1:]:
+                cells = next(csv.reader([line], delimiter=separator))
+                short = len(cells) <= max(image, label)
+                yield (number, "", "") if short else (number, cells[image], cells[label])
+            return
+    separator = _separator(path, first)
+    for number, line in lines.items():
+        name, _, label_text = line.rpartition(separator)
+        yield number, name.strip('"'), label_text.strip().strip('"')
+
+
+def _separator(path: Path, line: str) -> str:
+    """What separates image and label: the first candidate that leaves the name of a file."""
+    candidates = [separator for separator in "\t,; " if separator in line]
+    for separator in candidates:
+        name = line.rpartition(separator)[0].strip().strip('"').replace("\\", "/")
+        if name and (_root(path, [name]) / name).is_file():
+            return separator
+    return candidates[0] if len(candidates) == 1 else " "
+
+
+def _labels(
+    path: Path, words: Sequence[str], labels_from: int
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
     numbers = [word.isdecimal() for word in words]
     if all(numbers):
-        return np.array([int(word) for word in words], dtype=np.int64), None
+        labels = np.array([int(word) for word in words], dtype=np.int64) - labels_from
+        if labels.min() < 0:
+            raise DataError(
+                f"{path} has label {labels.min() + labels_from}, below --labels-from {labels_from}",
+                hint="leave out --labels-from, or give the smallest label of all classes",
+            )
+        return labels, None
     if any(numbers):
         raise DataError(
             f"{path} mixes labels that are numbers and labels that are names ({words[0]}, "

@@ -16,20 +16,24 @@ from optimizer.errors import DataError
 
 __all__ = ["open_npz"]
 
+_CHANNELS = (1, 3, 4)
 _KEYS = ("images", "labels", "classes")
 _FORMAT = (
-    "images: N x H x W x 3 uint8, or N x 3 x H x W float32 already preprocessed; labels: N integers"
+    "images: N x H x W x 3 uint8 (or 1, or 4 channels), or N x 3 x H x W float32 already "
+    "preprocessed; labels: N integers"
 )
 
 
-def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
+def open_npz(path: Path, *, labelled: bool = True, labels_from: int = 0) -> ImageDataset:
     """Open an NPZ file.
 
     Args:
         path: File with ``images`` (N x H x W x 3 uint8, or already preprocessed N x 3 x H x W
-            float32), ``labels`` (N integers from 0) and, optionally, ``classes`` (names in the
-            order of the labels). Object arrays are rejected, never unpickled.
+            float32; 1 and 4 channels are accepted, too), ``labels`` (N integers) and, optionally,
+            ``classes`` (names in the order of the labels). Object arrays are rejected, never
+            unpickled.
         labelled: Whether ``labels`` are required; if missing, every label is 0.
+        labels_from: Label of the first class.
 
     Raises:
         DataError: The file is damaged, an array is missing or has the wrong shape or type, or a
@@ -38,7 +42,7 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     arrays = _load(path)
     if not labelled and "images" in arrays and "labels" not in arrays:
         count = arrays["images"].shape[0] if arrays["images"].ndim else 0
-        arrays = {"images": arrays["images"], "labels": np.zeros(count, np.int64)}
+        arrays = {"images": arrays["images"], "labels": np.full(count, labels_from, np.int64)}
     for key in ("images", "labels"):
         if key not in arrays:
             present = ", ".join(sorted(arrays)) or "nothing"
@@ -55,19 +59,24 @@ def open_npz(path: Path, *, labelled: bool = True) -> ImageDataset:
     if len(labels) == 0:
         raise DataError(f"{path.name} contains no images")
     classes = _classes(path, arrays.get("classes"))
+    labels = labels.astype(np.int64) - labels_from
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= len(classes)):
         wrong = low if low < 0 else high
         position = int(np.flatnonzero(labels == wrong)[0])
-        allowed = "0" if classes is None else f"0 to {len(classes) - 1}"
+        hint = f"labels start at {labels_from}"
+        if classes is not None:
+            hint = f"labels must be {labels_from} to {len(classes) - 1 + labels_from}"
+            if labels_from == 0 and low == 1 and high == len(classes):
+                hint += "; if the first class has label 1: --labels-from 1"
         raise DataError(
-            f"{path.name}: label {wrong} of image {position} is out of range",
-            hint=f"labels start at {allowed}" if classes is None else f"labels must be {allowed}",
+            f"{path.name}: label {wrong + labels_from} of image {position} is out of range",
+            hint=hint,
         )
     return ImageDataset(
         name=str(path),
         classes=classes,
-        labels=labels.astype(np.int64),
+        labels=labels,
         source=source,
         positions=np.arange(len(labels), dtype=np.int64),
     )
@@ -88,10 +97,12 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 def _source(path: Path, images: NDArray[Any]) -> Source:
     shape = images.shape
-    if images.ndim == 4 and 0 not in shape[1:]:
-        if images.dtype == np.uint8 and shape[3] == 3:
+    if images.ndim in (3, 4) and 0 not in shape[1:]:
+        # Without an axis for channels, N x H x W could also be one image: H x W x channels.
+        pixels = shape[3] in _CHANNELS if images.ndim == 4 else shape[2] not in _CHANNELS
+        if images.dtype == np.uint8 and pixels:
             return PixelSource(images, path.name)
-        if images.dtype == np.float32 and shape[1] == 3:
+        if images.dtype == np.float32 and images.ndim == 4 and shape[1] in _CHANNELS:
             return TensorSource(images, path.name)
     raise DataError(f"{path.name}: images are {images.dtype} of shape {shape}", hint=_FORMAT)
 

@@ -15,13 +15,17 @@ __all__ = ["PixelSource", "TensorSource"]
 
 
 class PixelSource:
-    """Pixels, N x H x W x 3 uint8; resized and cropped like photos."""
+    """Pixels, N x H x W x channels uint8; resized and cropped like photos.
+
+    Of one channel, N x H x W will do.
+    """
 
     preprocessed = False
 
     def __init__(self, images: NDArray[np.uint8], name: str) -> None:
         self._images = images
         self._name = name
+        self.channels = images.shape[3] if images.ndim == 4 else 1
 
     def file(self, position: int) -> None:
         """See `Source.file`."""
@@ -30,7 +34,10 @@ class PixelSource:
         """See `Source.read`."""
         from PIL import Image
 
-        return preprocessing.apply_uint8(Image.fromarray(self._images[position]))
+        image = self._images[position]
+        if self.channels == 1:
+            image = image.reshape(image.shape[:2])
+        return preprocessing.apply_uint8(Image.fromarray(image))
 
     def check(self, position: int) -> None:
         """See `Source.check`: pixels are always valid."""
@@ -57,13 +64,14 @@ class PixelSource:
 
 
 class TensorSource:
-    """Images that are already preprocessed, N x 3 x H x W float32."""
+    """Images that are already preprocessed, N x channels x H x W float32."""
 
     preprocessed = True
 
     def __init__(self, images: NDArray[np.float32], name: str) -> None:
         self._images = images
         self._name = name
+        self.channels = images.shape[1]
 
     def file(self, position: int) -> None:
         """See `Source.file`."""

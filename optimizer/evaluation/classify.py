@@ -11,9 +11,9 @@ import numpy as np
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
-from optimizer.tasks.one_output import as_classes
 from optimizer.models.weights import is_checkpoint
 from optimizer.results import Prediction
+from optimizer.tasks.one_output import as_classes
 
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing

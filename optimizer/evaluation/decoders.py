@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from optimizer.data import ImageDataset, Preprocessing, open_image
 from optimizer.data.folder import FileSource
 from optimizer.errors import UsageError
-from optimizer.tasks.one_output import as_classes
 from optimizer.progress import Progress, Silent
+from optimizer.tasks.one_output import as_classes
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -94,6 +94,7 @@ def validate(
     opened.task.check_gates(gates)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
+    dataset.check_depth(opened.preprocessing)
     plan = Pass(
         chains=plan_steps(chains, opened),  # report mismatched files before checking the data
         reference=opened,
@@ -123,6 +124,7 @@ def validate(
             sha256=dataset.sha256,
             image_size=opened.preprocessing.image_size,
             skipped=skipped,
+            notes=list(data.notes),
         ),
         hops=list(evidence.hops),
         first_failing_hop=None if failing is None else failing.name,

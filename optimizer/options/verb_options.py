@@ -80,6 +80,14 @@ class ImageReading(BadImages):
     )
 
 
+class Labels(Options):
+    """How labels are numbered."""
+
+    labels_from: int = option(
+        0, "Number of the first class in the labels of a list or an NPZ file.", ge=0, le=1
+    )
+
+
 class Architecture(Options):
     """What a checkpoint may not state or decide: its architecture, and which weights to use."""
 
@@ -296,7 +304,9 @@ class CalibrateOptions(CalibrationImages, PreprocessingSource):
     halves: bool = option(False, "Report how far scales differ between two halves of the images.")
 
 
-class Conversion(EncodingOptions, HighPrecision, CalibrationImages, PreprocessingSource, MaxDrop):
+class Conversion(
+    EncodingOptions, HighPrecision, CalibrationImages, PreprocessingSource, MaxDrop, Labels
+):
     """How an FP32 graph becomes a graph of another precision."""
 
     panel: ClassVar[str] = "Calibration"
@@ -499,7 +509,7 @@ class RefitOptions(Architecture, Device):
     """Options of ``refit``."""
 
 
-class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, ImagesLookedAt):
+class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, Labels, ImagesLookedAt):
     """Images and limits for validation."""
 
     panel: ClassVar[str] = "Accuracy"

@@ -59,17 +59,20 @@ def calibrate(
         DataError: Fewer than 8 images.
         GraphError: The graph cannot be quantized, or produces NaN or infinite values.
     """
+    from optimizer.data import Preprocessing
     from optimizer.precision.int8.encode import LEAST_IMAGES
 
     if len(dataset) < LEAST_IMAGES:
         raise DataError(
-            f"{len(dataset)} calibration images are too few to estimate ranges",
-            hint=f"use at least {LEAST_IMAGES}, better 256 or more: --calib-images",
+            f"{dataset.name} gives {len(dataset)} calibration image{'s'[: len(dataset) != 1]}, too few "
+            "to estimate ranges",
+            hint=f"use data of at least {LEAST_IMAGES} images, better 256 or more",
         )
     graph = prepared(
         graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
     )
     metadata = preprocessed_metadata(graph)
+    dataset.check_depth(Preprocessing.from_dict(metadata.preprocessing or {}))
     plan = Plan(
         kind="statistics",
         settings={"images": len(dataset), "dataset": dataset.name},
@@ -85,7 +88,7 @@ def calibrate(
         statistics = _collect(graph, dataset, batch, progress or Silent())
         statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
         statistics.save(path)
-        notes = []
+        notes = list(dataset.notes)
         if dataset.skipped:
             notes.append(
                 f"{len(dataset.skipped)} unreadable images were skipped, "

@@ -36,6 +36,8 @@ class DatasetInfo(Model):
     image_size: int
     skipped: list[str] = []
     """Images that could not be read and were left out (``--skip-bad-images``)."""
+    notes: list[str] = []
+    """Files of the dataset that were left out as no images."""
 
 
 class Hop(Model):

@@ -74,10 +74,13 @@ def open_search_images(options: Conversion) -> ImageDataset:
             hint="use --data digits:test, a folder or file.npz",
         )
     skip = options.skip_bad_images
-    dataset = open_dataset(calib, skip_bad_images=skip, workers=options.workers)
+    labels_from = options.labels_from
+    dataset = open_dataset(
+        calib, skip_bad_images=skip, workers=options.workers, labels_from=labels_from
+    )
     if skip:
         dataset = dataset.verify()
-    validation = open_dataset(data)
+    validation = open_dataset(data, labels_from=labels_from)
     for part in split_images(dataset, options.calib_images):
         check_disjoint(part, validation)
     return dataset
@@ -178,7 +181,7 @@ def search(
     facts = graph_facts(graph)
     preprocessing = _preprocessing(graph, facts)
     calibration, search_images = (
-        match_classes(part, int(facts.output_shape[1] or 0), facts.classes)
+        match_classes(part, max(2, facts.output_shape[1] or 0), facts.classes)
         for part in split_images(dataset, options.calib_images)
     )
     statistics = calibrate(
@@ -317,7 +320,10 @@ def judge(
         [Chain.of(file, model=graph)],
         graph,
         open_dataset(
-            str(options.data), skip_bad_images=options.skip_bad_images, workers=options.workers
+            str(options.data),
+            skip_bad_images=options.skip_bad_images,
+            workers=options.workers,
+            labels_from=options.labels_from,
         ),
         Gates(max_drop_pp=search_result.max_drop_pp),
         progress=progress,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Cache, OutputFile, check_outputs
+from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import (
     BuildOptions,
@@ -18,10 +18,15 @@ from optimizer.options import (
 )
 from optimizer.progress import Progress
 from optimizer.verbs.audit import audit
-from optimizer.verbs.export import export
 from optimizer.verbs.outcomes import BuildResult
 from optimizer.verbs.planned_files import engine_files
-from optimizer.verbs.quantize import conversion_inputs, convert, judge_search, search_path
+from optimizer.verbs.quantize import (
+    check_labels_from,
+    conversion_inputs,
+    convert,
+    judge_search,
+    search_path,
+)
 
 if TYPE_CHECKING:
     from optimizer.graphs.facts import GraphFacts
@@ -72,11 +77,13 @@ def build(
 
     graph, output = Path(graph), Path(output)
     engine, target = _engine_and_target(options)
+    check_labels_from(options, options.precision)
+    remarks: list[str] = []
     if is_model(graph) and engine != "torch":
         check_options_buildable(options)
         exported = output.with_name(output.name + ".fp32.onnx")
         check_outputs([OutputFile(exported, "graph")], [graph], force=force)
-        graph = _exported(str(graph), exported, options, cache, progress)
+        graph, remarks = exported, _export(str(graph), exported, options, cache, progress)
     else:
         _check_no_model_options(graph, options)
     facts = None if is_model(graph) else graph_facts(graph)
@@ -88,13 +95,8 @@ def build(
     check_buildable(get_backend(engine), settings)
 
     if options.preprocessing_from is not None:
-        graph = prepared(
-            graph,
-            output,
-            preprocessing_from=options.preprocessing_from,
-            cache=cache,
-            progress=progress,
-        )
+        card = options.preprocessing_from
+        graph = prepared(graph, output, preprocessing_from=card, cache=cache, progress=progress)
     source, search = graph, None
     if facts is not None and facts.precision == "fp32" and options.precision != "fp32":
         source = output.with_name(output.name + GRAPH_SUFFIX)
@@ -116,18 +118,25 @@ def build(
     if search is not None and options.data is not None:
         search = judge_search(artifact.path, graph, search_path(output), options, progress)
     return BuildResult.of(
-        artifact, audit=audit(artifact, min_share=options.min_share), search=search
+        artifact,
+        audit=audit(artifact, min_share=options.min_share),
+        search=search,
+        remarks=tuple(remarks),
     )
 
 
-def _exported(
+def _export(
     model: str,
     exported: Path,
     options: BuildOptions,
     cache: Cache | None,
     progress: Progress | None,
-) -> Path:
-    """Export a model for this build, after the checks that need no graph."""
+) -> list[str]:
+    """Export a model for this build, after the checks that need no graph; returns remarks."""
+    from optimizer.data import open_dataset
+    from optimizer.exporting import export_onnx
+    from optimizer.models import load_model
+
     if options.precision in {"int8", "fp8", "mixed"} and not (
         options.calib or options.stats or options.encodings
     ):
@@ -140,8 +149,20 @@ def _exported(
             f"--preprocessing-from is for graphs; {model} states its own preprocessing",
             hint=f"leave it out, or write {model}.card.json",
         )
-    given = options.of_kind(ExportOptions).as_given()
-    return export(model, exported, cache=cache, force=True, progress=progress, **given).path
+    loaded = load_model(
+        model, arch=options.arch, image_size=options.image_size, weights=options.weights
+    )
+    for data in (options.calib, options.data):
+        if data is not None:
+            open_dataset(data, labelled=False, workers=0).check_depth(loaded.preprocessing)
+    return _remarks(export_onnx(loaded, exported, cache=cache, progress=progress))
+
+
+def _remarks(exported: Artifact) -> list[str]:
+    """What the user should know about the weights that were exported."""
+    details = exported.manifest.details
+    assumed = "preprocessing was assumed to be ImageNet's: the weights do not state it"
+    return [*details.get("notes", ()), *([assumed] if details.get("preprocessing_assumed") else ())]
 
 
 def _check_no_model_options(source: Path, options: BuildOptions) -> None:

@@ -255,7 +255,10 @@ class Job:
         if section is None:
             return None
         return open_dataset(
-            section.data, skip_bad_images=section.skip_bad_images, workers=section.workers
+            section.data,
+            skip_bad_images=section.skip_bad_images,
+            workers=section.workers,
+            labels_from=section.labels_from,
         )
 
     def _pool(
@@ -276,6 +279,7 @@ class Job:
                 skip_bad_images=skip,
                 workers=section.workers,
                 labelled="mixed" in precisions,  # the search counts wrong predictions
+                labels_from=validation.labels_from if validation and "mixed" in precisions else 0,
             )
             return pool, held_out
         if held_out is None:

@@ -86,7 +86,9 @@ class BuildResult(_ArtifactResult):
     Attributes:
         audit: Whether its layers compute in the requested precision.
         search: Result of the search for a mixed graph, with its validation; otherwise ``None``.
+        remarks: For a build from a checkpoint, what the user should know about its weights.
     """
 
     audit: Audit
     search: SearchResult | None = None
+    remarks: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from optimizer.verbs.planned_files import conversion_files, is_calibrated
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
 
-__all__ = ["conversion_inputs", "convert", "quantize"]
+__all__ = ["check_labels_from", "conversion_inputs", "convert", "quantize"]
 
 
 @takes_options(QuantizeOptions)
@@ -65,6 +65,7 @@ def quantize(
         raise UsageError(
             "--encodings is for INT8", hint="--precision int8, or leave out --encodings"
         )
+    check_labels_from(options, options.precision)
     check_options(graph, options.precision, options)
     artifact, search = convert(
         graph, output, options, images=images, cache=cache, progress=progress
@@ -72,6 +73,14 @@ def quantize(
     if search is not None and options.data is not None:
         search = judge_search(artifact.path, graph, search_path(output), options, progress)
     return QuantizeResult.of(artifact, search=search)
+
+
+def check_labels_from(options: Conversion, precision: str) -> None:
+    """Refuse ``labels_from`` where no labels are used."""
+    if options.labels_from and precision != "mixed":
+        raise UsageError(
+            f"--labels-from: {precision.upper()} uses no labels", hint="leave out --labels-from"
+        )
 
 
 def conversion_inputs(options: Conversion) -> list[Path | str | None]:

@@ -83,6 +83,7 @@ def validate(
             seed=options.seed,
             skip_bad_images=options.skip_bad_images,
             workers=options.workers,
+            labels_from=options.labels_from,
         )
     result = compare_hops(
         chains,

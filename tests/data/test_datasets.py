@@ -102,9 +102,9 @@ def test_existing_labels_are_used(tmp_path: Path) -> None:
 def test_unknown_data_is_rejected_with_the_accepted_forms(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no data at 'digit'.*digits:train.*file\.npz"):
         open_dataset("digit")
-    (tmp_path / "data.csv").write_text("1,2")
+    (tmp_path / "data.parquet").write_text("1,2")
     with pytest.raises(DataError, match="neither a folder nor an NPZ"):
-        open_dataset(tmp_path / "data.csv")
+        open_dataset(tmp_path / "data.parquet")
 
 
 def test_the_import_is_light() -> None:

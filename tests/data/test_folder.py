@@ -164,3 +164,44 @@ def test_classes_without_images_are_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
     with pytest.raises(DataError, match="1 of 2 class folders contain no images; the first is dog"):
         open_dataset(tmp_path)
+
+
+def test_hidden_files_and_other_files_are_left_out_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [open_dataset(folder).image_id(i) for i in range(len(open_dataset(folder)))]
+    name = expected[0].split("/")[0]
+    copies = folder / name / ".ipynb_checkpoints"
+    copies.mkdir()
+    Image.new("RGB", (4, 4)).save(copies / "a-checkpoint.png")
+    Image.new("RGB", (4, 4)).save(folder / name / "._a.png")
+    (folder / name / "photo.heic").write_bytes(b"x")
+    for labelled in (True, False):
+        caplog.clear()
+        data = open_dataset(folder, labelled=labelled)
+        assert sorted(data.image_id(i) for i in range(len(data))) == sorted(expected)
+        (note,) = data.notes
+        assert "2 whose names start with a dot" in note
+        assert "2 that are not read as images (.heic, .txt)" in note
+        assert note in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".webp", ".bmp", ".jpe", ".tga", ".pbm"])
+def test_other_formats_are_read(folder: Path, suffix: str) -> None:
+    before = open_dataset(folder)
+    label = before.image_id(0).split("/")[0]
+    kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
+    mode = "1" if suffix == ".pbm" else "RGB"
+    Image.new(mode, (6, 6)).save(folder / label / f"zz{suffix}", format=kind)
+    data = open_dataset(folder)
+    assert len(data) == len(before) + 1
+    assert data.notes == before.notes
+    data.verify()
+
+
+def test_a_folder_of_other_files_names_their_kinds(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"contains no images; it has \.heic.*\.jfif"):
+        open_dataset(tmp_path)

@@ -102,3 +102,62 @@ def test_a_binary_file_is_not_a_list(flat: Path) -> None:
     (flat / "val.txt").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     with pytest.raises(DataError, match="cannot read"):
         open_dataset(flat / "val.txt")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "{a}\t1\n{b}\t0\n",
+        "{a},1\n{b},0\n",
+        "{a}; 1\n{b}; 0\n",
+        '"{a}","1"\n"{b}","0"\n',
+        "filename,label\n{a},1\n{b},0\n",
+        "label\tsplit\tpath\n1\tval\t{a}\n0\tval\t{b}\n",
+        "\ufeff{a} 1\r\n{b} 0\r\n",
+    ],
+)
+def test_separators_column_names_and_byte_order_marks(flat: Path, lines: str) -> None:
+    text = lines.format(a=NAMES[2], b=NAMES[0])
+    (flat / "val.txt").write_text(text, encoding="utf-8")
+    assert _levels(flat) == ([2, 0], [1, 0])
+    (flat / "list.csv").write_text(text.removeprefix("\ufeff"), encoding="utf-16")
+    assert _levels(flat / "list.csv") == ([2, 0], [1, 0])
+
+
+def test_a_separator_in_a_name_is_part_of_the_name(flat: Path) -> None:
+    (flat / NAMES[0]).rename(flat / "one, two.jpg")
+    (flat / "val.txt").write_text("one, two.jpg 3\n")
+    assert _levels(flat) == ([0], [3])
+
+
+def test_a_header_without_labels_in_every_line_is_rejected(flat: Path) -> None:
+    (flat / "val.txt").write_text(f"filename,label\n{NAMES[0]}\n")
+    with pytest.raises(DataError, match=r"line 2: .ILSVRC.*each line is IMAGE LABEL"):
+        open_dataset(flat)
+
+
+@pytest.mark.parametrize("prefix", ["", "val/"])
+def test_mlperfs_layout(flat: Path, prefix: str) -> None:
+    """``val/`` and ``val_map.txt`` in one folder."""
+    (flat.parent / "val_map.txt").write_text(f"{prefix}{NAMES[3]} 7\n{prefix}{NAMES[1]} 2\n")
+    assert _levels(flat.parent) == ([3, 1], [7, 2])
+    (flat.parent / "train" / "cat").mkdir(parents=True)
+    assert _levels(flat.parent) == ([3, 1], [7, 2])
+
+
+def test_labels_from_1_are_refused_with_the_option_that_takes_them(flat: Path) -> None:
+    (flat / "val.txt").write_text(f"{NAMES[0]} 1\n{NAMES[1]} 3\n")
+    with pytest.raises(DataError, match=r"labels of .* are 1 to 3, .* 0 to 2.*--labels-from 1"):
+        match_classes(open_dataset(flat), 3, None)
+    data = match_classes(open_dataset(flat, labels_from=1), 3, None)
+    assert data.labels.tolist() == [0, 2]
+    (flat / "val.txt").write_text(f"{NAMES[0]} 0\n{NAMES[1]} 3\n")
+    with pytest.raises(DataError, match="label 0, below --labels-from 1"):
+        open_dataset(flat, labels_from=1)
+
+
+def test_labels_from_1_is_for_numbers(flat: Path) -> None:
+    (flat / "val.txt").write_text(f"{NAMES[0]} cat\n{NAMES[1]} dog\n")
+    for name in (str(flat), "digits:test"):
+        with pytest.raises(DataError, match=r"--labels-from 1.*leave it out"):
+            open_dataset(name, labels_from=1)

@@ -78,7 +78,7 @@ def test_the_digest_covers_pixels_labels_and_order(tmp_path: Path) -> None:
         ({"labels": LABELS}, "no array 'images'"),
         ({"images": PIXELS}, "no array 'labels'"),
         ({"images": PIXELS[0], "labels": LABELS}, "of shape"),
-        ({"images": PIXELS[..., :1], "labels": LABELS}, "of shape"),
+        ({"images": PIXELS[..., :2], "labels": LABELS}, "of shape"),
         ({"images": PIXELS.astype(np.float64), "labels": LABELS}, "float64"),
         ({"images": PIXELS, "labels": LABELS[:4]}, "6 images but 4 labels"),
         ({"images": PIXELS, "labels": LABELS.astype(float)}, "must be N integers"),
