@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent"]
 
@@ -121,6 +124,13 @@ class Source(Protocol):
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """One image: H x W x channels uint8, or channels x H x W float32 if already preprocessed."""
+
+    def image(self, position: int, channels: int = 3) -> Image.Image:
+        """One image as it is stored: RGB, or with this number of channels.
+
+        Raises:
+            DataError: It cannot be read, or was preprocessed elsewhere.
+        """
 
     def check(self, position: int) -> None:
         """Raise DataError if the image cannot be read."""

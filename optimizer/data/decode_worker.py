@@ -1,9 +1,9 @@
 """A process that decodes images for another one; started by `optimizer.data.decoding`.
 
-A request is one line with a path as a JSON string. The response is one line with the CPU seconds
-that the image took and the error, if any. The pixels go into shared memory: each worker uses its
-slots as a ring buffer, and the requesting process makes sure that a slot is free. The worker exits
-at the end of its input, so it never outlives its parent.
+A request is one line with a path and a random number as a JSON list. The response is one line with
+the CPU seconds that the image took and the error, if any. The pixels go into shared memory: each
+worker uses its slots as a ring buffer, and the requesting process makes sure that a slot is free.
+The worker exits at the end of its input, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from optimizer.data.images import open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
+from optimizer.processes.child_main import resolve
 
 __all__ = ["serve"]
 
@@ -28,10 +29,11 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
 
     Args:
         settings: ``memory`` (file of the shared memory), ``shape`` (of the shared array: slots x H
-            x W x channels uint8), ``first`` and ``step`` (this worker's slots), ``preprocessing`` (``None``
-            only checks that the image can be decoded), and Pillow's ``max_pixels`` and
-            ``load_truncated`` as set in the parent process.
-        requests: One JSON string per line, the path of an image.
+            x W x channels uint8), ``first`` and ``step`` (this worker's slots), ``preprocessing``
+            (``None`` only checks that the image can be decoded), ``operation`` (see `Operation`, or
+            ``None``), and Pillow's ``max_pixels`` and ``load_truncated`` as set in the parent
+            process.
+        requests: One JSON list per line: the path of an image, and a number for the operation.
         answers: One JSON list per line: CPU seconds, error message, hint (``null`` if none).
     """
     from PIL import Image, ImageFile
@@ -46,13 +48,20 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
         memory = np.memmap(settings["memory"], dtype=np.uint8, mode="r+")
         slots = memory.reshape(settings["shape"])
     channels = 3 if preprocessing is None else preprocessing.channels
+    change = None
+    if preprocessing is not None and settings["operation"] is not None:
+        function, values = settings["operation"]
+        change = resolve(function)(preprocessing, values)
     slot = settings["first"]
     before = time.process_time()
     for line in requests:
         message = hint = None
         try:
-            image = open_image(Path(json.loads(line)), channels)
-            if preprocessing is not None:
+            path, number = json.loads(line)
+            image = open_image(Path(path), channels)
+            if change is not None:
+                slots[slot] = change(image, number)
+            elif preprocessing is not None:
                 slots[slot] = preprocessing.apply_uint8(image)
         except DataError as error:
             message, hint = error.message, error.hint

@@ -33,7 +33,7 @@ from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError, EnvironmentFault
 from optimizer.processes import Child
 
-__all__ = ["Decoded", "decode_ahead", "workers_for"]
+__all__ = ["Decoded", "Operation", "decode_ahead", "workers_for"]
 
 _MAX_WORKERS = 16
 _IMAGES_PER_WORKER = 64
@@ -75,16 +75,36 @@ def workers_for(requested: int | None, images: int) -> int:
     return min(share, _MAX_WORKERS, images // _IMAGES_PER_WORKER)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """A random change of images that workers make instead of the preprocessing's resize and crop.
+
+    Attributes:
+        function: ``module:function`` of this package. Called with the preprocessing and ``settings``,
+            it returns a function of a Pillow image and a number, which returns size x size x 3 uint8.
+        settings: JSON values.
+    """
+
+    function: str
+    settings: dict[str, Any]
+
+
 def decode_ahead(
-    files: Iterable[Path], preprocessing: Preprocessing | None, *, workers: int, ahead: int
+    files: Iterable[Path | tuple[Path, int]],
+    preprocessing: Preprocessing | None,
+    *,
+    workers: int,
+    ahead: int,
+    operation: Operation | None = None,
 ) -> Generator[Decoded, None, None]:
     """Decode files in worker processes; closing the iterator stops them.
 
     Args:
-        files: Image files.
+        files: Image files; for an operation, each with a number that decides its change.
         preprocessing: Preprocessing to apply; ``None`` only decodes and yields no pixels.
         workers: Number of processes, at least 1.
         ahead: Images to decode ahead of the reader, within 256 MiB.
+        operation: Replaces the resize and crop of ``preprocessing``.
 
     Yields:
         One result per file, in order.
@@ -97,7 +117,10 @@ def decode_ahead(
     rounds = max(1, min(-(-ahead // workers), _SLOTS_BYTES // (size * workers)))
     with contextlib.ExitStack() as stack:
         slots = _shared_slots(rounds * workers, preprocessing, stack)
-        pool = [_Worker(rank, workers, slots, preprocessing, stack) for rank in range(workers)]
+        pool = [
+            _Worker(rank, workers, slots, (preprocessing, operation), stack)
+            for rank in range(workers)
+        ]
         queue = enumerate(files)
         done, upcoming = 0, next(queue, None)
         while True:
@@ -156,17 +179,19 @@ class _Worker:
         rank: int,
         workers: int,
         slots: NDArray[np.uint8],
-        preprocessing: Preprocessing | None,
+        work: tuple[Preprocessing | None, Operation | None],
         stack: contextlib.ExitStack,
     ) -> None:
         from PIL import Image, ImageFile
 
+        preprocessing, operation = work
         settings = {
             "memory": str(slots.filename) if isinstance(slots, np.memmap) else None,
             "shape": slots.shape,
             "first": rank,
             "step": workers,
             "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
+            "operation": None if operation is None else [operation.function, operation.settings],
             "max_pixels": Image.MAX_IMAGE_PIXELS,
             "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
         }
@@ -186,9 +211,10 @@ class _Worker:
         """Whether requests are pending; an idle worker accepts any request."""
         return bool(self._waiting)
 
-    def submit(self, file: Path) -> bool:
+    def submit(self, wanted: Path | tuple[Path, int]) -> bool:
         """Request one more image; returns ``False`` if too many requests are pending."""
-        request = json.dumps(str(file)).encode() + b"\n"
+        file, number = wanted if isinstance(wanted, tuple) else (wanted, 0)
+        request = json.dumps([str(file), number]).encode() + b"\n"
         if self._waiting and self._waiting_bytes + len(request) > _REQUEST_BYTES:
             return False
         with contextlib.suppress(OSError):  # the worker died: `response` reports how

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from optimizer.data.file_digests import FileDigests
 from optimizer.data.images import IMAGE_SUFFIXES, open_image
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["FileSource", "has_class_folders", "open_folder", "open_unlabelled"]
 
@@ -40,7 +44,11 @@ class FileSource:
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`."""
-        return preprocessing.apply_uint8(open_image(self.file(position), preprocessing.channels))
+        return preprocessing.apply_uint8(self.image(position, preprocessing.channels))
+
+    def image(self, position: int, channels: int = 3) -> Image.Image:
+        """See `Source.image`."""
+        return open_image(self.file(position), channels)
 
     def check(self, position: int) -> None:
         """See `Source.check`: decodes the whole image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from optimizer.data.dataset import Pixels
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["PixelSource", "TensorSource"]
 
@@ -32,12 +36,17 @@ class PixelSource:
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """See `Source.read`."""
+        return preprocessing.apply_uint8(self.image(position))
+
+    def image(self, position: int, channels: int = 3) -> Image.Image:
+        """See `Source.image`: the channels are those that were stored."""
+        del channels
         from PIL import Image
 
         image = self._images[position]
         if self.channels == 1:
             image = image.reshape(image.shape[:2])
-        return preprocessing.apply_uint8(Image.fromarray(image))
+        return Image.fromarray(image)
 
     def check(self, position: int) -> None:
         """See `Source.check`: pixels are always valid."""
@@ -88,6 +97,13 @@ class TensorSource:
                 hint="preprocess them to this size, or store them as N x H x W x 3 uint8",
             )
         return image
+
+    def image(self, position: int, channels: int = 3) -> Image.Image:
+        """See `Source.image`: there is none."""
+        raise DataError(
+            f"{self.image_id(position)} was preprocessed elsewhere and cannot be cropped or changed",
+            hint="--augment shift or none, or store the images as N x H x W x 3 uint8",
+        )
 
     def check(self, position: int) -> None:
         """See `Source.check`: values must not be infinite or NaN."""

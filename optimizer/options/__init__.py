@@ -3,6 +3,7 @@
 from optimizer.options.declaration import REQUIRED, OptionInfo, Options, flag, option, to_flags
 from optimizer.options.engine_options import check_engine, options_of
 from optimizer.options.keywords import takes_options
+from optimizer.options.training_options import TrainOptions
 from optimizer.options.verb_options import (
     AccuracyOptions,
     BenchOptions,
@@ -30,7 +31,6 @@ from optimizer.options.verb_options import (
     ReportOptions,
     SpeedOptions,
     TensorRtOptions,
-    TrainOptions,
     ValidateOptions,
 )
 

@@ -51,7 +51,6 @@ __all__ = [
     "ReportOptions",
     "SpeedOptions",
     "TensorRtOptions",
-    "TrainOptions",
     "ValidateOptions",
 ]
 
@@ -208,31 +207,6 @@ class HopOptions(ImagesPerCall, Audit, ImagesLookedAt):
 
 
 # --- the verbs -----------------------------------------------------------------------------------
-
-
-class TrainOptions(ImageReading):
-    """Options of ``train``."""
-
-    panel: ClassVar[str] = "Training"
-
-    arch: str = option(
-        "resnet50", "Architecture: resnet18, resnet34, resnet50, resnet101 or resnet152."
-    )
-    data: Source = option("digits:train", "Training images: digits:train, a folder or file.npz.")
-    held_out: Source | None = option(
-        None, "Images to measure accuracy on; default: digits:test for digits:train."
-    )
-    image_size: int = option(32, "Side of the network's input in pixels.", ge=8)
-    epochs: int = option(8, "Passes over the data.", ge=1)
-    batch_size: int = option(32, "Images per step.", ge=2)
-    lr: float = option(0.03, "Peak learning rate; use about a tenth to fine-tune.", gt=0)
-    momentum: float = option(0.9, "Nesterov momentum.", ge=0, lt=1)
-    weight_decay: float = option(5e-4, "Weight decay of the convolutions and the last layer.", ge=0)
-    label_smoothing: float = option(
-        0.05, "Share of the target spread evenly over all classes.", ge=0, lt=1
-    )
-    seed: int = option(0, "Seed of the weights, the order of images and the augmentation.")
-    init: Source | None = option(None, "Model to start from.")
 
 
 def _batch(value: Any) -> Any:

@@ -1,13 +1,20 @@
 """Training and fine-tuning ResNets."""
 
+from optimizer.training.classification import top1
+from optimizer.training.devices import check_versions, device_of
 from optimizer.training.sources import open_training_data, preprocessing_for
-from optimizer.training.trainer import TrainingResult, top1, train, train_checkpoint
+from optimizer.training.stopping import Stopped
+from optimizer.training.trainer import TrainingResult, train, train_checkpoint, training_folder
 
 __all__ = [
+    "Stopped",
     "TrainingResult",
+    "check_versions",
+    "device_of",
     "open_training_data",
     "preprocessing_for",
     "top1",
     "train",
     "train_checkpoint",
+    "training_folder",
 ]

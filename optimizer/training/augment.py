@@ -1,4 +1,4 @@
-"""Batch augmentation: small shifts and horizontal flips."""
+"""Augmentation of preprocessed batches: small shifts and horizontal flips."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ class Augmentation:
     shift: int
     flip: bool
 
-    def apply(
-        self, images: NDArray[np.float32], random: np.random.RandomState
-    ) -> NDArray[np.float32]:
+    def apply(self, images: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Augment each image of a batch independently.
 
         Args:
             images: N x 3 x H x W float32.
-            random: Random generator; two draws of N numbers, or three with ``flip``.
+            numbers: N random numbers from 0, much larger than the number of shifts; an image's
+                change follows from its number.
 
         Returns:
             A new array of the same shape.
         """
-        count, _, height, width = images.shape
+        height, width = images.shape[2:]
         border = ((0, 0), (0, 0), (self.shift, self.shift), (self.shift, self.shift))
         padded = np.pad(images, border, mode="edge")
-        tops, lefts = random.randint(0, 2 * self.shift + 1, size=(2, count))
+        places = 2 * self.shift + 1
+        rest, tops = np.divmod(numbers, places)
+        rest, lefts = np.divmod(rest, places)
         augmented = np.empty_like(images)
         for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
             augmented[i] = padded[i, :, top : top + height, left : left + width]
         if self.flip:
-            flipped = random.rand(count) < 0.5
+            flipped = rest % 2 == 1
             augmented[flipped] = augmented[flipped][..., ::-1]
         return augmented

@@ -1,153 +1,336 @@
-"""A simple training loop for small datasets.
+"""The training loop. It does not know what the network computes: a `Task` gives loss and metrics.
 
-SGD with Nesterov momentum and a one-cycle cosine learning rate (Smith and Topin 2018),
-zero-initialized residual branches and no weight decay on BatchNorm and biases (Goyal et al. 2017;
-He et al. 2019, "Bag of Tricks"), and label smoothing. To train on ImageNet from scratch, use the
-recipes of torchvision or timm on several GPUs and load the checkpoint here.
+SGD with Nesterov momentum, zero-initialized residual branches and no weight decay on BatchNorm and
+biases follow Goyal et al. 2017 and He et al. 2019 ("Bag of Tricks"). All that decides a step
+(weights, optimizer, schedule, position) is in `Fit.state`, so a training that was interrupted after
+any step continues as if it had not been.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.data import Batch, ImageDataset, Preprocessing
 from optimizer.errors import UsageError
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress
-from optimizer.training.augment import Augmentation
-from optimizer.training.sources import is_digits
+from optimizer.training.distribution import World
+from optimizer.training.history import write_history
+from optimizer.training.optimization import build_optimizer, build_schedule, peak_rate
+from optimizer.training.stopping import Stopped, StopRequest, watch_signals
+from optimizer.training.training_state import StateFile
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["fit"]
+__all__ = ["Batches", "Fit", "Task", "Work"]
 
-# Preprocessed datasets up to this size are kept in memory after the first read.
-_MAX_IN_MEMORY_BYTES = 512 << 20
+_RUNNING_SHARE = 0.05
+"""Share of the newest step in the speed that is shown."""
 
 
-def fit(
-    module: nn.Module,
-    data: ImageDataset,
-    preprocessing: Preprocessing,
-    settings: TrainOptions,
-    progress: Progress,
-) -> tuple[float, ...]:
-    """Train ``module`` in place, on its device.
+class Task(Protocol):
+    """What is trained, as the loop sees it."""
 
-    Returns:
-        Mean loss of each epoch.
+    better: str
+    """The metric by which weights are better, larger is better."""
 
-    Raises:
-        UsageError: The loss became NaN or infinite.
-        DataError: An image cannot be read.
+    def loss(self, module: nn.Module, batch: Any, device: torch.device) -> torch.Tensor:
+        """Mean loss of a batch, a scalar that can be differentiated."""
+
+    def evaluate(self, module: nn.Module, world: World) -> Mapping[str, float]:
+        """Metrics on held-out images, equal in all processes; empty if there are none.
+
+        The network is in evaluation mode. Each image counts once, whatever the number of processes.
+        """
+
+
+class Batches(Protocol):
+    """The batches of a training."""
+
+    total: int
+    steps_per_epoch: int
+
+    def stream(self, first: int, end: int) -> Any:
+        """A generator of the batches of steps ``first`` to ``end`` - 1: a list for each step.
+
+        A batch has ``indices``, the positions of its images in the dataset.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What `Fit` works with, besides network, task and batches.
+
+    Attributes:
+        settings: Complete options (`optimizer.training.training_recipe.complete`).
+        world: The processes.
+        device: Where the network is.
+        progress: Receives one update per step.
+        label: Name of the training in the progress.
+        folder: Folder of checkpoints and history; ``None`` keeps neither.
+        identity: What must be equal for a checkpoint to be continued.
+        name_of: Name of an image by its position, for errors.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
 
-    images = _TrainingImages(data, preprocessing, settings)
-    steps = settings.epochs * images.steps_per_epoch
-    optimizer = _optimizer(module, settings)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.lr, total_steps=steps, cycle_momentum=False
-    )
-    device = next(module.parameters()).device
-    progress.start(f"training {settings.arch} on {data.name}", steps)
-    module.train()
-    means = []
-    for epoch in range(1, settings.epochs + 1):
-        losses = []
-        for batch in images.epoch():
-            pixels = torch.from_numpy(batch.images).to(device)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            loss = cross_entropy(
-                module(pixels),
-                torch.from_numpy(batch.labels).to(device),
-                label_smoothing=settings.label_smoothing,
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            losses.append(_finite(float(loss.detach()), epoch, settings))
-            progress.advance(note=f"epoch {epoch}/{settings.epochs}, loss {losses[-1]:.3f}")
-        means.append(float(np.mean(losses)))
-    return tuple(means)
+    settings: TrainOptions
+    world: World
+    device: torch.device
+    progress: Progress
+    label: str = "training"
+    folder: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    name_of: Any = str
 
 
-def _finite(loss: float, epoch: int, settings: TrainOptions) -> float:
-    if not math.isfinite(loss):
-        raise UsageError(
-            f"training diverged: the loss became {loss} in epoch {epoch}",
-            hint=f"lower the learning rate: --lr {settings.lr / 10:g}",
+class Fit:
+    """One training: a network that learns a task from batches.
+
+    Attributes:
+        step: Steps that are done.
+        rows: One row per finished epoch: epoch, step, lr, loss, metrics, images/s, seconds.
+        best: The best row's metric and the epoch it belongs to; ``None`` without held-out images.
+    """
+
+    def __init__(self, module: nn.Module, task: Task, batches: Batches, work: Work) -> None:
+        import torch
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+        settings, self._work = work.settings, work
+        self._module, self._task, self._batches = module, task, batches
+        rate = peak_rate(settings, batches.total)
+        self._optimizer = build_optimizer(module, settings, rate)
+        self._schedule = build_schedule(self._optimizer, settings, rate, batches.steps_per_epoch)
+        self._scaler = torch.amp.GradScaler(work.device.type, enabled=settings.amp == "fp16")
+        average = get_ema_multi_avg_fn(settings.ema or 0.0)  # type: ignore[no-untyped-call]
+        self._ema = (
+            AveragedModel(module, multi_avg_fn=average, use_buffers=True) if settings.ema else None
         )
-    return loss
+        wrapped = work.world.wrap(module, work.device)
+        self._forward: nn.Module = torch.compile(wrapped) if settings.compile else wrapped  # type: ignore[assignment]
+        self.file = None if work.folder is None else StateFile(work.folder)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.best: tuple[float, int] | None = None
+        self._losses: list[float] = []
+        self._unchecked: tuple[int, torch.Tensor, list[NDArray[np.int64]]] | None = None
 
+    @property
+    def result(self) -> nn.Module:
+        """The network that is the result: the averaged one if there is one."""
+        return self._module if self._ema is None else self._ema.module
 
-def _optimizer(module: nn.Module, settings: TrainOptions) -> torch.optim.Optimizer:
-    import torch
+    # --- state ----------------------------------------------------------------------------------
 
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        # Only kernels and the last layer's matrix decay; BatchNorm parameters and biases are 1-D.
-        (decayed if parameter.ndim > 1 else undecayed).append(parameter)
-    return torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": undecayed, "weight_decay": 0.0},
-        ],
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=True,
-        fused=True,  # one pass over the weights; the update is a tenth of a step at 32 px
-    )
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on; plain values and tensors."""
+        return {
+            "identity": dict(self._work.identity),
+            "step": self.step,
+            "module": self._module.state_dict(),
+            "ema": None if self._ema is None else self._ema.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "rows": self.rows,
+            "losses": self._losses,
+            "best": self.best,
+        }
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self._module.load_state_dict(state["module"])
+        if self._ema is not None and state["ema"] is not None:
+            self._ema.load_state_dict(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(dict(state["schedule"]))
+        self._scaler.load_state_dict(state["scaler"])
+        self.rows, self._losses = list(state["rows"]), list(state["losses"])
+        self.step, best = state["step"], state["best"]
+        self.best = None if best is None else (best[0], best[1])
 
-class _TrainingImages:
-    """The training images, reshuffled and augmented in each epoch."""
+    def _save(self) -> None:
+        self._check_loss()
+        if self.file is not None and self._work.world.first:
+            self.file.save(self.state())
+        self._saved_at = time.monotonic()
 
-    def __init__(
-        self, data: ImageDataset, preprocessing: Preprocessing, settings: TrainOptions
-    ) -> None:
-        self._data = data
-        self._preprocessing = preprocessing
-        self._batch_size = min(settings.batch_size, len(data))
-        # The last, smaller batch is dropped: BatchNorm at 1 x 1 needs more than one image, and the
-        # next epoch is shuffled again.
-        self.steps_per_epoch = len(data) // self._batch_size
-        self._random = np.random.RandomState(settings.seed)
-        size = preprocessing.image_size
-        # Digits are not symmetric, so they are not flipped; their original images are only 8 pixels
-        # wide, so they are shifted less.
-        self._augmentation = (
-            Augmentation(shift=max(1, size // 32), flip=False)
-            if is_digits(data.name)
-            else Augmentation(shift=max(1, size // 8), flip=True)
-        )
-        bytes_needed = len(data) * 3 * size * size * np.dtype(np.float32).itemsize
-        self._in_memory = self._read_all() if bytes_needed <= _MAX_IN_MEMORY_BYTES else None
+    # --- the loop -------------------------------------------------------------------------------
 
-    def _read_all(self) -> NDArray[np.float32]:
-        batches = self._data.batches(256, self._preprocessing)
-        return np.concatenate([batch.images for batch in batches])
+    def run(self) -> None:
+        """Train to the end, in place.
 
-    def epoch(self) -> Iterator[Batch]:
-        """Yield every image once, in batches of equal size (the rest is dropped)."""
-        count = self.steps_per_epoch * self._batch_size
-        order = self._random.permutation(len(self._data))[:count].astype(np.int64)
-        for batch in self._read(order):
-            yield batch._replace(images=self._augmentation.apply(batch.images, self._random))
+        Raises:
+            UsageError: The loss became NaN or infinite.
+            Stopped: SIGTERM asked to stop; a checkpoint was written.
+            KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+            DataError: An image cannot be read.
+        """
+        settings, steps = self._work.settings, self._batches.steps_per_epoch
+        assert settings.epochs is not None
+        end = settings.epochs * steps
+        self._work.progress.start(self._work.label, end)
+        if self.step:
+            self._work.progress.advance(self.step, note="continued")
+        self._saved_at = self._epoch_at = time.monotonic()
+        self._train_mode()
+        stream = self._batches.stream(self.step, end)
+        with contextlib.closing(stream), watch_signals() as request:
+            for batches in stream:
+                self._one_step(batches)
+                if self.step % steps == 0:
+                    self._end_epoch(self.step // steps)
+                elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
+                    self._save()
+                self._stop_if_asked(request, end)
+        self._check_loss()
 
-    def _read(self, order: NDArray[np.int64]) -> Iterator[Batch]:
-        if self._in_memory is None:
-            yield from self._data.batches(self._batch_size, self._preprocessing, order=order)
+    def _one_step(self, batches: Sequence[Any]) -> None:
+        import torch
+
+        work, started = self._work, time.perf_counter()
+        # Mixup and dropout draw from torch's generator; so does nothing that lasts beyond the step.
+        torch.manual_seed(_step_seed(work.settings.seed, self.step, work.world.rank))
+        total = torch.zeros((), device=work.device)
+        for number, batch in enumerate(batches, start=1):
+            with self._unsynchronized(number < len(batches)), self._precision():
+                loss = self._task.loss(self._forward, batch, work.device) / len(batches)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self._check_loss()  # of the step before
+        self._unchecked = (self.step + 1, total, [batch.indices for batch in batches])
+        if work.device.type == "cpu":  # a GPU would be idle while this one is waited for
+            self._check_loss()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+        if self._ema is not None:
+            self._ema.update_parameters(self._module)
+        self.step += 1
+        self._report(time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def _unsynchronized(self, more: bool) -> Iterator[None]:
+        """Leave gradients in this process while more of them will be added."""
+        if more and hasattr(self._forward, "no_sync"):
+            with self._forward.no_sync():  # type: ignore[operator]
+                yield
+        else:
+            yield
+
+    def _precision(self) -> Any:
+        import torch
+
+        amp = self._work.settings.amp
+        dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+        return torch.autocast(self._work.device.type, dtype=dtype, enabled=amp != "off")
+
+    def _check_loss(self) -> None:
+        """Read the loss of the last step, in all processes; stop if it is not finite."""
+        if self._unchecked is None:
             return
-        for indices in order.reshape(-1, self._batch_size):
-            yield Batch(self._in_memory[indices], self._data.labels[indices], indices)
+        step, tensor, indices = self._unchecked
+        self._unchecked = None
+        world, settings = self._work.world, self._work.settings
+        loss = world.sum([float(tensor)])[0] / world.size
+        if math.isfinite(loss):
+            self._losses.append(loss)
+            return
+        epoch = (step - 1) // self._batches.steps_per_epoch + 1
+        rate = self._optimizer.param_groups[0]["lr"]
+        names = ", ".join(self._work.name_of(int(i)) for i in np.concatenate(indices)[:3])
+        kept = self.file is not None and self.file.exists
+        checkpoint = f"; last good checkpoint: {self.file.path}" if kept and self.file else ""
+        raise UsageError(
+            f"training diverged: the loss became {loss} in epoch {epoch}, step {step}, at "
+            f"learning rate {rate:.3g}, on {names}, …{checkpoint}",
+            hint=f"lower the learning rate: --lr {(settings.lr or rate) / 10:g}",
+        )
+
+    def _report(self, seconds: float) -> None:
+        images = self._batches.total / seconds
+        before = getattr(self, "_speed", images)
+        self._speed = before + _RUNNING_SHARE * (images - before)
+        epoch = (self.step - 1) // self._batches.steps_per_epoch + 1
+        loss = f"loss {self._losses[-1]:.3f}, " if self._losses else ""
+        scores = [row[self._task.better] for row in self.rows if self._task.better in row]
+        accuracy = f"{self._task.better} {scores[-1]:.2%}, " if scores else ""
+        self._work.progress.advance(
+            note=f"epoch {epoch}/{self._work.settings.epochs}, {loss}{accuracy}"
+            f"{self._speed:.0f} images/s"
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Evaluate, add a row to the history, and write the checkpoint."""
+        self._check_loss()
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        seconds = time.monotonic() - self._epoch_at
+        metrics = self._evaluate(epoch)
+        images = self._batches.total * len(self._losses)
+        self.rows.append(
+            {
+                "epoch": epoch,
+                "step": self.step,
+                "lr": rate,
+                "loss": float(np.mean(self._losses)),
+                **metrics,
+                "images_per_s": images / max(seconds, 1e-9),
+                "seconds": seconds,
+            }
+        )
+        self._losses = []
+        self._keep_best(epoch, metrics.get(self._task.better))
+        if self._work.folder is not None and self._work.world.first:
+            write_history(self._work.folder / "history.csv", self.rows)
+        if epoch < (self._work.settings.epochs or 0):
+            self._save()
+        self._epoch_at = time.monotonic()
+
+    def _evaluate(self, epoch: int) -> Mapping[str, float]:
+        settings = self._work.settings
+        if epoch % (settings.val_every or 1) and epoch != settings.epochs:
+            return {}
+        self.result.eval()
+        metrics = self._task.evaluate(self.result, self._work.world)
+        self._train_mode()
+        return metrics
+
+    def _keep_best(self, epoch: int, score: float | None) -> None:
+        if score is None or (self.best is not None and score <= self.best[0]):
+            return
+        self.best = (score, epoch)
+        if self.file is not None and self._work.world.first:
+            self.file.save_best(self.result.state_dict())
+
+    def _train_mode(self) -> None:
+        """Training mode; layers that are frozen keep their BatchNorm statistics too."""
+        self._module.train()
+        for part in self._module.modules():
+            own = list(part.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                part.eval()
+
+    def _stop_if_asked(self, request: StopRequest, end: int) -> None:
+        asked = self._work.world.sum([float(request.signal is not None)])[0]
+        if not asked or self.step >= end:
+            return
+        self._save()
+        where = "" if self.file is None else f"; {self.file.path} continues it"
+        if request.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Stopped(f"the training was asked to stop at step {self.step} of {end}{where}")
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

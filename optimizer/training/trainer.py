@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
-from optimizer.data import ImageDataset, Preprocessing, match_classes
-from optimizer.errors import DataError, UsageError
-from optimizer.models import Model, build_module, weights_digest, write_weights
+from optimizer.artifacts import Artifact, Cache, Manifest, produce
+from optimizer.data import ImageDataset
+from optimizer.models import Model, weights_digest, write_weights
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
-from optimizer.training.loop import fit
+from optimizer.training.classification import Classification
+from optimizer.training.devices import device_of
+from optimizer.training.distribution import World, joined
+from optimizer.training.loop import Fit, Work
 from optimizer.training.sources import preprocessing_for
+from optimizer.training.training_images import TrainingImages
+from optimizer.training.training_job import TrainingJob, initial_module, prepare
+from optimizer.training.training_state import StateFile, changed_settings
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
-__all__ = ["TrainingResult", "top1", "train", "train_checkpoint"]
+__all__ = ["TrainingResult", "train", "train_checkpoint", "training_folder"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,9 @@ class TrainingResult:
         held_out: Name of the held-out images, or ``None``.
         n_held_out: Number of held-out images.
         losses: Mean training loss of each epoch.
+        history: One row per epoch; see `Fit.rows`.
+        best: Best accuracy on the held-out images and its epoch, or ``None``.
+        notes: What the user should know.
     """
 
     model: Model
@@ -40,6 +50,9 @@ class TrainingResult:
     held_out: str | None
     n_held_out: int
     losses: tuple[float, ...]
+    history: tuple[Mapping[str, float], ...] = ()
+    best: tuple[float, int] | None = None
+    notes: tuple[str, ...] = ()
 
     def details(self) -> dict[str, Any]:
         """Details for the checkpoint's manifest."""
@@ -48,6 +61,9 @@ class TrainingResult:
             "held_out": self.held_out,
             "n_held_out": self.n_held_out,
             "losses": list(self.losses),
+            "history": [dict(row) for row in self.history],
+            "best": None if self.best is None else {"top1": self.best[0], "epoch": self.best[1]},
+            "notes": list(self.notes),
         }
 
 
@@ -57,7 +73,6 @@ def train(
     *,
     held_out: ImageDataset | None = None,
     init: Model | None = None,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a network.
@@ -67,126 +82,113 @@ def train(
 
     Args:
         images: The training images.
-        options: Architecture and hyperparameters.
-        held_out: Images to measure the accuracy on after training.
+        options: Architecture, hyperparameters, device.
+        held_out: Images to measure the accuracy on.
         init: A model to fine-tune; its last layer is replaced if the classes differ.
-        device: ``cpu``, ``cuda`` …; ``None`` uses CUDA if available.
-        progress: Receives progress updates, one per batch.
+        progress: Receives progress updates, one per step.
 
     Raises:
         UsageError: An option is out of range, or the loss became NaN or infinite.
         DataError: Images cannot be used, or there are too few.
+        MissingDevice: There is no such device.
     """
-    return _train(options, images, held_out=held_out, init=init, device=device, progress=progress)
-
-
-_RESULT_OPTIONS = {
-    "arch", "image_size", "epochs", "batch_size", "lr", "seed", "momentum", "weight_decay",
-    "label_smoothing",
-}  # fmt: skip
-"""Options that affect the resulting weights."""
+    device = device_of(options)
+    job = prepare(options, images, held_out, init)
+    with joined(device) as world:
+        return _train(job, world, device, None, progress or Silent())
 
 
 def train_checkpoint(
-    settings: TrainOptions,
+    options: TrainOptions,
     data: ImageDataset,
     path: Path,
     *,
     held_out: ImageDataset | None = None,
     init: Model | None = None,
-    device: str | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Train a network into a checkpoint, unless the result already exists or is cached.
 
-    An interrupt leaves no partial file. See `train` for the arguments and errors.
+    An interrupted training leaves no partial result, but a checkpoint in `training_folder`, from
+    which the same call continues with ``resume``. All processes of a distributed training call
+    this; the first one writes. See `train` for the arguments and errors.
     """
-    data = _without_bad_images(data)
-    preprocessing = preprocessing_for(data.name, settings.image_size, init)
-    inputs = [Input(role="data", file=data.name, sha256=data.sha256)]
-    if held_out is not None:
-        inputs.append(Input(role="held_out", file=held_out.name, sha256=held_out.sha256))
-    if init is not None:
-        inputs.append(Input(role="init", file=init.source, sha256=init.sha256))
-    plan = Plan(
-        kind="checkpoint",
-        settings={
-            **settings.model_dump(include=_RESULT_OPTIONS),
-            "num_classes": _count_classes(data),
-            "preprocessing_assumed": data.preprocessed,
-        },
-        inputs=inputs,
-        libraries=library_versions("torch", "torchvision", "numpy", "pillow"),
-        preprocessing=preprocessing.to_dict(),
-        classes=data.classes,
-    )
+    device = device_of(options)
+    job = prepare(options, data, held_out, init)
+    with joined(device) as world:
+        if not world.first:
+            return _follow(job, path, world, device)
+        asked = False
 
-    def write(temporary: Path) -> Mapping[str, Any]:
-        trained = _train(
-            settings, data, held_out=held_out, init=init, device=device, progress=progress
-        )
-        write_weights(trained.model, temporary)
-        return trained.details()
+        def write(temporary: Path) -> Mapping[str, Any]:
+            nonlocal asked
+            asked = True
+            world.from_first(True)
+            folder = training_folder(path)
+            trained = _train(job, world, device, folder, progress or Silent())
+            _write_weights(trained.model, temporary)
+            StateFile(folder).remove()
+            return trained.details()
 
-    return produce(plan, path, write, cache=cache)
+        plan = job.plan
+        if path.suffix != ".safetensors":  # the cache must not give one file for the other
+            plan = replace(plan, settings={**plan.settings, "format": "state dict"})
+        artifact = produce(plan, path, write, cache=cache)
+        if not asked:
+            world.from_first(False)
+        world.from_first(artifact.manifest.model_dump(mode="json"))
+        return artifact
 
 
-def _count_classes(data: ImageDataset) -> int:
-    """Number of class names, or the highest label plus one if there are no names."""
-    return len(data.classes) if data.classes is not None else int(data.labels.max(initial=0)) + 1
+def _follow(job: TrainingJob, path: Path, world: World, device: torch.device) -> Artifact:
+    """What the processes after the first do: they train if it does, and get its manifest."""
+    if world.from_first(None):
+        _train(job, world, device, training_folder(path), Silent())
+    return Artifact(path, Manifest.model_validate(world.from_first(None)))
 
 
-def top1(module: nn.Module, data: ImageDataset, preprocessing: Preprocessing) -> float:
-    """Top-1 accuracy: the fraction of images whose largest logit is that of their label."""
-    import torch
-
-    device = next(module.parameters()).device
-    correct = total = 0
-    with torch.inference_mode():
-        for batch in data.batches(64, preprocessing):
-            logits = module(torch.from_numpy(batch.images).to(device))
-            correct += int((logits.argmax(dim=1).cpu().numpy() == batch.labels).sum())
-            total += len(batch.labels)
-    return correct / total
+def training_folder(path: Path) -> Path:
+    """The folder of the history and, until the training is finished, its checkpoints."""
+    return path.with_name(f"{path.stem}.training")
 
 
 def _train(
-    settings: TrainOptions,
-    data: ImageDataset,
-    *,
-    held_out: ImageDataset | None,
-    init: Model | None,
-    device: str | None,
-    progress: Progress | None,
+    job: TrainingJob, world: World, device: torch.device, folder: Path | None, progress: Progress
 ) -> TrainingResult:
     import torch
 
-    progress = progress or Silent()
-    data = _without_bad_images(data)
-    num_classes = _count_classes(data)
-    if len(data) < 2 or num_classes < 2:
-        raise DataError(f"{data.name} has too few images or classes to train on")
-    if held_out is not None:
-        held_out = match_classes(_without_bad_images(held_out), num_classes, data.classes)
-    preprocessing = preprocessing_for(data.name, settings.image_size, init)
-    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings, data = job.settings, job.data
+    assert settings.arch is not None
+    assert settings.image_size is not None
+    preprocessing = preprocessing_for(data.name, settings.image_size, job.init)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        module = _initial_module(settings.arch, num_classes, data.classes, init)
-        module = module.to(torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        losses = fit(module, data, preprocessing, settings, progress)
-    module.eval()
-    accuracy = None
-    if held_out is not None:
-        accuracy = top1(module, held_out, preprocessing)
-    progress.finish(None if accuracy is None else f"top-1 {accuracy:.2%}")
-    module = module.to("cpu", memory_format=torch.contiguous_format)
+        module = initial_module(job)
+        module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task = Classification(settings, job.num_classes, preprocessing, job.held_out)
+        batches = TrainingImages(data, preprocessing, settings, world)
+        work = Work(
+            settings=settings,
+            world=world,
+            device=device,
+            progress=progress,
+            label=f"training {settings.arch} on {data.name}",
+            folder=folder,
+            identity={**job.identity, "processes": world.size},
+            name_of=data.image_id,
+        )
+        fit = Fit(module, task, batches, work)
+        notes = [*job.notes, *_continue(fit, work)]
+        fit.run()
+    score = fit.rows[-1].get(task.better)
+    progress.finish(None if score is None else f"top-1 {score:.2%}")
+    module = fit.result.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model = Model(
         module=module,
         arch=settings.arch,
         classes=data.classes,
-        num_classes=num_classes,
+        num_classes=job.num_classes,
         preprocessing=preprocessing,
         source=f"trained on {data.name}",
         sha256=weights_digest(module.state_dict()),
@@ -194,33 +196,37 @@ def _train(
     )
     return TrainingResult(
         model=model,
-        top1=accuracy,
-        held_out=None if held_out is None else held_out.name,
-        n_held_out=0 if held_out is None else len(held_out),
-        losses=losses,
+        top1=score,
+        held_out=None if job.held_out is None else job.held_out.name,
+        n_held_out=0 if job.held_out is None else len(job.held_out),
+        losses=tuple(row["loss"] for row in fit.rows),
+        history=tuple(fit.rows),
+        best=fit.best,
+        notes=(*notes, *(fit.file.notes if fit.file is not None else ())),
     )
 
 
-def _without_bad_images(data: ImageDataset) -> ImageDataset:
-    return data.verify() if data.skip_bad_images else data
+def _continue(fit: Fit, work: Work) -> list[str]:
+    """Restore the last checkpoint if requested; returns what the user should know."""
+    if fit.file is None:
+        return []
+    if not work.settings.resume:
+        if fit.file.exists:
+            _log.warning("%s holds an unfinished training, which is replaced", fit.file.folder)
+        return []
+    state = fit.file.load()
+    changes = changed_settings(state["identity"], work.identity, elastic=work.settings.elastic)
+    fit.restore(state)
+    return [f"continued at step {fit.step}", *(f"continued with {change}" for change in changes)]
 
 
-def _initial_module(
-    arch: str, num_classes: int, classes: tuple[str, ...] | None, init: Model | None
-) -> nn.Module:
-    """Build the network that training starts from."""
-    from torch import nn
+def _write_weights(model: Model, path: Path) -> None:
+    """Write ``.safetensors``, or a plain state dict that torchvision loads (``.pth``, ``.pt``)."""
+    import torch
 
-    if init is None:
-        return build_module(arch, num_classes, zero_init_residual=True)
-    if init.arch != arch:
-        raise UsageError(
-            f"{init.source} is a {init.arch}, not a {arch}", hint=f"pass --arch {init.arch}"
-        )
-    module = copy.deepcopy(init.module)
-    renamed = init.classes is not None and classes is not None and init.classes != classes
-    if init.num_outputs != num_classes or renamed:
-        head = module.get_submodule("fc")
-        assert isinstance(head, nn.Linear)
-        module.register_module("fc", nn.Linear(head.in_features, num_classes))
-    return module
+    if path.suffix == ".safetensors":
+        write_weights(model, path)
+        return
+    # Through a stream, because torch.save stores the file's (temporary) name in the archive.
+    with path.open("wb") as stream:
+        torch.save(model.module.state_dict(), stream)

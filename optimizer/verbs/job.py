@@ -174,7 +174,9 @@ class Job:
         """Train or load the model and write ``model.safetensors``, the reference for validation."""
         recipe, output = self.recipe, self.folder / "model.safetensors"
         if recipe.train is not None:
-            with self.stage("train", f"train {recipe.train.arch} on {recipe.train.data}") as record:
+            with self.stage(
+                "train", f"train {recipe.train.arch or 'a network'} on {recipe.train.data}"
+            ) as record:
                 return record(train(output, recipe.train, **self._common()))
         with self.stage("load", f"load {recipe.model}") as record:
             return record(self._load(output))

@@ -37,9 +37,11 @@ class TrainResult(_ArtifactResult):
 
     Attributes:
         top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
+        notes: What the user should know about the training.
     """
 
     top1: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
-from optimizer.options import TrainOptions, takes_options
+from optimizer.errors import UsageError
+from optimizer.options import TrainOptions, takes_options, to_flags
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import TrainResult
 
 __all__ = ["train"]
+
+_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 @takes_options(TrainOptions)
@@ -25,7 +29,7 @@ def train(
     """Train a ResNet into a checkpoint.
 
     Args:
-        output: The checkpoint file (``.safetensors``).
+        output: The checkpoint file: ``.safetensors``, or ``.pth`` for a plain state dict.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
         force: Also replace files that resnet-opt did not write, or that were edited since.
@@ -34,26 +38,55 @@ def train(
     Raises:
         UsageError: An invalid option, or the loss became NaN or infinite.
         DataError: The images cannot be used, or there are too few.
+        EnvironmentFault: There is no such device, or a library is too old.
+        Stopped: SIGTERM asked to stop; the hint is the command that continues.
     """
     from optimizer.data import open_dataset
     from optimizer.models import load_model
-    from optimizer.training import train_checkpoint
+    from optimizer.training import Stopped, check_versions, device_of, train_checkpoint
 
     output = Path(output)
-    inputs = [options.init, options.data, options.held_out]
-    check_outputs([OutputFile(output, "checkpoint")], inputs, force=force)
-    held_out = options.held_out
-    if held_out is None and options.data == "digits:train":
-        held_out = "digits:test"
+    check_versions(options)
+    device_of(options)
+    _check_output(output, options, force=force)
+    val = options.val
+    if val is None and options.data == "digits:train":
+        val = "digits:test"
     read = partial(open_dataset, skip_bad_images=options.skip_bad_images, workers=options.workers)
-    init = load_model(options.init, image_size=options.image_size) if options.init else None
-    artifact = train_checkpoint(
-        options,
-        read(options.data),
-        output,
-        held_out=read(held_out) if held_out else None,
-        init=init,
-        cache=cache,
-        progress=progress,
-    )
-    return TrainResult.of(artifact, top1=artifact.manifest.details.get("top1"))
+    start = None if options.init == "random" else options.init
+    init = load_model(start, image_size=options.image_size) if start else None
+    try:
+        artifact = train_checkpoint(
+            _with_arch(options, output) if init is None else options,
+            read(options.data),
+            output,
+            held_out=read(val) if val else None,
+            init=init,
+            cache=cache,
+            progress=progress,
+        )
+    except Stopped as error:
+        flags = [*to_flags(TrainOptions.of(options, {"resume": True})), "-o", str(output)]
+        command = shlex.join(["resnet-opt", "train", *flags])
+        raise Stopped(error.message, hint=command) from None
+    details = artifact.manifest.details
+    return TrainResult.of(artifact, top1=details.get("top1"), notes=tuple(details.get("notes", ())))
+
+
+def _check_output(output: Path, options: TrainOptions, *, force: bool) -> None:
+    if output.suffix not in _SUFFIXES:
+        raise UsageError(
+            f"weights are written as {', '.join(_SUFFIXES)}, not as {output.name}",
+            hint=f"-o {output.stem or 'model'}.safetensors",
+        )
+    inputs = [options.init, options.data, options.val]
+    check_outputs([OutputFile(output, "checkpoint")], inputs, force=force)
+
+
+def _with_arch(options: TrainOptions, output: Path) -> TrainOptions:
+    """The architecture of the output's name, if it is one and none is given."""
+    from optimizer.models import ARCHITECTURES
+
+    if options.arch is None and output.stem in ARCHITECTURES:
+        return TrainOptions.of(options, {"arch": output.stem})
+    return options

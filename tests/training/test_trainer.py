@@ -176,7 +176,7 @@ def test_training_continues_from_a_model(few: ImageDataset) -> None:
 
 
 def test_a_loaded_checkpoint_is_trained_further(few: ImageDataset, tmp_path: Path) -> None:
-    settings = TrainOptions(arch="resnet18", **SMALL)
+    settings = TrainOptions(arch="resnet18", lr=0.03, **SMALL)
     first = train_checkpoint(settings, few, tmp_path / "first.safetensors")
     init = load_model(first.path)
     further = train_checkpoint(settings, few, tmp_path / "second.safetensors", init=init)
@@ -228,7 +228,7 @@ def test_weights_do_not_depend_on_keeping_images_in_memory(
     few: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = train(few, arch="resnet18", **SMALL).model
-    monkeypatch.setattr("optimizer.training.loop._MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("optimizer.training.training_images._MAX_IN_MEMORY_BYTES", 0)
     assert train(few, arch="resnet18", **SMALL).model.sha256 == kept.sha256
 
 
