@@ -15,6 +15,7 @@ from optimizer._version import __version__
 from optimizer.cli import commands
 from optimizer.cli.console import print_error, start_logging
 from optimizer.cli.flags import with_flags
+from optimizer.cli.spellings import translated
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError, file_system_fault
 from optimizer.options import Options
 
@@ -152,7 +153,7 @@ def run_command_line(tokens: list[str]) -> int:
         if not tokens:
             app.help_print([])
             return 0
-        app.meta(_join_dash(tokens), exit_on_error=False, print_error=False)
+        app.meta(_join_dash(translated(tokens)), exit_on_error=False, print_error=False)
     except ResnetOptError as error:
         return _failed(error)
     except CycloptsError as error:
@@ -188,7 +189,9 @@ def parse_command_line(tokens: list[str]) -> tuple[str, Options | None]:
         UsageError: It cannot be parsed, or an option has an invalid value.
     """
     try:
-        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(
+            translated(tokens), exit_on_error=False, print_error=False
+        )
     except CycloptsError as error:
         raise _usage_error(error) from None
     parse = getattr(command, "parse", None)

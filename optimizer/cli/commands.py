@@ -153,13 +153,20 @@ def train(
     """Train a ResNet into a checkpoint.
 
     Example: resnet-opt train --arch resnet50 --data digits:train -o model.safetensors
+
+    Example: resnet-opt train --init resnet50:DEFAULT --data train/ --val val/ -o model.safetensors
+
+    Example: torchrun --nproc-per-node 8 --no-python resnet-opt train --recipe tv-v2 --arch resnet50
+    --data train/ --val val/ -o model.safetensors
     """
     from optimizer.verbs.train import train as verb
 
     with _bars() as progress:
         artifact = verb(output, options, cache=_cache(no_cache), force=force, progress=progress)
+    if not artifact.first_process:
+        return
     top1 = f"top-1 {artifact.top1:.2%} on held-out images" if artifact.top1 is not None else None
-    _print_artifact(artifact, as_json, top1)
+    _print_artifact(artifact, as_json, top1, *(f"note: {note}" for note in artifact.notes))
 
 
 def export(

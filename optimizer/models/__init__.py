@@ -2,6 +2,7 @@
 
 from optimizer.models.architectures import ARCHITECTURES, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
+from optimizer.models.hidden_layers import build_head, hidden_sizes
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.zoo import MODEL_FORMS, is_model, load_model
 
@@ -9,7 +10,9 @@ __all__ = [
     "ARCHITECTURES",
     "MODEL_FORMS",
     "Model",
+    "build_head",
     "build_module",
+    "hidden_sizes",
     "is_model",
     "load_checkpoint",
     "load_model",

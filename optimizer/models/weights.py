@@ -21,6 +21,11 @@ from optimizer.models.architectures import (
     infer_arch,
 )
 from optimizer.models.copies import ONNX_ROUTE, choose, find_copies, summary
+from optimizer.models.hidden_layers import (
+    has_hidden_layers,
+    load_hidden_layers,
+    without_hidden,
+)
 from optimizer.models.number_scalars import ScalarType, number
 
 if TYPE_CHECKING:
@@ -217,6 +222,11 @@ def fit_weights(
     """
     import torch
 
+    if has_hidden_layers(state):
+        _check_values(state, source)
+        module, arch = fit_weights(without_hidden(state, source), arch, source)
+        load_hidden_layers(module, state)
+        return module, arch
     state = _with_plain_head(state, head, source)
     inferred = infer_arch(state)
     _check_names_and_shapes(state, arch if arch is None else check_arch(arch), inferred, source)

@@ -2,6 +2,7 @@
 
 from optimizer.training.classification import top1
 from optimizer.training.devices import check_versions, device_of
+from optimizer.training.distribution import world_of_environment
 from optimizer.training.sources import open_training_data, preprocessing_for
 from optimizer.training.stopping import Stopped
 from optimizer.training.trainer import TrainingResult, train, train_checkpoint, training_folder
@@ -17,4 +18,5 @@ __all__ = [
     "train",
     "train_checkpoint",
     "training_folder",
+    "world_of_environment",
 ]

@@ -12,6 +12,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,7 @@ class Fit:
         return {
             "identity": dict(self._work.identity),
             "step": self.step,
+            "steps_per_epoch": self._batches.steps_per_epoch,
             "module": self._module.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -153,11 +155,33 @@ class Fit:
         if self._ema is not None and state["ema"] is not None:
             self._ema.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(dict(state["schedule"]))
+        before, now = state["steps_per_epoch"], self._batches.steps_per_epoch
+        if before == now:
+            self.step = state["step"]
+            self._schedule.load_state_dict(dict(state["schedule"]))
+        else:  # another batch or number of processes: the same share of the same epoch
+            epoch, within = divmod(state["step"], before)
+            self.step = epoch * now + within * now // before
+            self._advance_schedule()
         self._scaler.load_state_dict(state["scaler"])
         self.rows, self._losses = list(state["rows"]), list(state["losses"])
-        self.step, best = state["step"], state["best"]
+        best = state["best"]
         self.best = None if best is None else (best[0], best[1])
+
+    def _advance_schedule(self) -> None:
+        """Build the schedule for the present steps per epoch, and bring it to the present step."""
+        settings = self._work.settings
+        rate = peak_rate(settings, self._batches.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+            for name in ("initial_lr", "max_lr", "min_lr"):
+                group.pop(name, None)
+        steps = self._batches.steps_per_epoch
+        self._schedule = build_schedule(self._optimizer, settings, rate, steps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of", UserWarning)
+            for _ in range(self.step):
+                self._schedule.step()
 
     def _save(self) -> None:
         self._check_loss()

@@ -128,7 +128,7 @@ def train_checkpoint(
             folder = training_folder(path)
             trained = _train(job, world, device, folder, progress or Silent())
             _write_weights(trained.model, temporary)
-            StateFile(folder).remove()
+            _tidy(StateFile(folder), trained)
             return trained.details()
 
         plan = job.plan
@@ -139,6 +139,13 @@ def train_checkpoint(
             world.from_first(False)
         world.from_first(artifact.manifest.model_dump(mode="json"))
         return artifact
+
+
+def _tidy(file: StateFile, trained: TrainingResult) -> None:
+    """Remove the checkpoints, and the best weights if they are the result."""
+    file.remove()
+    if trained.best is not None and trained.best[1] == len(trained.history):
+        file.best.unlink(missing_ok=True)
 
 
 def _follow(job: TrainingJob, path: Path, world: World, device: torch.device) -> Artifact:
@@ -182,6 +189,10 @@ def _train(
         notes = [*job.notes, *_continue(fit, work)]
         fit.run()
     score = fit.rows[-1].get(task.better)
+    if fit.file is not None and fit.best is not None and fit.best[1] < len(fit.rows):
+        notes.append(
+            f"epoch {fit.best[1]} was better, top-1 {fit.best[0]:.2%}: {fit.file.best}"
+        )
     progress.finish(None if score is None else f"top-1 {score:.2%}")
     module = fit.result.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model = Model(

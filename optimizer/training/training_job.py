@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Input, Plan, library_versions
 from optimizer.data import ImageDataset, match_classes, shared_images
 from optimizer.errors import CheckpointError, DataError
-from optimizer.models import Model, build_module
+from optimizer.models import Model, build_head, build_module, hidden_sizes
+from optimizer.models.architectures import expected_shapes
 from optimizer.options import TrainOptions
 from optimizer.training.sources import preprocessing_for
 from optimizer.training.training_recipe import complete
@@ -114,14 +115,11 @@ def prepare(
         files=files,
     )
     arch = settings.arch or (_DEFAULT_ARCH if init is None else init.arch)
-    if init is not None:
-        if init.arch != arch:
-            raise CheckpointError(
-                f"{init.source} is a {init.arch}, not a {arch}", hint=f"pass --arch {init.arch}"
-            )
-        if reason := _new_head(init, num_classes, data.classes):
-            notes.append(f"{init.source} {reason}: its last layer is replaced by a new one")
-    return TrainingJob(
+    if init is not None and init.arch != arch:
+        raise CheckpointError(
+            f"{init.source} is a {init.arch}, not a {arch}", hint=f"pass --arch {init.arch}"
+        )
+    job = TrainingJob(
         settings=TrainOptions.of(settings, {"arch": arch}),
         data=data,
         held_out=held_out,
@@ -129,6 +127,10 @@ def prepare(
         num_classes=num_classes,
         notes=tuple(notes),
     )
+    if init is not None and (reason := _new_head(init, job)):
+        note = f"{init.source} {reason}: its last layer is replaced by a new one"
+        return replace(job, notes=(*notes, note))
+    return job
 
 
 def _count_classes(data: ImageDataset) -> int:
@@ -140,30 +142,37 @@ def _without_bad_images(data: ImageDataset) -> ImageDataset:
     return data.verify() if data.skip_bad_images else data
 
 
-def _new_head(init: Model, num_classes: int, classes: tuple[str, ...] | None) -> str | None:
-    """Why the last layer of a model must be replaced, or ``None``."""
-    if init.num_outputs != num_classes:
-        return f"has {init.num_outputs} outputs, not {num_classes}"
+def _new_head(init: Model, job: TrainingJob) -> str | None:
+    """Why the last layers of a model must be replaced, or ``None``."""
+    if init.num_outputs != job.num_classes:
+        return f"has {init.num_outputs} outputs, not {job.num_classes}"
+    classes = job.data.classes
     if init.classes is not None and classes is not None and init.classes != classes:
         return "has other classes"
+    if job.settings.hidden_layers and hidden_sizes(init.module) != _hidden(job.settings):
+        return "has other hidden layers"
     return None
 
 
 def initial_module(job: TrainingJob) -> nn.Module:
-    """Build the network that training starts from."""
-    from torch import nn
-
+    """Build the network that training starts from, with PyTorch's generator."""
     settings, init = job.settings, job.init
     assert settings.arch is not None
     if init is None:
         module = build_module(settings.arch, job.num_classes, zero_init_residual=True)
     else:
         module = copy.deepcopy(init.module)
-        if _new_head(init, job.num_classes, job.data.classes):
-            head = module.get_submodule("fc")
-            assert isinstance(head, nn.Linear)
-            module.register_module("fc", nn.Linear(head.in_features, job.num_classes))
+    hidden = _hidden(settings)
+    if init is None or _new_head(init, job):
+        features = expected_shapes(settings.arch)["fc.weight"][1]
+        if hidden or init is not None:
+            module.register_module("fc", build_head(features, hidden, job.num_classes))
     if settings.freeze_backbone:
         for name, parameter in module.named_parameters():
             parameter.requires_grad = name.startswith("fc.")
     return module
+
+
+def _hidden(settings: TrainOptions) -> tuple[int, ...]:
+    """Widths of the hidden layers of the head."""
+    return (settings.hidden_size,) * settings.hidden_layers

@@ -38,10 +38,12 @@ class TrainResult(_ArtifactResult):
     Attributes:
         top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
         notes: What the user should know about the training.
+        first_process: Whether this process wrote it; false for the others of a distributed training.
     """
 
     top1: float | None = None
     notes: tuple[str, ...] = ()
+    first_process: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,13 @@ def train(
     """
     from optimizer.data import open_dataset
     from optimizer.models import load_model
-    from optimizer.training import Stopped, check_versions, device_of, train_checkpoint
+    from optimizer.training import (
+        Stopped,
+        check_versions,
+        device_of,
+        train_checkpoint,
+        world_of_environment,
+    )
 
     output = Path(output)
     check_versions(options)
@@ -70,7 +76,12 @@ def train(
         command = shlex.join(["resnet-opt", "train", *flags])
         raise Stopped(error.message, hint=command) from None
     details = artifact.manifest.details
-    return TrainResult.of(artifact, top1=details.get("top1"), notes=tuple(details.get("notes", ())))
+    return TrainResult.of(
+        artifact,
+        top1=details.get("top1"),
+        notes=tuple(details.get("notes", ())),
+        first_process=world_of_environment().first,
+    )
 
 
 def _check_output(output: Path, options: TrainOptions, *, force: bool) -> None:
