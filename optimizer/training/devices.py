@@ -36,6 +36,10 @@ def device_of(options: TrainOptions) -> torch.device:
                 "FP16 training needs a GPU: CPUs do not compute the gradients of all layers in it",
                 hint="--amp bf16, or off",
             )
+        if options.sync_batchnorm:
+            raise UsageError(
+                "SyncBatchNorm needs GPUs", hint="leave out --sync-batchnorm, or use a larger batch"
+            )
         return torch.device("cpu")
     count = torch.cuda.device_count() if available else 0
     index = int(number) if number else world_of_environment().local_rank

@@ -172,6 +172,8 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         module = initial_module(job)
+        if settings.sync_batchnorm and world.size > 1:
+            module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
         module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         task = Classification(settings, job.num_classes, preprocessing, job.held_out)
         batches = TrainingImages(data, preprocessing, settings, world)
@@ -190,9 +192,7 @@ def _train(
         fit.run()
     score = fit.rows[-1].get(task.better)
     if fit.file is not None and fit.best is not None and fit.best[1] < len(fit.rows):
-        notes.append(
-            f"epoch {fit.best[1]} was better, top-1 {fit.best[0]:.2%}: {fit.file.best}"
-        )
+        notes.append(f"epoch {fit.best[1]} was better, top-1 {fit.best[0]:.2%}: {fit.file.best}")
     progress.finish(None if score is None else f"top-1 {score:.2%}")
     module = fit.result.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model = Model(

@@ -46,7 +46,7 @@ def few() -> ImageDataset:
 def uninterrupted(few: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("whole") / "model.safetensors"
     train_checkpoint(TrainOptions(**SMALL), few, path, held_out=few)
-    assert sorted(p.name for p in training_folder(path).iterdir())[-1] == "history.csv"
+    assert "history.csv" in {file.name for file in training_folder(path).iterdir()}
     return load_model(path).sha256
 
 
@@ -74,15 +74,11 @@ def test_a_resumed_training_ends_with_the_same_weights(
 def test_other_settings_are_refused_by_name(few: ImageDataset, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(Stopped):
-        train_checkpoint(
-            TrainOptions(**SMALL), few, path, progress=SendsSignals(signal.SIGTERM, 1)
-        )
+        train_checkpoint(TrainOptions(**SMALL), few, path, progress=SendsSignals(signal.SIGTERM, 1))
     with pytest.raises(UsageError, match=r"other settings: lr 0.03 -> 0.01"):
         train_checkpoint(TrainOptions(**SMALL, resume=True, lr=0.01), few, path)
     with pytest.raises(UsageError, match=r"batch_size 16 -> 8.*--elastic"):
-        train_checkpoint(
-            TrainOptions.parse({**SMALL, "batch_size": 8, "resume": True}), few, path
-        )
+        train_checkpoint(TrainOptions.parse({**SMALL, "batch_size": 8, "resume": True}), few, path)
     done = train_checkpoint(
         TrainOptions.parse({**SMALL, "batch_size": 8, "resume": True, "elastic": True}), few, path
     )
@@ -103,7 +99,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path) -
     assert file.load()["step"] == 1
     assert "damaged; the checkpoint before it is used" in file.notes[0]
     file.previous.write_bytes(b"")
-    with pytest.raises(ArtifactError, match="no checkpoint in .* can be read"):
+    with pytest.raises(ArtifactError, match=r"no checkpoint in .* can be read"):
         file.load()
 
 

@@ -88,9 +88,7 @@ def rates(settings: TrainOptions, steps_per_epoch: int) -> list[float]:
 def test_schedules() -> None:
     step = complete(TrainOptions(lr=1, lr_decay_rate=0.1, lr_step=2, epochs=6), default="digits")
     assert rates(step, 1) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    cosine = complete(
-        TrainOptions(lr=1, scheduler="cosine", warmup=1, epochs=4), default="digits"
-    )
+    cosine = complete(TrainOptions(lr=1, scheduler="cosine", warmup=1, epochs=4), default="digits")
     found = rates(cosine, 4)
     assert found[0] == pytest.approx(0.01)
     assert max(found) == found[4] == pytest.approx(1)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from optimizer.errors import CheckpointError
+from optimizer.models import Model, build_head, hidden_sizes, load_model, save_checkpoint
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    plain = load_model("resnet18:random:10", image_size=32)
+    plain.module.register_module("fc", build_head(512, (24, 16), 10))
+    return replace(plain, module=plain.module.eval())
+
+
+def test_a_head_without_hidden_layers_is_linear() -> None:
+    assert type(build_head(4, (), 2)) is torch.nn.Linear
+
+
+def test_the_head_computes_its_layers(model: Model) -> None:
+    fc = model.module.get_submodule("fc")
+    state = fc.state_dict()
+    features = expected = torch.randn(3, 512)
+    for name in ("hidden.0.", "hidden.2."):
+        expected = torch.relu(expected @ state[f"{name}weight"].T + state[f"{name}bias"])
+    expected = expected @ state["weight"].T + state["bias"]
+    assert torch.allclose(fc(features), expected, atol=1e-5)
+
+
+def test_checkpoints_keep_the_hidden_layers(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(model, path, details={})
+    bare = tmp_path / "bare.pth"
+    torch.save(model.module.state_dict(), bare)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        for file in (path, bare):
+            loaded = load_model(str(file))
+            assert hidden_sizes(loaded.module) == (24, 16)
+            assert (loaded.arch, loaded.num_classes) == ("resnet18", 10)
+            assert torch.equal(loaded.module(images), model.module(images))
+
+
+def test_hidden_layers_that_do_not_fit(model: Model, tmp_path: Path) -> None:
+    state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    state["fc.hidden.2.weight"] = torch.zeros(16, 23)
+    path = tmp_path / "wrong.safetensors"
+    save_file(state, path)
+    assert load_file(path)
+    with pytest.raises(CheckpointError, match="do not fit each other"):
+        load_model(str(path))
