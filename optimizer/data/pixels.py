@@ -100,6 +100,7 @@ class TensorSource:
 
     def image(self, position: int, channels: int = 3) -> Image.Image:
         """See `Source.image`: there is none."""
+        del channels
         raise DataError(
             f"{self.image_id(position)} was preprocessed elsewhere and cannot be cropped or changed",
             hint="--augment shift or none, or store the images as N x H x W x 3 uint8",

@@ -13,6 +13,7 @@ from optimizer.reporting import (
     provenance,
     scenario_section,
     speed,
+    training_section,
 )
 from optimizer.reporting.join import engine_rows
 from optimizer.reporting.links import Links
@@ -89,6 +90,7 @@ def render_markdown(
     if profile is not None:
         lines += _layers(profile)
     lines += ["## Builds", "", *_table(provenance.build_table(rows, links))]
+    lines += _table(training_section.training_table(run))
     lines += _bullets("## What cannot be concluded", open_ends.limits(run, rows))
     lines += ["## How to reproduce", "", *_fenced(run.command, "sh")]
     recipe = recipe_yaml(run)

@@ -18,6 +18,7 @@ from optimizer.reporting import (
     scenario_section,
     speed,
     time_section,
+    training_section,
 )
 from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.reporting.links import Links
@@ -140,6 +141,8 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "profile": profile_views(profile) if profile else None,
         "roofs": roof_facts(profile) if profile else None,
         "builds": provenance.build_table(rows, links),
+        "training": training_section.training_table(run),
+        "training_charts": training_section.training_charts(run),
         "conditions": provenance.condition_facts(bench.conditions) if bench else None,
         "scenarios": scenario_section.scenario_table(bench) if bench else None,
         "stages": provenance.stage_table(run, links),

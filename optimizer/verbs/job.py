@@ -16,8 +16,10 @@ from optimizer.artifacts import (
     Input,
     OutputFile,
     Plan,
+    find_manifest,
     library_versions,
     produce,
+    read_manifest,
 )
 from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision, UsageError
 from optimizer.options import (
@@ -207,7 +209,10 @@ class Job:
 
         def write(path: Path) -> dict[str, Any]:
             write_weights(model, path)
-            details: dict[str, Any] = {"expected_top1": model.expected_top1}
+            details: dict[str, Any] = {
+                "expected_top1": model.expected_top1,
+                "history": _history_of(recipe.model),
+            }
             return details | ({"notes": list(model.remarks)} if model.remarks else {})
 
         return produce(plan, output, write)
@@ -532,6 +537,15 @@ def _reason_not_runnable(backend: Backend, options: BuildOptions) -> str | None:
         return "built without weights (strip_weights); resnet-opt refit puts them in"
     availability = backend.availability()
     return None if availability.can_run else availability.reason
+
+
+def _history_of(model: str | None) -> list[Any]:
+    """The epochs of the training that wrote a checkpoint; empty if it is unknown."""
+    path = Path(str(model)).expanduser()
+    if not path.is_file() or find_manifest(path) is None:
+        return []
+    history: list[Any] = read_manifest(path).details.get("history", [])
+    return history
 
 
 def _manifest_for_report(artifact: Artifact) -> dict[str, Any]:
