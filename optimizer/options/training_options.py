@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from optimizer.options.declaration import Options, ReadableError, option
-from optimizer.options.values import Duration, Source
+from optimizer.options.values import Choices, Duration, Source
 from optimizer.options.verb_options import ImageReading
 
 __all__ = ["TrainOptions"]
@@ -153,5 +153,8 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading):
     hidden_size: int = option(128, "Width of the hidden layers.", ge=1)
     channels: Annotated[int | None, BeforeValidator(_channels)] = option(
         None, "Channels of the images; only 3."
+    )
+    track: Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Choices] = option(
+        (), "Also report to tensorboard or mlflow, in files beside the checkpoints."
     )
     seed: int = option(0, "Seed of the weights, the order of images and the augmentation.", ge=0)

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,6 +82,7 @@ class Work:
         folder: Folder of checkpoints and history; ``None`` keeps neither.
         identity: What must be equal for a checkpoint to be continued.
         name_of: Name of an image by its position, for errors.
+        listeners: Called with each new row of the history, in the first process.
     """
 
     settings: TrainOptions
@@ -91,7 +92,8 @@ class Work:
     label: str = "training"
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    name_of: Any = str
+    name_of: Callable[[int], str] = str
+    listeners: Sequence[Callable[[Mapping[str, float]], None]] = ()
 
 
 class Fit:
@@ -317,6 +319,8 @@ class Fit:
         self._keep_best(epoch, metrics.get(self._task.better))
         if self._work.folder is not None and self._work.world.first:
             write_history(self._work.folder / "history.csv", self.rows)
+            for listener in self._work.listeners:
+                listener(self.rows[-1])
         if epoch < (self._work.settings.epochs or 0):
             self._save()
         self._epoch_at = time.monotonic()

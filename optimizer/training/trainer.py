@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from optimizer.training.classification import Classification
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
 from optimizer.training.loop import Fit, Work
-from optimizer.training.sources import preprocessing_for
+from optimizer.training.tracking import Tracker, open_trackers
 from optimizer.training.training_images import TrainingImages
 from optimizer.training.training_job import TrainingJob, initial_module, prepare
 from optimizer.training.training_state import StateFile, changed_settings
@@ -165,55 +166,75 @@ def _train(
 ) -> TrainingResult:
     import torch
 
-    settings, data = job.settings, job.data
-    assert settings.arch is not None
-    assert settings.image_size is not None
-    preprocessing = preprocessing_for(data.name, settings.image_size, job.init)
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        module = initial_module(job)
-        if settings.sync_batchnorm and world.size > 1:
-            module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task = Classification(settings, job.num_classes, preprocessing, job.held_out)
-        batches = TrainingImages(data, preprocessing, settings, world)
-        work = Work(
-            settings=settings,
-            world=world,
-            device=device,
-            progress=progress,
-            label=f"training {settings.arch} on {data.name}",
-            folder=folder,
-            identity={**job.identity, "processes": world.size},
-            name_of=data.image_id,
-        )
-        fit = Fit(module, task, batches, work)
+    trackers: list[Tracker] = []
+    if folder is not None and world.first:
+        trackers = open_trackers(job.settings.track, folder, job.plan.settings)
+    work = Work(
+        settings=job.settings,
+        world=world,
+        device=device,
+        progress=progress,
+        label=f"training {job.settings.arch} on {job.data.name}",
+        folder=folder,
+        identity={**job.identity, "processes": world.size},
+        name_of=job.data.image_id,
+        listeners=[tracker.row for tracker in trackers],
+    )
+    with contextlib.ExitStack() as stack:
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        stack.enter_context(torch.random.fork_rng())
+        torch.manual_seed(job.settings.seed)
+        fit = _new_fit(job, work)
         notes = [*job.notes, *_continue(fit, work)]
         fit.run()
-    score = fit.rows[-1].get(task.better)
-    if fit.file is not None and fit.best is not None and fit.best[1] < len(fit.rows):
-        notes.append(f"epoch {fit.best[1]} was better, top-1 {fit.best[0]:.2%}: {fit.file.best}")
-    progress.finish(None if score is None else f"top-1 {score:.2%}")
+    result = _result(job, fit, notes)
+    progress.finish(None if result.top1 is None else f"top-1 {result.top1:.2%}")
+    return result
+
+
+def _new_fit(job: TrainingJob, work: Work) -> Fit:
+    """A training at its beginning, with the network on its device."""
+    import torch
+
+    module = initial_module(job)
+    if job.settings.sync_batchnorm and work.world.size > 1:
+        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    module = module.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = Classification(job.settings, job.num_classes, job.preprocessing, job.held_out)
+    batches = TrainingImages(job.data, job.preprocessing, job.settings, work.world)
+    return Fit(module, task, batches, work)
+
+
+def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
+    import torch
+
+    data, arch = job.data, job.settings.arch
+    assert arch is not None
+    if fit.file is not None:
+        if fit.best is not None and fit.best[1] < len(fit.rows):
+            score, epoch = fit.best
+            notes = [*notes, f"epoch {epoch} was better, top-1 {score:.2%}: {fit.file.best}"]
+        notes = [*notes, *fit.file.notes]
     module = fit.result.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    model = Model(
-        module=module,
-        arch=settings.arch,
-        classes=data.classes,
-        num_classes=job.num_classes,
-        preprocessing=preprocessing,
-        source=f"trained on {data.name}",
-        sha256=weights_digest(module.state_dict()),
-        preprocessing_assumed=data.preprocessed,
-    )
     return TrainingResult(
-        model=model,
-        top1=score,
+        model=Model(
+            module=module,
+            arch=arch,
+            classes=data.classes,
+            num_classes=job.num_classes,
+            preprocessing=job.preprocessing,
+            source=f"trained on {data.name}",
+            sha256=weights_digest(module.state_dict()),
+            preprocessing_assumed=data.preprocessed,
+        ),
+        top1=fit.rows[-1].get("top1"),
         held_out=None if job.held_out is None else job.held_out.name,
         n_held_out=0 if job.held_out is None else len(job.held_out),
         losses=tuple(row["loss"] for row in fit.rows),
         history=tuple(fit.rows),
         best=fit.best,
-        notes=(*notes, *(fit.file.notes if fit.file is not None else ())),
+        notes=tuple(notes),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Input, Plan, library_versions
-from optimizer.data import ImageDataset, match_classes, shared_images
+from optimizer.data import ImageDataset, Preprocessing, match_classes, shared_images
 from optimizer.errors import CheckpointError, DataError
 from optimizer.models import Model, build_head, build_module, hidden_sizes
 from optimizer.models.architectures import expected_shapes
@@ -44,6 +44,12 @@ class TrainingJob:
     notes: tuple[str, ...] = ()
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the network."""
+        assert self.settings.image_size is not None
+        return preprocessing_for(self.data.name, self.settings.image_size, self.init)
+
+    @property
     def plan(self) -> Plan:
         """What determines the weights."""
         inputs = [Input(role="data", file=self.data.name, sha256=self.data.sha256)]
@@ -53,9 +59,6 @@ class TrainingJob:
             )
         if self.init is not None:
             inputs.append(Input(role="init", file=self.init.source, sha256=self.init.sha256))
-        preprocessing = preprocessing_for(
-            self.data.name, self.settings.image_size or 0, self.init
-        ).to_dict()
         return Plan(
             kind="checkpoint",
             settings={
@@ -65,7 +68,7 @@ class TrainingJob:
             },
             inputs=inputs,
             libraries=library_versions("torch", "torchvision", "numpy", "pillow"),
-            preprocessing=preprocessing,
+            preprocessing=self.preprocessing.to_dict(),
             classes=self.data.classes,
         )
 
@@ -82,7 +85,7 @@ class TrainingJob:
 
 _NO_RESULT = {
     "data", "val", "init", "recipe", "device", "min_cuda", "min_cudnn", "min_python", "resume",
-    "elastic", "checkpoint_every", "workers", "skip_bad_images", "channels",
+    "elastic", "checkpoint_every", "workers", "skip_bad_images", "channels", "track",
 }  # fmt: skip
 """Options that do not affect the resulting weights, or do so through the inputs."""
 
