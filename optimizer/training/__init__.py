@@ -1,6 +1,6 @@
 """Training and fine-tuning ResNets."""
 
-from optimizer.training.classification import top1
+from optimizer.training.classification_task import top1
 from optimizer.training.devices import check_versions, device_of
 from optimizer.training.distribution import world_of_environment
 from optimizer.training.sources import open_training_data, preprocessing_for

@@ -14,7 +14,7 @@ from optimizer.data import ImageDataset
 from optimizer.models import Model, weights_digest, write_weights
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
-from optimizer.training.classification import Classification
+from optimizer.training.classification_task import Classification
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
 from optimizer.training.loop import Fit, Work

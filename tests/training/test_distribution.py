@@ -24,7 +24,7 @@ from optimizer.data import Preprocessing, open_dataset
 from optimizer.models import build_module
 from optimizer.options import TrainOptions
 from optimizer.progress import Silent
-from optimizer.training.classification import Classification
+from optimizer.training.classification_task import Classification
 from optimizer.training.distribution import joined
 from optimizer.training.loop import Fit, Work
 from optimizer.training.training_images import TrainingImages
