@@ -259,10 +259,12 @@ def _int8(job: _Job) -> _Conversion:
     encodings = job.options.encodings or _encodings(job, rules)
 
     def apply(model: ir.Model) -> list[str]:
-        from optimizer.precision.int8 import Encodings, lower
+        from optimizer.graphs.topology import analyse
+        from optimizer.precision.int8 import Encodings, check_encodings, lower
 
         loaded = Encodings.load(encodings)
         loaded.check_belongs(job.sha256, rules)
+        check_encodings(loaded, analyse(model), rules, encodings.name)
         lower(model, loaded, rules)
         return loaded.notes
 

@@ -3,6 +3,7 @@
 from optimizer.precision.int8.carry_over import carry_over_encodings
 from optimizer.precision.int8.encode import compute_encodings
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.int8.encodings_check import check_encodings
 from optimizer.precision.int8.lowering import lower
 from optimizer.precision.int8.reading import ReadModel, read_quantized
 from optimizer.precision.int8.statistics import Collector, Statistics, TensorStatistics
@@ -16,6 +17,7 @@ __all__ = [
     "TensorEncoding",
     "TensorStatistics",
     "carry_over_encodings",
+    "check_encodings",
     "compute_encodings",
     "lower",
     "read_quantized",

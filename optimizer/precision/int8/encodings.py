@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from optimizer.targets.rules import PairLayout, TargetRules
 __all__ = ["LARGEST_BIAS", "Encodings", "LayerEncoding", "TensorEncoding", "stored_scale"]
 
 SCHEMA_VERSION = 1
+LARGEST_FILE = 256 << 20
+"""Bytes of the largest encodings file that is read."""
+_CORRECT_IT = "correct the file, or compute the encodings again from the statistics: --stats FILE"
 LARGEST_BIAS = 2.0**30
 """Largest INT32 bias, in units of a layer's products: half of the 32-bit range is left for these."""
 
@@ -49,8 +52,11 @@ def stored_scale(scale: float, rules: TargetRules) -> float:
     return float(stored)
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TensorEncoding(_Model):
@@ -61,7 +67,7 @@ class TensorEncoding(_Model):
     """
 
     scale: float = Field(gt=0)
-    zero_point: int = 0
+    zero_point: int = Field(default=0, ge=-128, le=255)
     dtype: Literal["s8", "u8"]
     shifted: bool = False
 
@@ -86,14 +92,14 @@ class TensorEncoding(_Model):
 class LayerEncoding(_Model):
     """How one weighted layer is stored."""
 
-    weight_scale: list[float]
+    weight_scale: list[Positive]
     bias: list[float]
     weight_max: int = Field(default=127, ge=1, le=128)
     """128 for integers from another quantizer that include -128."""
     pairs: PairLayout = "free"
-    input_factor: list[float] | None = None
+    input_factor: list[Positive] | None = None
     """Per input channel: the weights are multiplied by it (the input tensor was divided by it)."""
-    output_factor: list[float] | None = None
+    output_factor: list[Positive] | None = None
     """Per output channel: weights and bias are divided by it; ``bias`` is divided already."""
 
     @model_validator(mode="before")
@@ -189,21 +195,30 @@ class Encodings(_Model):
         """Read a file written by `save`, possibly edited since.
 
         Raises:
-            ArtifactError: Not an encodings file; the message names the invalid entry.
+            ArtifactError: Not an encodings file, or too large for one; the message names the
+                invalid entry.
         """
         if not path.is_file():
             raise ArtifactError(f"no such file: {path}", hint="check the path")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ArtifactError(
+                f"{path.name} has {path.stat().st_size / 1e6:,.0f} MB, too many for encodings",
+                hint="resnet-opt quantize writes encodings beside its output",
+            )
         try:
-            encodings = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            encodings = cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{path.name} is invalid at {where}: {first['msg']}") from error
+            where = ".".join(str(part) for part in first["loc"]) or "its first byte"
+            raise ArtifactError(
+                f"{path.name} is invalid at {where}: {first['msg']}", hint=_CORRECT_IT
+            ) from error
         except ArtifactError as error:
             raise ArtifactError(f"{path.name}: {error.message}", hint=error.hint) from error
         if encodings.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path.name} has schema version {encodings.schema_version}, expected {SCHEMA_VERSION}"
+                f"{path.name} has schema version {encodings.schema_version}, expected {SCHEMA_VERSION}",
+                hint=_CORRECT_IT,
             )
         return encodings
 

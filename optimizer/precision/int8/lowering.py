@@ -42,7 +42,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
         True.
 
     Raises:
-        GraphError: `analyse` does not accept the graph, or FP16 cannot hold a bias.
+        GraphError: `analyse` does not accept the graph, or a bias exceeds its type.
         UsageError: The encodings keep a layer that the graph does not have.
         ArtifactError: The encodings were edited so that a kept layer reads a shifted tensor.
     """
@@ -51,6 +51,12 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     edges = topology.quantized_edges(rules, keep)
     _check_shifted(topology, encodings, rules)
     biases = _biases(topology, encodings, edges)
+    for name, bias in biases.items():
+        if not np.abs(bias).max(initial=0.0) <= np.finfo(np.float32).max:
+            raise GraphError(
+                f"a bias of {name} exceeds float32 with the constants of shifted tensors",
+                hint="check the scales and biases in the encodings",
+            )
     absorbed = _absorbed(topology, encodings, edges, rules)
     if rules.constant_type == "fp16":
         biases = {name: _rounded_to_fp16(name, bias) for name, bias in biases.items()}
