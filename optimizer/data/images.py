@@ -14,13 +14,16 @@ from optimizer.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IMAGE_SUFFIXES", "open_image", "to_rgb"]
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "open_image", "to_rgb"]
 
 # torchvision's IMG_EXTENSIONS, and other names and formats that every Pillow reads
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
 )  # fmt: skip
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "TGA")
+"""Pillow's names of the formats that are decoded, whatever the file is called. Pillow knows others that
+start programs (EPS starts Ghostscript) or that nobody stores photos in."""
 
 # Exceptions that Pillow's plugins raise for damaged files; UnidentifiedImageError is an OSError.
 _DAMAGED = (
@@ -60,7 +63,7 @@ def open_image(path: Path, channels: int = 3) -> Image.Image:
         hint=f"reduce it to less than {limit / 1e6:.0f} megapixels, or remove it",
     )
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if limit and image.width * image.height > limit:
                 raise too_large
             return _four_channels(image) if channels == 4 else to_rgb(image)

@@ -10,6 +10,7 @@ import numpy as np
 
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.folder import FileSource
+from optimizer.data.labels import as_labels
 from optimizer.errors import DataError
 
 __all__ = ["LISTS", "LIST_SUFFIXES", "lists_a_subfolder", "open_list"]
@@ -158,13 +159,11 @@ def _labels(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     numbers = [word.isdecimal() for word in words]
     if all(numbers):
-        labels = np.array([int(word) for word in words], dtype=np.int64) - labels_from
-        if labels.min() < 0:
-            raise DataError(
-                f"{path} has label {labels.min() + labels_from}, below --labels-from {labels_from}",
-                hint="leave out --labels-from, or give the smallest label of all classes",
-            )
-        return labels, None
+        digits = [word.lstrip("0") or "0" for word in words]
+        too_long = next((word for word in digits if len(word) > 9), None)
+        if too_long is not None:  # int() refuses thousands of digits
+            raise DataError(f"{path}: label {too_long[:40]} is out of range", hint=_FORMAT)
+        return as_labels([int(word) for word in digits], path.name, first=labels_from), None
     if any(numbers):
         raise DataError(
             f"{path} mixes labels that are numbers and labels that are names ({words[0]}, "

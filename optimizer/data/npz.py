@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data.dataset import ImageDataset, Source
+from optimizer.data.labels import as_labels
+from optimizer.data.npz_arrays import read_arrays
 from optimizer.data.pixels import PixelSource, TensorSource
 from optimizer.errors import DataError
 
@@ -59,20 +59,9 @@ def open_npz(path: Path, *, labelled: bool = True, labels_from: int = 0) -> Imag
     if len(labels) == 0:
         raise DataError(f"{path.name} contains no images")
     classes = _classes(path, arrays.get("classes"))
-    labels = labels.astype(np.int64) - labels_from
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (classes is not None and high >= len(classes)):
-        wrong = low if low < 0 else high
-        position = int(np.flatnonzero(labels == wrong)[0])
-        hint = f"labels start at {labels_from}"
-        if classes is not None:
-            hint = f"labels must be {labels_from} to {len(classes) - 1 + labels_from}"
-            if labels_from == 0 and low == 1 and high == len(classes):
-                hint += "; if the first class has label 1: --labels-from 1"
-        raise DataError(
-            f"{path.name}: label {wrong + labels_from} of image {position} is out of range",
-            hint=hint,
-        )
+    labels = as_labels(
+        labels, path.name, None if classes is None else len(classes), first=labels_from
+    )
     return ImageDataset(
         name=str(path),
         classes=classes,
@@ -84,13 +73,8 @@ def open_npz(path: Path, *, labelled: bool = True, labels_from: int = 0) -> Imag
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise DataError(f"{path.name} is a single array, not an NPZ file", hint=_FORMAT)
-            with file:
-                return {key: file[key] for key in _KEYS if key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return read_arrays(path, _KEYS.__contains__)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"cannot read {path}: {reason}", hint=_FORMAT) from error
 

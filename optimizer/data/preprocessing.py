@@ -34,6 +34,8 @@ _DEPTHS = {"RGB": (3,), "BGR": (3,), "grayscale": (1, 3), "RGBA": (4,)}
 _DIGITS_MEAN = 0.3053
 _DIGITS_STD = 0.3760
 _MAX_SIZE = 8192
+_MOST_PIXELS = 1 << 27
+"""Of a resized image before it is cropped; a square of the largest size has half as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,10 @@ class Preprocessing:
             )
         self._check_statistics()
         for name, size in (("crop", self.crop), ("resize", self.resize)):
-            if size is not None and not 1 <= size <= _MAX_SIZE:
+            whole = isinstance(size, int) and not isinstance(size, bool)
+            if size is not None and not (whole and 1 <= size <= _MAX_SIZE):
                 raise DataError(
-                    f"preprocessing: {name} must be 1 to {_MAX_SIZE} pixels, not {size}"
+                    f"preprocessing: {name} must be 1 to {_MAX_SIZE} pixels, not {size!r:.40}"
                 )
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
@@ -296,6 +299,11 @@ class Preprocessing:
             return image
         width, height = image.size
         long_side = int(self.resize * max(width, height) / min(width, height))
+        if self.resize * long_side > _MOST_PIXELS:
+            raise DataError(
+                f"an image of {width} x {height} pixels would be resized to {self.resize} x {long_side}",
+                hint="crop it: no photo is that narrow",
+            )
         size = (self.resize, long_side) if width <= height else (long_side, self.resize)
         if size == image.size:
             return image

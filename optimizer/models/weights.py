@@ -27,6 +27,7 @@ from optimizer.models.hidden_layers import (
     without_hidden,
 )
 from optimizer.models.number_scalars import ScalarType, number
+from optimizer.models.stored_sizes import check_archive, check_stored
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +151,7 @@ def _read_safetensors(path: Path) -> State:
 def _read_torch(path: Path) -> Any:
     import torch
 
+    check_archive(path)
     if _is_torchscript(path):
         raise CheckpointError(f"{path} is a TorchScript program, not weights", hint=_SAVE_STATE)
     try:
@@ -222,6 +224,7 @@ def fit_weights(
     """
     import torch
 
+    check_stored(state, source)
     if has_hidden_layers(state):
         _check_values(state, source)
         module, arch = fit_weights(without_hidden(state, source), arch, source)

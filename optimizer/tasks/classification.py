@@ -139,9 +139,12 @@ class Classification:
 
         If the labels are uninformative (the reference itself is at chance), a small drop proves
         nothing: the hop is then inconclusive if more predictions changed than the drop limit allows.
+        It never passes where the reference is right on no image: there is no accuracy to lose.
         """
         paired, flips = tally.paired, tally.flips
         verdict = gate(self.intervals.drop_pp(paired), gates.max_drop_pp)
+        if tally.correct + paired.losses - paired.gains == 0:
+            verdict = worst_verdict(verdict, "inconclusive")
         if not labels_informative and verdict == "pass":
             changed = self.intervals.rate(flips, paired.n)[0]
             verdict = "inconclusive" if changed > gates.max_drop_pp / 100 else "pass"

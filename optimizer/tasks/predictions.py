@@ -7,7 +7,6 @@ flips, at 4 MB per hop for 50,000 images whatever the number of classes.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from optimizer.artifacts import mark_zip, write_atomically
+from optimizer.data.npz_arrays import read_arrays
 from optimizer.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -85,26 +86,48 @@ def read_predictions(path: Path) -> Predictions:
             f"no predictions file at {path}", hint="run resnet-opt validate again to write it"
         )
     try:
-        # np.load does not close a damaged file that it opened itself.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            head = json.loads(str(file["head"]))
-            if head["schema_version"] != SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"{path.name} has schema version {head['schema_version']}, "
-                    f"but version {SCHEMA_VERSION} is required",
-                    hint="run resnet-opt validate again",
-                )
-            return Predictions(
-                dataset_sha256=head["dataset_sha256"],
-                image_ids=tuple(str(name) for name in file["image_ids"]),
-                labels=file["labels"],
-                classes={hop: file[f"classes_{i}"] for i, hop in enumerate(head["hops"])},
-                logits={hop: file[f"logits_{i}"] for i, hop in enumerate(head["hops"])},
+        arrays = read_arrays(path)
+        head = _Head.model_validate_json(str(arrays["head"]))
+        if head.schema_version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path.name} has schema version {head.schema_version}, "
+                f"but version {SCHEMA_VERSION} is required",
+                hint="run resnet-opt validate again",
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        predictions = Predictions(
+            dataset_sha256=head.dataset_sha256,
+            image_ids=tuple(str(name) for name in arrays["image_ids"]),
+            labels=arrays["labels"],
+            classes={hop: arrays[f"classes_{i}"] for i, hop in enumerate(head.hops)},
+            logits={hop: arrays[f"logits_{i}"] for i, hop in enumerate(head.hops)},
+        )
+        _check_shapes(predictions)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
-            f"{path.name} is not a predictions file: {error}", hint="run resnet-opt validate again"
+            f"{path.name} is not a predictions file: {reason}", hint="run resnet-opt validate again"
         ) from error
+    return predictions
+
+
+class _Head(BaseModel):
+    """The entry ``head`` of a file."""
+
+    schema_version: int
+    dataset_sha256: str
+    hops: list[str]
+
+
+def _check_shapes(predictions: Predictions) -> None:
+    """Raise ValueError for arrays of other shapes or types than are written."""
+    count = len(predictions.image_ids)
+    if predictions.labels.shape != (count,) or predictions.labels.dtype.kind != "i":
+        raise ValueError(f"{count} images, but labels of shape {predictions.labels.shape}")
+    for hop, classes in predictions.classes.items():
+        logits = predictions.logits[hop]
+        fits = classes.ndim == 2 and len(classes) == count and classes.shape == logits.shape
+        if not fits or classes.dtype.kind != "i" or logits.dtype.kind != "f" or 0 in classes.shape:
+            raise ValueError(f"{hop} has classes of shape {classes.shape}, logits {logits.shape}")
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from optimizer.data import open_image
+from optimizer.data import Preprocessing, open_image
 from optimizer.data.images import to_rgb
 from optimizer.errors import DataError
 
@@ -105,3 +105,18 @@ def test_jpegs_of_any_mode_match_torchvision(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     photo().convert(mode).save(path)
     np.testing.assert_array_equal(np.array(open_image(path)), np.array(pil_loader(str(path))))
+
+
+def test_only_listed_formats_are_decoded_whatever_the_name(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for an EPS file with another name."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) show\n%%EOF\n"
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).write_bytes(eps)
+        with pytest.raises(DataError, match="cannot identify image file"):
+            open_image(tmp_path / name)
+
+
+def test_images_too_narrow_to_be_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="would be resized to 256 x 15360000"):
+        Preprocessing.imagenet().apply_uint8(open_image(tmp_path / "a.png"))

@@ -26,7 +26,6 @@ import hashlib
 import heapq
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +34,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
+from optimizer.data.npz_arrays import read_arrays
 from optimizer.errors import ArtifactError, GraphError
 
 __all__ = ["Collector", "Executor", "Statistics", "TensorStatistics"]
@@ -226,7 +227,7 @@ class Statistics:
         header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
         for number, (name, tensor) in enumerate(self.tensors.items()):
             header["tensors"][name] = {"positive": tensor.positive, "images": tensor.images}
-            for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts"):
+            for part in _PARTS:
                 arrays[f"{number}.{part}"] = getattr(tensor, part)
         arrays["sample"] = self.sample
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -241,28 +242,80 @@ class Statistics:
             ArtifactError: Not a statistics file, damaged, or of another schema version.
         """
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes())
-                if header["schema_version"] != SCHEMA_VERSION:
-                    raise ArtifactError(
-                        f"{path.name} has schema version {header['schema_version']}, "
-                        f"expected {SCHEMA_VERSION}",
-                        hint="calibrate again",
-                    )
-                tensors = {}
-                for number, (name, fields) in enumerate(header["tensors"].items()):
-                    parts = {
-                        part: arrays[f"{number}.{part}"]
-                        for part in ("minimum", "maximum", "sums", "zeros", "exponent", "counts")
-                    }
-                    tensors[name] = TensorStatistics(**fields, **parts)
-                sample = arrays["sample"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(path)
+            header = _Header.model_validate_json(arrays["header"].tobytes())
+            if header.schema_version != SCHEMA_VERSION:
+                raise ArtifactError(
+                    f"{path.name} has schema version {header.schema_version}, "
+                    f"expected {SCHEMA_VERSION}",
+                    hint="calibrate again",
+                )
+            tensors = {
+                name: _tensor(name, fields, {p: arrays[f"{number}.{p}"] for p in _PARTS})
+                for number, (name, fields) in enumerate(header.tensors.items())
+            }
+            sample = arrays["sample"]
+            _check_sample(sample)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
             raise ArtifactError(
-                f"{path.name} does not contain calibration statistics",
+                f"{path.name} does not contain calibration statistics: {reason}",
                 hint="write it with resnet-opt calibrate",
             ) from error
-        return cls(tensors, header["key"], sample)
+        return cls(tensors, header.key, sample)
+
+
+class _TensorHeader(BaseModel):
+    """What the header says of one tensor."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    positive: bool
+    images: int = Field(ge=0, lt=2**31)
+
+
+class _Header(BaseModel):
+    """The header of a statistics file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    schema_version: int
+    key: dict[str, Any]
+    tensors: dict[str, _TensorHeader]
+
+
+_PARTS = {
+    "minimum": np.float32, "maximum": np.float32, "sums": np.int64, "zeros": np.int64,
+    "exponent": np.int32, "counts": np.uint32,
+}  # fmt: skip
+"""The arrays of one tensor, and their types."""
+
+
+def _tensor(
+    name: str, header: _TensorHeader, parts: Mapping[str, NDArray[Any]]
+) -> TensorStatistics:
+    """One tensor of a file.
+
+    Raises:
+        ValueError: Arrays have other shapes, types or values than `Collector` writes.
+    """
+    channels = len(parts["minimum"]) if parts["minimum"].ndim else 0
+    for part, kind in _PARTS.items():
+        shape = (channels, BINS) if part == "counts" else (channels,)
+        if parts[part].dtype != kind or parts[part].shape != shape or channels == 0:
+            raise ValueError(
+                f"{part} of {name} is {parts[part].dtype} of shape {parts[part].shape}"
+            )
+    finite = np.isfinite(parts["minimum"]).all() and np.isfinite(parts["maximum"]).all()
+    if not finite or (parts["minimum"] > parts["maximum"]).any():
+        raise ValueError(f"minimum and maximum of {name} are not a range")
+    if (parts["zeros"] < 0).any() or (np.abs(parts["exponent"].astype(np.int64)) > 128).any():
+        raise ValueError(f"zeros or exponent of {name} are out of range")
+    return TensorStatistics(positive=header.positive, images=header.images, **parts)
+
+
+def _check_sample(sample: NDArray[Any]) -> None:
+    kinds = (np.float16, np.float32, np.uint8)
+    if sample.ndim != 4 or sample.dtype not in kinds or not np.isfinite(sample).all():
+        raise ValueError(f"the sample is {sample.dtype} of shape {sample.shape}, or not finite")
 
 
 class Collector:
