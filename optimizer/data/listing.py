@@ -163,7 +163,13 @@ def _labels(
         too_long = next((word for word in digits if len(word) > 9), None)
         if too_long is not None:  # int() refuses thousands of digits
             raise DataError(f"{path}: label {too_long[:40]} is out of range", hint=_FORMAT)
-        return as_labels([int(word) for word in digits], path.name, first=labels_from), None
+        labels = [int(word) for word in digits]
+        if min(labels) < labels_from:
+            raise DataError(
+                f"{path} has label {min(labels)}, below --labels-from {labels_from}",
+                hint="leave out --labels-from, or give the smallest label of all classes",
+            )
+        return as_labels(labels, path.name, first=labels_from), None
     if any(numbers):
         raise DataError(
             f"{path} mixes labels that are numbers and labels that are names ({words[0]}, "

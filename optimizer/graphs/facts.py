@@ -216,10 +216,19 @@ def layer_work(path: Path) -> dict[str, LayerWork]:
     """Work per image of each Conv, Gemm and MatMul, by layer name in graph order.
 
     The batch and unknown spatial dimensions count as 1.
+
+    Raises:
+        GraphError: As in `open_checked`; or shapes contradict each other.
     """
     import onnx
 
-    proto = onnx.shape_inference.infer_shapes(open_checked(path).proto)
+    try:
+        proto = onnx.shape_inference.infer_shapes(open_checked(path).proto)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GraphError(
+            f"{path.name}: shapes cannot be inferred: {reason}", hint="export it again"
+        ) from error
     shapes = {
         v.name: _shape(v)
         for v in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)

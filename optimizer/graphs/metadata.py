@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import GraphError
+from pydantic import TypeAdapter, ValidationError
+
+from optimizer.errors import DataError, GraphError
 from optimizer.graphs.onnx_files import open_onnx
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _PREFIX = "resnet_opt."
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
 _PRECISION_KEYS = ("target", "keep", "notes", "absorbed", "shifted")
 
 
@@ -61,8 +64,18 @@ class Metadata(dict[str, str]):
 
     @property
     def precision(self) -> str:
-        """Precision written by the exporter or a precision pass; ``fp32`` if missing."""
-        return self.get("precision", "fp32")
+        """Precision written by the exporter or a precision pass; ``fp32`` if missing.
+
+        Raises:
+            GraphError: It is not one of those that are written.
+        """
+        precision = self.get("precision", "fp32")
+        if precision not in _PRECISIONS:
+            raise GraphError(
+                f"metadata entry {_PREFIX}precision: {precision!r} is not a precision",
+                hint=f"one of {', '.join(_PRECISIONS)}",
+            )
+        return precision
 
     @property
     def target(self) -> str:
@@ -71,14 +84,28 @@ class Metadata(dict[str, str]):
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """The preprocessing that the graph expects; ``None`` if unknown."""
-        preprocessing: dict[str, Any] | None = self._json("preprocessing", None)
-        return preprocessing
+        """The preprocessing that the graph expects; ``None`` if unknown.
+
+        Raises:
+            GraphError: The entry is not a preprocessing; so for the other properties.
+        """
+        from optimizer.data.preprocessing import Preprocessing
+
+        values: dict[str, Any] | None = self._json("preprocessing", dict[str, Any], None)
+        if values is not None:
+            try:
+                Preprocessing.from_dict(values)
+            except DataError as error:
+                raise GraphError(
+                    f"metadata entry {_PREFIX}preprocessing: {error.message}", hint=error.hint
+                ) from error
+        return values
 
     @property
     def classes(self) -> list[str] | None:
         """Class names in the order of the outputs; ``None`` if there are none."""
-        return self._json("classes", None) or None
+        classes: list[str] | None = self._json("classes", list[str], None)
+        return classes or None
 
     @property
     def keep(self) -> list[str]:
@@ -86,29 +113,41 @@ class Metadata(dict[str, str]):
 
         For INT8 and FP8 these are weighted layers, for half precision any unsupported node.
         """
-        keep: list[str] = self._json("keep", [])
+        keep: list[str] = self._json("keep", list[str], [])
         return keep
 
     @property
     def notes(self) -> list[str]:
         """Notes of the pass that wrote the graph."""
-        notes: list[str] = self._json("notes", [])
+        notes: list[str] = self._json("notes", list[str], [])
         return notes
 
     @property
     def absorbed(self) -> dict[str, str]:
         """Maps the output of each ReLU that lowering removed to its input."""
-        absorbed: dict[str, str] = self._json("absorbed", {})
+        absorbed: dict[str, str] = self._json("absorbed", dict[str, str], {})
         return absorbed
 
     @property
     def shifted(self) -> list[str] | None:
         """Tensors quantized around their midpoint; ``None`` if unknown."""
-        shifted: list[str] | None = self._json("shifted", None)
+        shifted: list[str] | None = self._json("shifted", list[str], None)
         return shifted
 
-    def _json(self, name: str, default: Any) -> Any:
-        return json.loads(self[name]) if name in self else default
+    def _json(self, name: str, kind: Any, default: Any) -> Any:
+        """The value of an entry, of a type that pydantic knows."""
+        if name not in self:
+            return default
+        try:
+            # Unlike the standard library, pydantic limits the depth of nesting.
+            return TypeAdapter(kind | None).validate_json(self[name], strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = "".join(f"[{part!r}]" for part in first["loc"][:1])
+            raise GraphError(
+                f"metadata entry {_PREFIX}{name}{where}: {first['msg']}",
+                hint="export the graph again with resnet-opt export, or remove the entry",
+            ) from error
 
 
 def metadata_of(graph: Path) -> Metadata:

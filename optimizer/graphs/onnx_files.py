@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import check_unchanged, external_data_files
-from optimizer.errors import GraphError
+from optimizer.errors import ArtifactError, GraphError
+from optimizer.graphs.graph_limits import GraphLimits, check_size
+from optimizer.graphs.graph_structure import check_structure
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,25 +54,35 @@ class OnnxFile:
         return [self.path, *external_data_files(self.path)]
 
     def to_ir(self) -> ir.Model:
-        """The model as `onnx_ir.Model`; external tensors are read on first use."""
+        """The model as `onnx_ir.Model`; external tensors are read on first use.
+
+        Raises:
+            GraphError: A part of the graph cannot be represented.
+        """
         import onnx_ir as ir
 
-        model: ir.Model = ir.from_proto(self.proto)
+        try:
+            model: ir.Model = ir.from_proto(self.proto)
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise GraphError(f"{self.path.name} is malformed: {reason}", hint=_EXPORT) from error
         ir.external_data.set_base_dir(model.graph, self.path.parent)
         return model
 
 
 def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
-    """Read an ONNX file.
+    """Read an ONNX file: its size is checked first, then its structure, before anyone works on it.
+
+    The limits are those of `optimizer.graphs.graph_limits`.
 
     Args:
         path: The file, in binary format regardless of its suffix.
         weights: Whether to read external tensors.
 
     Raises:
-        GraphError: The file does not exist, is not an ONNX file, is truncated, or its weights cannot
-            be read.
         ArtifactError: It was changed after its manifest was written.
+        GraphError: The file does not exist, is not an ONNX file, is truncated, malformed or larger
+            than the limits, or its weights cannot be read.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -78,6 +90,9 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
     if not path.is_file():
         raise GraphError(f"no such file: {path}", hint="check the path")
     check_unchanged(path)
+    state = (*_state(path), weights)
+    if state not in _checked:
+        check_size(path, _external_bytes(path, weights), GraphLimits.of_environment())
     try:
         # Engines read only the binary format, and artifacts are hashed in it.
         proto = onnx.load(path, format="protobuf", load_external_data=weights)
@@ -91,7 +106,33 @@ def open_onnx(path: Path, *, weights: bool = True) -> OnnxFile:
         raise GraphError(
             f"{path.name} is not an ONNX file or is truncated", hint=_EXPORT
         ) from error
+    if state not in _checked:
+        check_structure(proto, path.name, GraphLimits.of_environment())
+        _checked.add(state)
     return OnnxFile(path, proto)
+
+
+_State = tuple[str, int, int, int, bool]
+_checked: set[_State] = set()
+"""Files that passed, without or with weights; a command opens the same file several times."""
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """Changes when the file is replaced or written."""
+    status = path.stat()
+    return str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _external_bytes(path: Path, needed: bool) -> int:
+    """Bytes of the external data, of which each file counts once; 0 if it is not needed and missing."""
+    try:
+        return sum(file.stat().st_size for file in external_data_files(path))
+    except ArtifactError as error:
+        if not needed:
+            return 0
+        raise GraphError(
+            f"the weights of {path.name} cannot be read: {error.message}", hint=error.hint
+        ) from error
 
 
 def open_checked(path: Path) -> OnnxFile:

@@ -5,17 +5,20 @@ A separate module because it needs ONNX Runtime, unlike the rest of the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.errors import GraphError
+from optimizer.graphs.graph_limits import GraphLimits
 from optimizer.graphs.onnx_files import open_onnx
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["chunks", "session_options", "tapped", "unoptimized_session"]
+__all__ = ["BoundedSession", "chunks", "session_options", "tapped", "unoptimized_session"]
 
 Array = NDArray[Any]
 
@@ -36,12 +39,72 @@ def session_options(threads: int | None) -> Any:
     return options
 
 
-def unoptimized_session(graph: Path | bytes, threads: int | None = None) -> Any:
+class BoundedSession:
+    """An ONNX Runtime session whose failures are errors of the graph, and that ends in time.
+
+    Args:
+        session: The library's session.
+        name: Name of the graph, for messages.
+        seconds: What one call may take at most; checked between the graph's nodes.
+    """
+
+    def __init__(self, session: Any, name: str, seconds: float) -> None:
+        self._session = session
+        self._name = name
+        self._seconds = seconds
+
+    def get_inputs(self) -> list[Any]:
+        """The inputs, as `onnxruntime.NodeArg`."""
+        return list(self._session.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        """The outputs, as `onnxruntime.NodeArg`."""
+        return list(self._session.get_outputs())
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute outputs by name.
+
+        Raises:
+            GraphError: The graph cannot be computed on these inputs, or takes too long.
+        """
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        timer = threading.Timer(self._seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return list(self._session.run(list(names), dict(feeds), options))
+        except Exception as error:
+            if options.terminate:
+                raise GraphError(
+                    f"{self._name} has not computed a batch within {self._seconds:g} s",
+                    hint="use a smaller --batch, or set RESNET_OPT_MAX_SECONDS to a longer time",
+                ) from error
+            raise _cannot(f"compute {self._name}", error) from error
+        finally:
+            timer.cancel()
+
+
+def _cannot(what: str, error: Exception) -> GraphError:
+    """The error for a failure of ONNX Runtime, whose message has the node's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return GraphError(
+        f"ONNX Runtime cannot {what}: {reason}",
+        hint="check that the graph computes what its nodes and shapes say; export it again",
+    )
+
+
+def unoptimized_session(graph: Path | bytes, threads: int | None = None) -> BoundedSession:
     """An ONNX Runtime session that executes a graph node by node, without optimization.
 
     Args:
         graph: The ONNX file, or its contents.
         threads: As in `session_options`.
+
+    Raises:
+        GraphError: ONNX Runtime does not accept the graph.
     """
     import onnxruntime as ort
 
@@ -49,7 +112,12 @@ def unoptimized_session(graph: Path | bytes, threads: int | None = None) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # A validation has several sessions open at once; spinning threads would take each other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    name = graph.name if isinstance(graph, Path) else "the graph"
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _cannot(f"load {name}", error) from error
+    return BoundedSession(session, name, GraphLimits.of_environment().seconds)
 
 
 def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:

@@ -77,7 +77,10 @@ def other_stride(model: onnx.ModelProto) -> None:
 
 
 def one_node_less(model: onnx.ModelProto) -> None:
-    del model.graph.node[-1]
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    for node in model.graph.node:
+        node.input[:] = [relu.input[0] if name == relu.output[0] else name for name in node.input]
+    model.graph.node.remove(relu)
 
 
 def other_size(model: onnx.ModelProto) -> None:
