@@ -40,7 +40,7 @@ from optimizer.options import (
     option,
     options_of,
 )
-from optimizer.options.declaration import value_type
+from optimizer.options.declaration import ReadableError, value_type
 from optimizer.options.values import Names, Numbers, Precision, split
 
 __all__ = [
@@ -58,6 +58,17 @@ __all__ = [
 
 _INT8 = {"int8", "mixed"}
 _LOW = {*_INT8, "fp8"}
+
+_LARGEST_FILE = 1 << 20
+_MOST_VALUES = 10_000
+_DEEPEST = 20
+_LONGEST_NUMBER = 128
+"""Bits of a whole number; Python refuses to print longer ones at some point."""
+_EXAMPLE = "resnet-opt run MODEL --save-recipe FILE writes one to start from"
+# What PyYAML raises for tags whose text does not fit them, beside its own errors.
+_NOT_YAML = (
+    yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 Precisions = Annotated[
     tuple[Precision, ...], BeforeValidator(split), PlainSerializer(list, when_used="json")
@@ -89,6 +100,9 @@ class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, Tensor
 
     @model_validator(mode="after")
     def _every_option_has_an_engine(self) -> BuildSection:
+        for name, values in (("engine", self.engine), ("precision", self.precision)):
+            if not values:
+                raise ReadableError(f"no {name} is given", f"leave out {name}, or name one")
         try:
             check_engine(self, self.engine)
         except UsageError as error:
@@ -285,14 +299,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"no such recipe: {path}", hint="check the path")
+    if path.stat().st_size > _LARGEST_FILE:
+        raise UsageError(
+            f"{path.name} has {path.stat().st_size:,} bytes, too many for a recipe",
+            hint=_EXAMPLE,
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path.name} is not valid YAML: {line}") from error
+        raise UsageError(f"{path.name} is not valid YAML: {line[:200]}", hint=_EXAMPLE) from error
     if not isinstance(raw, dict):
-        raise UsageError(f"{path.name} is not a mapping of sections")
+        raise UsageError(f"{path.name} is not a mapping of sections", hint=_EXAMPLE)
+    _check_extent(raw, path.name)
     return raw
+
+
+def _check_extent(raw: Any, name: str) -> None:
+    """Refuse what is nested deeply, or written out grows without end: an alias stands for its value."""
+    values, left = [(raw, 0)], _MOST_VALUES
+    while values:
+        value, depth = values.pop()
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            problem = "more values" if left < 0 else "values nested more deeply"
+            raise UsageError(f"{name} has {problem} than a recipe can have", hint=_EXAMPLE)
+        if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+            raise UsageError(f"{name} has a number of {value.bit_length()} bits", hint=_EXAMPLE)
+        if isinstance(value, Mapping):
+            values += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            values += [(item, depth + 1) for item in value]
 
 
 def parse_recipe(raw: Mapping[str, Any], name: str = "the recipe") -> Recipe:

@@ -132,3 +132,60 @@ def test_the_recipe_page_shows_a_valid_recipe() -> None:
     assert [section.precision for section in recipe.build] == [
         ("fp32", "int8", "mixed"), ("fp16", "int8"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("export: {image_size: !!int x}", "not valid YAML"),
+        ("export: {image_size: !!int ''}", "not valid YAML"),
+        ("arch: !!timestamp x", "not valid YAML"),
+        ("arch: !!bool x", "not valid YAML"),
+        ("title: 2026-99-99", "not valid YAML"),
+        ("title: 2026-09-09", "title: datetime.* is not text"),
+        ("export: {image_size: " + "1" * 5000 + "}", "not valid YAML"),
+        ("export: {image_size: 0x" + "f" * 5000 + "}", "a number of 20000 bits"),
+        ("export: " + "[" * 30 + "]" * 30, "nested more deeply"),
+        ("export: " + "[" * 5000 + "]" * 5000, "not valid YAML"),
+        ("export: &a [*a]", "nested more deeply"),
+        (("a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+         "e: [*d,*d]"), "more values"),
+        ("build: {engine: []}", "no engine is given"),
+        ("build: {precision: []}", "no precision is given"),
+        ("bench: {batch: [0]}", "bench.batch: '0' is not a positive whole number"),
+        ("1: 2", "1: Keys should be strings"),
+    ],
+)  # fmt: skip
+def test_hostile_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: resnet18:random:10\n{text}\n")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400
+
+
+def test_a_recipe_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("#" * (2 << 20))
+    with pytest.raises(UsageError, match="too many for a recipe"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_unknown_engines_are_refused_before_anything_is_made() -> None:
+    from optimizer.recipe import RunOptions
+    from optimizer.verbs.run import run_recipe
+
+    raw = {"model": "resnet18:random:10", "build": [{"engine": ["onnxruntime", "nope"]}]}
+    with pytest.raises(UsageError, match=r"build\.0\.engine: unknown engine 'nope'"):
+        run_recipe(raw, RunOptions())
+
+
+def test_flags_over_sections_that_are_null() -> None:
+    from optimizer.recipe import RunOptions
+    from optimizer.verbs.run import run_recipe
+
+    raw = {"model": "resnet18:random:10", "bench": None}
+    recipe = run_recipe(raw, RunOptions(duration="1s"))
+    assert recipe.bench is not None
+    assert recipe.bench.duration == 1.0

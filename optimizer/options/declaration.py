@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -187,6 +187,7 @@ class Options(BaseModel):
 
 
 _NONE = object()
+_LONGEST_SHOWN = 80
 
 
 def value_type(field: FieldInfo) -> Any:
@@ -253,21 +254,24 @@ def _problem(
             return "is required", None
         case "literal_error":
             choices = context["expected"].replace(" or ", ", ").replace("'", "")
-            return f"{value!r} is not a choice", f"one of {choices}"
+            return f"{_shown(value)} is not a choice", f"one of {choices}"
         case "int_parsing" | "int_type" | "int_from_float":
-            return f"{value!r} is not a whole number", None
+            return f"{_shown(value)} is not a whole number", None
         case "float_parsing" | "float_type" | "finite_number":
-            return f"{value!r} is not a number", None
+            return f"{_shown(value)} is not a number", None
         case "bool_parsing" | "bool_type":
-            return f"{value!r} is not true or false", None
+            return f"{_shown(value)} is not true or false", None
         case "string_type" | "path_type":
-            return f"{value!r} is not text", None
+            return (
+                f"{_shown(value)} is not text",
+                "put a text that looks like a date or number in quotes",
+            )
         case "greater_than_equal":
-            return f"{value} is too small", f"at least {context['ge']}"
+            return f"{_shown(value, str)} is too small", f"at least {context['ge']}"
         case "greater_than":
-            return f"{value} is too small", f"more than {context['gt']}"
+            return f"{_shown(value, str)} is too small", f"more than {context['gt']}"
         case "less_than_equal":
-            return f"{value} is too large", f"at most {context['le']}"
+            return f"{_shown(value, str)} is too large", f"at most {context['le']}"
         case "value_error":
             cause = context["error"]
             if isinstance(cause, ReadableError):
@@ -275,6 +279,15 @@ def _problem(
             return str(cause), None
         case _:
             return details["msg"], None
+
+
+def _shown(value: object, convert: Callable[[object], str] = repr) -> str:
+    """A value as a message shows it: not longer than it is worth reading."""
+    try:
+        text = convert(value)
+    except (ValueError, RecursionError):  # integers of thousands of digits have no decimal text
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -114,7 +114,7 @@ def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options
     """The recipe that ``run`` executes: the source, overridden by the options.
 
     Raises:
-        UsageError: An invalid key or value; the message names it.
+        UsageError: An invalid key or value, or an unknown engine; the message names it.
     """
     if isinstance(source, Recipe):
         raw: Mapping[str, Any] = source.written()
@@ -127,7 +127,24 @@ def run_recipe(source: Recipe | Mapping[str, Any] | Path | str, options: Options
         raw = read_yaml(Path(source))
     else:
         raw = {"title": str(source), "model": str(source), "build": _default_builds()}
-    return parse_recipe(with_flags(raw, options))
+    recipe = parse_recipe(with_flags(raw, options))
+    _check_engines(recipe)
+    return recipe
+
+
+def _check_engines(recipe: Recipe) -> None:
+    """Refuse unknown engines before anything is made."""
+    from optimizer.engines import get_backend
+
+    for number, section in enumerate(recipe.build):
+        for engine in section.engine:
+            if engine != "auto":
+                try:
+                    get_backend(engine)
+                except UsageError as error:
+                    raise UsageError(
+                        f"build.{number}.engine: {error.message}", hint=error.hint
+                    ) from error
 
 
 def demo_recipe(options: Options) -> Recipe:
