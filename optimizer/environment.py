@@ -111,8 +111,14 @@ def describe() -> Environment:
 
     from optimizer.engines import backends
     from optimizer.engines.providers.status import statuses
+    from optimizer.engines.registry import broken_backends
 
-    status = {}
+    status = {
+        name: BackendStatus(
+            can_build=False, can_run=False, reason=reason, hint="update or uninstall that package"
+        )
+        for name, reason in broken_backends().items()
+    }
     for name, backend in backends().items():
         available = backend.availability()
         status[name] = BackendStatus(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Table", "cell", "facts_table"]
+__all__ = ["Table", "cell", "facts_table", "visible"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,26 @@ def facts_table(facts: Sequence[tuple[str, object]], caption: str = "") -> Table
     """A table with a name and a value per row; values that are ``None`` are left out."""
     rows = [(name, str(value)) for name, value in facts if value is not None]
     return Table(("", ""), rows, caption)
+
+
+def visible(text: str) -> str:
+    r"""The text with control characters written out (``\x1b``); line breaks and tabs are kept.
+
+    Names in a file (classes, layers, images) reach the terminal, which would execute escape
+    sequences in them. Characters that change the direction of writing, and halves of surrogate
+    pairs, are written out too.
+    """
+    return "".join(
+        character
+        if character in "\n\t" or not _executed(character)
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+_DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _executed(character: str) -> bool:
+    """Whether a terminal acts on a character instead of showing it."""
+    return unicodedata.category(character) in {"Cc", "Cs"} or character in _DIRECTIONS

@@ -18,6 +18,7 @@ from pathlib import Path
 from optimizer.artifacts.atomic_files import write_pair_atomically, write_text_atomically
 from optimizer.artifacts.keys import digest
 from optimizer.artifacts.leftovers import leftovers, remove, temporary_name
+from optimizer.artifacts.locking import LOCK_SECONDS, locked
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError
 
@@ -64,16 +65,21 @@ class Cache:
     rebuild_all = False
     """Whether existing artifacts are ignored, including one at the destination."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.root = root
+        self.lock_seconds = lock_seconds
 
     @classmethod
-    def default(cls) -> Cache:
-        """The user's cache: ``$RESNET_OPT_CACHE``, or the platform's cache folder."""
+    def default(cls, *, lock_seconds: float = LOCK_SECONDS) -> Cache:
+        """The user's cache: ``$RESNET_OPT_CACHE``, or the platform's cache folder.
+
+        Args:
+            lock_seconds: How long to wait for another process that makes the same artifact.
+        """
         import platformdirs
 
         folder = os.environ.get("RESNET_OPT_CACHE") or platformdirs.user_cache_dir("resnet-opt")
-        return cls(Path(folder))
+        return cls(Path(folder), lock_seconds=lock_seconds)
 
     def folder(self, name: str) -> Path:
         """A folder of the cache, made and marked as this package's if it is new."""
@@ -85,11 +91,12 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Lock a key across processes, so that a second one waits and then finds the artifact."""
-        from filelock import FileLock
+        """Lock a key across processes, so that a second one waits and then finds the artifact.
 
-        folder = self.folder("locks")
-        with FileLock(folder / f"{key}.lock"):
+        Raises:
+            EnvironmentFault: Another process holds the lock for longer than ``lock_seconds``.
+        """
+        with locked(self.folder("locks") / f"{key}.lock", self.lock_seconds):
             yield
 
     def fetch(self, key: str, destination: Path) -> Manifest | None:

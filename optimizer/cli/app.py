@@ -18,6 +18,7 @@ from optimizer.cli.flags import with_flags
 from optimizer.cli.spellings import translated
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError, file_system_fault
 from optimizer.options import Options
+from optimizer.units import parse_duration
 
 __all__ = ["app", "main", "parse_command_line", "run_command_line"]
 
@@ -80,6 +81,15 @@ def _launch(
             help="Append the full log to this file.",
         ),
     ] = None,
+    lock_timeout: Annotated[
+        str | None,
+        Parameter(
+            name="--lock-timeout",
+            group=_GLOBAL,
+            metavar="DURATION",
+            help="How long to wait for another process that makes the same artifact. [default: 1h]",
+        ),
+    ] = None,
     show_completion: Annotated[
         Literal["bash", "zsh", "fish"] | None,
         Parameter(
@@ -90,6 +100,7 @@ def _launch(
     global _verbose  # noqa: PLW0603 - read by main() after the commands are done
     _verbose = verbose
     start_logging(verbose, log_file)
+    commands.set_lock_timeout(None if lock_timeout is None else parse_duration(lock_timeout))
     if show_completion is not None:
         print(app.generate_completion(shell=show_completion))
         return None

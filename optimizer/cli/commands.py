@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from optimizer.cli.console import say
 from optimizer.cli.flags import STDOUT, Force, Json, NoCache, Output, argument
 from optimizer.options import (
     BenchOptions,
@@ -35,7 +36,7 @@ from optimizer.options import (
 )
 from optimizer.recipe import DemoOptions, RunOptions
 
-__all__ = ["PANELS"]
+__all__ = ["PANELS", "set_lock_timeout"]
 
 Graph = Annotated[Path, argument("An ONNX file, in FP32 or with Q/DQ.", "GRAPH")]
 Engines = Annotated[list[Path], argument("Engines or checkpoints.", "ENGINE")]
@@ -483,9 +484,9 @@ def predict(
         print(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
         return
     for row in rows:
-        print(row.image)
+        say(row.image)
         for name, probability in zip(row.classes, row.probabilities, strict=True):
-            print(f"  {probability:7.2%}  {name}")
+            say(f"  {probability:7.2%}  {name}")
 
 
 def inspect(
@@ -509,7 +510,7 @@ def inspect(
     from optimizer.verbs.inspect import inspect as verb
 
     result = verb(artifact, options)
-    print(result.as_json() if as_json else result.as_text(every_layer=layers))
+    say(result.as_json() if as_json else result.as_text(every_layer=layers))
     if result.other is None and result.audit is not None and result.audit.verdict == "fail":
         raise PrecisionAuditFailed(f"{artifact.name}: {result.audit.reason}")
 
@@ -529,7 +530,7 @@ def compare(
     from optimizer.verbs.compare import compare as verb
 
     comparison = verb(old, new, options)
-    print(comparison.as_json() if as_json else comparison.as_text())
+    say(comparison.as_json() if as_json else comparison.as_text())
     error = comparison.error()
     if error is not None:
         raise error
@@ -679,7 +680,17 @@ def _cache(disabled: bool) -> Any:
     """The user's cache, or one that rebuilds everything."""
     from optimizer.artifacts import Cache, DisabledCache
 
-    return DisabledCache() if disabled else Cache.default()
+    return DisabledCache() if disabled else Cache.default(**_lock_timeout)
+
+
+_lock_timeout: dict[str, float] = {}
+
+
+def set_lock_timeout(seconds: float | None) -> None:
+    """Set how long commands wait for another process; ``None`` for the default."""
+    _lock_timeout.clear()
+    if seconds is not None:
+        _lock_timeout["lock_seconds"] = seconds
 
 
 def _command() -> str:

@@ -21,12 +21,15 @@ from rich.text import Text
 
 from optimizer.errors import ResnetOptError, UsageError
 from optimizer.progress import Progress
+from optimizer.tables import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Bars", "Lines", "console", "print_error", "print_note", "progress", "start_logging"]
+__all__ = [
+    "Bars", "Lines", "console", "print_error", "print_note", "progress", "say", "start_logging",
+]  # fmt: skip
 
 
 @functools.cache
@@ -80,6 +83,11 @@ def start_logging(verbose: int, log_file: Path | None) -> None:
         log.addHandler(handler)
 
 
+def say(text: object) -> None:
+    """Print a line of a result, which may quote a file, to stdout."""
+    sys.stdout.write(visible(str(text)) + "\n")
+
+
 def print_error(error: ResnetOptError, on: Console | None = None) -> None:
     """Print an error as one line, and its hint as another."""
     target = on or console()
@@ -96,7 +104,7 @@ def print_note(text: str, on: Console | None = None) -> None:
 def _print_line(target: Console, label: str, text: str, style: str) -> None:
     # Text, not markup: a file may be called "[red].onnx". The terminal wraps lines; in a log each
     # stays one line.
-    line = Text.assemble((f"{label}: ", style), " ".join(text.split()))
+    line = Text.assemble((f"{label}: ", style), visible(" ".join(text.split())))
     target.print(line, soft_wrap=True)
 
 
@@ -151,10 +159,10 @@ class _Steps:
         return self._open[-1]
 
     def _print_end(self, step: _Step, outcome: str, note: str | None = None) -> None:
-        line = Text("  " * len(self._open) + step.label)
+        line = Text("  " * len(self._open) + visible(step.label))
         line.append(f" ... {outcome} {_duration(time.perf_counter() - step.started)}", "dim")
         if note:
-            line.append(f": {' '.join(note.split())}")
+            line.append(f": {visible(' '.join(note.split()))}")
         self._console.print(line, soft_wrap=True)
         self._log.info("%s", line.plain.strip())
 
@@ -184,10 +192,10 @@ class Lines(_Steps):
             return
         self._printed = self._clock()
         reached = f"{step.done} of {step.total}" if step.total else f"{step.done} done"
-        line = Text("  " * (len(self._open) - 1) + step.label)
+        line = Text("  " * (len(self._open) - 1) + visible(step.label))
         line.append(f" ... {reached} after {_duration(time.perf_counter() - step.started)}", "dim")
         if note:
-            line.append(f": {' '.join(note.split())}")
+            line.append(f": {visible(' '.join(note.split()))}")
         self._console.print(line, soft_wrap=True)
 
     def finish(self, note: str | None = None) -> None:
@@ -225,7 +233,7 @@ class Bars(_Steps):
 
     def start(self, label: str, total: int | None = None) -> None:
         """See `optimizer.progress.Progress.start`."""
-        indented = Text("  " * len(self._open) + label)
+        indented = Text("  " * len(self._open) + visible(label))
         task = self._bars.add_task("", total=total, label=indented, note=Text())
         self._open.append(_Step(label, time.perf_counter(), task, total=total))
         self._refresh(now=True)
@@ -237,7 +245,7 @@ class Bars(_Steps):
         assert step.task is not None
         self._bars.advance(step.task, steps)
         if note is not None:
-            self._bars.update(step.task, note=Text(note))
+            self._bars.update(step.task, note=Text(visible(note)))
         self._refresh()
 
     def _refresh(self, *, now: bool = False) -> None:

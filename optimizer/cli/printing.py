@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimizer.cli.console import say
+from optimizer.tables import visible
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -58,10 +61,10 @@ def print_artifact(
     size = artifact.path.stat().st_size
     unit, divisor = ("MB", 1e6) if size >= 1e5 else ("kB", 1e3)
     cached = ", already up to date or taken from the cache" if artifact.cached else ""
-    print(f"{artifact.path}  {size / divisor:.1f} {unit}{cached}")
+    say(f"{artifact.path}  {size / divisor:.1f} {unit}{cached}")
     for line in lines:
         if line:
-            print(f"  {line}")
+            say(f"  {line}")
 
 
 def preprocessing_note(artifact: Artifact, model: str) -> str:
@@ -124,7 +127,7 @@ def print_run(result: RunResult, folder: Path, as_json: bool) -> None:
     if not console.is_terminal:
         console = Console(width=120)  # rich's default of 80 for files would truncate the table
     console.print(render_console(result))
-    print(f"report   {folder / 'report.html'}")
+    say(f"report   {folder / 'report.html'}")
 
 
 def print_validation(result: ValidateResult, output: Path, as_json: bool) -> None:
@@ -135,11 +138,11 @@ def print_validation(result: ValidateResult, output: Path, as_json: bool) -> Non
     _print(result.as_table())
     if left_out := result.dataset.skipped:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        print(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
+        say(f"{len(left_out)} unreadable images left out: {', '.join(left_out[:3])}{more}")
     if result.early_stop is not None:
-        print(f"looked at {result.dataset.n:,} of {result.early_stop.available:,} images")
-    print(result.finding)
-    print(f"{result.verdict}; details in {output}")
+        say(f"looked at {result.dataset.n:,} of {result.early_stop.available:,} images")
+    say(result.finding)
+    say(f"{result.verdict}; details in {output}")
 
 
 def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
@@ -153,20 +156,20 @@ def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
 
     _print(result.as_table())
     for curve in result.curves:
-        print(f"\n{curve.engine}: wall-clock throughput; latency includes copies")
+        say(f"\n{curve.engine}: wall-clock throughput; latency includes copies")
         marks = [", ".join(marks_of(curve, point)) for point in curve.points]
         _print(curve.table(marks))
         for sentence in curve_findings(curve):
-            print(f"- {sentence}")
+            say(f"- {sentence}")
     if result.scenarios:
-        print(f"\n{SCENARIO_LABEL}")
+        say(f"\n{SCENARIO_LABEL}")
         _print(result.scenario_table())
     for scenario in result.scenarios:
         for note in scenario.notes:
-            print(f"- {scenario.engine} {scenario.scenario}: {note}")
+            say(f"- {scenario.engine} {scenario.scenario}: {note}")
     for note in result.conditions.notes:
-        print(f"note: {note}")
-    print(f"{result.verdict}: {result.reason}; details in {output}")
+        say(f"note: {note}")
+    say(f"{result.verdict}: {result.reason}; details in {output}")
 
 
 def _print(table: Table) -> None:
@@ -178,9 +181,10 @@ def _print(table: Table) -> None:
 def _rich(table: Table, *, left: int = 1, titled: bool = False) -> RichTable:
     """A table for the terminal; ``left`` columns are aligned left."""
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     rich_table = RichTable(
-        title=table.caption if titled else None,
+        title=Text(visible(table.caption)) if titled and table.caption else None,
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -190,7 +194,7 @@ def _rich(table: Table, *, left: int = 1, titled: bool = False) -> RichTable:
         justify: Literal["left", "right"] = "left" if number < left else "right"
         rich_table.add_column(column, justify=justify, no_wrap=titled and number > 0)
     for row in table.rows:
-        rich_table.add_row(*row)
+        rich_table.add_row(*(Text(visible(cell)) for cell in row))  # text, not markup
     return rich_table
 
 
@@ -203,14 +207,14 @@ def print_profile(result: ProfileResult, *, every_layer: bool) -> None:
         console.width = max(console.width, _WIDE)  # lines in a file need not fit a terminal
     for engine in result.engines:
         if engine.status != "ok":
-            print(f"{engine.name}: {engine.status}: {engine.error}")
+            say(f"{engine.name}: {engine.status}: {engine.error}")
             continue
         parts = engine.layers if every_layer else engine.blocks
         console.print(_rich(engine.table(parts), left=2, titled=True))
         for line in _summary(engine):
-            print(f"  {line}")
+            say(f"  {line}")
     for line in _ceilings(result):
-        print(line)
+        say(line)
 
 
 def _summary(engine: EngineProfile) -> Iterator[str]:
@@ -258,39 +262,37 @@ def print_cache(contents: Cleaned) -> None:
 def print_environment(environment: Environment) -> None:
     """Print what this machine can build and run."""
     cpu = environment.cpu
-    print(f"CPU      {cpu.model}, {cpu.physical_cores} cores, {', '.join(cpu.flags) or 'no AVX2'}")
+    say(f"CPU      {cpu.model}, {cpu.physical_cores} cores, {', '.join(cpu.flags) or 'no AVX2'}")
     if "VNNI" not in cpu.flags:
-        print(
-            "         no VNNI: INT8 gains less, and weights are limited to avoid 16-bit saturation"
-        )
-    print(f"memory   {environment.memory_bytes / 2**30:.1f} GiB")
-    print(f"system   {environment.os}, Python {environment.python}")
+        say("         no VNNI: INT8 gains less, and weights are limited to avoid 16-bit saturation")
+    say(f"memory   {environment.memory_bytes / 2**30:.1f} GiB")
+    say(f"system   {environment.os}, Python {environment.python}")
     for gpu in environment.gpus:
         facts = [gpu.name]
         if gpu.compute_capability is not None:
             facts.append(f"sm{gpu.compute_capability.replace('.', '')}")
         if gpu.memory_bytes is not None:
             facts.append(f"{gpu.memory_bytes / 2**30:.1f} GiB")
-        print(f"GPU {gpu.index}    {', '.join(facts)}")
+        say(f"GPU {gpu.index}    {', '.join(facts)}")
     if not environment.gpus:
-        print("GPU      none")
+        say("GPU      none")
     if environment.gpu_software is not None:
         for line in environment.gpu_software.lines():
-            print(f"         {line}")
-    print("\nlibraries")
+            say(f"         {line}")
+    say("\nlibraries")
     for name, version in environment.libraries.items():
-        print(f"  {name:<18} {version or '-'}")
-    print("\nengines")
+        say(f"  {name:<18} {version or '-'}")
+    say("\nengines")
     for name, status in environment.backends.items():
         verdict = "ready" if status.can_run else "builds only" if status.can_build else "missing"
-        print(f"  {name:<14} {verdict:<12} {status.reason}")
+        say(f"  {name:<14} {verdict:<12} {status.reason}")
         if status.hint and not status.can_run:
-            print(f"  {'':<14} {'':<12} -> {status.hint}")
-    print("\nproviders of onnxruntime (build --engine onnxruntime --provider NAME)")
+            say(f"  {'':<14} {'':<12} -> {status.hint}")
+    say("\nproviders of onnxruntime (build --engine onnxruntime --provider NAME)")
     for name, provider in environment.providers.items():
         verdict = "ready" if provider.usable else "missing"
-        print(f"  {name:<15} {verdict:<11} {provider.reason}")
+        say(f"  {name:<15} {verdict:<11} {provider.reason}")
         if provider.needs:
-            print(f"  {'':<27} needs {' '.join(provider.needs)}")
+            say(f"  {'':<27} needs {' '.join(provider.needs)}")
         if provider.hint:
-            print(f"  {'':<27} -> {provider.hint}")
+            say(f"  {'':<27} -> {provider.hint}")

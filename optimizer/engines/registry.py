@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from importlib import metadata
 
 from optimizer.engines.protocol import Backend
-from optimizer.errors import UsageError
+from optimizer.errors import MissingLibrary, UsageError
 
-__all__ = ["ENTRY_POINTS", "backends", "get_backend", "register"]
+__all__ = ["ENTRY_POINTS", "backends", "broken_backends", "get_backend", "register"]
 
 ENTRY_POINTS = "resnet_opt.engines"
 _BUILT_IN = {
@@ -19,6 +20,8 @@ _BUILT_IN = {
     "tensorrt-rtx": "optimizer.engines.tensorrt:TensorRtRtx",
 }
 _registered: dict[str, Backend] = {}
+_reported: set[str] = set()
+_log = logging.getLogger(__name__)
 
 
 def register(backend: Backend) -> None:
@@ -33,12 +36,37 @@ def register(backend: Backend) -> None:
 
 
 def backends() -> dict[str, Backend]:
-    """All backends by name, including those whose library is not installed."""
+    """All backends by name, including those whose library is not installed.
+
+    Third-party backends that cannot be loaded are left out; see `broken_backends`.
+    """
     available = {name: _create(target) for name, target in _BUILT_IN.items()}
+    return {**available, **_third_party()[0], **_registered}
+
+
+def broken_backends() -> dict[str, str]:
+    """Third-party backends that cannot be loaded, each with the reason."""
+    return _third_party()[1]
+
+
+def _third_party() -> tuple[dict[str, Backend], dict[str, str]]:
+    """Backends of other packages by name, and the reason for each that cannot be loaded."""
+    loaded: dict[str, Backend] = {}
+    broken: dict[str, str] = {}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name not in available:
-            available[entry.name] = entry.load()()
-    return {**available, **_registered}
+        if entry.name in _BUILT_IN or entry.name in loaded:
+            continue
+        try:
+            loaded[entry.name] = entry.load()()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - other people's code fails anyhow
+            lines = str(error).strip().splitlines()
+            reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+            package = f"of {entry.dist.name} " if entry.dist is not None else ""
+            broken[entry.name] = f"the plugin {entry.value} {package}cannot be loaded: {reason}"
+            if entry.name not in _reported:
+                _reported.add(entry.name)
+                _log.warning("engine %s is left out: %s", entry.name, broken[entry.name])
+    return loaded, broken
 
 
 def get_backend(name: str) -> Backend:
@@ -46,10 +74,15 @@ def get_backend(name: str) -> Backend:
 
     Raises:
         UsageError: There is no such backend; the hint lists those that exist.
+        MissingLibrary: It is a third-party backend that cannot be loaded.
     """
     if name in _BUILT_IN:
         return _create(_BUILT_IN[name])
     available = backends()
+    if name not in available and (reason := broken_backends().get(name)):
+        raise MissingLibrary(
+            f"engine {name} cannot be used: {reason}", hint="update or uninstall that package"
+        )
     if name not in available:
         raise UsageError(f"unknown engine {name!r}", hint=f"one of auto, {', '.join(available)}")
     return available[name]

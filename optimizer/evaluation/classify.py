@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
@@ -33,8 +34,10 @@ def predict(
         device: The GPU to run the engine on, e.g. ``cuda:1``; ``None`` for the first.
 
     Raises:
-        ArtifactError: The engine cannot be opened or does not state its preprocessing.
-        DataError: There is no image, or one is missing or cannot be decoded.
+        ArtifactError: The engine cannot be opened, does not state its preprocessing, or has another
+            number of class names than outputs.
+        DataError: There is no image, one is missing or cannot be decoded, or the outputs are not
+            finite.
         UsageError: ``device`` is not a GPU, or the engine runs on the CPU.
     """
     from optimizer.data import open_image
@@ -54,6 +57,7 @@ def predict(
         for path in images:
             image = apply(open_image(path, preprocessing.channels))
             probabilities = as_classes(session.run(image[None]))[0].astype(np.float64)
+            _check_outputs(probabilities, classes, engine, path)
             if not ends_in_softmax:
                 probabilities = np.exp(probabilities - probabilities.max())
                 probabilities /= probabilities.sum()
@@ -67,6 +71,21 @@ def predict(
                 )
             )
     return predictions
+
+
+def _check_outputs(
+    outputs: NDArray[np.float64], classes: Sequence[str] | None, engine: Path, image: Path
+) -> None:
+    if not np.isfinite(outputs).all():
+        raise DataError(
+            f"{engine.name} returns NaN or infinite values for {image.name}",
+            hint="resnet-opt validate shows at which step of the conversion they appear",
+        )
+    if classes is not None and len(classes) != len(outputs):
+        raise ArtifactError(
+            f"{engine.name} has {len(outputs)} outputs, but names {len(classes)} classes",
+            hint="correct the class names where the network comes from, and build it again",
+        )
 
 
 def _files(path: Path) -> list[Path]:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import TypeVar
 
+from optimizer.errors import EnvironmentFault, UsageError
+
 __all__ = ["gathered", "is_first_process", "joined", "local_device", "rank_and_world"]
 
 _T = TypeVar("_T")
@@ -17,8 +19,13 @@ _T = TypeVar("_T")
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the process group if torchrun started this process and it has not joined yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
+    """Join the process group if torchrun started this process and it has not joined yet.
+
+    Raises:
+        UsageError: A variable of torchrun's has no number.
+        EnvironmentFault: The other processes cannot be reached.
+    """
+    if _number("WORLD_SIZE", 1) < 2 or "MASTER_ADDR" not in os.environ:
         yield
         return
     import torch.distributed as dist
@@ -27,7 +34,14 @@ def joined() -> Iterator[None]:
         yield
         return
     # Only sums and names are exchanged, so the CPU backend suffices on GPU machines too.
-    dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFault(
+            f"cannot join the other processes: {reason}",
+            hint="start all of them with torchrun, or unset WORLD_SIZE and MASTER_ADDR",
+        ) from error
     try:
         yield
     finally:
@@ -39,7 +53,22 @@ def is_first_process() -> bool:
 
     Works before the process group is joined and after it was left.
     """
-    return int(os.environ.get("RANK", "0")) == 0
+    return _number("RANK", 0) == 0
+
+
+def _number(variable: str, default: int) -> int:
+    """A whole number that torchrun sets.
+
+    Raises:
+        UsageError: The variable holds something else.
+    """
+    text = os.environ.get(variable, "")
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(
+            f"the environment variable {variable} is {text[:40]!r}, not a number",
+            hint=f"unset {variable}, or start with torchrun, which sets it",
+        )
+    return int(text) if text else default
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -65,5 +94,4 @@ def gathered(item: _T) -> list[_T]:
 
 def local_device() -> str | None:
     """The GPU of this process under torchrun, e.g. ``cuda:1``; ``None`` otherwise."""
-    rank = os.environ.get("LOCAL_RANK")
-    return None if rank is None else f"cuda:{rank}"
+    return f"cuda:{_number('LOCAL_RANK', 0)}" if "LOCAL_RANK" in os.environ else None

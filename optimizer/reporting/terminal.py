@@ -11,6 +11,7 @@ from optimizer.reporting.links import Links
 from optimizer.reporting.page import VERDICT_WORDS
 from optimizer.reporting.report_model import Cell
 from optimizer.results import RunResult
+from optimizer.tables import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,16 +54,16 @@ def render_console(run: RunResult) -> RenderableType:
     for row in table.rows:
         shown.add_row(*[_cell(cell) for cell in row.cells])
     lines: list[RenderableType] = [
-        Text(run.title, style="bold"),
+        Text(visible(run.title), style="bold"),
         Text(f"Verdict: {VERDICT_WORDS[run.verdict]}", style=_STYLES[run.verdict]),
-        *[Text(f"- {finding}") for finding in run.findings],
+        *[Text(visible(f"- {finding}")) for finding in run.findings],
         Text(),
     ]
     if table.rows:
         lines += [shown, Text()]
-    lines += [Text(row.remark, style="yellow") for row in table.rows if row.remark]
-    lines += [Text(line, style="yellow") for line in _reasons(not_run if ran else [])]
-    lines += [Text(f"{n.mark}  {n.text}", style="dim") for n in table.notes]
+    lines += [Text(visible(row.remark), style="yellow") for row in table.rows if row.remark]
+    lines += [Text(visible(line), style="yellow") for line in _reasons(not_run if ran else [])]
+    lines += [Text(visible(f"{n.mark}  {n.text}"), style="dim") for n in table.notes]
     lines += [Text(f"Open: {question}") for question in open_ends.open_questions(run, rows)]
     return Group(*lines)
 
@@ -79,7 +80,7 @@ def _reasons(rows: Sequence[EngineRow]) -> list[str]:
 def _cell(cell: Cell) -> Text:
     from rich.text import Text
 
-    text = Text(cell.text, style=_STYLES.get(cell.badge or "", ""))
+    text = Text(visible(cell.text), style=_STYLES.get(cell.badge or "", ""))
     if cell.mark:
         text.append(f" {cell.mark}", style="dim")
     if cell.detail:

@@ -10,8 +10,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from optimizer.cli.console import Bars, Lines, _duration, print_error, print_note, progress
-from optimizer.errors import ResnetOptError, UsageError
+from optimizer.cli.console import Bars, Lines, _duration, print_error, print_note, progress, say
+from optimizer.errors import DataError, ResnetOptError, UsageError
 
 
 def plain() -> tuple[Console, io.StringIO]:
@@ -158,3 +158,14 @@ def test_in_a_real_terminal_bars_are_drawn_on_stderr() -> None:
 )
 def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
+
+
+def test_control_characters_of_files_reach_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say("class \x1b[31mred\x1b[0m\u202egpj\ttab\n  \x07next")
+    print_error(DataError("cannot read \x1b]0;title\x07.jpg", hint="\x9b2J"))
+    captured = capsys.readouterr()
+    assert captured.out == "class \\x1b[31mred\\x1b[0m\\u202egpj\ttab\n  \\x07next\n"
+    assert "\\x1b]0;title\\x07.jpg" in captured.err
+    assert not {"\x1b", "\x07", "\x9b"} & set(captured.out + captured.err)
