@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from optimizer._version import __version__
 from optimizer.artifacts.atomic_files import folder_locked
 from optimizer.artifacts.keys import content_key, digest, remembered_digest
+from optimizer.artifacts.manifest_fields import check_details, check_settings
 from optimizer.artifacts.recovering import clean_up_after_crashes
 from optimizer.errors import ArtifactError
 from optimizer.tables import facts_table
@@ -60,13 +61,13 @@ class Manifest(BaseModel):
     created: str
     tool: dict[str, str]
     inputs: list[Input] = []
-    settings: dict[str, Any] = {}
+    settings: Annotated[dict[str, Any], AfterValidator(check_settings)] = {}
     preprocessing: dict[str, Any] | None = None
     classes: list[str] | None = None
     libraries: dict[str, str] = {}
     device: dict[str, Any] | None = None
     key: str
-    details: dict[str, Any] = {}
+    details: Annotated[dict[str, Any], AfterValidator(check_details)] = {}
     """Results rather than inputs: layers, build time, accuracy."""
 
     def computed_key(self) -> str:
@@ -189,7 +190,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(raw)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
-            f"{sidecar.name} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            f"{sidecar.name} is damaged: {_reason(error)}",
             hint="create the artifact again",
         ) from error
     if manifest.key != manifest.computed_key():
@@ -198,6 +199,13 @@ def read_manifest(path: Path) -> Manifest:
             hint="create the artifact again",
         )
     return manifest
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return ", ".join([*map(str, first["loc"]), first["msg"]])
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_artifact(path: Path, *, kind: str | None = None) -> Artifact:
