@@ -10,7 +10,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 # Cheapest first, so that an aborted run still tells much.
 GPU_TESTS := tests/engines/test_cuda.py tests/gpu_record tests/engines/tensorrt tests/profiling tests/gpu
 
-.PHONY: help install demo test test-all test-fast test-gpu lint format types clean
+.PHONY: help install wheels lock demo test test-all test-fast test-gpu \
+	test-floors test-newest test-pinned lint format types clean
 
 help:
 	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
@@ -18,15 +19,22 @@ help:
 	@echo "make test-all   what \`make test\` leaves out: whole networks, whole jobs, the benchmarks' scripts"
 	@echo "make test-fast  the tests of a working day (no training, no whole networks)"
 	@echo "make test-gpu   build, check and measure on an NVIDIA GPU, into reports/gpu/; says why it skips"
+	@echo "make test-floors, make test-newest  the demo and fast tests with the lowest and the newest versions"
+	@echo "make lock       write constraints/, the versions and hashes that \`make install\` installs; UPGRADE=1"
 	@echo "make clean      remove .venv and the tools' caches"
 
-$(STAMP): pyproject.toml optimizer/_version.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or later is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[tensorrt-rtx,cuda,loadgen,dev]'
-	@touch $@
+# A folder of wheels instead of the package index: `make wheels WHEELS=DIR`, then `make install WHEELS=DIR`.
+WHEELS ?=
+
+$(STAMP): pyproject.toml optimizer/_version.py constraints/dev.txt tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
+
+wheels:
+	@test -n "$(WHEELS)" || { echo "say where: make wheels WHEELS=DIR"; exit 2; }
+	$(PYTHON) tools/install.py --download --wheels "$(WHEELS)"
+
+lock: install
+	$(BIN)/python tools/lock.py --uv $(BIN)/uv $(if $(UPGRADE),--upgrade)
 
 install: $(STAMP)
 
@@ -44,6 +52,11 @@ test-fast: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(GPU_TESTS)
+
+# Other versions than the pinned ones, in environments of their own; RECORD=1 writes docs/compatibility.md.
+test-floors test-newest test-pinned: test-%: install
+	$(BIN)/python tools/versions.py $* --uv $(BIN)/uv --python "$(or $(TEST_PYTHON),$(BIN)/python)" \
+		$(if $(RECORD),--record)
 
 lint: install
 	$(BIN)/ruff check .
