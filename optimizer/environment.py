@@ -5,17 +5,17 @@ Importing this module imports none of the libraries it reports on.
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from optimizer.artifacts import content_key
 from optimizer.gpu_software import GpuSoftware, gpu_software
+from optimizer.installed import command_for, version_conflicts
 from optimizer.nvml import Nvml
+from optimizer.processes import cpu_quota, hardware_threads, total_memory
 from optimizer.targets.hardware import cpu_features
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Environment",
     "Gpu",
     "ProviderReport",
-    "cpu_quota",
     "describe",
     "fingerprint",
     "gpus",
@@ -47,9 +46,9 @@ class Cpu(_Model):
     flags: list[str]
     """Instruction sets that are relevant for ResNets."""
     physical_cores: int
-    """Physical cores this process may use."""
+    """Physical cores this process may use, within the container's quota."""
     logical_cores: int
-    """Hardware threads this process may use."""
+    """Hardware threads this process may use, within the container's quota."""
     quota: float | None = None
     """CPU quota of the container, in cores; ``None`` if unlimited."""
 
@@ -92,6 +91,7 @@ class Environment(_Model):
     python: str
     cpu: Cpu
     memory_bytes: int
+    """The machine's memory, or the container's limit."""
     gpus: list[Gpu]
     """Empty without an NVIDIA driver."""
     libraries: dict[str, str | None]
@@ -103,12 +103,14 @@ class Environment(_Model):
     """Whether the driver supports the installed GPU libraries, and what to do if not."""
     fingerprint: str
     """The ``sha256`` of `fingerprint`."""
+    version_conflicts: list[str] = []
+    """Installed versions that this package does not work with, each in one line."""
+    version_hint: str | None = None
+    """The command that installs versions that do; ``None`` without a conflict."""
 
 
 def describe() -> Environment:
     """Describe this machine and which engines can be built and run on it."""
-    import psutil
-
     from optimizer.engines import backends
     from optimizer.engines.providers.status import statuses
     from optimizer.engines.registry import broken_backends
@@ -128,6 +130,7 @@ def describe() -> Environment:
             hint=available.hint,
         )
     features = cpu_features()
+    conflicts = version_conflicts()
     return Environment(
         os=_os(),
         python=platform.python_version(),
@@ -136,10 +139,10 @@ def describe() -> Environment:
             architecture=platform.machine(),
             flags=features.flags,
             physical_cores=features.physical_cores,
-            logical_cores=_logical_cores(),
+            logical_cores=hardware_threads(),
             quota=cpu_quota(),
         ),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=total_memory(),
         gpus=gpus(),
         libraries=libraries(),
         backends=status,
@@ -155,6 +158,8 @@ def describe() -> Environment:
         },
         gpu_software=gpu_software(),
         fingerprint=fingerprint()["sha256"],
+        version_conflicts=[conflict.text for conflict in conflicts],
+        version_hint=command_for(conflicts),
     )
 
 
@@ -167,15 +172,13 @@ def fingerprint() -> dict[str, Any]:
         ``cpu``, ``flags``, ``cores``, ``quota``, ``memory_gib`` (rounded, because the kernel's share
         varies), ``gpus``, and ``sha256`` over all of them.
     """
-    import psutil
-
     features = cpu_features()
     facts: dict[str, Any] = {
         "cpu": features.model,
         "flags": features.flags,
         "cores": features.physical_cores,
         "quota": cpu_quota(),
-        "memory_gib": round(psutil.virtual_memory().total / _GIB),
+        "memory_gib": round(total_memory() / _GIB),
         "gpus": [
             {
                 "name": g.name,
@@ -228,37 +231,6 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The CPU quota of the container, in cores.
-
-    Args:
-        root: Where the control groups (version 1 or 2) are mounted.
-
-    Returns:
-        ``None`` if it is unlimited or unknown.
-    """
-    for quota_file, period_file in (
-        ("cpu.max", None),
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            values = (root / quota_file).read_text(encoding="ascii").split()
-            if period_file is not None:
-                values += (root / period_file).read_text(encoding="ascii").split()
-        except OSError:
-            continue
-        if values[0] in {"max", "-1"}:
-            return None
-        return int(values[0]) / int(values[1])
-    return None
-
-
-def _logical_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _os() -> str:

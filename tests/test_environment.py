@@ -6,15 +6,14 @@ import json
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
-import psutil
 import pytest
 
 from optimizer import environment
 from optimizer.artifacts import content_key
 from optimizer.engines import backends
-from optimizer.environment import Environment, cpu_quota, describe, fingerprint, libraries
+from optimizer.environment import Environment, describe, fingerprint, libraries
+from optimizer.processes import total_memory
 
 
 def test_describe() -> None:
@@ -22,7 +21,7 @@ def test_describe() -> None:
     assert Environment.model_validate_json(result.model_dump_json()) == result
     assert result.cpu.model
     assert 1 <= result.cpu.physical_cores <= result.cpu.logical_cores
-    assert result.memory_bytes == psutil.virtual_memory().total
+    assert result.memory_bytes == total_memory()
     assert result.python == ".".join(map(str, sys.version_info[:3]))
     assert set(result.backends) == set(backends())
     for name, backend in backends().items():
@@ -77,25 +76,6 @@ def test_other_machines_have_other_fingerprints(monkeypatch: pytest.MonkeyPatch)
     assert result[0] != here
     assert result[1] == result[0], "a driver can be upgraded"
     assert result[2] != result[0]
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
-    ],
-)
-def test_cpu_quota_of_a_container(
-    tmp_path: Path, files: dict[str, str], cores: float | None
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu_quota(tmp_path) == cores
 
 
 def test_importing_it_imports_no_heavy_library() -> None:

@@ -23,7 +23,7 @@ ROOMS = [
     "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {
-    "_version", "errors", "gpu_software", "nvml", "progress", "processes", "units", "artifacts",
+    "_version", "errors", "gpu_software", "installed", "nvml", "progress", "processes", "units", "artifacts",
     "results", "options", "recipe", "tables",
 }  # fmt: skip
 LONGEST_FUNCTION = 60

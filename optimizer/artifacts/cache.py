@@ -8,9 +8,12 @@ know that file too.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +25,9 @@ from optimizer.artifacts.locking import LOCK_SECONDS, locked
 from optimizer.artifacts.manifest import Manifest, manifest_path
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["Cache", "CacheContents", "DisabledCache"]
+__all__ = ["Cache", "CacheContents", "DisabledCache", "UnavailableCache"]
 
+_log = logging.getLogger(__name__)
 _TAG = "CACHEDIR.TAG"
 _TAG_TEXT = """\
 Signature: 8a477f597d28d172789f06886806bc55
@@ -64,6 +68,8 @@ class Cache:
 
     rebuild_all = False
     """Whether existing artifacts are ignored, including one at the destination."""
+    keeps = True
+    """Whether files in `root` outlive this process."""
 
     def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.root = root
@@ -73,13 +79,18 @@ class Cache:
     def default(cls, *, lock_seconds: float = LOCK_SECONDS) -> Cache:
         """The user's cache: ``$RESNET_OPT_CACHE``, or the platform's cache folder.
 
+        Where that folder cannot be written, as in many containers, the work goes on without a cache
+        and one line of the log says so.
+
         Args:
             lock_seconds: How long to wait for another process that makes the same artifact.
         """
-        import platformdirs
-
-        folder = os.environ.get("RESNET_OPT_CACHE") or platformdirs.user_cache_dir("resnet-opt")
-        return cls(Path(folder), lock_seconds=lock_seconds)
+        root = _user_folder()
+        problem = _problem_with(root)
+        if problem is None:
+            return cls(root, lock_seconds=lock_seconds)
+        _warn_once(root, problem)
+        return UnavailableCache(root)
 
     def folder(self, name: str) -> Path:
         """A folder of the cache, made and marked as this package's if it is new."""
@@ -93,10 +104,17 @@ class Cache:
     def lock(self, key: str) -> Iterator[None]:
         """Lock a key across processes, so that a second one waits and then finds the artifact.
 
+        Without a lock (a full disk, another user's lock file, a file system without locks) both
+        build it, which costs time and nothing else.
+
         Raises:
             EnvironmentFault: Another process holds the lock for longer than ``lock_seconds``.
         """
-        with locked(self.folder("locks") / f"{key}.lock", self.lock_seconds):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder("locks") / f"{key}.lock", self.lock_seconds))
+            except (OSError, NotImplementedError) as error:
+                _log.debug("no lock for %.12s: %s", key, error)
             yield
 
     def fetch(self, key: str, destination: Path) -> Manifest | None:
@@ -132,7 +150,8 @@ class Cache:
             return
         try:
             draft = self.folder(temporary_name(Path("draft")))
-        except OSError:
+        except OSError as error:
+            _log.debug("%s is not cached: %s", path.name, error)
             return
         try:
             shutil.copyfile(path, draft / "artifact")
@@ -231,9 +250,10 @@ class DisabledCache(Cache):
     """A disabled cache: everything is rebuilt, including files that exist at their destination."""
 
     rebuild_all = True
+    keeps = False
 
-    def __init__(self) -> None:
-        super().__init__(Cache.default().root)
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__(root or _user_folder())
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:  # noqa: ARG002 - as `Cache.lock`
@@ -245,3 +265,42 @@ class DisabledCache(Cache):
 
     def store(self, path: Path, manifest: Manifest) -> None:
         """Store nothing."""
+
+
+class UnavailableCache(DisabledCache):
+    """A cache whose folder cannot be written: nothing is stored, existing outputs are still reused."""
+
+    rebuild_all = False
+
+
+def _user_folder() -> Path:
+    import platformdirs
+
+    if named := os.environ.get("RESNET_OPT_CACHE"):
+        return Path(named)
+    try:
+        return Path(platformdirs.user_cache_dir("resnet-opt"))
+    except RuntimeError:  # since platformdirs 4.5; earlier releases return the unexpanded path
+        return Path("~", ".cache", "resnet-opt")
+
+
+def _problem_with(folder: Path) -> str | None:
+    """Why files cannot be kept in a folder; ``None`` if they can."""
+    if folder.parts[:1] == ("~",):  # neither HOME nor an entry for this user
+        return "this user has no home folder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+@functools.cache
+def _warn_once(folder: Path, problem: str) -> None:
+    _log.warning(
+        "working without a cache, because %s cannot be written (%s); set RESNET_OPT_CACHE to a "
+        "folder that can, or use --no-cache",
+        folder,
+        problem,
+    )

@@ -18,6 +18,7 @@ from optimizer.cli.flags import with_flags
 from optimizer.cli.spellings import translated
 from optimizer.errors import EnvironmentFault, ResnetOptError, UsageError, file_system_fault
 from optimizer.options import Options
+from optimizer.processes import hint_for_temporary_files, home_variable, limit_library_threads
 from optimizer.units import parse_duration
 
 __all__ = ["app", "main", "parse_command_line", "run_command_line"]
@@ -123,6 +124,8 @@ def main() -> Never:
             signal.signal(number, _interrupt)
     if not os.environ.get("COLUMNS", "").strip("0"):
         os.environ.pop("COLUMNS", None)  # a width of zero would hide errors
+    # Before any library is loaded.
+    os.environ.update({**limit_library_threads(os.environ), **home_variable(os.environ)})
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     sys.exit(run_command_line(sys.argv[1:]))
 
@@ -250,8 +253,11 @@ def _other_error(error: Exception) -> int:
         return _failed(
             EnvironmentFault("the current folder was deleted", hint="cd to another folder")
         )
-    fault = file_system_fault(error)
-    return _internal_error(error) if fault is None else _failed(fault)
+    if isinstance(error, OSError) and (hint := hint_for_temporary_files()) is not None:
+        return _failed(EnvironmentFault(str(error.strerror or error), hint=hint))
+    if (fault := file_system_fault(error)) is not None:
+        return _failed(fault)
+    return _wrong_versions(error) or _internal_error(error)
 
 
 def _current_folder_exists() -> bool:
@@ -260,6 +266,18 @@ def _current_folder_exists() -> bool:
     except OSError:
         return False
     return True
+
+
+def _wrong_versions(error: Exception) -> int | None:
+    """Report an exception where installed versions conflict; ``None`` where none does."""
+    from optimizer.installed import command_for, version_conflicts
+
+    conflicts = version_conflicts()
+    if not conflicts:
+        return None
+    problem = "; ".join(conflict.text for conflict in conflicts)
+    message = f"{problem} (it ended with {type(error).__name__}: {error})"
+    return _failed(EnvironmentFault(message, hint=command_for(conflicts)))
 
 
 def _internal_error(error: Exception) -> int:

@@ -282,6 +282,10 @@ def print_environment(environment: Environment) -> None:
     say("\nlibraries")
     for name, version in environment.libraries.items():
         say(f"  {name:<18} {version or '-'}")
+    for conflict in environment.version_conflicts:
+        say(f"  conflict: {conflict}")
+    if environment.version_hint is not None:
+        say(f"  -> {environment.version_hint}")
     say("\nengines")
     for name, status in environment.backends.items():
         verdict = "ready" if status.can_run else "builds only" if status.can_build else "missing"

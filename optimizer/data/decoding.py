@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from optimizer.artifacts import scratch_folder
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError, EnvironmentFault
-from optimizer.processes import Child
+from optimizer.processes import Child, hardware_threads
 
 __all__ = ["Decoded", "Operation", "decode_ahead", "workers_for"]
 
@@ -70,8 +70,7 @@ def workers_for(requested: int | None, images: int) -> int:
     """
     if requested is not None:
         return min(requested, images)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, hardware_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return min(share, _MAX_WORKERS, images // _IMAGES_PER_WORKER)
 
 

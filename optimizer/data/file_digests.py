@@ -39,9 +39,10 @@ class FileDigests:
         """
         self._root = str(root)
         self._store: Path | None = None
-        if count >= _FEW_FILES:
+        cache = Cache.default()
+        if count >= _FEW_FILES and cache.keeps:
             name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape"))
-            self._store = Cache.default().root / "digests" / f"{name.hexdigest()}.json"
+            self._store = cache.root / "digests" / f"{name.hexdigest()}.json"
         self._known: dict[str, tuple[_Identity, str]] | None = None
         self._new = 0
 

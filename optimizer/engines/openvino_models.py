@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 import zlib
 from collections.abc import Mapping
@@ -21,11 +22,14 @@ import numpy as np
 
 from optimizer.engines.protocol import TensorSpec
 from optimizer.errors import ArtifactError, UsageError
+from optimizer.processes import home_variable
 from optimizer.targets.hardware import cpu_features
 
 __all__ = [
     "FUSED_SUMS", "Compiled", "Models", "compile_model", "config", "first_line", "pack", "spec_of",
 ]  # fmt: skip
+
+os.environ.update(home_variable(os.environ))  # before `import openvino`, which needs it
 
 FUSED_SUMS = {"SNIPPETS_MODE": "DISABLE"}
 """Property for INT8 models; see `compile_model`."""

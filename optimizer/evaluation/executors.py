@@ -120,10 +120,10 @@ def _open_engine(step: Step) -> Executor:
 
 def _open_bf16(path: Path) -> Executor:
     if cpu_features().bf16:
-        import openvino as ov
-
         from optimizer.engines.openvino import Session as OpenVinoSession
         from optimizer.engines.openvino_models import Compiled
+
+        import openvino as ov  # isort: skip - the module above makes it loadable without HOME
 
         core = ov.Core()
         hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}

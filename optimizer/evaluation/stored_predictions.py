@@ -49,9 +49,14 @@ class StoredShard:
     arrays: Arrays
 
 
-def predictions_folder(cache: Cache) -> Path:
-    """The folder of all stores in a cache."""
-    return cache.root / "predictions"
+def predictions_folder(cache: Cache) -> Path | None:
+    """The folder of all stores in a cache; ``None`` if it cannot be written."""
+    if not cache.keeps:
+        return None
+    try:
+        return cache.folder("predictions")
+    except OSError:
+        return None
 
 
 class PredictionStore:

@@ -37,7 +37,7 @@ class Cleaner:
             Path(tempfile.gettempdir()): "<tmp>",
             Path(sys.prefix): "<python>",
             Path.cwd(): "<cwd>",
-            Path.home(): "<home>",
+            **_home(),
         }
         # Longest first, so that a folder inside the home folder gets its own replacement.
         self._paths = sorted(
@@ -64,6 +64,13 @@ class Cleaner:
         if isinstance(value, list | tuple):
             return [self.clean(item) for item in value]
         return value
+
+
+def _home() -> dict[Path, str]:
+    try:
+        return {Path.home(): "<home>"}
+    except RuntimeError:  # a user without one, as in containers
+        return {}
 
 
 def _user() -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from optimizer.errors import EnvironmentFault, ResnetOptError
+from optimizer.processes.home import hint_for_temporary_files
 from optimizer.processes.launching import command, environment, search_path
 from optimizer.processes.pipes import AnswerPipe, RequestPipe, WaitPolicy
 
@@ -118,7 +119,9 @@ class Child:
             try:
                 self._start(settings, threads, undo)
             except OSError as error:
-                raise EnvironmentFault(f"cannot start a process: {error}") from error
+                raise EnvironmentFault(
+                    f"cannot start a process: {error}", hint=hint_for_temporary_files()
+                ) from error
             undo.pop_all()
         _running.add(self)
 

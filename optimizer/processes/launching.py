@@ -17,12 +17,13 @@ from typing import Any
 
 import optimizer
 from optimizer.errors import EnvironmentFault
+from optimizer.processes.home import home_variable
+from optimizer.processes.resources import THREAD_VARIABLES, limit_library_threads
 
 __all__ = ["command", "cpus_for", "environment", "search_path"]
 
 # Made absolute now: the current folder may have changed when a child is started.
 _ROOT = os.path.dirname(os.path.abspath(optimizer.__path__[0]))  # noqa: PTH100, PTH120
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _START = """\
 import sys
 from importlib.machinery import PathFinder
@@ -68,11 +69,15 @@ def environment(threads: int | None) -> dict[str, str]:
     """The environment of a child.
 
     Args:
-        threads: Compute threads of libraries; ``None`` leaves the variables unchanged.
+        threads: Compute threads of libraries; ``None`` leaves the choice to them, within the
+            container's CPU quota.
     """
-    counts = {} if threads is None else dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    if threads is None:
+        counts = limit_library_threads(os.environ)
+    else:
+        counts = dict.fromkeys(THREAD_VARIABLES, str(threads))
     # Also for Python processes that a library starts in the child.
-    child = {**os.environ, **counts, "PYTHONSAFEPATH": "1"}
+    child = {**os.environ, **counts, **home_variable(os.environ), "PYTHONSAFEPATH": "1"}
     # An empty entry also means the current folder. Absolute paths stay.
     entries = child.pop("PYTHONPATH", "").split(os.pathsep)
     if kept := [entry for entry in entries if os.path.normpath(entry) != os.curdir]:

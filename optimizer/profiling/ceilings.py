@@ -90,7 +90,7 @@ def ceilings(
         "ways": _METHOD_VERSION,
     }
     path = None
-    if cache is not None and not cache.rebuild_all:
+    if cache is not None and cache.keeps:
         path = cache.root / "measured" / f"{content_key(key)}.json"
     if path is not None and not remeasure and (cached := _read(path)) is not None:
         return cached

@@ -10,6 +10,7 @@ from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
 from optimizer.models.weights import is_checkpoint
+from optimizer.processes import cpu_quota
 from optimizer.results import Setting
 from optimizer.targets.hardware import cpu_features
 
@@ -116,10 +117,11 @@ def check_options(
     for name, numbers in (("batches", batches), ("threads", threads), ("streams", streams)):
         if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
             raise UsageError(f"{name} must be different positive numbers, not {list(numbers)}")
-    cores = cpu_features().physical_cores
+    cores, quota = cpu_features().physical_cores, cpu_quota()
     if max(threads) > cores:
+        within = "" if quota is None else f" within the CPU quota of {quota:g}"
         raise UsageError(
-            f"{max(threads)} threads exceed the {cores} physical cores",
+            f"{max(threads)} threads exceed the {cores} physical cores{within}",
             hint=f"--threads 1 to {cores}",
         )
     for name, seconds in (("duration", duration_s), ("call timeout", call_timeout_s)):

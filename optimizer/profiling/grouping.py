@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from optimizer.engines.placement import runs_on
 from optimizer.errors import UsageError
 from optimizer.nvml import Nvml
+from optimizer.processes import available_memory
 from optimizer.profiling.conditions import merge_conditions
 from optimizer.profiling.harness import Cell, Measured, Measurement
 from optimizer.results import Conditions
@@ -179,10 +180,8 @@ def _merge_cell(parts: Sequence[Measured]) -> Measured:
 
 
 def _fit_in_memory(cells: Sequence[Cell]) -> bool:
-    import psutil
-
     needed = sum(_WORKER_BYTES + 8 * cell.engine.stat().st_size for cell in cells)
-    return bool(needed < 0.6 * psutil.virtual_memory().available)
+    return needed < 0.6 * available_memory()
 
 
 def _fit_on_gpus(cells: Sequence[Cell]) -> bool:

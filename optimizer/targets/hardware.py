@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+from optimizer.processes import usable_cores
 
 __all__ = ["CpuFeatures", "cpu_features"]
 
@@ -17,7 +18,8 @@ class CpuFeatures:
 
     Attributes:
         model: The CPU's name as reported by the system.
-        physical_cores: Cores available to this process, without hyper-threads.
+        physical_cores: Cores available to this process, without hyper-threads and within the
+            container's CPU quota (`optimizer.processes.usable_cores`).
         avx2, avx512: Vector extensions for FP32.
         vnni: INT8 dot products with 32-bit accumulation (AVX-512 VNNI, AVX-VNNI, or AMX). Without
             it, x86 INT8 kernels add pairs of products in 16 bits, which saturate when weights use
@@ -60,7 +62,7 @@ def cpu_features() -> CpuFeatures:
     arm = platform.machine().lower() in {"aarch64", "arm64"}
     return CpuFeatures(
         model=model,
-        physical_cores=_physical_cores(),
+        physical_cores=usable_cores(),
         avx2="avx2" in flags,
         avx512="avx512f" in flags,
         vnni=arm or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"}),
@@ -82,10 +84,3 @@ def _cpuinfo() -> tuple[str, set[str]]:
                 case "flags" | "Features":
                     flags = flags or set(value.split())
     return model or platform.processor() or platform.machine(), flags
-
-
-def _physical_cores() -> int:
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(usable or 1, psutil.cpu_count(logical=False) or 1))

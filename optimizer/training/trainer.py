@@ -14,6 +14,7 @@ from optimizer.data import ImageDataset
 from optimizer.models import Model, weights_digest, write_weights
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
+from optimizer.targets.hardware import cpu_features
 from optimizer.training.classification_task import Classification
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
@@ -180,6 +181,7 @@ def _train(
         name_of=job.data.image_id,
         listeners=[tracker.row for tracker in trackers],
     )
+    torch.set_num_threads(min(torch.get_num_threads(), cpu_features().physical_cores))
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from optimizer.data.npz_arrays import read_arrays
 from optimizer.errors import ArtifactError, GraphError
+from optimizer.processes import hardware_threads
 
 __all__ = ["Collector", "Executor", "Statistics", "TensorStatistics"]
 
@@ -333,7 +333,7 @@ class Collector:
         self._buffer: list[NDArray[Any]] = []
         self._sample: list[tuple[int, int, NDArray[Any]]] = []
         self._image_count = 0
-        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._pool = ThreadPoolExecutor(hardware_threads())
         self._updates: list[Future[None]] = []
 
     def add(self, batch: NDArray[Any]) -> None:
