@@ -38,11 +38,11 @@ class FileDigests:
             count: Number of files in the dataset.
         """
         self._root = str(root)
+        self._cache = Cache.default() if count >= _FEW_FILES else None
         self._store: Path | None = None
-        cache = Cache.default()
-        if count >= _FEW_FILES and cache.keeps:
+        if self._cache is not None and self._cache.keeps:
             name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape"))
-            self._store = cache.root / "digests" / f"{name.hexdigest()}.json"
+            self._store = self._cache.root / "digests" / f"{name.hexdigest()}.json"
         self._known: dict[str, tuple[_Identity, str]] | None = None
         self._new = 0
 
@@ -73,6 +73,8 @@ class FileDigests:
             return
         text = json.dumps({name: [*i, digest] for name, (i, digest) in self._known.items()})
         with contextlib.suppress(OSError, ArtifactError):
+            assert self._cache is not None
+            self._cache.folder("digests")
             write_text_atomically(self._store, text)
             self._new = 0
 
