@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OnnxFile",
+    "check_opened",
     "checker_error",
     "copy_as_one_file",
     "open_checked",
@@ -136,7 +137,7 @@ def _external_bytes(path: Path, needed: bool) -> int:
 
 
 def open_checked(path: Path) -> OnnxFile:
-    """Read an ONNX file with its weights and check it with `onnx.checker`.
+    """Read an ONNX file with its weights and check it, as in `check_opened`.
 
     Every graph is checked here before an engine is built, because TensorRT's parser accepts empty
     files and text files as networks without layers, and operator sets that do not exist yet.
@@ -144,9 +145,18 @@ def open_checked(path: Path) -> OnnxFile:
     Raises:
         GraphError: As in `open_onnx`; or the file is empty, invalid, or its opset is too new.
     """
+    return check_opened(open_onnx(path))
+
+
+def check_opened(opened: OnnxFile) -> OnnxFile:
+    """Check a file that was read with its weights.
+
+    Raises:
+        GraphError: It is empty, invalid, or its opset is too new.
+    """
     import onnx
 
-    opened = open_onnx(path)
+    path = opened.path
     if not opened.proto.graph.node:
         raise GraphError(f"{path.name} holds no graph", hint=_EXPORT)
     newest = onnx.defs.onnx_opset_version()

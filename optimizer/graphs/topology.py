@@ -1,8 +1,8 @@
 """Structure of a residual network for quantization: layers, channel groups, quantized edges.
 
 Works on exported graphs: ``Conv``, ``Gemm``, ``Relu``, ``Add``, ``MaxPool``, ``GlobalAveragePool``
-and ``Flatten``, with folded BatchNorm and constant weights. Other operators stay in high precision
-and are treated as opaque.
+and ``Flatten``, with constant weights. Other operators, among them a BatchNorm that could not be
+folded, stay in high precision and are treated as opaque.
 """
 
 from __future__ import annotations
@@ -333,15 +333,10 @@ def analyse(model: ir.Model) -> Topology:
     """Analyse a graph as a residual network.
 
     Raises:
-        GraphError: BatchNorm is not folded, the graph is already quantized, weights are computed or
-            shared, nodes have no names, or there is not exactly one input and one output.
+        GraphError: The graph is already quantized, weights are computed or shared, nodes have no
+            names, or there is not exactly one input and one output.
     """
     for node in model.graph:
-        if node.op_type == "BatchNormalization":
-            raise GraphError(
-                f"{node.name or 'a node'} is a BatchNorm that is not folded",
-                hint="export it with resnet-opt export",
-            )
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             raise GraphError(
                 "the graph is already quantized", hint="pass the FP32 graph it was made from"

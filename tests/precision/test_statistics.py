@@ -226,13 +226,8 @@ def test_all_zero_channels_have_a_positive_scale() -> None:
 # --- rejected networks -------------------------------------------------------------------------------
 
 
-def test_unfused_batchnorm_and_quantized_graphs_are_rejected() -> None:
+def test_quantized_graphs_are_rejected() -> None:
     from optimizer.graphs.topology import analyse
-
-    model = network(0)
-    next(iter(model.graph)).op_type = "BatchNormalization"
-    with pytest.raises(GraphError, match="BatchNorm that is not folded"):
-        analyse(model)
     from tests.precision.test_int8_graphs import TENSORRT, lowered
 
     quantized, _ = lowered(lambda: network(0), TENSORRT)
