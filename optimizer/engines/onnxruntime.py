@@ -333,8 +333,8 @@ class _Bound:
         return np.asarray(self._output.numpy(), np.float32)
 
 
-def as_written(graph: Path, *, threads: int | None = None) -> Session:
-    """Open a graph for execution node by node without optimizations.
+def as_written(graph: Path | bytes, *, threads: int | None = None) -> Session:
+    """Open a graph, or the contents of a file, for execution node by node without optimizations.
 
     This is the reference between PyTorch and an engine: it computes the Q/DQ nodes of an INT8 graph
     one by one in FP32, so its error is that of quantization, not of an engine.

@@ -2,9 +2,10 @@
 
 A graph between the reference and an engine is executed node by node as written, so that any loss is
 due to the graph and not to a compiler. ONNX Runtime does this with graph optimizations off. Its CPU
-provider has no BF16 convolution, so BF16 graphs run in OpenVINO if the CPU supports BF16, and
-otherwise in ONNX Runtime with every operation in FP32 and its result rounded to BF16, which equals
-BF16 hardware with FP32 accumulation.
+provider has no half-precision kernels, so tensors in FP16 and BF16, also those around INT8 and FP8
+layers, are rounded by `optimizer.graphs.rounding`: every operation computes in FP32 and its result
+is rounded to the type, which equals hardware with FP32 accumulation and without fusion. BF16 graphs
+run in OpenVINO if the CPU computes BF16.
 """
 
 from __future__ import annotations
@@ -17,27 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import library_versions, scratch_folder
+from optimizer.artifacts import library_versions
 from optimizer.evaluation.chain import Step
 from optimizer.evaluation.shards import local_device
-from optimizer.graphs.onnx_files import open_onnx, write_graph
 from optimizer.targets.hardware import cpu_features
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from optimizer.engines.protocol import Session
 
-__all__ = ["Executor", "chunk_of", "in_chunks", "open_step", "round_to_bf16"]
+__all__ = ["Executor", "chunk_of", "in_chunks", "open_step"]
 
 Array = NDArray[Any]
 _CHUNK_PIXELS = 2 * 224**2
-_GRAPH_NOTES = {
-    "fp16": ", FP16 tensors but mostly FP32 arithmetic",
-    "int8": ", Q/DQ with FP32 between",
-    "fp8": ", Q/DQ with FP32 between",
-    "mixed": ", Q/DQ with FP32 between",
-}
+_QDQ = frozenset({"int8", "fp8", "mixed"})
 
 
 def chunk_of(image_size: int) -> int:
@@ -65,11 +58,13 @@ class Executor:
         name: Description for results.
         session: The session that computes it.
         chunk: Images per call; ``None`` for the whole batch.
+        explain: Maps images with unusable outputs to the reason, if it can be found.
     """
 
     name: str
     session: Session
     chunk: int | None = None
+    explain: Callable[[Array], str | None] | None = None
 
     def run(self, batch: Array) -> Array:
         """Logits of a batch, N x classes float32."""
@@ -92,13 +87,25 @@ def open_step(step: Step, image_size: int) -> Executor:
     if step.kind == "engine":
         return _open_engine(step)
     chunk = chunk_of(image_size)
-    if step.precision == "bf16":
+    if step.precision == "bf16" and cpu_features().bf16:
         return replace(_open_bf16(step.path), chunk=chunk)
-    from optimizer.engines.onnxruntime import as_written
+    return replace(_open_as_written(step), chunk=chunk)
 
-    note = _GRAPH_NOTES.get(step.precision, "")
+
+def _open_as_written(step: Step) -> Executor:
+    from optimizer.engines.onnxruntime import as_written
+    from optimizer.graphs.rounding import computed_as_written, first_overflow
+
+    rounded = None if step.precision == "fp32" else computed_as_written(step.path)
+    half = "BF16" if step.precision == "bf16" else "FP16"
+    note = f", FP32 results rounded to {half}" if rounded is not None else ""
+    if step.precision in _QDQ:
+        note = f", Q/DQ with {'FP32' if rounded is None else half} between" + note
     name = f"{_onnxruntime()}, optimizations off{note}"
-    return Executor(name, as_written(step.path), chunk)
+    if rounded is None:
+        return Executor(name, as_written(step.path))
+    session = as_written(rounded.SerializeToString())
+    return Executor(name, session, explain=lambda images: first_overflow(rounded, images))
 
 
 def _open_engine(step: Step) -> Executor:
@@ -119,71 +126,16 @@ def _open_engine(step: Step) -> Executor:
 
 
 def _open_bf16(path: Path) -> Executor:
-    if cpu_features().bf16:
-        from optimizer.engines.openvino import Session as OpenVinoSession
-        from optimizer.engines.openvino_models import Compiled
+    from optimizer.engines.openvino import Session as OpenVinoSession
+    from optimizer.engines.openvino_models import Compiled
 
-        import openvino as ov  # isort: skip - the module above makes it loadable without HOME
+    import openvino as ov  # isort: skip - the module above makes it loadable without HOME
 
-        core = ov.Core()
-        hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
-        compiled = core.compile_model(core.read_model(path), "CPU", hints)
-        version = library_versions("openvino")["openvino"]
-        return Executor(f"OpenVINO {version}, BF16", OpenVinoSession(Compiled(compiled)))
-    import onnx
-    import onnx_ir as ir
-
-    from optimizer.engines.onnxruntime import as_written
-
-    # Without shape inference, untyped values would not be recognized as BF16.
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(open_onnx(path).proto))
-    round_to_bf16(model)
-    with scratch_folder("bf16") as folder:
-        emulated = folder / path.name
-        write_graph(model, emulated)
-        session = as_written(emulated)
-    name = f"{_onnxruntime()}, optimizations off, FP32 results rounded to BF16"
-    return Executor(name, session)
-
-
-def round_to_bf16(model: ir.Model) -> bool:
-    """Replace BF16 arithmetic with FP32 arithmetic whose results are rounded to BF16, in place.
-
-    Every node except Cast reads BF16 inputs through a Cast to FP32 and writes BF16 outputs through a
-    Cast back. Tensors keep their names and values. Every tensor must have a type.
-
-    Returns:
-        Whether anything was replaced.
-    """
-    import onnx_ir as ir
-
-    from optimizer.graphs.editing import insert_after, make_cast
-
-    graph, wide = model.graph, {}
-    bf16, fp32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
-    changed = False
-    for node in [n for n in graph if n.op_type != "Cast"]:
-        for index, value in enumerate(node.inputs):
-            if value is None or value.dtype != bf16:
-                continue
-            if value not in wide:
-                name = f"{value.name}.fp32"
-                cast = make_cast(value, fp32, name=f"{name}.cast", output=name)
-                insert_after(graph, value, cast)
-                wide[value] = cast.outputs[0]
-            node.replace_input_with(index, wide[value])
-            changed = True
-        for value in node.outputs:
-            if value.dtype != bf16:
-                continue
-            uses, name = list(value.uses()), str(value.name)
-            value.dtype, value.name = fp32, f"{name}.exact"
-            cast = make_cast(value, bf16, name=f"{name}.cast", output=name)
-            graph.insert_after(node, cast)
-            for use in uses:
-                use.node.replace_input_with(use.idx, cast.outputs[0])
-            changed = True
-    return changed
+    core = ov.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(path), "CPU", hints)
+    version = library_versions("openvino")["openvino"]
+    return Executor(f"OpenVINO {version}, BF16", OpenVinoSession(Compiled(compiled)))
 
 
 def _onnxruntime() -> str:

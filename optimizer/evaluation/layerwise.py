@@ -103,6 +103,7 @@ def block_outputs(tensors: list[str]) -> dict[str, str]:
 
 
 def _tap_graph(graph: Path) -> Tap:
+    from optimizer.graphs.rounding import computed_as_written
     from optimizer.graphs.taps import tapped
 
     proto = open_onnx(graph, weights=False).proto
@@ -113,7 +114,7 @@ def _tap_graph(graph: Path) -> Tap:
             hint="export it with resnet-opt export, which names nodes by PyTorch module",
         )
     output = proto.graph.output[0].name
-    run = tapped(graph, [*outputs.values(), output])
+    run = tapped(computed_as_written(graph) or graph, [*outputs.values(), output])
 
     def tap(batch: Array) -> dict[str, Array]:
         values = run(batch)

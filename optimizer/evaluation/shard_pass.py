@@ -295,9 +295,17 @@ def _outputs_of(outcome: Outcome, executor: Executor, views: _Views, noun: str) 
     bad = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
     if bad.any():
         count = int(np.count_nonzero(bad))
-        outcome.fail(f"returns NaN or infinite {noun} for {count} of {len(outputs)} images")
+        message = f"returns NaN or infinite {noun} for {count} of {len(outputs)} images"
+        images = views.of(executor.takes_uint8)
+        outcome.fail(f"{message}{_explained(executor, images[bad.argmax()][None])}")
         return None
     return outputs
+
+
+def _explained(executor: Executor, image: Array) -> str:
+    """Where an image's outputs become unusable, as a continuation of the message."""
+    reason = None if executor.explain is None else executor.explain(image)
+    return "" if reason is None else f": {reason}"
 
 
 def one_line(error: Exception) -> str:

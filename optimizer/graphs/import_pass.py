@@ -36,7 +36,6 @@ _OPSET = 20
 """As `resnet-opt export` writes; FP8 and FP16 scales need 19."""
 _LEAST_OPSET = 13
 """The first with per-channel scales."""
-_IR_VERSION = 8
 _LARGEST_FOLDED = 2**28
 """Values; larger computed constants stay computed."""
 
@@ -81,7 +80,6 @@ def _upgraded(proto: Any, name: str) -> tuple[Any, list[Change]]:
 
     versions = [entry for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}]
     opset = max((entry.version for entry in versions), default=_OPSET)
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)
     if opset >= _OPSET and len(versions) == 1 and versions[0].domain == "":
         return proto, []
     for entry in versions:  # "" and "ai.onnx" name the same domain
@@ -98,7 +96,7 @@ def _upgraded(proto: Any, name: str) -> tuple[Any, list[Change]]:
         except (RuntimeError, version_converter.ConvertError) as error:
             failure = failure or error
             continue
-        converted.ir_version = max(converted.ir_version, proto.ir_version)
+        converted.ir_version = onnx.helper.find_min_ir_version_for(converted.opset_import, True)
         return converted, [Change(f"opset {opset} upgraded to {target}", "")]
     if opset >= _LEAST_OPSET:
         return proto, []  # new enough for everything but FP8

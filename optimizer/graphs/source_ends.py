@@ -22,6 +22,7 @@ __all__ = ["SourceGraph", "end_of", "ends_in_probabilities", "open_source", "pla
 _UINT8, _FLOAT, _INT64, _HALF, _DOUBLE, _BFLOAT16 = 2, 1, 7, 10, 11, 16
 PRECISION_OF = {_FLOAT: "fp32", _HALF: "fp16", _DOUBLE: "fp64", _BFLOAT16: "bf16"}
 """Names of the floating-point types, by `onnx.TensorProto` number."""
+_IR_VERSION = 8
 _CHANNELS = {1, 3, 4}
 _PASSES_SCORES = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast"}
 
@@ -65,11 +66,17 @@ def open_source(
         GraphError: As in `open_checked`; the file is not a classifier; several outputs could be the
             scores; or nodes are in training mode.
     """
+    import onnx
+
     opened = open_onnx(path)
     changes: list[Change] = []
     _drop_constant_inputs(opened.proto, changes)
     _infer_output_shapes(opened.proto, changes)
     proto = check_opened(opened).proto
+    # Exporters write the newest IR version, which ONNX Runtime may not know yet.
+    proto.ir_version = max(
+        _IR_VERSION, onnx.helper.find_min_ir_version_for(proto.opset_import, True)
+    )
     _unique_node_names(proto, changes)
     _inline_functions(proto, changes)
     if inference_mode:

@@ -120,11 +120,11 @@ def unoptimized_session(graph: Path | bytes, threads: int | None = None) -> Boun
     return BoundedSession(session, name, GraphLimits.of_environment().seconds)
 
 
-def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
+def tapped(graph: Path | Any, names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
     """A function that runs a graph unoptimized and returns the named tensors.
 
     Args:
-        graph: The ONNX file.
+        graph: The ONNX file, or an `onnx.ModelProto`, which gets further outputs.
         names: Tensors to return; the graph's input and outputs are allowed.
 
     Returns:
@@ -135,7 +135,7 @@ def tapped(graph: Path, names: Sequence[str]) -> Callable[[Array], dict[str, Arr
     """
     import onnx
 
-    proto = open_onnx(graph).proto
+    proto = open_onnx(graph).proto if isinstance(graph, Path) else graph
     constants = {tensor.name for tensor in proto.graph.initializer}
     source = next(value for value in proto.graph.input if value.name not in constants)
     fetched = [name for name in names if name != source.name]

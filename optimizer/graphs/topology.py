@@ -188,8 +188,8 @@ class Topology:
             if producer is None and self.model.graph.inputs[0].dtype != ir.DataType.FLOAT:
                 continue  # raw pixels: the normalized image is quantized instead
             weighted = any(self.nodes[e.node].op_type in WEIGHTED for e in uses)
-            inner = name != self.output and not only_relu
-            if name in quantized or (inner and (supported or weighted)):
+            # The output is not quantized, but in FP16 it may overflow.
+            if name in quantized or (not only_relu and (supported or weighted)):
                 observed.append(name)
         return observed
 

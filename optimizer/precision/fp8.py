@@ -70,7 +70,10 @@ def to_fp8(model: ir.Model, statistics: Statistics, *, high_precision: str = "fp
     for node in layers:
         _write_weight(topology, node, kind)
     if high_precision == "fp16":
-        to_half(model, ir.DataType.FLOAT16)
+        try:
+            to_half(model, ir.DataType.FLOAT16)
+        except GraphError as error:
+            raise GraphError(error.message, hint="use --high-precision fp32") from error
     remove_precision_metadata(model)
     write_metadata(model, precision="fp8", keep=kept, target="tensorrt")
     return True

@@ -3,7 +3,7 @@
 Inputs and outputs stay float32 (a Cast at each end). There is no list of operations to keep in FP32:
 a node stays in FP32 only if a constant it reads, or a tensor it reads or writes, exceeds the range of
 the type (`out_of_range`). Ranges of tensors come from calibration; without statistics, only constants
-are checked.
+are checked, and validation finds what overflows.
 
 Not handled: a tensor that stays in range on all calibration images and overflows on others.
 """

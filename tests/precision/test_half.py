@@ -183,6 +183,40 @@ def test_the_graph_and_its_engine_list_kept_layers(tmp_path: Path) -> None:
     assert audit_manifest(engine.manifest).verdict == "pass"
 
 
+def test_an_output_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
+    from tests.search.networks import data, graph_file
+
+    model = network(1)
+    value = model.graph.initializers["fc.weight"]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1e4), name="fc.weight")
+    graph = graph_file(tmp_path / "large.onnx", model)
+    calib = data(tmp_path / "calib.npz", 64, 1)
+    artifact = optimizer.quantize(graph, tmp_path / "half.onnx", precision="fp16", calib=calib)
+    (note,) = artifact.manifest.details["notes"]
+    assert note.startswith("fc stays in FP32: logits reaches ")
+
+
+def test_without_calibration_the_note_says_what_was_not_done(tmp_path: Path) -> None:
+    from optimizer.evaluation.chain import Step
+    from optimizer.evaluation.executors import open_step
+    from tests.search.networks import graph_file
+
+    graph = graph_file(tmp_path / "overflowing.onnx", overflowing(1))
+    artifact = optimizer.quantize(graph, tmp_path / "half.onnx", precision="fp16")
+    (note,) = artifact.manifest.details["notes"]
+    assert "overflow of FP16 was not looked for" in note
+    step = Step(name="g", parent="r", kind="graph", path=artifact.path, precision="fp16")
+    executor = open_step(step, 8)
+    batch = images(8)
+    assert not np.isfinite(executor.run(batch)).all()
+    assert executor.explain is not None
+    assert (executor.explain(batch) or "").startswith("layer1.1.")
+    assert not optimizer.quantize(
+        graph, tmp_path / "bf16.onnx", precision="bf16"
+    ).manifest.details.get("notes")
+
+
 def test_tensors_that_overflow_the_fp16_around_int8_are_noted() -> None:
     from optimizer.options import EncodingOptions
     from optimizer.precision.int8 import compute_encodings

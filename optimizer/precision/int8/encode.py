@@ -135,7 +135,7 @@ class _Encoder:
             )
             for edge in topology.quantized_edges(rules)
         }
-        self.notes = _fp16_overflow_notes(statistics) if rules.high_precision == "fp16" else []
+        self.notes = fp16_overflow_notes(statistics) if rules.high_precision == "fp16" else []
         self.simulation = self._simulation()
         self.layers = {
             str(node.name): _layer_encoding(topology, node, self.factors, rules, options)
@@ -261,12 +261,12 @@ class _Encoder:
         return encodings
 
 
-def _fp16_overflow_notes(statistics: Statistics) -> list[str]:
-    """Notes on tensors that overflow the FP16 around the INT8 layers."""
+def fp16_overflow_notes(statistics: Statistics) -> list[str]:
+    """Notes on tensors that overflow the FP16 around INT8 and FP8 layers."""
     limit = LARGEST[ir.DataType.FLOAT16]
     return [
         f"{name} reaches {largest:,.0f} on the calibration images and overflows the FP16 around "
-        "INT8 layers: use --high-precision fp32"
+        "quantized layers: use --high-precision fp32"
         for name, largest in statistics.largest.items()
         if largest > limit
     ]
