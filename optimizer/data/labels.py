@@ -36,9 +36,7 @@ def as_labels(
     """
     limit = MOST_CLASSES if classes is None else classes
     # Compared as Python numbers, because 2^64 - 1 becomes -1 in int64.
-    wrong = next(
-        (i for i in _extremes(values) if not 0 <= int(values[i]) - first < limit), None
-    )
+    wrong = next((i for i in _extremes(values) if not 0 <= int(values[i]) - first < limit), None)
     if wrong is not None:
         allowed = (
             f"start at {first}" if classes is None else f"must be {first} to {limit - 1 + first}"

@@ -24,6 +24,7 @@ __all__ = [
     "check_same_device",
     "check_versions",
     "closing",
+    "gives_probabilities",
     "graph_of",
     "open_engine",
     "open_streams",
@@ -31,6 +32,15 @@ __all__ = [
 ]
 
 GRAPH_SUFFIX = ".graph.onnx"
+
+
+def gives_probabilities(engine: Path) -> bool:
+    """Whether the graph that an engine was built from ends in Softmax or Sigmoid."""
+    from optimizer.graphs.onnx_files import open_onnx
+    from optimizer.graphs.source_ends import ends_in_probabilities
+
+    graph = graph_of(engine) or (engine if engine.suffix == ".onnx" else None)
+    return graph is not None and ends_in_probabilities(open_onnx(graph, weights=False).proto)
 
 
 def graph_of(engine: Path) -> Path | None:

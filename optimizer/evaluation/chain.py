@@ -7,7 +7,7 @@ one that does is the one to fix. Chains share hops whose files have the same con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,18 @@ from optimizer.engines.opening import graph_of
 from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
 from optimizer.graphs.facts import GraphFacts, graph_facts
+from optimizer.graphs.metadata import metadata_of
 from optimizer.models.weights import is_checkpoint
+from optimizer.options import ForeignGraph
 
-__all__ = ["REFERENCE", "Chain", "Step", "find_exported_model", "plan_steps"]
+__all__ = [
+    "REFERENCE",
+    "Chain",
+    "Step",
+    "find_exported_model",
+    "plan_steps",
+    "stated_preprocessing",
+]
 
 REFERENCE = "reference"
 
@@ -33,6 +42,7 @@ class Chain:
         graph: The precision graph.
         engine: The engine; a checkpoint runs in PyTorch eager mode.
         device: The GPU to open it on, e.g. ``cuda:1``; ``None`` for the first GPU or the CPU.
+        source: What ONNX files of other exporters do not say themselves.
     """
 
     label: str
@@ -40,6 +50,7 @@ class Chain:
     graph: Path | None = None
     engine: Path | None = None
     device: str | None = None
+    source: ForeignGraph | None = None
 
     @classmethod
     def of(
@@ -49,6 +60,7 @@ class Chain:
         model: Path | None = None,
         label: str | None = None,
         device: str | None = None,
+        source: ForeignGraph | None = None,
     ) -> Chain:
         """The chain that ends in an engine, with the graph stored next to it, or in a graph.
 
@@ -57,6 +69,7 @@ class Chain:
             model: The FP32 ONNX file, if there is one.
             label: Name in results; by default the file name.
             device: The GPU to open an engine on.
+            source: What ONNX files of other exporters do not say themselves.
         """
         name = label or path.name
         if path.suffix == ".onnx":
@@ -65,8 +78,9 @@ class Chain:
             except ArtifactError:
                 is_engine = False  # a graph needs no manifest to be executed as written
             if not is_engine:
-                return cls(label=name, model=model, graph=path)
-        return cls(label=name, model=model, graph=graph_of(path), engine=path, device=device)
+                return cls(label=name, model=model, graph=path, source=source)
+        graph = graph_of(path)
+        return cls(label=name, model=model, graph=graph, engine=path, device=device, source=source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +97,7 @@ class Step:
         remark: A note for the reader, whether or not the hop loses accuracy.
         manifest: The engine's manifest; ``None`` for graphs and checkpoints.
         device: The GPU to open an engine on; ``None`` for the first GPU or the CPU.
+        source: What an ONNX file of another exporter does not say itself.
     """
 
     name: str
@@ -94,6 +109,22 @@ class Step:
     remark: str | None = None
     manifest: Manifest | None = None
     device: str | None = None
+    source: ForeignGraph | None = None
+
+
+def stated_preprocessing(chains: Sequence[Chain]) -> tuple[str, dict[str, Any]] | None:
+    """The first engine or graph that states its preprocessing, by name, and what it states."""
+    for chain in chains:
+        for path in (chain.engine, chain.graph, chain.model):
+            if path is None:
+                continue
+            manifest = read_manifest(path) if find_manifest(path) is not None else None
+            raw = manifest.preprocessing if manifest is not None else None
+            if raw is None and path.suffix == ".onnx":
+                raw = metadata_of(path).preprocessing
+            if raw is not None:
+                return path.name, dict(raw)
+    return None
 
 
 def find_exported_model(path: Path) -> Path | None:
@@ -151,13 +182,14 @@ def _steps_of(
         if sha256 in digests or (sha256 == reference.sha256 and path is not files[-1]):
             continue  # the engine was built from the FP32 file itself, or that is the reference
         if sha256 not in shared_facts:
-            shared_facts[sha256] = graph_facts(path)
+            shared_facts[sha256] = graph_facts(path, chain.source)
         facts = shared_facts[sha256]
         if sha256 not in shared_steps:
             parent = steps[-1].name if steps else REFERENCE
             taken = {step.name for step in shared_steps.values()}
             name = _graph_name(path, facts, chain.label, taken)
-            shared_steps[sha256] = _graph_step(path, facts, name, parent, reference)
+            step = _graph_step(path, facts, name, parent, reference)
+            shared_steps[sha256] = replace(step, source=chain.source)
         digests.add(sha256)
         steps.append(shared_steps[sha256])
     if chain.engine is not None:

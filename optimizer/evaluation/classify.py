@@ -42,6 +42,7 @@ def predict(
     """
     from optimizer.data import open_image
     from optimizer.engines import closing, open_engine
+    from optimizer.engines.opening import gives_probabilities
     from optimizer.engines.placement import check_device
 
     images = [file for path in images for file in _files(path)]
@@ -49,7 +50,7 @@ def predict(
         raise DataError("no image to classify", hint="give image files or a folder of images")
     check_device([engine], device)
     preprocessing, classes = _preprocessing_and_classes(engine)
-    ends_in_softmax = _ends_in_softmax(engine)
+    are_probabilities = gives_probabilities(engine)
     predictions = []
     with closing(open_engine(engine, device=device)) as session:
         pixels = session.input.dtype == "uint8"
@@ -58,7 +59,7 @@ def predict(
             image = apply(open_image(path, preprocessing.channels))
             probabilities = as_classes(session.run(image[None]))[0].astype(np.float64)
             _check_outputs(probabilities, classes, engine, path)
-            if not ends_in_softmax:
+            if not are_probabilities:
                 probabilities = np.exp(probabilities - probabilities.max())
                 probabilities /= probabilities.sum()
             best = np.argsort(-probabilities, kind="stable")[:top].tolist()
@@ -97,19 +98,6 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"no such file: {path}", hint="check the path")
     return [path]
-
-
-def _ends_in_softmax(engine: Path) -> bool:
-    """Whether the graph that the engine was built from already outputs probabilities."""
-    from optimizer.engines.opening import graph_of
-    from optimizer.graphs.onnx_files import open_checked
-
-    graph = engine if engine.suffix == ".onnx" else graph_of(engine)
-    if graph is None:
-        return False
-    proto = open_checked(graph).proto.graph
-    last = next((n for n in proto.node if proto.output[0].name in n.output), None)
-    return last is not None and last.op_type == "Softmax"
 
 
 def _preprocessing_and_classes(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:

@@ -3,7 +3,7 @@
 A graph between the reference and an engine is executed node by node as written, so that any loss is
 due to the graph and not to a compiler. ONNX Runtime does this with graph optimizations off. Its CPU
 provider has no half-precision kernels, so tensors in FP16 and BF16, also those around INT8 and FP8
-layers, are rounded by `optimizer.graphs.rounding`: every operation computes in FP32 and its result
+layers, are rounded by `optimizer.graphs.half_rounding`: every operation computes in FP32 and its result
 is rounded to the type, which equals hardware with FP32 accumulation and without fusion. BF16 graphs
 run in OpenVINO if the CPU computes BF16.
 """
@@ -31,6 +31,7 @@ __all__ = ["Executor", "chunk_of", "in_chunks", "open_step"]
 Array = NDArray[Any]
 _CHUNK_PIXELS = 2 * 224**2
 _QDQ = frozenset({"int8", "fp8", "mixed"})
+_WIDE = frozenset({"fp32", "fp64"})
 
 
 def chunk_of(image_size: int) -> int:
@@ -59,12 +60,14 @@ class Executor:
         session: The session that computes it.
         chunk: Images per call; ``None`` for the whole batch.
         explain: Maps images with unusable outputs to the reason, if it can be found.
+        probabilities: Whether the outputs are probabilities, not logits.
     """
 
     name: str
     session: Session
     chunk: int | None = None
     explain: Callable[[Array], str | None] | None = None
+    probabilities: bool = False
 
     def run(self, batch: Array) -> Array:
         """Logits of a batch, N x classes float32."""
@@ -94,22 +97,33 @@ def open_step(step: Step, image_size: int) -> Executor:
 
 def _open_as_written(step: Step) -> Executor:
     from optimizer.engines.onnxruntime import as_written
-    from optimizer.graphs.rounding import computed_as_written, first_overflow
+    from optimizer.graphs.half_rounding import computed_as_written, first_overflow
+    from optimizer.graphs.import_check import runnable
+    from optimizer.graphs.source_ends import ends_in_probabilities, open_source
 
-    rounded = None if step.precision == "fp32" else computed_as_written(step.path)
+    source = open_source(step.path, step.source)
+    rounded = None if step.precision in _WIDE else computed_as_written(source.proto)
     half = "BF16" if step.precision == "bf16" else "FP16"
     note = f", FP32 results rounded to {half}" if rounded is not None else ""
     if step.precision in _QDQ:
         note = f", Q/DQ with {'FP32' if rounded is None else half} between" + note
+    if step.source is not None and step.source.output_name is not None:
+        note += f", output {step.source.output_name}"
     name = f"{_onnxruntime()}, optimizations off{note}"
+    probabilities = ends_in_probabilities(source.proto)
     if rounded is None:
-        return Executor(name, as_written(step.path))
-    session = as_written(rounded.SerializeToString())
-    return Executor(name, session, explain=lambda images: first_overflow(rounded, images))
+        written = step.path if not source.changes else runnable(source).SerializeToString()
+        return Executor(name, as_written(written), probabilities=probabilities)
+    return Executor(
+        name,
+        as_written(rounded.SerializeToString()),
+        explain=lambda images: first_overflow(rounded, images),
+        probabilities=probabilities,
+    )
 
 
 def _open_engine(step: Step) -> Executor:
-    from optimizer.engines.opening import open_engine
+    from optimizer.engines.opening import gives_probabilities, open_engine
     from optimizer.engines.placement import runs_on_gpu
 
     if step.manifest is None:
@@ -122,7 +136,11 @@ def _open_engine(step: Step) -> Executor:
     version = next(iter(step.manifest.libraries.values()), "")
     provider = (settings.get("options") or {}).get("provider")
     name = f"{settings.get('backend')} {version}" + (f" ({provider})" if provider else "")
-    return Executor(f"{name} engine, {step.precision.upper()}", session)
+    return Executor(
+        f"{name} engine, {step.precision.upper()}",
+        session,
+        probabilities=gives_probabilities(step.path),
+    )
 
 
 def _open_bf16(path: Path) -> Executor:

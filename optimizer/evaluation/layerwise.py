@@ -35,7 +35,7 @@ LOGITS = "logits"
 
 
 def layerwise(
-    reference: Model | Path,
+    reference: Model | Path | Reference,
     graph: Path,
     dataset: Dataset,
     *,
@@ -45,7 +45,7 @@ def layerwise(
     """Signal-to-noise ratio after every residual block of a graph executed as written.
 
     Args:
-        reference: The model in PyTorch, or its FP32 ONNX file.
+        reference: The model in PyTorch, or its FP32 ONNX file; opened or not.
         graph: The precision graph, with nodes named by PyTorch module.
         dataset: Images; a few hundred are enough.
         batch: Images per call.
@@ -60,7 +60,7 @@ def layerwise(
     from optimizer.graphs.facts import graph_facts
 
     progress = progress or Silent()
-    opened = open_reference(reference)
+    opened = reference if isinstance(reference, Reference) else open_reference(reference)
     facts = graph_facts(graph)
     tap_graph, tap_reference = _tap_graph(graph), _tap_reference(opened)
     pixels = facts.input_dtype == "uint8"
@@ -103,7 +103,7 @@ def block_outputs(tensors: list[str]) -> dict[str, str]:
 
 
 def _tap_graph(graph: Path) -> Tap:
-    from optimizer.graphs.rounding import computed_as_written
+    from optimizer.graphs.half_rounding import computed_as_written
     from optimizer.graphs.taps import tapped
 
     proto = open_onnx(graph, weights=False).proto

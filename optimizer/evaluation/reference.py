@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,8 @@ from optimizer.artifacts import digest, library_versions
 from optimizer.data import Preprocessing
 from optimizer.errors import GraphError
 from optimizer.models import Model
+from optimizer.options import ForeignGraph
 from optimizer.tasks import Classification, Task
-
-if TYPE_CHECKING:
-    from optimizer.engines.protocol import Session
 
 __all__ = ["Reference", "open_reference"]
 
@@ -41,6 +39,7 @@ class Reference:
         takes_uint8: Whether the input is N x H x W x 3 uint8.
         expected_top1: Published or trained top-1, a fraction of one; ``None`` if unknown.
         preprocessing_assumed: Whether ImageNet preprocessing was assumed for lack of metadata.
+        probabilities: Whether the outputs are probabilities, not logits.
         source: The model or file it was opened from.
         task: Reads and judges its outputs.
     """
@@ -56,18 +55,31 @@ class Reference:
     takes_uint8: bool = False
     expected_top1: float | None = None
     preprocessing_assumed: bool = False
+    probabilities: bool = False
     source: Model | Path
     task: Task = field(default_factory=Classification)
 
 
-def open_reference(source: Model | Path) -> Reference:
-    """Open a model, or an FP32 ONNX file with preprocessing metadata.
+def open_reference(
+    source: Model | Path,
+    foreign: ForeignGraph | None = None,
+    stated: tuple[str, dict[str, Any]] | None = None,
+) -> Reference:
+    """Open a model, or an FP32 ONNX file of any exporter.
+
+    Args:
+        source: The model or the file.
+        foreign: What the file does not say itself.
+        stated: An engine or graph made from the file, by name, and the preprocessing that it states:
+            used if nothing else states it.
 
     Raises:
-        GraphError: The ONNX file is not a classifier, is not FP32, or has no preprocessing
-            metadata.
+        GraphError: The ONNX file is not a classifier, has INT8 layers, or its preprocessing is not
+            known.
     """
-    return _from_model(source) if isinstance(source, Model) else _from_graph(source)
+    if isinstance(source, Model):
+        return _from_model(source)
+    return _from_graph(source, foreign or ForeignGraph(), stated)
 
 
 def _from_model(model: Model) -> Reference:
@@ -93,33 +105,49 @@ def _from_model(model: Model) -> Reference:
     )
 
 
-def _from_graph(path: Path) -> Reference:
-    from optimizer.engines.onnxruntime import as_written
-    from optimizer.graphs.facts import graph_facts
+_FLOATS = ("fp32", "fp16", "bf16", "fp64")
 
-    facts = graph_facts(path)
-    if facts.precision != "fp32":
+
+def _from_graph(
+    path: Path, foreign: ForeignGraph, stated: tuple[str, dict[str, Any]] | None
+) -> Reference:
+    from optimizer.graphs.facts import facts_of
+    from optimizer.graphs.import_check import source_runner
+    from optimizer.graphs.source_ends import open_source
+    from optimizer.precision.source_description import HOW_TO_STATE, describe_source
+
+    source = open_source(path, foreign)
+    facts = facts_of(source)
+    converted = facts.metadata.precision != "fp32"
+    if converted or facts.precision not in _FLOATS:
         raise GraphError(
             f"{path.name} is {facts.precision.upper()}, but a reference must be FP32",
             hint="give the FP32 graph or the checkpoint that it was made from",
         )
-    if facts.preprocessing is None:
+    description = describe_source(path, foreign, facts.image_size)
+    preprocessing, origin = description.metadata.preprocessing, description.origin
+    if preprocessing is None and stated is not None:
+        origin, preprocessing = stated
+    if preprocessing is None:
         raise GraphError(
             f"{path.name} does not state its preprocessing",
-            hint="export it with resnet-opt export, which writes the preprocessing into the file",
+            hint=HOW_TO_STATE.format(name=path.name),
         )
-    session: Session = as_written(path)
-    classes = facts.classes
+    classes = description.metadata.classes
+    taken = f"; preprocessing from {origin}" if origin is not None else ""
+    taken += "" if foreign.output_name is None else f", output {foreign.output_name}"
+    wide = "" if facts.precision == "fp32" else f", {facts.precision.upper()} computed in FP32"
     return Reference(
         name=path.name,
-        executor=f"ONNX Runtime {_onnxruntime_version()}, optimizations off",
-        run=session.run,
-        preprocessing=Preprocessing.from_dict(facts.preprocessing),
+        executor=f"ONNX Runtime {_onnxruntime_version()}, optimizations off{wide}{taken}",
+        run=source_runner(source),
+        preprocessing=Preprocessing.from_dict(preprocessing),
         classes=None if classes is None else tuple(classes),
         num_classes=max(2, facts.output_shape[1] or len(classes or ())),
         sha256=digest(path),
         checkpoint=facts.metadata.get("checkpoint_sha256"),
         takes_uint8=facts.input_dtype == "uint8",
+        probabilities=facts.probabilities,
         source=path,
     )
 

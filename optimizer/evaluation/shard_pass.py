@@ -76,6 +76,11 @@ class ShardPass:
         self._as_uint8 = plan.reference.takes_uint8 or any(
             executor.takes_uint8 for executor in parity.sessions.values()
         )
+        self._as_probabilities = plan.task.outputs == "logits" and (
+            plan.reference.probabilities
+            or any(executor.probabilities for executor in parity.sessions.values())
+        )
+        """Logits and probabilities have no common scale: if one hop gives probabilities, all do."""
         self.stores = {} if plan.stores is None else self._open_stores()
 
     def results(self, requests: Sequence[ShardRequest]) -> Generator[ShardResult, None, None]:
@@ -202,7 +207,9 @@ class ShardPass:
     def _outputs(self, hop: str, views: _Views) -> Array | None:
         outcome = self._parity.outcomes[hop]
         if hop != REFERENCE:
-            return _outputs_of(outcome, self._parity.sessions[hop], views, self._plan.task.outputs)
+            executor = self._parity.sessions[hop]
+            found = _outputs_of(outcome, executor, views, self._plan.task.outputs)
+            return self._comparable(found, are_probabilities=executor.probabilities)
         reference = self._plan.reference
         chunk = chunk_of(reference.preprocessing.image_size)
         outputs = in_chunks(reference.run, views.of(reference.takes_uint8), chunk)
@@ -211,7 +218,13 @@ class ShardPass:
                 f"the reference {reference.name} returns NaN or infinite {self._plan.task.outputs}",
                 hint="check the checkpoint; no engine can be compared with it",
             )
-        return outputs
+        return self._comparable(outputs, are_probabilities=reference.probabilities)
+
+    def _comparable(self, outputs: Array | None, *, are_probabilities: bool) -> Array | None:
+        if outputs is None or are_probabilities or not self._as_probabilities:
+            return outputs
+        exponentials = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
     def _batches(self, shards: Sequence[Shard]) -> Generator[Batch, None, None]:
         batches = self._plan.dataset.grouped_batches(
@@ -234,6 +247,7 @@ class ShardPass:
             "batch": plan.options.batch,
             "machine": fingerprint()["sha256"],
             "threads": os.environ.get("OMP_NUM_THREADS"),
+            "probabilities": self._as_probabilities,
         }
         stores = {}
         for hop, outcome in self._parity.outcomes.items():

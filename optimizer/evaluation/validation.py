@@ -19,7 +19,13 @@ from optimizer.errors import (
     UsageError,
 )
 from optimizer.evaluation.accuracy_finding import LABELS_UNINFORMATIVE, finding
-from optimizer.evaluation.chain import REFERENCE, Chain, Step, plan_steps
+from optimizer.evaluation.chain import (
+    REFERENCE,
+    Chain,
+    Step,
+    plan_steps,
+    stated_preprocessing,
+)
 from optimizer.evaluation.clock import CONSISTENCY, Clock
 from optimizer.evaluation.consistency import batch_consistency, batches_to_check
 from optimizer.evaluation.evidence import Evidence
@@ -67,7 +73,7 @@ def validate(
 
     Args:
         chains: The files from the reference to each engine.
-        reference: The model, or the user's FP32 ONNX file with preprocessing metadata.
+        reference: The model, or the user's FP32 ONNX file.
         dataset: Labelled images.
         gates: The limits; each is a non-inferiority test on the 95 % interval.
         options: Images per call; which hops see which images; whether to compare up to 256 images
@@ -90,7 +96,8 @@ def validate(
     batch = options.batch
     _check_predictions_file(predictions)
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
-    opened = open_reference(reference)
+    foreign = next((chain.source for chain in chains if chain.source is not None), None)
+    opened = open_reference(reference, foreign, stated_preprocessing(chains))
     opened.task.check_gates(gates)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
@@ -112,7 +119,7 @@ def validate(
         consistency = _consistency(parity, opened, data, batch)
         written = _write_predictions(parity, data, dataset.sha256, predictions)
         skipped, timing = _skipped_and_timing(data, clock, read_before)
-    noise = _layers(parity, reference, data, batch, progress) if options.layers else {}
+    noise = _layers(parity, opened, data, batch, progress) if options.layers else {}
     evidence = _evidence(plan, parity, consistency)
     failing = evidence.first_failing
     return ValidateResult(
@@ -295,7 +302,7 @@ def _audits(steps: Iterable[Step], min_share: float) -> dict[str, Audit]:
 
 def _layers(
     parity: Parity,
-    reference: Model | Path,
+    reference: Reference,
     dataset: ImageDataset,
     batch: int,
     progress: Progress,

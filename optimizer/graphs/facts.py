@@ -10,12 +10,16 @@ from typing import Any
 from optimizer.errors import GraphError
 from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.onnx_files import open_checked, open_onnx
+from optimizer.graphs.source_ends import SourceGraph, ends_in_probabilities, open_source
+from optimizer.graphs.widening import float_types
+from optimizer.options import ForeignGraph
 
 __all__ = [
     "INTEGER_OPS",
     "QDQ_OPS",
     "GraphFacts",
     "LayerWork",
+    "facts_of",
     "graph_facts",
     "input_and_output",
     "is_quantized",
@@ -49,8 +53,9 @@ class GraphFacts:
         input_shape, output_shape: Dimensions; ``None`` where dynamic.
         input_dtype: ``float32`` or ``uint8``.
         image_size: Height of the images, pixels; ``None`` if dynamic.
-        precision: The precision in the metadata (``fp32`` if missing); also ``int8`` for a graph
-            that another tool has quantized.
+        precision: The precision in the metadata; for a graph of another tool ``int8`` if it is
+            quantized, else the type of most weights (``fp32``, ``fp16``, ``bf16`` or ``fp64``).
+        probabilities: Whether the graph ends in Softmax or Sigmoid.
         opset: Version of the default ONNX operator set.
         metadata: The graph's own metadata.
     """
@@ -62,6 +67,7 @@ class GraphFacts:
     input_dtype: str
     image_size: int | None
     precision: str
+    probabilities: bool
     opset: int
     metadata: Metadata
 
@@ -91,21 +97,34 @@ class GraphFacts:
         return self.metadata.preprocessing
 
 
-def graph_facts(path: Path) -> GraphFacts:
+def graph_facts(path: Path, options: ForeignGraph | None = None) -> GraphFacts:
     """Read and check the ONNX file of an image classifier.
 
+    Args:
+        path: The file; its ends are described as `open_source` makes them.
+        options: As in `open_source`.
+
     Raises:
-        GraphError: As in `open_checked`; or the graph is not an image classifier, or its only
-            output is a probability.
+        GraphError: As in `open_source`; or the graph is not an image classifier, or its only output
+            is a probability.
     """
-    proto = open_checked(path).proto
+    return facts_of(open_source(path, options))
+
+
+def facts_of(source_graph: SourceGraph) -> GraphFacts:
+    """Facts about a file that was read by `open_source`.
+
+    Raises:
+        GraphError: The graph is not an image classifier.
+    """
+    proto, path = source_graph.proto, source_graph.path
     source, target = input_and_output(proto, path.name)
     in_shape, out_shape = _shape(source), _shape(target)
     if len(in_shape) != 4 or len(out_shape) != 2:
         raise GraphError(
             f"{path.name} maps {_format_shape(in_shape)} to {_format_shape(out_shape)}, but "
             "an image classifier maps N x channels x H x W to N x classes",
-            hint="export it with resnet-opt export",
+            hint="give the file of a whole image classifier",
         )
     _check_single_output(proto, target.name, out_shape, path.name)
     metadata = Metadata.of_proto(proto)
@@ -117,7 +136,8 @@ def graph_facts(path: Path) -> GraphFacts:
         output_shape=out_shape,
         input_dtype="uint8" if images else "float32",
         image_size=in_shape[1] if images else in_shape[2],
-        precision=_precision(proto, metadata.precision),
+        precision=_precision(proto, metadata.get("precision")),
+        probabilities=ends_in_probabilities(proto),
         opset=max(
             (e.version for e in proto.opset_import if e.domain in {"", "ai.onnx"}), default=0
         ),
@@ -167,9 +187,9 @@ def is_quantized(graph: Path) -> bool:
     return any(node.op_type in QDQ_OPS | INTEGER_OPS for node in proto.graph.node)
 
 
-def _precision(proto: Any, declared: str) -> str:
+def _precision(proto: Any, declared: str | None) -> str:
     """Detect INT8 by 8-bit zero points, since quantizers keep the exporter's metadata or have none."""
-    if declared != "fp32":
+    if declared not in (None, "fp32"):
         return declared
     constants = [(t.name, t) for t in proto.graph.initializer]
     constants += [
@@ -184,7 +204,8 @@ def _precision(proto: Any, declared: str) -> str:
         is_eight_bits = len(node.input) < 3 or node.input[2] in eight_bits
         if node.op_type == "QuantizeLinear" and is_eight_bits:
             return "int8"
-    return "fp32"
+    counts = {} if declared else float_types(proto)
+    return max(counts, key=lambda name: counts[name], default="fp32")
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:

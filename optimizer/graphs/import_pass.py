@@ -30,7 +30,12 @@ from optimizer.graphs.source_ends import SourceGraph
 from optimizer.graphs.topology import WEIGHTED
 from optimizer.graphs.widening import widen
 
-__all__ = ["STEPS", "ImportedGraph", "import_graph"]
+__all__ = ["PRODUCER", "REVISION", "STEPS", "ImportedGraph", "import_graph", "infer_shapes"]
+
+REVISION = 1
+"""Raised when a rule changes what is written, so that cached graphs are written again."""
+PRODUCER = "resnet-opt"
+"""Producer name of graphs from `resnet-opt export` and of imported ones, which need no import."""
 
 _OPSET = 20
 """As `resnet-opt export` writes; FP8 and FP16 scales need 19."""
@@ -150,7 +155,7 @@ def _fold_constants(model: ir.Model) -> list[Change]:
     ]
 
 
-def _infer_shapes(model: ir.Model) -> list[Change]:
+def infer_shapes(model: ir.Model) -> list[Change]:
     """Types and shapes of all tensors, which later passes rely on."""
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for value in model.graph.initializers.values():
@@ -270,15 +275,15 @@ _RULES = rewriting("rewrite", (*CLEANUP_RULES, *LAYER_RULES))
 STEPS: tuple[Step, ...] = (
     _whole("lift constants", _lift),
     _whole("fold constants", _fold_constants),
-    _whole("infer shapes", _infer_shapes),
+    _whole("infer shapes", infer_shapes),
     _RULES,
-    _whole("infer shapes", _infer_shapes),
+    _whole("infer shapes", infer_shapes),
     _RULES,
     _whole("own constants", _own_constants),
     _whole("name nodes", _name_nodes),
     _whole("add biases", _add_biases),
     _whole("drop unused", _drop_unused),
     _whole("name tensors", _tensor_names),
-    _whole("infer shapes", _infer_shapes),
+    _whole("infer shapes", infer_shapes),
 )
 """The importing pass, in order. Rules of further files belong into `_RULES` or into a step here."""

@@ -16,6 +16,7 @@ from optimizer.errors import GraphError
 from optimizer.graphs.onnx_files import check_opened, open_onnx
 from optimizer.graphs.rewriting import Change
 from optimizer.graphs.training_mode import check_inference_mode, switch_to_inference
+from optimizer.options import ForeignGraph
 
 __all__ = ["SourceGraph", "end_of", "ends_in_probabilities", "open_source", "plain_ends"]
 
@@ -52,15 +53,13 @@ class SourceGraph:
         return str(self.proto.graph.output[0].name)
 
 
-def open_source(
-    path: Path, *, output_name: str | None = None, inference_mode: bool = False
-) -> SourceGraph:
+def open_source(path: Path, options: ForeignGraph | None = None) -> SourceGraph:
     """Read an ONNX file of an image classifier and give it plain ends.
 
     Args:
         path: The file.
-        output_name: The output to use, if it has several that could be the scores.
-        inference_mode: Whether to switch nodes in training mode to inference.
+        options: The output to use, if several could be the scores; whether to switch nodes in
+            training mode to inference.
 
     Raises:
         GraphError: As in `open_checked`; the file is not a classifier; several outputs could be the
@@ -68,6 +67,7 @@ def open_source(
     """
     import onnx
 
+    options = options or ForeignGraph()
     opened = open_onnx(path)
     changes: list[Change] = []
     _drop_constant_inputs(opened.proto, changes)
@@ -79,10 +79,10 @@ def open_source(
     )
     _unique_node_names(proto, changes)
     _inline_functions(proto, changes)
-    if inference_mode:
+    if options.inference_mode:
         changes += switch_to_inference(proto)
     check_inference_mode(proto, path.name)
-    return plain_ends(SourceGraph(path, proto, changes), output_name)
+    return plain_ends(SourceGraph(path, proto, changes), options.output_name)
 
 
 def plain_ends(source: SourceGraph, output_name: str | None = None) -> SourceGraph:

@@ -42,7 +42,14 @@ from optimizer.models.weights import fit_weights, read_weights
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CARD_SUFFIX", "load_checkpoint", "save_checkpoint", "write_weights"]
+__all__ = [
+    "CARD_SUFFIX",
+    "CardFile",
+    "load_checkpoint",
+    "read_card_file",
+    "save_checkpoint",
+    "write_weights",
+]
 
 KIND = "checkpoint"
 CARD_SUFFIX = ".card.json"
@@ -237,6 +244,31 @@ def _read_card(path: Path) -> _Card:
             hint="remove one of them",
         )
     return _override(_embedded_card(path), card_file)
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """What a card written by a user states; ``None`` for what it leaves out."""
+
+    preprocessing: Preprocessing | None
+    classes: tuple[str, ...] | None
+    arch: str | None
+
+
+def read_card_file(card_file: Path, *, image_size: int = 224) -> CardFile:
+    """Read a card that stands by itself, for example beside an ONNX file.
+
+    Args:
+        card_file: The JSON file; its fields are those of a checkpoint's card file.
+        image_size: Side of the images in pixels, unless the card states it.
+
+    Raises:
+        CheckpointError: The card cannot be read.
+    """
+    base = _Card(preprocessing=Preprocessing.imagenet(image_size), preprocessing_assumed=True)
+    card = _override(base, card_file)
+    stated = None if card.preprocessing_assumed else card.preprocessing
+    return CardFile(stated, card.classes, card.arch)
 
 
 def _embedded_card(path: Path) -> _Card:

@@ -37,6 +37,7 @@ __all__ = [
     "EncodingPasses",
     "EngineOptions",
     "ExportOptions",
+    "ForeignGraph",
     "GraphOptions",
     "HighPrecision",
     "HopOptions",
@@ -45,6 +46,7 @@ __all__ = [
     "KeptLayers",
     "PredictOptions",
     "PreprocessOptions",
+    "PreprocessingSource",
     "ProfileOptions",
     "QuantizeOptions",
     "RefitOptions",
@@ -257,19 +259,63 @@ class CalibrationImages(ImageReading):
     calib_images: int = option(256, "Number of calibration images, stratified by class.", ge=8)
 
 
+def _per_channel(value: Any) -> Any:
+    """Parse one number per channel; a single number is for all three."""
+    flat = split(value)
+    if flat is None:
+        return None
+    try:
+        numbers = [float(item) for item in flat]
+    except (TypeError, ValueError):
+        raise ReadableError(f"{value!r} is not a list of numbers", "0.485,0.456,0.406") from None
+    if len(numbers) not in (1, 3):
+        raise ReadableError(f"{len(numbers)} numbers for 3 channels", "0.485,0.456,0.406")
+    return numbers * 3 if len(numbers) == 1 else numbers
+
+
+PerChannel = Annotated[
+    tuple[float, ...], BeforeValidator(_per_channel), PlainSerializer(list, when_used="json")
+]
+"""One number for each of the three channels."""
+
+
 class PreprocessingSource(Options):
     """Source of the preprocessing of a graph that does not state it."""
 
-    panel: ClassVar[str] = "Calibration"
+    panel: ClassVar[str] = "ONNX files of other exporters"
 
     preprocessing_from: Source | None = option(
         None,
-        "Exported .onnx file or checkpoint to take the preprocessing from, if GRAPH has none.",
+        "Exported .onnx file, checkpoint or card.json to take the preprocessing from, if the file "
+        "has none; default: FILE.onnx.card.json beside it.",
         metavar="MODEL",
+    )
+    mean: PerChannel | None = option(
+        None, "Mean of each channel as a fraction of 255, such as 0.485,0.456,0.406."
+    )
+    std: PerChannel | None = option(
+        None, "Standard deviation of each channel, such as 0.229,0.224,0.225."
+    )
+    resize: int | None = option(
+        None, "Length of the shorter side of an image after resizing, in pixels.", ge=1
+    )
+    crop: int | None = option(None, "Side of the centre crop, in pixels.", ge=1)
+
+
+class ForeignGraph(PreprocessingSource):
+    """What an ONNX file of another exporter does not say itself."""
+
+    panel: ClassVar[str] = "ONNX files of other exporters"
+
+    output_name: str | None = option(
+        None, "Output with the scores of the classes, if the file has several."
+    )
+    inference_mode: bool = option(
+        False, "Use BatchNorm and Dropout of a file in training mode as in inference."
     )
 
 
-class CalibrateOptions(CalibrationImages, PreprocessingSource):
+class CalibrateOptions(CalibrationImages, ForeignGraph):
     """Options of ``calibrate``."""
 
     panel: ClassVar[str] = "Calibration"
@@ -278,9 +324,7 @@ class CalibrateOptions(CalibrationImages, PreprocessingSource):
     halves: bool = option(False, "Report how far scales differ between two halves of the images.")
 
 
-class Conversion(
-    EncodingOptions, HighPrecision, CalibrationImages, PreprocessingSource, MaxDrop, Labels
-):
+class Conversion(EncodingOptions, HighPrecision, CalibrationImages, ForeignGraph, MaxDrop, Labels):
     """How an FP32 graph becomes a graph of another precision."""
 
     panel: ClassVar[str] = "Calibration"
@@ -497,7 +541,7 @@ class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, Labels, ImagesLooked
     )
 
 
-class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Device):
+class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Device, ForeignGraph):
     """Options of ``validate``."""
 
     panel: ClassVar[str] = "Accuracy"

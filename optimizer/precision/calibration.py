@@ -19,7 +19,8 @@ from optimizer.artifacts import (
 )
 from optimizer.errors import DataError
 from optimizer.graphs.metadata import preprocessed_metadata
-from optimizer.precision.foreign import prepared
+from optimizer.options import ForeignGraph
+from optimizer.precision.foreign import check_described, prepared
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def calibrate(
     output: Path,
     *,
     batch: int = 32,
-    preprocessing_from: str | None = None,
+    source: ForeignGraph | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -51,7 +52,7 @@ def calibrate(
         dataset: Calibration images; their order does not matter.
         output: Path of the statistics (``.npz``).
         batch: Batch size.
-        preprocessing_from: ONNX file or model to take the preprocessing from if the graph lacks it.
+        source: What the file does not say itself.
         cache: Artifact cache.
         progress: Receives progress updates.
 
@@ -68,9 +69,8 @@ def calibrate(
             "to estimate ranges",
             hint=f"use data of at least {LEAST_IMAGES} images, better 256 or more",
         )
-    graph = prepared(
-        graph, output, preprocessing_from=preprocessing_from, cache=cache, progress=progress
-    )
+    check_described(graph, source or ForeignGraph())
+    graph = prepared(graph, output, source, cache=cache, progress=progress)
     metadata = preprocessed_metadata(graph)
     dataset.check_depth(Preprocessing.from_dict(metadata.preprocessing or {}))
     plan = Plan(
@@ -106,7 +106,7 @@ def halves(
     dataset: ImageDataset,
     *,
     batch: int = 32,
-    preprocessing_from: str | None = None,
+    source: ForeignGraph | None = None,
     progress: Progress | None = None,
 ) -> list[ScaleDifference]:
     """Calibrate on two disjoint, stratified halves of the images and compare the scales.
@@ -115,7 +115,7 @@ def halves(
         graph: The FP32 graph, or a Q/DQ graph.
         dataset: The images; of an odd number, one is not used.
         batch: Batch size.
-        preprocessing_from: As in `calibrate`.
+        source: As in `calibrate`.
         progress: Receives progress updates.
 
     Returns:
@@ -138,7 +138,7 @@ def halves(
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
     with scratch_folder("halves") as folder:
-        graph = prepared(graph, folder / "halves", preprocessing_from=preprocessing_from)
+        graph = prepared(graph, folder / "halves", source)
         return compare_halves(
             *(
                 _collect(graph, dataset.select(part), batch, progress or Silent())

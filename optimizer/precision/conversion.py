@@ -25,8 +25,14 @@ from optimizer.graphs.metadata import (
     remove_precision_metadata,
     write_metadata,
 )
-from optimizer.options import EncodingOptions, QuantizeOptions, takes_options
-from optimizer.precision.foreign import carry_over, float_graph, prepared
+from optimizer.options import EncodingOptions, ForeignGraph, QuantizeOptions, takes_options
+from optimizer.precision.foreign import (
+    carry_over,
+    check_described,
+    float_graph,
+    needs_import,
+    prepared,
+)
 from optimizer.precision.option_checks import check_options
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules, rules_for
@@ -148,13 +154,12 @@ def quantize(
             hint=f"use one of {', '.join(PRECISIONS)}",
         )
     check_options(graph, options.precision, options)
-    shared: dict[str, Any] = {
-        "preprocessing_from": options.preprocessing_from, "cache": cache, "progress": progress
-    }  # fmt: skip
-    from_quantized = is_quantized(graph)
-    if options.precision == "fp32" and (from_quantized or options.preprocessing_from is not None):
-        return float_graph(graph, output, **shared)
-    prepared_graph = prepared(graph, output, **shared)
+    shared: dict[str, Any] = {"cache": cache, "progress": progress}
+    from_quantized, source = is_quantized(graph), options.of_kind(ForeignGraph)
+    check_described(graph, source)
+    if options.precision == "fp32" and needs_import(graph, source):
+        return float_graph(graph, output, source, **shared)
+    prepared_graph = prepared(graph, output, source, **shared)
     job = _Job(
         graph=prepared_graph,
         quantized=graph if from_quantized else None,
@@ -215,6 +220,9 @@ def _write(job: _Job, conversion: _Conversion, path: Path) -> dict[str, Any]:
     job.progress.start(f"write {job.options.precision} graph", total=1)
     model = load_graph(job.graph)
     notes = conversion.apply(model)
+    # An engine built from the graph repeats its notes; the search for ranges is not of interest there.
+    lasting = [note for note in notes if not note.startswith("auto ranges")]
+    write_metadata(model, notes=lasting or None)
     write_checked(model, path)
     job.progress.advance()
     pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
@@ -325,7 +333,7 @@ def _to_half(model: ir.Model, precision: str, statistics: Path | None) -> list[s
     if statistics is None and dtype == ir.DataType.FLOAT16:
         notes.append(_NOT_LOOKED_FOR)
     remove_precision_metadata(model)
-    write_metadata(model, keep=list(kept) or None, notes=notes or None)
+    write_metadata(model, keep=list(kept) or None)
     return notes
 
 

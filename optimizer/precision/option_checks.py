@@ -7,7 +7,8 @@ from pathlib import Path
 from optimizer.errors import UsageError
 from optimizer.graphs.facts import is_quantized
 from optimizer.graphs.metadata import preprocessed_metadata
-from optimizer.options import Conversion, EncodingOptions, flag
+from optimizer.options import Conversion, EncodingOptions, ForeignGraph, flag
+from optimizer.precision.foreign import needs_import
 
 __all__ = ["check_options"]
 
@@ -46,7 +47,8 @@ def check_options(graph: Path, precision: str, options: Conversion) -> None:
             hint=f"leave out {flags}, or quantize its float graph (resnet-opt quantize "
             f"{graph.name} --precision fp32)",
         )
-    if options.keep:
+    # A file of another exporter is checked after the import, which names the layers.
+    if options.keep and not needs_import(graph, options.of_kind(ForeignGraph)):
         from optimizer.graphs.importing import load_graph
         from optimizer.graphs.topology import analyse
 

@@ -60,8 +60,12 @@ class Variants:
                 f"a search needs bias correction on the network, not {options.bias_correction!r}",
                 hint="use --bias-correction network",
             )
-        if not Simulation.supports(self.topology):
-            raise GraphError("the graph has operations that cannot be simulated")
+        if unsupported := Simulation.unsupported(self.topology):
+            node = unsupported[0]
+            raise GraphError(
+                f"{node.name} ({node.op_type}) cannot be simulated, which a search needs",
+                hint="use --precision int8, with --keep for layers that should stay out of it",
+            )
         if not len(statistics.sample):
             raise DataError("the statistics contain no sample images", hint="calibrate again")
         self.rules = rules

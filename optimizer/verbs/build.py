@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
 from optimizer.options import (
     BuildOptions,
     ExportOptions,
+    ForeignGraph,
     QuantizeOptions,
     check_engine,
     flag,
@@ -24,12 +24,10 @@ from optimizer.verbs.quantize import (
     check_labels_from,
     conversion_inputs,
     convert,
+    imported,
     judge_search,
     search_path,
 )
-
-if TYPE_CHECKING:
-    from optimizer.graphs.facts import GraphFacts
 
 __all__ = ["build"]
 
@@ -73,7 +71,7 @@ def build(
     from optimizer.engines.registry import get_backend
     from optimizer.graphs.facts import graph_facts
     from optimizer.models import is_model
-    from optimizer.precision import check_options, prepared
+    from optimizer.precision import check_options
 
     graph, output = Path(graph), Path(output)
     engine, target = _engine_and_target(options)
@@ -86,21 +84,24 @@ def build(
         graph, remarks = exported, _export(str(graph), exported, options, cache, progress)
     else:
         _check_no_model_options(graph, options)
-    facts = None if is_model(graph) else graph_facts(graph)
-    files = engine_files(graph, output, options, precision=facts.precision if facts else None)
+    check_buildable(get_backend(engine), settings_of(options, None))
+    foreign = _needs_import(graph, options)
+    facts = None if is_model(graph) else graph_facts(graph, options.of_kind(ForeignGraph))
+    precision = None if facts is None else "fp32" if foreign else facts.precision
+    files = engine_files(graph, output, options, precision=precision, imported=foreign)
     check_outputs(files, [graph, options.timing_cache, *conversion_inputs(options)], force=force)
-    check_options(graph, options.precision, options)
-    _check_preprocessing_source(options, facts)
+    if foreign:
+        graph, options = imported(graph, output, options, cache=cache, progress=progress)
+        facts = graph_facts(graph)
+    else:
+        check_options(graph, options.precision, options)
     settings = settings_of(options, facts)
     check_buildable(get_backend(engine), settings)
 
-    if options.preprocessing_from is not None:
-        card = options.preprocessing_from
-        graph = prepared(graph, output, preprocessing_from=card, cache=cache, progress=progress)
     source, search = graph, None
     if facts is not None and facts.precision == "fp32" and options.precision != "fp32":
         source = output.with_name(output.name + GRAPH_SUFFIX)
-        explicit = options.of_kind(QuantizeOptions, target=target, preprocessing_from=None)
+        explicit = options.of_kind(QuantizeOptions, target=target)
         _, search = convert(
             graph, source, explicit, result_path=search_path(output), cache=cache, progress=progress
         )
@@ -212,9 +213,25 @@ def check_options_buildable(options: BuildOptions) -> str:
     return target
 
 
-def _check_preprocessing_source(options: BuildOptions, facts: GraphFacts | None) -> None:
-    if options.preprocessing_from is not None and (facts is None or facts.precision != "fp32"):
+def _needs_import(graph: Path, options: BuildOptions) -> bool:
+    """Whether an FP32 graph must be written before anything else is done with this file."""
+    from optimizer.models import is_model
+    from optimizer.precision import is_quantized
+    from optimizer.precision.foreign import needs_import
+
+    if is_model(graph):
+        return False
+    _check_foreign_options(graph, options)
+    return not is_quantized(graph) and needs_import(graph, options.of_kind(ForeignGraph))
+
+
+def _check_foreign_options(graph: Path, options: BuildOptions) -> None:
+    from optimizer.graphs.metadata import metadata_of
+    from optimizer.precision import is_quantized
+
+    given = [flag(name) for name in options.of_kind(ForeignGraph).as_given()]
+    if given and (is_quantized(graph) or metadata_of(graph).precision != "fp32"):
         raise UsageError(
-            "build takes --preprocessing-from only for FP32 graphs",
+            f"build takes {', '.join(given)} only for FP32 graphs",
             hint="resnet-opt quantize takes it for a graph that is already INT8",
         )

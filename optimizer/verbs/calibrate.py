@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
-from optimizer.options import CalibrateOptions, takes_options
+from optimizer.options import CalibrateOptions, ForeignGraph, takes_options
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import CalibrateResult
 
@@ -58,15 +58,13 @@ def calibrate(
         graph,
         images,
         output,
-        preprocessing_from=options.preprocessing_from,
+        source=options.of_kind(ForeignGraph),
         cache=cache,
         progress=progress,
     )
     if not options.halves:
         return CalibrateResult.of(artifact)
-    moved = precision.halves(
-        graph, images, preprocessing_from=options.preprocessing_from, progress=progress
-    )
+    moved = precision.halves(graph, images, source=options.of_kind(ForeignGraph), progress=progress)
     return CalibrateResult.of(artifact, halves=tuple(moved))
 
 

@@ -163,7 +163,7 @@ class Job:
             return engine_files(graph, output, options, precision="fp32")
         mixed = self._engine_path(label, ".onnx")
         return [
-            *conversion_files(graph, mixed, options, quantized=False),
+            *conversion_files(graph, mixed, options),
             *engine_files(mixed, output, options, precision="mixed"),
         ]
 

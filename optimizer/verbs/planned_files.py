@@ -24,7 +24,7 @@ def conversion_files(
     output: Path,
     options: QuantizeOptions | BuildOptions,
     *,
-    quantized: bool,
+    imported: bool = False,
     result: Path | None = None,
 ) -> list[OutputFile]:
     """What a conversion writes.
@@ -33,21 +33,20 @@ def conversion_files(
         graph: The graph to convert; only its name matters.
         output: The converted graph.
         options: The options of the conversion.
-        quantized: Whether ``graph`` has Q/DQ already.
+        imported: Whether a float graph of ``graph`` is written first.
         result: The `SearchResult` of ``mixed``; beside the output by default.
     """
     from optimizer.search import search_path
 
     files = [OutputFile(output, "graph")]
-    to_float = quantized or options.preprocessing_from is not None
     if options.precision == "fp32":
         return files
-    if to_float:
+    if imported:
         files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))
     mixed = options.precision == "mixed"
     if mixed:
         result = result or search_path(output)
-        stem = f"{graph.stem}.float" if to_float else graph.stem
+        stem = f"{graph.stem}.float" if imported else graph.stem
         files.append(OutputFile(result, "search", has_manifest=False))
         files.append(OutputFile(result.with_name(f"{stem}.stats.npz"), "statistics"))
     elif is_calibrated(options):
@@ -65,7 +64,12 @@ def is_calibrated(options: QuantizeOptions | BuildOptions) -> bool:
 
 
 def engine_files(
-    graph: Path, output: Path, options: QuantizeOptions | BuildOptions, *, precision: str | None
+    graph: Path,
+    output: Path,
+    options: QuantizeOptions | BuildOptions,
+    *,
+    precision: str | None,
+    imported: bool = False,
 ) -> list[OutputFile]:
     """What a build writes.
 
@@ -74,6 +78,7 @@ def engine_files(
         output: The engine.
         options: The options of the build.
         precision: Precision of ``graph``; ``None`` for a checkpoint.
+        imported: Whether a float graph of ``graph`` is written first.
     """
     from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.search import search_path
@@ -81,18 +86,14 @@ def engine_files(
     files = [OutputFile(output, "engine")]
     if precision is None:
         return files
-    prepared = options.preprocessing_from is not None
-    if prepared:
+    if imported:
         float_graph = output.with_name(f"{graph.stem}.float.onnx")
         files.append(OutputFile(float_graph, "graph"))
         graph = float_graph
     source = output.with_name(output.name + GRAPH_SUFFIX)
     if precision != "fp32" or options.precision == "fp32":
         return [*files, OutputFile(source, "graph")]
-    options = options.model_copy(update={"preprocessing_from": None})
-    return files + conversion_files(
-        graph, source, options, quantized=False, result=search_path(output)
-    )
+    return files + conversion_files(graph, source, options, result=search_path(output))
 
 
 def predictions_path(output: Path) -> Path:

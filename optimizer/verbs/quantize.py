@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from optimizer.artifacts import Artifact, Cache, check_outputs
 from optimizer.errors import UsageError
-from optimizer.options import CalibrateOptions, Conversion, QuantizeOptions, takes_options
+from optimizer.options import (
+    BuildOptions,
+    CalibrateOptions,
+    Conversion,
+    ForeignGraph,
+    QuantizeOptions,
+    takes_options,
+)
 from optimizer.progress import Progress
 from optimizer.results import SearchResult
 from optimizer.verbs.calibrate import calibrate
@@ -17,7 +24,7 @@ from optimizer.verbs.planned_files import conversion_files, is_calibrated
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
 
-__all__ = ["check_labels_from", "conversion_inputs", "convert", "quantize"]
+__all__ = ["check_labels_from", "conversion_inputs", "convert", "imported", "quantize"]
 
 
 @takes_options(QuantizeOptions)
@@ -55,11 +62,12 @@ def quantize(
         GraphError: The graph cannot be read or converted.
         DataError: Images that cannot be used.
     """
-    from optimizer.graphs.facts import is_quantized
-    from optimizer.precision import check_options
+    from optimizer.precision import check_options, is_quantized
+    from optimizer.precision.foreign import needs_import
 
     graph, output = Path(graph), Path(output)
-    files = conversion_files(graph, output, options, quantized=is_quantized(graph))
+    to_float = needs_import(graph, options.of_kind(ForeignGraph))
+    files = conversion_files(graph, output, options, imported=to_float)
     check_outputs(files, [graph, *conversion_inputs(options)], force=force)
     if options.precision not in {"int8", "mixed"} and options.encodings is not None:
         raise UsageError(
@@ -67,6 +75,8 @@ def quantize(
         )
     check_labels_from(options, options.precision)
     check_options(graph, options.precision, options)
+    if options.precision != "fp32" and not is_quantized(graph):
+        graph, options = imported(graph, output, options, cache=cache, progress=progress)
     artifact, search = convert(
         graph, output, options, images=images, cache=cache, progress=progress
     )
@@ -81,6 +91,44 @@ def check_labels_from(options: Conversion, precision: str) -> None:
         raise UsageError(
             f"--labels-from: {precision.upper()} uses no labels", hint="leave out --labels-from"
         )
+
+
+OptionsT = TypeVar("OptionsT", QuantizeOptions, BuildOptions)
+
+
+def imported(
+    graph: Path,
+    output: Path,
+    options: OptionsT,
+    *,
+    cache: Cache | None,
+    progress: Progress | None,
+) -> tuple[Path, OptionsT]:
+    """A graph as `resnet-opt export` writes it, and the options without those about the file.
+
+    Args:
+        graph: An FP32 graph, or an ONNX file of another exporter; not quantized.
+        output: What will be written; an imported graph goes next to it.
+        options: The options of the verb.
+        cache: Artifact cache; ``None`` for no cache.
+        progress: Receives progress updates.
+
+    Raises:
+        GraphError: The file cannot be read or imported.
+        UsageError: The graph does not have a layer to keep.
+    """
+    from optimizer.precision import check_options, prepared
+    from optimizer.precision.foreign import check_described
+
+    source = options.of_kind(ForeignGraph)
+    if options.precision != "fp32":
+        check_described(graph, source)
+    graph = prepared(graph, output, source, cache=cache, progress=progress)
+    options = options.model_copy(
+        update={name: field.default for name, field in ForeignGraph.model_fields.items()}
+    )
+    check_options(graph, options.precision, options)  # now the names of its layers are known
+    return graph, options
 
 
 def conversion_inputs(options: Conversion) -> list[Path | str | None]:
@@ -136,16 +184,8 @@ def _search(
     cache: Cache | None,
     progress: Progress | None,
 ) -> tuple[Artifact, SearchResult]:
-    from optimizer import precision, search
+    from optimizer import search
 
-    if options.preprocessing_from is not None:
-        graph = precision.prepared(
-            graph,
-            output,
-            preprocessing_from=options.preprocessing_from,
-            cache=cache,
-            progress=progress,
-        )
     result_path = result_path or search_path(output)
     artifact = search.mixed(
         graph,

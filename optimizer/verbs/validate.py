@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
-from optimizer.options import HopOptions, ValidateOptions, takes_options
+from optimizer.options import ForeignGraph, HopOptions, ValidateOptions, takes_options
 from optimizer.progress import Progress
 from optimizer.results import Gates, ValidateResult, write_result
 from optimizer.verbs.planned_files import predictions_path
@@ -66,11 +66,13 @@ def validate(
         predictions = predictions or predictions_path(output)
     _check_files(paths, options, output, predictions, force=force)
     check_device(paths, options.device)
+    foreign = options.of_kind(ForeignGraph)
     chains = [
         Chain.of(
             path,
             model=options.exported or find_exported_model(path),
             device=device_of(path, options.device),
+            source=foreign,
         )
         for path in paths
     ]

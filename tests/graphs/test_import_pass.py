@@ -20,6 +20,7 @@ from optimizer.graphs.rewriting import Change, Rule, rewriting, summary
 from optimizer.graphs.source_ends import open_source
 from optimizer.graphs.taps import unoptimized_session
 from optimizer.graphs.topology import analyse
+from optimizer.options import ForeignGraph
 from tests.graphs.dresses import SIZE, Dress, model_of, write
 
 PLAIN = {
@@ -29,7 +30,7 @@ IMAGES = np.random.default_rng(3).normal(size=(4, 3, SIZE, SIZE)).astype(np.floa
 
 
 def imported(path: Path, **options: Any) -> ImportedGraph:
-    return import_graph(open_source(path, **options))
+    return import_graph(open_source(path, ForeignGraph(**options)))
 
 
 def kinds(model: ir.Model) -> dict[str, int]:

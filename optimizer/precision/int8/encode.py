@@ -198,8 +198,10 @@ class _Encoder:
             return None
         if not len(self.statistics.sample):
             reason = "the statistics contain no sample images"
-        elif not Simulation.supports(self.topology):
-            reason = "the graph has operations that cannot be simulated"
+        elif unsupported := Simulation.unsupported(self.topology):
+            first, more = unsupported[0], len(unsupported) - 1
+            reason = f"{first.name} ({first.op_type})" + (f" and {more} more" if more else "")
+            reason = f"warning: {reason} cannot be simulated, so INT8 will be less accurate"
         else:
             return Simulation(self.topology, self.rules, self.options.keep)
         self.notes.append(f"{reason}: ranges and biases are computed from histograms only")

@@ -5,8 +5,9 @@ the calibration images through it, node by node. All values are float32; a quant
 dequantized values, so a simulated network agrees with the lowered graph executed as written, up to
 the order of summation.
 
-Not handled: operations other than those of a ResNet and its input normalization. `Simulation.supports`
-reports this, and the passes then work from histograms alone.
+Not handled: operations other than those of a ResNet, its input normalization, a BatchNorm that stands
+alone, and squeeze-and-excitation. `Simulation.unsupported` lists them, and the passes then work from
+histograms alone.
 """
 
 from __future__ import annotations
@@ -103,14 +104,15 @@ class Simulation:
         return variant
 
     @staticmethod
-    def supports(topology: Topology) -> bool:
-        """Whether all operations of a graph can be simulated."""
-        return all(
-            (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
-            and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-            and (not node.op_type.endswith("Pool") or _is_plain_pooling(node))
+    def unsupported(topology: Topology) -> list[ir.Node]:
+        """The nodes of a graph that cannot be simulated, in graph order."""
+        return [
+            node
             for node in topology.nodes.values()
-        )
+            if not (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
+            or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+            or (node.op_type.endswith("Pool") and not _is_plain_pooling(node))
+        ]
 
     def run(
         self,
@@ -382,6 +384,31 @@ def _binary(symbol: str) -> Callable[[Topology, ir.Node], Unary]:
     return make
 
 
+def _batchnorm(_: Topology, node: ir.Node) -> Unary:
+    import torch
+    from torch.nn import functional
+
+    gamma, beta, mean, variance = (
+        torch.from_numpy(v.const_value.numpy().copy())
+        for v in node.inputs[1:5]
+        if v is not None and v.const_value is not None
+    )
+    epsilon = node.attributes.get_float("epsilon", 1e-5) or 1e-5
+    return lambda x: functional.batch_norm(x, mean, variance, gamma, beta, eps=epsilon)
+
+
+def _sigmoid(_: Topology, __: ir.Node) -> Unary:
+    return lambda x: x.sigmoid()
+
+
+def _softmax(topology: Topology, node: ir.Node) -> Unary:
+    """At the end of the graph it is left out: probabilities near 0 and 1 hide the noise of logits."""
+    if node.outputs[0].name == topology.output:
+        return lambda x: x
+    axis = node.attributes.get_int("axis", -1)
+    return lambda x: x.softmax(-1 if axis is None else axis)
+
+
 _OPERATIONS: dict[str, Callable[[Topology, ir.Node], Unary]] = {
     "Relu": _relu,
     "Add": _binary("Add"),
@@ -392,4 +419,7 @@ _OPERATIONS: dict[str, Callable[[Topology, ir.Node], Unary]] = {
     "Flatten": _flatten,
     "Cast": _cast,
     "Transpose": _transpose,
+    "BatchNormalization": _batchnorm,
+    "Sigmoid": _sigmoid,
+    "Softmax": _softmax,
 }

@@ -32,11 +32,11 @@ HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 
 
-def computed_as_written(path: Path) -> Any | None:
+def computed_as_written(graph: Path | Any) -> Any | None:
     """A graph with half tensors in a form that a CPU computes as written.
 
     Args:
-        path: The ONNX file.
+        graph: The ONNX file, or an `onnx.ModelProto` with its weights, which is not modified.
 
     Returns:
         An `onnx.ModelProto` whose tensors have the names of the file; ``None`` if the file has no
@@ -47,8 +47,9 @@ def computed_as_written(path: Path) -> Any | None:
     """
     import onnx
 
+    proto = open_onnx(graph).proto if isinstance(graph, Path) else graph
     # Without shape inference, untyped values would not be recognized as half.
-    model: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(open_onnx(path).proto))
+    model: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     return ir.to_proto(model) if round_as_written(model) else None
 
 

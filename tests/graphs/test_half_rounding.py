@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from optimizer.graphs.rounding import computed_as_written, first_overflow
+from optimizer.graphs.half_rounding import computed_as_written, first_overflow
 from optimizer.graphs.taps import tapped, unoptimized_session
 from optimizer.precision.fp8 import to_fp8
 from optimizer.precision.half import to_half
