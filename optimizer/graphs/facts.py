@@ -9,7 +9,7 @@ from typing import Any
 
 from optimizer.errors import GraphError
 from optimizer.graphs.metadata import Metadata
-from optimizer.graphs.onnx_files import open_checked, open_onnx
+from optimizer.graphs.onnx_files import open_onnx
 from optimizer.graphs.source_ends import SourceGraph, ends_in_probabilities, open_source
 from optimizer.graphs.widening import float_types
 from optimizer.options import ForeignGraph
@@ -234,7 +234,7 @@ class LayerWork:
 
 
 def layer_work(path: Path) -> dict[str, LayerWork]:
-    """Work per image of each Conv, Gemm and MatMul, by layer name in graph order.
+    """Work per image of each Conv, Gemm and MatMul, by layer name (or output) in graph order.
 
     The batch and unknown spatial dimensions count as 1.
 
@@ -244,7 +244,7 @@ def layer_work(path: Path) -> dict[str, LayerWork]:
     import onnx
 
     try:
-        proto = onnx.shape_inference.infer_shapes(open_checked(path).proto)
+        proto = onnx.shape_inference.infer_shapes(open_source(path).proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GraphError(
@@ -262,7 +262,7 @@ def layer_work(path: Path) -> dict[str, LayerWork]:
         weights = _size(shapes.get(node.input[1], ()))
         output = shapes.get(node.output[0], ())
         positions = _size(output[2:]) if node.op_type == "Conv" else 1
-        work[node.name] = LayerWork(
+        work[node.name or node.output[0]] = LayerWork(
             flops=2 * weights * positions,
             weights=weights,
             inputs=_size(shapes.get(node.input[0], ())[1:]),

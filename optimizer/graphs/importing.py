@@ -27,7 +27,7 @@ _IR_VERSION = 8
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Load a graph and tidy it; see `tidy`.
+    """Load a graph and tidy it; see `tidy`. Tensors without a type get one by shape inference.
 
     Raises:
         GraphError: As in `open_onnx`; or its operator set is below 13 and cannot be upgraded.
@@ -39,6 +39,8 @@ def load_graph(path: Path) -> ir.Model:
     if min(opsets) < _PER_CHANNEL_OPSET:
         model = _upgrade_opset(path)
     tidy(model)
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return model
 
 

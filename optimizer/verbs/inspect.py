@@ -113,8 +113,13 @@ def _inspect(path: Path, min_share: float) -> Inspection:
 
 def _inspect_bare_graph(path: Path) -> Inspection:
     from optimizer.graphs.facts import graph_facts, layer_flops
+    from optimizer.graphs.import_pass import import_graph
+    from optimizer.graphs.rewriting import summary
+    from optimizer.graphs.source_ends import open_source
 
     facts = graph_facts(path)
+    foreign = "precision" not in facts.metadata and facts.precision != "int8"
+    changes = summary(import_graph(open_source(path)).changes) if foreign else []
     return Inspection(
         path,
         {
@@ -123,6 +128,7 @@ def _inspect_bare_graph(path: Path) -> Inspection:
             "input": f"{facts.input_name} {_shape(facts.input_shape)} {facts.input_dtype}",
             "output": f"{facts.output_name} {_shape(facts.output_shape)}",
             "GFLOP an image": f"{sum(layer_flops(path).values()) / 1e9:.2f}",
+            "importing": changes or None,
             **facts.metadata,
         },
     )

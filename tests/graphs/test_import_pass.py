@@ -246,3 +246,16 @@ def test_a_rule_that_does_not_end_is_reported(tmp_path: Path) -> None:
 def test_summary_counts_and_names() -> None:
     changes = [Change("folded", f"bn{i}") for i in range(5)] + [Change("opset upgraded", "")]
     assert summary(changes) == ["5 x folded: bn0, bn1, bn2, …", "opset upgraded"]
+
+
+def test_inspect_says_what_a_file_is_and_what_importing_changes(tmp_path: Path) -> None:
+    import optimizer
+
+    dress = Dress(opset=13, names=False, batchnorm="kept", dtype=np.float16)
+    text = optimizer.inspect(write(tmp_path / "net.onnx", dress)).facts
+    assert text["precision"] == "fp16"
+    assert any("BatchNorm folded" in line for line in text["importing"])
+    plain = optimizer.inspect(write(tmp_path / "plain.onnx", Dress())).facts
+    named = optimizer.inspect(write(tmp_path / "n.onnx", Dress(names=False))).facts
+    assert plain["GFLOP an image"] == named["GFLOP an image"]
+    assert plain["importing"] is None

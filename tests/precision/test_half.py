@@ -197,6 +197,21 @@ def test_an_output_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
     assert note.startswith("fc stays in FP32: logits reaches ")
 
 
+def test_a_graph_without_types_inside_is_converted(tmp_path: Path) -> None:
+    """Exporters need not write `value_info`; Casts around kept nodes depend on the types."""
+    from tests.search.networks import data, graph_file
+
+    proto = onnx.load(graph_file(tmp_path / "typed.onnx", overflowing(1)))
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "untyped.onnx")
+    calib = data(tmp_path / "calib.npz", 64, 1)
+    artifact = optimizer.quantize(
+        tmp_path / "untyped.onnx", tmp_path / "half.onnx", precision="fp16", calib=calib
+    )
+    onnx.checker.check_model(onnx.load(artifact.path), full_check=True)
+    assert any("stays in FP32" in note for note in artifact.manifest.details["notes"])
+
+
 def test_without_calibration_the_note_says_what_was_not_done(tmp_path: Path) -> None:
     from optimizer.evaluation.chain import Step
     from optimizer.evaluation.executors import open_step
