@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 GPU_TESTS := tests/engines/test_cuda.py tests/gpu_record tests/engines/tensorrt tests/profiling tests/gpu
 
 .PHONY: help install wheels lock demo test test-all test-fast test-gpu \
-	test-floors test-newest test-pinned lint format types clean
+	test-floors test-newest test-pinned dist lint format types clean
 
 help:
 	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-gpu   build, check and measure on an NVIDIA GPU, into reports/gpu/; says why it skips"
 	@echo "make test-floors, make test-newest  the demo and fast tests with the lowest and the newest versions"
 	@echo "make lock       write constraints/, the versions and hashes that \`make install\` installs; UPGRADE=1"
+	@echo "make dist       the wheel and the source distribution, checked"
 	@echo "make clean      remove .venv and the tools' caches"
 
 # A folder of wheels instead of the package index: `make wheels WHEELS=DIR`, then `make install WHEELS=DIR`.
@@ -57,6 +58,12 @@ test-gpu: install
 test-floors test-newest test-pinned: test-%: install
 	$(BIN)/python tools/versions.py $* --uv $(BIN)/uv --python "$(or $(TEST_PYTHON),$(BIN)/python)" \
 		$(if $(RECORD),--record)
+
+# The wheel and the source distribution, in dist/.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 lint: install
 	$(BIN)/ruff check .
