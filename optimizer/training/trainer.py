@@ -244,6 +244,8 @@ def _continue(fit: Fit, work: Work) -> list[str]:
     """Restore the last checkpoint if requested; returns what the user should know."""
     if fit.file is None:
         return []
+    if work.world.first:
+        fit.file.clean()
     if not work.settings.resume:
         if fit.file.exists:
             _log.warning("%s holds an unfinished training, which is replaced", fit.file.folder)

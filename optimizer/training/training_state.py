@@ -109,6 +109,11 @@ class StateFile:
             f"no checkpoint in {self.folder} can be read", hint="leave out --resume to start again"
         )
 
+    def clean(self) -> None:
+        """Delete what a training that was killed while it wrote has left: `write_atomically`'s files."""
+        for path in self.folder.glob(".*.pt*"):
+            path.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Delete the checkpoints after the training is finished."""
         for path in (self.path, self.previous):

@@ -131,5 +131,15 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_a_killed_training_left_is_deleted(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    file.save({"step": 1})
+    for name in (".last.x1.pt", ".best.x2.pth"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "history.csv").touch()
+    file.clean()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "last.pt"]
+
+
 def test_equal_settings_have_no_changes() -> None:
     assert changed_settings({"lr": 1}, {"lr": 1}, elastic=False) == []
