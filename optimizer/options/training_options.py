@@ -154,7 +154,7 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading):
     channels: Annotated[int | None, BeforeValidator(_channels)] = option(
         None, "Channels of the images; only 3."
     )
-    track: Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Choices] = option(
-        (), "Also report to tensorboard or mlflow, in files beside the checkpoints."
+    track: Annotated[tuple[Literal["tensorboard"], ...], Choices] = option(
+        (), "Also report to tensorboard, in files beside the checkpoints."
     )
     seed: int = option(0, "Seed of the weights, the order of images and the augmentation.", ge=0)

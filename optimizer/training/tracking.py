@@ -1,4 +1,4 @@
-"""Reports a training to TensorBoard or MLflow, in local files beside the checkpoints."""
+"""Reports a training to TensorBoard, in local files beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -27,17 +27,14 @@ def open_trackers(
     """Open trackers that write into a folder.
 
     Args:
-        names: ``tensorboard``, ``mlflow``.
+        names: ``tensorboard``.
         folder: Folder of the training.
         settings: Options of the training, to be recorded.
 
     Raises:
         MissingLibrary: The package of a tracker is not installed.
     """
-    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
-        "tensorboard": _TensorBoard,
-        "mlflow": _MlFlow,
-    }
+    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"tensorboard": _TensorBoard}
     trackers: list[Tracker] = []
     for name in names:
         try:
@@ -69,26 +66,3 @@ class _TensorBoard:
     def close(self) -> None:
         """See `Tracker.close`."""
         self._writer.close()
-
-
-class _MlFlow:
-    """A run in a local SQLite store, ``mlflow.db``."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._client: Any = MlflowClient(f"sqlite:///{(folder / 'mlflow.db').absolute()}")
-        self._run = self._client.create_run("0").info.run_id
-        for name, value in settings.items():
-            self._client.log_param(self._run, name, value)
-
-    def row(self, values: Mapping[str, float]) -> None:
-        """See `Tracker.row`."""
-        for name, value in values.items():
-            if name not in ("epoch", "step"):
-                self._client.log_metric(self._run, name, value, step=int(values["epoch"]))
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._client.set_terminated(self._run)

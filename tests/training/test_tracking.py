@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,7 @@ def test_tensorboard_gets_every_row(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
 
 
-def test_mlflow_gets_every_row(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    (tracker,) = open_trackers(("mlflow",), tmp_path, {"lr": 0.1})
-    for row in ROWS:
-        tracker.row(row)
-    tracker.close()
-    store = sqlite3.connect(tmp_path / "mlflow.db")
-    rows = store.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step")
-    assert rows.fetchall() == [(1, 1.0), (2, 0.5)]
-    store.close()
-
-
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    with pytest.raises(MissingLibrary, match=r"--track mlflow.*resnet-opt\[mlflow\]"):
-        open_trackers(("mlflow",), tmp_path, {})
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingLibrary, match=r"--track tensorboard.*resnet-opt\[tensorboard\]"):
+        open_trackers(("tensorboard",), tmp_path, {})
