@@ -174,7 +174,7 @@ def export(
     model: Annotated[
         str,
         argument(
-            "A checkpoint, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k or resnet50:random.",
+            "A checkpoint, a Keras model, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k or resnet50:random.",
             "MODEL",
         ),
     ],

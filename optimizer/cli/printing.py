@@ -71,12 +71,14 @@ def preprocessing_note(artifact: Artifact, model: str) -> str:
     """The preprocessing that was assumed for weights that do not state it."""
     from optimizer.artifacts import find_manifest
 
-    size = (artifact.manifest.preprocessing or {}).get("crop")
+    stated = artifact.manifest.preprocessing or {}
+    mean, std = (", ".join(f"{v:.3g}" for v in stated.get(key, ())) for key in ("mean", "std"))
     weights = Path(model)
     bare = weights.is_file() and find_manifest(weights) is None
     return (
-        "preprocessing was assumed, because the weights do not state it: ImageNet mean and std, "
-        f"{size} px; if it is wrong, accuracy is lost"
+        "preprocessing was assumed, because the weights do not state it: "
+        f"{stated.get('color')}, mean {mean}, std {std}, {stated.get('crop')} px; "
+        "if it is wrong, accuracy is lost"
         + (f"; state the right one in {model}.card.json" if bare else "")
     )
 

@@ -28,7 +28,7 @@ from optimizer.engines.registry import get_backend
 from optimizer.errors import MissingLibrary, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.onnx_files import copy_as_one_file
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 from optimizer.processes import Limits
 from optimizer.progress import Progress, Silent
 

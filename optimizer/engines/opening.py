@@ -17,7 +17,7 @@ from optimizer.engines.protocol import (
 )
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 
 __all__ = [
     "check_opens",

@@ -25,7 +25,7 @@ from optimizer.engines.protocol import (
     TensorSpec,
 )
 from optimizer.errors import GraphError, UnsupportedPrecision, UsageError
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
 from optimizer.targets.hardware import cpu_features

@@ -17,7 +17,7 @@ from optimizer.errors import ArtifactError, UsageError
 from optimizer.evaluation.reference import Reference
 from optimizer.graphs.facts import GraphFacts, graph_facts
 from optimizer.graphs.metadata import metadata_of
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 from optimizer.options import ForeignGraph
 
 __all__ = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 from optimizer.results import Prediction
 from optimizer.tasks.one_output import as_classes
 

@@ -4,11 +4,10 @@ from optimizer.models.architectures import ARCHITECTURES, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
 from optimizer.models.hidden_layers import build_head, hidden_sizes
 from optimizer.models.model import Model, weights_digest
-from optimizer.models.zoo import MODEL_FORMS, is_model, load_model
+from optimizer.models.zoo import is_model, load_model
 
 __all__ = [
     "ARCHITECTURES",
-    "MODEL_FORMS",
     "Model",
     "build_head",
     "build_module",

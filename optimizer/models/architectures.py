@@ -1,4 +1,9 @@
-"""torchvision's ResNets, and inferring the architecture from weights."""
+"""torchvision's ResNets, and inferring the architecture from weights.
+
+torchvision's bottleneck networks halve the image in the 3 x 3 convolution (often called ResNet
+v1.5). Those of the paper (He et al. 2015), of Keras, Caffe and MXNet halve it in the 1 x 1
+convolution before: the same tensors, another network. They have the suffix ``_v1`` here.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ __all__ = [
     "closest_arch",
     "expected_shapes",
     "infer_arch",
+    "torchvision_name",
 ]
 
 ARCHITECTURES = (
@@ -32,7 +38,11 @@ ARCHITECTURES = (
     "resnext101_64x4d",
     "wide_resnet50_2",
     "wide_resnet101_2",
+    "resnet50_v1",
+    "resnet101_v1",
+    "resnet152_v1",
 )
+_STRIDE_FIRST = "_v1"
 
 Shapes = dict[str, tuple[int, ...]]
 _STEM = "conv1.weight"
@@ -67,7 +77,7 @@ def build_module(
     from torchvision.models import get_model
 
     module: nn.Module = get_model(
-        check_arch(arch),
+        torchvision_name(check_arch(arch)),
         weights=None,
         num_classes=num_classes,
         zero_init_residual=zero_init_residual,
@@ -76,7 +86,23 @@ def build_module(
         stem = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         module.register_module("conv1", stem)
+    if arch.endswith(_STRIDE_FIRST):
+        _move_stride_to_first(module)
     return module
+
+
+def torchvision_name(arch: str) -> str:
+    """Torchvision's name of the network with the same tensors."""
+    return arch.removesuffix(_STRIDE_FIRST)
+
+
+def _move_stride_to_first(module: nn.Module) -> None:
+    """Halve the image in the first 1 x 1 convolution of a block, not in the 3 x 3 convolution."""
+    from torchvision.models.resnet import Bottleneck
+
+    for block in module.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 @lru_cache(maxsize=len(ARCHITECTURES))
@@ -92,8 +118,9 @@ def expected_shapes(arch: str) -> Shapes:
 def infer_arch(state: Mapping[str, torch.Tensor]) -> str | None:
     """Infer the architecture from the names and shapes of the weights; ``None`` if none matches.
 
-    The number of classes and of input channels may be any, so the last layer and the depth of the
-    first are not compared.
+    Tensors do not show where a network halves the image; torchvision's way is assumed. The number
+    of classes and of input channels may be any, so the last layer and the depth of the first are
+    not compared.
     """
     shapes = _body({name: tuple(tensor.shape) for name, tensor in state.items()})
     for arch in ARCHITECTURES:

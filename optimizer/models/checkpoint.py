@@ -35,19 +35,29 @@ from optimizer.data import Preprocessing
 from optimizer.data.preprocessing import COLORS, IMAGENET_MEAN
 from optimizer.errors import ArtifactError, CheckpointError, DataError
 from optimizer.models.copies import ONNX_ROUTE
+from optimizer.models.heads import describe_head, outputs_of, replace_head, without_head
 from optimizer.models.model import Model, weights_digest
+from optimizer.models.model_sources import Source
 from optimizer.models.pretrained import identify
-from optimizer.models.weights import fit_weights, read_weights
+from optimizer.models.weights import (
+    CHECKPOINTS,
+    Weights,
+    fit_weights,
+    read_state,
+    read_weights,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "CARD_SUFFIX",
+    "PYTORCH",
     "CardFile",
     "load_checkpoint",
     "read_card_file",
     "save_checkpoint",
+    "with_card_file",
     "write_weights",
 ]
 
@@ -69,6 +79,8 @@ def write_weights(model: Model, path: Path) -> None:
     card: dict[str, Any] = {"arch": model.arch, "classes": model.classes}
     if not model.preprocessing_assumed:
         card["preprocessing"] = model.preprocessing.to_dict()
+    if (layers := describe_head(model.module)) is not None:
+        card["head_layers"] = layers
     tensors = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     # One entry only: safetensors writes several in random order, so equal models would differ.
     save_file(tensors, path, metadata={"resnet-opt": json.dumps(card)})
@@ -148,11 +160,12 @@ def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None 
         raise CheckpointError(
             f"{path} is a {card.arch}, not a {arch}", hint=f"omit --arch or pass {card.arch}"
         )
-    read = read_weights(path, copy=weights or card.weights, head=card.head)
+    read, layers = _read_weights(path, card, weights)
     module, fitted = fit_weights(read.state, arch or card.arch, str(path), head=card.head)
+    replace_head(module, layers)
     if arch is None and card.arch is None:
         _check_stated_arch(path, read.stated_arch, fitted)
-    outputs = int(module.get_parameter("fc.bias").shape[0])
+    outputs = outputs_of(module)
     num_classes = max(2, outputs)
     _check_classes(path, card.classes, outputs)
     preprocessing = _for_channels(path, card.preprocessing, module)
@@ -372,6 +385,25 @@ def _override_preprocessing(
     return replace(base, **given)
 
 
+def _read_weights(path: Path, card: _Card, weights: str | None) -> tuple[Weights, nn.Module | None]:
+    """The weights, and a head of several layers if a file of this package has one."""
+    if (description := _head_layers(path)) is None:
+        return read_weights(path, copy=weights or card.weights, head=card.head), None
+    state, layers = without_head(read_state(path), description, str(path))
+    return Weights(state=state), layers
+
+
+def _head_layers(path: Path) -> list[str] | None:
+    """The parts of a head with several layers, which only our own files state."""
+    if path.suffix != ".safetensors" or (text := _header(path)) is None:
+        return None
+    try:
+        layers = json.loads(text).get("head_layers")
+        return None if layers is None else [str(part) for part in layers]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the card in {path} is damaged: {error}") from error
+
+
 _COLOR_OF_DEPTH = {1: "grayscale", 4: "RGBA"}
 
 
@@ -400,3 +432,50 @@ def _card_of_header(path: Path, text: str) -> _Card:
         )
     except (ValueError, TypeError, LookupError, AttributeError, DataError) as error:
         raise CheckpointError(f"the card in {path} is damaged: {error}") from error
+
+
+def with_card_file(model: Model, path: Path) -> Model:
+    """A model with what the card file beside its weights states, if there is one.
+
+    Args:
+        model: As read from the weights.
+        path: The file with the weights.
+
+    Raises:
+        CheckpointError: The card is damaged, names another architecture, or another number of classes.
+    """
+    card_file = path.with_name(path.name + CARD_SUFFIX)
+    if not card_file.is_file():
+        return model
+    stated = _Card(
+        classes=model.classes,
+        preprocessing=model.preprocessing,
+        preprocessing_assumed=model.preprocessing_assumed,
+        source=model.source,
+    )
+    card = _override(stated, card_file)
+    if card.arch not in {None, model.arch}:
+        raise CheckpointError(
+            f"{path} is a {model.arch}, but {card_file.name} states {card.arch}",
+            hint="remove arch from the card",
+        )
+    if card.classes is not None and len(card.classes) != model.num_classes:
+        raise CheckpointError(
+            f"{card_file.name} names {len(card.classes)} classes, but {path.name} has "
+            f"{model.num_classes} outputs",
+            hint="name each output once, in their order",
+        )
+    return replace(
+        model,
+        classes=card.classes,
+        preprocessing=card.preprocessing or model.preprocessing,
+        preprocessing_assumed=card.preprocessing_assumed,
+        source=card.source or model.source,
+    )
+
+
+PYTORCH = Source(
+    forms=("a checkpoint (.safetensors, .pth, .pth.tar, .ckpt)",),
+    suffixes=CHECKPOINTS,
+    load_file=lambda path, arch, weights: load_checkpoint(path, arch=arch, weights=weights),
+)

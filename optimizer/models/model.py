@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.data import Preprocessing
+from optimizer.models.heads import outputs_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class Model:
     @property
     def num_outputs(self) -> int:
         """Outputs of the last layer: 1 for a sigmoid, else the number of classes."""
-        return int(self.module.get_parameter("fc.bias").shape[0])
+        return outputs_of(self.module)
 
     @property
     def channels(self) -> int:

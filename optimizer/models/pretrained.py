@@ -11,14 +11,22 @@ from urllib.parse import urlparse
 from optimizer.artifacts import digest
 from optimizer.data import Preprocessing
 from optimizer.errors import CheckpointError, DataError, EnvironmentFault, MissingLibrary
-from optimizer.models.architectures import ARCHITECTURES, check_arch
+from optimizer.models.architectures import ARCHITECTURES, check_arch, torchvision_name
 from optimizer.models.model import Model, weights_digest
+from optimizer.models.model_sources import Source
 from optimizer.models.weights import fit_weights, read_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Published", "identify", "load_timm", "load_torchvision", "torchvision_weights"]
+__all__ = [
+    "TIMM",
+    "Published",
+    "identify",
+    "load_timm",
+    "load_torchvision",
+    "torchvision_weights",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,9 @@ def torchvision_weights(arch: str) -> dict[str, Published]:
     """All weights that torchvision publishes for an architecture, by name (``IMAGENET1K_V2``)."""
     from torchvision.models import get_model_weights
 
-    published = {}
+    published: dict[str, Published] = {}
+    if torchvision_name(arch) != arch:
+        return published
     for weights in get_model_weights(check_arch(arch)):
         published[weights.name] = Published(
             name=f"{arch}:{weights.name}",
@@ -98,7 +108,7 @@ def load_torchvision(arch: str, weights: str) -> Model:
         EnvironmentFault: The weights are not cached and cannot be downloaded.
     """
     available = torchvision_weights(arch)
-    name = list(available)[-1] if weights == "DEFAULT" else weights
+    name = next(reversed(available), weights) if weights == "DEFAULT" else weights
     if name not in available:
         raise CheckpointError(
             f"torchvision has no weights {weights!r} for {arch}",
@@ -223,3 +233,6 @@ def from_timm_module(timm_module: Any, name: str, image_size: int | None) -> Mod
         source=source,
         sha256=weights_digest(module.state_dict()),
     )
+
+
+TIMM = Source(forms=("timm:resnet50.a1_in1k",), prefix="timm:", load_name=load_timm)

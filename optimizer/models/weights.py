@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["CHECKPOINTS", "Weights", "fit_weights", "is_checkpoint", "read_weights"]
+__all__ = ["CHECKPOINTS", "Weights", "fit_weights", "read_state", "read_weights"]
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 """Suffixes of checkpoints; ``.pth.tar`` is a checkpoint of PyTorch's ImageNet example."""
@@ -41,11 +41,6 @@ CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 State = dict[str, "torch.Tensor"]
 _SAVE_STATE = "save only the weights: torch.save(model.state_dict(), 'weights.pth')"
 _NUMPY_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file's name is that of a checkpoint (which engines may share, see `Manifest`)."""
-    return path.suffix in CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +94,15 @@ def read_weights(path: Path, *, copy: str | None = None, head: str | None = None
     return Weights(
         state=chosen.state, part=part, remarks=tuple(remarks), stated_arch=_stated_arch(content)
     )
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a ``.safetensors`` file under their own names.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    return _read_safetensors(path)
 
 
 def _no_network(path: Path, content: Any) -> CheckpointError:

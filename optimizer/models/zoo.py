@@ -1,4 +1,4 @@
-"""Loads a model by name: a checkpoint, published weights or random weights."""
+"""Loads a model by name: a file, published weights or random weights."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from pathlib import Path
 
 from optimizer.errors import CheckpointError
 from optimizer.models.architectures import ARCHITECTURES, check_arch
-from optimizer.models.checkpoint import load_checkpoint
 from optimizer.models.model import Model
-from optimizer.models.pretrained import load_timm, load_torchvision
-from optimizer.models.untrained import random_model
-from optimizer.models.weights import CHECKPOINTS, is_checkpoint
-
-__all__ = ["MODEL_FORMS", "is_model", "load_model"]
-
-MODEL_FORMS = (
-    "accepted: a checkpoint (.safetensors, .pth, .pth.tar, .ckpt), resnet50:IMAGENET1K_V2, "
-    "timm:resnet50.a1_in1k, resnet50:random or resnet50:random:10"
+from optimizer.models.model_sources import (
+    forms,
+    is_checkpoint,
+    source_of_file,
+    source_of_name,
 )
+from optimizer.models.pretrained import load_torchvision
+from optimizer.models.untrained import random_model
+
+__all__ = ["is_model", "load_model"]
 
 
 def is_model(name: str | Path) -> bool:
     """Whether `load_model` is meant by a name: a checkpoint's suffix, or published or random weights."""
     text = str(name)
-    if text.startswith("timm:") or text.partition(":")[0] in ARCHITECTURES:
+    if source_of_name(text) is not None or text.partition(":")[0] in ARCHITECTURES:
         return not Path(text).exists() or is_checkpoint(Path(text))
     return is_checkpoint(Path(text))
 
@@ -39,9 +38,10 @@ def load_model(
     """Load a model.
 
     Args:
-        name: A checkpoint file; torchvision weights, ``resnet50:IMAGENET1K_V2``; timm weights,
-            ``timm:resnet50.a1_in1k``; or seeded random weights, ``resnet50:random``, optionally
-            with the number of classes, ``resnet50:random:10``.
+        name: A file of one of the sources (`optimizer.models.model_sources`); torchvision weights,
+            ``resnet50:IMAGENET1K_V2``; weights with a source's prefix, ``timm:resnet50.a1_in1k``;
+            or seeded random weights, ``resnet50:random``, optionally with the number of classes,
+            ``resnet50:random:10``.
         arch: The architecture of a checkpoint that does not state it.
         image_size: Input size, pixels, if it differs from the preprocessing's; the resize is
             scaled by the same factor.
@@ -65,21 +65,31 @@ def load_model(
 def _load(text: str, arch: str | None, image_size: int | None, weights: str | None) -> Model:
     path = Path(text).expanduser()
     if path.is_file():
-        if not is_checkpoint(path):
-            raise CheckpointError(f"{path} is not a checkpoint", hint=MODEL_FORMS)
-        return load_checkpoint(path, arch=arch, weights=weights)
+        return _load_file(path, arch, weights)
     if weights is not None:
         raise CheckpointError(f"--weights is for a checkpoint, not for {text}", hint="leave it out")
-    if text.startswith("timm:"):
-        return load_timm(text.removeprefix("timm:"), image_size)
+    source = source_of_name(text)
+    if source is not None and source.load_name is not None:
+        return source.load_name(text.removeprefix(source.prefix), image_size)
     head, colon, tail = text.partition(":")
     if head in ARCHITECTURES:
         return _load_named(head, tail) if colon else _reject_bare_arch(head)
     if text and path.is_dir():
-        raise CheckpointError(f"{text} is a folder", hint=MODEL_FORMS)
-    if path.suffix in CHECKPOINTS or "/" in text:
-        raise CheckpointError(f"no such file: {text}", hint=MODEL_FORMS)
-    raise CheckpointError(f"unknown model {text!r}", hint=MODEL_FORMS)
+        raise CheckpointError(f"{text} is a folder", hint=_accepted())
+    if source_of_file(path) is not None or "/" in text:
+        raise CheckpointError(f"no such file: {text}", hint=_accepted())
+    raise CheckpointError(f"unknown model {text!r}", hint=_accepted())
+
+
+def _accepted() -> str:
+    return f"accepted: {forms()}, resnet50:IMAGENET1K_V2, resnet50:random or resnet50:random:10"
+
+
+def _load_file(path: Path, arch: str | None, weights: str | None) -> Model:
+    source = source_of_file(path)
+    if source is None or source.load_file is None:
+        raise CheckpointError(f"{path} is not a checkpoint", hint=_accepted())
+    return source.load_file(path, arch, weights)
 
 
 def _load_named(arch: str, weights: str) -> Model:

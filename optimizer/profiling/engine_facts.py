@@ -9,7 +9,7 @@ from pathlib import Path
 from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
 from optimizer.errors import UsageError
-from optimizer.models.weights import is_checkpoint
+from optimizer.models.model_sources import is_checkpoint
 from optimizer.processes import cpu_quota
 from optimizer.results import Setting
 from optimizer.targets.hardware import cpu_features

@@ -25,8 +25,8 @@ def export(
     """Export a model to ONNX and check it against PyTorch; see `optimizer.exporting.export_onnx`.
 
     Args:
-        model: A checkpoint, or a name: ``resnet50:IMAGENET1K_V2``, ``timm:resnet50.a1_in1k``,
-            ``resnet50:random``.
+        model: A checkpoint, a Keras model, or a name: ``resnet50:IMAGENET1K_V2``,
+            ``timm:resnet50.a1_in1k``, ``keras:ResNet50``, ``resnet50:random``.
         output: The ``.onnx`` file.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.

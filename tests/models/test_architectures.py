@@ -5,18 +5,18 @@ import torch
 
 from optimizer.errors import CheckpointError
 from optimizer.models import ARCHITECTURES, build_module
-from optimizer.models.architectures import expected_shapes, infer_arch
+from optimizer.models.architectures import expected_shapes, infer_arch, torchvision_name
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_each_architecture_is_inferred_from_its_weights(arch: str) -> None:
     with torch.device("meta"):
         state = build_module(arch, 7).state_dict()
-    assert infer_arch(state) == arch
+    assert infer_arch(state) == torchvision_name(arch)
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     for name in counters:  # some files lack them
         del state[name]
-    assert infer_arch(state) == arch
+    assert infer_arch(state) == torchvision_name(arch)
 
 
 def test_other_weights_match_no_architecture() -> None:
@@ -38,6 +38,15 @@ def test_zero_init_starts_branches_at_zero() -> None:
     module = build_module("resnet18", 2, zero_init_residual=True)
     assert not module.get_parameter("layer1.0.bn2.weight").any()
     assert build_module("resnet18", 2).get_parameter("layer1.0.bn2.weight").all()
+
+
+def test_v1_halves_the_image_in_the_first_convolution_of_a_block() -> None:
+    strides = {
+        arch: [build_module(arch, 2).get_submodule(f"layer3.0.conv{i}").stride for i in (1, 2, 3)]
+        for arch in ("resnet50", "resnet50_v1")
+    }
+    assert strides["resnet50"] == [(1, 1), (2, 2), (1, 1)]
+    assert strides["resnet50_v1"] == [(2, 2), (1, 1), (1, 1)]
 
 
 def test_unknown_names_are_rejected_with_the_supported_ones() -> None:
