@@ -8,7 +8,9 @@ One calibration serves all targets; the differences between them are defined onl
 * **OpenVINO** and **ONNX Runtime**: unsigned activations with zero point 0 after a ReLU (all 256
   levels, and saturation replaces the ReLU), pooling on integers, FP32 elsewhere. OpenVINO fuses the
   Add into the preceding convolution, so only the residual input is quantized and the convolution's
-  output is not rounded (0.8 dB at the logits of a ResNet-50). ONNX Runtime adds integers or leaves
+  output is not rounded (0.8 dB at the logits of a ResNet-50). It moves the strides of a ResNet v1's
+  1 x 1 convolutions upwards across the quantization, which leaves layers in FP32, so two of them
+  that read one tensor share a pooling with that stride. ONNX Runtime adds integers or leaves
   INT8, so both inputs are quantized. It pools integers only if a Q/DQ pair follows directly, also
   before the Flatten, and its classifier computes on integers only with an INT32 bias: with a float
   bias it dequantizes the weights on every call.
@@ -56,6 +58,8 @@ class TargetRules:
         bias: ``int32`` if the engine adds the bias of a fully connected layer to the integer sums;
             it is then stored as INT32 with a DequantizeLinear. Biases of convolutions are always
             floats (TensorRT rejects anything else, and ONNX Runtime converts them itself).
+        shared_strides: Whether 1 x 1 convolutions with stride that read the same tensor read every
+            s-th pixel of it instead (`optimizer.graphs.shared_strides`).
     """
 
     name: str
@@ -67,6 +71,7 @@ class TargetRules:
     shift: bool
     flatten: bool = False
     bias: Literal["float", "int32"] = "float"
+    shared_strides: bool = False
     asymmetric: bool = False
     weight_max: int = 127
     pairs: PairLayout = "free"
@@ -109,6 +114,7 @@ TARGETS: dict[str, TargetRules] = {
         pooling=True,
         absorb_relu=True,
         shift=False,
+        shared_strides=True,
         asymmetric=True,
     ),
     "onnxruntime": TargetRules(

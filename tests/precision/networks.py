@@ -110,6 +110,39 @@ def _block(build: Builder, x: ir.Value, name: str, width: int, *, bottleneck: bo
     return build.relu(build.add(y, shortcut, f"{name}.add"), f"{name}.relu_2")
 
 
+def v1_network(seed: int, *, size: int = 32, width: int = 16) -> ir.Model:
+    """Three stages of two blocks; the second and third halve the image in 1 x 1 convolutions."""
+    build = Builder(seed)
+    x = ir.Value(
+        name="images",
+        shape=ir.Shape(["batch", 3, size, size]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
+    y = build.relu(build.conv(x, "conv1", width, 3, 2), "relu")
+    for stage, stride in enumerate((1, 2, 2), start=1):
+        inner = width * 2 ** (stage - 1)
+        y = _v1_block(build, y, f"layer{stage}.0", inner, stride)
+        y = _v1_block(build, y, f"layer{stage}.1", inner, 1)
+    channels = int(y.shape[1])
+    y = build._emit("GlobalAveragePool", [y], "avgpool", (channels, 1, 1))
+    y = build._emit("Flatten", [y], "flatten", (channels,), axis=1)
+    weight = build._constant("fc.weight", build.rng.normal(size=(5, channels)) / channels**0.5)
+    bias = build._constant("fc.bias", build.rng.normal(size=5))
+    y = build._emit("Gemm", [y, weight, bias], "fc", (5,), transB=1)
+    y.name = "logits"
+    return build.model(x, y)
+
+
+def _v1_block(build: Builder, x: ir.Value, name: str, width: int, stride: int) -> ir.Value:
+    out = 4 * width
+    y = build.relu(build.conv(x, f"{name}.conv1", width, 1, stride), f"{name}.relu")
+    y = build.relu(build.conv(y, f"{name}.conv2", width, 3), f"{name}.relu_1")
+    y = build.conv(y, f"{name}.conv3", out, 1)
+    same = int(x.shape[1]) == out and stride == 1
+    shortcut = x if same else build.conv(x, f"{name}.downsample.0", out, 1, stride)
+    return build.relu(build.add(y, shortcut, f"{name}.add"), f"{name}.relu_2")
+
+
 def images(n: int, seed: int = 0) -> np.ndarray:
     """Noise with a random brightness per image: N x 3 x SIZE x SIZE float32."""
     rng = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from optimizer.errors import ArtifactError, GraphError
 from optimizer.graphs.editing import add_constant, bypass
 from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
+from optimizer.graphs.shared_strides import share_strides
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
@@ -75,6 +76,8 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     shifted = [name for name, encoding in encodings.tensors.items() if encoding.shifted]
     for relu in absorbed:
         bypass(model.graph, relu)
+    if rules.shared_strides:
+        share_strides(model)
     if rules.high_precision == "fp16":
         to_half(model, ir.DataType.FLOAT16)
     with_kept = "mixed" if edges else rules.high_precision

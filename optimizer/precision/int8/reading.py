@@ -31,6 +31,7 @@ from optimizer.errors import GraphError
 from optimizer.graphs.editing import add_constant, bypass, fresh_name
 from optimizer.graphs.facts import INTEGER_OPS, QDQ_OPS
 from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
+from optimizer.graphs.shared_strides import move_strides_to_convolutions
 from optimizer.graphs.topology import WEIGHTED, analyse
 from optimizer.precision.int8.folding import Folded, fold_batchnorm
 from optimizer.precision.int8.undo_lowering import (
@@ -143,6 +144,7 @@ def read_quantized(model: ir.Model) -> ReadModel:
     passes.NameFixPass()(model)
     widen(model)
     restore_relus(model)
+    move_strides_to_convolutions(model)
     reader = _Reader(model)
     read = reader.read()
     reader.fold()
