@@ -25,6 +25,7 @@ from optimizer.graphs.metadata import (
     remove_precision_metadata,
     write_metadata,
 )
+from optimizer.graphs.operator_sets import FP16_SCALES, check_raisable
 from optimizer.options import EncodingOptions, ForeignGraph, QuantizeOptions, takes_options
 from optimizer.precision.foreign import (
     carry_over,
@@ -270,6 +271,8 @@ def _fp8(job: _Job) -> _Conversion:
 
 def _int8(job: _Job) -> _Conversion:
     rules = rules_with(job.options.target, job.options.high_precision)
+    if rules.high_precision == "fp16":
+        check_raisable(job.graph, FP16_SCALES)
     encodings = job.options.encodings or _encodings(job, rules)
 
     def apply(model: ir.Model) -> list[str]:

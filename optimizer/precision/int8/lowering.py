@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from optimizer.errors import ArtifactError, GraphError
 from optimizer.graphs.editing import add_constant, bypass
 from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
+from optimizer.graphs.operator_sets import FP16_SCALES, raise_opset
 from optimizer.graphs.shared_strides import share_strides
 from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
@@ -43,7 +44,8 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
         True.
 
     Raises:
-        GraphError: `analyse` does not accept the graph, or a bias exceeds its type.
+        GraphError: `analyse` does not accept the graph, a bias exceeds its type, or the operator set
+            is too old for FP16 scales and cannot be raised.
         UsageError: The encodings keep a layer that the graph does not have.
         ArtifactError: The encodings were edited so that a kept layer reads a shifted tensor.
     """
@@ -79,6 +81,7 @@ def lower(model: ir.Model, encodings: Encodings, rules: TargetRules) -> bool:
     if rules.shared_strides:
         share_strides(model)
     if rules.high_precision == "fp16":
+        raise_opset(model, FP16_SCALES)
         to_half(model, ir.DataType.FLOAT16)
     with_kept = "mixed" if edges else rules.high_precision
     remove_precision_metadata(model)
