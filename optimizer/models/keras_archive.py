@@ -31,6 +31,8 @@ _LARGEST_RATIO = 20
 """Content may be this many times larger than the file, plus `_SLACK` bytes."""
 _MOST_ENTRIES = 100_000
 _DEEPEST = 16
+_NOT_READ = frozenset({"count"})
+"""Counters of training, which are integers."""
 _DAMAGED = "copy it again, or save the model again with model.save('model.keras')"
 
 
@@ -91,7 +93,11 @@ class KerasFile:
             raise CheckpointError(
                 f"{self.path}: the layer {weights.name} has no {missing[0]}", hint=_DAMAGED
             )
-        return {name: self._array(found[name], f"{weights.name}/{name}") for name in names}
+        return {
+            name: self._array(found[name], f"{weights.name}/{name}")
+            for name in names
+            if name not in _NOT_READ
+        }
 
     def _array(self, dataset: Any, name: str) -> NDArray[np.float32]:
         if dataset.external is not None or dataset.is_virtual:

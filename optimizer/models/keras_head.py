@@ -21,7 +21,7 @@ from optimizer.models.keras_resnet import (
 __all__ = ["Dense", "read_head"]
 
 _SOFTMAX = frozenset({"softmax", "log_softmax"})
-_ACTIVATIONS = frozenset({"linear", *ACTIVATIONS}) | _SOFTMAX
+_ACTIVATIONS = frozenset({"linear", "sigmoid", *ACTIVATIONS}) | _SOFTMAX
 _NORMS = frozenset({"BatchNormalization", "SyncBatchNormalization"})
 _STRIDE = 32
 """Of the feature map that a ResNet pools."""
@@ -46,7 +46,8 @@ def read_head(network: Network, features: str, tensors: Tensors, path: Path) -> 
     """Follow a model from its last residual block to its output.
 
     BatchNorms are folded into the layer before or behind them, and a softmax at the end is taken
-    off, because engines are compared by logits.
+    off, because engines are compared by logits. One output with a sigmoid becomes two logits, 0 and
+    that of the sigmoid, whose softmax is the same probability.
 
     Args:
         network: The model.
@@ -156,14 +157,25 @@ class _Head:
                 "add GlobalAveragePooling2D and Dense, train them, and save the whole model",
             )
         *hidden, last = self.layers
-        if self.pending is not None or any(dense.activation in _SOFTMAX for dense in hidden):
-            raise refuse(self.path, "layers with weights follow the softmax")
+        ends = _SOFTMAX | {"sigmoid"}
+        if self.pending is not None or any(dense.activation in ends for dense in hidden):
+            raise refuse(self.path, "layers with weights follow the softmax or sigmoid")
+        if last.activation == "sigmoid" and len(last.bias) == 1:
+            last = _two_classes(last)
         if last.activation not in _SOFTMAX | {"linear"}:
             raise refuse(self.path, f"the last layer ends in {last.activation}, not in a softmax")
         if len(last.bias) < 2:
             raise refuse(
                 self.path,
-                "the model has one output, and a classifier has one for each class",
-                "for two classes, train a last layer with two outputs and a softmax",
+                "the model has one output without a sigmoid, which may be a regression",
+                "for two classes, set the last layer's activation to 'sigmoid' and save the model again",
             )
         return [*hidden, replace(last, activation="linear")]
+
+
+def _two_classes(dense: Dense) -> Dense:
+    """Two logits for one sigmoid: ``softmax([0, z]) = [1 - sigmoid(z), sigmoid(z)]``."""
+    return Dense(
+        weight=np.concatenate([np.zeros_like(dense.weight), dense.weight]),
+        bias=np.concatenate([np.zeros_like(dense.bias), dense.bias]),
+    )

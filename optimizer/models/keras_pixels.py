@@ -162,9 +162,10 @@ def _selected(pixels: Pixels, selection: Any, layer: Layer, path: Path) -> Pixel
 
 
 def _old_slices(spec: Any) -> list[Any]:
+    """The slices of Keras 2, which are mappings."""
     return [
         slice(s.get("start"), s.get("stop"), s.get("step")) if isinstance(s, dict) else s
-        for s in (... if part in ({}, "...", None) else part for part in spec)
+        for s in spec
     ]
 
 

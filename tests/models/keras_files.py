@@ -1,4 +1,4 @@
-"""Writes Keras files from what `record_keras` recorded of real ones, with the weights of `keras_values`."""
+"""Writes Keras files from what benchmarks/keras_record.py recorded of real ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-
-from .keras_values import values
+from keras_values import values
 
 FOLDER = Path(__file__).parent / "recorded"
 _TENSORS = {

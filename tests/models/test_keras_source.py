@@ -1,4 +1,4 @@
-"""Keras files against the logits that Keras computed for them (see `record_keras`)."""
+"""Keras files against the logits that Keras computed for them (see benchmarks/keras_record.py)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from keras_values import images
 
 import optimizer
 from optimizer.engines.onnxruntime import as_written
@@ -21,10 +22,11 @@ from optimizer.errors import CheckpointError
 from optimizer.graphs.metadata import metadata_of
 from optimizer.models import Model, keras_source, load_model, save_checkpoint
 from optimizer.models.checkpoint import with_card_file
+from optimizer.models.keras_graph import Layer, Network, Operand
+from optimizer.models.keras_head import Dense, read_head
 from optimizer.models.model_sources import is_checkpoint
 
 from .keras_files import Change, logits, write_keras
-from .keras_values import images
 
 QUICK = [("application", ".weights.h5")]
 LONG = [
@@ -423,3 +425,92 @@ def test_a_keras_model_is_exported_with_its_preprocessing(tmp_path: Path) -> Non
     expected = logits("transfer")
     got = session.run(model.preprocessing.normalize(pixels))
     assert np.abs(got - expected).max() < LIMIT * np.abs(expected).max()
+
+
+# --- heads, without a backbone ---------------------------------------------------------------------
+
+
+def head_of(*layers: tuple[str, dict[str, Any], dict[str, Any]]) -> list[Dense]:
+    """Read a head of layers, each with its class, settings and weights, behind a pooling."""
+    chain = [("GlobalAveragePooling2D", {}, {}), *layers]
+    found, weights, source = {}, {}, "input"
+    for index, (kind, config, tensors) in enumerate(chain):
+        name = f"{kind.lower()}_{index}"
+        found[name] = Layer(name=name, kind=kind, config=config, operands=(Operand(source),))
+        weights[name], source = tensors, name
+    network = Network(layers=found, input="input", input_shape=(), output=source)
+    return read_head(network, "input", lambda layer: weights[layer.name], Path("model.keras"))
+
+
+def dense(inputs: int, outputs: int, activation: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(inputs)
+    tensors = {
+        "kernel": rng.normal(size=(inputs, outputs)).astype(np.float32),
+        "bias": rng.normal(size=outputs).astype(np.float32),
+    }
+    return "Dense", {"activation": activation}, tensors
+
+
+def norm(channels: int) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(channels + 99)
+    tensors = {
+        name: rng.uniform(0.5, 1.5, channels).astype(np.float32)
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    }
+    return "BatchNormalization", {"epsilon": 1e-3}, tensors
+
+
+def expected_of(layers: list[Any], x: np.ndarray) -> np.ndarray:
+    for kind, config, t in layers:
+        if kind == "Dense":
+            x = x @ t["kernel"].astype(np.float64) + t["bias"]
+            x = np.maximum(x, 0) if config["activation"] == "relu" else x
+        else:
+            scale = t["gamma"] / np.sqrt(t["moving_variance"] + config["epsilon"])
+            x = (x - t["moving_mean"]) * scale + t["beta"]
+    return x
+
+
+HEADS = {
+    "before": [norm(6), dense(6, 3, "softmax")],
+    "behind": [dense(6, 5, "linear"), norm(5), dense(5, 3, "linear")],
+    "behind a relu": [dense(6, 5, "relu"), norm(5), dense(5, 3, "softmax")],
+    "both": [norm(6), dense(6, 5, "linear"), norm(5), dense(5, 3, "log_softmax")],
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_batchnorms_of_a_head_are_folded_exactly(case: str) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    expected = expected_of(HEADS[case], x)
+    for layer in head_of(*HEADS[case]):
+        x = x @ layer.weight.T.astype(np.float64) + layer.bias
+        x = np.maximum(x, 0) if layer.activation == "relu" else x
+    assert np.abs(x - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_sigmoid_becomes_two_logits() -> None:
+    layer = dense(6, 1, "sigmoid")
+    (found,) = head_of(layer)
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    logits_ = x @ found.weight.T + found.bias
+    softmax = np.exp(logits_) / np.exp(logits_).sum(axis=1, keepdims=True)
+    sigmoid = 1 / (1 + np.exp(-expected_of([layer], x)))
+    assert np.allclose(softmax, np.concatenate([1 - sigmoid, sigmoid], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([dense(6, 1, "linear")], "one output without a sigmoid"),
+        ([dense(6, 3, "sigmoid")], "ends in sigmoid, not in a softmax"),
+        ([dense(6, 3, "relu")], "ends in relu, not in a softmax"),
+        ([dense(6, 3, "gelu")], "the activation gelu of dense_1 is not supported"),
+        ([dense(6, 3, "softmax"), dense(3, 2, "softmax")], "follow the softmax"),
+        ([("MaxPooling2D", {}, {})], "is a MaxPooling2D, where a ResNet has a fully connected"),
+        ([], "no classifier"),
+    ],
+)
+def test_heads_that_are_no_classifiers_are_refused(layers: list[Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        head_of(*layers)

@@ -3,7 +3,7 @@
 Run it with an interpreter that has Keras and TensorFlow::
 
     python3 -m venv ../peers/keras && ../peers/keras/bin/pip install keras tensorflow-cpu tf_keras
-    ../peers/keras/bin/python tests/models/record_keras.py
+    ../peers/keras/bin/python benchmarks/keras_record.py
 
 Weights are left out: they come from `keras_values`. What is recorded is the configuration, the names
 of groups, datasets and attributes in the HDF5 file, and the logits of three images.
@@ -15,7 +15,6 @@ import gzip
 import io
 import json
 import os
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -23,14 +22,13 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from keras_values import images, values
 
 SIZE = 64
-FOLDER = Path(__file__).parent / "recorded"
+FOLDER = Path(__file__).parent.parent / "tests" / "models" / "recorded"
 
 
 def fill(model: Any) -> Any:
@@ -94,7 +92,8 @@ def layout(path: Path) -> dict[str, Any]:
     """What is in a file besides the numbers."""
     import h5py
 
-    config, content = None, path
+    config: Any = None
+    content: Any = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
