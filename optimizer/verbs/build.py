@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
@@ -28,6 +29,9 @@ from optimizer.verbs.quantize import (
     judge_search,
     search_path,
 )
+
+if TYPE_CHECKING:
+    from optimizer.graphs.facts import GraphFacts
 
 __all__ = ["build"]
 
@@ -71,30 +75,18 @@ def build(
     from optimizer.engines.registry import get_backend
     from optimizer.graphs.facts import graph_facts
     from optimizer.models import is_model
-    from optimizer.precision import check_options
 
     graph, output = Path(graph), Path(output)
     engine, target = _engine_and_target(options)
     check_labels_from(options, options.precision)
-    remarks: list[str] = []
-    if is_model(graph) and engine != "torch":
-        check_options_buildable(options)
-        exported = output.with_name(output.name + ".fp32.onnx")
-        check_outputs([OutputFile(exported, "graph")], [graph], force=force)
-        graph, remarks = exported, _export(str(graph), exported, options, cache, progress)
-    else:
-        _check_no_model_options(graph, options)
+    job, remarks = _Job(output, cache, force, progress), []
+    if is_model(graph):
+        graph, remarks = _of_model(graph, options, engine, job)
+    elif given := options.of_kind(ExportOptions).as_given():
+        flags = ", ".join(map(flag, given))
+        raise UsageError(f"{flags}: {graph.name} is a graph", hint=f"leave out {flags}")
     check_buildable(get_backend(engine), settings_of(options, None))
-    foreign = _needs_import(graph, options)
-    facts = None if is_model(graph) else graph_facts(graph, options.of_kind(ForeignGraph))
-    precision = None if facts is None else "fp32" if foreign else facts.precision
-    files = engine_files(graph, output, options, precision=precision, imported=foreign)
-    check_outputs(files, [graph, options.timing_cache, *conversion_inputs(options)], force=force)
-    if foreign:
-        graph, options = imported(graph, output, options, cache=cache, progress=progress)
-        facts = graph_facts(graph)
-    else:
-        check_options(graph, options.precision, options)
+    graph, options, facts = _checked_source(graph, options, job)
     settings = settings_of(options, facts)
     check_buildable(get_backend(engine), settings)
 
@@ -126,13 +118,54 @@ def build(
     )
 
 
-def _export(
-    model: str,
-    exported: Path,
-    options: BuildOptions,
-    cache: Cache | None,
-    progress: Progress | None,
-) -> list[str]:
+@dataclass(frozen=True)
+class _Job:
+    """What every step of a build needs."""
+
+    output: Path
+    cache: Cache | None
+    force: bool
+    progress: Progress | None
+
+
+def _of_model(
+    model: Path, options: BuildOptions, engine: str, job: _Job
+) -> tuple[Path, list[str]]:
+    """What an engine is built from if the source is a model, and remarks on its weights."""
+    if engine == "torch":
+        return _checkpoint(model, options, job)
+    check_options_buildable(options)
+    exported = job.output.with_name(job.output.name + ".fp32.onnx")
+    check_outputs([OutputFile(exported, "graph")], [model], force=job.force)
+    return exported, _export(str(model), exported, options, job)
+
+
+def _checked_source(
+    graph: Path, options: BuildOptions, job: _Job
+) -> tuple[Path, BuildOptions, GraphFacts | None]:
+    """Check outputs and options, and import an ONNX file of another exporter.
+
+    Returns:
+        What to build; the options that still apply; facts about a graph, or ``None``.
+    """
+    from optimizer.graphs.facts import graph_facts
+    from optimizer.models import is_model
+    from optimizer.precision import check_options
+
+    foreign = _needs_import(graph, options)
+    facts = None if is_model(graph) else graph_facts(graph, options.of_kind(ForeignGraph))
+    precision = None if facts is None else "fp32" if foreign else facts.precision
+    files = engine_files(graph, job.output, options, precision=precision, imported=foreign)
+    inputs = [graph, options.timing_cache, *conversion_inputs(options)]
+    check_outputs(files, inputs, force=job.force)
+    if not foreign:
+        check_options(graph, options.precision, options)
+        return graph, options, facts
+    graph, options = imported(graph, job.output, options, cache=job.cache, progress=job.progress)
+    return graph, options, graph_facts(graph)
+
+
+def _export(model: str, exported: Path, options: BuildOptions, job: _Job) -> list[str]:
     """Export a model for this build, after the checks that need no graph; returns remarks."""
     from optimizer.data import open_dataset
     from optimizer.exporting import export_onnx
@@ -148,7 +181,7 @@ def _export(
     if options.preprocessing_from is not None:
         raise UsageError(
             f"--preprocessing-from is for graphs; {model} states its own preprocessing",
-            hint=f"leave it out, or write {model}.card.json",
+            hint="leave it out",
         )
     loaded = load_model(
         model, arch=options.arch, image_size=options.image_size, weights=options.weights
@@ -156,7 +189,7 @@ def _export(
     for data in (options.calib, options.data):
         if data is not None:
             open_dataset(data, labelled=False, workers=0).check_depth(loaded.preprocessing)
-    return _remarks(export_onnx(loaded, exported, cache=cache, progress=progress))
+    return _remarks(export_onnx(loaded, exported, cache=job.cache, progress=job.progress))
 
 
 def _remarks(exported: Artifact) -> list[str]:
@@ -166,19 +199,22 @@ def _remarks(exported: Artifact) -> list[str]:
     return [*details.get("notes", ()), *([assumed] if details.get("preprocessing_assumed") else ())]
 
 
-def _check_no_model_options(source: Path, options: BuildOptions) -> None:
-    """Refuse options of the export where nothing is exported."""
-    given = options.of_kind(ExportOptions).as_given()
-    if not given:
-        return
-    flags = ", ".join(map(flag, given))
-    if source.suffix == ".onnx":
-        raise UsageError(f"{flags}: {source.name} is a graph", hint=f"leave out {flags}")
-    raise UsageError(
-        f"{flags}: the torch engine runs the checkpoint as its card states",
-        hint=f'write {source}.card.json, such as {{"arch": "resnet18", "weights": "ema", '
-        '"preprocessing": {"crop": 224}}',
+def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, list[str]]:
+    """The checkpoint for PyTorch's engine, written first (``<output>.model.safetensors``) if needed.
+
+    It is needed for a model name, and for options that decide how a checkpoint is read.
+    """
+    from optimizer.models import load_model, save_checkpoint
+
+    if model.is_file() and not options.of_kind(ExportOptions).as_given():
+        return model, []
+    loaded = load_model(
+        str(model), arch=options.arch, image_size=options.image_size, weights=options.weights
     )
+    stem = job.output.name.removesuffix(".safetensors")
+    written = job.output.with_name(f"{stem}.model.safetensors")
+    check_outputs([OutputFile(written, "checkpoint")], [model], force=job.force)
+    return save_checkpoint(loaded, written, details={}).path, list(loaded.remarks)
 
 
 def _engine_and_target(options: BuildOptions) -> tuple[str, str]:

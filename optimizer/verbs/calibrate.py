@@ -46,8 +46,14 @@ def calibrate(
     """
     from optimizer import precision
     from optimizer.graphs.facts import is_quantized
+    from optimizer.models import is_model
 
     graph, output = Path(graph), Path(output)
+    if is_model(graph):
+        raise UsageError(
+            f"calibrate takes an ONNX file, and {graph} is a model",
+            hint=f"resnet-opt export {graph} -o model.onnx, then resnet-opt calibrate model.onnx",
+        )
     files = [OutputFile(output, "statistics")]
     if options.preprocessing_from is not None or is_quantized(graph):
         files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))

@@ -62,10 +62,17 @@ def quantize(
         GraphError: The graph cannot be read or converted.
         DataError: Images that cannot be used.
     """
+    from optimizer.models import is_model
     from optimizer.precision import check_options, is_quantized
     from optimizer.precision.foreign import needs_import
 
     graph, output = Path(graph), Path(output)
+    if is_model(graph):
+        raise UsageError(
+            f"quantize takes an ONNX file, and {graph} is a model",
+            hint=f"resnet-opt export {graph} -o model.onnx, then resnet-opt quantize model.onnx; "
+            "resnet-opt build exports by itself",
+        )
     to_float = needs_import(graph, options.of_kind(ForeignGraph))
     files = conversion_files(graph, output, options, imported=to_float)
     check_outputs(files, [graph, *conversion_inputs(options)], force=force)

@@ -482,7 +482,10 @@ def _blocks(model: ir.Model) -> None:
     [
         (_change("conv1.0.scale", np.float32(0)), "the scale of images is 0"),
         (_change("conv1.0.scale", np.float32("nan")), "the scale of images is nan"),
-        (_change("conv1.1.scale", np.zeros(4, np.float32)), r"the scale of conv1\.weight is 0"),
+        (
+            _change("conv1.1.scale", np.zeros(4, np.float32)),
+            r"4 of 4 scales of the weights conv1\.weight are 0: these weights are all zero",
+        ),
         (_change("conv1.0.scale", np.ones(3, np.float32)), "images has 3 per-channel scales"),
         (_change("conv1.1.scale", np.ones((4, 2), np.float32)), "has blockwise scales"),
         (_blocks, "has blockwise scales"),

@@ -369,6 +369,15 @@ def _grid(node: ir.Node) -> _Grid:
             f"{_tensor(node)} has blockwise scales", hint="quantize per tensor or per channel"
         )
     valid = np.isfinite(scale) & (scale > 0)
+    if not valid.all() and node.op_type == "DequantizeLinear" and _read(node, 0) is not None:
+        dead = np.count_nonzero(scale == 0)
+        if dead == np.count_nonzero(~valid):
+            raise GraphError(
+                f"{dead} of {scale.size} scales of the weights {_tensor(node)} are 0: these weights "
+                "are all zero, so the layer computes nothing with them",
+                hint="check whether it was pruned or never trained; resnet-opt quantize takes its "
+                "FP32 graph and gives zero weights a scale",
+            )
     if not valid.all():
         raise GraphError(
             f"the scale of {_tensor(node)} is {scale[~valid].item(0):g}, which is invalid",
