@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from optimizer.errors import GraphError
-from optimizer.evaluation.one_output import as_classes
-from optimizer.evaluation.tally import Tally
 from optimizer.graphs.facts import graph_facts
+from optimizer.tasks.one_output import as_classes
+from optimizer.tasks.tally import Tally
 
 
 def test_the_softmax_of_both_classes_is_the_sigmoid() -> None:
