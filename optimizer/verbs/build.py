@@ -79,7 +79,8 @@ def build(
     graph, output = Path(graph), Path(output)
     engine, target = _engine_and_target(options)
     check_labels_from(options, options.precision)
-    job, remarks = _Job(output, cache, force, progress), []
+    job = _Job(output, cache, force, progress)
+    remarks: list[str] = []
     if is_model(graph):
         graph, remarks = _of_model(graph, options, engine, job)
     elif given := options.of_kind(ExportOptions).as_given():
@@ -128,9 +129,7 @@ class _Job:
     progress: Progress | None
 
 
-def _of_model(
-    model: Path, options: BuildOptions, engine: str, job: _Job
-) -> tuple[Path, list[str]]:
+def _of_model(model: Path, options: BuildOptions, engine: str, job: _Job) -> tuple[Path, list[str]]:
     """What an engine is built from if the source is a model, and remarks on its weights."""
     if engine == "torch":
         return _checkpoint(model, options, job)

@@ -369,7 +369,12 @@ def _grid(node: ir.Node) -> _Grid:
             f"{_tensor(node)} has blockwise scales", hint="quantize per tensor or per channel"
         )
     valid = np.isfinite(scale) & (scale > 0)
-    if not valid.all() and node.op_type == "DequantizeLinear" and _read(node, 0) is not None:
+    weights = _read(node, 0)
+    # Integers times a scale of 0 are 0; floats that are quantized with it may be anything.
+    zero_weights = weights is not None and (
+        node.op_type == "DequantizeLinear" or not np.any(weights)
+    )
+    if not valid.all() and zero_weights:
         dead = np.count_nonzero(scale == 0)
         if dead == np.count_nonzero(~valid):
             raise GraphError(
