@@ -4,6 +4,7 @@ from optimizer.data.class_matching import match_classes
 from optimizer.data.dataset import Batch, Dataset, ImageDataset
 from optimizer.data.datasets import DATA_FORMS, open_dataset
 from optimizer.data.images import open_image
+from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.data.subset import shared_images, stratified_subset
 
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "ImageDataset",
+    "Objects",
     "Preprocessing",
     "match_classes",
     "open_dataset",

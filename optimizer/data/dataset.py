@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data.decoding import decode_ahead, workers_for
+from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
 from optimizer.errors import DataError
 
@@ -66,6 +67,10 @@ class Dataset(Protocol):
     @property
     def labels(self) -> NDArray[np.int64]:
         """Label of each image, shape (N,)."""
+
+    @property
+    def objects(self) -> tuple[Objects, ...] | None:
+        """For detection, the objects of each image; ``None`` for classification."""
 
     @property
     def sha256(self) -> str:
@@ -167,6 +172,9 @@ class ImageDataset:
         skipped: The images that were left out; filled while reading and by `verify`.
         notes: What was left out when the dataset was opened, and why.
         spent: Time spent on reading; shared by subsets.
+        objects: For detection, the objects of each image; ``None`` for classification. Labels are
+            then the class that covers the largest area.
+        category_ids: Ids of the classes in the data's own numbering, if it has one.
     """
 
     name: str
@@ -179,6 +187,8 @@ class ImageDataset:
     skipped: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     spent: TimeSpent = field(default_factory=TimeSpent, compare=False)
+    objects: tuple[Objects, ...] | None = None
+    category_ids: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,6 +214,8 @@ class ImageDataset:
             for part in self.source.fingerprint(int(position)):
                 hasher.update(part)
             hasher.update(int(label).to_bytes(8, "little", signed=True))
+        for objects in self.objects or ():
+            hasher.update(objects.digest)
         self.source.remember()
         return hasher.hexdigest()
 
@@ -214,6 +226,9 @@ class ImageDataset:
             labels=self.labels[indices],
             positions=self.positions[indices],
             skipped=list(self.skipped),
+            objects=None
+            if self.objects is None
+            else tuple(self.objects[int(index)] for index in indices),
         )
 
     def relabel(self, labels: NDArray[np.int64], classes: Sequence[str] | None) -> ImageDataset:
@@ -237,6 +252,18 @@ class ImageDataset:
             f"the images of {self.name} have {found} channels, but the network takes {wanted}",
             hint=f"use an NPZ file with images of N x H x W x {wanted} uint8"
             + (", or image files with four channels (PNG, TIFF)" if wanted == 4 else ""),
+        )
+
+    def relabel_objects(
+        self, mapping: NDArray[np.int64], classes: Sequence[str] | None
+    ) -> ImageDataset:
+        """The same images with class ``mapping[c]`` for class ``c`` of their objects."""
+        assert self.objects is not None
+        return replace(
+            self,
+            classes=None if classes is None else tuple(classes),
+            objects=tuple(objects.relabel(mapping) for objects in self.objects),
+            skipped=list(self.skipped),
         )
 
     def verify(self) -> ImageDataset:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from optimizer.data.coco import open_coco
 from optimizer.data.dataset import ImageDataset
+from optimizer.data.digit_scenes import is_scenes, open_scenes
 from optimizer.data.digits import open_digits
 from optimizer.data.folder import (
     FileSource,
@@ -17,13 +19,16 @@ from optimizer.data.folder import (
 from optimizer.data.listing import LIST_SUFFIXES, LISTS, lists_a_subfolder, open_list
 from optimizer.data.npz import open_npz
 from optimizer.data.subset import stratified_subset
+from optimizer.data.yolo import is_yolo, open_yolo
 from optimizer.errors import DataError
 
 __all__ = ["DATA_FORMS", "open_dataset"]
 
 DATA_FORMS = (
     "accepted: digits, digits:train, digits:test (bundled), a folder with one subfolder per class, "
-    "a folder with val.txt or that file itself, a .csv or .tsv list, or file.npz"
+    "a folder with val.txt or that file itself, a .csv or .tsv list, or file.npz; for detection "
+    "digits-scenes:train or digits-scenes:test (bundled), annotations.json in COCO's format, or a "
+    "YOLO folder"
 )
 
 
@@ -36,12 +41,15 @@ def open_dataset(
     workers: int | None = None,
     labelled: bool = True,
     labels_from: int = 0,
+    image_folder: Path | None = None,
 ) -> ImageDataset:
     """Open a dataset.
 
     Args:
         name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, a
-            folder of images with a ``val.txt`` (or that file), or an NPZ file.
+            folder of images with a ``val.txt`` (or that file), or an NPZ file. For detection:
+            ``digits-scenes:train``, ``digits-scenes:test``, a JSON file in COCO's format, or a
+            folder in YOLO's layout.
         limit: Size of a stratified subset; all images if there are fewer.
         seed: Seed of the subset.
         skip_bad_images: Leave out images that cannot be read and list them in ``skipped``, instead
@@ -52,6 +60,7 @@ def open_dataset(
         labelled: Whether labels are required. If not (for calibration, say), any folder of images
             or an NPZ file without labels is accepted, and all labels are 0.
         labels_from: Label of the first class in a list or an NPZ file.
+        image_folder: Folder of the images of a COCO file; default: that of the file.
 
     Raises:
         DataError: There is no such dataset, or it cannot be used.
@@ -59,7 +68,16 @@ def open_dataset(
     if workers is not None and workers < 0:
         raise DataError(f"{workers} worker processes", hint="use 0 or more")
     text = str(name)
-    if text == "digits" or text.startswith("digits:"):
+    if image_folder is not None and not text.lower().endswith(".json"):
+        raise DataError(
+            f"a folder of images was given, but {text} is not a COCO file",
+            hint="pass --images only with annotations in COCO's format (.json)",
+        )
+    if is_scenes(text):
+        dataset = open_scenes(text)
+    elif text.lower().endswith(".json") and Path(text).expanduser().is_file():
+        dataset = open_coco(Path(text).expanduser(), image_folder, skip_bad_images=skip_bad_images)
+    elif text == "digits" or text.startswith("digits:"):
         dataset = open_digits(text)
         if labels_from:
             raise DataError(
@@ -81,6 +99,8 @@ def _open_path(text: str, skip_bad_images: bool, labelled: bool, labels_from: in
     path = Path(text).expanduser()
     if path.is_dir():
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
+        if is_yolo(path):
+            return open_yolo(path, skip_bad_images=skip_bad_images)
         if listed is not None and (not has_class_folders(path) or lists_a_subfolder(listed)):
             return open_list(listed, skip_bad_images=skip_bad_images, labels_from=labels_from)
         if not labelled and not is_sorted_by_class(path):

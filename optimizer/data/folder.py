@@ -19,7 +19,14 @@ from optimizer.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FileSource", "has_class_folders", "open_folder", "open_unlabelled"]
+__all__ = [
+    "FileSource",
+    "has_class_folders",
+    "images_below",
+    "is_sorted_by_class",
+    "open_folder",
+    "open_unlabelled",
+]
 
 _log = logging.getLogger(__name__)
 _LAYOUT = "use the layout FOLDER/<class>/<image>.jpg, one folder per class"
@@ -187,6 +194,11 @@ def _images_below(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in sorted(names):
             (images if _is_image(name) and not hidden else others).append(Path(parent) / name)
     return images, others
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files below a folder, in torchvision's order."""
+    return _images_below(folder)[0]
 
 
 def _notes(root: Path, left_out: Sequence[Path]) -> tuple[str, ...]:

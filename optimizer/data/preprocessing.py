@@ -29,6 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 COLORS = ("RGB", "BGR", "grayscale", "RGBA")
 _DEPTHS = {"RGB": (3,), "BGR": (3,), "grayscale": (1, 3), "RGBA": (4,)}
+FITS = ("crop", "letterbox")
 
 # Mean and standard deviation of the pixels of scikit-learn's digits, as fractions of 255.
 _DIGITS_MEAN = 0.3053
@@ -42,6 +43,10 @@ _MOST_PIXELS = 1 << 27
 class Preprocessing:
     """Resize the shorter side, crop the centre, scale to [0, 1], subtract mean, divide by std.
 
+    For detection the longer side is resized instead, and the rest of the square, right of the image
+    or below it, is filled with the mean colour (`fit` is ``letterbox``): every object stays in the
+    image with its proportions, and the filling is zero after normalization.
+
     Attributes:
         resize: Length of the shorter side after resizing, pixels; ``None`` does not resize.
         crop: Side of the centre crop, pixels; smaller images are padded with black, as
@@ -54,6 +59,7 @@ class Preprocessing:
             ``mean`` has one value, else in three equal ones).
         mean: Mean of each channel, in that order, as a fraction of 255.
         std: Standard deviation of each channel, likewise.
+        fit: ``crop`` or ``letterbox``.
     """
 
     resize: int | None
@@ -63,6 +69,7 @@ class Preprocessing:
     color: str = "RGB"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         if self.color not in COLORS:
@@ -84,6 +91,22 @@ class Preprocessing:
             )
         if not self.antialias and self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise DataError(f"preprocessing: {self.interpolation} always antialiases")
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        if self.fit not in FITS:
+            raise DataError(
+                f"preprocessing: unknown fit {self.fit!r}", hint=f"use one of {', '.join(FITS)}"
+            )
+        if self.fit == "letterbox" and self.resize != self.crop:
+            raise DataError(
+                f"preprocessing: a letterbox of {self.crop} pixels resizes the longer side to "
+                f"{self.crop}, not to {self.resize}"
+            )
+        if self.fit == "letterbox" and len(self.mean) != 3:
+            raise DataError(
+                f"preprocessing: a letterbox is for images of three channels, not {len(self.mean)}"
+            )
 
     def _check_statistics(self) -> None:
         depths = _DEPTHS[self.color]
@@ -121,6 +144,11 @@ class Preprocessing:
         return cls(
             resize=image_size, crop=image_size, mean=(_DIGITS_MEAN,) * 3, std=(_DIGITS_STD,) * 3
         )
+
+    @classmethod
+    def detection(cls, image_size: int) -> Preprocessing:
+        """For detectors: a letterbox of ``image_size`` pixels, ImageNet's mean and std."""
+        return cls(resize=image_size, crop=image_size, fit="letterbox")
 
     @classmethod
     def from_torchvision(cls, transforms: Any) -> Preprocessing:
@@ -186,6 +214,8 @@ class Preprocessing:
 
     def _fields(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.fit == "crop":
+            del values["fit"]  # digests of classifiers are those of files without this field
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,6 +249,8 @@ class Preprocessing:
         resize = (
             "" if self.resize is None else f"shorter side {self.resize} ({self.interpolation}), "
         )
+        if self.fit == "letterbox":
+            return f"letterbox {self.crop} ({self.interpolation}), {self.color}"
         return f"{resize}crop {self.crop}, {self.color}"
 
     # --- image operations ------------------------------------------------------------------
@@ -242,7 +274,10 @@ class Preprocessing:
         mode = "L" if self.channels == 1 else "RGB"
         if image.mode != mode:  # Pillow would copy it
             image = image.convert(mode)
-        pixels = np.array(self._crop(self._resize(image)), dtype=np.uint8)
+        fitted = (
+            self._letterbox(image) if self.fit == "letterbox" else self._crop(self._resize(image))
+        )
+        pixels = np.array(fitted, dtype=np.uint8)
         pixels = pixels.reshape(self.crop, self.crop, self.channels)
         if self.color == "BGR":
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -293,8 +328,6 @@ class Preprocessing:
         return result
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        from PIL import Image
-
         if self.resize is None:
             return image
         width, height = image.size
@@ -305,6 +338,26 @@ class Preprocessing:
                 hint="crop it: no photo is that narrow",
             )
         size = (self.resize, long_side) if width <= height else (long_side, self.resize)
+        return self._resized(image, size)
+
+    def fitted_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image of this size has inside the letterbox, pixels."""
+        longer = max(width, height)
+        return tuple(max(1, round(self.crop * side / longer)) for side in (width, height))  # type: ignore[return-value]
+
+    def _letterbox(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
+        fitted = self._resized(image, self.fitted_size(*image.size))
+        mean = self.mean[::-1] if self.color == "BGR" else self.mean  # channels are swapped later
+        filling = tuple(round(255 * value) for value in mean)
+        square = Image.new("RGB", (self.crop, self.crop), filling)
+        square.paste(fitted, (0, 0))
+        return square
+
+    def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        from PIL import Image
+
         if size == image.size:
             return image
         if self.antialias:
@@ -313,7 +366,7 @@ class Preprocessing:
         return image.transform(
             size,
             Image.Transform.EXTENT,
-            (0, 0, width, height),
+            (0, 0, *image.size),
             Image.Resampling[self.interpolation.upper()],
         )
 
