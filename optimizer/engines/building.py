@@ -74,6 +74,7 @@ def build_engine(
             **_recorded(settings),
             **backend_settings,
             "arch": source.arch,
+            **({"detector": source.detector} if source.detector is not None else {}),
             **({"preprocessing_assumed": True} if _preprocessing_assumed(source) else {}),
             **({"keep": facts.keep} if facts is not None and facts.keep else {}),
         },
@@ -130,6 +131,7 @@ class _CheckpointFacts:
     preprocessing: dict[str, Any]
     preprocessing_assumed: bool
     classes: list[str] | None
+    detector: dict[str, Any] | None
 
 
 def _checkpoint_facts(path: Path) -> _CheckpointFacts:
@@ -142,6 +144,7 @@ def _checkpoint_facts(path: Path) -> _CheckpointFacts:
         preprocessing=model.preprocessing.to_dict(),
         preprocessing_assumed=model.preprocessing_assumed,
         classes=list(model.classes) if model.classes else None,
+        detector=None if model.detector is None else model.detector.to_dict(),
     )
 
 

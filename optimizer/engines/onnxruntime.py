@@ -311,8 +311,8 @@ class _Bound:
         self._binding = session.io_binding()
         self._input = ort.OrtValue.ortvalue_from_numpy(batch)
         self._binding.bind_ortvalue_input(input_name, self._input)
-        classes = session.get_outputs()[0].shape[-1]
-        self._output = ort.OrtValue.ortvalue_from_shape_and_type([len(batch), classes], np.float32)
+        shape = [len(batch), *session.get_outputs()[0].shape[1:]]
+        self._output = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
         self._binding.bind_ortvalue_output(output_name, self._output)
 
     def upload(self) -> None:

@@ -172,7 +172,10 @@ class Session:
         self._call = torch.compile(self._module) if variant.compiled else self._module
         size = model.preprocessing.image_size
         self.input = TensorSpec("images", (None, model.channels, size, size), "float32")
-        self.output = TensorSpec("logits", (None, model.num_outputs), "float32")
+        if model.detector is None:
+            self.output = TensorSpec("logits", (None, model.num_outputs), "float32")
+        else:
+            self.output = TensorSpec("head", (None, *model.detector.output_shape), "float32")
 
     def run(self, batch: Array) -> Array:
         """See `Session.run` of the protocol."""

@@ -38,7 +38,9 @@ def export_onnx(
 
     BatchNorm is folded into the convolutions, nodes and initializers are named after their PyTorch
     module, and preprocessing and class names are stored in ``metadata_props``. There is one input
-    ``images`` and one output ``logits`` (N x classes float32). The saved file is checked by
+    ``images`` and one output ``logits`` (N x classes float32). A detector's output is ``head``
+    (N x anchors x values float32, see `DetectorSpec`, which is stored too); its layers on several
+    levels are copied, one per level. The saved file is checked by
     `onnx.checker` and its outputs in ONNX Runtime are compared with PyTorch's. A file that fails is
     not kept.
 
@@ -102,13 +104,19 @@ def _trace(model: Model, *, batch: int | None, opset: int) -> ir.Model:
     # torch.export silently turns an example dimension of 0 or 1 into a constant.
     example = torch.zeros(batch if batch is not None else 2, model.channels, size, size)
     shapes = None if batch is not None else ({0: torch.export.Dim("batch")},)
+    module, output = model.module, "logits"
+    if model.detector is not None:
+        from optimizer.models.detectors import HeadOnly, PerLevelHeads
+
+        assert isinstance(module, HeadOnly)
+        module, output = PerLevelHeads(module, len(model.detector.strides)).eval(), "head"
     with _quiet():
         program = torch.onnx.export(
-            model.module,
+            module,
             (example,),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=shapes,
             opset_version=opset,
             verbose=False,
@@ -136,6 +144,8 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
     from optimizer.exporting.image_input import use_uint8_input
 
     rewrite.use_global_average_pool(graph)
+    rewrite.use_constant_shapes(graph)
+    rewrite.use_scales_of_resizes(graph)
     rewrite.drop_unused_constants(graph)
     rewrite.name_by_module(graph)
     rewrite.add_missing_biases(graph)
@@ -154,4 +164,5 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
         preprocessing=model.preprocessing.to_dict(),
         classes=list(model.classes or ()),
         batch="dynamic" if batch is None else str(batch),
+        detector=None if model.detector is None else model.detector.to_dict(),
     )

@@ -19,7 +19,9 @@ __all__ = [
     "drop_unused_constants",
     "name_biases",
     "name_by_module",
+    "use_constant_shapes",
     "use_global_average_pool",
+    "use_scales_of_resizes",
 ]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -58,6 +60,91 @@ def use_global_average_pool(model: ir.Model) -> bool:
         graph.remove([reshape, mean], safe=True)
         changed = True
     return changed
+
+
+def use_constant_shapes(model: ir.Model) -> bool:
+    """Replace the computed shape of a ``Reshape`` by a constant if only the batch is unknown.
+
+    The exporter computes shapes from the batch size. With 0 the first dimension is copied from the
+    input instead, so that passes and engines see the other dimensions. Reshapes that change the first
+    dimension are left unchanged.
+    """
+    changed = False
+    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+        source, shape = node.inputs[0], node.inputs[1]
+        if source is None or shape is None or shape.const_value is not None:
+            continue
+        result = _wanted_shape(node, shape)
+        if result is None:
+            continue
+        first, *rest = result
+        if first != _first_dimension(source) or not all(isinstance(size, int) for size in rest):
+            continue
+        constant = add_constant(
+            model.graph, f"{node.outputs[0].name}.shape", np.array([0, *rest], np.int64)
+        )
+        node.replace_input_with(1, constant)
+        node.attributes.pop("allowzero", None)
+        node.outputs[0].shape = ir.Shape(result)
+        changed = True
+    return changed and remove_unused_nodes(model)
+
+
+def _wanted_shape(node: ir.Node, shape: ir.Value) -> ir.Shape | None:
+    """The shape of a Reshape's output; if it copies another tensor's shape, that one."""
+    copied = shape.producer()
+    if copied is None or copied.op_type != "Shape" or copied.outputs[0].shape != ir.Shape([4]):
+        return node.outputs[0].shape
+    return None if copied.inputs[0] is None else copied.inputs[0].shape
+
+
+def _first_dimension(value: ir.Value) -> Any:
+    """The first dimension of a tensor, also behind a normalization, which keeps it."""
+    if value.shape is not None:
+        return value.shape[0]
+    node = value.producer()
+    if node is None or node.op_type != "InstanceNormalization" or node.inputs[0] is None:
+        return None
+    return _first_dimension(node.inputs[0])
+
+
+def remove_unused_nodes(model: ir.Model) -> bool:
+    """Remove nodes whose outputs nothing reads; returns True."""
+    outputs = set(model.graph.outputs)
+    for node in reversed(list(model.graph)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    return True
+
+
+def use_scales_of_resizes(model: ir.Model) -> bool:
+    """Give each ``Resize`` whole factors instead of computed sizes where both describe the same.
+
+    Feature pyramids enlarge a level to the size of the next one. If that is a whole multiple, a
+    constant factor is what engines can fuse; other sizes become constants if they are known.
+    """
+    changed = False
+    for node in [node for node in model.graph if node.op_type == "Resize"]:
+        if len(node.inputs) < 4 or node.inputs[3] is None:
+            continue
+        source, result = node.inputs[0], node.outputs[0].shape
+        if source is None or source.shape is None or result is None or len(result) != 4:
+            continue
+        before, after = list(source.shape)[2:], list(result)[2:]
+        factors = [
+            new // old
+            for new, old in zip(after, before, strict=True)
+            if isinstance(new, int) and isinstance(old, int) and new % old == 0
+        ]
+        if len(factors) < len(after):
+            continue
+        scales = np.array([1, 1, *factors], np.float32)
+        constant = add_constant(model.graph, f"{node.outputs[0].name}.scales", scales)
+        node.replace_input_with(2, constant)
+        node.replace_input_with(3, None)
+        node.resize_inputs(3)
+        changed = True
+    return changed and remove_unused_nodes(model)
 
 
 def name_by_module(model: ir.Model) -> bool:

@@ -82,6 +82,11 @@ class GraphFacts:
         return self.metadata.classes
 
     @property
+    def detector(self) -> dict[str, Any] | None:
+        """See `Metadata.detector`."""
+        return self.metadata.detector
+
+    @property
     def keep(self) -> list[str]:
         """See `Metadata.keep`."""
         return self.metadata.keep
@@ -98,15 +103,14 @@ class GraphFacts:
 
 
 def graph_facts(path: Path, options: ForeignGraph | None = None) -> GraphFacts:
-    """Read and check the ONNX file of an image classifier.
+    """Read and check the ONNX file of an image classifier or a detector.
 
     Args:
         path: The file; its ends are described as `open_source` makes them.
         options: As in `open_source`.
 
     Raises:
-        GraphError: As in `open_source`; or the graph is not an image classifier, or its only output
-            is a probability.
+        GraphError: As in `open_source`; or the graph is neither, or its only output is a probability.
     """
     return facts_of(open_source(path, options))
 
@@ -120,14 +124,20 @@ def facts_of(source_graph: SourceGraph) -> GraphFacts:
     proto, path = source_graph.proto, source_graph.path
     source, target = input_and_output(proto, path.name)
     in_shape, out_shape = _shape(source), _shape(target)
-    if len(in_shape) != 4 or len(out_shape) != 2:
+    metadata = Metadata.of_proto(proto)
+    if len(in_shape) != 4 or len(out_shape) != (2 if metadata.detector is None else 3):
+        expected = (
+            "an image classifier maps N x channels x H x W to N x classes"
+            if metadata.detector is None
+            else "a detector maps N x 3 x H x W to N x anchors x values"
+        )
         raise GraphError(
             f"{path.name} maps {_format_shape(in_shape)} to {_format_shape(out_shape)}, but "
-            "an image classifier maps N x channels x H x W to N x classes",
-            hint="give the file of a whole image classifier",
+            f"{expected}",
+            hint="give the file of a whole network",
         )
-    _check_single_output(proto, target.name, out_shape, path.name)
-    metadata = Metadata.of_proto(proto)
+    if metadata.detector is None:
+        _check_single_output(proto, target.name, out_shape, path.name)
     images = source.type.tensor_type.elem_type == 2  # TensorProto.UINT8
     return GraphFacts(
         input_name=source.name,

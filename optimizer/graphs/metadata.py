@@ -108,6 +108,12 @@ class Metadata(dict[str, str]):
         return classes or None
 
     @property
+    def detector(self) -> dict[str, Any] | None:
+        """How a detector's outputs become boxes; ``None`` for a classifier."""
+        detector: dict[str, Any] | None = self._json("detector", dict[str, Any], None)
+        return detector
+
+    @property
     def keep(self) -> list[str]:
         """Nodes deliberately kept in high precision.
 

@@ -1,13 +1,16 @@
 """ResNets with weights, classes and preprocessing: loading from many sources, saving checkpoints."""
 
-from optimizer.models.architectures import ARCHITECTURES, build_module
+from optimizer.models.architectures import ARCHITECTURES, DETECTORS, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
+from optimizer.models.detector_spec import DetectorSpec
 from optimizer.models.hidden_layers import build_head, hidden_sizes
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.zoo import is_model, load_model
 
 __all__ = [
     "ARCHITECTURES",
+    "DETECTORS",
+    "DetectorSpec",
     "Model",
     "build_head",
     "build_module",

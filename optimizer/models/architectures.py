@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from optimizer.errors import CheckpointError
+from optimizer.models.detector_spec import DETECTOR_KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURES",
+    "DETECTORS",
     "build_module",
     "check_arch",
     "closest_arch",
+    "detector_parts",
     "expected_shapes",
     "infer_arch",
     "torchvision_name",
@@ -44,21 +47,44 @@ ARCHITECTURES = (
 )
 _STRIDE_FIRST = "_v1"
 
+DETECTORS = tuple(
+    f"{kind}_{backbone}_fpn"
+    for kind in DETECTOR_KINDS
+    for backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
+)
+"""Detectors in one stage on a feature pyramid; torchvision's names, also for other backbones."""
+_TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
+
 Shapes = dict[str, tuple[int, ...]]
 _STEM = "conv1.weight"
 
 
 def check_arch(arch: str) -> str:
-    """Return ``arch`` if it is one of `ARCHITECTURES`.
+    """Return ``arch`` if it is one of `ARCHITECTURES` or `DETECTORS`.
 
     Raises:
         CheckpointError: Unknown architecture.
     """
-    if arch not in ARCHITECTURES:
+    if arch.startswith(_TWO_STAGES):
         raise CheckpointError(
-            f"unknown architecture {arch!r}", hint=f"use one of {', '.join(ARCHITECTURES)}"
+            f"{arch} is a detector in two stages: the second one crops regions whose number depends on "
+            "the image, which has no fixed shape to compile an engine for",
+            hint=f"use a detector in one stage: {', '.join(DETECTORS)}",
+        )
+    if arch not in ARCHITECTURES and arch not in DETECTORS:
+        raise CheckpointError(
+            f"unknown architecture {arch!r}",
+            hint=f"use one of {', '.join((*ARCHITECTURES, *DETECTORS))}",
         )
     return arch
+
+
+def detector_parts(arch: str) -> tuple[str, str] | None:
+    """Kind and backbone of a detector: ``retinanet``, ``resnet50``; ``None`` for a classifier."""
+    if arch not in DETECTORS:
+        return None
+    kind, _, rest = arch.partition("_")
+    return kind, rest.removesuffix("_fpn")
 
 
 def build_module(
@@ -67,15 +93,19 @@ def build_module(
     """Build a network with torchvision's random initialization, in training mode.
 
     Args:
-        arch: One of `ARCHITECTURES`.
-        num_classes: Number of outputs of the last layer.
-        channels: Number of channels of the images.
-        zero_init_residual: Start every residual branch at zero (Goyal et al. 2017, 5.1), so that
-            deep networks train in few epochs.
+        arch: One of `ARCHITECTURES` or `DETECTORS`.
+        num_classes: Number of outputs of the last layer; class logits per anchor of a detector.
+        channels: Number of channels of the images; detectors take three.
+        zero_init_residual: For a classifier, start every residual branch at zero (Goyal et al.
+            2017, 5.1), so that deep networks train in few epochs.
     """
     from torch import nn
     from torchvision.models import get_model
 
+    if (parts := detector_parts(arch)) is not None:
+        from optimizer.models.detectors import build_detector
+
+        return build_detector(*parts, num_classes)
     module: nn.Module = get_model(
         torchvision_name(check_arch(arch)),
         weights=None,
@@ -105,7 +135,7 @@ def _move_stride_to_first(module: nn.Module) -> None:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
-@lru_cache(maxsize=len(ARCHITECTURES))
+@lru_cache(maxsize=len(ARCHITECTURES) + len(DETECTORS))
 def expected_shapes(arch: str) -> Shapes:
     """Shape of every tensor of an architecture with one class, without allocating any."""
     import torch

@@ -35,19 +35,22 @@ from optimizer.data import Preprocessing
 from optimizer.data.preprocessing import COLORS, IMAGENET_MEAN
 from optimizer.errors import ArtifactError, CheckpointError, DataError
 from optimizer.models.copies import ONNX_ROUTE
+from optimizer.models.detector_weights import detector_state, fit_detector
 from optimizer.models.heads import describe_head, outputs_of, replace_head, without_head
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.model_sources import Source
 from optimizer.models.pretrained import identify
+from optimizer.models.pretrained_detectors import detection_preprocessing
 from optimizer.models.weights import (
     CHECKPOINTS,
     Weights,
+    choose_weights,
     fit_weights,
-    read_state,
-    read_weights,
+    read_content,
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = [
@@ -160,7 +163,10 @@ def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None 
         raise CheckpointError(
             f"{path} is a {card.arch}, not a {arch}", hint=f"omit --arch or pass {card.arch}"
         )
-    read, layers = _read_weights(path, card, weights)
+    content = read_content(path)
+    if (detector := detector_state(content)) is not None:
+        return _detector_of(path, card, detector, arch)
+    read, layers = _choose_weights(path, content, card, weights)
     module, fitted = fit_weights(read.state, arch or card.arch, str(path), head=card.head)
     replace_head(module, layers)
     if arch is None and card.arch is None:
@@ -385,12 +391,37 @@ def _override_preprocessing(
     return replace(base, **given)
 
 
-def _read_weights(path: Path, card: _Card, weights: str | None) -> tuple[Weights, nn.Module | None]:
+def _choose_weights(
+    path: Path, content: Any, card: _Card, weights: str | None
+) -> tuple[Weights, nn.Module | None]:
     """The weights, and a head of several layers if a file of this package has one."""
     if (description := _head_layers(path)) is None:
-        return read_weights(path, copy=weights or card.weights, head=card.head), None
-    state, layers = without_head(read_state(path), description, str(path))
+        wanted = weights or card.weights
+        return choose_weights(content, path, copy=wanted, head=card.head), None
+    state, layers = without_head(content, description, str(path))
     return Weights(state=state), layers
+
+
+def _detector_of(
+    path: Path, card: _Card, state: Mapping[str, torch.Tensor], arch: str | None
+) -> Model:
+    module, fitted, num_classes = fit_detector(state, arch or card.arch, str(path))
+    if card.classes is not None and len(card.classes) != num_classes:
+        raise CheckpointError(
+            f"{path} names {len(card.classes)} classes, but its weights have {num_classes}",
+            hint="write the checkpoint or its card again",
+        )
+    return Model(
+        module=module,
+        arch=fitted,
+        classes=card.classes,
+        num_classes=num_classes,
+        preprocessing=detection_preprocessing(card.preprocessing),
+        source=card.source or path.name,
+        sha256=weights_digest(module.state_dict()),
+        preprocessing_assumed=card.preprocessing is None or card.preprocessing_assumed,
+        expected_top1=card.expected_top1,
+    )
 
 
 def _head_layers(path: Path) -> list[str] | None:

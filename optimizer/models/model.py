@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.data import Preprocessing
+from optimizer.models.architectures import detector_parts
+from optimizer.models.detector_spec import DetectorSpec
 from optimizer.models.heads import outputs_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class Model:
 
     Attributes:
         module: The network, FP32 on the CPU, in evaluation mode.
-        arch: Its architecture, a torchvision name.
+        arch: Its architecture, a name of torchvision's form.
         classes: Class names in the order of the outputs; ``None`` if unknown.
         num_classes: Number of classes; 2 if the last layer has one output, a sigmoid.
         preprocessing: Preprocessing that the network expects.
@@ -63,6 +65,12 @@ class Model:
     def image_size(self) -> int:
         """Side of the network's input, pixels."""
         return self.preprocessing.image_size
+
+    @property
+    def detector(self) -> DetectorSpec | None:
+        """How the outputs become boxes; ``None`` for a classifier."""
+        parts = detector_parts(self.arch)
+        return parts and DetectorSpec.of(parts[0], self.image_size, self.num_classes)
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

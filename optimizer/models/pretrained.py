@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TIMM",
     "Published",
+    "download",
     "identify",
     "load_timm",
     "load_torchvision",
@@ -115,7 +116,7 @@ def load_torchvision(arch: str, weights: str) -> Model:
             hint=f"use one of {', '.join(f'{arch}:{key}' for key in available)}, {arch}:random",
         )
     published = available[name]
-    read = read_weights(_download(published))
+    read = read_weights(download(published))
     module, _ = fit_weights(read.state, arch, published.name)
     return Model(
         module=module,
@@ -129,7 +130,13 @@ def load_torchvision(arch: str, weights: str) -> Model:
     )
 
 
-def _download(published: Published) -> Path:
+def download(published: Published) -> Path:
+    """Download a file into torch's hub folder, unless it is there; returns its path.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        EnvironmentFault: It cannot be downloaded.
+    """
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / published.file

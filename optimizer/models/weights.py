@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["CHECKPOINTS", "Weights", "fit_weights", "read_state", "read_weights"]
+__all__ = [
+    "CHECKPOINTS",
+    "Weights",
+    "choose_weights",
+    "fit_weights",
+    "read_content",
+    "read_weights",
+]
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 """Suffixes of checkpoints; ``.pth.tar`` is a checkpoint of PyTorch's ImageNet example."""
@@ -77,7 +84,22 @@ def read_weights(path: Path, *, copy: str | None = None, head: str | None = None
         CheckpointError: The file is damaged, contains something else, or contains no network; or
             there is no network of that name, or several of which none is named.
     """
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return choose_weights(read_content(path), path, copy=copy, head=head)
+
+
+def read_content(path: Path) -> Any:
+    """What a weights file contains: tensors by name, or plain containers of such.
+
+    Raises:
+        CheckpointError: The file is damaged, or contains something else.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def choose_weights(
+    content: Any, path: Path, *, copy: str | None = None, head: str | None = None
+) -> Weights:
+    """The network's state dict in the contents of a file; see `read_weights`."""
     copies = find_copies(content, head=head)
     if not copies:
         raise _no_network(path, content)
@@ -94,15 +116,6 @@ def read_weights(path: Path, *, copy: str | None = None, head: str | None = None
     return Weights(
         state=chosen.state, part=part, remarks=tuple(remarks), stated_arch=_stated_arch(content)
     )
-
-
-def read_state(path: Path) -> State:
-    """The tensors of a ``.safetensors`` file under their own names.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    return _read_safetensors(path)
 
 
 def _no_network(path: Path, content: Any) -> CheckpointError:

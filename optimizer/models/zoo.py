@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from optimizer.errors import CheckpointError
-from optimizer.models.architectures import ARCHITECTURES, check_arch
+from optimizer.models.architectures import ARCHITECTURES, DETECTORS, check_arch
 from optimizer.models.model import Model
 from optimizer.models.model_sources import (
     forms,
@@ -15,7 +15,8 @@ from optimizer.models.model_sources import (
     source_of_name,
 )
 from optimizer.models.pretrained import load_torchvision
-from optimizer.models.untrained import random_model
+from optimizer.models.pretrained_detectors import load_torchvision_detector
+from optimizer.models.untrained import random_detector, random_model
 
 __all__ = ["is_model", "load_model"]
 
@@ -23,7 +24,7 @@ __all__ = ["is_model", "load_model"]
 def is_model(name: str | Path) -> bool:
     """Whether `load_model` is meant by a name: a checkpoint's suffix, or published or random weights."""
     text = str(name)
-    if source_of_name(text) is not None or text.partition(":")[0] in ARCHITECTURES:
+    if source_of_name(text) is not None or text.partition(":")[0] in (*ARCHITECTURES, *DETECTORS):
         return not Path(text).exists() or is_checkpoint(Path(text))
     return is_checkpoint(Path(text))
 
@@ -72,8 +73,10 @@ def _load(text: str, arch: str | None, image_size: int | None, weights: str | No
     if source is not None and source.load_name is not None:
         return source.load_name(text.removeprefix(source.prefix), image_size)
     head, colon, tail = text.partition(":")
-    if head in ARCHITECTURES:
+    if head in (*ARCHITECTURES, *DETECTORS):
         return _load_named(head, tail) if colon else _reject_bare_arch(head)
+    if colon and "rcnn" in head:
+        check_arch(head)  # says why it cannot be used
     if text and path.is_dir():
         raise CheckpointError(f"{text} is a folder", hint=_accepted())
     if source_of_file(path) is not None or "/" in text:
@@ -82,7 +85,10 @@ def _load(text: str, arch: str | None, image_size: int | None, weights: str | No
 
 
 def _accepted() -> str:
-    return f"accepted: {forms()}, resnet50:IMAGENET1K_V2, resnet50:random or resnet50:random:10"
+    return (
+        f"accepted: {forms()}, resnet50:IMAGENET1K_V2, resnet50:random or resnet50:random:10; "
+        "detectors likewise: retinanet_resnet50_fpn:COCO_V1"
+    )
 
 
 def _load_file(path: Path, arch: str | None, weights: str | None) -> Model:
@@ -95,15 +101,17 @@ def _load_file(path: Path, arch: str | None, weights: str | None) -> Model:
 def _load_named(arch: str, weights: str) -> Model:
     kind, colon, count = weights.partition(":")
     if kind != "random":
-        return load_torchvision(arch, weights)
+        load = load_torchvision_detector if arch in DETECTORS else load_torchvision
+        return load(arch, weights)
+    build = random_detector if arch in DETECTORS else random_model
     if not colon:
-        return random_model(arch)
+        return build(arch)
     if not count.isdecimal() or not 2 <= int(count) <= 100_000:
         raise CheckpointError(
             f"{count!r} is not a valid number of classes",
             hint=f"use 2 to 100000, as in {arch}:random:10",
         )
-    return random_model(arch, int(count))
+    return build(arch, int(count))
 
 
 def _reject_bare_arch(arch: str) -> Model:

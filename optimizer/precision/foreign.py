@@ -290,6 +290,8 @@ def _check_fits(source: SourceGraph, metadata: Metadata) -> None:
             f"{height or width}",
         )
     classes, out = metadata.classes, _dims(source.proto.graph.output[0])
+    if metadata.detector is not None:
+        return
     if classes and len(out) > 1 and out[1] is not None and max(2, out[1]) != len(classes):
         raise GraphError(
             f"the graph has {out[1]} outputs, but there are {len(classes)} class names",

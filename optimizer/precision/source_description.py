@@ -26,7 +26,7 @@ HOW_TO_STATE = (
     "graph, checkpoint or card, or --mean, --std, --resize and --crop"
 )
 """The ways to state the preprocessing of the file ``name``."""
-_BORROWED = ("preprocessing", "classes", "arch")
+_BORROWED = ("preprocessing", "classes", "arch", "detector")
 _FLAGS = ("mean", "std", "resize", "crop")
 
 

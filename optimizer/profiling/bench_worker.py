@@ -227,7 +227,7 @@ class Engine:
     def _check_outputs(self) -> None:
         assert self._calls is not None
         for output in self._calls.outputs():
-            if output.ndim != 2 or len(output) != self._shape[0]:
+            if output.ndim < 2 or len(output) != self._shape[0]:
                 raise ResnetOptError(f"returned {output.shape} for a batch of {self._shape[0]}")
             bad = int(np.size(output) - np.count_nonzero(np.isfinite(output)))
             if bad:
