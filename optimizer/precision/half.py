@@ -1,6 +1,7 @@
 """FP16 and BF16 graphs: all floating-point constants and operations in the half type.
 
-Inputs and outputs stay float32 (a Cast at each end). There is no list of operations to keep in FP32:
+Inputs and outputs stay float32 (a Cast at each end), and so do inputs that ONNX defines as float32,
+such as the scales of a Resize. There is no list of operations to keep in FP32:
 a node stays in FP32 only if a constant it reads, or a tensor it reads or writes, exceeds the range of
 the type (`out_of_range`). Ranges of tensors come from calibration; without statistics, only constants
 are checked, and validation finds what overflows.
@@ -106,6 +107,8 @@ def to_half(model: ir.Model, dtype: ir.DataType, keep: Collection[str] = ()) -> 
                 if dtype == ir.DataType.FLOAT16
                 else None,
             )
+    if dtype == ir.DataType.BFLOAT16:
+        graph.opset_imports[""] = max(graph.opset_imports.get("", 0), BF16_OPSET)
     for name, value in list(graph.initializers.items()):
         if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
             _convert(graph, name, value, dtype, keep)
@@ -120,16 +123,33 @@ def to_half(model: ir.Model, dtype: ir.DataType, keep: Collection[str] = ()) -> 
     _cast_between(graph, dtype, keep)
     _cast_outputs(graph, dtype)
     write_metadata(model, precision=_NAMES[dtype])
-    if dtype == ir.DataType.BFLOAT16:
-        graph.opset_imports[""] = max(graph.opset_imports.get("", 0), BF16_OPSET)
     return True
+
+
+def _stays_float(node: ir.Node, index: int, graph: ir.Graph, dtype: ir.DataType) -> bool:
+    """Whether the operator's definition does not allow the half type for this input."""
+    import onnx
+
+    if node.domain not in {"", "ai.onnx"}:
+        return False
+    schema = onnx.defs.get_schema(node.op_type, graph.opset_imports.get("", 1), "")
+    formal = schema.inputs[min(index, len(schema.inputs) - 1)]  # the last one may be variadic
+    allowed = {formal.type_str}
+    for constraint in schema.type_constraints:
+        if constraint.type_param_str == formal.type_str:
+            allowed = set(constraint.allowed_type_strs)
+    return "tensor(float)" in allowed and f"tensor({dtype.name.lower()})" not in allowed
 
 
 def _convert(
     graph: ir.Graph, name: str, value: ir.Value, dtype: ir.DataType, keep: Collection[str]
 ) -> None:
-    """Convert a constant to the half type; kept nodes get an FP32 copy."""
-    kept = [use for use in value.uses() if use.node.name in keep]
+    """Convert a constant to the half type; inputs that stay float32 get an FP32 copy."""
+    kept = [
+        use
+        for use in value.uses()
+        if use.node.name in keep or _stays_float(use.node, use.idx, graph, dtype)
+    ]
     if kept and len(kept) == len(list(value.uses())):
         return
     assert value.const_value is not None
@@ -148,10 +168,11 @@ def _cast_between(graph: ir.Graph, dtype: ir.DataType, keep: Collection[str]) ->
     for node in list(graph):
         if node.op_type == "Cast":
             continue
-        required = ir.DataType.FLOAT if node.name in keep else dtype
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in {ir.DataType.FLOAT, dtype}:
                 continue
+            exact = node.name in keep or _stays_float(node, index, graph, dtype)
+            required = ir.DataType.FLOAT if exact else dtype
             if value.dtype != required:
                 key = (str(value.name), required)
                 if key not in casts:
