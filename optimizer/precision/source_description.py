@@ -113,6 +113,7 @@ def _donor(
         "preprocessing": model.preprocessing.to_dict(),
         "classes": list(model.classes or ()),
         "arch": model.arch,
+        **({} if model.detector is None else {"detector": model.detector.to_dict()}),
     }
     return encoded(entries), name
 

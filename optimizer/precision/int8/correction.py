@@ -28,6 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.graphs.topology import WEIGHTED, Topology
+from optimizer.precision.int8.detection_noise import output_weights
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
 from optimizer.precision.int8.rounding import nearest
 from optimizer.precision.int8.simulation import (
@@ -54,7 +55,8 @@ class Corrected:
 
     Attributes:
         encodings: The encodings with corrected biases.
-        sqnr: SQNR of the graph's output on the images used, dB.
+        sqnr: SQNR of the graph's output on the images used, dB; a detector's is weighted, see
+            `output_weights`.
     """
 
     encodings: Encodings
@@ -112,10 +114,20 @@ def _corrected(
         return [network.corrected(reference[topology.output]) for network in networks]
 
 
-def sqnr(reference: torch.Tensor, quantized: torch.Tensor) -> float:
-    """SQNR in dB: 10 log10 of the power of the reference over the power of the difference."""
-    signal = float(reference.double().square().sum())
-    noise = float((quantized.double() - reference.double()).square().sum())
+def sqnr(
+    reference: torch.Tensor, quantized: torch.Tensor, weights: torch.Tensor | None = None
+) -> float:
+    """SQNR in dB: 10 log10 of the power of the reference over the power of the difference.
+
+    Args:
+        reference: The exact values.
+        quantized: Values of the same shape.
+        weights: Weights of their squares, of a shape that broadcasts; ``None`` for equal weights.
+    """
+    squares = [reference.double().square(), (quantized.double() - reference.double()).square()]
+    if weights is not None:
+        squares = [weights * values for values in squares]
+    signal, noise = (float(values.sum()) for values in squares)
     if not (np.isfinite(noise) and np.isfinite(signal)):
         return float("-inf")  # NaN or overflow: worse than any finite error
     return 10.0 * float(np.log10(signal / noise)) if noise > 0 else float("inf")
@@ -194,7 +206,9 @@ class _QuantizedNetwork:
             name: layer.model_copy(update={"bias": self._biases[name].tolist()})
             for name, layer in self._encodings.layers.items()
         }
-        output_sqnr = sqnr(reference, self._values[self._simulation.topology.output])
+        topology = self._simulation.topology
+        weights = output_weights(topology.model, reference)
+        output_sqnr = sqnr(reference, self._values[topology.output], weights)
         return Corrected(self._encodings.model_copy(update={"layers": layers}), output_sqnr)
 
 

@@ -46,7 +46,7 @@ from optimizer.targets.rules import TargetRules
 
 __all__ = ["LEAST_IMAGES", "REVISION", "compute_encodings"]
 
-REVISION = 3
+REVISION = 4
 """Incremented when the same options give different encodings, to invalidate cached ones."""
 
 

@@ -6,8 +6,8 @@ dequantized values, so a simulated network agrees with the lowered graph execute
 the order of summation.
 
 Not handled: operations other than those of a ResNet, its input normalization, a BatchNorm that stands
-alone, and squeeze-and-excitation. `Simulation.unsupported` lists them, and the passes then work from
-histograms alone.
+alone, squeeze-and-excitation, and a detector's pyramid and heads. `Simulation.unsupported` lists them,
+and the passes then work from histograms alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from optimizer.graphs.topology import WEIGHTED, Topology
 from optimizer.precision.int8.encodings import Encodings, LayerEncoding, TensorEncoding
+from optimizer.precision.int8.pyramid_steps import PYRAMID_OPERATIONS, is_plain_pyramid_step
 from optimizer.targets.rules import TargetRules
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Simulation:
             if not (node.op_type in WEIGHTED or node.op_type in _OPERATIONS)
             or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
             or (node.op_type.endswith("Pool") and not _is_plain_pooling(node))
+            or not is_plain_pyramid_step(topology, node)
         ]
 
     def run(
@@ -410,6 +412,7 @@ def _softmax(topology: Topology, node: ir.Node) -> Unary:
 
 
 _OPERATIONS: dict[str, Callable[[Topology, ir.Node], Unary]] = {
+    **PYRAMID_OPERATIONS,
     "Relu": _relu,
     "Add": _binary("Add"),
     "Mul": _binary("Mul"),
