@@ -33,6 +33,7 @@ class AssertAccuracy(Protocol):
         reference: str | Path,
         max_drop: str = "1pp",
         max_flips: str | None = None,
+        max_lost: str | None = None,
         limit: int | None = None,
         batch: int = 32,
     ) -> ValidateResult:
@@ -42,11 +43,14 @@ class AssertAccuracy(Protocol):
 
         Args:
             engine: An engine, or an ONNX graph, which is executed as written.
-            data: Labelled images: a folder, ``file.npz`` or ``digits:test``.
+            data: Labelled images: a folder, ``file.npz`` or ``digits:test``; for detectors a COCO
+                file beside its images, a YOLO folder or ``digits-scenes:test``.
             reference: Checkpoint, model name or FP32 ONNX file.
-            max_drop: Largest loss of top-1, ``0.5pp``. The test also fails if there are too few
+            max_drop: Largest loss of top-1, or of a detector's AP, ``0.5pp``. The test also fails if
+                there are too few
                 images to decide; the message says how many are needed.
             max_flips: Largest share of images whose predicted class may change, ``1%``.
+            max_lost: For detectors, largest share of detections that may be lost, ``3%``.
             limit: Use a stratified subset of this many images.
             batch: Images per call.
 
@@ -68,6 +72,7 @@ def _assert_accuracy(
     reference: str | Path,
     max_drop: str = "1pp",
     max_flips: str | None = None,
+    max_lost: str | None = None,
     limit: int | None = None,
     batch: int = 32,
 ) -> ValidateResult:
@@ -81,6 +86,7 @@ def _assert_accuracy(
     gates = Gates(
         max_drop_pp=parse_pp(max_drop),
         max_flips=None if max_flips is None else parse_share(max_flips),
+        max_lost=None if max_lost is None else parse_share(max_lost),
     )
     name = str(reference)
     result = validate(

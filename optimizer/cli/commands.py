@@ -151,7 +151,7 @@ def train(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train a ResNet into a checkpoint.
+    """Train a ResNet, or a detector on one, into a checkpoint.
 
     Example: resnet-opt train --arch resnet50 --data digits:train -o model.safetensors
 
@@ -159,6 +159,8 @@ def train(
 
     Example: torchrun --nproc-per-node 8 --no-python resnet-opt train --recipe tv-v2 --arch resnet50
     --data train/ --val val/ -o model.safetensors
+
+    Example: resnet-opt train --arch retinanet_resnet18_fpn --data digits-scenes:train -o det.safetensors
     """
     from optimizer.verbs.train import train as verb
 
@@ -166,8 +168,12 @@ def train(
         artifact = verb(output, options, cache=_cache(no_cache), force=force, progress=progress)
     if not artifact.first_process:
         return
-    top1 = f"top-1 {artifact.top1:.2%} on held-out images" if artifact.top1 is not None else None
-    _print_artifact(artifact, as_json, top1, *(f"note: {note}" for note in artifact.notes))
+    accuracy = None
+    if artifact.top1 is not None:
+        accuracy = f"top-1 {artifact.top1:.2%} on held-out images"
+    if artifact.ap is not None and artifact.ap50 is not None:
+        accuracy = f"AP {artifact.ap:.3f}, AP50 {artifact.ap50:.3f} on held-out images"
+    _print_artifact(artifact, as_json, accuracy, *(f"note: {note}" for note in artifact.notes))
 
 
 def export(
@@ -473,10 +479,13 @@ def predict(
     options: PredictOptions,
     as_json: Json = False,
 ) -> None:
-    """Classify images and print the most probable classes.
+    """Classify images and print the most probable classes; for a detector, its detections.
 
     Example: resnet-opt predict model.blob cat.jpg dog.png
+
+    Example: resnet-opt predict detector.blob photos/ --score-threshold 0.5 --annotate found/
     """
+    from optimizer.cli.printing import prediction_lines
     from optimizer.verbs.predict import predict as verb
 
     rows = verb(engine, images, options)
@@ -485,8 +494,8 @@ def predict(
         return
     for row in rows:
         say(row.image)
-        for name, probability in zip(row.classes, row.probabilities, strict=True):
-            say(f"  {probability:7.2%}  {name}")
+        for line in prediction_lines(row):
+            say(f"  {line}")
 
 
 def inspect(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from optimizer.precision.int8.halves import ScaleDifference
     from optimizer.results import (
         BenchResult,
+        DetectionPrediction,
         EngineProfile,
+        Prediction,
         ProfileResult,
         RunResult,
         SearchResult,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "describe_difference",
     "halves_lines",
+    "prediction_lines",
     "preprocessing_note",
     "print_artifact",
     "print_bench",
@@ -130,6 +133,23 @@ def print_run(result: RunResult, folder: Path, as_json: bool) -> None:
         console = Console(width=120)  # rich's default of 80 for files would truncate the table
     console.print(render_console(result))
     say(f"report   {folder / 'report.html'}")
+
+
+def prediction_lines(row: Prediction | DetectionPrediction) -> list[str]:
+    """One line per class or detection, best first."""
+    from optimizer.results import Prediction
+
+    if isinstance(row, Prediction):
+        pairs = zip(row.classes, row.probabilities, strict=True)
+        return [f"{probability:7.2%}  {name}" for name, probability in pairs]
+    lines = [
+        f"{found.score:7.2%}  {found.name}  "
+        + "({:.0f}, {:.0f}) to ({:.0f}, {:.0f})".format(*found.box)
+        for found in row.objects
+    ]
+    if row.annotated is not None:
+        lines.append(f"drawn in {row.annotated}")
+    return lines or ["nothing found"]
 
 
 def print_validation(result: ValidateResult, output: Path, as_json: bool) -> None:

@@ -218,7 +218,8 @@ def _graph_step(
         kind="graph",
         path=path,
         precision=facts.precision,
-        fault=_mismatch(path.name, facts.preprocessing, facts.classes, reference)
+        fault=_other_task(path.name, facts.detector, reference)
+        or _mismatch(path.name, facts.preprocessing, facts.classes, reference)
         or _frozen_batch(path.name, facts),
         remark=f"{path.name} was exported from a different checkpoint" if differs else None,
     )
@@ -239,7 +240,10 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
         manifest = read_manifest(path)
     fault = None
     if manifest is not None:
-        fault = _mismatch(path.name, manifest.preprocessing, manifest.classes, reference)
+        detector = manifest.settings.get("detector")
+        if manifest.kind == "engine":
+            fault = _other_task(path.name, detector, reference)
+        fault = fault or _mismatch(path.name, manifest.preprocessing, manifest.classes, reference)
         built_from = next((i for i in manifest.inputs if i.role == "graph"), None)
         if fault is None and built_from is not None and graphs and built_from.sha256 not in graphs:
             fault = f"{path.name} was built from a different graph ({built_from.file}), not the given one"
@@ -255,6 +259,22 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
         manifest=manifest,
         device=chain.device,
     )
+
+
+def _other_task(name: str, detector: dict[str, Any] | None, reference: Reference) -> str | None:
+    """Why a file's outputs mean something else than the reference's."""
+    expected = reference.detector
+    if detector is None:
+        return None if expected is None else f"{name} is a classifier, the reference a detector"
+    if expected is None:
+        return f"{name} is a detector, the reference a classifier"
+    wanted = expected.to_dict()
+    if differing := [key for key, value in wanted.items() if detector.get(key) != value]:
+        return (
+            f"{name} has {differing[0]} {detector.get(differing[0])}, "
+            f"the reference {wanted[differing[0]]}"
+        )
+    return None
 
 
 def _mismatch(

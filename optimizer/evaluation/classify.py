@@ -19,7 +19,7 @@ from optimizer.tasks.one_output import as_classes
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
 
-__all__ = ["predict"]
+__all__ = ["files_of", "predict", "preprocessing_and_classes"]
 
 
 def predict(
@@ -45,11 +45,11 @@ def predict(
     from optimizer.engines.opening import gives_probabilities
     from optimizer.engines.placement import check_device
 
-    images = [file for path in images for file in _files(path)]
+    images = [file for path in images for file in files_of(path)]
     if not images:
         raise DataError("no image to classify", hint="give image files or a folder of images")
     check_device([engine], device)
-    preprocessing, classes = _preprocessing_and_classes(engine)
+    preprocessing, classes = preprocessing_and_classes(engine)
     are_probabilities = gives_probabilities(engine)
     predictions = []
     with closing(open_engine(engine, device=device)) as session:
@@ -89,7 +89,12 @@ def _check_outputs(
         )
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all images of a folder.
+
+    Raises:
+        DataError: There is nothing at the path, or no image in the folder.
+    """
     from optimizer.data import open_dataset
 
     if path.is_dir():
@@ -100,7 +105,12 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _preprocessing_and_classes(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
+def preprocessing_and_classes(engine: Path) -> tuple[Preprocessing, Sequence[str] | None]:
+    """Preprocessing and class names of an engine or a checkpoint.
+
+    Raises:
+        ArtifactError: The engine does not state its preprocessing.
+    """
     from optimizer.data import Preprocessing
 
     if is_checkpoint(engine):

@@ -105,7 +105,8 @@ def batch_consistency(
             except Exception as error:  # noqa: BLE001 - as above
                 failing.append(f"batch {size}, {check}: {_one_line(error)}")
                 continue
-            difference = np.abs(outputs - alone[chosen]).max(axis=1)
+            differences = np.abs(outputs - alone[chosen])
+            difference = differences.reshape(len(chosen), -1).max(axis=1)
             worst = max(worst, float(difference.max()))
             for row in np.flatnonzero(~(difference <= tolerance)):
                 message = (

@@ -175,6 +175,10 @@ class _Measurement:
     def _verdict(self, results: Results) -> VerdictName:
         sums = self._empty_sums()
         _add(sums, results.values())
+        counted = {name: total for name, total in sums.items() if total.n}
+        if REFERENCE in counted:
+            parents = dict.fromkeys(self._ends, REFERENCE)
+            self._plan.task.finish(counted, parents, self._plan.dataset)
         failed = any(outcome.status == "failed" for outcome in self._parity.outcomes.values())
         verdicts = self._verdicts(sums)
         return "pass" if not failed and set(verdicts) <= {"pass"} else "fail"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from optimizer.artifacts import digest, library_versions
 from optimizer.data import Preprocessing
 from optimizer.errors import GraphError
-from optimizer.models import Model
+from optimizer.models import DetectorSpec, Model
 from optimizer.options import ForeignGraph
-from optimizer.tasks import Classification, Task
+from optimizer.tasks import Task, task_of
 
 __all__ = ["Reference", "open_reference"]
 
@@ -30,7 +30,7 @@ class Reference:
         name: Name for results and messages.
         executor: Description of what computes it.
         run: Maps a batch (N x 3 x H x W float32, or uint8 where `takes_uint8`) to N x classes
-            float32.
+            float32, or N x anchors x values for a detector.
         preprocessing: The preprocessing of its input images.
         classes: Class names in the order of the outputs, or ``None``.
         num_classes: Number of classes; 2 for one output, a sigmoid.
@@ -42,6 +42,7 @@ class Reference:
         probabilities: Whether the outputs are probabilities, not logits.
         source: The model or file it was opened from.
         task: Reads and judges its outputs.
+        detector: How its outputs become boxes; ``None`` for a classifier.
     """
 
     name: str
@@ -57,7 +58,8 @@ class Reference:
     preprocessing_assumed: bool = False
     probabilities: bool = False
     source: Model | Path
-    task: Task = field(default_factory=Classification)
+    task: Task
+    detector: DetectorSpec | None = None
 
 
 def open_reference(
@@ -102,6 +104,8 @@ def _from_model(model: Model) -> Reference:
         expected_top1=getattr(model, "expected_top1", None),
         preprocessing_assumed=model.preprocessing_assumed,
         source=model,
+        task=task_of(model.detector, model.preprocessing),
+        detector=model.detector,
     )
 
 
@@ -134,6 +138,9 @@ def _from_graph(
             hint=HOW_TO_STATE.format(name=path.name),
         )
     classes = description.metadata.classes
+    images = Preprocessing.from_dict(preprocessing)
+    detector = None if facts.detector is None else DetectorSpec.from_dict(facts.detector)
+    outputs = max(2, facts.output_shape[1] or len(classes or ()))
     taken = f"; preprocessing from {origin}" if origin is not None else ""
     taken += "" if foreign.output_name is None else f", output {foreign.output_name}"
     wide = "" if facts.precision == "fp32" else f", {facts.precision.upper()} computed in FP32"
@@ -141,14 +148,16 @@ def _from_graph(
         name=path.name,
         executor=f"ONNX Runtime {_onnxruntime_version()}, optimizations off{wide}{taken}",
         run=source_runner(source),
-        preprocessing=Preprocessing.from_dict(preprocessing),
+        preprocessing=images,
         classes=None if classes is None else tuple(classes),
-        num_classes=max(2, facts.output_shape[1] or len(classes or ())),
+        num_classes=outputs if detector is None else detector.num_classes,
         sha256=digest(path),
         checkpoint=facts.metadata.get("checkpoint_sha256"),
         takes_uint8=facts.input_dtype == "uint8",
         probabilities=facts.probabilities,
         source=path,
+        task=task_of(detector, images),
+        detector=detector,
     )
 
 

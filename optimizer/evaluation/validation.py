@@ -98,7 +98,7 @@ def validate(
     progress, clock, read_before = progress or Silent(), Clock(), dataset.spent.cpu_s
     foreign = next((chain.source for chain in chains if chain.source is not None), None)
     opened = open_reference(reference, foreign, stated_preprocessing(chains))
-    opened.task.check_gates(gates)
+    opened = _for_limits(opened, gates, options)
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} contains no images")
     dataset.check_depth(opened.preprocessing)
@@ -124,6 +124,7 @@ def validate(
     failing = evidence.first_failing
     return ValidateResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=parity.task.name,
         reference=opened.name,
         dataset=DatasetInfo(
             name=data.name,
@@ -186,6 +187,16 @@ def _early_stop(plan: Pass, evidence: Evidence) -> EarlyStop | None:
     )
 
 
+def _for_limits(opened: Reference, gates: Gates, options: HopOptions) -> Reference:
+    """The reference, with its task set up for the limits."""
+    task = opened.task.for_gates(gates)
+    if options.layers and task.name != "classification":
+        raise UsageError(
+            "--layers compares the residual blocks of classifiers only", hint="leave it out"
+        )
+    return replace(opened, task=task)
+
+
 def _check_predictions_file(predictions: Path | None) -> None:
     if predictions is not None and predictions.suffix != ".npz":
         raise UsageError(
@@ -204,7 +215,10 @@ def raise_for_verdict(result: ValidateResult) -> None:
     """
     hop_failed = any(hop.verdict == "fail" for hop in result.hops)
     if hop_failed or any(check.verdict == "fail" for check in result.batch_consistency):
-        raise AccuracyGateFailed(result.finding, hint="resnet-opt validate --layers shows where")
+        hint = "resnet-opt validate --layers shows where"
+        if result.task == "detection":
+            hint = "--keep leaves layers out of INT8; --method minmax clips no confident score"
+        raise AccuracyGateFailed(result.finding, hint=hint)
     if any(audit.verdict == "fail" for audit in result.audits.values()):
         raise PrecisionAuditFailed(result.finding, hint="resnet-opt inspect lists the layers")
     if result.verdict == "inconclusive":

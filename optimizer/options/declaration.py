@@ -133,7 +133,8 @@ class Options(BaseModel):
         given = {name: value for name, value in changes.items() if value is not None}
         if options is None:
             return cls.parse(given)
-        if isinstance(options, Options) and issubclass(cls, type(options)):
+        is_group = isinstance(options, Options) and type(options) is not cls
+        if is_group and issubclass(cls, type(options)):
             options = options.of_kind(cls)  # a group of options that is part of this model
         if not isinstance(options, cls):
             raise UsageError(

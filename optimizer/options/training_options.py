@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from optimizer.options.declaration import Options, ReadableError, option
 from optimizer.options.values import Choices, Duration, Source
-from optimizer.options.verb_options import ImageReading
+from optimizer.options.verb_options import ImageFolder, ImageReading
 
 __all__ = ["TrainOptions"]
 
@@ -129,16 +129,21 @@ class _Continuing(Options):
     )
 
 
-class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading):
+class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
     """Options of ``train``."""
 
     panel: ClassVar[str] = "Training"
 
     arch: str | None = option(
         None,
-        "Architecture, such as resnet50; default: that of --init, of the output's name, or resnet50.",
+        "Architecture, such as resnet50, or a detector, retinanet_resnet50_fpn or fcos_resnet18_fpn; "
+        "default: that of --init, of the output's name, or resnet50.",
     )
-    data: Source = option("digits:train", "Training images: digits:train, a folder or file.npz.")
+    data: Source = option(
+        "digits:train",
+        "Training images: digits:train, a folder or file.npz; for detectors digits-scenes:train, a "
+        "COCO file or a YOLO folder.",
+    )
     val: Source | None = option(
         None, "Images to measure accuracy on; default: digits:test for digits:train."
     )

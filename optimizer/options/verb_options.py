@@ -129,7 +129,9 @@ class Audit(Options):
 class MaxDrop(Options):
     """The accuracy limit."""
 
-    max_drop: Points = option("1pp", "Largest loss of top-1, in percentage points.")
+    max_drop: Points = option(
+        "1pp", "Largest loss of top-1, or of a detector's AP, in percentage points."
+    )
 
 
 class EncodingPasses(Options):
@@ -209,6 +211,19 @@ class HopOptions(ImagesPerCall, Audit, ImagesLookedAt):
 
 
 # --- the verbs -----------------------------------------------------------------------------------
+
+
+class ImageFolder(Options):
+    """The images of annotations."""
+
+    panel: ClassVar[str] = "Reading images"
+
+    image_folder: FilePath | None = option(
+        None,
+        "Folder of the images that a COCO file names; default: the file's own.",
+        flags=("--images",),
+        metavar="DIR",
+    )
 
 
 def _batch(value: Any) -> Any:
@@ -527,17 +542,25 @@ class RefitOptions(Architecture, Device):
     """Options of ``refit``."""
 
 
-class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, Labels, ImagesLookedAt):
+class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, ImageFolder, Labels, ImagesLookedAt):
     """Images and limits for validation."""
 
     panel: ClassVar[str] = "Accuracy"
 
     data: Source = option(
-        REQUIRED, "Labelled images: digits:test, an ImageFolder, val.txt or file.npz."
+        REQUIRED,
+        "Labelled images: digits:test, an ImageFolder, val.txt or file.npz; for detectors "
+        "digits-scenes:test, a COCO file or a YOLO folder.",
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
     max_flips: Share | None = option(
         None, "Largest share of images whose predicted class may change, such as 1%."
+    )
+    max_lost: Share | None = option(
+        None, "Detectors: largest share of detections that may be lost, such as 3%."
+    )
+    score_threshold: float = option(
+        0.3, "Detectors: score from which detections count as lost or new.", gt=0, lt=1
     )
 
 
@@ -616,6 +639,12 @@ class PredictOptions(Device):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)
+    score_threshold: float = option(
+        0.3, "Detectors: smallest score of a detection to show.", gt=0, lt=1
+    )
+    annotate: FilePath | None = option(
+        None, "Detectors: folder for the images with their boxes.", metavar="DIR"
+    )
 
 
 class InspectOptions(Audit):

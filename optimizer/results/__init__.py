@@ -15,9 +15,14 @@ from optimizer.results.bench_result import (
     EngineBench,
 )
 from optimizer.results.curve_result import Curve, CurvePoint, Knee, LatencyBound, Setting
+from optimizer.results.detection_result import DetectionMeasures
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.latency import Latency
-from optimizer.results.prediction_result import Prediction
+from optimizer.results.prediction_result import (
+    DetectionPrediction,
+    FoundObject,
+    Prediction,
+)
 from optimizer.results.profile_result import (
     BoundBy,
     Ceiling,
@@ -69,10 +74,13 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "DatasetInfo",
+    "DetectionMeasures",
+    "DetectionPrediction",
     "EarlyStop",
     "EngineBench",
     "EngineProfile",
     "EngineStatus",
+    "FoundObject",
     "FrontPoint",
     "Gates",
     "Hop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from optimizer.results.detection_result import DetectionMeasures
 from optimizer.results.engines import Audit
 from optimizer.results.result_model import (
     SCHEMA_VERSION,
@@ -72,6 +73,8 @@ class Hop(Model):
     sqnr_vs_parent_db: float | None = None
     max_abs_diff: float | None = None
     worst_image: str | None = None
+    detection: DetectionMeasures | None = None
+    """For detectors, whose drop is that of AP; ``None`` for classifiers."""
     verdict: VerdictName | None = None
 
 
@@ -103,6 +106,10 @@ class Gates(Model):
     max_drop_pp: float
     max_flips: float | None = None
     """Largest share of images that may change class; ``None`` sets no limit."""
+    max_lost: float | None = None
+    """Largest share of the reference's detections that may be lost; ``None`` sets no limit."""
+    score_threshold: float = 0.3
+    """The score from which detections count as lost or new."""
 
 
 class EarlyStop(Model):
@@ -138,6 +145,7 @@ class ValidateResult(Model):
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["validate"] = "validate"
+    task: Literal["classification", "detection"] = "classification"
     created: str
     reference: str
     dataset: DatasetInfo
@@ -165,6 +173,8 @@ class ValidateResult(Model):
 
     def as_table(self) -> Table:
         """One row per hop."""
+        if self.task == "detection":
+            return self._detection_table()
         rows = []
         for hop in self.hops:
             interval = hop.drop_ci95_pp
@@ -182,5 +192,32 @@ class ValidateResult(Model):
             )
         columns = (
             "hop", "computed by", "top-1", "drop, pp", "95 % interval", "flips", "SQNR, dB", "verdict",
+        )  # fmt: skip
+        return Table(columns, rows, self.finding)
+
+    def _detection_table(self) -> Table:
+        rows = []
+        for hop in self.hops:
+            found, interval = hop.detection, hop.drop_ci95_pp
+            counts = ("–",) * 3
+            aps = ("–",) * 2
+            if found is not None:
+                aps = cell(found.ap, "{:.3f}"), cell(found.ap50, "{:.3f}")
+                counts = f"{found.detections}", cell(found.lost, "{}"), cell(found.new, "{}")
+            rows.append(
+                (
+                    hop.name,
+                    hop.executor,
+                    *aps,
+                    cell(hop.drop_pp, "{:+.2f}"),
+                    f"{interval[0]:+.2f} … {interval[1]:+.2f}" if interval else "–",
+                    *counts,
+                    cell(hop.sqnr_db, "{:.1f}"),
+                    hop.verdict or hop.error or hop.status,
+                )
+            )
+        columns = (
+            "hop", "computed by", "AP", "AP50", "drop, pp", "95 % interval", "detections", "lost",
+            "new", "box SQNR, dB", "verdict",
         )  # fmt: skip
         return Table(columns, rows, self.finding)

@@ -179,6 +179,11 @@ def search(
         UsageError: The labels do not fit the graph, or an option does not apply to a search.
     """
     facts = graph_facts(graph)
+    if facts.detector is not None:
+        raise UsageError(
+            f"the search measures classifications, and {graph.name} is a detector",
+            hint="keep layers by name: --precision int8 --keep LAYER",
+        )
     preprocessing = _preprocessing(graph, facts)
     calibration, search_images = (
         match_classes(part, max(2, facts.output_shape[1] or 0), facts.classes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data import Dataset, ImageDataset, match_classes
+from optimizer.errors import DataError, UsageError
 from optimizer.results import Gates, Hop, VerdictName
 from optimizer.tasks.accuracy_intervals import ANYTIME, FIXED, Intervals
 from optimizer.tasks.one_output import as_classes
@@ -37,18 +38,29 @@ class Classification:
     """
 
     intervals: Intervals = FIXED
-    name: ClassVar[str] = "classification"
+    name: ClassVar[Literal["classification", "detection"]] = "classification"
     metric: ClassVar[str] = "top-1"
     outputs: ClassVar[str] = "logits"
+
+    def for_gates(self, gates: Gates) -> Classification:
+        """See `Task.for_gates`."""
+        if gates.max_lost is not None:
+            raise UsageError(
+                "--max-lost limits lost detections, and this network is a classifier",
+                hint="limit changed predictions instead: --max-flips 1%",
+            )
+        return self
 
     def match(
         self, dataset: ImageDataset, num_classes: int, classes: Sequence[str] | None
     ) -> ImageDataset:
         """See `Task.match`."""
+        if dataset.objects is not None:
+            raise DataError(
+                f"{dataset.name} has boxes, but the network is a classifier",
+                hint="give images with one class each, or a detector",
+            )
         return match_classes(dataset, num_classes, classes)
-
-    def check_gates(self, gates: Gates) -> None:
-        """See `Task.check_gates`: every limit applies."""
 
     def stopping_early(self) -> Classification:
         """See `Task.stopping_early`."""

@@ -88,6 +88,11 @@ def read_predictions(path: Path) -> Predictions:
     try:
         arrays = read_arrays(path)
         head = _Head.model_validate_json(str(arrays["head"]))
+        if head.task == "detection":
+            raise ArtifactError(
+                f"{path.name} holds detections, and only classifications can be compared later",
+                hint="validate both detectors at once: resnet-opt validate OLD NEW",
+            )
         if head.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{path.name} has schema version {head.schema_version}, "
@@ -116,6 +121,7 @@ class _Head(BaseModel):
     schema_version: int
     dataset_sha256: str
     hops: list[str]
+    task: str = "classification"
 
 
 def _check_shapes(predictions: Predictions) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class Task(Protocol):
         """The kind of intervals that judge a hop."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> Literal["classification", "detection"]:
         """The task in results and messages: ``classification``."""
 
     @property
@@ -81,11 +81,11 @@ class Task(Protocol):
             DataError: The labels are of another task, or do not match the classes.
         """
 
-    def check_gates(self, gates: Gates) -> None:
-        """Refuse limits that this task has no measure for.
+    def for_gates(self, gates: Gates) -> Task:
+        """This task with the settings that belong to the limits.
 
         Raises:
-            UsageError: Such a limit is set.
+            UsageError: A limit is set that this task has no measure for.
         """
 
     def stopping_early(self) -> Task:

@@ -175,6 +175,7 @@ class Job:
     def make_checkpoint(self) -> Artifact:
         """Train or load the model and write ``model.safetensors``, the reference for validation."""
         recipe, output = self.recipe, self.folder / "model.safetensors"
+        _refuse_detectors(recipe.arch if recipe.train is None else recipe.train.arch)
         if recipe.train is not None:
             with self.stage(
                 "train", f"train {recipe.train.arch or 'a network'} on {recipe.train.data}"
@@ -194,6 +195,7 @@ class Job:
             image_size=recipe.export.image_size,
             weights=recipe.weights,
         )
+        _refuse_detectors(model.arch)
         plan = Plan(
             kind="checkpoint",
             settings={
@@ -266,6 +268,7 @@ class Job:
             skip_bad_images=section.skip_bad_images,
             workers=section.workers,
             labels_from=section.labels_from,
+            image_folder=section.image_folder,
         )
 
     def _pool(
@@ -421,7 +424,12 @@ class Job:
         section, held_out = self.recipe.validation, images.held_out
         if section is None or held_out is None:
             return None
-        gates = Gates(max_drop_pp=section.max_drop, max_flips=section.max_flips)
+        gates = Gates(
+            max_drop_pp=section.max_drop,
+            max_flips=section.max_flips,
+            max_lost=section.max_lost,
+            score_threshold=section.score_threshold,
+        )
         options = section.of_kind(
             ValidateOptions, reference=str(checkpoint.path), exported=str(graph.path)
         )
@@ -555,3 +563,13 @@ def _manifest_for_report(artifact: Artifact) -> dict[str, Any]:
     manifest["classes"] = len(manifest["classes"] or ()) or None
     manifest["engine_bytes"] = artifact.path.stat().st_size
     return manifest
+
+
+def _refuse_detectors(arch: str | None) -> None:
+    from optimizer.models import DETECTORS
+
+    if arch in DETECTORS:
+        raise UsageError(
+            f"the main job is for classifiers, and {arch} is a detector",
+            hint="use train, export, build, validate and bench one after another",
+        )

@@ -37,11 +37,15 @@ class TrainResult(_ArtifactResult):
 
     Attributes:
         top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
+        ap: COCO's AP of a detector on the held-out images; ``None`` for a classifier.
+        ap50: The same at IoU 0.5.
         notes: What the user should know about the training.
         first_process: Whether this process wrote it; false for the others of a distributed training.
     """
 
     top1: float | None = None
+    ap: float | None = None
+    ap50: float | None = None
     notes: tuple[str, ...] = ()
     first_process: bool = True
 

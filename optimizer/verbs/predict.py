@@ -1,12 +1,14 @@
-"""The verb ``predict``: classify images."""
+"""The verb ``predict``: classify images, or detect objects in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from optimizer.errors import UsageError
 from optimizer.options import PredictOptions, takes_options
-from optimizer.results import Prediction
+from optimizer.options.declaration import flag
+from optimizer.results import DetectionPrediction, Prediction
 from optimizer.verbs.validate import as_list
 
 __all__ = ["predict"]
@@ -15,8 +17,8 @@ __all__ = ["predict"]
 @takes_options(PredictOptions)
 def predict(
     engine: Path | str, images: Sequence[Path | str] | Path | str, options: PredictOptions
-) -> list[Prediction]:
-    """Classify images with an engine or a checkpoint.
+) -> list[Prediction] | list[DetectionPrediction]:
+    """Classify images with an engine or a checkpoint, or detect objects with a detector.
 
     Args:
         engine: An engine or a checkpoint.
@@ -24,13 +26,36 @@ def predict(
         options: See below.
 
     Returns:
-        One prediction per image.
+        One prediction per image; the network decides of which kind.
 
     Raises:
         DataError: An image cannot be decoded.
         ArtifactError, CheckpointError: The engine cannot be opened.
+        UsageError: An option for detectors and a classifier, or the reverse.
     """
     from optimizer.evaluation.classify import predict as classify
+    from optimizer.evaluation.detect import detect, detector_of
 
     paths = [Path(image) for image in as_list(images)]
-    return classify(Path(engine), paths, top=options.top, device=options.device)
+    detector = detector_of(Path(engine))
+    given = options.model_fields_set
+    if detector is None:
+        if wrong := sorted({"score_threshold", "annotate"} & given):
+            raise UsageError(
+                f"{flag(wrong[0])} is for detectors, and {engine} is a classifier",
+                hint="leave it out",
+            )
+        return classify(Path(engine), paths, top=options.top, device=options.device)
+    if "top" in given:
+        raise UsageError(
+            f"--top is for classifiers, and {engine} is a detector",
+            hint="use --score-threshold to show more or fewer detections",
+        )
+    return detect(
+        Path(engine),
+        detector,
+        paths,
+        threshold=options.score_threshold,
+        folder=options.annotate,
+        device=options.device,
+    )

@@ -42,7 +42,7 @@ def train(
         Stopped: SIGTERM asked to stop; the hint is the command that continues.
     """
     from optimizer.data import open_dataset
-    from optimizer.models import load_model
+    from optimizer.models import DETECTORS, load_model
     from optimizer.training import (
         Stopped,
         check_versions,
@@ -50,6 +50,7 @@ def train(
         train_checkpoint,
         world_of_environment,
     )
+    from optimizer.verbs.detector_training import train_detector
 
     output = Path(output)
     check_versions(options)
@@ -61,6 +62,8 @@ def train(
     read = partial(open_dataset, skip_bad_images=options.skip_bad_images, workers=options.workers)
     start = None if options.init == "random" else options.init
     init = load_model(start, image_size=options.image_size) if start else None
+    if options.arch in DETECTORS:
+        return train_detector(options, output, init, cache=cache, progress=progress)
     try:
         artifact = train_checkpoint(
             _with_arch(options, output) if init is None else options,

@@ -86,12 +86,18 @@ def validate(
             skip_bad_images=options.skip_bad_images,
             workers=options.workers,
             labels_from=options.labels_from,
+            image_folder=options.image_folder,
         )
     result = compare_hops(
         chains,
         source,
         images,
-        Gates(max_drop_pp=options.max_drop, max_flips=options.max_flips),
+        Gates(
+            max_drop_pp=options.max_drop,
+            max_flips=options.max_flips,
+            max_lost=options.max_lost,
+            score_threshold=options.score_threshold,
+        ),
         options.of_kind(HopOptions),
         predictions=None if predictions is None else Path(predictions),
         stores=stores,
