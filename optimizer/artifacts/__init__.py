@@ -27,7 +27,7 @@ from optimizer.artifacts.manifest import (
     read_manifest,
 )
 from optimizer.artifacts.marks import DIGEST_FIELD, json_digest, mark_zip, write_marked_text
-from optimizer.artifacts.outputs import OutputFile, check_outputs
+from optimizer.artifacts.outputs import OutputFile, check_outputs, check_space
 from optimizer.artifacts.producing import produce
 from optimizer.artifacts.recovering import clean_up_after_crashes
 
@@ -42,6 +42,7 @@ __all__ = [
     "OutputFile",
     "Plan",
     "check_outputs",
+    "check_space",
     "check_unchanged",
     "clean_up_after_crashes",
     "content_key",

@@ -22,7 +22,7 @@ from optimizer.artifacts.marks import mark_of
 from optimizer.artifacts.recovering import clean_up_after_crashes
 from optimizer.errors import ArtifactError, EnvironmentFault, ResnetOptError, UsageError
 
-__all__ = ["OutputFile", "check_outputs"]
+__all__ = ["OutputFile", "check_outputs", "check_space"]
 
 _NODES = {
     stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -84,6 +84,25 @@ def check_outputs(
             _check_replaceable(file)
     for folder in {next(p for p in path.absolute().parents if p.exists()) for path in paths}:
         _check_writable(folder, next(path for path in paths if folder in path.absolute().parents))
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Check that a file of ``size`` bytes fits, after a library failed to write one.
+
+    Some libraries do not say why they could not write.
+
+    Raises:
+        EnvironmentFault: It does not fit.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(1, size))
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
+            raise EnvironmentFault(
+                f"no space for {size / 1e6:.1f} MB in {folder}: {error.strerror}",
+                hint="choose another folder, or free disk space",
+            ) from error
 
 
 def _check_is_file(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.artifacts import Manifest, library_versions, scratch_folder
+from optimizer.artifacts import Manifest, check_space, library_versions, scratch_folder
 from optimizer.engines.batching import check_batch, run_in_chunks
 from optimizer.engines.layer_annotation import annotate
 from optimizer.engines.onnxruntime_layers import layers_of, timed_by_profile
@@ -91,6 +91,7 @@ class OnnxRuntime:
         try:
             ort.InferenceSession(graph, options, providers=PROVIDERS)
         except Exception as error:
+            check_space(output.parent, graph.stat().st_size)
             line = str(error).strip().splitlines()[0]
             raise BuildError(f"ONNX Runtime could not compile {graph.name}: {line}") from error
         seconds = time.perf_counter() - started
