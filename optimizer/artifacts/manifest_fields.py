@@ -35,7 +35,7 @@ class _Settings(_Known):
 
 class _Details(_Known):
     build_s: Annotated[float, Field(ge=0)] | None = None
-    built_on: dict[str, str] | None = None
+    built_on: dict[str, Any] | None = None
     expected_top1: Annotated[float, Field(ge=0, le=1)] | None = None
     image_size: _Count | None = None
     notes: list[str] | None = None

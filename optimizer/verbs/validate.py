@@ -59,6 +59,7 @@ def validate(
     from optimizer.evaluation.stored_predictions import limit_predictions, predictions_folder
 
     paths = [Path(engine) for engine in as_list(engines)]
+    writes = is_first_process()  # first, because torchrun's variables may be wrong
     if not paths:
         raise UsageError("no engine to validate", hint="name at least one engine")
     if output is not None:
@@ -105,7 +106,7 @@ def validate(
     )
     if stores is not None:
         limit_predictions(stores, options.cache_limit)
-    if output is not None and is_first_process():
+    if output is not None and writes:
         write_result(result, output)
     return result
 
