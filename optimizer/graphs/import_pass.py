@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from optimizer.errors import GraphError
+from optimizer.graphs.channel_rules import CHANNEL_RULES
 from optimizer.graphs.cleanup_rules import CLEANUP_RULES
 from optimizer.graphs.editing import fresh_name
 from optimizer.graphs.layer_rules import LAYER_RULES, set_constant
@@ -270,7 +271,7 @@ def _whole(name: str, run: Callable[[ir.Model], list[Change]]) -> Step:
     return Step(name, run)
 
 
-_RULES = rewriting("rewrite", (*CLEANUP_RULES, *LAYER_RULES))
+_RULES = rewriting("rewrite", (*CLEANUP_RULES, *LAYER_RULES, *CHANNEL_RULES))
 
 STEPS: tuple[Step, ...] = (
     _whole("lift constants", _lift),
