@@ -172,15 +172,15 @@ def outcomes(kind: str, cases: int, folder: Path, *, first: int = 0) -> dict[int
     found: dict[int, str] = {}
     while len(found) < cases:
         start = first + len(found)
-        child = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, __file__, "--child", kind, str(start), str(cases - len(found)), str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
             env={**os.environ, "RESNET_OPT_CACHE": str(folder / "cache"), "COLUMNS": "400"},
-        )  # fmt: skip
-        assert child.stdout is not None
-        for line in child.stdout:
-            found[first + len(found)] = json.loads(line)
-        code = child.wait()
+        ) as child:  # fmt: skip
+            assert child.stdout is not None
+            for line in child.stdout:
+                found[first + len(found)] = json.loads(line)
+            code = child.wait()
         if len(found) < cases:
             reason = f"{CPU_SECONDS} s of CPU time" if code == -signal.SIGPROF else f"status {code}"
             found[first + len(found)] = f"the process ended: {reason}"

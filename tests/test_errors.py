@@ -32,7 +32,7 @@ def test_exit_codes(name: str, code: int) -> None:
     assert getattr(errors, name).exit_code == code
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@pytest.mark.parametrize("name", [n for n in errors.__all__ if n[0].isupper()])
 def test_the_docstring_lists_every_error(name: str) -> None:
     assert errors.__doc__ is not None
     assert name in errors.__doc__

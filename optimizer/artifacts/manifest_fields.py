@@ -23,14 +23,14 @@ class _Known(BaseModel):
 class _Settings(_Known):
     arch: str | None = None
     backend: str | None = None
-    batch: _Count | None = None
+    batch: _Count | list[_Count] | tuple[_Count, ...] | None = None
     keep: list[str] | tuple[str, ...] | None = None
     options: dict[str, Any] | None = None
     precision: str | None = None
     profile: tuple[_Count, _Count, _Count] | None = None
     target: str | None = None
     targets: list[str] | tuple[str, ...] | None = None
-    threads: _Count | None = None
+    threads: _Count | list[_Count] | tuple[_Count, ...] | None = None
 
 
 class _Details(_Known):

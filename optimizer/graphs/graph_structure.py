@@ -57,6 +57,8 @@ def check_structure(proto: Any, name: str, limits: GraphLimits) -> None:
     for tensor in proto.graph.initializer:
         _check_tensor(tensor, name)
     outline = _outline(proto)
+    # Before IR version 4 each initializer had to be an input too; many exporters did not care.
+    outline.ir_version = max(outline.ir_version, 4)
     try:
         onnx.checker.check_model(outline)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = [
     "Change",
@@ -154,6 +156,8 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     """Put a node with one output in the place of another; the tensor keeps name, type and shape."""
+    import onnx_ir as ir
+
     before, after = old.outputs[0], new.outputs[0]
     after.shape, after.type = before.shape, before.type
     name = before.name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import GraphError
+from optimizer.graphs.metadata import Metadata
 from optimizer.graphs.onnx_files import check_opened, open_onnx
 from optimizer.graphs.rewriting import Change
 from optimizer.graphs.training_mode import check_inference_mode, switch_to_inference
@@ -96,7 +97,10 @@ def plain_ends(source: SourceGraph, output_name: str | None = None) -> SourceGra
         )
     _choose_output(graph, name, output_name, changes)
     _plain_input(graph, name, changes)
-    _plain_output(graph, name, changes)
+    if (
+        Metadata.of_proto(source.proto).detector is None
+    ):  # this package exports only plain detectors
+        _plain_output(graph, name, changes)
     return source
 
 

@@ -61,8 +61,8 @@ class BoundedSession:
         """The outputs, as `onnxruntime.NodeArg`."""
         return list(self._session.get_outputs())
 
-    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute outputs by name.
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute outputs by name; ``None`` means all, in order.
 
         Raises:
             GraphError: The graph cannot be computed on these inputs, or takes too long.
@@ -74,7 +74,9 @@ class BoundedSession:
         timer.daemon = True
         timer.start()
         try:
-            return list(self._session.run(list(names), dict(feeds), options))
+            return list(
+                self._session.run(None if names is None else list(names), dict(feeds), options)
+            )
         except Exception as error:
             if options.terminate:
                 raise GraphError(

@@ -52,11 +52,11 @@ def build_head(
 
 
 def describe_head(module: nn.Module) -> list[str] | None:
-    """The modules of a network's head in order; ``None`` for a single fully connected layer."""
+    """The modules of a head in order; ``None`` for a single fully connected layer, or a detector."""
     from torch import nn
 
-    head = module.get_submodule("fc")
-    if isinstance(head, nn.Linear):
+    head = getattr(module, "fc", None)
+    if head is None or isinstance(head, nn.Linear):
         return None
     names = {name: activation for activation, name in ACTIVATIONS.items()}
     return [names.get(type(part).__name__, "linear") for part in head.children()]

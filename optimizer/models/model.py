@@ -54,7 +54,7 @@ class Model:
     @property
     def num_outputs(self) -> int:
         """Outputs of the last layer: 1 for a sigmoid, else the number of classes."""
-        return outputs_of(self.module)
+        return outputs_of(self.module) if self.detector is None else self.num_classes
 
     @property
     def channels(self) -> int:

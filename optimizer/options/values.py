@@ -35,6 +35,7 @@ __all__ = [
     "Precision",
     "Share",
     "Source",
+    "Space",
     "Texts",
 ]
 
@@ -67,6 +68,12 @@ Share = Annotated[float, _reader(parse_share), _writer(format_share)]
 """A fraction of one, given as ``95%`` or ``0.95``."""
 Bytes = Annotated[int, _reader(parse_bytes), _writer(format_bytes)]
 """Bytes, given as ``4GiB``."""
+Space = Annotated[
+    int,
+    _reader(lambda text: 0 if text.strip() == "0B" else parse_bytes(text)),
+    _writer(lambda size: "0B" if size == 0 else format_bytes(size)),
+]
+"""Bytes that may be none at all, given as ``8GiB`` or ``0B``."""
 BatchProfile = Annotated[tuple[int, int, int], _reader(parse_profile), _writer(format_profile)]
 """Minimum, optimum and maximum number of images per call, given as ``1:8:32``."""
 Precision = Annotated[

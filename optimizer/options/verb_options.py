@@ -21,6 +21,7 @@ from optimizer.options.values import (
     Precision,
     Share,
     Source,
+    Space,
     split,
 )
 
@@ -197,7 +198,7 @@ class ImagesLookedAt(Options):
         "Look at the images in random order, and stop as soon as every engine is decided.",
     )
     seed: int = option(0, "Seed of the subset, the sample and the random order.", ge=0)
-    cache_limit: Bytes = option(
+    cache_limit: Space = option(
         "8GiB",
         "Space for stored predictions; the least recently used are removed. 0B stores none.",
         metavar="BYTES",

@@ -119,8 +119,8 @@ class _Head(BaseModel):
     """The entry ``head`` of a file."""
 
     schema_version: int
-    dataset_sha256: str
-    hops: list[str]
+    dataset_sha256: str = ""
+    hops: list[str] = []
     task: str = "classification"
 
 

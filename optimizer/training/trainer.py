@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +182,8 @@ def _train(
         name_of=job.data.image_id,
         listeners=[tracker.row for tracker in trackers],
     )
-    torch.set_num_threads(min(torch.get_num_threads(), cpu_features().physical_cores))
+    # The sums depend on the number of threads, so it must not depend on what ran in this process.
+    torch.set_num_threads(_threads())
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
@@ -193,6 +195,12 @@ def _train(
     result = _result(job, fit, notes)
     progress.finish(None if result.top1 is None else f"top-1 {result.top1:.2%}")
     return result
+
+
+def _threads() -> int:
+    """Compute threads: what the user set for all libraries, else all cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else cpu_features().physical_cores
 
 
 def _new_fit(job: TrainingJob, work: Work) -> Fit:

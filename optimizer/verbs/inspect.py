@@ -92,7 +92,9 @@ def _inspect(path: Path, min_share: float) -> Inspection:
     artifact = load_artifact(path)
     manifest = artifact.manifest.model_dump(mode="json")
     details = dict(manifest.pop("details"))
-    layers = [LayerInfo.model_validate(raw) for raw in details.pop("layers", [])]
+    details.pop("layers", None)
+    stated = artifact.manifest.details.get("layers", []) if manifest["kind"] == "engine" else []
+    layers = [LayerInfo.model_validate(raw) for raw in stated]
     classes = manifest.pop("classes")
     facts = {
         "kind": manifest["kind"],

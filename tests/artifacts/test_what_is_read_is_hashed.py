@@ -147,7 +147,7 @@ def inputs(
 def _train(inputs: Path, out: Path) -> None:
     train(
         out / "t.safetensors", arch="resnet18", image_size=32, epochs=1, workers=0,
-        data=str(inputs / "photos"), held_out=str(inputs / "photos"),
+        data=str(inputs / "photos"), val=str(inputs / "photos"),
         init=str(inputs / "bare.safetensors"),
     )  # fmt: skip
 

@@ -287,10 +287,8 @@ def test_flags_are_saved_in_the_recipe(resnet_opt: Command, tmp_path: Path) -> N
     assert raw["model"] == "resnet50:IMAGENET1K_V2"
     assert raw["build"][0]["precision"] == ["fp32", "int8"]
     assert raw["build"][0]["engine"] == ["openvino"]
-    assert raw["validate"] == {
-        "data": "/images", "limit": 100, "max_drop": "0.5pp", "batch": 32, "skip_bad_images": False,
-        "workers": 3,
-    }  # fmt: skip
+    given = {"data": "/images", "limit": 100, "max_drop": "0.5pp", "workers": 3}
+    assert raw["validate"].items() >= given.items()
 
 
 def test_a_damaged_calibration_image_is_named_and_can_be_skipped(

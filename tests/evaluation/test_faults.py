@@ -282,6 +282,7 @@ def test_an_engine_of_another_checkpoint_is_attributed_to_the_engine(
         turned = np.roll(weight.const_value.numpy(), 1, axis=0)
         weight.const_value = ir.tensor(turned, name="fc.weight")
         ir.save(proto, other)
+    manifest_path(other).unlink()  # it describes the file before
     engine = _engine(other, "fp32")
     edit_manifest(engine, inputs=[])
     result = _validate(workshop, Chain(label="ov", model=workshop.onnx, engine=engine))

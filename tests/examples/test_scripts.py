@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    for file in trained.iterdir():
+    for file in filter(Path.is_file, trained.iterdir()):
         shutil.copy(file, tmp_path)
     return tmp_path
 

@@ -61,7 +61,7 @@ class _Writer:
     def constant(self, name: str, array: np.ndarray) -> str:
         if array.dtype.kind == "f":
             array = array.astype(self.dress.dtype)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.array(array, order="C"), name)
         if self.dress.constants == "nodes":
             self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         else:

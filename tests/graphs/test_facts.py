@@ -71,8 +71,11 @@ def _tiny(inputs: int = 1, shape: tuple = ("n", 3, 4, 4), opset: int = 20) -> on
             "not an ONNX file or is truncated|rejected by onnx.checker",
         ),
         (_tiny(opset=99).SerializeToString(), "opset 99"),
-        (_tiny(inputs=2).SerializeToString(), "2 inputs and 1 outputs"),
-        (_tiny(shape=("n", 48)).SerializeToString(), "N x 3 x H x W"),
+        (_tiny(inputs=2).SerializeToString(), r"2 inputs \(x0, x1\)"),
+        (
+            _tiny(shape=("n", 48)).SerializeToString(),
+            "is N x 48, but images are N x channels x height x width",
+        ),
     ],
     ids=["empty", "text", "truncated", "opset", "inputs", "rank"],
 )

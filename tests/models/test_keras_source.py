@@ -406,7 +406,7 @@ def test_published_weights_are_recognized_by_their_digest(
 def test_keras_files_are_checkpoints_wherever_engines_are() -> None:
     for name in ("m.keras", "m.h5", "m.weights.h5", "m.safetensors", "m.pth"):
         assert is_checkpoint(Path(name)), name
-    for name in ("m.onnx", "m.blob", "m.bin", "keras", "h5"):
+    for name in ("m.onnx", "m.blob", "m.plan", "keras", "h5"):
         assert not is_checkpoint(Path(name)), name
 
 

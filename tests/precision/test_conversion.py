@@ -141,5 +141,5 @@ def test_a_graph_without_preprocessing_metadata_is_rejected(
     proto = onnx.load(small_graph)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
-    with pytest.raises(GraphError, match="does not say which preprocessing"):
+    with pytest.raises(GraphError, match="does not state its preprocessing"):
         quantize(tmp_path / "bare.onnx", tmp_path / "q.onnx", precision="fp16")

@@ -138,7 +138,7 @@ def _parameters(topology: Topology) -> Parameters:
 def test_the_simulation_computes_pyramids(tmp_path: Path) -> None:
     proto = pyramid()
     topology = analyse(ir.from_proto(proto))
-    assert Simulation.supports(topology)
+    assert not Simulation.unsupported(topology)
     simulation = Simulation(topology, TARGETS["openvino"])
     with torch.no_grad():
         outputs = simulation.compute(
@@ -161,7 +161,7 @@ def test_the_simulation_computes_pyramids(tmp_path: Path) -> None:
 def test_other_resizes_are_not_simulated(resize: dict[str, str]) -> None:
     topology = analyse(ir.from_proto(pyramid(**resize)))
     assert not is_plain_pyramid_step(topology, topology.nodes["up"])
-    assert not Simulation.supports(topology)
+    assert Simulation.unsupported(topology)
 
 
 def test_noise_of_objects_counts_more_than_that_of_background() -> None:

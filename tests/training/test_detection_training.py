@@ -94,7 +94,10 @@ def test_the_verb_trains_measures_and_stores(tmp_path: Path) -> None:
 def test_defaults_of_detectors_replace_those_that_were_not_given() -> None:
     options = detection_options(TrainOptions(arch=ARCH, lr=0.5))
     assert (options.lr, options.image_size, options.batch_size) == (0.5, 128, 16)
-    for wrong, message in (({"image_size": 32}, "too small"), ({"label_smoothing": 0.1}, "focal")):
+    for wrong, message in (
+        ({"image_size": 32}, "too small"),
+        ({"label_smoothing": 0.1}, "is for classifiers"),
+    ):
         with pytest.raises(UsageError, match=message):
             detection_options(TrainOptions(arch=ARCH, **wrong))  # type: ignore[arg-type]
 

@@ -62,4 +62,4 @@ def test_sigterm_names_the_command_that_continues(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "asked to stop at step" in errors
     assert "hint: resnet-opt train" in errors
-    assert f"--resume -o {output}" in errors
+    assert "--resume" in errors

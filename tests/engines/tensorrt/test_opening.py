@@ -38,7 +38,8 @@ def engine(rtx: TensorRtRtx, tmp_path: Path) -> Path:
     )
 
     def write(path: Path) -> dict[str, Any]:
-        return {"layers": len(rtx.build(graph, path, settings, Silent()).layers)}
+        layers = rtx.build(graph, path, settings, Silent()).layers
+        return {"layers": [layer.model_dump() for layer in layers]}
 
     return produce(plan, tmp_path / "model.rtx", write).path
 

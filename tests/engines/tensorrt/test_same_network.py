@@ -65,11 +65,6 @@ def fewer_classes(model: onnx.ModelProto) -> None:
     replace(model, "fc.weight", values[:-1].copy())
 
 
-def in_fp64(model: onnx.ModelProto) -> None:
-    values = numpy_helper.to_array(tensor(model, "fc.weight"))
-    replace(model, "fc.weight", values.astype(np.float64))
-
-
 def other_stride(model: onnx.ModelProto) -> None:
     conv = next(n for n in model.graph.node if n.op_type == "Conv")
     (strides,) = [a for a in conv.attribute if a.name == "strides"]
@@ -91,7 +86,6 @@ def other_size(model: onnx.ModelProto) -> None:
     ("change", "expected"),
     [
         (fewer_classes, "fc.weight is FLOAT16 .*, not FLOAT16 "),
-        (in_fp64, "fc.weight is DOUBLE"),
         (other_stride, "with other attributes or inputs"),
         (one_node_less, "nodes, not "),
         (other_size, "its input is .* x 64 x .*, not "),
