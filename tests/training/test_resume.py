@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,17 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _main_thread() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("only the main thread receives signals")
+
+
 class SendsSignals(Silent):
-    """Sends this process a signal after some steps."""
+    """Calls what handles a signal after some steps; `test_killed` sends real ones.
+
+    A real one would end all tests of this process if nothing watched for it.
+    """
 
     def __init__(self, number: signal.Signals, at: int) -> None:
         self._number, self._at, self.steps = number, at, 0
@@ -36,7 +45,9 @@ class SendsSignals(Silent):
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         self.steps += steps
         if self.steps == self._at:
-            os.kill(os.getpid(), self._number)
+            handler = signal.getsignal(self._number)
+            assert callable(handler), "nothing watches for the signal"
+            handler(self._number, None)
 
 
 @pytest.fixture(scope="module")
