@@ -38,11 +38,7 @@ class FileDigests:
             count: Number of files in the dataset.
         """
         self._root = str(root)
-        self._cache = Cache.default() if count >= _FEW_FILES else None
-        self._store: Path | None = None
-        if self._cache is not None and self._cache.keeps:
-            name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape"))
-            self._store = self._cache.root / "digests" / f"{name.hexdigest()}.json"
+        self._store = _store_of(root) if count >= _FEW_FILES else None
         self._known: dict[str, tuple[_Identity, str]] | None = None
         self._new = 0
 
@@ -73,8 +69,6 @@ class FileDigests:
             return
         text = json.dumps({name: [*i, digest] for name, (i, digest) in self._known.items()})
         with contextlib.suppress(OSError, ArtifactError):
-            assert self._cache is not None
-            self._cache.folder("digests")
             write_text_atomically(self._store, text)
             self._new = 0
 
@@ -89,6 +83,18 @@ class FileDigests:
                         for name, (size, inode, modified, changed, digest) in stored.items()
                     }
         return self._known
+
+
+def _store_of(root: Path) -> Path | None:
+    """The file with the digests of a folder; ``None`` without a cache that can be written."""
+    cache = Cache.default()
+    if not cache.keeps:
+        return None
+    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    try:
+        return cache.folder("digests") / f"{name}.json"
+    except OSError:
+        return None
 
 
 def _contents(path: str) -> bytes:

@@ -10,6 +10,7 @@ from optimizer.errors import UsageError
 from optimizer.options import CalibrateOptions, ForeignGraph, takes_options
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import CalibrateResult
+from optimizer.verbs.planned_files import float_graph_file
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
@@ -45,8 +46,8 @@ def calibrate(
         GraphError: The graph cannot be quantized, or its outputs are NaN.
     """
     from optimizer import precision
-    from optimizer.graphs.facts import is_quantized
     from optimizer.models import is_model
+    from optimizer.precision.foreign import needs_import
 
     graph, output = Path(graph), Path(output)
     if is_model(graph):
@@ -54,9 +55,10 @@ def calibrate(
             f"calibrate takes an ONNX file, and {graph} is a model",
             hint=f"resnet-opt export {graph} -o model.onnx, then resnet-opt calibrate model.onnx",
         )
+    source = options.of_kind(ForeignGraph)
     files = [OutputFile(output, "statistics")]
-    if options.preprocessing_from is not None or is_quantized(graph):
-        files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))
+    if needs_import(graph, source):
+        files.append(float_graph_file(graph, output))
     check_outputs(files, [graph, options.calib, options.preprocessing_from], force=force)
     if images is None:
         images = _open(options)
@@ -64,13 +66,13 @@ def calibrate(
         graph,
         images,
         output,
-        source=options.of_kind(ForeignGraph),
+        source=source,
         cache=cache,
         progress=progress,
     )
     if not options.halves:
         return CalibrateResult.of(artifact)
-    moved = precision.halves(graph, images, source=options.of_kind(ForeignGraph), progress=progress)
+    moved = precision.halves(graph, images, source=source, progress=progress)
     return CalibrateResult.of(artifact, halves=tuple(moved))
 
 

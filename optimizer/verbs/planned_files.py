@@ -10,6 +10,7 @@ from optimizer.options import BuildOptions, QuantizeOptions
 __all__ = [
     "conversion_files",
     "engine_files",
+    "float_graph_file",
     "is_calibrated",
     "predictions_path",
     "sample_files",
@@ -17,6 +18,11 @@ __all__ = [
 ]
 
 _CALIBRATED = {"int8", "fp8", "fp16", "bf16"}
+
+
+def float_graph_file(graph: Path, output: Path) -> OutputFile:
+    """The float graph that importing writes beside what is made of it."""
+    return OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph")
 
 
 def conversion_files(
@@ -42,7 +48,7 @@ def conversion_files(
     if options.precision == "fp32":
         return files
     if imported:
-        files.append(OutputFile(output.with_name(f"{graph.stem}.float.onnx"), "graph"))
+        files.append(float_graph_file(graph, output))
     mixed = options.precision == "mixed"
     if mixed:
         result = result or search_path(output)
@@ -87,9 +93,8 @@ def engine_files(
     if precision is None:
         return files
     if imported:
-        float_graph = output.with_name(f"{graph.stem}.float.onnx")
-        files.append(OutputFile(float_graph, "graph"))
-        graph = float_graph
+        files.append(float_graph_file(graph, output))
+        graph = files[-1].path
     source = output.with_name(output.name + GRAPH_SUFFIX)
     if precision != "fp32" or options.precision == "fp32":
         return [*files, OutputFile(source, "graph")]

@@ -92,10 +92,6 @@ def _concat(_: Topology, node: ir.Node) -> Compute:
     return concat
 
 
-def _sigmoid(_: Topology, __: ir.Node) -> Compute:
-    return lambda x: x.sigmoid()
-
-
 def _instance_normalization(_: Topology, node: ir.Node) -> Compute:
     """GroupNorm, as exported: an instance normalization between two reshapes."""
     import torch
@@ -113,6 +109,5 @@ PYRAMID_OPERATIONS: dict[str, Callable[[Topology, ir.Node], Compute]] = {
     "Resize": _resize,
     "Reshape": _reshape,
     "Concat": _concat,
-    "Sigmoid": _sigmoid,
     "InstanceNormalization": _instance_normalization,
 }
