@@ -27,12 +27,6 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _main_thread() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("only the main thread receives signals")
-
-
 class SendsSignals(Silent):
     """Calls what handles a signal after some steps; `test_killed` sends real ones.
 
@@ -40,6 +34,8 @@ class SendsSignals(Silent):
     """
 
     def __init__(self, number: signal.Signals, at: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            pytest.skip("only the main thread receives signals")
         self._number, self._at, self.steps = number, at, 0
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
