@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from optimizer.cli.console import say
-from optimizer.cli.flags import STDOUT, Force, Json, NoCache, Output, argument
+from optimizer.cli.flags import STDOUT, Force, Json, NoCache, Output, PrecisionFlags, argument
 from optimizer.options import (
     BenchOptions,
     BuildOptions,
@@ -288,17 +288,23 @@ def build(
     *,
     output: Output,
     options: BuildOptions,
-    fp16: Annotated[
-        bool, Parameter(name="--fp16", negative="", help="Same as --precision fp16.")
-    ] = False,
-    int8: Annotated[
-        bool, Parameter(name="--int8", negative="", help="Same as --precision int8.")
-    ] = False,
+    flags: PrecisionFlags | None = None,
+    save_intermediates: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for the files on the way to the engine: FP32 graph, statistics, encodings; "
+            "default: only in the cache.",
+            metavar="DIR",
+        ),
+    ] = None,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compile an engine and check that it computes in the requested precision.
+
+    To use the engine on another machine, copy OUTPUT and OUTPUT.json. To validate or profile it
+    there, copy OUTPUT.graph.onnx and OUTPUT.graph.onnx.json too.
 
     Example: resnet-opt build model.onnx --precision int8 --calib digits:train -o model.blob
 
@@ -316,16 +322,20 @@ def build(
     """
     from optimizer.cli.printing import search_lines
     from optimizer.engines.registry import get_backend
-    from optimizer.errors import PrecisionAuditFailed, UsageError
+    from optimizer.errors import PrecisionAuditFailed
     from optimizer.verbs.build import build as verb
 
-    if fp16 and int8:
-        raise UsageError("--fp16 and --int8 together", hint="build one engine per precision")
-    if fp16 or int8:
-        options = options.model_copy(update={"precision": "fp16" if fp16 else "int8"})
+    if flags is not None and (precision := flags.precision) is not None:
+        options = options.model_copy(update={"precision": precision})
     with _bars() as progress:
         artifact = verb(
-            graph, output, options, cache=_cache(no_cache), force=force, progress=progress
+            graph,
+            output,
+            options,
+            save_intermediates=save_intermediates,
+            cache=_cache(no_cache),
+            force=force,
+            progress=progress,
         )
     backend = str(artifact.manifest.settings["backend"])  # --engine auto is decided by the build
     availability = get_backend(backend).availability()
@@ -334,6 +344,9 @@ def build(
     if not availability.can_run:
         lines.append(f"cannot run on this machine: {availability.reason}")
     lines += search_lines(artifact.search)
+    if save_intermediates is not None:
+        names = ", ".join(path.name for path in artifact.intermediates)
+        lines.append(f"{save_intermediates}: {names or 'nothing was needed on the way'}")
     details = {"audit": artifact.audit.model_dump(mode="json"), **_search_details(artifact.search)}
     _print_artifact(artifact, as_json, *lines, details=details)
     _raise_for_search(artifact.search)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,9 +14,19 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
+from optimizer.errors import UsageError
 from optimizer.options import OptionInfo, Options, flag
 
-__all__ = ["STDOUT", "Force", "Json", "NoCache", "Output", "argument", "with_flags"]
+__all__ = [
+    "STDOUT",
+    "Force",
+    "Json",
+    "NoCache",
+    "Output",
+    "PrecisionFlags",
+    "argument",
+    "with_flags",
+]
 
 Output = Annotated[Path, Parameter(name=("--output", "-o"), help="Output file.", metavar="FILE")]
 Json = Annotated[
@@ -35,6 +46,22 @@ Force = Annotated[
         help="Replace existing files that resnet-opt did not write, or that were edited since.",
     ),
 ]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PrecisionFlags:
+    """Precisions as flags of their own, as in other tools."""
+
+    fp16: Annotated[bool, Parameter(negative="", help="Same as --precision fp16.")] = False
+    int8: Annotated[bool, Parameter(negative="", help="Same as --precision int8.")] = False
+
+    @property
+    def precision(self) -> str | None:
+        """The precision; ``None`` if no flag is given."""
+        if self.fp16 and self.int8:
+            raise UsageError("--fp16 and --int8 together", hint="build one engine per precision")
+        return "fp16" if self.fp16 else "int8" if self.int8 else None
 
 
 STDOUT = Path("-")

@@ -192,7 +192,7 @@ def search(
     statistics = calibrate(
         graph,
         calibration,
-        result.with_name(f"{graph.stem}.stats.npz"),
+        output.with_name(f"{graph.stem}.stats.npz"),
         cache=cache,
         progress=progress,
     )

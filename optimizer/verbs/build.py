@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs
+from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs, scratch_folder
 from optimizer.errors import UsageError
 from optimizer.options import (
     BuildOptions,
@@ -20,7 +22,7 @@ from optimizer.options import (
 from optimizer.progress import Progress
 from optimizer.verbs.audit import audit
 from optimizer.verbs.outcomes import BuildResult
-from optimizer.verbs.planned_files import engine_files
+from optimizer.verbs.planned_files import converted_graph, engine_files
 from optimizer.verbs.quantize import (
     check_labels_from,
     conversion_inputs,
@@ -42,20 +44,26 @@ def build(
     output: Path | str,
     options: BuildOptions,
     *,
+    save_intermediates: Path | str | None = None,
     cache: Cache | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Compile an engine and check that it computes in the requested precision.
 
-    The converted graph is written first, beside the engine (``<output>.graph.onnx``); calibration
-    and search work as in `quantize`.
+    What is left is ``output`` with its manifest and, unless the engine is PyTorch's, the graph that it
+    was built from (``<output>.graph.onnx``) with its manifest, which `validate` and `profile` read. A
+    search adds its result (``<output stem>.search.json``). Calibration and search work as in
+    `quantize`; what they compute on the way lies in the cache.
 
     Args:
         graph: An FP32 graph, or a graph that already has the precision; or a checkpoint or model
-            name, which is exported first (``<output>.fp32.onnx``, unless the engine is PyTorch's).
+            name, which is exported first.
         output: The engine file.
         options: See below.
+        save_intermediates: Folder for the files on the way to the engine: an exported or imported
+            FP32 graph, statistics, encodings, the converted graph. ``None`` keeps them only in the
+            cache.
         cache: Artifact cache; ``None`` for no cache.
         force: Also replace files that resnet-opt did not write, or that were edited since.
         progress: Receives progress updates.
@@ -70,72 +78,127 @@ def build(
         BuildError: The library failed, crashed, or exceeded a limit.
     """
     from optimizer.engines.build_settings import settings_of
-    from optimizer.engines.building import Limits, build_engine, check_buildable
-    from optimizer.engines.opening import GRAPH_SUFFIX
+    from optimizer.engines.building import check_buildable
     from optimizer.engines.registry import get_backend
-    from optimizer.graphs.facts import graph_facts
     from optimizer.models import is_model
 
     graph, output = Path(graph), Path(output)
     engine, target = _engine_and_target(options)
     check_labels_from(options, options.precision)
-    job = _Job(output, cache, force, progress)
-    remarks: list[str] = []
-    if is_model(graph):
-        graph, remarks = _of_model(graph, options, engine, job)
-    elif given := options.of_kind(ExportOptions).as_given():
+    given = options.of_kind(ExportOptions).as_given()
+    if given and not is_model(graph):
         flags = ", ".join(map(flag, given))
         raise UsageError(f"{flags}: {graph.name} is a graph", hint=f"leave out {flags}")
     check_buildable(get_backend(engine), settings_of(options, None))
+    check_outputs([OutputFile(output, "engine")], [graph], force=force)
+    saved = None if save_intermediates is None else Path(save_intermediates)
+    with _intermediates(saved, output) as folder:
+        job = _Job(engine, target, output, folder, cache, force, progress)
+        result = _built(graph, options, job)
+    return result if saved is not None else replace(result, intermediates=())
+
+
+@contextlib.contextmanager
+def _intermediates(saved: Path | None, output: Path) -> Iterator[Path]:
+    """The folder for what is written on the way: the user's, or one that does not outlive the build."""
+    if saved is not None:
+        beside = saved.resolve() == output.parent.resolve()
+        yield output.parent if beside else saved
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder("intermediates", output.parent) as folder:
+        yield folder
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every step of a build needs.
+
+    Attributes:
+        engine: The engine's name.
+        target: The target whose rules its INT8 graph follows.
+        output: The engine file.
+        folder: Where files on the way to the engine are written.
+        cache: See `build`.
+        force: See `build`.
+        progress: See `build`.
+    """
+
+    engine: str
+    target: str
+    output: Path
+    folder: Path
+    cache: Cache | None
+    force: bool
+    progress: Progress | None
+    checked: list[OutputFile] = field(default_factory=list)
+
+    def check(self, files: Sequence[OutputFile], inputs: Iterable[Path | str | None]) -> None:
+        """`check_outputs`, remembering the files."""
+        check_outputs(files, inputs, force=self.force)
+        self.checked.extend(files)
+
+    def on_the_way(self) -> tuple[Path, ...]:
+        """The files in `folder` that were written and are not the build's result."""
+        left = {self.output, converted_graph(self.output, self.output.parent)}
+        paths = dict.fromkeys(file.path for file in self.checked)
+        return tuple(
+            path
+            for path in paths
+            if path.parent == self.folder and path not in left and path.is_file()
+        )
+
+
+def _built(graph: Path, options: BuildOptions, job: _Job) -> BuildResult:
+    from optimizer.engines.build_settings import settings_of
+    from optimizer.engines.building import Limits, build_engine, check_buildable
+    from optimizer.engines.registry import get_backend
+    from optimizer.graphs.facts import graph_facts
+    from optimizer.models import is_model
+
+    remarks: list[str] = []
+    if is_model(graph):
+        graph, remarks = _of_model(graph, options, job)
     graph, options, facts = _checked_source(graph, options, job)
     settings = settings_of(options, facts)
-    check_buildable(get_backend(engine), settings)
+    check_buildable(get_backend(job.engine), settings)
 
     source, search = graph, None
     if facts is not None and facts.precision == "fp32" and options.precision != "fp32":
-        source = output.with_name(output.name + GRAPH_SUFFIX)
-        explicit = options.of_kind(QuantizeOptions, target=target)
+        source = converted_graph(job.output, job.folder)
+        explicit = options.of_kind(QuantizeOptions, target=job.target)
+        result = search_path(job.output)
         _, search = convert(
-            graph, source, explicit, result_path=search_path(output), cache=cache, progress=progress
+            graph, source, explicit, result_path=result, cache=job.cache, progress=job.progress
         )
         # A search may keep no layer, which leaves INT8; INT8 with --keep is mixed.
         settings = replace(settings, precision=graph_facts(source).precision)
     artifact = build_engine(
         source,
-        output,
-        engine,
+        job.output,
+        job.engine,
         settings,
-        cache=cache,
+        cache=job.cache,
         limits=Limits(seconds=options.build_timeout, memory_bytes=options.memory_limit),
-        progress=progress,
+        progress=job.progress,
     )
     if search is not None and options.data is not None:
-        search = judge_search(artifact.path, graph, search_path(output), options, progress)
+        search = judge_search(artifact.path, graph, search_path(job.output), options, job.progress)
     return BuildResult.of(
         artifact,
         audit=audit(artifact, min_share=options.min_share),
         search=search,
         remarks=tuple(remarks),
+        intermediates=job.on_the_way(),
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every step of a build needs."""
-
-    output: Path
-    cache: Cache | None
-    force: bool
-    progress: Progress | None
-
-
-def _of_model(model: Path, options: BuildOptions, engine: str, job: _Job) -> tuple[Path, list[str]]:
+def _of_model(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, list[str]]:
     """What an engine is built from if the source is a model, and remarks on its weights."""
-    if engine == "torch":
+    if job.engine == "torch":
         return _checkpoint(model, options, job)
-    check_options_buildable(options)
-    exported = job.output.with_name(job.output.name + ".fp32.onnx")
-    check_outputs([OutputFile(exported, "graph")], [model], force=job.force)
+    exported = job.folder / f"{job.output.name}.fp32.onnx"
+    job.check([OutputFile(exported, "graph")], [model])
     return exported, _export(str(model), exported, options, job)
 
 
@@ -154,13 +217,16 @@ def _checked_source(
     foreign = _needs_import(graph, options)
     facts = None if is_model(graph) else graph_facts(graph, options.of_kind(ForeignGraph))
     precision = None if facts is None else "fp32" if foreign else facts.precision
-    files = engine_files(graph, job.output, options, precision=precision, imported=foreign)
+    files = engine_files(
+        graph, job.output, options, precision=precision, imported=foreign, folder=job.folder
+    )
     inputs = [graph, options.timing_cache, *conversion_inputs(options)]
-    check_outputs(files, inputs, force=job.force)
+    job.check(files, inputs)
     if not foreign:
         check_options(graph, options.precision, options)
         return graph, options, facts
-    graph, options = imported(graph, job.output, options, cache=job.cache, progress=job.progress)
+    beside = job.folder / job.output.name
+    graph, options = imported(graph, beside, options, cache=job.cache, progress=job.progress)
     return graph, options, graph_facts(graph)
 
 
@@ -199,7 +265,7 @@ def _remarks(exported: Artifact) -> list[str]:
 
 
 def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, list[str]]:
-    """The checkpoint for PyTorch's engine, written first (``<output>.model.safetensors``) if needed.
+    """The checkpoint for PyTorch's engine, written first if needed.
 
     It is needed for a model name, and for options that decide how a checkpoint is read.
     """
@@ -211,8 +277,8 @@ def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, li
         str(model), arch=options.arch, image_size=options.image_size, weights=options.weights
     )
     stem = job.output.name.removesuffix(".safetensors")
-    written = job.output.with_name(f"{stem}.model.safetensors")
-    check_outputs([OutputFile(written, "checkpoint")], [model], force=job.force)
+    written = job.folder / f"{stem}.model.safetensors"
+    job.check([OutputFile(written, "checkpoint")], [model])
     return save_checkpoint(loaded, written, details={}).path, list(loaded.remarks)
 
 

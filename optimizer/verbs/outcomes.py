@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from optimizer.artifacts import Artifact
@@ -95,8 +96,10 @@ class BuildResult(_ArtifactResult):
         audit: Whether its layers compute in the requested precision.
         search: Result of the search for a mixed graph, with its validation; otherwise ``None``.
         remarks: For a build from a checkpoint, what the user should know about its weights.
+        intermediates: Files that ``save_intermediates`` left.
     """
 
     audit: Audit
     search: SearchResult | None = None
     remarks: tuple[str, ...] = ()
+    intermediates: tuple[Path, ...] = ()

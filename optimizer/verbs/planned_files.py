@@ -9,6 +9,7 @@ from optimizer.options import BuildOptions, QuantizeOptions
 
 __all__ = [
     "conversion_files",
+    "converted_graph",
     "engine_files",
     "float_graph_file",
     "is_calibrated",
@@ -54,7 +55,7 @@ def conversion_files(
         result = result or search_path(output)
         stem = f"{graph.stem}.float" if imported else graph.stem
         files.append(OutputFile(result, "search", has_manifest=False))
-        files.append(OutputFile(result.with_name(f"{stem}.stats.npz"), "statistics"))
+        files.append(OutputFile(output.with_name(f"{stem}.stats.npz"), "statistics"))
     elif is_calibrated(options):
         files.append(OutputFile(output.with_name(f"{graph.stem}.stats.npz"), "statistics"))
     if mixed or (options.precision == "int8" and options.encodings is None):
@@ -69,6 +70,16 @@ def is_calibrated(options: QuantizeOptions | BuildOptions) -> bool:
     return options.precision in _CALIBRATED and options.calib is not None and not given
 
 
+def converted_graph(output: Path, folder: Path) -> Path:
+    """The graph in the engine's precision, before it is copied beside the engine.
+
+    It has the same name in both places, so that it is written once if both are the same folder.
+    """
+    from optimizer.engines.opening import GRAPH_SUFFIX
+
+    return folder / f"{output.name}{GRAPH_SUFFIX}"
+
+
 def engine_files(
     graph: Path,
     output: Path,
@@ -76,6 +87,7 @@ def engine_files(
     *,
     precision: str | None,
     imported: bool = False,
+    folder: Path | None = None,
 ) -> list[OutputFile]:
     """What a build writes.
 
@@ -85,20 +97,27 @@ def engine_files(
         options: The options of the build.
         precision: Precision of ``graph``; ``None`` for a checkpoint.
         imported: Whether a float graph of ``graph`` is written first.
+        folder: For the files on the way to the engine; ``None`` leaves them out.
     """
-    from optimizer.engines.opening import GRAPH_SUFFIX
     from optimizer.search import search_path
 
     files = [OutputFile(output, "engine")]
     if precision is None:
         return files
+    files.append(OutputFile(converted_graph(output, output.parent), "graph"))
+    converts = precision == "fp32" and options.precision != "fp32"
+    result = search_path(output)
+    if converts and options.precision == "mixed":
+        files.append(OutputFile(result, "search", has_manifest=False))
+    if folder is None:
+        return files
     if imported:
-        files.append(float_graph_file(graph, output))
+        files.append(float_graph_file(graph, folder / output.name))
         graph = files[-1].path
-    source = output.with_name(output.name + GRAPH_SUFFIX)
-    if precision != "fp32" or options.precision == "fp32":
-        return [*files, OutputFile(source, "graph")]
-    return files + conversion_files(graph, source, options, result=search_path(output))
+    if converts:
+        source = converted_graph(output, folder)
+        files += conversion_files(graph, source, options, result=result)
+    return list(dict.fromkeys(files))
 
 
 def predictions_path(output: Path) -> Path:

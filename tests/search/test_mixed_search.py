@@ -45,6 +45,7 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
         data=validation,
         max_drop="3pp",
         options=OPTIONS,
+        save_intermediates=tmp_path / "way",
     )
     result = _result(output)
     first, chosen = result.front[0], result.front[result.chosen]
@@ -61,7 +62,7 @@ def test_a_mixed_engine(graph: Path, tmp_path: Path) -> None:
 
     written = graph_facts(tmp_path / "m.blob.graph.onnx")
     assert (written.precision, written.keep) == ("mixed", chosen.kept)
-    assert Encodings.load(tmp_path / "m.blob.graph.encodings.json").keep == chosen.kept
+    assert Encodings.load(tmp_path / "way" / "m.blob.graph.encodings.json").keep == chosen.kept
     assert engine.manifest.settings["precision"] == "mixed"
     audit = optimizer.audit(engine)
     assert audit.verdict == "pass", audit.reason
@@ -165,8 +166,9 @@ def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:
     for engine in ("openvino", "onnxruntime"):
         output = tmp_path / f"m.{engine}"
         made = optimizer.build(
-            graph, output, precision="int8", engine=engine, calib=calib, options=options
-        )
+            graph, output, precision="int8", engine=engine, calib=calib, options=options,
+            save_intermediates=tmp_path / "way",
+        )  # fmt: skip
         assert made.manifest.settings["precision"] == "mixed"
         assert made.manifest.settings["keep"] == [HOSTILE, "fc"]
         written = onnx.load(tmp_path / f"m.{engine}.graph.onnx")
@@ -175,7 +177,7 @@ def test_kept_layers_of_an_int8_graph(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is used unchanged"):
         optimizer.quantize(
             graph, tmp_path / "q.onnx", precision="int8", options=options,
-            encodings=tmp_path / "m.openvino.graph.encodings.json",
+            encodings=tmp_path / "way" / "m.openvino.graph.encodings.json",
         )  # fmt: skip
     with pytest.raises(UsageError, match="FP16 has none"):
         optimizer.quantize(graph, tmp_path / "q.onnx", precision="fp16", options=options)
