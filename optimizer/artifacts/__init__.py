@@ -7,6 +7,7 @@ exists under its key is skipped.
 """
 
 from optimizer.artifacts.atomic_files import (
+    folder_locked,
     write_atomically,
     write_pair_atomically,
     write_text_atomically,
@@ -26,7 +27,14 @@ from optimizer.artifacts.manifest import (
     manifest_path,
     read_manifest,
 )
-from optimizer.artifacts.marks import DIGEST_FIELD, json_digest, mark_zip, write_marked_text
+from optimizer.artifacts.marks import (
+    DIGEST_FIELD,
+    json_digest,
+    mark_of,
+    mark_zip,
+    marked_png,
+    write_marked_text,
+)
 from optimizer.artifacts.outputs import OutputFile, check_outputs, check_space
 from optimizer.artifacts.producing import produce
 from optimizer.artifacts.recovering import clean_up_after_crashes
@@ -49,11 +57,14 @@ __all__ = [
     "digest",
     "external_data_files",
     "find_manifest",
+    "folder_locked",
     "json_digest",
     "library_versions",
     "load_artifact",
     "manifest_path",
+    "mark_of",
     "mark_zip",
+    "marked_png",
     "produce",
     "read_manifest",
     "scratch_folder",

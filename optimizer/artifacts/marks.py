@@ -1,8 +1,9 @@
 """Marks: how a file without a manifest shows that this package wrote it and nobody edited it.
 
 A mark names the kind of file and the sha256 of everything else in it. It is a field of JSON, the
-last line of other text, and the comment of a ZIP file (NPZ files are ZIP files). It protects work
-from being overwritten; it is no signature, and anybody can write one.
+last line of other text, the comment of a ZIP file (NPZ files are ZIP files), and the last text chunk
+of a PNG image. It protects work from being overwritten; it is no signature, and anybody can write
+one.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import hashlib
 import json
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts.atomic_files import write_text_atomically
 
-__all__ = ["DIGEST_FIELD", "json_digest", "mark_of", "mark_zip", "write_marked_text"]
+__all__ = ["DIGEST_FIELD", "json_digest", "mark_of", "mark_zip", "marked_png", "write_marked_text"]
 
 DIGEST_FIELD = "digest"
 """Field of a JSON result with the sha256 of everything else in the file."""
@@ -29,6 +31,9 @@ _COMMENTS = {".html": ("<!-- ", " -->"), ".md": ("<!-- ", " -->")}
 _END_OF_ZIP = b"PK\x05\x06"
 _COMMENT_LENGTH = struct.Struct("<H")
 _END_OF_ZIP_SIZE = 22
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_KEYWORD = b"Software\0"
+_LENGTH = struct.Struct(">I")
 
 
 def json_digest(raw: dict[str, Any]) -> str:
@@ -54,6 +59,15 @@ def mark_zip(path: Path, kind: str) -> None:
         stream.write(_COMMENT_LENGTH.pack(len(comment)) + comment)
 
 
+def marked_png(image: bytes, kind: str) -> bytes:
+    """A PNG image with a mark as its last chunk before the end."""
+    body = image.removesuffix(_PNG_END)
+    mark = f"resnet-opt {kind} sha256:{hashlib.sha256(body).hexdigest()}".encode()
+    chunk = b"tEXt" + _PNG_KEYWORD + mark
+    checksum = _LENGTH.pack(zlib.crc32(chunk))
+    return body + _LENGTH.pack(len(chunk) - 4) + chunk + checksum + _PNG_END
+
+
 def mark_of(path: Path) -> str | None:
     """The kind of file that a mark names; ``None`` without a mark, or if the file was edited."""
     with path.open("rb") as stream:
@@ -69,7 +83,10 @@ def mark_of(path: Path) -> str | None:
         if found is None:
             return None
         head = tail[: found.start()]
-        if (end := head.rfind(_END_OF_ZIP)) >= 0:
+        if tail.endswith(_PNG_END) and head.endswith(b"tEXt" + _PNG_KEYWORD):
+            covered = size - len(tail) + len(head) - len(_PNG_KEYWORD) - 8
+            intact = found.end() + 4 + len(_PNG_END) == len(tail)
+        elif (end := head.rfind(_END_OF_ZIP)) >= 0:
             intact = found.end() == len(tail) and found.start() == end + _END_OF_ZIP_SIZE
             covered = size - len(tail) + found.start() - _COMMENT_LENGTH.size
         else:

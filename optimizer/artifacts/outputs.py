@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,16 @@ class OutputFile:
         path: Where.
         kind: The kind in its manifest or mark; an existing file is replaced only by its own kind.
         has_manifest: Whether a manifest is written beside it.
+        option: The option that names it, for hints.
+        updated: For a file that is added to instead of replaced: whether an existing one is of its
+            kind.
     """
 
     path: Path
     kind: str
     has_manifest: bool = True
+    option: str = "-o"
+    updated: Callable[[Path], bool] | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -71,19 +76,21 @@ def check_outputs(
         raise UsageError(
             "only validate, bench and profile write to standard output (-o -)", hint="-o FILE"
         )
-    paths = [path for file in files for path in file.paths]
-    for path in paths:
-        _check_is_file(path)
-    clean_up_after_crashes({path.parent for path in paths})
-    _check_not_read(paths, inputs)
-    for number, path in enumerate(paths):
-        if os.path.abspath(path) in {os.path.abspath(other) for other in paths[:number]}:  # noqa: PTH100
-            raise UsageError(f"{path} would be written twice", hint="-o with another name")
-    if not force:
-        for file in files:
+    for file in files:
+        _check_is_file(file)
+    clean_up_after_crashes({file.path.parent for file in files})
+    _check_not_read(files, inputs)
+    _check_distinct(files)
+    for file in files:
+        if file.updated is not None:
+            _check_updatable(file, file.updated)
+        elif not force:
             _check_replaceable(file)
-    for folder in {next(p for p in path.absolute().parents if p.exists()) for path in paths}:
-        _check_writable(folder, next(path for path in paths if folder in path.absolute().parents))
+    folders: dict[Path, OutputFile] = {}
+    for file in files:
+        folders.setdefault(next(p for p in file.path.absolute().parents if p.exists()), file)
+    for folder, file in folders.items():
+        _check_writable(folder, file)
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -105,35 +112,50 @@ def check_space(folder: Path, size: int) -> None:
             ) from error
 
 
-def _check_is_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        wrong_name = error.errno in {errno.ENAMETOOLONG, errno.ELOOP}
-        raise (UsageError if wrong_name else EnvironmentFault)(
-            f"{path} cannot be written: {error.strerror or error}", hint="-o with another name"
-        ) from error
-    if stat.S_ISDIR(mode):
-        raise UsageError(f"{path} is a folder", hint="-o FILE")
-    if not stat.S_ISREG(mode):
-        raise UsageError(
-            f"{path} is {_NODES.get(stat.S_IFMT(mode), 'no regular file')}, which would be replaced",
-            hint="-o with a new name; results as JSON go to standard output with -o -",
-        )
+def _check_is_file(file: OutputFile) -> None:
+    for path in file.paths:
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            wrong_name = error.errno in {errno.ENAMETOOLONG, errno.ELOOP}
+            raise (UsageError if wrong_name else EnvironmentFault)(
+                f"{path} cannot be written: {error.strerror or error}",
+                hint=f"{file.option} with another name",
+            ) from error
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"{path} is a folder", hint=f"{file.option} FILE")
+        if not stat.S_ISREG(mode):
+            name = _NODES.get(stat.S_IFMT(mode), "no regular file")
+            stdout = "; results as JSON go to standard output with -o -"
+            raise UsageError(
+                f"{path} is {name}, which would be replaced",
+                hint=f"{file.option} with a new name{stdout if file.option == '-o' else ''}",
+            )
 
 
-def _check_not_read(paths: Sequence[Path], inputs: Iterable[Path | str | None]) -> None:
+def _check_not_read(files: Sequence[OutputFile], inputs: Iterable[Path | str | None]) -> None:
     read = [file for name in inputs if name for file in _read_with(Path(name))]
-    existing = [path for path in paths if path.exists()]
-    for path in existing:
-        for file in read:
-            if path.samefile(file):
+    for file in files:
+        for path in filter(Path.exists, file.paths):
+            if overwritten := next((other for other in read if path.samefile(other)), None):
                 raise UsageError(
-                    f"the output would overwrite the input {file.name}",
-                    hint="-o with another name",
+                    f"the output would overwrite the input {overwritten.name}",
+                    hint=f"{file.option} with another name",
                 )
+
+
+def _check_distinct(files: Sequence[OutputFile]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        for path in file.paths:
+            absolute = os.path.abspath(path)  # noqa: PTH100
+            if absolute in seen:
+                raise UsageError(
+                    f"{path} would be written twice", hint=f"{file.option} with another name"
+                )
+            seen.add(absolute)
 
 
 def _read_with(path: Path) -> list[Path]:
@@ -148,17 +170,31 @@ def _read_with(path: Path) -> list[Path]:
         return [path] if path.exists() else []
 
 
-def _check_replaceable(file: OutputFile) -> None:
+def _check_updatable(file: OutputFile, is_own: Callable[[Path], bool]) -> None:
+    """Refuse to add to a file that is something else; no ``--force`` helps there."""
+    _check_readable(file)
+    if file.path.is_file() and file.path.stat().st_size and not is_own(file.path):
+        raise UsageError(
+            f"{file.path} exists and is no {file.kind} of resnet-opt",
+            hint=f"{file.option} with a new name",
+        )
+
+
+def _check_readable(file: OutputFile) -> None:
     for path in file.paths:
         if path.is_file() and not os.access(path, os.R_OK):
             raise EnvironmentFault(
                 f"{path} exists and cannot be read, so it is not replaced",
-                hint="-o with another name",
+                hint=f"{file.option} with another name",
             )
+
+
+def _check_replaceable(file: OutputFile) -> None:
+    _check_readable(file)
     found = _written_kind(file)
     if found == file.kind:
         return
-    hint = "-o with another name, or --force to replace it"
+    hint = f"{file.option} with another name, or --force to replace it"
     if found is not None:
         raise UsageError(
             f"{file.path} exists and is a file of kind {found}, not {file.kind}", hint=hint
@@ -201,12 +237,12 @@ def _fits(path: Path, manifest: Manifest) -> bool:
         return False
 
 
-def _check_writable(folder: Path, path: Path) -> None:
+def _check_writable(folder: Path, file: OutputFile) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise EnvironmentFault(
-            f"{path} cannot be written: {error.strerror or error}",
-            hint="-o with a file in another folder",
+            f"{file.path} cannot be written: {error.strerror or error}",
+            hint=f"{file.option} with a file in another folder",
         ) from error

@@ -490,6 +490,7 @@ def predict(
     /,
     *,
     options: PredictOptions,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Classify images and print the most probable classes; for a detector, its detections.
@@ -501,7 +502,7 @@ def predict(
     from optimizer.cli.printing import prediction_lines
     from optimizer.verbs.predict import predict as verb
 
-    rows = verb(engine, images, options)
+    rows = verb(engine, images, options, force=force)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
         return
@@ -742,7 +743,8 @@ def _save_recipe(recipe: Any, path: Path, source: str | None, *, force: bool) ->
     from optimizer.artifacts import OutputFile, check_outputs
     from optimizer.recipe import save_recipe
 
-    check_outputs([OutputFile(path, "recipe", has_manifest=False)], [source], force=force)
+    file = OutputFile(path, "recipe", has_manifest=False, option="--save-recipe")
+    check_outputs([file], [source], force=force)
     save_recipe(recipe, path)
     print(path)
 

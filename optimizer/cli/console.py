@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Bars", "Lines", "console", "print_error", "print_note", "progress", "say", "start_logging",
 ]  # fmt: skip
+
+
+_LOG_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_LOG_BEGINS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ +optimizer[.\w]*: ")
+_LONGEST_BEGINNING = 200
 
 
 @functools.cache
@@ -59,7 +65,7 @@ def start_logging(verbose: int, log_file: Path | None) -> None:
         log_file: File to append to, at debug level; ``None`` for no file.
 
     Raises:
-        UsageError: The file cannot be written.
+        UsageError: The file cannot be written, or is something other than a log.
     """
     log = logging.getLogger("optimizer")
     for handler in list(log.handlers):
@@ -70,17 +76,31 @@ def start_logging(verbose: int, log_file: Path | None) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handlers: list[tuple[logging.Handler, int]] = [(logging.StreamHandler(sys.stderr), level)]
     if log_file is not None:
+        _check_log(log_file)
         try:
             handlers.append((logging.FileHandler(log_file, encoding="utf-8"), logging.DEBUG))
         except OSError as error:
             raise UsageError(
                 f"cannot write the log {log_file}: {error.strerror}", hint="--log-file FILE"
             ) from error
-    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    formatter = logging.Formatter(_LOG_LINE)
     for handler, minimum in handlers:
         handler.setLevel(minimum)
         handler.setFormatter(formatter)
         log.addHandler(handler)
+
+
+def _check_log(path: Path) -> None:
+    """Refuse to append to a file that is no log of this package, and to a device."""
+    from optimizer.artifacts import OutputFile, check_outputs
+
+    def is_log(existing: Path) -> bool:
+        with existing.open("rb") as stream:
+            return _LOG_BEGINS.match(stream.readline(_LONGEST_BEGINNING)) is not None
+
+    check_outputs(
+        [OutputFile(path, "log", has_manifest=False, option="--log-file", updated=is_log)]
+    )
 
 
 def say(text: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from optimizer.artifacts import read_manifest
+from optimizer.artifacts import OutputFile, check_outputs, read_manifest
 from optimizer.data import open_image
 from optimizer.errors import DataError
 from optimizer.evaluation.classify import files_of, preprocessing_and_classes
@@ -38,6 +38,7 @@ def detect(
     threshold: float = 0.3,
     folder: Path | None = None,
     device: str | None = None,
+    force: bool = False,
 ) -> list[DetectionPrediction]:
     """Detect objects with an engine or a checkpoint.
 
@@ -48,12 +49,14 @@ def detect(
         threshold: Detections with smaller scores are left out.
         folder: Folder for the images with their boxes (PNG); ``None`` writes none.
         device: The GPU to run the engine on; ``None`` for the first.
+        force: Also replace files in ``folder`` that resnet-opt did not write, or that were edited.
 
     Raises:
         ArtifactError: The engine cannot be opened or does not state its preprocessing.
         DataError: There is no image, one cannot be decoded, or two would get the same name in
             ``folder``.
-        UsageError: ``device`` is not a GPU, or the engine runs on the CPU.
+        UsageError: ``device`` is not a GPU, the engine runs on the CPU, or a file in ``folder`` is
+            an input or somebody else's.
     """
     from optimizer.engines import closing, open_engine
     from optimizer.engines.placement import check_device
@@ -67,6 +70,12 @@ def detect(
         raise DataError(
             f"two images would be written to {twice}", hint="give images with different names"
         )
+    annotated = [
+        OutputFile(path, "annotated", has_manifest=False, option="--annotate")
+        for path in outputs
+        if path is not None
+    ]
+    check_outputs(annotated, [engine, *files], force=force)
     check_device([engine], device)
     preprocessing, classes = preprocessing_and_classes(engine)
     names = list(classes or (f"class {index}" for index in range(spec.num_classes)))

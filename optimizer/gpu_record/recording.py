@@ -79,7 +79,8 @@ def record(path: Path | str, *, force: bool = False, progress: Progress | None =
     """
     progress = progress or Silent()
     path = Path(path)
-    check_outputs([OutputFile(path, "record", has_manifest=False)], force=force)
+    file = OutputFile(path, "record", has_manifest=False, option="--record")
+    check_outputs([file], force=force)
     with scratch_folder("record") as folder:
         file = RecordFile(path, Cleaner({folder: "<record>"}))
         with _step(file, "machine", progress) as entry:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import marked_png, write_atomically
 from optimizer.tasks.boxes import Detections
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def draw_detections(image: Image.Image, found: Detections, names: Sequence[str])
 def write_annotated(
     image: Image.Image, found: Detections, names: Sequence[str], output: Path
 ) -> None:
-    """Write the image with its detections as PNG, atomically."""
-    drawn = draw_detections(image, found, names)
-    with write_atomically(output) as temporary, temporary.open("wb") as stream:
-        drawn.save(stream, format="PNG")
+    """Write the image with its detections as PNG, atomically and marked as this package's."""
+    encoded = io.BytesIO()
+    draw_detections(image, found, names).save(encoded, format="PNG")
+    with write_atomically(output) as temporary:
+        temporary.write_bytes(marked_png(encoded.getvalue(), "annotated"))

@@ -23,7 +23,7 @@ from optimizer.training.loop import Fit, Work
 from optimizer.training.tracking import Tracker, open_trackers
 from optimizer.training.training_images import TrainingImages
 from optimizer.training.training_job import TrainingJob, initial_module, prepare
-from optimizer.training.training_state import StateFile, changed_settings
+from optimizer.training.training_state import StateFile, changed_settings, claim_folder
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +170,7 @@ def _train(
 
     trackers: list[Tracker] = []
     if folder is not None and world.first:
+        claim_folder(folder)
         trackers = open_trackers(job.settings.track, folder, job.plan.settings)
     work = Work(
         settings=job.settings,

@@ -13,15 +13,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import write_atomically, write_text_atomically
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["StateFile", "changed_settings"]
+__all__ = ["StateFile", "changed_settings", "check_folder", "claim_folder"]
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 _ELASTIC = {"batch_size", "accumulate", "processes"}
 """Settings that may change with ``--elastic``."""
+
+
+_TAG = ".resnet-opt-training"
+_FILES = ("last.pt", "previous.pt", "best.pth", "history.csv")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of checkpoints that holds files of others where this training writes its own.
+
+    Raises:
+        UsageError: It does, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"{folder} is a file, and checkpoints go into a folder of this name",
+            hint="-o with another name",
+        )
+    if (folder / _TAG).exists():
+        return
+    for name in _FILES:
+        if os.path.lexists(folder / name):
+            raise UsageError(
+                f"{folder / name} exists and was not written by resnet-opt train",
+                hint="-o with another name, or --force to replace it",
+            )
+
+
+def claim_folder(folder: Path) -> None:
+    """Mark a folder as one of this package's trainings."""
+    if not (folder / _TAG).exists():
+        write_text_atomically(folder / _TAG, "Checkpoints and history of resnet-opt train.\n")
 
 
 class StateFile:

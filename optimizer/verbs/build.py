@@ -22,7 +22,7 @@ from optimizer.options import (
 from optimizer.progress import Progress
 from optimizer.verbs.audit import audit
 from optimizer.verbs.outcomes import BuildResult
-from optimizer.verbs.planned_files import converted_graph, engine_files
+from optimizer.verbs.planned_files import converted_graph, engine_files, kernel_files
 from optimizer.verbs.quantize import (
     check_labels_from,
     conversion_inputs,
@@ -220,8 +220,8 @@ def _checked_source(
     files = engine_files(
         graph, job.output, options, precision=precision, imported=foreign, folder=job.folder
     )
-    inputs = [graph, options.timing_cache, *conversion_inputs(options)]
-    job.check(files, inputs)
+    files += kernel_files(job.output, options)
+    job.check(files, [graph, *conversion_inputs(options)])
     if not foreign:
         check_options(graph, options.precision, options)
         return graph, options, facts

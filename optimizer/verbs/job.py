@@ -152,17 +152,19 @@ class Job:
         self, section: BuildSection, requested: str, precision: str
     ) -> list[OutputFile]:
         from optimizer.engines.registry import get_backend
-        from optimizer.verbs.planned_files import conversion_files, engine_files
+        from optimizer.verbs.planned_files import conversion_files, engine_files, kernel_files
 
         options, label = self._options(section, requested, precision, None)
         output = self._engine_path(label, get_backend(options.engine).suffix)
         graph = self.folder / "model.onnx"
         if options.engine == "torch":
             return engine_files(graph, output, options, precision=None)
+        kernels = kernel_files(output, options)
         if options.precision != "mixed":
-            return engine_files(graph, output, options, precision="fp32")
+            return [*engine_files(graph, output, options, precision="fp32"), *kernels]
         mixed = self._engine_path(label, ".onnx")
         return [
+            *kernels,
             *conversion_files(graph, mixed, options),
             *engine_files(mixed, output, options, precision="mixed"),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimizer.artifacts import OutputFile
+from optimizer.artifacts import OutputFile, find_manifest, mark_of
 from optimizer.options import BuildOptions, QuantizeOptions
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "engine_files",
     "float_graph_file",
     "is_calibrated",
+    "kernel_files",
     "predictions_path",
     "sample_files",
     "samples_folder",
@@ -118,6 +119,30 @@ def engine_files(
         source = converted_graph(output, folder)
         files += conversion_files(graph, source, options, result=result)
     return list(dict.fromkeys(files))
+
+
+def kernel_files(output: Path, options: BuildOptions) -> list[OutputFile]:
+    """Files of TensorRT that builds and engines add to: kernel timings, and compiled kernels."""
+    from optimizer.engines.tensorrt.rtx import RUNTIME_CACHE
+
+    files = []
+    timings = options.timing_cache
+    if timings is not None and timings.suffix and not timings.is_dir():
+        files.append(
+            OutputFile(
+                timings, "timing cache", has_manifest=False, option="--timing-cache",
+                updated=_is_not_known,
+            )
+        )  # fmt: skip
+    if options.runtime_cache is not None:
+        kernels = output.with_name(options.runtime_cache)
+        files.append(OutputFile(kernels, RUNTIME_CACHE, option="--runtime-cache"))
+    return files
+
+
+def _is_not_known(path: Path) -> bool:
+    """Whether a file is none of this package's; more only the library knows, which checks it too."""
+    return find_manifest(path) is None and mark_of(path) is None
 
 
 def predictions_path(output: Path) -> Path:

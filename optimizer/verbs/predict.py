@@ -16,7 +16,11 @@ __all__ = ["predict"]
 
 @takes_options(PredictOptions)
 def predict(
-    engine: Path | str, images: Sequence[Path | str] | Path | str, options: PredictOptions
+    engine: Path | str,
+    images: Sequence[Path | str] | Path | str,
+    options: PredictOptions,
+    *,
+    force: bool = False,
 ) -> list[Prediction] | list[DetectionPrediction]:
     """Classify images with an engine or a checkpoint, or detect objects with a detector.
 
@@ -24,6 +28,7 @@ def predict(
         engine: An engine or a checkpoint.
         images: Image files, or folders of them; one or several.
         options: See below.
+        force: Also replace annotated images that resnet-opt did not write, or that were edited since.
 
     Returns:
         One prediction per image; the network decides of which kind.
@@ -58,4 +63,5 @@ def predict(
         threshold=options.score_threshold,
         folder=options.annotate,
         device=options.device,
+        force=force,
     )

@@ -245,8 +245,6 @@ def _check_folder(job: Job, source: object) -> Path | None:
         files.append(OutputFile(recipe_file, "recipe", has_manifest=False))
     read = [recipe.model, recipe.train.init if recipe.train else None]
     read += [recipe.calibrate.calib, recipe.validation.data if recipe.validation else None]
-    for section in recipe.build:
-        read += [str(path) for path in (section.timing_cache,) if path is not None]
     named = str(source) if isinstance(source, (str, Path)) else None
     check_outputs(files, [*read, named], force=job.force)
     return recipe_file

@@ -88,6 +88,8 @@ def train(
 
 
 def _check_output(output: Path, options: TrainOptions, *, force: bool) -> None:
+    from optimizer.training import check_folder, training_folder
+
     if output.suffix not in _SUFFIXES:
         raise UsageError(
             f"weights are written as {', '.join(_SUFFIXES)}, not as {output.name}",
@@ -95,6 +97,8 @@ def _check_output(output: Path, options: TrainOptions, *, force: bool) -> None:
         )
     inputs = [options.init, options.data, options.val]
     check_outputs([OutputFile(output, "checkpoint")], inputs, force=force)
+    if not force and not options.resume:
+        check_folder(training_folder(output))
 
 
 def _with_arch(options: TrainOptions, output: Path) -> TrainOptions:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from optimizer.artifacts import (
     OutputFile,
@@ -15,6 +17,7 @@ from optimizer.artifacts import (
     check_outputs,
     manifest_path,
     mark_zip,
+    marked_png,
     produce,
     write_marked_text,
 )
@@ -168,3 +171,43 @@ def test_a_file_that_cannot_be_read_is_kept(
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
     with pytest.raises(EnvironmentFault, match="cannot be read, so it is not replaced"):
         check_outputs([result(path)])
+
+
+def test_a_marked_image_is_replaced_and_an_edited_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "found.png"
+    encoded = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(encoded, format="PNG")
+    marked = marked_png(encoded.getvalue(), "annotated")
+    path.write_bytes(marked)
+    with Image.open(path) as opened:
+        opened.load()
+        assert opened.getpixel((0, 0)) == (255, 0, 0)
+        assert str(opened.info["Software"]).startswith("resnet-opt annotated sha256:")
+    file = OutputFile(path, "annotated", has_manifest=False, option="--annotate")
+    check_outputs([file])
+    for content in (
+        encoded.getvalue(),
+        marked.replace(b"\0\0\0\x09", b"\0\0\0\x08"),
+        marked + b"x",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="was not written by resnet-opt") as caught:
+            check_outputs([file])
+        assert str(caught.value.hint).startswith("--annotate with another name")
+
+
+def test_a_file_that_is_added_to_must_be_of_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "kernels"
+    file = OutputFile(
+        path, "log", has_manifest=False, option="--log-file",
+        updated=lambda existing: existing.read_bytes() == b"own",
+    )  # fmt: skip
+    check_outputs([file])
+    for content in (b"", b"own"):
+        path.write_bytes(content)
+        check_outputs([file])
+    path.write_bytes(b"other")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="is no log of resnet-opt") as caught:
+            check_outputs([file], force=force)
+        assert caught.value.hint == "--log-file with a new name"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -98,3 +100,61 @@ def test_a_graph_with_a_fixed_batch_is_calibrated_and_built(
         "--max-drop", "10pp", "-o", tmp_path / "v.json",
     )  # fmt: skip
     assert completed.code in {0, 6}, completed
+
+
+def test_the_log_is_appended_to_a_log_only(
+    resnet_opt: Command, small_graph: Path, tmp_path: Path
+) -> None:
+    log, other = tmp_path / "run.log", tmp_path / "own.onnx"
+    for number in range(3):
+        assert resnet_opt("inspect", small_graph, "--log-file", log).code == 0
+        logging.getLogger("optimizer.room").debug("line %d", number)
+    assert [line[-6:] for line in log.read_text().splitlines()] == ["line 0", "line 1", "line 2"]
+    shutil.copyfile(small_graph, other)
+    before = other.read_bytes()
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path, wrong in ((other, "is no log of resnet-opt"), (tmp_path / "null", "is a device")):
+        completed = resnet_opt("inspect", small_graph, "--log-file", path)
+        assert completed.code == 2, completed
+        assert wrong in completed.err
+        assert "--log-file with a new name" in completed.err
+    assert other.read_bytes() == before
+
+
+def test_a_timing_cache_and_a_recipe_replace_nothing_else(
+    resnet_opt: Command, small_graph: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo.cache")
+    shutil.copyfile(small_graph, tmp_path / "own.onnx")
+    shutil.copyfile(f"{small_graph}.json", tmp_path / "own.onnx.json")
+    build = ("build", small_graph, "--engine", "tensorrt-rtx", "--target", "sm89", "-o")
+    for name, wrong in (("fifo.cache", "is a FIFO"), ("own.onnx", "is no timing cache")):
+        completed = resnet_opt(*build, tmp_path / "e.rtx", "--timing-cache", tmp_path / name)
+        assert completed.code == 2, completed
+        assert wrong in completed.err
+        assert "--timing-cache with a new name" in completed.err
+    (tmp_path / "kernels.bin").write_bytes(b"somebody's")
+    completed = resnet_opt(*build, tmp_path / "e.rtx", "--runtime-cache", "kernels.bin")
+    assert completed.code == 2, completed
+    assert "kernels.bin exists and was not written by resnet-opt" in completed.err
+    assert "--runtime-cache with another name" in completed.err
+    recipe = ("run", small_checkpoint, "--data", "digits:test", "--save-recipe")
+    completed = resnet_opt(*recipe, tmp_path / "kernels.bin")
+    assert completed.code == 2
+    assert "--save-recipe with another name" in completed.err
+    assert (tmp_path / "kernels.bin").read_bytes() == b"somebody's"
+
+
+def test_a_training_leaves_the_files_of_others(resnet_opt: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "m.training"
+    folder.mkdir()
+    (folder / "best.pth").write_bytes(b"somebody's")
+    train = ("train", "--arch", "resnet18", "--data", "digits:train", "-o")
+    completed = resnet_opt(*train, tmp_path / "m.safetensors")
+    assert completed.code == 2, completed
+    assert "best.pth exists and was not written by resnet-opt train" in completed.err
+    (tmp_path / "n.training").write_text("a file")
+    completed = resnet_opt(*train, tmp_path / "n.safetensors")
+    assert completed.code == 2
+    assert "n.training is a file" in completed.err
+    assert (folder / "best.pth").read_bytes() == b"somebody's"

@@ -7,6 +7,7 @@ AP is high, and every change of an engine is a loss.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,16 @@ def test_predict_finds_and_draws(found: Path, tmp_path: Path) -> None:
         found / "detector.safetensors", [images / "0.png"], score_threshold=0.5
     )
     assert [o.index for o in same[0].objects] == [o.index for o in predictions[0].objects]
+    copies = tmp_path / "copies"
+    shutil.copytree(images, copies)
+    pixels = (copies / "0.png").read_bytes()
+    with pytest.raises(UsageError, match=r"would overwrite the input 0\.png"):
+        optimizer.predict(engine, [copies / "0.png"], annotate=copies, force=True)
+    with pytest.raises(UsageError, match=r"0\.png exists and was not written by resnet-opt"):
+        optimizer.predict(engine, [images / "0.png"], annotate=copies)
+    assert (copies / "0.png").read_bytes() == pixels
+    again = optimizer.predict(engine, [images / "0.png"], annotate=tmp_path / "out")
+    assert len(again) == 1
     with pytest.raises(UsageError, match="--top is for classifiers"):
         optimizer.predict(engine, images, top=3)
     with pytest.raises(DataError, match="two images would be written"):

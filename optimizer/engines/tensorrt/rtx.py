@@ -6,24 +6,31 @@ context is created. The names used here are looked up in ``tensorrt_rtx`` only.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import DisabledCache, OutputFile, Plan, check_outputs, produce
 from optimizer.engines.tensorrt.capability import sm_name
 from optimizer.engines.tensorrt.library import Library
 from optimizer.engines.tensorrt.options import SPECIALIZATION, check_runtime_options
-from optimizer.errors import UsageError
+from optimizer.errors import ResnetOptError, UsageError
 
 __all__ = [
+    "RUNTIME_CACHE",
     "RuntimeOptions",
     "new_runtime_config",
     "open_runtime_cache",
     "save_runtime_cache",
     "set_targets",
 ]
+
+_log = logging.getLogger(__name__)
+RUNTIME_CACHE = "kernels"
+"""Kind of a runtime cache in its manifest."""
 
 
 def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
@@ -87,7 +94,7 @@ def open_runtime_cache(engine: Any, options: RuntimeOptions) -> Any:
     runtime_config = engine.create_runtime_config()
     runtime_cache = runtime_config.create_runtime_cache()
     if options.runtime_cache.is_file():
-        # The library rejects a cache of another version or GPU; it is overwritten then.
+        # The library rejects what is no cache, or one of another version or GPU.
         runtime_cache.deserialize(options.runtime_cache.read_bytes())
     return runtime_cache
 
@@ -119,6 +126,20 @@ def new_runtime_config(
 
 
 def save_runtime_cache(runtime_cache: Any, path: Path) -> None:
-    """Write the kernels compiled so far."""
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(runtime_cache.serialize())
+    """Write the kernels compiled so far, with a manifest, by which the next session may replace them.
+
+    A file of somebody else stays, and a folder that cannot be written is no reason to fail: closing a
+    session loses at most the kernels.
+    """
+    kernels = bytes(runtime_cache.serialize())
+
+    def write(temporary: Path) -> dict[str, Any]:
+        temporary.write_bytes(kernels)
+        return {}
+
+    plan = Plan(kind=RUNTIME_CACHE, settings={"kernels": hashlib.sha256(kernels).hexdigest()})
+    try:
+        check_outputs([OutputFile(path, RUNTIME_CACHE, option="--runtime-cache")])
+        produce(plan, path, write, cache=DisabledCache())
+    except ResnetOptError as error:
+        _log.warning("the compiled kernels are not kept: %s", error.message)

@@ -1,7 +1,8 @@
 """Timing caches, which save the builder from timing the same kernels again.
 
 A cache is valid for one GPU model, CUDA version, library version and set of flags; the library
-checks this itself. If the cache is a folder, it contains one file per library version and device.
+checks this itself. If the cache is a folder, it contains one file per library version and device. A
+file that the library does not accept is left as it is: it may be anything.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import write_atomically
+from optimizer.artifacts import folder_locked, write_atomically
 
 __all__ = ["cache_file", "store_timing_cache", "use_timing_cache"]
 
@@ -32,21 +33,23 @@ def use_timing_cache(config: Any, path: Path) -> list[str]:
     if timing_cache is not None and config.set_timing_cache(timing_cache, False):
         return []
     config.set_timing_cache(config.create_timing_cache(b""), False)
-    return [f"timing cache {path.name} is for another device or version: started an empty one"]
+    note = (
+        f"timing cache {path.name} is not one of this library version and device: it is not used and "
+        "stays as it is (--timing-cache FOLDER keeps one for each)"
+    )
+    return [note]
 
 
 def store_timing_cache(config: Any, path: Path) -> None:
-    """Write the builder's cache, merged with what other processes have written to the file."""
-    from filelock import FileLock
-
+    """Write the builder's cache, merged with what is in the file, unless that is something else."""
     timing_cache = config.get_timing_cache()
     if timing_cache is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        if path.is_file():
-            others = config.create_timing_cache(path.read_bytes())
-            if others is not None:  # a damaged file is replaced
-                timing_cache.combine(others, False)
+    with folder_locked(path.parent):
+        if path.is_file() and (content := path.read_bytes()):
+            others = config.create_timing_cache(content)
+            if others is None or not timing_cache.combine(others, False):
+                return
         with write_atomically(path) as temporary:
             temporary.write_bytes(timing_cache.serialize())

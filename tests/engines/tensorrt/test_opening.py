@@ -149,3 +149,28 @@ def test_refit_needs_a_gpu_and_a_good_graph(rtx: TensorRtRtx, engine: Path, tmp_
     with pytest.raises(MissingDevice, match="no NVIDIA driver"):
         refit_engine(TENSORRT_RTX, engine, tmp_path / "model.onnx", output, manifest=manifest)
     assert not (tmp_path / "out.rtx").exists()
+
+
+class Kernels:
+    """What the library gives: the compiled kernels as bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+def test_compiled_kernels_replace_only_kernels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kernels.bin"
+    for content in (b"first", b"second", b"second"):
+        rtx_module.save_runtime_cache(Kernels(content), path)
+        assert path.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kernels.bin", "kernels.bin.json"]
+    assert not caplog.messages
+    path.write_bytes(b"somebody's")
+    rtx_module.save_runtime_cache(Kernels(b"third"), path)
+    assert path.read_bytes() == b"somebody's"
+    assert "the compiled kernels are not kept: " in caplog.text

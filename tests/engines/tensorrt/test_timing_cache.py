@@ -31,7 +31,7 @@ def test_a_cache_is_written_and_used_again(config: Any, tmp_path: Path) -> None:
     assert use_timing_cache(config, path) == []
     store_timing_cache(config, path)  # merged with the existing file
     assert len(path.read_bytes()) == len(first)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["timing.cache", "timing.cache.lock"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["timing.cache"]
 
 
 class Rejecting:
@@ -48,35 +48,37 @@ class Rejecting:
         self.given.append(cache)
         return cache == b""
 
-
-class Damaged:
-    """A configuration that cannot read the file: the library's factory returns ``None`` then."""
-
-    def create_timing_cache(self, blob: bytes) -> None:
-        assert blob == b"damaged"
-
     def get_timing_cache(self) -> Any:
         class Cache:
+            def combine(self, other: bytes, ignore_mismatch: bool) -> bool:
+                assert not ignore_mismatch
+                return other == b""
+
             def serialize(self) -> bytes:
                 return b"measured now"
 
         return Cache()
 
 
-def test_damaged_cache_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "timing.cache"
-    path.write_bytes(b"damaged")
-    store_timing_cache(Damaged(), path)
-    assert path.read_bytes() == b"measured now"
+class Damaged(Rejecting):
+    """A configuration that cannot read the file: the library's factory returns ``None`` then."""
+
+    def create_timing_cache(self, blob: bytes) -> Any:
+        return blob or None
 
 
-def test_cache_of_another_device_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [Rejecting(), Damaged()], ids=["other-device", "damaged"])
+def test_a_file_that_the_library_does_not_accept_stays(config: Any, tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
-    path.write_bytes(b"of another device")
-    config = Rejecting()
+    path.write_bytes(b"anything")
     (note,) = use_timing_cache(config, path)
-    assert "another device or version" in note
-    assert config.given == [b"of another device", b""]
+    assert "stays as it is" in note
+    assert config.given == [b"anything", config.create_timing_cache(b"")]
+    store_timing_cache(config, path)
+    assert path.read_bytes() == b"anything"
+    path.write_bytes(b"")  # an empty file, as mktemp makes, is a new one
+    store_timing_cache(config, path)
+    assert path.read_bytes() == b"measured now"
 
 
 def test_folder_has_one_file_per_device_and_version(tmp_path: Path) -> None:
