@@ -1,6 +1,9 @@
 """Feed damaged and hostile files to the commands, and count how they end.
 
     python benchmarks/hostile_files.py --cases 10000
+    python benchmarks/hostile_files.py --cases 10000 --minutes 20 --kind npz --kind recipe
+
+The second command stops each kind after its minutes, and keeps what is recorded of other kinds.
 
 A case is *right* (exit code 0, and what was written can be used) or *refused* (one clear error with
 the exit code that `optimizer/errors.py` gives it). Everything else is a fault: an internal error, a
@@ -15,6 +18,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -157,7 +161,9 @@ def _drop(graph: Path, base: Base) -> float | None:
 # --- in the parent -------------------------------------------------------------------------------
 
 
-def outcomes(kind: str, cases: int, folder: Path, *, first: int = 0) -> dict[int, str]:
+def outcomes(
+    kind: str, cases: int, folder: Path, *, first: int = 0, seconds: float | None = None
+) -> dict[int, str]:
     """The outcome of each case by its seed; a child that dies is started again at the next one.
 
     Args:
@@ -165,12 +171,14 @@ def outcomes(kind: str, cases: int, folder: Path, *, first: int = 0) -> dict[int
         cases: Number of cases.
         folder: Where files are written; the valid ones in ``base``, made if they are not there.
         first: Seed of the first case.
+        seconds: Run no further cases after this time; ``None`` for all of them.
     """
     base = Base(folder / "base")
     if not base.image.is_file():
         make_base(base.folder)
     found: dict[int, str] = {}
-    while len(found) < cases:
+    ends = time.monotonic() + (math.inf if seconds is None else seconds)
+    while len(found) < cases and time.monotonic() < ends:
         start = first + len(found)
         with subprocess.Popen(
             [sys.executable, __file__, "--child", kind, str(start), str(cases - len(found)), str(folder)],
@@ -180,6 +188,10 @@ def outcomes(kind: str, cases: int, folder: Path, *, first: int = 0) -> dict[int
             assert child.stdout is not None
             for line in child.stdout:
                 found[first + len(found)] = json.loads(line)
+                if time.monotonic() >= ends:
+                    child.kill()
+                    child.wait()
+                    return found
             code = child.wait()
         if len(found) < cases:
             reason = f"{CPU_SECONDS} s of CPU time" if code == -signal.SIGPROF else f"status {code}"
@@ -196,21 +208,23 @@ def _child(kind: str, first: int, count: int, folder: Path) -> None:
             print(json.dumps(outcome), file=answers)
 
 
-def record(kinds: list[str], cases: int, folder: Path) -> dict[str, Any]:
+def record(
+    kinds: list[str], cases: int, folder: Path, *, seconds: float | None = None
+) -> dict[str, Any]:
     """Run the cases of each kind and count the outcomes."""
     from optimizer.environment import describe
 
     counted: dict[str, Any] = {}
     for kind in kinds:
         started = time.monotonic()
-        found = outcomes(kind, cases, folder)
+        found = outcomes(kind, cases, folder, seconds=seconds)
         counts = Counter(outcome for outcome in found.values() if outcome in {"right", "refused"})
         faults = {seed: text for seed, text in found.items() if text not in {"right", "refused"}}
         counted[kind] = {
-            "cases": cases, "right": counts["right"], "refused": counts["refused"], "faults": faults,
+            "cases": len(found), "right": counts["right"], "refused": counts["refused"], "faults": faults,
         }  # fmt: skip
-        seconds = time.monotonic() - started
-        print(f"{kind:<12} {cases} cases, {len(faults)} faults, {seconds:.0f} s", flush=True)
+        took = time.monotonic() - started
+        print(f"{kind:<12} {len(found)} cases, {len(faults)} faults, {took:.0f} s", flush=True)
     environment = describe()
     return {"libraries": environment.libraries, "kinds": counted}
 
@@ -228,6 +242,7 @@ def main() -> None:
     """Run the cases, write the record and the document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000, help="cases of each kind")
+    parser.add_argument("--minutes", type=float, help="stop each kind after this time")
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="only this kind")
     parser.add_argument("--write-only", action="store_true", help="only rewrite the document")
     parser.add_argument("--child", nargs=4, metavar="ARGUMENT", help=argparse.SUPPRESS)
@@ -238,7 +253,12 @@ def main() -> None:
         return
     if not options.write_only:
         with tempfile.TemporaryDirectory() as made:
-            report = record(options.kind or list(KINDS), options.cases, Path(made))
+            seconds = None if options.minutes is None else 60 * options.minutes
+            kinds = options.kind or list(KINDS)
+            report = record(kinds, options.cases, Path(made), seconds=seconds)
+        if options.kind and RECORD.exists():
+            before = json.loads(RECORD.read_text(encoding="utf-8"))["kinds"]
+            report["kinds"] = dict(sorted((before | report["kinds"]).items()))
         RECORD.parent.mkdir(parents=True, exist_ok=True)
         RECORD.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     report = json.loads(RECORD.read_text(encoding="utf-8"))

@@ -96,13 +96,21 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def _create_beside(path: Path) -> tuple[Path, int]:
     """A new file with a temporary name in the folder of ``path``, and its permissions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(temporary_name(path))
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     try:
         return temporary, os.fstat(descriptor).st_mode & 0o777
     finally:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably as the file that it is made for."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        _sync_folder(path.parent)
 
 
 def _finish(temporary: Path, path: Path, mode: int) -> None:
