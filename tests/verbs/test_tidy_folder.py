@@ -78,7 +78,12 @@ def test_what_lies_on_the_way_is_taken_from_the_cache(foreign: Path, tmp_path: P
     assert (first.cached, again.cached) == (False, True)
     saved = build(foreign, tmp_path / "out" / "x.blob", cache, save_intermediates=tmp_path / "way")
     assert saved.cached
-    files = ["net.float.onnx", "net.stats.npz", "x.blob.graph.onnx", "x.blob.graph.encodings.json"]
+    files = [
+        "net.float.onnx",
+        "net.float.stats.npz",
+        "x.blob.graph.onnx",
+        "x.blob.graph.encodings.json",
+    ]
     assert {path.name for path in saved.intermediates} == set(files)
     assert names(tmp_path / "way") == {f"{name}{end}" for name in files for end in ("", ".json")}
     assert names(tmp_path / "out") == BESIDE
@@ -93,7 +98,7 @@ def test_intermediates_beside_the_engine(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
     saved = build(foreign, tmp_path / "out" / "x.blob", cache, save_intermediates=beside)
     assert {path.name for path in saved.intermediates} == {
-        "net.float.onnx", "net.stats.npz", "x.blob.graph.encodings.json",
+        "net.float.onnx", "net.float.stats.npz", "x.blob.graph.encodings.json",
     }  # fmt: skip
     result = optimizer.validate(
         saved.path, reference=foreign / "net.onnx", data=str(foreign / "data.npz")
@@ -104,11 +109,11 @@ def test_intermediates_beside_the_engine(foreign: Path, tmp_path: Path) -> None:
 def test_files_of_others_among_the_intermediates_stay(foreign: Path, tmp_path: Path) -> None:
     way = tmp_path / "way"
     way.mkdir()
-    (way / "net.stats.npz").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"net\.stats\.npz exists and was not written"):
+    (way / "net.float.stats.npz").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"net\.float\.stats\.npz exists and was not written"):
         build(foreign, tmp_path / "x.blob", Cache(tmp_path / "cache"), save_intermediates=way)
-    assert (way / "net.stats.npz").read_bytes() == b"mine"
-    assert names(way) == {"net.stats.npz"}
+    assert (way / "net.float.stats.npz").read_bytes() == b"mine"
+    assert names(way) == {"net.float.stats.npz"}
     assert not list(tmp_path.glob("*x.blob*"))
 
 
