@@ -58,6 +58,12 @@ class _Recipe(Options):
         "Images per change of the weights that --lr is meant for; it is scaled to the real number.",
         ge=1,
     )
+    backbone_rate: float | None = option(
+        None, "Factor of the learning rate for the layers before the head.", gt=0, le=1
+    )
+    clip_grad: float | None = option(
+        None, "Largest norm of the gradient; longer ones are scaled down; 0 for no limit.", ge=0
+    )
     momentum: float | None = option(None, "Momentum of SGD.", ge=0, lt=1)
     weight_decay: float | None = option(
         None, "Weight decay of the convolutions and linear layers.", ge=0
@@ -145,13 +151,14 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
         "COCO file or a YOLO folder.",
     )
     val: Source | None = option(
-        None, "Images to measure accuracy on; default: digits:test for digits:train."
+        None,
+        "Images to measure accuracy on; default: digits:test for digits:train, likewise digits-scenes.",
     )
     init: Source | None = option(None, "Model to start from; random for random weights.")
     recipe: Source | None = option(
         None,
-        "finetune (default with --init), scratch (default for folders), digits, tv-v1, tv-v2, a1, a2, "
-        "a3, or a YAML file.",
+        "finetune (default with --init), scratch (default for folders), digits, detection (default for "
+        "detectors), tv-v1, tv-v2, a1, a2, a3, or a YAML file.",
     )
     freeze_backbone: bool = option(False, "Train only the last layers.")
     hidden_layers: int = option(0, "Hidden layers before the last one.", ge=0, le=32)
