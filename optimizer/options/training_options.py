@@ -20,12 +20,12 @@ def _device(value: object) -> object:
 
 
 def _channels(value: object) -> object:
-    if value is not None and str(value) != "3":
+    if value is not None and str(value) not in ("1", "3", "4"):
         raise ReadableError(
             f"networks with {value} input channels are not supported",
-            "leave it out: images are read as RGB, and grayscale ones as three equal channels",
+            "1 for grayscale, 3 for RGB, 4 for RGBA",
         )
-    return value
+    return None if value is None else int(str(value))
 
 
 def _version(value: object) -> object:
@@ -164,7 +164,8 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
     hidden_layers: int = option(0, "Hidden layers before the last one.", ge=0, le=32)
     hidden_size: int = option(128, "Width of the hidden layers.", ge=1)
     channels: Annotated[int | None, BeforeValidator(_channels)] = option(
-        None, "Channels of the images; only 3."
+        None,
+        "Channels of the images: 1 (grayscale), 3 (RGB) or 4 (RGBA); default: those of --init, or 3.",
     )
     track: Annotated[tuple[Literal["tensorboard"], ...], Choices] = option(
         (), "Also report to tensorboard, in files beside the checkpoints."

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimizer.data import Batch, ImageDataset, Preprocessing, match_classes
-from optimizer.errors import CheckpointError, DataError
+from optimizer.errors import CheckpointError, DataError, UsageError
 from optimizer.models import Model, build_head, build_module, hidden_sizes
-from optimizer.models.architectures import expected_shapes
+from optimizer.models.architectures import adapt_stem, expected_shapes
 from optimizer.options import TrainOptions
 from optimizer.training.distribution import World
 from optimizer.training.labelled_reading import LabelledReading
@@ -83,12 +83,24 @@ class ClassifierSubject:
         """Fill in what is not given; small images are shifted instead of cropped."""
         files = data.source.file(0) is not None
         scratch = "scratch" if files else "digits"
-        return complete(
+        settings = complete(
             options,
             default=scratch if init is None else "finetune",
             image_size=None if init is None else init.image_size,
             files=files,
         )
+        channels = options.channels or (3 if init is None else init.channels)
+        if init is not None and init.channels not in (3, channels):
+            raise CheckpointError(
+                f"{init.source} takes images of {init.channels} channels, not {channels}",
+                hint=f"--channels {init.channels}, or leave out --init",
+            )
+        if channels == 4 and settings.augment in ("trivial", "rand"):
+            raise UsageError(
+                f"--augment {settings.augment} changes colours, which four channels do not have",
+                hint="--augment crop",
+            )
+        return TrainOptions.of(settings, {"channels": channels})
 
     def examine(
         self, data: ImageDataset, held_out: ImageDataset | None
@@ -111,10 +123,23 @@ class ClassifierSubject:
     def preprocessing(self, job: TrainingJob) -> Preprocessing:
         """That of the model to start from, else of the data."""
         assert job.settings.image_size is not None
-        return preprocessing_for(job.data.name, job.settings.image_size, job.init)
+        base = preprocessing_for(job.data.name, job.settings.image_size, job.init)
+        return base.with_channels(job.settings.channels or base.channels)
 
-    def new_layers(self, job: TrainingJob) -> str | None:
-        """Why the last layers are replaced, or ``None``."""
+    def start_notes(self, job: TrainingJob) -> list[str]:
+        """Which layers of the model to start from are replaced or changed, and why."""
+        init, notes = job.init, []
+        assert init is not None
+        if reason := self._new_head(job):
+            notes.append(f"{init.source} {reason}: its last layer is replaced by a new one")
+        if init.channels != job.settings.channels:
+            notes.append(
+                f"{init.source} takes images of {init.channels} channels: its first layer is adapted "
+                f"to {job.settings.channels}"
+            )
+        return notes
+
+    def _new_head(self, job: TrainingJob) -> str | None:
         init, classes = job.init, job.data.classes
         assert init is not None
         if init.num_outputs != job.num_classes:
@@ -130,11 +155,18 @@ class ClassifierSubject:
         settings, init = job.settings, job.init
         assert settings.arch is not None
         if init is None:
-            module = build_module(settings.arch, job.num_classes, zero_init_residual=True)
+            module = build_module(
+                settings.arch,
+                job.num_classes,
+                channels=settings.channels or 3,
+                zero_init_residual=True,
+            )
         else:
             module = copy.deepcopy(init.module)
+            if settings.channels != init.channels:
+                adapt_stem(module, settings.channels or 3)
         hidden = _hidden(settings)
-        if init is None or self.new_layers(job):
+        if init is None or self._new_head(job):
             features = expected_shapes(settings.arch)["fc.weight"][1]
             if hidden or init is not None:
                 module.register_module("fc", build_head(features, hidden, job.num_classes))

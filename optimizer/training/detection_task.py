@@ -41,7 +41,6 @@ _SMALLEST_SIZE = 64
 _BACKBONE = "backbone.body."
 _CLASSIFIERS_ONLY = (
     "loss", "label_smoothing", "mixup", "cutmix", "random_erasing", "hidden_layers", "hidden_size",
-    "channels",
 )  # fmt: skip
 
 
@@ -123,13 +122,18 @@ class DetectorSubject:
                 f"--augment {settings.augment} does not move boxes with the image",
                 hint="--augment shift, which scales and moves both, or none",
             )
+        if options.channels not in (None, 3):
+            raise UsageError(
+                f"detectors take images of three channels, not {options.channels}",
+                hint="leave out --channels: gray images are read as three equal channels",
+            )
         assert settings.image_size is not None
         if settings.image_size < _SMALLEST_SIZE:
             raise UsageError(
                 f"images of {settings.image_size} pixels are too small for five levels of a pyramid",
                 hint=f"use --image-size {_SMALLEST_SIZE} or more",
             )
-        return settings
+        return TrainOptions.of(settings, {"channels": 3})
 
     def examine(
         self, data: ImageDataset, held_out: ImageDataset | None
@@ -158,14 +162,21 @@ class DetectorSubject:
             return init.preprocessing.with_image_size(size)
         return Preprocessing.detection(size)
 
-    def new_layers(self, job: TrainingJob) -> str | None:
-        """Why the layers for the classes start anew, or ``None``."""
+    def start_notes(self, job: TrainingJob) -> list[str]:
+        """Which layers of the model to start from are replaced, and why."""
         assert job.init is not None
         if job.init.detector is None:
-            return None  # only the backbone is taken
-        if job.init.num_classes != job.num_classes or job.init.classes != job.data.classes:
-            return "has other classes"
-        return None
+            return []  # only the backbone is taken
+        if self._other_classes(job):
+            return [
+                f"{job.init.source} has other classes: its class layers are replaced by new ones"
+            ]
+        return []
+
+    def _other_classes(self, job: TrainingJob) -> bool:
+        init = job.init
+        assert init is not None
+        return init.num_classes != job.num_classes or init.classes != job.data.classes
 
     def module(self, job: TrainingJob) -> nn.Module:
         """The network that training starts from; see `LearningDetector`."""
@@ -180,7 +191,7 @@ class DetectorSubject:
         network = torchvision_detector(kind, backbone, job.num_classes)
         initialize_towers(network)
         if job.init is not None:
-            _load(network, job.init, backbone, self.new_layers(job) is not None)
+            _load(network, job.init, backbone, self._other_classes(job))
         module = LearningDetector(network)
         if job.settings.freeze_backbone:
             for name, parameter in module.named_parameters():

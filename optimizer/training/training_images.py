@@ -183,7 +183,8 @@ class TrainingImages:
             return
         change = resolve(self._operation.function)(self._preprocessing, self._operation.settings)
         for index, number in wanted:
-            yield change(source.image(int(positions[index])), number)
+            image = source.image(int(positions[index]), self._preprocessing.channels)
+            yield change(image, number)
 
 
 def _plain(values: NDArray[np.int64]) -> list[int]:

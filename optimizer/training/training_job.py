@@ -80,7 +80,7 @@ class TrainingJob:
 
 _NO_RESULT = {
     "data", "val", "init", "recipe", "device", "min_cuda", "min_cudnn", "min_python", "resume",
-    "elastic", "checkpoint_every", "workers", "skip_bad_images", "image_folder", "channels", "track",
+    "elastic", "checkpoint_every", "workers", "skip_bad_images", "image_folder", "track",
 }  # fmt: skip
 """Options that do not affect the resulting weights, or do so through the inputs."""
 
@@ -115,9 +115,11 @@ def prepare(
         num_classes=num_classes,
         notes=tuple(notes),
     )
-    if init is not None and (reason := subject.new_layers(job)):
-        note = f"{init.source} {reason}: its last layer is replaced by a new one"
-        return replace(job, notes=(*notes, note))
+    for images in (data, held_out):
+        if images is not None:
+            images.check_depth(job.preprocessing)
+    if init is not None:
+        return replace(job, notes=(*notes, *subject.start_notes(job)))
     return job
 
 

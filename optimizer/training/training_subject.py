@@ -54,8 +54,8 @@ class Subject(Protocol):
     def preprocessing(self, job: TrainingJob) -> Preprocessing:
         """Preprocessing of the network."""
 
-    def new_layers(self, job: TrainingJob) -> str | None:
-        """Why the last layers of ``job.init`` are replaced, or ``None``."""
+    def start_notes(self, job: TrainingJob) -> list[str]:
+        """Which layers of ``job.init`` are replaced or changed, and why."""
 
     def module(self, job: TrainingJob) -> nn.Module:
         """The network that training starts from, drawn from PyTorch's generator."""
