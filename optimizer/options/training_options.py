@@ -114,6 +114,14 @@ class _Machine(Options):
     amp: Literal["off", "bf16", "fp16"] = option(
         "off", "Compute in this precision where it is safe."
     )
+    find_batch_size: bool = option(
+        False, "Use the largest batch that fits the memory of the device."
+    )
+    effective_batch: int | None = option(
+        None,
+        "Images per change of the weights in all processes; --accumulate becomes what is needed.",
+        ge=2,
+    )
     compile: bool = option(False, "Compile the network with torch.compile.")
     sync_batchnorm: bool = option(False, "Share BatchNorm's statistics between processes.")
     min_cuda: Version | None = option(None, "Fail unless CUDA has at least this version.")

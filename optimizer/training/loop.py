@@ -225,7 +225,7 @@ class Fit:
         stream = self._batches.stream(self.step, end)
         with contextlib.closing(stream), watch_signals() as request:
             for batches in stream:
-                self._one_step(batches)
+                self.run_step(batches)
                 if self.step % steps == 0:
                     self._end_epoch(self.step // steps)
                 elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
@@ -233,7 +233,12 @@ class Fit:
                 self._stop_if_asked(request, end)
         self._check_loss()
 
-    def _one_step(self, batches: Sequence[Any]) -> None:
+    def run_step(self, batches: Sequence[Any]) -> None:
+        """Change the weights once, by the mean gradient of some batches.
+
+        Raises:
+            UsageError: The loss is not finite; of a GPU, the loss of the step before.
+        """
         import torch
 
         work, started = self._work, time.perf_counter()

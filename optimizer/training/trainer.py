@@ -16,6 +16,7 @@ from optimizer.models import Model, weights_digest, write_weights
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
 from optimizer.targets.hardware import cpu_features
+from optimizer.training.batch_search import sized
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
 from optimizer.training.loop import Fit, Work
@@ -104,6 +105,7 @@ def train(
     device = device_of(options)
     job = prepare(options, images, held_out, init)
     with joined(device) as world:
+        job = sized(job, world, device, None)
         return _train(job, world, device, None, progress or Silent())
 
 
@@ -126,6 +128,7 @@ def train_checkpoint(
     device = device_of(options)
     job = prepare(options, data, held_out, init)
     with joined(device) as world:
+        job = sized(job, world, device, training_folder(path))
         if not world.first:
             return _follow(job, path, world, device)
         asked = False

@@ -80,7 +80,8 @@ class TrainingJob:
 
 _NO_RESULT = {
     "data", "val", "init", "recipe", "device", "min_cuda", "min_cudnn", "min_python", "resume",
-    "elastic", "checkpoint_every", "workers", "skip_bad_images", "image_folder", "track",
+    "elastic", "find_batch_size", "effective_batch", "checkpoint_every", "workers",
+    "skip_bad_images", "image_folder", "track",
 }  # fmt: skip
 """Options that do not affect the resulting weights, or do so through the inputs."""
 

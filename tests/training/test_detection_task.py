@@ -78,14 +78,14 @@ def test_a_detector_continues_bit_for_bit(scenes: ImageDataset, tmp_path: Path) 
     whole = fit_of(job, tmp_path)
     digests = []
     for step, batches in enumerate(whole._batches.stream(0, 2)):
-        whole._one_step(batches)
+        whole.run_step(batches)
         if step == 0:
             whole._save()
         digests.append(weights_digest(whole.result.state_dict()))
     again = fit_of(job_of(scenes.select(np.arange(4)), batch_size=2, ema=0.9))
     again.restore(StateFile(tmp_path).load())
     for batches in again._batches.stream(again.step, 2):
-        again._one_step(batches)
+        again.run_step(batches)
         assert weights_digest(again.result.state_dict()) == digests[again.step - 1]
     assert again.step == len(set(digests)) == 2
 
@@ -112,7 +112,7 @@ with joined(cpu) as world:
                 device=cpu, progress=Silent())
     fit = _new_fit(job, work)
     fit._module.eval()
-    fit._one_step(next(fit._batches.stream(0, 1)))
+    fit.run_step(next(fit._batches.stream(0, 1)))
     states = fit.state()["optimizer"]["state"]
     metrics = fit.task.evaluate(fit.result.eval(), world)
     if world.first:

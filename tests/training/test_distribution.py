@@ -52,7 +52,7 @@ with joined(cpu) as world:
     images = TrainingImages(data, preprocessing, settings, world, reading)
     fit = Fit(module, task, images, work)
     fit._train_mode()
-    fit._one_step(next(fit._batches.stream(0, 1)))
+    fit.run_step(next(fit._batches.stream(0, 1)))
     # The momentum after one step is the gradient.
     states = fit.state()["optimizer"]["state"]
     if world.first:
