@@ -18,8 +18,8 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
-    "data", "models", "targets", "graphs", "exporting", "precision", "training", "engines",
-    "environment", "tasks", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
+    "data", "models", "targets", "graphs", "exporting", "precision", "tasks", "training",
+    "engines", "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
     "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {

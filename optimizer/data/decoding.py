@@ -80,7 +80,7 @@ class Operation:
 
     Attributes:
         function: ``module:function`` of this package. Called with the preprocessing and ``settings``,
-            it returns a function of a Pillow image and a number, which returns size x size x 3 uint8.
+            it returns a function of a Pillow image and a number, which returns size x size x channels uint8.
         settings: JSON values.
     """
 

@@ -195,6 +195,31 @@ class Preprocessing:
         )
         return replace(self, resize=resize, crop=image_size)
 
+    def with_channels(self, channels: int) -> Preprocessing:
+        """A copy for a network of 1 channel (luminance), 3 channels, or 4 (RGBA).
+
+        One channel takes the average of mean and std. A fourth one takes 0.5 for both, which maps its
+        values to -1 to 1.
+
+        Raises:
+            DataError: It is for another number than three channels, or in another order than RGB.
+        """
+        if channels == self.channels:
+            return self
+        if self.channels != 3 or channels not in (1, 4):
+            raise DataError(
+                f"preprocessing: {self.color} of {self.channels} channels does not become {channels}"
+            )
+        if channels == 1:
+            mean, std = (
+                values[0] if len({*values}) == 1 else round(sum(values) / 3, 6)
+                for values in (self.mean, self.std)
+            )
+            return replace(self, color="grayscale", mean=(mean,), std=(std,))
+        if self.color != "RGB":
+            raise DataError(f"preprocessing: four channels are RGBA, not {self.color} and a fourth")
+        return replace(self, color="RGBA", mean=(*self.mean, 0.5), std=(*self.std, 0.5))
+
     # --- serialization ---------------------------------------------------------------------
 
     @property

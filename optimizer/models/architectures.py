@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCHITECTURES",
     "DETECTORS",
+    "adapt_stem",
     "build_module",
     "check_arch",
     "closest_arch",
@@ -119,6 +120,29 @@ def build_module(
     if arch.endswith(_STRIDE_FIRST):
         _move_stride_to_first(module)
     return module
+
+
+def adapt_stem(module: nn.Module, channels: int) -> None:
+    """Make the first layer of a network for RGB take 1 or 4 channels, in place.
+
+    One channel gets the sum of the three kernels, so a gray image has the response of three equal
+    channels. Of four, the last gets a copy of the first one's kernel, and all are scaled by 3/4, so that
+    equal channels have the response they had. (timm does the same.)
+    """
+    import torch
+    from torch import nn
+
+    stem = module.get_submodule("conv1")
+    assert isinstance(stem, nn.Conv2d)
+    weight = stem.weight.detach()
+    wider = (
+        weight.sum(dim=1, keepdim=True)
+        if channels == 1
+        else torch.cat([weight, weight[:, :1]], dim=1) * (3 / 4)
+    )
+    new = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    new.weight = nn.Parameter(wider)
+    module.register_module("conv1", new)
 
 
 def torchvision_name(arch: str) -> str:

@@ -239,18 +239,13 @@ def _for_channels(path: Path, stated: Preprocessing | None, module: nn.Module) -
 
 def _for_one_channel(path: Path, preprocessing: Preprocessing) -> Preprocessing:
     """Grayscale with one mean and one std; three values become their average if that says the same."""
-    gray = [sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std)]
     equal = len({*preprocessing.mean}) == len({*preprocessing.std}) == 1
     if preprocessing.channels != 3 or not (equal or preprocessing.mean == IMAGENET_MEAN):
         raise CheckpointError(
             f"{path} takes images of one channel, but its card states {preprocessing.channels} means",
             hint='write one: "color": "grayscale", "mean": [0.5], "std": [0.5]',
         )
-    mean, std = (
-        values[0] if equal else round(average, 6)
-        for values, average in zip((preprocessing.mean, preprocessing.std), gray, strict=True)
-    )
-    return replace(preprocessing, color="grayscale", mean=(mean,), std=(std,))
+    return preprocessing.with_channels(1)
 
 
 def _read_card(path: Path) -> _Card:

@@ -10,13 +10,14 @@ stage, which has no fixed shape that an engine could be compiled for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 __all__ = [
     "HeadOnly",
+    "LearningDetector",
     "PerLevelHeads",
     "build_detector",
     "initialize_towers",
@@ -42,6 +43,46 @@ class HeadOnly(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """N x 3 x H x W float32 to N x anchors x values float32; see `DetectorSpec`."""
         return joined_outputs(self.head(list(self.backbone(images).values())))
+
+
+class LearningDetector(HeadOnly):
+    """A detector that computes its loss in `forward`, so that wrappers around it see all of it.
+
+    Parameters are named as in `HeadOnly`.
+
+    Args:
+        network: torchvision's `RetinaNet` or `FCOS`; its modules are shared, not copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.anchor_generator = network.get_submodule("anchor_generator")
+        # A method, so that the network around the modules is no second owner of their parameters.
+        self._compute_loss: Callable[..., dict[str, torch.Tensor]] = network.compute_loss  # type: ignore[assignment]
+
+    def forward(
+        self, images: torch.Tensor, targets: list[dict[str, torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """Outputs as of `HeadOnly` for images alone; with targets the sum of the losses, a scalar.
+
+        Args:
+            images: N x 3 x H x W float32.
+            targets: For each image ``boxes`` (M x 4 float32, pixels of the input) and ``labels`` (M
+                int64).
+        """
+        from torchvision.models.detection.image_list import ImageList
+
+        if targets is None:
+            return super().forward(images)
+        features = list(self.backbone(images).values())
+        outputs = self.head(features)
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        anchors = self.anchor_generator(ImageList(images, sizes), features)
+        # FCOS also wants to know how many anchors belong to each level.
+        levels = [level.shape[2] * level.shape[3] for level in features]
+        more = [levels] if "bbox_ctrness" in outputs else []
+        losses = self._compute_loss(targets, outputs, anchors, *more)
+        return torch.stack(list(losses.values())).sum()
 
 
 class PerLevelHeads(nn.Module):

@@ -20,12 +20,12 @@ def _device(value: object) -> object:
 
 
 def _channels(value: object) -> object:
-    if value is not None and str(value) != "3":
+    if value is not None and str(value) not in ("1", "3", "4"):
         raise ReadableError(
             f"networks with {value} input channels are not supported",
-            "leave it out: images are read as RGB, and grayscale ones as three equal channels",
+            "1 for grayscale, 3 for RGB, 4 for RGBA",
         )
-    return value
+    return None if value is None else int(str(value))
 
 
 def _version(value: object) -> object:
@@ -57,6 +57,12 @@ class _Recipe(Options):
         None,
         "Images per change of the weights that --lr is meant for; it is scaled to the real number.",
         ge=1,
+    )
+    backbone_rate: float | None = option(
+        None, "Factor of the learning rate for the layers before the head.", gt=0, le=1
+    )
+    clip_grad: float | None = option(
+        None, "Largest norm of the gradient; longer ones are scaled down; 0 for no limit.", ge=0
     )
     momentum: float | None = option(None, "Momentum of SGD.", ge=0, lt=1)
     weight_decay: float | None = option(
@@ -108,6 +114,14 @@ class _Machine(Options):
     amp: Literal["off", "bf16", "fp16"] = option(
         "off", "Compute in this precision where it is safe."
     )
+    find_batch_size: bool = option(
+        False, "Use the largest batch that fits the memory of the device."
+    )
+    effective_batch: int | None = option(
+        None,
+        "Images per change of the weights in all processes; --accumulate becomes what is needed.",
+        ge=2,
+    )
     compile: bool = option(False, "Compile the network with torch.compile.")
     sync_batchnorm: bool = option(False, "Share BatchNorm's statistics between processes.")
     min_cuda: Version | None = option(None, "Fail unless CUDA has at least this version.")
@@ -145,19 +159,21 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
         "COCO file or a YOLO folder.",
     )
     val: Source | None = option(
-        None, "Images to measure accuracy on; default: digits:test for digits:train."
+        None,
+        "Images to measure accuracy on; default: digits:test for digits:train, likewise digits-scenes.",
     )
     init: Source | None = option(None, "Model to start from; random for random weights.")
     recipe: Source | None = option(
         None,
-        "finetune (default with --init), scratch (default for folders), digits, tv-v1, tv-v2, a1, a2, "
-        "a3, or a YAML file.",
+        "finetune (default with --init), scratch (default for folders), digits, detection (default for "
+        "detectors), tv-v1, tv-v2, a1, a2, a3, or a YAML file.",
     )
     freeze_backbone: bool = option(False, "Train only the last layers.")
     hidden_layers: int = option(0, "Hidden layers before the last one.", ge=0, le=32)
     hidden_size: int = option(128, "Width of the hidden layers.", ge=1)
     channels: Annotated[int | None, BeforeValidator(_channels)] = option(
-        None, "Channels of the images; only 3."
+        None,
+        "Channels of the images: 1 (grayscale), 3 (RGB) or 4 (RGBA); default: those of --init, or 3.",
     )
     track: Annotated[tuple[Literal["tensorboard"], ...], Choices] = option(
         (), "Also report to tensorboard, in files beside the checkpoints."

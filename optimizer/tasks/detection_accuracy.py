@@ -1,53 +1,50 @@
-"""The accuracy of a trained detector on its own, without comparing it with anything."""
+"""What a detector that PyTorch runs finds in a dataset."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from optimizer.data import ImageDataset
-from optimizer.progress import Progress, Silent
-from optimizer.tasks.average_precision import MatchTables, match_objects
-from optimizer.tasks.boxes import BoxReader
-from optimizer.tasks.detection_classes import match_categories
+from optimizer.data import ImageDataset, Preprocessing
+from optimizer.tasks.boxes import BoxReader, Detections
 
 if TYPE_CHECKING:
-    from optimizer.models import Model
+    from torch import nn
 
-__all__ = ["detector_matches"]
+__all__ = ["find_objects"]
 
 _BATCH = 16
 
 
-def detector_matches(
-    model: Model, data: ImageDataset, progress: Progress | None = None
-) -> MatchTables:
-    """Matches of a detector, run by PyTorch, with the objects of a dataset.
+def find_objects(
+    module: nn.Module,
+    reader: BoxReader,
+    preprocessing: Preprocessing,
+    data: ImageDataset,
+    indices: NDArray[np.int64],
+) -> list[Detections]:
+    """Detections in some images of a dataset, in their order.
 
     Args:
-        model: The detector.
+        module: The detector in evaluation mode; its outputs are those of `DetectorSpec`.
+        reader: Turns the outputs into boxes.
+        preprocessing: Preprocessing of the network.
         data: Images with objects.
-        progress: Receives progress updates per batch.
+        indices: The images, int64.
 
     Raises:
-        DataError: The categories do not match the detector's classes.
+        DataError: An image cannot be read.
     """
     import torch
 
-    assert model.detector is not None
-    progress = progress or Silent()
-    data = match_categories(data, model.num_classes, model.classes)
     assert data.objects is not None
-    reader = BoxReader(model.detector, model.preprocessing)
-    found, objects = [], []
-    progress.start("measure AP", total=len(data))
-    for batch in data.batches(_BATCH, model.preprocessing):
+    device = next(module.parameters()).device
+    found: list[Detections] = []
+    for batch in data.batches(_BATCH, preprocessing, order=indices):
         with torch.inference_mode():
-            outputs = model.module(torch.from_numpy(batch.images)).numpy()
-        for raw, index in zip(outputs, np.asarray(batch.indices).tolist(), strict=True):
-            objects.append(data.objects[index])
+            outputs = module(torch.from_numpy(batch.images).to(device)).float().cpu().numpy()
+        for raw, index in zip(outputs, batch.indices.tolist(), strict=True):
             found.append(reader.read(raw, data.objects[index].size))
-        progress.advance(len(batch.indices))
-    progress.finish()
-    return match_objects(objects, found, model.num_classes)
+    return found

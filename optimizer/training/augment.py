@@ -26,7 +26,7 @@ class Augmentation:
         """Augment each image of a batch independently.
 
         Args:
-            images: N x 3 x H x W float32.
+            images: N x channels x H x W float32.
             numbers: N random numbers from 0, much larger than the number of shifts; an image's
                 change follows from its number.
 

@@ -68,6 +68,17 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank; all processes call this at the same point."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        with self._others():
+            dist.all_gather_object(values, value)
+        return values
+
     @contextlib.contextmanager
     def _others(self) -> Iterator[None]:
         try:

@@ -27,23 +27,26 @@ def randomized(
             probability).
 
     Returns:
-        A function of an RGB image and a seed; it returns size x size x 3 uint8, and seeds torch's
-        global generator.
+        A function of an RGB image (RGBA for four channels) and a seed; it returns size x size x
+        channels uint8, and seeds torch's global generator.
     """
     import torch
     from torchvision.transforms import v2
 
     interpolation = v2.InterpolationMode(preprocessing.interpolation)
-    steps: list[Any] = [
+    # Pillow weights colours by the fourth channel when it resizes; tensors have equal channels.
+    steps: list[Any] = [v2.PILToTensor()] if preprocessing.color == "RGBA" else []
+    steps.append(
         v2.RandomResizedCrop(preprocessing.image_size, interpolation=interpolation, antialias=True)
-    ]
+    )
     if settings["flip"]:
         steps.append(v2.RandomHorizontalFlip())
     if settings["augment"] == "trivial":
         steps.append(v2.TrivialAugmentWide(interpolation=interpolation))
     elif settings["augment"] == "rand":
         steps.append(v2.RandAugment(interpolation=interpolation))
-    steps.append(v2.PILToTensor())
+    if preprocessing.color != "RGBA":
+        steps.append(v2.PILToTensor())
     if settings["erasing"]:
         mean = [round(255 * channel) for channel in preprocessing.mean]
         steps.append(v2.RandomErasing(settings["erasing"], value=mean))
@@ -52,7 +55,8 @@ def randomized(
     def apply(image: Image.Image, seed: int) -> NDArray[np.uint8]:
         torch.manual_seed(seed)
         if preprocessing.color == "grayscale":
-            image = image.convert("L").convert("RGB")
+            image = image.convert("L")
+            image = image.convert("RGB") if preprocessing.channels == 3 else image
         pixels: NDArray[np.uint8] = transform(image).permute(1, 2, 0).numpy()
         if preprocessing.color == "BGR":
             pixels = pixels[:, :, ::-1]

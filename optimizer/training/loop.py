@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,21 @@ _RUNNING_SHARE = 0.05
 """Share of the newest step in the speed that is shown."""
 
 
-class Task(Protocol):
-    """What is trained, as the loop sees it."""
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
+"""A task's own kind of batches."""
+
+
+class Task(Protocol[Batch_contra]):
+    """What is trained, as the loop sees it; the type of its batches is its own."""
 
     better: str
     """The metric by which weights are better, larger is better."""
+    label: str
+    """That metric as users read it."""
+    metrics: tuple[str, ...]
+    """All metrics that `evaluate` returns."""
 
-    def loss(self, module: nn.Module, batch: Any, device: torch.device) -> torch.Tensor:
+    def loss(self, module: nn.Module, batch: Batch_contra, device: torch.device) -> torch.Tensor:
         """Mean loss of a batch, a scalar that can be differentiated."""
 
     def evaluate(self, module: nn.Module, world: World) -> Mapping[str, float]:
@@ -54,6 +62,9 @@ class Task(Protocol):
 
         The network is in evaluation mode. Each image counts once, whatever the number of processes.
         """
+
+    def in_backbone(self, name: str) -> bool:
+        """Whether a parameter belongs to the backbone, which may learn at another rate."""
 
 
 class Batches(Protocol):
@@ -100,19 +111,20 @@ class Fit:
     """One training: a network that learns a task from batches.
 
     Attributes:
+        task: What is learned.
         step: Steps that are done.
         rows: One row per finished epoch: epoch, step, lr, loss, metrics, images/s, seconds.
         best: The best row's metric and the epoch it belongs to; ``None`` without held-out images.
     """
 
-    def __init__(self, module: nn.Module, task: Task, batches: Batches, work: Work) -> None:
+    def __init__(self, module: nn.Module, task: Task[Any], batches: Batches, work: Work) -> None:
         import torch
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
         settings, self._work = work.settings, work
-        self._module, self._task, self._batches = module, task, batches
+        self._module, self.task, self._batches = module, task, batches
         rate = peak_rate(settings, batches.total)
-        self._optimizer = build_optimizer(module, settings, rate)
+        self._optimizer = build_optimizer(module, settings, rate, task.in_backbone)
         self._schedule = build_schedule(self._optimizer, settings, rate, batches.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(work.device.type, enabled=settings.amp == "fp16")
         average = get_ema_multi_avg_fn(settings.ema or 0.0)  # type: ignore[no-untyped-call]
@@ -175,7 +187,7 @@ class Fit:
         settings = self._work.settings
         rate = peak_rate(settings, self._batches.total)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
             for name in ("initial_lr", "max_lr", "min_lr"):
                 group.pop(name, None)
         steps = self._batches.steps_per_epoch
@@ -213,7 +225,7 @@ class Fit:
         stream = self._batches.stream(self.step, end)
         with contextlib.closing(stream), watch_signals() as request:
             for batches in stream:
-                self._one_step(batches)
+                self.run_step(batches)
                 if self.step % steps == 0:
                     self._end_epoch(self.step // steps)
                 elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
@@ -221,7 +233,12 @@ class Fit:
                 self._stop_if_asked(request, end)
         self._check_loss()
 
-    def _one_step(self, batches: Sequence[Any]) -> None:
+    def run_step(self, batches: Sequence[Any]) -> None:
+        """Change the weights once, by the mean gradient of some batches.
+
+        Raises:
+            UsageError: The loss is not finite; of a GPU, the loss of the step before.
+        """
         import torch
 
         work, started = self._work, time.perf_counter()
@@ -230,13 +247,14 @@ class Fit:
         total = torch.zeros((), device=work.device)
         for number, batch in enumerate(batches, start=1):
             with self._unsynchronized(number < len(batches)), self._precision():
-                loss = self._task.loss(self._forward, batch, work.device) / len(batches)
+                loss = self.task.loss(self._forward, batch, work.device) / len(batches)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._check_loss()  # of the step before
         self._unchecked = (self.step + 1, total, [batch.indices for batch in batches])
         if work.device.type == "cpu":  # a GPU would be idle while this one is waited for
             self._check_loss()
+        self._clip()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
@@ -245,6 +263,14 @@ class Fit:
             self._ema.update_parameters(self._module)
         self.step += 1
         self._report(time.perf_counter() - started)
+
+    def _clip(self) -> None:
+        """Scale the gradient down to the largest norm, if there is one."""
+        import torch
+
+        if largest := self._work.settings.clip_grad:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._module.parameters(), largest)
 
     @contextlib.contextmanager
     def _unsynchronized(self, more: bool) -> Iterator[None]:
@@ -290,8 +316,8 @@ class Fit:
         self._speed = before + _RUNNING_SHARE * (images - before)
         epoch = (self.step - 1) // self._batches.steps_per_epoch + 1
         loss = f"loss {self._losses[-1]:.3f}, " if self._losses else ""
-        scores = [row[self._task.better] for row in self.rows if self._task.better in row]
-        accuracy = f"{self._task.better} {scores[-1]:.2%}, " if scores else ""
+        scores = [row[self.task.better] for row in self.rows if self.task.better in row]
+        accuracy = f"{self.task.label} {scores[-1]:.2%}, " if scores else ""
         self._work.progress.advance(
             note=f"epoch {epoch}/{self._work.settings.epochs}, {loss}{accuracy}"
             f"{self._speed:.0f} images/s"
@@ -316,7 +342,7 @@ class Fit:
             }
         )
         self._losses = []
-        self._keep_best(epoch, metrics.get(self._task.better))
+        self._keep_best(epoch, metrics.get(self.task.better))
         if self._work.folder is not None and self._work.world.first:
             write_history(self._work.folder / "history.csv", self.rows)
             for listener in self._work.listeners:
@@ -330,7 +356,7 @@ class Fit:
         if epoch % (settings.val_every or 1) and epoch != settings.epochs:
             return {}
         self.result.eval()
-        metrics = self._task.evaluate(self.result, self._work.world)
+        metrics = self.task.evaluate(self.result, self._work.world)
         self._train_mode()
         return metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MissingLibrary
@@ -24,25 +25,25 @@ def peak_rate(settings: TrainOptions, total_batch: int) -> float:
 
 
 def build_optimizer(
-    module: nn.Module, settings: TrainOptions, rate: float
+    module: nn.Module,
+    settings: TrainOptions,
+    rate: float,
+    in_backbone: Callable[[str], bool] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of the parameters that are trained; BatchNorm and biases do not decay.
+
+    Args:
+        module: The network.
+        settings: Complete options.
+        rate: The peak learning rate.
+        in_backbone: Whether the parameter of a name learns at `backbone_rate` of it; by default none.
 
     Raises:
         MissingLibrary: LAMB without timm.
     """
     import torch
 
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            # Only kernels and matrices decay; BatchNorm parameters and biases are 1-D.
-            (decayed if parameter.ndim > 1 else undecayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-    ]
+    groups = _groups(module, settings, rate, in_backbone)
     match settings.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=rate, fused=True)
@@ -65,6 +66,31 @@ def build_optimizer(
             )
 
 
+def _groups(
+    module: nn.Module,
+    settings: TrainOptions,
+    rate: float,
+    in_backbone: Callable[[str], bool] | None,
+) -> list[dict[str, Any]]:
+    """Parameters by learning rate and decay; the head's come first, and each group keeps its factor."""
+    factor = 1.0 if settings.backbone_rate is None else settings.backbone_rate
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            # Only kernels and matrices decay; BatchNorm parameters and biases are 1-D.
+            key = (factor if in_backbone and in_backbone(name) else 1.0, parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "lr": rate * share,
+            "share": share,
+        }
+        for (share, decays), parameters in groups.items()
+    ]
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainOptions, rate: float, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -75,7 +101,10 @@ def build_schedule(
     steps = settings.epochs * steps_per_epoch
     if settings.scheduler == "one-cycle":
         return lr_scheduler.OneCycleLR(
-            optimizer, max_lr=rate, total_steps=steps, cycle_momentum=False
+            optimizer,
+            max_lr=[rate * group.get("share", 1.0) for group in optimizer.param_groups],
+            total_steps=steps,
+            cycle_momentum=False,
         )
     warmup = min(round((settings.warmup or 0) * steps_per_epoch), steps // 2)
     main: lr_scheduler.LRScheduler

@@ -1,4 +1,4 @@
-"""Trains or fine-tunes a ResNet into a model or a checkpoint."""
+"""Trains or fine-tunes a ResNet, or a detector on one, into a model or a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from optimizer.models import Model, weights_digest, write_weights
 from optimizer.options import TrainOptions
 from optimizer.progress import Progress, Silent
 from optimizer.targets.hardware import cpu_features
-from optimizer.training.classification_task import Classification
+from optimizer.training.batch_search import sized
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
 from optimizer.training.loop import Fit, Work
 from optimizer.training.tracking import Tracker, open_trackers
 from optimizer.training.training_images import TrainingImages
-from optimizer.training.training_job import TrainingJob, initial_module, prepare
+from optimizer.training.training_job import TrainingJob, prepare
 from optimizer.training.training_state import StateFile, changed_settings, claim_folder
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ class TrainingResult:
 
     Attributes:
         model: The network, with the preprocessing it was trained with.
-        top1: Accuracy on the held-out images, a fraction; ``None`` if there are none.
+        metrics: Metrics on the held-out images by name, fractions; ``None`` without such images.
         held_out: Name of the held-out images, or ``None``.
         n_held_out: Number of held-out images.
         losses: Mean training loss of each epoch.
         history: One row per epoch; see `Fit.rows`.
-        best: Best accuracy on the held-out images and its epoch, or ``None``.
+        best: Best value of the first metric and its epoch, or ``None``.
         notes: What the user should know.
     """
 
     model: Model
-    top1: float | None
+    metrics: Mapping[str, float | None]
     held_out: str | None
     n_held_out: int
     losses: tuple[float, ...]
@@ -57,15 +57,22 @@ class TrainingResult:
     best: tuple[float, int] | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def top1(self) -> float | None:
+        """Accuracy of a classifier on the held-out images, a fraction."""
+        return self.metrics.get("top1")
+
     def details(self) -> dict[str, Any]:
         """Details for the checkpoint's manifest."""
         return {
-            "top1": self.top1,
+            **self.metrics,
             "held_out": self.held_out,
             "n_held_out": self.n_held_out,
             "losses": list(self.losses),
             "history": [dict(row) for row in self.history],
-            "best": None if self.best is None else {"top1": self.best[0], "epoch": self.best[1]},
+            "best": None
+            if self.best is None
+            else {next(iter(self.metrics)): self.best[0], "epoch": self.best[1]},
             "notes": list(self.notes),
         }
 
@@ -98,6 +105,7 @@ def train(
     device = device_of(options)
     job = prepare(options, images, held_out, init)
     with joined(device) as world:
+        job = sized(job, world, device, None)
         return _train(job, world, device, None, progress or Silent())
 
 
@@ -120,6 +128,7 @@ def train_checkpoint(
     device = device_of(options)
     job = prepare(options, data, held_out, init)
     with joined(device) as world:
+        job = sized(job, world, device, training_folder(path))
         if not world.first:
             return _follow(job, path, world, device)
         asked = False
@@ -194,7 +203,8 @@ def _train(
         notes = [*job.notes, *_continue(fit, work)]
         fit.run()
     result = _result(job, fit, notes)
-    progress.finish(None if result.top1 is None else f"top-1 {result.top1:.2%}")
+    score = result.metrics[fit.task.better]
+    progress.finish(None if score is None else f"{fit.task.label} {score:.2%}")
     return result
 
 
@@ -208,13 +218,13 @@ def _new_fit(job: TrainingJob, work: Work) -> Fit:
     """A training at its beginning, with the network on its device."""
     import torch
 
-    module = initial_module(job)
+    module = job.subject.module(job)
     if job.settings.sync_batchnorm and work.world.size > 1:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     module = module.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = Classification(job.settings, job.num_classes, job.preprocessing, job.held_out)
-    batches = TrainingImages(job.data, job.preprocessing, job.settings, work.world)
-    return Fit(module, task, batches, work)
+    reading = job.subject.reading(job)
+    batches = TrainingImages(job.data, job.preprocessing, job.settings, work.world, reading)
+    return Fit(module, job.subject.task(job), batches, work)
 
 
 def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
@@ -225,9 +235,11 @@ def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
     if fit.file is not None:
         if fit.best is not None and fit.best[1] < len(fit.rows):
             score, epoch = fit.best
-            notes = [*notes, f"epoch {epoch} was better, top-1 {score:.2%}: {fit.file.best}"]
+            better = f"{fit.task.label} {score:.2%}"
+            notes = [*notes, f"epoch {epoch} was better, {better}: {fit.file.best}"]
         notes = [*notes, *fit.file.notes]
-    module = fit.result.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    module = job.subject.finished(fit.result).eval()
+    module = module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainingResult(
         model=Model(
             module=module,
@@ -239,7 +251,7 @@ def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
             sha256=weights_digest(module.state_dict()),
             preprocessing_assumed=data.preprocessed,
         ),
-        top1=fit.rows[-1].get("top1"),
+        metrics={name: fit.rows[-1].get(name) for name in fit.task.metrics},
         held_out=None if job.held_out is None else job.held_out.name,
         n_held_out=0 if job.held_out is None else len(job.held_out),
         losses=tuple(row["loss"] for row in fit.rows),

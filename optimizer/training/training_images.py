@@ -5,29 +5,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.data import Batch, ImageDataset, Preprocessing
+from optimizer.data import ImageDataset, Preprocessing
 from optimizer.data.decoding import Operation, decode_ahead, workers_for
-from optimizer.errors import DataError, UsageError
+from optimizer.errors import UsageError
 from optimizer.options import TrainOptions
-from optimizer.training.augment import Augmentation
+from optimizer.processes.child_main import resolve
 from optimizer.training.distribution import World
-from optimizer.training.image_augmentation import randomized
 from optimizer.training.image_order import draws, epoch_order, share
-from optimizer.training.sources import is_digits
 
-__all__ = ["TrainingImages"]
+__all__ = ["Reading", "TrainingImages"]
 
 # Preprocessed datasets up to this size are kept in memory after the first read.
 _MAX_IN_MEMORY_BYTES = 512 << 20
-_RANDOMIZED = "optimizer.training.image_augmentation:randomized"
 
 Wanted = Iterator[tuple[int, int]]
 """Positions in the dataset, each with the number that decides the image's augmentation."""
+
+
+class Reading(Protocol):
+    """How images are changed at random, and how they become a batch."""
+
+    operation: Operation | None
+    """The random change of each image; ``None`` if the preprocessing is applied as it is."""
+
+    def batch(
+        self, images: NDArray[Any], indices: NDArray[np.int64], numbers: NDArray[np.int64]
+    ) -> Any:
+        """A batch, with ``indices`` as an attribute.
+
+        Args:
+            images: N x H x W x channels uint8, or N x channels x H x W float32, normalized.
+            indices: Positions of the images in the dataset.
+            numbers: What decides the random change of each.
+        """
 
 
 class TrainingImages:
@@ -47,8 +62,16 @@ class TrainingImages:
         preprocessing: Preprocessing,
         settings: TrainOptions,
         world: World,
+        reading: Reading,
     ) -> None:
         """Read the images into memory if they fit.
+
+        Args:
+            data: The images.
+            preprocessing: Preprocessing of the network.
+            settings: Complete options: batch size, accumulation and seed are used here.
+            world: The processes.
+            reading: How images are changed and become batches.
 
         Raises:
             UsageError: There are fewer images than processes need for one step.
@@ -68,11 +91,11 @@ class TrainingImages:
         self._batch = batch
         self.total = batch * parts
         self.steps_per_epoch = len(data) // self.total
-        self._shift = _shift_of(data, preprocessing, settings)
-        self._operation = _operation_of(data, settings)
+        self._reading = reading
+        self._operation = reading.operation
         self._cached = self._read_all() if self._fits() else None
 
-    def stream(self, first: int, end: int) -> Generator[list[Batch], None, None]:
+    def stream(self, first: int, end: int) -> Generator[list[Any], None, None]:
         """The batches of this process in steps ``first`` to ``end`` - 1, ``accumulate`` per step.
 
         Close or exhaust it to stop the processes that decode.
@@ -104,19 +127,16 @@ class TrainingImages:
         pixels: Iterator[NDArray[Any]],
         indices: NDArray[np.int64],
         numbers: NDArray[np.int64],
-    ) -> Batch:
+    ) -> Any:
         images = np.stack([next(pixels) for _ in indices])
-        if images.dtype == np.uint8:
-            images = self._preprocessing.normalize(images)
-        if self._shift is not None:
-            images = self._shift.apply(images, numbers)
-        return Batch(images, self._data.labels[indices], indices)
+        return self._reading.batch(images, indices, numbers)
 
     # --- reading ------------------------------------------------------------------------------
 
     def _fits(self) -> bool:
         side = self._preprocessing.image_size
-        bytes_needed = len(self._data) * 3 * side * side * np.dtype(np.float32).itemsize
+        channels = self._preprocessing.channels
+        bytes_needed = len(self._data) * channels * side * side * np.dtype(np.float32).itemsize
         return self._operation is None and bytes_needed <= _MAX_IN_MEMORY_BYTES
 
     def _read_all(self) -> NDArray[np.float32]:
@@ -161,46 +181,12 @@ class TrainingImages:
             for index, _ in wanted:
                 yield source.read(int(positions[index]), self._preprocessing)
             return
-        change = randomized(self._preprocessing, self._operation.settings)
+        change = resolve(self._operation.function)(self._preprocessing, self._operation.settings)
         for index, number in wanted:
-            yield change(source.image(int(positions[index])), number)
+            image = source.image(int(positions[index]), self._preprocessing.channels)
+            yield change(image, number)
 
 
 def _plain(values: NDArray[np.int64]) -> list[int]:
     plain: list[int] = values.tolist()
     return plain
-
-
-def _shift_of(
-    data: ImageDataset, preprocessing: Preprocessing, settings: TrainOptions
-) -> Augmentation | None:
-    if settings.augment != "shift":
-        return None
-    size = preprocessing.image_size
-    # Digits are not symmetric, so they are not flipped; their original images are only 8 pixels
-    # wide, so they are shifted less.
-    if is_digits(data.name):
-        return Augmentation(shift=max(1, size // 32), flip=False)
-    return Augmentation(shift=max(1, size // 8), flip=True)
-
-
-def _operation_of(data: ImageDataset, settings: TrainOptions) -> Operation | None:
-    """The random change of each image; ``None`` if the preprocessing is applied as it is."""
-    if settings.augment in ("shift", "none"):
-        if settings.random_erasing:
-            raise UsageError(
-                f"--random-erasing needs random crops, but --augment is {settings.augment}",
-                hint="--augment crop",
-            )
-        return None
-    if data.preprocessed:
-        raise DataError(
-            f"{data.name} holds preprocessed images, which cannot be cropped at random",
-            hint="--augment shift or none, or store the images as N x H x W x 3 uint8",
-        )
-    values = {
-        "augment": settings.augment,
-        "flip": not is_digits(data.name),
-        "erasing": settings.random_erasing or 0.0,
-    }
-    return Operation(_RANDOMIZED, values)

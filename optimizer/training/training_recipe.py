@@ -13,10 +13,11 @@ from optimizer.recipe import read_yaml
 __all__ = ["RECIPES", "complete"]
 
 _FOLDER = Path(__file__).parent.parent / "recipes" / "training"
-RECIPES = ("finetune", "scratch", "digits", "tv-v1", "tv-v2", "a1", "a2", "a3")
+RECIPES = ("finetune", "scratch", "digits", "detection", "tv-v1", "tv-v2", "a1", "a2", "a3")
 _ABOUT = ("about", "source", "base")
 _KEYS = {
-    "image_size", "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_batch", "momentum",
+    "image_size", "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_batch",
+    "backbone_rate", "clip_grad", "momentum",
     "weight_decay", "scheduler", "warmup", "lr_decay_rate", "lr_step", "loss", "label_smoothing",
     "mixup", "cutmix", "augment", "random_erasing", "ema", "val_every",
 }  # fmt: skip

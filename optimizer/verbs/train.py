@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
@@ -12,9 +12,13 @@ from optimizer.options import TrainOptions, takes_options, to_flags
 from optimizer.progress import Progress
 from optimizer.verbs.outcomes import TrainResult
 
+if TYPE_CHECKING:
+    from optimizer.data import ImageDataset
+
 __all__ = ["train"]
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
+_HELD_OUT = {"digits:train": "digits:test", "digits-scenes:train": "digits-scenes:test"}
 
 
 @takes_options(TrainOptions)
@@ -26,7 +30,7 @@ def train(
     force: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train a ResNet into a checkpoint.
+    """Train a ResNet, or a detector on one, into a checkpoint.
 
     Args:
         output: The checkpoint file: ``.safetensors``, or ``.pth`` for a plain state dict.
@@ -41,8 +45,7 @@ def train(
         EnvironmentFault: There is no such device, or a library is too old.
         Stopped: SIGTERM asked to stop; the hint is the command that continues.
     """
-    from optimizer.data import open_dataset
-    from optimizer.models import DETECTORS, load_model
+    from optimizer.models import load_model
     from optimizer.training import (
         Stopped,
         check_versions,
@@ -50,26 +53,20 @@ def train(
         train_checkpoint,
         world_of_environment,
     )
-    from optimizer.verbs.detector_training import train_detector
 
     output = Path(output)
     check_versions(options)
     device_of(options)
     _check_output(output, options, force=force)
-    val = options.val
-    if val is None and options.data == "digits:train":
-        val = "digits:test"
-    read = partial(open_dataset, skip_bad_images=options.skip_bad_images, workers=options.workers)
+    val = options.val or _HELD_OUT.get(options.data)
     start = None if options.init == "random" else options.init
     init = load_model(start, image_size=options.image_size) if start else None
-    if options.arch in DETECTORS:
-        return train_detector(options, output, init, cache=cache, progress=progress)
     try:
         artifact = train_checkpoint(
             _with_arch(options, output) if init is None else options,
-            read(options.data),
+            _open(options.data, options),
             output,
-            held_out=read(val) if val else None,
+            held_out=_open(val, options) if val else None,
             init=init,
             cache=cache,
             progress=progress,
@@ -82,8 +79,21 @@ def train(
     return TrainResult.of(
         artifact,
         top1=details.get("top1"),
+        ap=details.get("ap"),
+        ap50=details.get("ap50"),
         notes=tuple(details.get("notes", ())),
         first_process=world_of_environment().first,
+    )
+
+
+def _open(name: str, options: TrainOptions) -> ImageDataset:
+    from optimizer.data import open_dataset
+
+    return open_dataset(
+        name,
+        skip_bad_images=options.skip_bad_images,
+        workers=options.workers,
+        image_folder=options.image_folder if name.lower().endswith(".json") else None,
     )
 
 
@@ -103,8 +113,8 @@ def _check_output(output: Path, options: TrainOptions, *, force: bool) -> None:
 
 def _with_arch(options: TrainOptions, output: Path) -> TrainOptions:
     """The architecture of the output's name, if it is one and none is given."""
-    from optimizer.models import ARCHITECTURES
+    from optimizer.models import ARCHITECTURES, DETECTORS
 
-    if options.arch is None and output.stem in ARCHITECTURES:
+    if options.arch is None and output.stem in (*ARCHITECTURES, *DETECTORS):
         return TrainOptions.of(options, {"arch": output.stem})
     return options

@@ -26,6 +26,7 @@ from optimizer.options import TrainOptions
 from optimizer.progress import Silent
 from optimizer.training.classification_task import Classification
 from optimizer.training.distribution import joined
+from optimizer.training.labelled_reading import LabelledReading
 from optimizer.training.loop import Fit, Work
 from optimizer.training.training_images import TrainingImages
 from optimizer.training.training_recipe import complete
@@ -47,9 +48,11 @@ with joined(cpu) as world:
             parameter.requires_grad = False
     work = Work(settings=settings, world=world, device=cpu, progress=Silent())
     task = Classification(settings, 10, preprocessing, None)
-    fit = Fit(module, task, TrainingImages(data, preprocessing, settings, world), work)
+    reading = LabelledReading(data, preprocessing, settings)
+    images = TrainingImages(data, preprocessing, settings, world, reading)
+    fit = Fit(module, task, images, work)
     fit._train_mode()
-    fit._one_step(next(fit._batches.stream(0, 1)))
+    fit.run_step(next(fit._batches.stream(0, 1)))
     # The momentum after one step is the gradient.
     states = fit.state()["optimizer"]["state"]
     if world.first:

@@ -9,6 +9,7 @@ from optimizer.errors import UsageError
 from optimizer.options import TrainOptions
 from optimizer.training.distribution import World
 from optimizer.training.image_order import draws, epoch_order, share
+from optimizer.training.labelled_reading import LabelledReading
 from optimizer.training.training_images import TrainingImages
 from optimizer.training.training_recipe import complete
 
@@ -38,7 +39,9 @@ def settings(**given: object) -> TrainOptions:
 
 def stream(first: int, end: int, *, world: World | None = None, **given: object) -> list:
     data = open_dataset("digits:train", limit=40)
-    images = TrainingImages(data, Preprocessing.digits(8), settings(**given), world or World())
+    digits, chosen = Preprocessing.digits(8), settings(**given)
+    reading = LabelledReading(data, digits, chosen)
+    images = TrainingImages(data, digits, chosen, world or World(), reading)
     return list(images.stream(first, end))
 
 
