@@ -258,7 +258,7 @@ def entries(
 
 def ours(precision: str, graph: Path, folder: Path, stats: Path) -> list[Entry]:
     """Our engines for a precision, starting with the one chosen by `auto`."""
-    chosen = choose_engine(precision)
+    chosen = choose_engine(precision).engine
     engines = []
     for name in dict.fromkeys([chosen, "openvino", "onnxruntime"]):
         if precision == "bf16" and name == "onnxruntime":

@@ -44,6 +44,21 @@ class Nvml:
         except self.library.NVMLError:
             return None
 
+    def at(self, address: str) -> tuple[int, Any] | None:
+        """The index and handle of the GPU at a PCI address, ``0000:17:00``; ``None`` if unknown."""
+        handle = self.get(self.library.nvmlDeviceGetHandleByPciBusId, f"{address}.0")
+        if handle is None:
+            return None
+        index = self.get(self.library.nvmlDeviceGetIndex, handle)
+        return None if index is None else (int(index), handle)
+
+    def address(self, handle: Any) -> str | None:
+        """The GPU's PCI address, ``0000:17:00``; ``None`` if unknown."""
+        info = self.get(self.library.nvmlDeviceGetPciInfo, handle)
+        if info is None:
+            return None
+        return f"{int(info.domain):04x}:{int(info.bus):02x}:{int(info.device):02x}"
+
     def name(self, handle: Any) -> str:
         """The GPU's name."""
         return str(self.get(self.library.nvmlDeviceGetName, handle) or "NVIDIA GPU")

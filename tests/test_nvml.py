@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,3 +163,127 @@ def test_devices_without_a_cuda_package() -> None:
         (2, "sm90", 80 * 2**30),
     ]
     assert version == "13.0"
+
+
+# --- CUDA's and NVML's numbers -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two GPUs that CUDA counts the other way round, the second of them in use."""
+
+    def by_address(address: str) -> str:
+        # NVML prints domains with eight digits and takes them with four, too.
+        handles = {"0000:17:00.0": "handle 0", "0000:65:00.0": "handle 1"}
+        if address not in handles:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return handles[address]
+
+    def number(of: str) -> int:
+        return int(of.rpartition(" ")[2])
+
+    functions = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetCudaDriverVersion": lambda: 13000,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+        "nvmlDeviceGetHandleByPciBusId": by_address,
+        "nvmlDeviceGetIndex": number,
+        "nvmlDeviceGetPciInfo": lambda of: SimpleNamespace(
+            domain=0, bus=(0x17, 0x65)[number(of)], device=0
+        ),
+        "nvmlDeviceGetName": lambda of: f"GPU {number(of)}",
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (8, 9),
+        "nvmlDeviceGetMemoryInfo": lambda of: SimpleNamespace(
+            total=24 << 30, free=(1 if number(of) else 23) << 30
+        ),
+        "nvmlDeviceGetClockInfo": lambda *_: 2000,
+        "nvmlDeviceGetTemperature": lambda *_: 40,
+        "nvmlDeviceGetPowerUsage": lambda _: 100_000,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda of: 0x4 * number(of),
+        "nvmlDeviceGetTotalEnergyConsumption": lambda of: 1000 * (1 + number(of)),
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(pynvml, name, function)
+
+
+def reversed_devices() -> list[cuda.CudaDevice]:
+    return [
+        cuda.CudaDevice(0, "GPU 1", (8, 9), 24 << 30, "0000:65:00"),
+        cuda.CudaDevice(1, "GPU 0", (8, 9), 24 << 30, "0000:17:00"),
+    ]
+
+
+@pytest.mark.usefixtures("node")
+def test_only_the_gpu_that_is_measured_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "cuda_devices", reversed_devices)
+    (used,) = Gpus(["cuda:1"]).read()
+    assert (used["gpu"], used["held_back_by"]) == (0, [])
+    (other,) = Gpus(["cuda:0"]).read()
+    assert (other["gpu"], other["held_back_by"]) == (1, ["power cap"])
+    assert (Gpus(["cuda:1"]).joules(), Gpus(["cuda:0"]).joules(), Gpus().joules()) == (1, 2, 3)
+    assert [gpu["gpu"] for gpu in Gpus().read()] == [0, 1]
+    on_the_cpu = Gpus([])
+    assert not on_the_cpu.present
+    assert (on_the_cpu.read(), on_the_cpu.joules()) == ([], None)
+
+
+@pytest.mark.usefixtures("node")
+def test_an_address_that_nvml_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML's index is then the best guess; beyond its last one there is nothing."""
+    monkeypatch.setattr(
+        cuda, "cuda_devices", lambda: [cuda.CudaDevice(n, "GPU", (8, 9), 1) for n in (1, 2)]
+    )
+    with Nvml() as nvml:
+        assert cuda.nvml_gpus(nvml) == {"cuda:1": (1, "handle 1")}
+        assert nvml.at("0000:99:00") is None
+
+
+@pytest.mark.usefixtures("node")
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, [(0, "GPU 0"), (1, "GPU 1")]),
+        ("1", [(0, "GPU 1")]),
+        ("1,0", [(0, "GPU 1"), (1, "GPU 0")]),
+        ("0,7", [(0, "GPU 0")]),
+        ("GPU-0f1e", [(0, "GPU 0"), (1, "GPU 1")]),
+    ],
+)
+def test_visible_gpus_without_a_cuda_package(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, found: list[tuple[int, str]]
+) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices, _ = cuda._devices_from_nvml()
+    assert [(device.index, device.name) for device in devices] == found
+    assert devices[0].address == ("0000:17:00" if found[0][1] == "GPU 0" else "0000:65:00")
+
+
+@pytest.mark.usefixtures("node")
+def test_workers_are_weighed_against_the_memory_of_their_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from optimizer.profiling import grouping
+    from optimizer.profiling.harness import Cell
+
+    monkeypatch.setattr(cuda, "cuda_devices", reversed_devices)
+    monkeypatch.setattr(grouping, "available_memory", lambda: 1 << 40)
+    checkpoint = tmp_path / "model.safetensors"
+    checkpoint.write_bytes(bytes(1 << 20))
+
+    def groups(device: str, batch: int) -> int:
+        names = ("base", "base (again)", "a", "b", "c", "d")
+        cells = [
+            Cell(name=n, engine=checkpoint, batch=batch, image_size=224, threads=1, device=device)
+            for n in names
+        ]
+        return len(grouping.split_into_groups(cells, shared=names[:2]))
+
+    assert groups("cuda:1", 1) == 1
+    assert groups("cuda:0", 1) == 4, "this GPU is full: one engine at a time, and it may fail"
+    # 128 images need 5 GB of activations a worker, so that 24 GB do not hold six of them.
+    assert groups("cuda:1", 128) > 1

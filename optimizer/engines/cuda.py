@@ -11,7 +11,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -40,11 +40,13 @@ __all__ = [
     "Graph",
     "PinnedBuffer",
     "Stream",
+    "check_device_exists",
     "cuda_api",
     "cuda_devices",
     "cuda_status",
     "device_index",
     "driver_version",
+    "nvml_gpus",
 ]
 
 
@@ -108,6 +110,8 @@ def cuda_status() -> CudaStatus:
         devices, driver = _devices_from_nvml()
         if driver is None:
             return CudaStatus((), None, None, "no NVIDIA driver", HINT_DEVICE)
+        if _all_hidden():
+            return CudaStatus((), None, driver, _HIDDEN, _HINT_HIDDEN)
         return CudaStatus(devices, None, driver, error.message, error.hint)
     except MissingDevice as error:
         return CudaStatus((), "pycuda", None, error.message, error.hint)
@@ -145,11 +149,46 @@ def _devices_from_nvml() -> tuple[tuple[CudaDevice, ...], str | None]:
     """GPUs and CUDA version as reported by NVML, without a CUDA package."""
     with Nvml() as nvml:
         devices = tuple(
-            CudaDevice(index, nvml.name(handle), capability, nvml.memory(handle))
-            for index, handle in nvml.handles
+            CudaDevice(
+                index, nvml.name(handle), capability, nvml.memory(handle), nvml.address(handle)
+            )
+            for index, handle in _visible(nvml.handles)
             if (capability := nvml.capability(handle)) is not None
         )
         return devices, cuda_version(nvml.cuda())
+
+
+def _visible(gpus: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, counted as CUDA counts them.
+
+    UUIDs and MIG slices in it are not resolved: then all GPUs are returned.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    parts = [] if listed is None or _all_hidden() else listed.split(",")
+    if listed is None or not all(part.strip().isdecimal() for part in parts):
+        return gpus
+    by_index = dict(gpus)
+    chosen = [by_index[int(part)] for part in parts if int(part) in by_index]
+    return list(enumerate(chosen))
+
+
+def nvml_gpus(nvml: Nvml) -> dict[str, tuple[int, Any]]:
+    """NVML's index and handle of each GPU that CUDA lists, by CUDA's name for it, ``cuda:1``.
+
+    CUDA leaves out what ``CUDA_VISIBLE_DEVICES`` hides and lists the fastest GPU first; NVML lists all by
+    PCI address.
+    """
+    if not nvml.handles:
+        return {}
+    by_index = dict(nvml.handles)
+    found = {}
+    for device in cuda_devices():
+        gpu = nvml.at(device.address) if device.address is not None else None
+        if gpu is None and device.index in by_index:
+            gpu = device.index, by_index[device.index]
+        if gpu is not None:
+            found[f"cuda:{device.index}"] = gpu
+    return found
 
 
 def driver_version() -> str | None:
@@ -168,6 +207,19 @@ def device_index(name: str | None) -> int:
     if match is None:
         raise UsageError(f"unknown device {name!r}", hint="cuda:0, cuda:1 and so on")
     return int(match[1] or match[2] or 0)
+
+
+def check_device_exists(index: int, devices: Sequence[CudaDevice]) -> None:
+    """Check that the machine has a GPU with this index.
+
+    Raises:
+        MissingDevice: It has fewer.
+    """
+    if index >= len(devices):
+        others = "cuda:0" if len(devices) < 2 else f"cuda:0 to cuda:{len(devices) - 1}"
+        raise MissingDevice(
+            f"there is no cuda:{index}, only {len(devices)} GPU(s)", hint=f"--device {others}"
+        )
 
 
 # --- handles --------------------------------------------------------------------------------

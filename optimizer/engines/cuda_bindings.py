@@ -31,12 +31,18 @@ _DRIVER_TOO_OLD = 35
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU as reported by CUDA or, without a CUDA package, by NVML."""
+    """A GPU as reported by CUDA or, without a CUDA package, by NVML.
+
+    Attributes:
+        index: CUDA's index; NVML counts differently.
+        address: The PCI address, ``0000:17:00``; ``None`` if unknown.
+    """
 
     index: int
     name: str
     capability: tuple[int, int]
     memory_bytes: int | None
+    address: str | None = None
 
     @property
     def sm(self) -> str:
@@ -161,6 +167,8 @@ class CudaPython:
                     name.decode() if isinstance(name, bytes) else str(name),
                     (int(properties.major), int(properties.minor)),
                     int(properties.totalGlobalMem),
+                    f"{int(properties.pciDomainID):04x}:{int(properties.pciBusID):02x}:"
+                    f"{int(properties.pciDeviceID):02x}",
                 )
             )
         return devices

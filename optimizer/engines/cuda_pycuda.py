@@ -51,7 +51,13 @@ class PyCuda:
         count = self._call("Device.count", self._driver.Device.count)
         devices = [self._driver.Device(index) for index in range(count)]
         return [
-            CudaDevice(index, d.name(), d.compute_capability(), d.total_memory())
+            CudaDevice(
+                index,
+                d.name(),
+                d.compute_capability(),
+                d.total_memory(),
+                d.pci_bus_id().rpartition(".")[0].lower(),  # 0000:17:00.0
+            )
             for index, d in enumerate(devices)
         ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import read_manifest
-from optimizer.engines.cuda import device_index
+from optimizer.engines.cuda import check_device_exists, cuda_devices, device_index
 from optimizer.errors import ArtifactError, UsageError
 
 __all__ = [
@@ -61,7 +61,9 @@ def assign_devices(paths: Sequence[Path], device: str | None) -> dict[Path, str 
 
     Raises:
         UsageError: ``device`` is not a GPU, or none of the files runs on a GPU.
+        MissingDevice: The machine has fewer GPUs.
     """
+    _check_device_name(device)
     devices = {path: device_of(path, device) for path in paths}
     pytorch = [path for path in paths if _is_pytorch(path)]
     use_gpu = device is not None or any(runs_on(path, None) == "cuda:0" for path in paths)
@@ -110,11 +112,22 @@ def check_device(paths: Sequence[Path], device: str | None) -> None:
 
     Raises:
         UsageError: ``device`` is not a GPU, or all engines run on the CPU.
+        MissingDevice: The machine has fewer GPUs.
     """
     if device is None:
         return
-    device_index(device)
+    _check_device_name(device)
     if all(device_of(path, device) is None for path in paths):
         raise UsageError(
             f"--device {device} is a GPU, but all engines run on the CPU", hint="remove --device"
         )
+
+
+def _check_device_name(device: str | None) -> None:
+    """Refuse what is not a GPU, and one that a machine with GPUs does not have.
+
+    Without any GPU, the engine reports why there is none.
+    """
+    index, devices = device_index(device), cuda_devices()
+    if devices:
+        check_device_exists(index, devices)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["Calls", "Recorded"]
 
@@ -19,8 +20,13 @@ class Calls:
     Every entry is a list: the object, the kind of access (``call``, ``get``, ``set``, or ``told`` for a
     callback from the library), the name, the arguments, and the result (``returned`` or ``raised``, and
     a value).
+
+    Args:
+        stream: Receives each entry before the call is made, one line of JSON each: if a call ends the
+            process, it is the last line.
     """
 
+    stream: TextIO | None = None
     entries: list[list[Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -29,6 +35,9 @@ class Calls:
         entry: list[Any] = [owner, kind, name, plain(arguments)]
         if len(self.entries) < _MAX_ENTRIES:
             self.entries.append(entry)
+            if self.stream is not None:
+                self.stream.write(json.dumps(entry) + "\n")
+                self.stream.flush()
         return entry
 
     def wrap(self, kind: str, target: Any) -> Recorded:

@@ -2,71 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optimizer._version import __version__
-from optimizer.artifacts import (
-    Artifact,
-    OutputFile,
-    check_outputs,
-    library_versions,
-    scratch_folder,
-)
+from optimizer.artifacts import OutputFile, check_outputs, library_versions, scratch_folder
 from optimizer.engines import get_backend
-from optimizer.engines.cuda import cuda_api, cuda_status
-from optimizer.engines.onnxruntime import as_written
-from optimizer.engines.opening import closing, graph_of, open_engine
-from optimizer.engines.tensorrt.engine_opening import open_parts
-from optimizer.engines.tensorrt.inspector import inspector_text
-from optimizer.engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
+from optimizer.engines.cuda import cuda_status
+from optimizer.engines.providers.status import provider_status
+from optimizer.engines.providers.table import PROVIDERS
 from optimizer.environment import describe
-from optimizer.errors import ResnetOptError
-from optimizer.gpu_record.cuda_checks import check_cuda
-from optimizer.gpu_record.recorded_calls import Calls
-from optimizer.gpu_record.recorded_session import drive, recorded
+from optimizer.errors import ResnetOptError, UnsupportedPrecision
+from optimizer.gpu_record.engine_steps import IMAGE
 from optimizer.gpu_record.storage import Cleaner, RecordFile
+from optimizer.options.engine_options import BUILT_IN
+from optimizer.processes import ChildFailed, Limits, call
 from optimizer.profiling.conditions import Gpus
 from optimizer.progress import Progress, Silent
-from optimizer.verbs.audit import audit
-from optimizer.verbs.build import build
 from optimizer.verbs.calibrate import calibrate
 from optimizer.verbs.export import export
+from optimizer.verbs.quantize import quantize
 
-__all__ = ["PROFILES", "record"]
+__all__ = ["record"]
 
-ARCH, IMAGE = "resnet18:random:10", 64
-PROFILES = ((1, 1, 1), (2, 4, 8))
-PRECISIONS = ("fp32", "fp16", "int8")
-_PROVIDERS = ("cuda", "tensorrt", "nv-tensorrt-rtx")
+ARCH = "resnet18:random:10"
+PRECISIONS = ("fp16", "int8", "fp32", "bf16", "fp8")
+"""The quickest to build and most used come first."""
+SECONDS = 600.0
+_LEAST_SECONDS = 60.0
+_QUICK = {"method": "minmax", "bias_correction": "none"}
+"""Accuracy does not matter for a network with random weights."""
+_LAST_CALLS = 50
 _LIBRARIES = (
     "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "onnxruntime-gpu", "cuda-bindings",
     "cuda-python", "pycuda", "torch", "nvidia-ml-py",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Materials:
-    """The files that the engines are built from."""
-
-    folder: Path
-    graph: Path
-    statistics: Path
-
-
-def record(path: Path | str, *, force: bool = False, progress: Progress | None = None) -> Path:
+def record(
+    path: Path | str,
+    *,
+    seconds: float = SECONDS,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
     """Record the behaviour of this machine's GPU libraries.
 
     Missing parts are recorded too: without a GPU, the record ends after the description of the machine.
+    Each step runs in a process of its own, so that a crash of a library is part of the record.
 
     Args:
         path: The ZIP file to write.
+        seconds: No step begins later than this; those left out are in the record.
         force: Also replace a file that resnet-opt did not write, or that was edited since.
         progress: Receives progress updates.
 
@@ -78,27 +69,33 @@ def record(path: Path | str, *, force: bool = False, progress: Progress | None =
         EnvironmentFault: The file cannot be written.
     """
     progress = progress or Silent()
-    path = Path(path)
-    file = OutputFile(path, "record", has_manifest=False, option="--record")
-    check_outputs([file], force=force)
+    path, deadline = Path(path), time.monotonic() + seconds
+    output = OutputFile(path, "record", has_manifest=False, option="--record")
+    check_outputs([output], force=force)
     with scratch_folder("record") as folder:
         file = RecordFile(path, Cleaner({folder: "<record>"}))
         with _step(file, "machine", progress) as entry:
             entry["version"] = __version__
-            entry["environment"] = describe().model_dump(mode="json")
+            entry["environment"] = _environment()
             entry["libraries"] = library_versions(*_LIBRARIES)
             entry["clocks"] = Gpus().read()
         if cuda_status().fault is not None:
             return path
         with _step(file, "cuda", progress) as entry:
-            entry["checks"] = check_cuda(cuda_api())
-        materials = None
+            _in_child("cuda_step", [], folder, entry, deadline)
+        graphs: dict[str, Path] = {}
         with _step(file, "materials", progress) as entry:
-            materials = _materials(folder)
             entry["network"] = f"{ARCH}, {IMAGE} px"
-        if materials is not None:
-            _engines(file, materials, progress)
+            _graphs(folder, graphs)
+        _engines(file, graphs, folder, progress, deadline)
     return path
+
+
+def _environment() -> dict[str, Any]:
+    """`describe`, without the backends of other packages: their names may be private."""
+    described = describe().model_dump(mode="json")
+    backends = {n: state for n, state in described["backends"].items() if n in BUILT_IN}
+    return {**described, "backends": backends}
 
 
 @contextmanager
@@ -109,6 +106,11 @@ def _step(file: RecordFile, name: str, progress: Progress) -> Iterator[dict[str,
     started = time.perf_counter()
     try:
         yield entry
+    except UnsupportedPrecision as error:
+        entry |= {"status": "unsupported", "message": str(error)}
+    except ChildFailed as error:
+        entry |= {"status": "crashed", "error": error.reason, "message": str(error)}
+        entry |= {"last lines": list(error.last_lines)}
     except ResnetOptError as error:
         entry |= {"status": "failed", "error": type(error).__name__, "message": str(error)}
     except Exception as error:  # noqa: BLE001 - unexpected errors are recorded too
@@ -119,105 +121,70 @@ def _step(file: RecordFile, name: str, progress: Progress) -> Iterator[dict[str,
         progress.finish(str(entry["status"]))
 
 
-def _materials(folder: Path) -> _Materials:
-    graph = export(ARCH, folder / "model.onnx", image_size=IMAGE).path
+def _graphs(folder: Path, graphs: dict[str, Path]) -> None:
+    """Write a graph for each precision, and add it to ``graphs``."""
+    graph = export(ARCH, folder / "fp32.onnx", image_size=IMAGE).path
     statistics = calibrate(
-        graph, folder / "model.stats.npz", calib="digits:train", calib_images=32
+        graph, folder / "model.stats.npz", calib="digits:train", calib_images=8
     ).path
-    return _Materials(folder, graph, statistics)
+    for precision in PRECISIONS:
+        path = folder / f"{precision}.onnx"
+        if precision != "fp32":
+            more = _QUICK if precision == "int8" else {}
+            quantize(
+                graph, path, precision=precision, target="tensorrt", stats=str(statistics), **more
+            )
+        graphs[precision] = path
 
 
-def _engines(file: RecordFile, materials: _Materials, progress: Progress) -> None:
-    """Every library in every precision; FP16 first, because it builds fastest."""
-    for precision in sorted(PRECISIONS, key=lambda name: name != "fp16"):
-        for library in (TENSORRT, TENSORRT_RTX):
-            with _step(file, f"{library.name} {precision}", progress) as entry:
-                _record_tensorrt(library, precision, materials, entry)
-        for provider in _PROVIDERS:
-            with _step(file, f"onnxruntime {provider} {precision}", progress) as entry:
-                _record_provider(provider, precision, materials, entry)
-
-
-def _record_tensorrt(
-    library: Library, precision: str, materials: _Materials, entry: dict[str, Any]
+def _engines(
+    file: RecordFile, graphs: dict[str, Path], folder: Path, progress: Progress, deadline: float
 ) -> None:
-    available = get_backend(library.name).availability()
-    entry["availability"] = available.reason
-    if not available.can_run:
-        entry["status"] = "skipped"
-        return
-    path = materials.folder / f"{precision}{get_backend(library.name).suffix}"
-    artifact = build(
-        materials.graph, path, precision=precision, engine=library.name, profile=list(PROFILES),
-        stats=materials.statistics,
-        target=(cuda_status().devices[0].sm,) if library.portable else None,
-    )  # fmt: skip
-    _record_build(artifact, entry)
-    opened = open_parts(library, path, device=None, options={})
-    entry["inspector without a context"] = inspector_text(opened.trt, opened.engine)
-    calls = Calls()
-    before = opened.log.position
-    batches = [_images(best) for _, best, _ in PROFILES]
-    try:
-        entry["session"] = drive(recorded(opened, calls), batches)
-    finally:
-        entry["calls"] = calls.entries
-        entry["log"] = opened.log.texts_since(before)
-        entry["clocks"] = Gpus().read()
-    entry["relative error"] = _relative_error(path)
+    """Every library in every precision."""
+    for precision in (name for name in PRECISIONS if name in graphs):
+        graph = graphs[precision]
+        for library in ("tensorrt", "tensorrt-rtx"):
+            with _step(file, f"{library} {precision}", progress) as entry:
+                available = get_backend(library).availability()
+                entry["availability"] = available.reason
+                if _begins(available.can_run, entry, deadline):
+                    _in_child("tensorrt_step", [library, precision, graph], folder, entry, deadline)
+        for provider in (provider for provider in PROVIDERS.values() if provider.on_gpu):
+            with _step(file, f"onnxruntime {provider.name} {precision}", progress) as entry:
+                status = provider_status(provider)
+                entry["availability"] = status.reason
+                if _begins(status.usable, entry, deadline):
+                    arguments = [provider.name, precision, graph]
+                    _in_child("provider_step", arguments, folder, entry, deadline)
 
 
-def _record_provider(
-    provider: str, precision: str, materials: _Materials, entry: dict[str, Any]
+def _begins(available: bool, entry: dict[str, Any], deadline: float) -> bool:
+    """Whether a step begins; otherwise ``entry`` says why it does not."""
+    if available and time.monotonic() < deadline:
+        return True
+    entry["status"] = "skipped"
+    if available:
+        entry["message"] = "the time for the record is up"
+    return False
+
+
+def _in_child(
+    step: str, arguments: Sequence[Any], folder: Path, entry: dict[str, Any], deadline: float
 ) -> None:
-    path = materials.folder / f"{provider}-{precision}.onnx"
-    artifact = build(
-        materials.graph, path, precision=precision, engine="onnxruntime", provider=provider,
-        stats=materials.statistics,
-    )  # fmt: skip
-    _record_build(artifact, entry)
-    entry["relative error"] = _relative_error(path)
-    with closing(open_engine(path)) as session:
-        bound = session.bind(_images(4))
-        bound.upload()
-
-        def compute() -> None:
-            bound.enqueue()
-            bound.wait()
-
-        entry["compute_ms"] = _milliseconds(compute)
-
-
-def _record_build(artifact: Artifact, entry: dict[str, Any]) -> None:
-    details = artifact.manifest.details
-    entry |= {
-        "build_s": details.get("build_s"),
-        "notes": details.get("notes", []),
-        "engine_bytes": artifact.path.stat().st_size,
-        "layers": details.get("layers", []),
-        "audit": audit(artifact).model_dump(mode="json", exclude={"differing"}),
-    }
-
-
-def _relative_error(path: Path) -> float:
-    """Largest difference from the graph as written, relative to the largest logit."""
-    graph = graph_of(path)
-    assert graph is not None, "a build stores its graph beside the engine"
-    batch = _images(8)
-    expected = as_written(graph).run(batch)
-    with closing(open_engine(path)) as session:
-        actual = session.run(batch)
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-def _images(count: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((count, 3, IMAGE, IMAGE), np.float32)
-
-
-def _milliseconds(call: Callable[[], object], calls: int = 20) -> Sequence[float]:
-    spent = []
-    for _ in range(calls):
-        started = time.perf_counter_ns()
-        call()
-        spent.append((time.perf_counter_ns() - started) / 1e6)
-    return spent
+    """Run a step in a process of its own, and add what it recorded to ``entry``, even if it dies."""
+    with scratch_folder("step", folder) as own:
+        partial = own / "step.json"
+        seconds = max(_LEAST_SECONDS, deadline - time.monotonic())
+        try:
+            entry |= call(
+                f"optimizer.gpu_record.engine_steps:{step}",
+                [partial, *arguments],
+                limits=Limits(seconds=seconds),
+            )
+        except Exception:
+            with suppress(OSError, ValueError):
+                entry |= json.loads(partial.read_text(encoding="utf-8"))
+            with suppress(OSError):
+                lines = partial.with_suffix(".calls").read_text(encoding="utf-8").splitlines()
+                entry["last calls"] = lines[-_LAST_CALLS:]
+            raise

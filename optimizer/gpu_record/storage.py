@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,21 @@ _MAX_CHARACTERS = 200_000
 """Maximum length of a text; the inspector's output for a ResNet-18 has tens of thousands."""
 
 
+# An absolute path of two or more parts; parts may contain single spaces.
+_PATH = re.compile(r"(?<![\w.<>~)\]-])/(?:[^\s/:;,'\"<>]+(?: [^\s/:;,'\"<>]+)*/)+[^\s/:;,'\"<>()]*")
+_SYSTEM = ("/usr/", "/lib/", "/lib64/", "/proc/", "/sys/", "/dev/", "/_src/", "/home/jenkins/")
+"""Paths that are the same on every machine; Jenkins is in the texts of NVIDIA's libraries."""
+_INSTALLED = re.compile(r"/(?:site|dist)-packages/.*")
+_LIBRARY = re.compile(r"[\w.+-]+\.(?:so[\w.]*|cpp|cc|cu|h|py)$")
+_COMMON_NAMES = {"root", "user", "ubuntu", "localhost"}
+"""Names that say nothing about anybody, and that occur in texts of the libraries."""
+
+
 class Cleaner:
-    """Removes personal data from texts: folders, and the names of user and machine.
+    """Removes personal data from texts: paths, and the names of user and machine.
+
+    Of a path outside of the system's folders, only the part in ``site-packages`` or the name of a
+    library's file is left.
 
     Args:
         folders: Additional folders to replace, with their replacements.
@@ -44,13 +58,21 @@ class Cleaner:
             ((str(path), mark) for path, mark in replacements.items() if len(str(path)) > 1),
             key=lambda item: -len(item[0]),
         )
-        names = [platform.node(), _user()]
-        self._names = [re.compile(rf"\b{re.escape(name)}\b") for name in names if len(name) > 3]
+        machine = platform.node()
+        names = {machine, machine.partition(".")[0], _user()} - _COMMON_NAMES
+        self._names = [
+            re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", re.IGNORECASE)
+            for name in sorted(names, key=len, reverse=True)
+            if len(name) > 2
+        ]
 
     def text(self, text: str) -> str:
         """A text without personal data."""
         for path, mark in self._paths:
-            text = text.replace(path, mark)
+            text = text.replace(path + "/", mark + "/").replace(path, mark)
+        text = _PATH.sub(_without_folders, text)
+        for mark in ("<home>", "<cwd>", "<tmp>"):
+            text = re.sub(rf"{mark}/[^\s:;,'\"<>]*", partial(_of_folder, mark), text)
         for name in self._names:
             text = name.sub("<name>", text)
         return text[:_MAX_CHARACTERS]
@@ -60,7 +82,7 @@ class Cleaner:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {str(key): self.clean(item) for key, item in value.items()}
+            return {self.text(str(key)): self.clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.clean(item) for item in value]
         return value
@@ -78,6 +100,24 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in containers
         return ""
+
+
+def _without_folders(match: re.Match[str]) -> str:
+    """A path with its private folders replaced."""
+    path = match[0]
+    return path if path.startswith(_SYSTEM) else "<path>" + _public_part(path)
+
+
+def _of_folder(mark: str, match: re.Match[str]) -> str:
+    return mark + _public_part(match[0])
+
+
+def _public_part(path: str) -> str:
+    """What of a path says nothing about its owner, beginning with a slash; may be empty."""
+    if (installed := _INSTALLED.search(path)) is not None:
+        return installed[0]
+    name = path.rpartition("/")[2]
+    return f"/{name}" if _LIBRARY.fullmatch(name) else ""
 
 
 class RecordFile:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optimizer.engines.cuda import nvml_gpus
+from optimizer.engines.placement import runs_on
 from optimizer.nvml import Nvml
 from optimizer.results import Conditions
 
-__all__ = ["EnergyMeter", "GpuSampler", "Gpus", "Monitor", "Reading"]
+__all__ = ["EnergyMeter", "GpuSampler", "Gpus", "Monitor", "Reading", "gpus_of"]
 
 OTHER_CPU_LIMIT = 0.10
 """A round is disturbed if other processes use more than this share of all cores."""
@@ -53,13 +55,16 @@ class Monitor:
 
     Args:
         pids: Processes that belong to the measurement, in addition to the calling process.
+        gpus: The GPUs that are measured; all of the machine by default.
         sysfs: Root of ``/sys``.
     """
 
-    def __init__(self, pids: Iterable[int], *, sysfs: Path = Path("/sys")) -> None:
+    def __init__(
+        self, pids: Iterable[int], *, gpus: Gpus | None = None, sysfs: Path = Path("/sys")
+    ) -> None:
         self._pids = [os.getpid(), *pids]
         self._sysfs = sysfs
-        self._gpus = Gpus()
+        self._gpus = gpus or Gpus()
         self._sampler = GpuSampler(self._gpus)
         self._readings: list[Reading] = []
         self._others = _cpu_of_each(self._pids)
@@ -232,19 +237,30 @@ def _quota_stops(sysfs: Path) -> int | None:
 
 
 class Gpus:
-    """NVIDIA GPUs as reported by NVML; none without a driver."""
+    """NVIDIA GPUs as reported by NVML; none without a driver.
 
-    def __init__(self) -> None:
+    Other GPUs of the machine do not affect a measurement: they are left out, even if they are busy.
+
+    Args:
+        names: CUDA's names of the GPUs that are measured, ``cuda:1``; ``None`` for all GPUs of the
+            machine.
+    """
+
+    def __init__(self, names: Iterable[str] | None = None) -> None:
         self._nvml = Nvml()
+        self._handles = self._nvml.handles
+        if names is not None:
+            known = nvml_gpus(self._nvml)
+            self._handles = [known[name] for name in sorted(set(names)) if name in known]
 
     @property
     def present(self) -> bool:
         """Whether there is at least one GPU."""
-        return bool(self._nvml.handles)
+        return bool(self._handles)
 
     def read(self) -> list[dict[str, Any]]:
-        """Clocks, temperature, power and throttling reasons of each GPU."""
-        return [{"gpu": index, **self._read(handle)} for index, handle in self._nvml.handles]
+        """Clocks, temperature, power and throttling reasons of each GPU, by NVML's index."""
+        return [{"gpu": index, **self._read(handle)} for index, handle in self._handles]
 
     def _read(self, handle: Any) -> dict[str, Any]:
         nvml, get = self._nvml.library, self._nvml.get
@@ -265,7 +281,7 @@ class Gpus:
         nvml = self._nvml
         used = [
             process.usedGpuMemory
-            for _, handle in nvml.handles
+            for _, handle in self._handles
             for process in nvml.get(nvml.library.nvmlDeviceGetComputeRunningProcesses, handle) or []
             if process.pid == pid and process.usedGpuMemory is not None
         ]
@@ -276,9 +292,21 @@ class Gpus:
         nvml = self._nvml
         millijoules = [
             nvml.get(nvml.library.nvmlDeviceGetTotalEnergyConsumption, handle)
-            for _, handle in nvml.handles
+            for _, handle in self._handles
         ]
         return None if not millijoules or None in millijoules else sum(millijoules) / 1e3
+
+
+def gpus_of(placed: Iterable[tuple[Path, str | None]]) -> Gpus:
+    """The GPUs that engines run on; all GPUs if that is unknown for one of them.
+
+    Args:
+        placed: Each engine or checkpoint, and the device it is opened on.
+    """
+    names = [runs_on(engine, device) for engine, device in placed]
+    if None in names:  # a third-party backend
+        return Gpus()
+    return Gpus([name for name in names if name is not None and name != "cpu"])
 
 
 class GpuSampler:
@@ -362,14 +390,15 @@ def held_back_by(reasons: int) -> list[str]:
 
 
 class EnergyMeter:
-    """Energy of all CPU packages (RAPL) and GPUs (NVML) of the machine.
+    """Energy of all CPU packages (RAPL) and GPUs (NVML) of a measurement.
 
     Args:
+        gpus: The GPUs that are measured; all of the machine by default.
         sysfs: Root of ``/sys``.
     """
 
-    def __init__(self, *, sysfs: Path = Path("/sys")) -> None:
-        self._gpus = Gpus()
+    def __init__(self, *, gpus: Gpus | None = None, sysfs: Path = Path("/sys")) -> None:
+        self._gpus = gpus or Gpus()
         self._packages = sorted(
             folder
             for folder in sysfs.glob("class/powercap/*-rapl:[0-9]*")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from optimizer.engines.cuda import nvml_gpus
 from optimizer.engines.placement import runs_on
 from optimizer.errors import UsageError
 from optimizer.nvml import Nvml
@@ -22,6 +23,10 @@ __all__ = ["Grouped", "Key", "check_max_workers", "key_of", "merge_groups", "spl
 
 _WORKER_BYTES = 512 << 20
 """Memory of a worker without its engine: Python and the library; on a GPU the CUDA context."""
+_BYTES_A_PIXEL = 3 * 4 * 64
+"""GPU memory for activations and workspace. The largest tensors of a ResNet have 5 times the elements of
+its input; PyTorch holds several at once, and cuDNN's workspaces come on top."""
+_IMAGE_SIZE = 224  # assumed for engines that state none
 Key = tuple[str, int, int, int]
 """Engine name, batch, threads and streams."""
 
@@ -189,11 +194,17 @@ def _fit_on_gpus(cells: Sequence[Cell]) -> bool:
     for cell in cells:
         device = runs_on(cell.engine, cell.device)
         if device is not None and device != "cpu":
-            size = _WORKER_BYTES + 3 * cell.engine.stat().st_size
-            needed[device] = needed.get(device, 0) + size
+            needed[device] = needed.get(device, 0) + _gpu_bytes(cell)
     if not needed:
         return True
     with Nvml() as nvml:
-        free = {f"cuda:{index}": nvml.free_memory(handle) for index, handle in nvml.handles}
+        free = {name: nvml.free_memory(handle) for name, (_, handle) in nvml_gpus(nvml).items()}
     sizes = ((size, free.get(device)) for device, size in needed.items())
     return all(size < 0.8 * available for size, available in sizes if available is not None)
+
+
+def _gpu_bytes(cell: Cell) -> int:
+    """An estimate of the GPU memory that a worker uses, on the safe side."""
+    pixels = (cell.image_size or _IMAGE_SIZE) ** 2
+    activations = cell.batch * cell.streams * pixels * _BYTES_A_PIXEL
+    return _WORKER_BYTES + 3 * cell.engine.stat().st_size + activations

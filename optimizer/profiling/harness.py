@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.errors import UsageError
-from optimizer.profiling.conditions import EnergyMeter, Gpus, Monitor
+from optimizer.profiling.conditions import EnergyMeter, Gpus, Monitor, gpus_of
 from optimizer.profiling.streams import work_and_wall
 from optimizer.profiling.worker_process import Worker, WorkerFailed
 from optimizer.progress import Progress
@@ -170,7 +170,8 @@ def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progr
             anything is measured.
     """
     runners: list[_Runner] = []
-    gpus, energy = Gpus(), EnergyMeter()
+    gpus = gpus_of((cell.engine, cell.device) for cell in cells)
+    energy = EnergyMeter(gpus=gpus)
     monitor: Monitor | None = None
     try:
         progress.start("load and warm up", total=len(cells))
@@ -181,7 +182,7 @@ def measure(cells: Sequence[Cell], limits: Limits, *, seed: int, progress: Progr
             progress.advance(note=cell.name)
         progress.finish()
         alive = [r for r in runners if r.alive]
-        monitor = Monitor([r.pid for r in alive])
+        monitor = Monitor([r.pid for r in alive], gpus=gpus)
         rounds, notes = _rounds(alive, limits, monitor, seed, progress)
         for runner in runners:
             runner.end(gpus)

@@ -27,7 +27,7 @@ from optimizer.options import ProfileOptions, takes_options
 from optimizer.profiling import intervals, roofline
 from optimizer.profiling.blocks import over_rounds, summed, timed_blocks, timed_layers
 from optimizer.profiling.ceilings import Effort, ceilings
-from optimizer.profiling.conditions import Monitor, merge_conditions
+from optimizer.profiling.conditions import Monitor, gpus_of, merge_conditions
 from optimizer.profiling.engine_facts import EngineFacts, check_options, describe_engines
 from optimizer.profiling.harness import settled
 from optimizer.profiling.worker_process import Worker, WorkerFailed
@@ -221,7 +221,8 @@ def _measure(fact: EngineFacts, request: _Request, progress: Progress) -> _Measu
     try:
         worker = Worker(request.threads)
         call_s = _warm_up(worker, fact, request, measured)
-        _rounds(worker, call_s, request, measured, progress)
+        monitor = Monitor([worker.pid], gpus=gpus_of([(fact.path, request.devices[fact.path])]))
+        _rounds(worker, call_s, request, measured, monitor, progress)
     except WorkerFailed as failure:
         if failure.usage:
             raise UsageError(f"{fact.name}: {failure.message}") from None
@@ -260,13 +261,17 @@ def _warm_up(worker: Worker, fact: EngineFacts, request: _Request, measured: _Me
 
 
 def _rounds(
-    worker: Worker, call_s: float, request: _Request, measured: _Measured, progress: Progress
+    worker: Worker,
+    call_s: float,
+    request: _Request,
+    measured: _Measured,
+    monitor: Monitor,
+    progress: Progress,
 ) -> None:
     """Interleave whole calls and profiled calls; each gets half of the time of a round."""
     order = np.random.default_rng(request.seed)
     affordable = max(_MIN_CALLS, math.ceil(request.duration_s / ROUNDS / 2 / call_s))
     measured.calls = min(_MAX_CALLS, affordable)
-    monitor = Monitor([worker.pid])
     monitor.begin()
     try:
         for _ in range(ROUNDS):

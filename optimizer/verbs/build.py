@@ -83,7 +83,8 @@ def build(
     from optimizer.models import is_model
 
     graph, output = Path(graph), Path(output)
-    engine, target = _engine_and_target(options)
+    options = _with_engine(options)
+    engine, target = options.engine, _target_of(options)
     check_labels_from(options, options.precision)
     given = options.of_kind(ExportOptions).as_given()
     if given and not is_model(graph):
@@ -282,18 +283,26 @@ def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, li
     return save_checkpoint(loaded, written, details={}).path, list(loaded.remarks)
 
 
-def _engine_and_target(options: BuildOptions) -> tuple[str, str]:
-    """The engine's name, and the target whose rules its INT8 graph follows."""
-    from optimizer.engines.choice import choose_engine
-    from optimizer.engines.providers import lowering_target
+def _with_engine(options: BuildOptions) -> BuildOptions:
+    """The options with the engine, and perhaps the provider, that ``auto`` stands for here."""
+    from optimizer.engines.choice import Chosen, choose_engine
 
-    engine = options.engine
-    if engine == "auto":
-        engine = "onnxruntime" if options.provider else choose_engine(options.precision)
     if options.provider_options and options.provider is None:
         raise UsageError("--provider-option without a provider", hint="add --provider NAME")
-    check_engine(options, [engine])
-    return engine, lowering_target(engine, options.provider)
+    if options.engine == "auto":
+        named = Chosen("onnxruntime", options.provider) if options.provider else None
+        chosen = named or choose_engine(options.precision)
+        given = {k: v for k, v in chosen._asdict().items() if v is not None}
+        options = options.model_copy(update=given)
+    check_engine(options, [options.engine])
+    return options
+
+
+def _target_of(options: BuildOptions) -> str:
+    """The target whose rules an engine's INT8 graph follows."""
+    from optimizer.engines.providers import lowering_target
+
+    return lowering_target(options.engine, options.provider)
 
 
 def check_options_buildable(options: BuildOptions) -> str:
@@ -309,9 +318,9 @@ def check_options_buildable(options: BuildOptions) -> str:
     from optimizer.engines.building import check_buildable
     from optimizer.engines.registry import get_backend
 
-    engine, target = _engine_and_target(options)
-    check_buildable(get_backend(engine), settings_of(options, None))
-    return target
+    options = _with_engine(options)
+    check_buildable(get_backend(options.engine), settings_of(options, None))
+    return _target_of(options)
 
 
 def _needs_import(graph: Path, options: BuildOptions) -> bool:

@@ -355,8 +355,12 @@ class Job:
         """The options of one build, and its label."""
         from optimizer.engines.choice import choose_engine
 
-        engine = choose_engine(precision) if requested == "auto" else requested
-        more: dict[str, Any] = {}
+        engine, more = requested, dict[str, Any]()
+        if requested == "auto" and section.provider is not None:
+            engine = "onnxruntime"
+        elif requested == "auto":
+            engine, provider = choose_engine(precision)
+            more |= {"provider": provider} if provider is not None else {}
         if statistics is not None and precision in {"int8", "fp8", "fp16", "bf16"}:
             more["stats"] = str(statistics.path)
         measured = self.recipe.bench.batch if self.recipe.bench is not None else None

@@ -175,6 +175,8 @@ def default_folder(source: object) -> Path:
 def _default_builds() -> list[dict[str, Any]]:
     """Every engine that this machine can build, with the precisions it computes."""
     from optimizer.engines import backends
+    from optimizer.engines.providers.status import provider_status
+    from optimizer.engines.providers.table import CUDA
 
     builds: list[dict[str, Any]] = []
     for name, backend in backends().items():
@@ -182,6 +184,10 @@ def _default_builds() -> list[dict[str, Any]]:
             continue
         half = ["fp16"] if name.startswith("tensorrt") else []
         builds.append({"engine": name, "precision": ["fp32", *half, "int8"]})
+    if provider_status(CUDA).usable:
+        builds.append(
+            {"engine": "onnxruntime", "provider": CUDA.name, "precision": ["fp32", "fp16"]}
+        )
     return builds
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import optimizer.engines.placement as placement
 from optimizer.artifacts import Artifact, Manifest, Plan, library_versions, produce
+from optimizer.engines.cuda import CudaDevice
 from optimizer.engines.onnxruntime import OnnxRuntime
 from optimizer.engines.opening import check_opens, rebuild_command
 from optimizer.engines.placement import (
@@ -18,7 +19,7 @@ from optimizer.engines.placement import (
     runs_on,
     runs_on_gpu,
 )
-from optimizer.errors import ArtifactError, UsageError
+from optimizer.errors import ArtifactError, MissingDevice, UsageError
 
 
 def engine(path: Path, **settings: Any) -> Artifact:
@@ -126,3 +127,23 @@ def test_the_rebuild_command_includes_the_provider(tmp_path: Path) -> None:
     assert "--provider-option use_tf32=1" in command
     assert "--provider-option prefer_nhwc=1" in command
     assert "--provider cuda" in command
+
+
+def test_a_gpu_that_the_machine_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is measured; without any GPU, the engine says what is missing."""
+    gpu = engine(tmp_path / "b.plan", backend="tensorrt").path
+    checkpoint = tmp_path / "model.safetensors"
+    two = [CudaDevice(n, "NVIDIA Test", (9, 0), 1 << 37) for n in range(2)]
+    monkeypatch.setattr(placement, "cuda_devices", lambda: two)
+    monkeypatch.setattr(placement, "_gpus_of_pytorch", lambda: 2)
+    for refused in (assign_devices, check_device):
+        with pytest.raises(MissingDevice, match=r"there is no cuda:7, only 2 GPU") as caught:
+            refused([gpu, checkpoint], "cuda:7")
+        assert caught.value.hint == "--device cuda:0 to cuda:1"
+        with pytest.raises(MissingDevice):
+            refused([checkpoint], "cuda:7")
+        refused([gpu], "cuda:1")
+    monkeypatch.setattr(placement, "cuda_devices", list)
+    assert assign_devices([gpu], "cuda:7") == {gpu: "cuda:7"}

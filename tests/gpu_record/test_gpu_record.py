@@ -6,23 +6,30 @@ The recorded sessions run on the simulated GPU. Records of real machines are rep
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import optimizer.engines.cuda as cuda
 import optimizer.gpu_record.recording as recording
 from optimizer.engines.cuda import cuda_devices
 from optimizer.engines.tensorrt.library import TENSORRT_RTX, find
-from optimizer.errors import ArtifactError, ResnetOptError
+from optimizer.environment import describe
+from optimizer.errors import ArtifactError, MissingDevice, ResnetOptError, UnsupportedPrecision
 from optimizer.gpu_record import read_record, record
 from optimizer.gpu_record.cuda_checks import check_cuda
+from optimizer.gpu_record.engine_steps import PROFILES as PROFILES_RECORDED
+from optimizer.gpu_record.engine_steps import images as recorded_images
 from optimizer.gpu_record.recorded_calls import Calls
 from optimizer.gpu_record.recorded_session import drive, recorded
 from optimizer.gpu_record.storage import Cleaner, RecordFile
+from optimizer.progress import Silent
 from tests.engines.tensorrt import graphs
 from tests.engines.tensorrt.hostgpu import HostCuda, HostEngine, opened
 
@@ -140,26 +147,60 @@ def test_cuda_checks() -> None:
 # --- the file --------------------------------------------------------------------------------------
 
 
-def test_record_contains_no_personal_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SECRETS = (
+    "somebody", "secret-machine", "acme", "project-x", "Bob", "Smith", "bo", "nets", "catdog",
+)  # fmt: skip
+
+
+@pytest.fixture
+def cleaner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleaner:
     import getpass
     import platform
 
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.setattr(platform, "node", lambda: "secret-machine")
+    home = tmp_path / "home" / "somebody"
+    (home / "project-x").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "project-x")
+    monkeypatch.setattr(platform, "node", lambda: "secret-machine.acme.example")
     monkeypatch.setattr(getpass, "getuser", lambda: "somebody")
-    cleaner = Cleaner({tmp_path: "<record>"})
-    dirty = {
-        "path": f"{tmp_path}/model.onnx cannot be read",
-        "nested": ["/home/somebody/nets/a.onnx", {"who": "somebody on secret-machine"}],
-        "kept": ["layer1.0.conv1", 3, None, True],
+    return Cleaner({tmp_path / "record": "<record>"})
+
+
+@pytest.mark.parametrize(
+    ("dirty", "clean"),
+    [
+        ("{tmp}/record/fp16.onnx cannot be read", "<record>/fp16.onnx cannot be read"),
+        ("{home}/nets/catdog.onnx", "<home>"),
+        ("{home}/project-x/nets/catdog.onnx: no such file", "<cwd>: no such file"),
+        ("open '/data/somebody/nets/catdog.onnx'", "open '<path>'"),
+        ("/mnt/c/Users/Bob Smith/nets/catdog.onnx", "<path>"),
+        ("/mnt/bo/env/lib/python3.12/site-packages/tensorrt/a.so", "<path>/site-packages/tensorrt/a.so"),
+        ("/opt/acme/lib/libcuda.so.1: cannot open", "<path>/libcuda.so.1: cannot open"),
+        ("/usr/lib/x86_64-linux-gnu/libcuda.so.1", "/usr/lib/x86_64-linux-gnu/libcuda.so.1"),
+        ("In compileGraph at /_src/optimizer/myelin.cpp:1500", None),
+        ("by Somebody@secret-machine", "by <name>@<name>"),
+        ("host SECRET-MACHINE.acme.example", "host <name>"),
+        ("somebody_else", "<name>_else"),
+        ("layer1.0.conv1 + layer1.0.relu", None),
+        ("[ONNX Layer: layer1.0.conv2][ONNX Layer: layer1.0.relu]", None),
+        ("images/s and a/b", None),
+    ],
+)  # fmt: skip
+def test_personal_data_is_removed(
+    tmp_path: Path, cleaner: Cleaner, dirty: str, clean: str | None
+) -> None:
+    dirty = dirty.format(tmp=tmp_path, home=tmp_path / "home" / "somebody")
+    assert cleaner.text(dirty) == (dirty if clean is None else clean)
+
+
+def test_personal_data_is_removed_at_every_depth(cleaner: Cleaner) -> None:
+    nested = {
+        "/data/somebody/nets": ["/data/acme/project-x/a", {"who": "somebody"}, 3, None, True],
+        "kept": ["layer1.0.conv1", 1.5],
     }
-    cleaned = cleaner.clean(dirty)
-    text = json.dumps(cleaned)
-    for secret in (str(tmp_path), "somebody", "secret-machine", str(Path.cwd())):
-        assert secret not in text
-    assert cleaned["path"] == "<record>/model.onnx cannot be read"
-    assert cleaned["nested"][0] == "<home>/nets/a.onnx"
-    assert cleaned["kept"] == dirty["kept"]
+    text = json.dumps(cleaner.clean(nested))
+    assert not [secret for secret in SECRETS if secret in text]
+    assert json.loads(text)["kept"] == nested["kept"]
 
 
 def test_file_is_valid_after_every_step(tmp_path: Path) -> None:
@@ -187,8 +228,6 @@ def test_files_that_are_not_records(tmp_path: Path, content: bytes | None) -> No
 
 
 def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
-    from optimizer.progress import Silent
-
     path = tmp_path / "gpu.zip"
     file = RecordFile(path, Cleaner())
     with recording._step(file, "first one", Silent()) as entry:
@@ -196,9 +235,76 @@ def test_a_step_that_fails_does_not_end_the_record(tmp_path: Path) -> None:
         raise ResnetOptError("it went wrong", hint="nothing")
     with recording._step(file, "second", Silent()):
         raise ZeroDivisionError("not foreseen")
-    first, second = read_record(path)
+    with recording._step(file, "third", Silent()):
+        raise UnsupportedPrecision("FP8 needs sm89 or later")
+    first, second, third = read_record(path)
     assert (first["step"], first["status"], first["before"]) == ("first-one", "failed", 1)
     assert (second["status"], second["error"]) == ("crashed", "ZeroDivisionError")
+    assert (third["status"], third["message"]) == ("unsupported", "FP8 needs sm89 or later")
+
+
+def test_a_process_that_dies_leaves_what_it_recorded(trt: Any, engine: HostEngine) -> None:
+    """A call that ends the process is the last line of its file."""
+    stream = io.StringIO()
+    calls = Calls(stream=stream)
+    context = engine.create_execution_context()
+    assert context is not None
+
+    def die(stream_handle: int) -> bool:
+        raise SystemExit(stream_handle)
+
+    context.execute_async_v3 = die  # type: ignore[method-assign]
+    wrapped = calls.wrap("context", context)
+    wrapped.set_input_shape("images", (1, 3, graphs.IMAGE, graphs.IMAGE))
+    with pytest.raises(SystemExit):
+        wrapped.execute_async_v3(7)
+    first, last = map(json.loads, stream.getvalue().splitlines())
+    assert first[2] == "set_input_shape"
+    assert last == ["context 0", "call", "execute_async_v3", [7]]
+
+
+@pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
+def test_a_step_in_its_own_process(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX builds without a GPU; the step then ends where a GPU is needed."""
+    monkeypatch.setattr(cuda, "cuda_status", lambda: pytest.fail("not in this process"))
+    graph = graphs.save_resnet(tmp_path / "model.onnx", precision="fp16")
+    entry: dict[str, Any] = {}
+    deadline = time.monotonic() + 200
+    arguments = ["tensorrt-rtx", "fp16", graph]
+    with pytest.raises(MissingDevice, match="needs a GPU"):
+        recording._in_child("tensorrt_step", arguments, tmp_path, entry, deadline)
+    assert entry["build s"] > 0
+    assert entry["audit"]["verdict"] == "pass"
+    assert {layer["profile"] for layer in entry["layers"] if "profile" in layer} == {1}
+    assert any(severity == "INFO" for severity, _ in entry["build log"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_a_step_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_LEAST_SECONDS", 0.05)
+    path = tmp_path / "gpu.zip"
+    with recording._step(RecordFile(path, Cleaner()), "cuda", Silent()) as entry:
+        recording._in_child("cuda_step", [], tmp_path, entry, deadline=0.0)
+    (step,) = read_record(path)
+    assert (step["status"], step["error"]) == ("crashed", "deadline")
+
+
+def test_time_for_a_record_is_limited() -> None:
+    entry: dict[str, Any] = {}
+    assert not recording._begins(True, entry, deadline=0.0)
+    assert entry == {"status": "skipped", "message": "the time for the record is up"}
+    assert recording._begins(True, {}, deadline=time.monotonic() + 60)
+
+
+def test_backends_of_other_packages_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = describe()
+    private = {"acme": described.backends["torch"]}
+    changed = described.model_copy(update={"backends": {**described.backends, **private}})
+    monkeypatch.setattr(recording, "describe", lambda: changed)
+    assert "acme" not in recording._environment()["backends"]
+    assert "tensorrt-rtx" in recording._environment()["backends"]
 
 
 @pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU")
@@ -221,8 +327,8 @@ def test_records_of_real_machines_replay(trt: Any) -> None:
             if "calls" not in step:
                 continue
             again, player = replayed(step["calls"], trt)
-            images = [recording._images(best) for _, best, _ in recording.PROFILES]
-            replay = json.loads(json.dumps(drive(again, images)))
+            batches_of = [recorded_images(best) for _, best, _ in PROFILES_RECORDED]
+            replay = json.loads(json.dumps(drive(again, batches_of)))
             assert _without_reasons(replay) == _without_reasons(step["session"]), step["step"]
             assert player.at == len(step["calls"])
 
@@ -234,6 +340,6 @@ def test_record_on_a_gpu() -> None:
         pytest.skip("there is no GPU")
     folder = Path(__file__).parents[2] / "reports" / "gpu"
     folder.mkdir(exist_ok=True)
-    steps = read_record(record(folder / "record.zip"))
+    steps = read_record(record(folder / "record.zip", seconds=240.0))
     assert [step["step"] for step in steps][:3] == ["machine", "cuda", "materials"]
     assert not [step for step in steps if step["status"] == "crashed"]

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optimizer.engines.cuda import cuda_status, device_index
+from optimizer.engines.cuda import check_device_exists, cuda_status, device_index
 from optimizer.engines.cuda_bindings import HINT_DEVICE
 from optimizer.engines.providers.shared_objects import (
     linked_libraries,
@@ -149,11 +149,7 @@ def check_usable(provider: Provider, device: str | None) -> int:
             f"ONNX Runtime's provider {provider.name} cannot be used here: {status.reason}",
             hint=status.hint,
         )
-    devices = cuda_status().devices
-    if index >= len(devices):
-        raise MissingDevice(
-            f"there is no cuda:{index}, only {len(devices)} GPU(s)", hint="--device cuda:0"
-        )
+    check_device_exists(index, cuda_status().devices)
     return index
 
 

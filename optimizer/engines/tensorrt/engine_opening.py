@@ -10,6 +10,7 @@ from typing import Any
 from optimizer.artifacts import Manifest, read_manifest
 from optimizer.engines.cuda import (
     CudaDevice,
+    check_device_exists,
     cuda_api,
     cuda_status,
     device_index,
@@ -133,10 +134,7 @@ def pick_device(library: Library, name: str | None) -> CudaDevice:
     status = cuda_status()
     if status.fault is not None:
         raise MissingDevice(f"{library.title} needs a GPU to run: {status.fault}", hint=status.hint)
-    if index >= len(status.devices):
-        raise MissingDevice(
-            f"there is no cuda:{index}, only {len(status.devices)} GPU(s)", hint="--device cuda:0"
-        )
+    check_device_exists(index, status.devices)
     check_capability(library, status.devices[index].capability)
     return status.devices[index]
 
