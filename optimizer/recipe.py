@@ -40,7 +40,7 @@ from optimizer.options import (
     option,
     options_of,
 )
-from optimizer.options.declaration import ReadableError, value_type
+from optimizer.options.declaration import OptionInfo, ReadableError, value_type
 from optimizer.options.values import Names, Numbers, Precision, split
 
 __all__ = [
@@ -182,9 +182,10 @@ def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -
     fields: dict[str, Any] = {}
     for field_name, (key, section) in keys.items():
         source = section.model_fields[key.rpartition(".")[2]]
+        info = OptionInfo.of(source)
         fields[field_name] = (
             value_type(source) | None,
-            option(None, source.description or ""),
+            option(None, source.description or "", metavar=info.metavar, flags=info.flags),
         )
     return create_model(name, __base__=Options, __doc__=doc, **fields)
 
@@ -206,6 +207,9 @@ _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
     "limit": ("validate.limit", AccuracyOptions),
     "max_drop": ("validate.max_drop", AccuracyOptions),
     "max_flips": ("validate.max_flips", AccuracyOptions),
+    "max_lost": ("validate.max_lost", AccuracyOptions),
+    "score_threshold": ("validate.score_threshold", AccuracyOptions),
+    "image_folder": ("validate.image_folder", AccuracyOptions),
     "skip_bad_images": ("validate.skip_bad_images", AccuracyOptions),
     "workers": ("validate.workers", AccuracyOptions),
 }

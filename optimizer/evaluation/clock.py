@@ -24,15 +24,21 @@ class Clock:
         self._pass_s = 0.0
         self._waiting_s = 0.0
         self._cpu_s: dict[str, float] = {}
+        self._reading_cpu_s: dict[str, float] = {}
+        self._images: dict[str, int] = {}
 
     @contextlib.contextmanager
     def computing(self, name: str) -> Iterator[None]:
         """Charge the CPU time of the block to a hop, or to `CONSISTENCY`."""
-        before = time.process_time()
-        try:
+        with _charged(self._cpu_s, name):
             yield
-        finally:
-            self._cpu_s[name] = self._cpu_s.get(name, 0.0) + time.process_time() - before
+
+    @contextlib.contextmanager
+    def reading(self, name: str, images: int) -> Iterator[None]:
+        """Charge the CPU time of the block to turning a hop's outputs into predictions."""
+        with _charged(self._reading_cpu_s, name):
+            yield
+        self._images[name] = self._images.get(name, 0) + images
 
     def waiting_for(self, batches: Iterable[_T]) -> Iterator[_T]:
         """Yield the batches and record the time spent waiting for each."""
@@ -60,4 +66,15 @@ class Clock:
             decoding_cpu_s=decoding_cpu_s,
             hops_cpu_s={name: s for name, s in self._cpu_s.items() if name != CONSISTENCY},
             consistency_cpu_s=self._cpu_s.get(CONSISTENCY, 0.0),
+            reading_cpu_s=dict(self._reading_cpu_s),
+            images_computed=dict(self._images),
         )
+
+
+@contextlib.contextmanager
+def _charged(account: dict[str, float], name: str) -> Iterator[None]:
+    before = time.process_time()
+    try:
+        yield
+    finally:
+        account[name] = account.get(name, 0.0) + time.process_time() - before

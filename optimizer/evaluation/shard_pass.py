@@ -197,7 +197,8 @@ class ShardPass:
                 with self._plan.clock.computing(hop):
                     outputs = self._outputs(hop, views)
                 if outputs is not None:
-                    predictions = task.read(outputs, self._plan.dataset, indices)
+                    with self._plan.clock.reading(hop, len(indices)):
+                        predictions = task.read(outputs, self._plan.dataset, indices)
                     computed.predictions.setdefault(hop, []).append(predictions)
                     computed.shapes[hop] = outputs.shape[1:]
             computed.kept.append(indices)

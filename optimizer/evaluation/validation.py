@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -144,11 +145,22 @@ def validate(
         intervals=parity.task.intervals.kind,
         early_stop=_early_stop(plan, evidence),
         images_needed=evidence.images_needed,
+        examples=parity.task.examples(_shown(parity), data),
         predictions_file=None if predictions is None else predictions.name,
         predictions_sha256=written,
         timing=timing,
         verdict=evidence.verdict,
     )
+
+
+def _shown(parity: Parity) -> dict[str, Any]:
+    """The tallies of the reference and of what ends a chain, by hop."""
+    parents = {o.step.parent for o in parity.outcomes.values() if o.step is not None}
+    return {
+        name: outcome.tally
+        for name, outcome in parity.outcomes.items()
+        if outcome.status == "ok" and (name == REFERENCE or name not in parents)
+    }
 
 
 def _evidence(plan: Pass, parity: Parity, consistency: list[BatchConsistency]) -> Evidence:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, file_in_run
 from optimizer.reporting.links import Links
-from optimizer.reporting.numbers import DASH, fixed, interval, percent, significant
+from optimizer.reporting.numbers import DASH, fixed, significant
 from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table, verdict_cell
-from optimizer.reporting.speed import computed, flips_cell, share_text, sqnr_cell
+from optimizer.reporting.speed import computed, share_text
+from optimizer.reporting.task_views import TaskView, view_of
 from optimizer.results import Audit, Hop, LayerInfo, RunResult, ValidateResult
 
 __all__ = [
@@ -44,7 +45,7 @@ def tree_order(hops: Sequence[Hop]) -> list[tuple[int, Hop]]:
 
 def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
     """The chain from the reference to every engine, one row per hop."""
-    notes = Notes()
+    notes, view = Notes(), view_of(result)
     rows = []
     for depth, hop in tree_order(result.hops):
         failing = hop.name == result.first_failing_hop
@@ -55,7 +56,7 @@ def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
                 filter(None, ["First failing hop: the limit is first exceeded here.", remark])
             )
         href = links.to(file_in_run(run, hop.engine))
-        cells = _hop_cells(hop, failing, notes, href)
+        cells = _hop_cells(hop, failing, notes, href, view)
         rows.append(Row(cells, remark=remark, highlight=failing, depth=depth))
     return Table(
         id="hops",
@@ -63,14 +64,7 @@ def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
         columns=[
             Column("Hop", numeric=False, hint="computed by"),
             Column("Precision", numeric=False),
-            Column("SQNR vs previous hop", "dB"),
-            Column("Flips vs previous hop", "images"),
-            Column("SQNR vs reference", "dB"),
-            Column("Flips vs reference", "images"),
-            Column("Top-1", "%", hint="95 % interval"),
-            Column("Drop", "pp", hint="paired 95 %"),
-            Column("McNemar p"),
-            Column("Largest difference", hint="of a logit"),
+            *view.hop_columns,
             Column("Worst image", numeric=False, optional=True),
             Column("Verdict", numeric=False),
         ],
@@ -79,7 +73,9 @@ def hop_table(run: RunResult, result: ValidateResult, links: Links) -> Table:
     ).without_empty_columns()
 
 
-def _hop_cells(hop: Hop, failing: bool, notes: Notes, href: str | None) -> list[Cell]:
+def _hop_cells(
+    hop: Hop, failing: bool, notes: Notes, href: str | None, view: TaskView
+) -> list[Cell]:
     head = [
         Cell(hop.name, detail=hop.executor, href=href),
         Cell(hop.precision),
@@ -87,32 +83,13 @@ def _hop_cells(hop: Hop, failing: bool, notes: Notes, href: str | None) -> list[
     if hop.status != "ok":
         missing = notes.missing(f"Not compared: {STATUS_WORDS[hop.status]}.")
         badge = "fail" if failing or hop.status == "failed" else "inconclusive"
-        return [*head, *([missing] * 8), Cell(DASH), Cell(STATUS_WORDS[hop.status], badge=badge)]
-    places = 2 if hop.n < 5000 else 3
-    top1 = Cell(
-        percent(hop.top1, places),
-        value=None if hop.top1 is None else hop.top1 * 100,
-        detail=interval(_times100(hop.top1_ci95), places),
-        bounds=_times100(hop.top1_ci95),
-    )
+        cells = [missing] * len(view.hop_columns)
+        return [*head, *cells, Cell(DASH), Cell(STATUS_WORDS[hop.status], badge=badge)]
     if hop.parent is None:
-        missing = notes.missing("This is the reference that all other hops are compared with.")
-        return [*head, *([missing] * 4), top1, *([missing] * 3), Cell(DASH), Cell("reference")]
+        return [*head, *view.hop_cells(hop, notes), Cell(DASH), Cell("reference")]
     return [
         *head,
-        sqnr_cell(hop.sqnr_vs_parent_db, hop.flips_vs_parent, notes),
-        flips_cell(hop.flips_vs_parent, hop.n, notes),
-        sqnr_cell(hop.sqnr_db, hop.flips, notes),
-        flips_cell(hop.flips, hop.n, notes),
-        top1,
-        Cell(
-            fixed(hop.drop_pp, places, sign="+"),
-            value=hop.drop_pp,
-            detail=interval(hop.drop_ci95_pp, places, sign="+"),
-            bounds=hop.drop_ci95_pp,
-        ),
-        Cell(significant(hop.mcnemar_p), value=hop.mcnemar_p),
-        Cell(significant(hop.max_abs_diff), value=hop.max_abs_diff),
+        *view.hop_cells(hop, notes),
         Cell(hop.worst_image or DASH),
         verdict_cell("fail" if failing and hop.verdict is None else hop.verdict),
     ]
@@ -150,10 +127,6 @@ def _noise_cell(sqnr: float | None, notes: Notes) -> Cell:
     if sqnr is None:
         return notes.missing("The tensors are identical: there is no noise.")
     return Cell(fixed(sqnr, 1), value=sqnr)
-
-
-def _times100(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if bounds is None else (bounds[0] * 100, bounds[1] * 100)
 
 
 def audit_table(rows: Sequence[EngineRow]) -> Table | None:

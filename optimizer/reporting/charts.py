@@ -17,6 +17,7 @@ from optimizer.reporting.numbers import decimals, fixed, interval, significant
 from optimizer.results import Conditions, EngineBench, Interval, RunResult, ValidateResult
 
 __all__ = [
+    "FRAME",
     "Axis",
     "Forest",
     "Mark",
@@ -28,6 +29,10 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "mixed")
+
+
+FRAME = (460, 270, 46, 446, 12, 230)
+"""Of a chart of lines: width and height, and left, right, top and bottom of its axes."""
 
 
 @dataclass(frozen=True)

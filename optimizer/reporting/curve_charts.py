@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optimizer.profiling.curves import curve_findings, describe_setting
-from optimizer.reporting.charts import Axis
+from optimizer.reporting.charts import FRAME, Axis
 from optimizer.reporting.links import Links
 from optimizer.reporting.numbers import decimals, interval, significant
 from optimizer.reporting.report_model import SAME, Cell, Column, Notes, Row, Table
@@ -14,7 +14,6 @@ from optimizer.reporting.speed import SAMPLES_NEEDED
 from optimizer.results import Curve, CurvePoint, RunResult
 
 __all__ = [
-    "FRAME",
     "CurveChart",
     "CurveDot",
     "CurveLine",
@@ -25,8 +24,7 @@ __all__ = [
     "marks_of",
 ]
 
-FRAME = _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 270, 46, 446, 12, 230
-"""Size of the drawing and positions of its axes."""
+_, _, _LEFT, _RIGHT, _TOP, _BOTTOM = FRAME
 
 
 def marks_of(curve: Curve, point: CurvePoint) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from optimizer.reporting.task_views import view_of
 from optimizer.results import (
     Audit,
     BenchResult,
@@ -142,19 +143,19 @@ def _ms(value: float) -> str:
 
 def _accuracy(hop: Hop, validated: ValidateResult) -> str:
     reference = next((h for h in validated.hops if h.parent is None), None)
-    if hop.top1 is None or hop.drop_pp is None or hop.drop_ci95_pp is None or reference is None:
+    view = view_of(validated)
+    known = reference is not None and view.accuracy(reference) and view.accuracy(hop)
+    if reference is None or not known or hop.drop_pp is None or hop.drop_ci95_pp is None:
         return f"The accuracy of {hop.name} was not measured: {hop.error or hop.status}."
     low, high = hop.drop_ci95_pp
     limit = f"the limit of {validated.gates.max_drop_pp:g} pp"
     judgement = {"pass": f"within {limit}", "fail": f"which exceeds {limit}"}.get(
         hop.verdict or "", f"which does not decide {limit}"
     )
-    assert reference.top1 is not None
     return (
-        f"{hop.name} has {100 * hop.top1:.2f} % top-1 on {validated.dataset.n} images of "
-        f"{validated.dataset.name}, the reference {100 * reference.top1:.2f} %: a drop of "
+        f"{view.sentence(hop, reference, validated)}: a drop of "
         f"{hop.drop_pp:.2f} pp (percentage points), 95 % interval {low:.2f} to {high:.2f}, {judgement}; "
-        f"{hop.flips} of {validated.dataset.n} predictions changed."
+        f"{view.changes(hop, validated)}."
     )
 
 

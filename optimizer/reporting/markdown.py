@@ -22,6 +22,7 @@ from optimizer.reporting.page import VERDICT_MEANING, VERDICT_WORDS, recipe_yaml
 from optimizer.reporting.provenance import Fact
 from optimizer.reporting.report_model import Cell, Row, Table
 from optimizer.reporting.roofline_section import profile_views, roof_facts
+from optimizer.reporting.task_views import view_of
 from optimizer.results import ProfileResult, RunResult
 
 __all__ = ["render_markdown"]
@@ -70,6 +71,7 @@ def render_markdown(
             _text(validate.finding),
             "",
             *_table(accuracy.hop_table(run, validate, links)),
+            *(line for table in view_of(validate).tables(validate) for line in _table(table)),
             *_table(accuracy.block_table(validate)),
             *_table(accuracy.consistency_table(rows)),
         ]

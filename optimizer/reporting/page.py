@@ -25,6 +25,7 @@ from optimizer.reporting.links import Links
 from optimizer.reporting.numbers import decimals, fixed, interval, moment, significant
 from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table, verdict_cell
 from optimizer.reporting.roofline_section import ROOF_HEIGHT, ROOF_WIDTH, profile_views, roof_facts
+from optimizer.reporting.task_views import TaskView, view_of
 from optimizer.results import ProfileResult, RunResult
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def render_html(
             verdict_meaning=VERDICT_MEANING,
             panel=(charts.PANEL_WIDTH, charts.PANEL_HEIGHT),
             roof=(ROOF_WIDTH, ROOF_HEIGHT),
-            curve_frame=curve_charts.FRAME,
+            curve_frame=charts.FRAME,
             samples_needed=speed.SAMPLES_NEEDED,
         )
     )
@@ -111,6 +112,11 @@ class View:
     """Tables, charts and facts by name; ``None`` where the run has none."""
 
     @property
+    def task(self) -> TaskView:
+        """How accuracy is shown."""
+        return view_of(self.run.validate_)
+
+    @property
     def id(self) -> str:
         """Prefix of the HTML ids of this run."""
         return f"r{self.number}"
@@ -132,6 +138,8 @@ def _view(number: int, run: RunResult, links: Links, profile: ProfileResult | No
         "latency": time_section.latency_table(run, links),
         "cost": time_section.cost_table(run, links),
         "rounds": charts.round_panels(run),
+        "task_tables": view_of(validate).tables(validate) if validate else [],
+        "drawings": view_of(validate).drawings(validate) if validate else None,
         "drops": charts.drop_chart(validate) if validate else None,
         "hops": accuracy.hop_table(run, validate, links) if validate else None,
         "blocks": accuracy.block_table(validate) if validate else None,

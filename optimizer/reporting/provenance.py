@@ -17,6 +17,7 @@ from optimizer.reporting.numbers import (
     short_digest,
 )
 from optimizer.reporting.report_model import Cell, Column, Notes, Row, Table
+from optimizer.reporting.task_views import view_of
 from optimizer.results import BenchResult, Conditions, RunResult, ValidateResult
 
 __all__ = [
@@ -113,11 +114,7 @@ def _images(result: ValidateResult) -> str:
 
 def _gates(run: RunResult) -> str:
     assert run.validate_ is not None
-    gates = run.validate_.gates
-    text = f"drop of at most {gates.max_drop_pp:g} pp"
-    if gates.max_flips is not None:
-        text += f", flips of at most {gates.max_flips * 100:g} % of the images"
-    return text
+    return view_of(run.validate_).limits(run.validate_.gates)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[Fact]:

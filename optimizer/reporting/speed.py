@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optimizer.reporting.accuracy_cells import places_of
 from optimizer.reporting.join import STATUS_WORDS, EngineRow, baseline_label, baseline_name
 from optimizer.reporting.links import Links
 from optimizer.reporting.numbers import (
@@ -16,17 +17,16 @@ from optimizer.reporting.numbers import (
     significant,
 )
 from optimizer.reporting.report_model import SAME, Cell, Column, Notes, Row, Table, verdict_cell
+from optimizer.reporting.task_views import view_of
 from optimizer.results import Audit, Comparison, EngineBench, RunResult
 
 __all__ = [
     "SAMPLES_NEEDED",
     "comparison_table",
     "computed",
-    "flips_cell",
     "latency_cell",
     "main_table",
     "share_text",
-    "sqnr_cell",
 ]
 
 SAMPLES_NEEDED = {"p90": 29, "p95": 59, "p99": 299, "p99_9": 2995}
@@ -67,10 +67,7 @@ def main_table(run: RunResult, rows: Sequence[EngineRow], links: Links) -> Table
             Column("Speed-up", "×", hint="95 % interval"),
             Column("p50", "ms"),
             Column("p99", "ms"),
-            Column("Top-1", "%"),
-            Column("Drop", "pp", hint="paired 95 %"),
-            Column("Flips", "images"),
-            Column("SQNR", "dB"),
+            *view_of(run.validate_).summary_columns,
             Column("Size", "MiB"),
             Column("Status", numeric=False),
         ],
@@ -207,63 +204,27 @@ def latency_cell(bench: EngineBench, which: str, notes: Notes) -> Cell:
 
 
 def _accuracy_cells(run: RunResult, row: EngineRow, notes: Notes) -> list[Cell]:
-    hop = row.hop
+    hop, view = row.hop, view_of(run.validate_)
     if hop is None or hop.status != "ok":
         why = "This run has no validation." if run.validate_ is None else "Not validated."
         if run.validate_ and row.status != "ok":
             why = f"Not validated: {STATUS_WORDS[row.status]}.{_prediction(run, row)}"
-        return [notes.missing(why)] * 4
-    places = 2 if hop.n < 5000 else 3
-    if hop.top1 is None:
-        top1 = notes.missing("Top-1 was not recorded.")
-    else:
-        top1 = Cell(percent(hop.top1, places), value=hop.top1 * 100)
-    if row.is_reference:
-        noise = notes.missing("This is the reference: there is no noise to measure.")
-        return [top1, Cell("0", value=0, detail="reference"), Cell("0", value=0), noise]
-    if hop.drop_pp is None:
-        drop = notes.missing("The drop was not recorded.")
-    else:
-        mark = None if hop.drop_ci95_pp else notes.mark("No paired interval was recorded.")
-        drop = Cell(
-            fixed(hop.drop_pp, places, sign="+"),
-            value=hop.drop_pp,
-            detail=interval(hop.drop_ci95_pp, places, sign="+"),
-            bounds=hop.drop_ci95_pp,
-            mark=mark,
-            badge=None if hop.verdict in (None, "pass") else hop.verdict,
-        )
-    flips = flips_cell(hop.flips, hop.n, notes)
-    return [top1, drop, flips, sqnr_cell(hop.sqnr_db, hop.flips, notes)]
+        return [notes.missing(why)] * len(view.summary_columns)
+    return view.summary_cells(hop, notes, is_reference=row.is_reference)
 
 
 def _prediction(run: RunResult, row: EngineRow) -> str:
     """Accuracy of the graph, executed as written, of an engine that cannot run here."""
     graph = row.graph_hop(run)
-    if graph is None or graph.top1 is None or graph.drop_pp is None:
+    accuracy = None if graph is None else view_of(run.validate_).accuracy(graph)
+    if graph is None or accuracy is None or graph.drop_pp is None:
         return ""
-    places = 2 if graph.n < 5000 else 3
+    places = places_of(graph)
     drop = f"{fixed(graph.drop_pp, places, sign='+')} {interval(graph.drop_ci95_pp, places) or ''}"
     return (
-        f" The graph it was built from, executed as written: top-1 "
-        f"{percent(graph.top1, places)} %, drop {drop.strip()} pp ({graph.name})."
+        f" The graph it was built from, executed as written: {accuracy}, drop {drop.strip()} pp "
+        f"({graph.name})."
     )
-
-
-def flips_cell(flips: int | None, n: int, notes: Notes) -> Cell:
-    """Number of images whose class changed, out of ``n``."""
-    if flips is None:
-        return notes.missing("Flips were not counted.")
-    return Cell(f"{flips:,}", value=flips, detail=f"of {n:,}" if n else None)
-
-
-def sqnr_cell(sqnr: float | None, flips: int | None, notes: Notes) -> Cell:
-    """Signal-to-noise ratio in dB, or a dash with the reason for its absence."""
-    if sqnr is not None:
-        return Cell(fixed(sqnr, 1), value=sqnr)
-    if flips:
-        return notes.missing("SQNR was not recorded.")
-    return notes.missing("No SQNR: the outputs are identical, or it was not recorded.")
 
 
 def _size_cell(row: EngineRow, notes: Notes) -> Cell:

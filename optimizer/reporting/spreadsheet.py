@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optimizer.reporting.curve_charts import marks_of
 from optimizer.reporting.join import EngineRow, engine_rows
-from optimizer.results import Curve, CurvePoint, EngineBench, Interval, Latency, RunResult
+from optimizer.results import Curve, CurvePoint, EngineBench, Hop, Interval, Latency, RunResult
 
 __all__ = ["csv_of", "render_csv"]
 
@@ -147,6 +147,7 @@ def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[s
         **_ends("drop_pp", hop.drop_ci95_pp if hop else None),
         "mcnemar_p": hop.mcnemar_p if hop else None,
         "flips_images": hop.flips if hop else None,
+        **_detection(hop),
         "sqnr_db": hop.sqnr_db if hop else None,
         "max_abs_diff_logits": hop.max_abs_diff if hop else None,
         "accuracy_verdict": hop.verdict if hop else None,
@@ -158,6 +159,14 @@ def _record(run: RunResult, row: EngineRow, bench: EngineBench | None) -> dict[s
         "bounded_high_ms": None,
         "raw_samples_file": bench.raw_file if bench else None,
     }
+
+
+def _detection(hop: Hop | None) -> dict[str, Value]:
+    """Columns of detectors; empty for classifiers."""
+    found = hop.detection if hop else None
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "score_threshold")
+    counts = {f"{name}_detections": getattr(found, name, None) for name in ("lost", "new")}
+    return {**{name: getattr(found, name, None) for name in names}, **counts}
 
 
 def _ends(name: str, bounds: Interval | None) -> dict[str, Value]:

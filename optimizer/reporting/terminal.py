@@ -10,6 +10,7 @@ from optimizer.reporting.join import STATUS_WORDS, EngineRow, engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.page import VERDICT_WORDS
 from optimizer.reporting.report_model import Cell
+from optimizer.reporting.task_views import view_of
 from optimizer.results import RunResult
 from optimizer.tables import visible
 
@@ -27,9 +28,6 @@ _SHOWN = (
     "Throughput",
     "Speed-up",
     "p50",
-    "Drop",
-    "Flips",
-    "Status",
 )
 
 
@@ -46,7 +44,8 @@ def render_console(run: RunResult) -> RenderableType:
     # Engines that did not run would be rows of dashes; they are listed below the table.
     not_run = [row for row in rows if row.status in {"built-not-run", "unavailable"}]
     ran = [row for row in rows if row not in not_run]
-    table = speed.main_table(run, ran or rows, Links()).only(_SHOWN)
+    table = speed.main_table(run, ran or rows, Links())
+    table = table.only([*_SHOWN, *view_of(run.validate_).terminal, "Status"])
     shown = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in table.columns:
         heading = f"{column.title}\n{column.unit}" if column.unit else column.title

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimizer.reporting.charts import Axis
-from optimizer.reporting.curve_charts import FRAME
+from optimizer.reporting.charts import FRAME, Axis
 from optimizer.reporting.numbers import fixed, significant
 from optimizer.reporting.report_model import Cell, Column, Row, Table
 from optimizer.results import RunResult

@@ -15,7 +15,12 @@ from optimizer.results.bench_result import (
     EngineBench,
 )
 from optimizer.results.curve_result import Curve, CurvePoint, Knee, LatencyBound, Setting
-from optimizer.results.detection_result import DetectionMeasures
+from optimizer.results.detection_result import (
+    DetectionMeasures,
+    ExampleImage,
+    MarkedBox,
+    PairedDrop,
+)
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.latency import Latency
 from optimizer.results.prediction_result import (
@@ -80,6 +85,7 @@ __all__ = [
     "EngineBench",
     "EngineProfile",
     "EngineStatus",
+    "ExampleImage",
     "FoundObject",
     "FrontPoint",
     "Gates",
@@ -93,6 +99,8 @@ __all__ = [
     "LayerInfo",
     "LayerSensitivity",
     "LayerSide",
+    "MarkedBox",
+    "PairedDrop",
     "Prediction",
     "ProfileResult",
     "Result",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from optimizer.results.detection_result import DetectionMeasures
+from optimizer.results.detection_result import DetectionMeasures, ExampleImage
 from optimizer.results.engines import Audit
 from optimizer.results.result_model import (
     SCHEMA_VERSION,
@@ -136,6 +136,10 @@ class Timing(Model):
     """CPU time of decoding and preprocessing, including worker processes."""
     hops_cpu_s: dict[str, float]
     """CPU time of inference in the pass, all threads, by hop."""
+    reading_cpu_s: dict[str, float] = {}
+    """CPU time of turning outputs into predictions: of a detector, decoding and suppression."""
+    images_computed: dict[str, int] = {}
+    """Images that the times of a hop are for; predictions of the others were stored."""
     consistency_cpu_s: float
     """CPU time of the batch consistency check after the pass."""
 
@@ -165,6 +169,8 @@ class ValidateResult(Model):
     """With ``--until-decided``."""
     images_needed: int | None = None
     """Number of images that would decide an inconclusive verdict."""
+    examples: list[ExampleImage] = []
+    """Of detectors: the images on which the engines' detections change most."""
     predictions_file: str | None = None
     predictions_sha256: str | None = None
     """Digest of that file, because another validation may have overwritten it."""

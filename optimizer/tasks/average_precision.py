@@ -25,7 +25,16 @@ from optimizer.data import Objects
 from optimizer.results import Interval
 from optimizer.tasks.boxes import Detections
 
-__all__ = ["AREAS", "IOUS", "MatchTables", "bootstrap_drop", "match_objects"]
+__all__ = [
+    "AREAS",
+    "IOUS",
+    "MatchTables",
+    "Resampled",
+    "bootstrap_drop",
+    "drop_interval",
+    "match_objects",
+    "resampled",
+]
 
 IOUS = np.linspace(0.5, 0.95, 10)
 AREAS = ("all", "small", "medium", "large")
@@ -100,9 +109,34 @@ class MatchTables:
         values = self.by_class(area, weights)
         if iou is not None:
             values = values[:, :, [int(np.abs(IOUS - iou).argmin())]]
-        counts = np.isfinite(values).sum(axis=(1, 2))
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.nansum(values, axis=(1, 2)) / np.where(counts, counts, np.nan))
+        return _mean(values)
+
+    def precision_at_recall(self, iou: float) -> Float64:
+        """Interpolated precision at the recalls 0, 0.01, … 1, mean over classes with objects.
+
+        Its mean over the recalls is the average precision at this IoU. NaN without objects.
+
+        Args:
+            iou: One of `IOUS`.
+        """
+        row = int(np.abs(IOUS - iou).argmin())
+        curves = []
+        for table in self.tables["all"]:
+            if table is None or not table.positives.any():
+                continue
+            hits, misses = table.hits[row], table.misses[row]
+            right, wrong = np.cumsum(hits)[hits], np.cumsum(misses)[hits]
+            precision = np.maximum.accumulate((right / (right + wrong + _EPSILON))[::-1])[::-1]
+            first = np.searchsorted(right / table.positives.sum(), _RECALLS, side="left")
+            curves.append(np.append(precision, 0.0)[np.minimum(first, len(precision))])
+        return np.mean(curves, axis=0) if curves else np.full(len(_RECALLS), np.nan)
+
+
+def _mean(values: Float64) -> Float64:
+    """Means of draws x classes x IoUs for each draw, over what is not NaN."""
+    counts = np.isfinite(values).sum(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(values, axis=(1, 2)) / np.where(counts, counts, np.nan))
 
 
 def _precisions(table: _Table, weights: Float64) -> Float64:
@@ -224,8 +258,63 @@ def _table(entries: NDArray[Any], images: int) -> _Table | None:
     order = np.argsort(-scores, kind="mergesort")
     matched = np.concatenate([e["dtMatches"] for _, e in present], axis=1)[:, order] != 0
     ignored = np.concatenate([e["dtIgnore"] for _, e in present], axis=1)[:, order] != 0
-    owners = np.concatenate([np.full(len(e["dtScores"]), i, np.int64) for i, e in present])
-    return _Table(owners[order], matched & ~ignored, ~matched & ~ignored, positives)
+    owners = np.concatenate([np.full(len(e["dtScores"]), i, np.int64) for i, e in present])[order]
+    counts = ~ignored.all(axis=0)  # the others, such as those of other sizes, change nothing
+    hits, misses = matched & ~ignored, ~matched & ~ignored
+    return _Table(owners[counts], hits[:, counts], misses[:, counts], positives)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Average precision in each of the resampled datasets.
+
+    Attributes:
+        mean: Over classes and IoUs, (draws,).
+        by_area: The same for objects of each size, (draws,) each.
+        by_class: Mean over IoUs, draws x classes; NaN for a class without objects.
+    """
+
+    mean: Float64
+    by_area: dict[str, Float64]
+    by_class: Float64
+
+
+def resampled(tables: MatchTables, *, draws: int = 1000, seed: int = 0) -> Resampled:
+    """Average precision of resampled datasets; equal seeds draw the same images.
+
+    Args:
+        tables: Matches of one network.
+        draws: Resampled datasets.
+        seed: Seed of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    n = tables.images
+    weights = random.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    values = tables.by_class(weights=weights)
+    return Resampled(
+        mean=_mean(values),
+        by_area={area: tables.mean(area, weights) for area in AREAS[1:]},
+        by_class=values.mean(axis=2),
+    )
+
+
+def drop_interval(reference: Float64, other: Float64) -> tuple[Interval, float] | None:
+    """The 95 % interval of a drop, and its standard error, from paired draws.
+
+    Args:
+        reference: Values of the reference, (draws,).
+        other: Values of another network in the same draws.
+
+    Returns:
+        Lower and upper bound and standard error, as fractions of one; ``None`` if no draw has both
+        values, as for a class without objects.
+    """
+    drops = reference - other
+    drops = drops[np.isfinite(drops)]
+    if not len(drops):
+        return None
+    low, high = np.quantile(drops, [0.025, 0.975])
+    return (float(low), float(high)), float(drops.std())
 
 
 def bootstrap_drop(
@@ -240,14 +329,7 @@ def bootstrap_drop(
         seed: Seed of the resampling.
 
     Returns:
-        Lower and upper bound and standard error, as fractions of one.
+        Lower and upper bound and standard error, as fractions of one; zeros without objects.
     """
-    random = np.random.default_rng(seed)
-    n = reference.images
-    weights = random.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-    drops = reference.mean(weights=weights) - other.mean(weights=weights)
-    drops = drops[np.isfinite(drops)]
-    if not len(drops):
-        return (0.0, 0.0), 0.0
-    low, high = np.quantile(drops, [0.025, 0.975])
-    return (float(low), float(high)), float(drops.std())
+    before, after = (resampled(t, draws=draws, seed=seed).mean for t in (reference, other))
+    return drop_interval(before, after) or ((0.0, 0.0), 0.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from optimizer.data import Dataset, ImageDataset, match_classes
 from optimizer.errors import DataError, UsageError
-from optimizer.results import Gates, Hop, VerdictName
+from optimizer.results import ExampleImage, Gates, Hop, VerdictName
 from optimizer.tasks.accuracy_intervals import ANYTIME, FIXED, Intervals
 from optimizer.tasks.one_output import as_classes
 from optimizer.tasks.paired_statistics import (
@@ -175,6 +175,11 @@ class Classification:
             needed.append(images_needed(Paired(tally.n, tally.flips, 0), limit))
         sizes = [n for n in needed if n is not None]
         return max(*sizes, tally.n + 1) if sizes and len(sizes) == len(needed) else None
+
+    def examples(self, tallies: Mapping[str, Tally], dataset: ImageDataset) -> list[ExampleImage]:
+        """See `Task.examples`: a sum of images names none of them."""
+        del tallies, dataset
+        return []
 
     # --- words ---------------------------------------------------------------------------------
 

@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 from optimizer.data import Dataset, ImageDataset, Objects, Preprocessing
 from optimizer.errors import DataError, UsageError
 from optimizer.models import DetectorSpec
-from optimizer.results import DetectionMeasures, Gates, Hop, VerdictName
+from optimizer.results import DetectionMeasures, ExampleImage, Gates, Hop, PairedDrop, VerdictName
 from optimizer.tasks.accuracy_intervals import FIXED, Intervals
-from optimizer.tasks.average_precision import MatchTables, bootstrap_drop, match_objects
+from optimizer.tasks.average_precision import (
+    MatchTables,
+    Resampled,
+    drop_interval,
+    match_objects,
+    resampled,
+)
 from optimizer.tasks.boxes import BoxReader, Detections
 from optimizer.tasks.detection_classes import match_categories
+from optimizer.tasks.detection_examples import examples
 from optimizer.tasks.detection_predictions import DetectionRecorder
 from optimizer.tasks.detection_tally import Changes, DetectionTally, changed_detections
 from optimizer.tasks.paired_statistics import (
@@ -34,6 +41,8 @@ _SAMPLED_ANCHORS = 1024
 """Anchors, evenly spaced over all levels, by which raw outputs are compared."""
 _UNINFORMATIVE_AP = 0.01
 """A reference below this finds next to nothing: labels or preprocessing are wrong."""
+_CURVES = (0.5, 0.75)
+"""IoUs of the curves of precision over recall in a result."""
 _POWER = 1.96 + 0.84
 """Normal quantiles of a 95 % interval and of a power of 80 %."""
 
@@ -203,13 +212,16 @@ class Detection:
         reference = tallies[first]
         for tally in tallies.values():
             tally.tables = self._matches(tally, dataset.objects)
+        drawn: dict[int, Resampled] = {}  # of the reference, which all hops share
         for name in others:
             tally, parent = tallies[name], tallies.get(parents[name])
             assert tally.tables is not None
-            tally.tables_of_reference = self._on_images_of(tally, reference, dataset.objects)
-            tally.interval, tally.standard_error = bootstrap_drop(
-                tally.tables_of_reference, tally.tables
+            before = tally.tables_of_reference = self._on_images_of(
+                tally, reference, dataset.objects
             )
+            if id(before) not in drawn:
+                drawn[id(before)] = resampled(before)
+            _set_intervals(tally, drawn[id(before)], resampled(tally.tables))
             comparable = parent and parent.detections.keys() == tally.detections.keys()
             tally.tables_of_parent = parent.tables if parent and comparable else None
 
@@ -256,6 +268,7 @@ class Detection:
         }
         kept = changes.before - changes.lost
         measures["score_change"] = changes.score_change / kept if kept else None
+        measures |= self._drops(tally, dataset)
         low, high = tally.interval
         fields: dict[str, Any] = {
             "n": tally.n,
@@ -276,9 +289,7 @@ class Detection:
     def _accuracy(self, tally: DetectionTally, dataset: Dataset) -> dict[str, Any]:
         tables = tally.tables
         assert tables is not None
-        with np.errstate(invalid="ignore"):
-            per_class = tables.by_class()[0].mean(axis=1)
-        names = dataset.classes or tuple(str(i) for i in range(self._spec.num_classes))
+        per_class, names = _by_class(tables), self._names(dataset)
         above = sum(int((d.scores >= self._threshold).sum()) for d in tally.detections.values())
         return {
             "ap": _or_none(tally.ap),
@@ -293,7 +304,41 @@ class Detection:
             },
             "score_threshold": self._threshold,
             "detections": above,
+            "precision_at_recall": {
+                f"{iou:.2f}": [round(float(value), 4) for value in curve]
+                for iou in _CURVES
+                if np.isfinite(curve := tables.precision_at_recall(iou)).all()
+            },
         }
+
+    def _drops(self, tally: DetectionTally, dataset: Dataset) -> dict[str, Any]:
+        """Drops by size and by class."""
+        before, after = tally.tables_of_reference, tally.tables
+        assert before is not None
+        assert after is not None
+        by_size = {
+            area: PairedDrop(
+                drop_pp=100 * float(before.mean(area)[0] - after.mean(area)[0]),
+                ci95_pp=(100 * low, 100 * high),
+            )
+            for area, (low, high) in tally.size_intervals.items()
+        }
+        lost, names = _by_class(before) - _by_class(after), self._names(dataset)
+        by_class = {
+            names[index]: PairedDrop(drop_pp=100 * lost[index], ci95_pp=(100 * low, 100 * high))
+            for index, (low, high) in tally.class_intervals.items()
+        }
+        return {"drop_by_size": by_size, "drop_by_class": by_class}
+
+    def _names(self, dataset: Dataset) -> tuple[str, ...]:
+        return dataset.classes or tuple(str(i) for i in range(self._spec.num_classes))
+
+    def examples(
+        self, tallies: Mapping[str, DetectionTally], dataset: ImageDataset
+    ) -> list[ExampleImage]:
+        """See `Task.examples`: where the detections of the engines changed most."""
+        found = {name: tally.detections for name, tally in tallies.items()}
+        return examples(found, dataset, self._names(dataset), self._threshold)
 
     def verdict(
         self, tally: DetectionTally, gates: Gates, *, labels_informative: bool
@@ -381,6 +426,24 @@ class Detection:
         if hop.detection is None:
             return None
         return "no measurable" if hop.detection.ap is None else f"{hop.detection.ap:.3f}"
+
+
+def _set_intervals(tally: DetectionTally, before: Resampled, after: Resampled) -> None:
+    """Intervals of the drops, from the same draws of both networks."""
+    whole = drop_interval(before.mean, after.mean)
+    tally.interval, tally.standard_error = whole or ((0.0, 0.0), 0.0)
+    sizes = {
+        area: drop_interval(before.by_area[area], values) for area, values in after.by_area.items()
+    }
+    tally.size_intervals = {area: found[0] for area, found in sizes.items() if found}
+    classes = zip(before.by_class.T, after.by_class.T, strict=True)
+    by_class = {index: drop_interval(*values) for index, values in enumerate(classes)}
+    tally.class_intervals = {index: found[0] for index, found in by_class.items() if found}
+
+
+def _by_class(tables: MatchTables) -> NDArray[np.float64]:
+    """AP of each class, NaN without objects."""
+    return np.asarray(tables.by_class()[0].mean(axis=1))
 
 
 def _share_interval(count: int, total: int) -> tuple[float, float] | None:

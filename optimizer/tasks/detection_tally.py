@@ -88,6 +88,8 @@ class DetectionTally:
         tables, tables_of_reference, tables_of_parent: Matches with objects, of this hop and of the
             others on the same images; set when all images are known.
         interval, standard_error: Of the drop in AP, as fractions of one; likewise.
+        size_intervals, class_intervals: Of the drops by object size and class, where there are
+            objects; likewise.
     """
 
     detections: dict[int, Detections] = field(default_factory=dict)
@@ -105,6 +107,8 @@ class DetectionTally:
     tables_of_parent: MatchTables | None = None
     interval: Interval = (0.0, 0.0)
     standard_error: float = 0.0
+    size_intervals: dict[str, Interval] = field(default_factory=dict)
+    class_intervals: dict[int, Interval] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

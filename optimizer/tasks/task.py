@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.data import Dataset, ImageDataset
-from optimizer.results import Gates, Hop, VerdictName
+from optimizer.results import ExampleImage, Gates, Hop, VerdictName
 from optimizer.tasks.accuracy_intervals import Intervals
 
 __all__ = ["PredictionRecord", "Task"]
@@ -166,6 +166,14 @@ class Task(Protocol):
 
     def images_needed(self, tally: Any, gates: Gates) -> int | None:
         """Images that would decide an inconclusive hop; ``None`` if no number would."""
+
+    def examples(self, tallies: Mapping[str, Any], dataset: ImageDataset) -> list[ExampleImage]:
+        """Images to show in a report; empty if the task shows none.
+
+        Args:
+            tallies: Those of the reference, which is the first, and of the engines, by hop.
+            dataset: From `match`.
+        """
 
     # --- words ---------------------------------------------------------------------------------
 

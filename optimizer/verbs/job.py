@@ -177,7 +177,6 @@ class Job:
     def make_checkpoint(self) -> Artifact:
         """Train or load the model and write ``model.safetensors``, the reference for validation."""
         recipe, output = self.recipe, self.folder / "model.safetensors"
-        _refuse_detectors(recipe.arch if recipe.train is None else recipe.train.arch)
         if recipe.train is not None:
             with self.stage(
                 "train", f"train {recipe.train.arch or 'a network'} on {recipe.train.data}"
@@ -197,7 +196,6 @@ class Job:
             image_size=recipe.export.image_size,
             weights=recipe.weights,
         )
-        _refuse_detectors(model.arch)
         plan = Plan(
             kind="checkpoint",
             settings={
@@ -569,13 +567,3 @@ def _manifest_for_report(artifact: Artifact) -> dict[str, Any]:
     manifest["classes"] = len(manifest["classes"] or ()) or None
     manifest["engine_bytes"] = artifact.path.stat().st_size
     return manifest
-
-
-def _refuse_detectors(arch: str | None) -> None:
-    from optimizer.models import DETECTORS
-
-    if arch in DETECTORS:
-        raise UsageError(
-            f"the main job is for classifiers, and {arch} is a detector",
-            hint="use train, export, build, validate and bench one after another",
-        )
