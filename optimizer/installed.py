@@ -1,4 +1,4 @@
-"""Whether the installed versions are those that this package declares to work with.
+"""What is installed, and whether its versions are those that this package declares to work with.
 
 pip installs a package beside a conflicting version with no more than a warning, for example when
 another requirement downgraded it. What follows is an ``ImportError`` or a wrong result.
@@ -6,16 +6,70 @@ another requirement downgraded it. What follows is an ``ImportError`` or a wrong
 
 from __future__ import annotations
 
+import platform
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-__all__ = ["VersionConflict", "command_for", "conflicts_with", "version_conflicts"]
+from optimizer._version import __version__
+from optimizer.processes import output_of
+
+__all__ = [
+    "Installation",
+    "VersionConflict",
+    "command_for",
+    "commit_of",
+    "conflicts_with",
+    "version_conflicts",
+]
 
 DISTRIBUTION = "resnet-opt"
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """This package and everything beside it, for ``resnet-opt --version``.
+
+    Attributes:
+        version: The version.
+        commit: The commit of a checkout, see `commit_of`; ``None`` where it is installed from a wheel.
+        python: Version of the interpreter.
+        libraries: Versions of all installed packages by name.
+    """
+
+    version: str
+    commit: str | None
+    python: str
+    libraries: dict[str, str]
+
+    @classmethod
+    def here(cls) -> Installation:
+        """What this process runs."""
+        found = {d.name: d.version for d in metadata.distributions() if d.name}
+        return cls(
+            version=__version__,
+            commit=commit_of(_ROOT),
+            python=platform.python_version(),
+            libraries={name: found[name] for name in sorted(found, key=str.lower)},
+        )
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkout, with ``-modified`` if a tracked file was changed since.
+
+    A folder inside of somebody else's checkout, as ``site-packages`` of a project often is, has none.
+    """
+    if not (folder / ".git").exists():
+        return None
+    git = ["git", "-C", str(folder)]
+    commit = (output_of([*git, "rev-parse", "--short=12", "HEAD"]) or "").strip()
+    changes = output_of([*git, "status", "--porcelain", "--untracked-files=no"])
+    return (f"{commit}-modified" if changes else commit) or None
 
 
 @dataclass(frozen=True)

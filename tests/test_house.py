@@ -270,3 +270,62 @@ def test_scripts_pass_options_that_exist(path: Path) -> None:
                 accepted = inspect.signature(getattr(optimizer, verb)).parameters
                 given = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
                 assert given <= accepted.keys(), f"{path.name}:{node.lineno}: {verb}"
+
+
+ADAPTERS = {
+    # TensorRT, whose releases differ in more than versions; the other libraries need none at present.
+    "engines/tensorrt/library.py",
+}
+LIBRARIES = {
+    "cv2", "ir", "load", "np", "onnx", "onnxruntime", "onnxscript", "openvino", "ort", "ov", "timm",
+    "torch", "torchvision", "trt",
+}  # fmt: skip
+"""Names that libraries have in this package."""
+
+
+def _adaptations(tree: ast.AST) -> list[str]:
+    """Code that does something else for another release of a library."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name("hasattr"), args=[of, _]):
+                pass
+            case ast.Call(func=ast.Name("getattr"), args=[of, _, _]):
+                pass
+            case ast.Compare() if "version" in ast.unparse(node.left).lower():
+                of = node.left
+            case ast.ExceptHandler(type=ast.Name("AttributeError")):
+                found.append(ast.unparse(node))
+                continue
+            case _:
+                continue
+        if {name.id for name in ast.walk(of) if isinstance(name, ast.Name)} & LIBRARIES:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_releases_of_libraries_are_told_apart_in_one_place() -> None:
+    """One module a library, so that an adaptation leaves when the declared range does not need it."""
+    adapting = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if _adaptations(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert adapting == ADAPTERS
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "hasattr(torch.onnx, 'export')",
+        "getattr(ort, 'Name', None)",
+        "torch.__version__ < '3'",
+        "if Version(ov.__version__) >= Version('2026'): pass",
+        "try:\n    f()\nexcept AttributeError:\n    g()",
+    ],
+)
+def test_adaptations_are_seen(code: str) -> None:
+    assert _adaptations(ast.parse(code))
+    assert not _adaptations(
+        ast.parse("getattr(options, name); hasattr(os, 'x'); schema_version < 2")
+    )

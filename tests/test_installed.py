@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from optimizer import installed
 from optimizer.cli import app
-from optimizer.installed import command_for, conflicts_with, version_conflicts
+from optimizer.installed import command_for, commit_of, conflicts_with, version_conflicts
 
 NUMPY = metadata.version("numpy")
 
@@ -64,3 +68,28 @@ def test_a_failure_names_the_conflict_instead_of_a_bug(
     assert f"numpy has version {NUMPY}, but resnet-opt needs numpy<1.0" in shown
     assert "cannot import name" in shown
     assert "pip install 'numpy<1.0'" in shown
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_this_checkout_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b.c")
+    git = ["git", "-C", str(tmp_path)]
+    file = tmp_path / "file"
+    file.write_text("first")
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit_of(tmp_path) is None, "there is no commit yet"
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    commit = commit_of(tmp_path)
+    assert commit is not None
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    file.write_text("second")
+    assert commit_of(tmp_path) == f"{commit}-modified"
+    (tmp_path / "site-packages").mkdir()
+    assert commit_of(tmp_path / "site-packages") is None, "somebody else's checkout"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_of(tmp_path) is None, "git is not installed"

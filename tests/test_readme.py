@@ -109,9 +109,16 @@ def _images() -> str:
     return statistics_simulation.table(_recorded("statistics/simulation.json"))
 
 
+def _extras() -> str:
+    import extras
+
+    return extras.block(_recorded("extras/extras.json"))
+
+
 @pytest.mark.parametrize(
     ("page", "mark", "written"),
     [
+        ("README.md", "extras", _extras),
         ("README.md", "cpu", _cpu),
         ("README.md", "quantizers", _quantizers),
         ("docs/tensorrt.md", "rtx", _rtx),

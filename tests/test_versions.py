@@ -33,6 +33,9 @@ def test_what_counts_as_holding() -> None:
     assert not replace(GOOD, failed=1).holds
     assert not replace(GOOD, passed=0).holds
     assert "demo passed; tests: 10 passed, 0 failed, 1 skipped" in GOOD.line()
+    stopped = replace(GOOD, stopped=True)
+    assert stopped.holds
+    assert stopped.line().endswith("1 skipped, the others not run for lack of time")
 
 
 def test_counts_are_those_of_pytest(tmp_path: Path) -> None:

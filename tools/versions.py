@@ -5,6 +5,8 @@ the newest of everything. Each is installed into a fresh environment, which is r
 ``pinned`` runs the same in the environment that ``make install`` made, or with another interpreter in
 a fresh environment of the same versions.
 
+The tests end after ``--minutes``; the outcome says then that not all of them were run.
+
 Without a package index the run is skipped and says so. With ``--record`` the outcome is written to
 ``reports/compatibility/`` and to the table of ``docs/compatibility.md``.
 """
@@ -42,6 +44,7 @@ TABLE = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "openvino"
          "pillow", "cyclopts", "pydantic")  # fmt: skip
 """The libraries in the table of ``docs/compatibility.md``."""
 INCONCLUSIVE = 6
+_PYTEST_INTERRUPTED = 2
 _NO_INDEX = re.compile(
     r"error sending request|client error|dns error|failed to lookup|timed out|connection (refused|reset)"
     r"|network is unreachable|could not connect|request failed after|50[0-9] (bad|service|gateway)",
@@ -66,6 +69,7 @@ class Outcome:
         passed: Number of tests that passed.
         failed: Number of tests that failed or could not start.
         skipped: Number of tests that were skipped.
+        stopped: Whether the time was over before all tests had been run.
     """
 
     selection: str
@@ -76,6 +80,7 @@ class Outcome:
     passed: int
     failed: int
     skipped: int
+    stopped: bool = False
 
     @property
     def holds(self) -> bool:
@@ -85,10 +90,13 @@ class Outcome:
     def line(self) -> str:
         """The outcome in one line."""
         demo = {0: "passed", INCONCLUSIVE: "ran, inconclusive"}.get(self.demo, f"exit {self.demo}")
-        return (
-            f"{self.selection} (Python {self.python}): demo {demo}; tests: {self.passed} passed, "
-            f"{self.failed} failed, {self.skipped} skipped"
-        )
+        return f"{self.selection} (Python {self.python}): demo {demo}; tests: {self.tests}"
+
+    @property
+    def tests(self) -> str:
+        """The numbers of tests in words."""
+        end = ", the others not run for lack of time" if self.stopped else ""
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped{end}"
 
 
 def install(uv: str, resolution: str | None, python: str, folder: Path) -> Path:
@@ -132,22 +140,24 @@ def _uv(command: Sequence[str]) -> None:
     sys.exit(f"{done.stderr.strip()}\n{' '.join(command[:3])} failed (exit {done.returncode})")
 
 
-def run(selection: str, python: Path, folder: Path) -> Outcome:
+def run(selection: str, python: Path, folder: Path, *, minutes: float) -> Outcome:
     """Run the demo and the fast tests with an interpreter, in an empty folder.
 
     Args:
         selection: Its name.
         python: The interpreter, in whose environment the package is installed.
         folder: Where the run's files go.
+        minutes: Time for the tests.
     """
     demo = subprocess.run(
         [str(python), "-m", "optimizer", *DEMO], cwd=folder, env=_environment(folder), check=False
     )
     results = folder / "tests.xml"
     tests = [name for name in FAST_TESTS if (ROOT / name).exists()]
-    subprocess.run(
+    pytest = subprocess.run(
         [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--maxprocesses", "4",
          "--dist", "worksteal", "-m", "not gpu and not slow and not long", f"--junitxml={results}",
+         f"--session-timeout={60 * minutes:.0f}",
          *tests],
         cwd=ROOT, env=_environment(folder) | {"OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
@@ -161,6 +171,7 @@ def run(selection: str, python: Path, folder: Path) -> Outcome:
         passed=passed,
         failed=failed,
         skipped=skipped,
+        stopped=pytest.returncode == _PYTEST_INTERRUPTED,
         **json.loads(facts.stdout),
     )
 
@@ -211,7 +222,7 @@ def table(outcomes: Sequence[Mapping[str, object]]) -> str:
         ["demo", *("passed" if o.demo == 0 else f"exit {o.demo}" for o in shown)],
         [
             "fast tests",
-            *(f"{o.passed} passed, {o.failed} failed, {o.skipped} skipped" for o in shown),
+            *(o.tests for o in shown),
         ],
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -253,6 +264,7 @@ def main() -> None:
     parser.add_argument("selection", choices=SELECTIONS)
     parser.add_argument("--uv", default="uv", help="the uv executable")
     parser.add_argument("--python", default=sys.executable, help="the interpreter to test with")
+    parser.add_argument("--minutes", type=float, default=10, help="time for the tests")
     parser.add_argument("--record", action="store_true", help="write reports/ and docs/")
     options = parser.parse_args()
     resolution = SELECTIONS[options.selection]
@@ -269,7 +281,7 @@ def main() -> None:
                     f"{options.selection}: skipped, the package index cannot be reached: {reason}"
                 )
                 return
-        outcome = run(options.selection, python, folder)
+        outcome = run(options.selection, python, folder, minutes=options.minutes)
     if options.record:
         record(outcome)
     print(outcome.line())

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Never, TextIO
 
 from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter
 
-from optimizer._version import __version__
 from optimizer.cli import commands
 from optimizer.cli.console import print_error, start_logging
 from optimizer.cli.flags import with_flags
@@ -41,9 +40,7 @@ app = App(
     help_epilogue=EXIT_CODES,
     help_format="markdown",
     help_flags=("--help", "-h"),
-    version=f"resnet-opt {__version__}",
-    version_flags=("--version",),
-    version_format="plaintext",
+    version_flags=(),  # a command below, because it takes --json
     default_parameter=Parameter(negative=(), show_default=False),
     print_error=False,
     exit_on_error=False,
@@ -52,6 +49,7 @@ app = App(
     group_commands=_OTHER,
 )
 app.register_install_completion_command()
+app.command(commands.show_version, name="--version", group=_OTHER)
 for number, (panel, group) in enumerate(commands.PANELS.items()):
     heading = Group(panel, sort_key=number)
     for order, command in enumerate(group):
@@ -105,6 +103,8 @@ def _launch(
     if show_completion is not None:
         print(app.generate_completion(shell=show_completion))
         return None
+    if "--version" in tokens[1:]:  # as users try it after a command
+        tokens = ("--version",)
     return app(tokens)
 
 

@@ -642,6 +642,19 @@ def doctor(
         print(record, file=sys.stderr if as_json else sys.stdout)
 
 
+def show_version(*, as_json: Json = False) -> None:
+    """Print the version, from a checkout with its commit; with --json also of all libraries."""
+    from dataclasses import asdict
+
+    from optimizer.installed import Installation
+
+    here = Installation.here()
+    if as_json:
+        print(json.dumps(asdict(here), indent=2))
+        return
+    print(f"resnet-opt {here.version}" + (f" ({here.commit})" if here.commit else ""))
+
+
 def clean(
     *,
     dry_run: Annotated[

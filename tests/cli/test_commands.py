@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -563,7 +564,16 @@ def test_clean_empties_the_cache(
 def test_version(resnet_opt: Command) -> None:
     from optimizer import __version__
 
-    assert resnet_opt("--version").out.strip() == f"resnet-opt {__version__}"
+    for words in (["--version"], ["-v", "--version"], ["build", "--version"]):
+        shown = resnet_opt(*words).out.strip()
+        assert re.fullmatch(
+            rf"resnet-opt {re.escape(__version__)}( \([0-9a-f]+(-modified)?\))?", shown
+        )
+    raw = json.loads(resnet_opt("--version", "--json").out)
+    assert raw["version"] == __version__
+    assert (f"({raw['commit']})" in shown) == (raw["commit"] is not None)
+    assert raw["libraries"]["onnx"] == onnx.__version__
+    assert resnet_opt("--version", "--jsn").code == 2
 
 
 def test_help_shows_defaults(resnet_opt: Command) -> None:

@@ -1,4 +1,4 @@
-"""The differences between ``tensorrt`` and ``tensorrt_rtx``, and their import.
+"""The differences between ``tensorrt`` and ``tensorrt_rtx`` and between their releases, and their import.
 
 Everything else in this package is one code path. A library module is always called ``trt`` here,
 and its objects ``builder``, ``network``, ``parser``, ``config``, ``profile``, ``runtime``,
@@ -18,7 +18,17 @@ from typing import Any
 
 from optimizer.errors import MissingLibrary
 
-__all__ = ["TENSORRT", "TENSORRT_RTX", "Library", "LibraryStatus", "find", "load", "version_tuple"]
+__all__ = [
+    "TENSORRT",
+    "TENSORRT_RTX",
+    "Library",
+    "LibraryStatus",
+    "compute_capability",
+    "find",
+    "load",
+    "refit_flag",
+    "version_tuple",
+]
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,16 @@ def load(library: Library) -> Any:
     if installed.module is None:
         raise MissingLibrary(str(installed.fault), hint=installed.hint)
     return installed.module
+
+
+def compute_capability(trt: Any, name: str) -> Any | None:
+    """TensorRT-RTX's constant for ``sm89`` and the like; ``None`` if this release does not have it."""
+    return getattr(trt.ComputeCapability, name.upper(), None)
+
+
+def refit_flag(trt: Any) -> Any | None:
+    """The flag that keeps a serialized engine refittable; ``None`` for TensorRT 10.12, which lacks it."""
+    return getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from optimizer.artifacts import DisabledCache, OutputFile, Plan, check_outputs, produce
 from optimizer.engines.tensorrt.capability import sm_name
-from optimizer.engines.tensorrt.library import Library
+from optimizer.engines.tensorrt.library import Library, compute_capability
 from optimizer.engines.tensorrt.options import SPECIALIZATION, check_runtime_options
 from optimizer.errors import ResnetOptError, UsageError
 
@@ -41,7 +41,7 @@ def set_targets(trt: Any, config: Any, targets: Sequence[int]) -> None:
     """
     config.num_compute_capabilities = len(targets)
     for index, number in enumerate(targets):
-        capability = getattr(trt.ComputeCapability, sm_name(number).upper(), None)
+        capability = compute_capability(trt, sm_name(number))
         if capability is None or not config.set_compute_capability(capability, index):
             raise UsageError(
                 f"TensorRT-RTX {trt.__version__} does not compile for {sm_name(number)}"

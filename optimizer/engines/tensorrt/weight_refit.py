@@ -14,13 +14,11 @@ from optimizer.engines.opening import rebuild_command
 from optimizer.engines.tensorrt.engine_opening import carries_runtime, deserialize, pick_device
 from optimizer.engines.tensorrt.fitting import library_misfits
 from optimizer.engines.tensorrt.graph_check import check_graph
-from optimizer.engines.tensorrt.library import Library, load
+from optimizer.engines.tensorrt.library import Library, load, refit_flag
 from optimizer.engines.tensorrt.log import BuildLog, make_logger, start
 from optimizer.errors import ArtifactError, GraphError
 
 __all__ = ["check_refittable", "refit_engine", "stays_refittable"]
-
-_STAY_REFITTABLE = "INCLUDE_REFIT"
 
 
 def check_refittable(library: Library, engine_file: Path, manifest: Manifest) -> None:
@@ -57,7 +55,7 @@ def stays_refittable(library: Library, manifest: Manifest) -> bool:
     A serialized engine stays refittable only if a flag requests it, which TensorRT 10.12 lacks.
     """
     requested = bool((manifest.settings.get("options") or {}).get("refittable"))
-    return requested and hasattr(load(library).SerializationFlag, _STAY_REFITTABLE)
+    return requested and refit_flag(load(library)) is not None
 
 
 def refit_engine(
@@ -111,6 +109,6 @@ def refit_engine(
     serialization_config = engine.create_serialization_config()
     serialization_config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
     if stays_refittable(library, manifest):
-        serialization_config.set_flag(getattr(trt.SerializationFlag, _STAY_REFITTABLE))
+        serialization_config.set_flag(refit_flag(trt))
     with write_atomically(output) as temporary:
         temporary.write_bytes(engine.serialize_with_config(serialization_config))

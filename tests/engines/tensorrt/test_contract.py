@@ -171,7 +171,7 @@ def test_tensorrt_has_every_name(
 def test_names_only_in_newer_versions(
     bindings: dict[tuple[str, str], dict[str, str]],
 ) -> None:
-    """`stays_refittable` checks for this flag: 10.12 does not have it, the others do."""
+    """`refit_flag` looks for it: 10.12 does not have it, the others do."""
     flag = {Use("SerializationFlag", "INCLUDE_REFIT")}
     lacking = [bool(look_up(flag, "tensorrt_bindings", bindings[key])) for key in BINDINGS]
     assert lacking == [True, False, False]
