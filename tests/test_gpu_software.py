@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -249,6 +250,36 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
     }
 
 
+def resolve_by_uv(*extras: str) -> dict[str, str]:
+    """The same by uv.
+
+    TensorRT's libraries are placeholders on the package index: to tell pip what they depend on, they
+    fetch the wheel from NVIDIA's index. uv reads it from the source distribution, or from
+    ``pyproject.toml``.
+    """
+    uv = Path(sysconfig.get_path("scripts")) / "uv"
+    if not uv.is_file():
+        pytest.skip("uv is not installed")
+    command = [
+        str(uv),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-annotate",
+        "--no-header",
+        "pyproject.toml",
+    ]
+    outcome = subprocess.run(
+        [*command, *(f"--extra={extra}" for extra in extras)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    if outcome.returncode != 0:
+        assert "No solution found" not in outcome.stderr, outcome.stderr[-2000:]
+        pytest.skip(f"uv cannot reach an index here: {outcome.stderr.strip().splitlines()[0]}")
+    lines = [line.partition(";")[0].strip() for line in outcome.stdout.splitlines()]
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("extras", "cuda"),
@@ -257,14 +288,30 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
         ("cuda,tensorrt-rtx", 13),
         ("cuda12", 12),
         ("cuda12,tensorrt-rtx-cuda12", 12),
-        # The wheels of these are on NVIDIA's index; without it pip fails and the test is skipped.
-        ("cuda,tensorrt", 13),
-        ("cuda12,tensorrt-cuda12", 12),
-        ("cuda12,tensorrt10-cuda12", 12),
     ],
 )
 def test_extras_resolve_to_one_cuda_version(tmp_path: Path, extras: str, cuda: int) -> None:
-    result = resolve(tmp_path, *extras.split(","))
+    check_one_cuda(resolve(tmp_path, *extras.split(",")), cuda)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("extras", "cuda", "tensorrt"),
+    [
+        ("cuda,tensorrt", 13, 11),
+        ("cuda,tensorrt10", 13, 10),
+        ("cuda12,tensorrt-cuda12", 12, 11),
+        ("cuda12,tensorrt10-cuda12", 12, 10),
+    ],
+)
+def test_extras_with_tensorrt_resolve(extras: str, cuda: int, tensorrt: int) -> None:
+    result = resolve_by_uv(*extras.split(","))
+    check_one_cuda(result, cuda)
+    for part in ("", "-bindings", "-libs"):
+        assert result[f"tensorrt-cu{cuda}{part}"].startswith(f"{tensorrt}.")
+
+
+def check_one_cuda(result: dict[str, str], cuda: int) -> None:
     assert result["cuda-python"].startswith(f"{cuda}.")
     assert result["cuda-bindings"].startswith(f"{cuda}.")
     other = f"-cu{25 - cuda}"

@@ -340,6 +340,6 @@ def test_record_on_a_gpu() -> None:
         pytest.skip("there is no GPU")
     folder = Path(__file__).parents[2] / "reports" / "gpu"
     folder.mkdir(exist_ok=True)
-    steps = read_record(record(folder / "record.zip", seconds=240.0))
+    steps = read_record(record(folder / "record.zip", seconds=150.0))
     assert [step["step"] for step in steps][:3] == ["machine", "cuda", "materials"]
     assert not [step for step in steps if step["status"] == "crashed"]
