@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import sysconfig
 import tomllib
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pynvml
 import pytest
 
 import optimizer.gpu_software as software
+from optimizer.cli.app import run_command_line
 from optimizer.gpu_software import Installed, Machine, installed_libraries, judge, read_machine
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +174,104 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert result.visible == ""
     assert not result.tegra
     assert read_machine(tmp_path, {}).visible is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faked:
+    """What NVML, the loader and the files of a machine answer; no driver if ``driver`` is ``None``."""
+
+    driver: str | None
+    cuda: int = 0
+    files: tuple[str, ...] = ()
+    kernel: str = "6.8.0-generic"
+    loads: bool = True
+    slices: int | None = None
+    visible: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("machine", "answer", "hint"),
+    [
+        (Faked(driver="535.183.01", cuda=12020), "supports CUDA 12.2; installed for CUDA 13", "cuda12"),
+        (Faked(driver="550.54.15", cuda=12040), "supports CUDA 12.4; installed for CUDA 13", "cuda12"),
+        (Faked(driver="570.86.15", cuda=12080), "supports CUDA 12.8; installed for CUDA 13", "cuda12"),
+        (Faked(driver="580.65.06", cuda=13000), "supports CUDA 13.0 and all installed", None),
+        (Faked(driver="580.65.06", cuda=13000, slices=1), "supports CUDA 13.0 and all", None),
+        (Faked(driver="580.65.06", cuda=13000, visible=""), "hides every GPU", "unset CUDA_VISIBLE"),
+        (Faked(driver=None), "no NVIDIA driver", "machine with an NVIDIA GPU"),
+        (
+            Faked(driver="540.4.0", cuda=12060, files=("etc/nv_tegra_release",), kernel="5.15.148-tegra"),
+            "a Jetson with CUDA 12.6", "JetPack 7",
+        ),
+        (
+            Faked(driver="552.44", cuda=12040, kernel="5.15.153.1-microsoft-standard-WSL2"),
+            "supports CUDA 12.4", "580.65.06 or later in Windows",
+        ),
+        (
+            Faked(driver=None, kernel="5.15.153.1-microsoft-standard-WSL2", loads=False),
+            "no NVIDIA driver in WSL", "in Windows",
+        ),
+        (
+            Faked(driver="580.65.06", cuda=13000, files=(".dockerenv", "dev/nvidiactl"), loads=False),
+            "not its libcuda", "NVIDIA_DRIVER_CAPABILITIES",
+        ),
+        (
+            Faked(driver=None, files=("run/.containerenv", "dev/nvidia0"), loads=False),
+            "not the driver's libraries", "docker run --gpus all",
+        ),
+    ],
+)  # fmt: skip
+def test_doctor_gives_one_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    machine: Faked,
+    answer: str,
+    hint: str | None,
+) -> None:
+    """From NVML's answers to what `doctor` prints."""
+
+    def begin() -> None:
+        if machine.driver is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    def mig(_: str) -> tuple[int, int]:
+        if machine.slices is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return (machine.slices, machine.slices)
+
+    def refuse(*_: Any) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    functions = {
+        "nvmlInit": begin,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: machine.driver,
+        "nvmlSystemGetCudaDriverVersion": lambda: machine.cuda,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+        "nvmlDeviceGetMigMode": mig,
+        "nvmlDeviceGetName": lambda _: "NVIDIA Test",
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
+        "nvmlDeviceGetMemoryInfo": refuse,
+        "nvmlDeviceGetPciInfo": refuse,
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(pynvml, name, function)
+    for name in machine.files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    variables = {} if machine.visible is None else {"CUDA_VISIBLE_DEVICES": machine.visible}
+    monkeypatch.setattr(software, "_libcuda_loads", lambda: machine.loads)
+    monkeypatch.setattr(platform, "release", lambda: machine.kernel)
+    monkeypatch.setattr(software, "installed_libraries", lambda: CUDA13)
+    read = software.read_machine
+    monkeypatch.setattr(software, "read_machine", lambda: read(tmp_path, variables))
+    assert run_command_line(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["gpu_software"]
+    assert answer in told["answer"]
+    assert hint in told["hint"] if hint is not None else told["hint"] is None
+    assert bool(told["notes"]) == (machine.slices == 1 or machine.driver == "552.44")
 
 
 def test_installed_libraries_have_their_cuda_version() -> None:
