@@ -7,8 +7,6 @@ are built and measured before those of the next. After ten minutes the rest is s
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +19,14 @@ from materials import Material, digits_resnet50, random_resnet50
 from optimizer.engines.cuda import cuda_status
 from optimizer.errors import BuildError
 
+from .time_limit import FULL_SIZE_BUILDS, seconds_left, skip_after
+
 pytestmark = pytest.mark.gpu
 
-STARTED = time.monotonic()
-SECONDS = float(os.environ.get("GPU_SUITE_SECONDS", "600"))
-BUILDS_UNTIL = 0.6
-"""Share of the time after which the first model's engines are measured, and no more are built before."""
 REPORTS = Path(__file__).parent.parent.parent / "reports" / "gpu"
 KINDS = [case for case in gpu.cases() if case.model == gpu.MODELS[0]]
 PLANS = [case for case in KINDS if case.provider is None]
 """Cases with a TensorRT engine file, which trtexec and the raw calls can run."""
-
-
-def seconds_left(share: float = 1.0) -> float:
-    return share * SECONDS - (time.monotonic() - STARTED)
 
 
 def kind_name(case: gpu.Case) -> str:
@@ -70,8 +62,7 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(autouse=True)
 def step(suite: gpu.Suite) -> Iterator[None]:
     """One step: skipped if the time is up, and reported as soon as it ends."""
-    if seconds_left() < 0:
-        pytest.skip(f"the time limit of {SECONDS:.0f} s is exceeded (GPU_SUITE_SECONDS)")
+    skip_after()
     yield
     if any(outcome["status"] != "skipped" for outcome in suite.outcomes.values()):
         print(f"\nwritten to {gpu_report.write(suite.results(), REPORTS)}")
@@ -82,7 +73,7 @@ def step(suite: gpu.Suite) -> Iterator[None]:
 def test_build_audit_and_validate(suite: gpu.Suite, model: str, kind: gpu.Case) -> None:
     case = replace(kind, model=model)
     reason = gpu.reason_to_skip(case)
-    if reason is None and model == gpu.MODELS[0] and seconds_left(BUILDS_UNTIL) < 0:
+    if reason is None and model == gpu.MODELS[0] and seconds_left(FULL_SIZE_BUILDS) < 0:
         reason = "the time for builds is over (GPU_SUITE_SECONDS)"
     if reason is not None:
         suite.skip(case, reason)
