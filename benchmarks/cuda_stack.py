@@ -304,14 +304,15 @@ def _median_ms_by_events(call: Callable[[], object]) -> float:
     """The same call between two of PyTorch's events, with the device idle before and after."""
     import torch
 
+    cuda: Any = torch.cuda  # its events are not typed
     spent = []
     for _ in range(_CALLS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
+        start, stop = (cuda.Event(enable_timing=True) for _ in range(2))
+        cuda.synchronize()
         start.record()
         call()
         stop.record()
-        torch.cuda.synchronize()
+        cuda.synchronize()
         spent.append(float(start.elapsed_time(stop)))
     return statistics.median(spent)
 
