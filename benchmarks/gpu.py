@@ -136,10 +136,12 @@ class Suite:
     Attributes:
         folder: The folder for engines.
         material: Returns the model with this name, created on first use.
+        seconds_left: Returns the time that a build may take.
     """
 
     folder: Path
     material: Callable[[str], Material]
+    seconds_left: Callable[[], float] = lambda: 1800.0
     outcomes: dict[Case, dict[str, Any]] = field(default_factory=dict)
     engines: dict[Case, Path] = field(default_factory=dict)
     benches: list[dict[str, Any]] = field(default_factory=list)
@@ -174,6 +176,7 @@ class Suite:
             target=_targets(case),
             profile=PROFILE if _has_profile(case) else None,
             stats=material.statistics,
+            build_timeout=f"{max(1.0, self.seconds_left()):.0f}s",
         )
         outcome["build_s"] = artifact.manifest.details["build_s"]
         outcome["notes"] = artifact.manifest.details.get("notes", [])
@@ -203,15 +206,17 @@ class Suite:
         return {case: path for case, path in self.engines.items() if case.model == model}
 
     def bench(self, model: str, *, seconds: float = 10.0, threads: int | None = None) -> None:
-        """Measure all engines of a model, interleaved."""
-        paths = list(self.built(model).values())
-        result = optimizer.bench(paths, batch=BATCHES, duration=f"{seconds}s", threads=threads)
+        """Measure all engines of a model and PyTorch, interleaved."""
+        material, paths = self.material(model), list(self.built(model).values())
+        result = optimizer.bench(
+            [material.checkpoint, *paths], batch=BATCHES, duration=f"{seconds}s", threads=threads
+        )
         raw = result.model_dump(mode="json")
-        names = {path.name: case for case, path in self.built(model).items()}
+        names = {path.name: case.label for case, path in self.built(model).items()}
         for engine in raw["engines"]:
             engine["raw_file"] = None
-            engine["name"] = f"{names[engine['file']].label} {engine['precision']}"
-        self.benches.append({"model": self.material(model).name, **raw})
+            engine["name"] = f"{names.get(engine['file'], 'PyTorch')} {engine['precision']}"
+        self.benches.append({"model": material.name, **raw})
 
     def run_against_tool(self, case: Case, batch: int, *, seconds: float = 5.0) -> dict[str, Any]:
         """Run our session and then trtexec (or tensorrt_rtx) on the same engine file."""

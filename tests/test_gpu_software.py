@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
+import sysconfig
 import tomllib
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pynvml
 import pytest
 
 import optimizer.gpu_software as software
+from optimizer.cli.app import run_command_line
 from optimizer.gpu_software import Installed, Machine, installed_libraries, judge, read_machine
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +176,104 @@ def test_the_machine_is_read_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert read_machine(tmp_path, {}).visible is None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Faked:
+    """What NVML, the loader and the files of a machine answer; no driver if ``driver`` is ``None``."""
+
+    driver: str | None
+    cuda: int = 0
+    files: tuple[str, ...] = ()
+    kernel: str = "6.8.0-generic"
+    loads: bool = True
+    slices: int | None = None
+    visible: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("machine", "answer", "hint"),
+    [
+        (Faked(driver="535.183.01", cuda=12020), "supports CUDA 12.2; installed for CUDA 13", "cuda12"),
+        (Faked(driver="550.54.15", cuda=12040), "supports CUDA 12.4; installed for CUDA 13", "cuda12"),
+        (Faked(driver="570.86.15", cuda=12080), "supports CUDA 12.8; installed for CUDA 13", "cuda12"),
+        (Faked(driver="580.65.06", cuda=13000), "supports CUDA 13.0 and all installed", None),
+        (Faked(driver="580.65.06", cuda=13000, slices=1), "supports CUDA 13.0 and all", None),
+        (Faked(driver="580.65.06", cuda=13000, visible=""), "hides every GPU", "unset CUDA_VISIBLE"),
+        (Faked(driver=None), "no NVIDIA driver", "machine with an NVIDIA GPU"),
+        (
+            Faked(driver="540.4.0", cuda=12060, files=("etc/nv_tegra_release",), kernel="5.15.148-tegra"),
+            "a Jetson with CUDA 12.6", "JetPack 7",
+        ),
+        (
+            Faked(driver="552.44", cuda=12040, kernel="5.15.153.1-microsoft-standard-WSL2"),
+            "supports CUDA 12.4", "580.65.06 or later in Windows",
+        ),
+        (
+            Faked(driver=None, kernel="5.15.153.1-microsoft-standard-WSL2", loads=False),
+            "no NVIDIA driver in WSL", "in Windows",
+        ),
+        (
+            Faked(driver="580.65.06", cuda=13000, files=(".dockerenv", "dev/nvidiactl"), loads=False),
+            "not its libcuda", "NVIDIA_DRIVER_CAPABILITIES",
+        ),
+        (
+            Faked(driver=None, files=("run/.containerenv", "dev/nvidia0"), loads=False),
+            "not the driver's libraries", "docker run --gpus all",
+        ),
+    ],
+)  # fmt: skip
+def test_doctor_gives_one_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    machine: Faked,
+    answer: str,
+    hint: str | None,
+) -> None:
+    """From NVML's answers to what `doctor` prints."""
+
+    def begin() -> None:
+        if machine.driver is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    def mig(_: str) -> tuple[int, int]:
+        if machine.slices is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return (machine.slices, machine.slices)
+
+    def refuse(*_: Any) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    functions = {
+        "nvmlInit": begin,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: machine.driver,
+        "nvmlSystemGetCudaDriverVersion": lambda: machine.cuda,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}",
+        "nvmlDeviceGetMigMode": mig,
+        "nvmlDeviceGetName": lambda _: "NVIDIA Test",
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
+        "nvmlDeviceGetMemoryInfo": refuse,
+        "nvmlDeviceGetPciInfo": refuse,
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(pynvml, name, function)
+    for name in machine.files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    variables = {} if machine.visible is None else {"CUDA_VISIBLE_DEVICES": machine.visible}
+    monkeypatch.setattr(software, "_libcuda_loads", lambda: machine.loads)
+    monkeypatch.setattr(platform, "release", lambda: machine.kernel)
+    monkeypatch.setattr(software, "installed_libraries", lambda: CUDA13)
+    read = software.read_machine
+    monkeypatch.setattr(software, "read_machine", lambda: read(tmp_path, variables))
+    assert run_command_line(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["gpu_software"]
+    assert answer in told["answer"]
+    assert hint in told["hint"] if hint is not None else told["hint"] is None
+    assert bool(told["notes"]) == (machine.slices == 1 or machine.driver == "552.44")
+
+
 def test_installed_libraries_have_their_cuda_version() -> None:
     """The default set is for CUDA 13; a CPU-only torch has no CUDA version."""
     result = {one.name: one for one in installed_libraries()}
@@ -249,6 +351,36 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
     }
 
 
+def resolve_by_uv(*extras: str) -> dict[str, str]:
+    """The same by uv.
+
+    TensorRT's libraries are placeholders on the package index: to tell pip what they depend on, they
+    fetch the wheel from NVIDIA's index. uv reads it from the source distribution, or from
+    ``pyproject.toml``.
+    """
+    uv = Path(sysconfig.get_path("scripts")) / "uv"
+    if not uv.is_file():
+        pytest.skip("uv is not installed")
+    command = [
+        str(uv),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-annotate",
+        "--no-header",
+        "pyproject.toml",
+    ]
+    outcome = subprocess.run(
+        [*command, *(f"--extra={extra}" for extra in extras)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    if outcome.returncode != 0:
+        assert "No solution found" not in outcome.stderr, outcome.stderr[-2000:]
+        pytest.skip(f"uv cannot reach an index here: {outcome.stderr.strip().splitlines()[0]}")
+    lines = [line.partition(";")[0].strip() for line in outcome.stdout.splitlines()]
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("extras", "cuda"),
@@ -257,14 +389,30 @@ def resolve(tmp_path: Path, *extras: str) -> dict[str, str]:
         ("cuda,tensorrt-rtx", 13),
         ("cuda12", 12),
         ("cuda12,tensorrt-rtx-cuda12", 12),
-        # The wheels of these are on NVIDIA's index; without it pip fails and the test is skipped.
-        ("cuda,tensorrt", 13),
-        ("cuda12,tensorrt-cuda12", 12),
-        ("cuda12,tensorrt10-cuda12", 12),
     ],
 )
 def test_extras_resolve_to_one_cuda_version(tmp_path: Path, extras: str, cuda: int) -> None:
-    result = resolve(tmp_path, *extras.split(","))
+    check_one_cuda(resolve(tmp_path, *extras.split(",")), cuda)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("extras", "cuda", "tensorrt"),
+    [
+        ("cuda,tensorrt", 13, 11),
+        ("cuda,tensorrt10", 13, 10),
+        ("cuda12,tensorrt-cuda12", 12, 11),
+        ("cuda12,tensorrt10-cuda12", 12, 10),
+    ],
+)
+def test_extras_with_tensorrt_resolve(extras: str, cuda: int, tensorrt: int) -> None:
+    result = resolve_by_uv(*extras.split(","))
+    check_one_cuda(result, cuda)
+    for part in ("", "-bindings", "-libs"):
+        assert result[f"tensorrt-cu{cuda}{part}"].startswith(f"{tensorrt}.")
+
+
+def check_one_cuda(result: dict[str, str], cuda: int) -> None:
     assert result["cuda-python"].startswith(f"{cuda}.")
     assert result["cuda-bindings"].startswith(f"{cuda}.")
     other = f"-cu{25 - cuda}"

@@ -287,3 +287,15 @@ def test_workers_are_weighed_against_the_memory_of_their_own_gpu(
     assert groups("cuda:0", 1) == 4, "this GPU is full: one engine at a time, and it may fail"
     # 128 images need 5 GB of activations a worker, so that 24 GB do not hold six of them.
     assert groups("cuda:1", 128) > 1
+
+
+@pytest.mark.usefixtures("node")
+def test_free_memory_of_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML reports 23 GiB for the whole GPU, of which CUDA has a slice of 5 GiB."""
+    parts = [
+        cuda.CudaDevice(0, "GPU 0 MIG 1g.5gb", (8, 9), 5 << 30, "0000:17:00"),
+        cuda.CudaDevice(1, "GPU 1", (8, 9), 24 << 30, "0000:65:00"),
+        cuda.CudaDevice(2, "unknown", (8, 9), 8 << 30, "0000:99:00"),
+    ]
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: parts)
+    assert cuda.free_memory() == {"cuda:0": 5 << 30, "cuda:1": 1 << 30, "cuda:2": 8 << 30}

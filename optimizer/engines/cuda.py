@@ -46,6 +46,7 @@ __all__ = [
     "cuda_status",
     "device_index",
     "driver_version",
+    "free_memory",
     "nvml_gpus",
 ]
 
@@ -189,6 +190,23 @@ def nvml_gpus(nvml: Nvml) -> dict[str, tuple[int, Any]]:
         if gpu is not None:
             found[f"cuda:{device.index}"] = gpu
     return found
+
+
+def free_memory() -> dict[str, int]:
+    """Free bytes of each GPU that CUDA lists, ``cuda:1``; a GPU that reports nothing is left out.
+
+    For a MIG slice, NVML denies the answer or reports the whole GPU; CUDA knows the size of the slice.
+    """
+    with Nvml() as nvml:
+        found = nvml_gpus(nvml)
+        free = {name: nvml.free_memory(handle) for name, (_, handle) in found.items()}
+    known = {}
+    for device in cuda_devices():
+        name = f"cuda:{device.index}"
+        sizes = [size for size in (free.get(name), device.memory_bytes) if size is not None]
+        if sizes:
+            known[name] = min(sizes)
+    return known
 
 
 def driver_version() -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from optimizer.artifacts import find_manifest
 from optimizer.engines.batching import check_batch
+from optimizer.engines.cuda import cuda_devices
 from optimizer.engines.protocol import (
     Array,
     Availability,
@@ -25,6 +26,7 @@ from optimizer.engines.protocol import (
     TensorSpec,
 )
 from optimizer.errors import GraphError, UnsupportedPrecision, UsageError
+from optimizer.gpu_software import installed_libraries
 from optimizer.models.model_sources import is_checkpoint
 from optimizer.progress import Progress
 from optimizer.results import LayerInfo
@@ -76,7 +78,16 @@ class TorchEager:
             return Availability(
                 False, False, "torch is not installed", "pip install torch torchvision"
             )
-        return Availability(True, True, f"torch {version}, eager on the CPU, channels-last")
+        return Availability(True, True, f"torch {version}, {self._where()}")
+
+    @staticmethod
+    def _where() -> str:
+        """Where it runs, without importing PyTorch."""
+        if not cuda_devices():
+            return "eager on the CPU, channels-last"
+        if any(library.name == "torch" for library in installed_libraries()):
+            return "eager on the GPU beside engines of a GPU, otherwise on the CPU"
+        return "eager on the CPU: this build of PyTorch has no CUDA"
 
     def device(self) -> dict[str, Any]:
         """See `Backend.device`."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optimizer.engines.cuda import nvml_gpus
+from optimizer.engines.cuda import free_memory
 from optimizer.engines.placement import runs_on
 from optimizer.errors import UsageError
-from optimizer.nvml import Nvml
 from optimizer.processes import available_memory
 from optimizer.profiling.conditions import merge_conditions
 from optimizer.profiling.harness import Cell, Measured, Measurement
@@ -195,12 +194,8 @@ def _fit_on_gpus(cells: Sequence[Cell]) -> bool:
         device = runs_on(cell.engine, cell.device)
         if device is not None and device != "cpu":
             needed[device] = needed.get(device, 0) + _gpu_bytes(cell)
-    if not needed:
-        return True
-    with Nvml() as nvml:
-        free = {name: nvml.free_memory(handle) for name, (_, handle) in nvml_gpus(nvml).items()}
-    sizes = ((size, free.get(device)) for device, size in needed.items())
-    return all(size < 0.8 * available for size, available in sizes if available is not None)
+    free = free_memory() if needed else {}
+    return all(size < 0.8 * free[device] for device, size in needed.items() if device in free)
 
 
 def _gpu_bytes(cell: Cell) -> int:

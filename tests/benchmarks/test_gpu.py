@@ -14,6 +14,7 @@ from gpu import Case
 from materials import Material
 
 from optimizer.engines.cuda import cuda_devices
+from optimizer.errors import BuildError
 
 BENCHMARKS = Path(gpu.__file__).parent
 
@@ -83,6 +84,14 @@ def test_an_engine_of_other_weights_is_found_out(
     assert not strict.engines
 
 
+def test_a_build_has_the_time_that_is_left(material: Material, tmp_path: Path) -> None:
+    suite = gpu.Suite(tmp_path, lambda _: material, seconds_left=lambda: -5.0)
+    case = Case("small", "onnxruntime", "fp32")
+    with pytest.raises(BuildError, match="time limit of 1 s"):
+        suite.run(case)
+    assert "time limit" in suite.outcomes[case]["reason"]
+
+
 @pytest.mark.slow
 def test_accuracy_decides_where_there_is_data(
     small_checkpoint: Path, small_graph: Path, small_statistics: Path, tmp_path: Path
@@ -122,7 +131,8 @@ def test_the_report_says_what_the_results_say(suite: gpu.Suite, tmp_path: Path) 
     assert gpu_report.markdown(raw) == text
     assert folder.name == gpu_report.slug(raw["device"]["name"])
     measured = [engine for bench in raw["bench"] for engine in bench["engines"]]
-    assert len(measured) == 2 * len(gpu.BATCHES)
+    assert len(measured) == 3 * len(gpu.BATCHES), "two engines and PyTorch"
+    assert measured[0]["name"] == "PyTorch fp32"
     for engine in measured:
         assert f"| {engine['images_per_s']:.1f} |" in text
         assert f"| {engine['batches_per_s']:.1f} |" in text

@@ -296,6 +296,19 @@ def test_integers_are_taken_as_handles_and_no_driver_is_told(
     assert "CUDA error 35" in caught.value.message
 
 
+def test_devices_have_their_address(cuda_python: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the real package's own structure."""
+    runtime = cuda_python._runtime
+    gpu = runtime.cudaDeviceProp()
+    gpu.major, gpu.minor, gpu.totalGlobalMem = 9, 0, 1 << 37
+    gpu.pciDomainID, gpu.pciBusID, gpu.pciDeviceID = 1, 0x1A, 0
+    fine = runtime.cudaError_t.cudaSuccess
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (fine, 1))
+    monkeypatch.setattr(runtime, "cudaGetDeviceProperties", lambda index: (fine, gpu))
+    (device,) = cuda_python.devices()
+    assert (device.sm, device.memory_bytes, device.address) == ("sm90", 1 << 37, "0001:1a:00")
+
+
 @without_gpu
 def test_a_driver_that_is_too_old_for_the_package(
     cuda_python: Any, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,22 @@ class Driver(ModuleType):
             def retain_primary_context(self) -> Context:
                 return Context(self.index)
 
+            @staticmethod
+            def count() -> int:
+                return 2
+
+            def name(self) -> str:
+                return f"NVIDIA Test {self.index}"
+
+            def compute_capability(self) -> tuple[int, int]:
+                return (8, 9)
+
+            def total_memory(self) -> int:
+                return 1 << 34
+
+            def pci_bus_id(self) -> str:
+                return f"0000:{0x1A + self.index:02X}:00.0"
+
         self.Context, self.Device = Context, Device
 
     def stack(self) -> list[int]:
@@ -124,3 +140,10 @@ def test_its_errors_are_ours(driver: Driver) -> None:
         api.malloc(1 << 40)
     assert "smaller batch" in str(caught.value.hint)
     api._free_all()
+
+
+def test_devices_have_their_address(driver: Driver) -> None:
+    devices = PyCuda("pycuda 1").devices()
+    assert [(gpu.index, gpu.sm, gpu.address) for gpu in devices] == [
+        (0, "sm89", "0000:1a:00"), (1, "sm89", "0000:1b:00"),
+    ]  # fmt: skip

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import optimizer.engines.torch as torch_engine
 from optimizer.engines import Opening, open_streams
 from optimizer.engines.torch import EAGER, VARIANTS, TorchEager, _layout
 from optimizer.errors import UsageError
+from optimizer.gpu_software import Installed
 from optimizer.profiling.engine_facts import EngineFacts, pytorch_baseline
 
 
@@ -123,3 +125,20 @@ def test_half_precision_as_the_baseline_of_a_bench(checkpoint: Path, tmp_path: P
     (ratio,) = found.comparisons
     assert (ratio.a, ratio.b) == (half.name, "model.safetensors")
     assert len(list(tmp_path.glob("*.npz"))) >= 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "installed", "where"),
+    [
+        (0, ["torch"], "eager on the CPU, channels-last"),
+        (1, ["cuda-python", "torch"], "on the GPU beside engines of a GPU"),
+        (1, ["cuda-python"], "this build of PyTorch has no CUDA"),
+    ],
+)
+def test_doctor_says_where_pytorch_runs(
+    monkeypatch: pytest.MonkeyPatch, devices: int, installed: list[str], where: str
+) -> None:
+    monkeypatch.setattr(torch_engine, "cuda_devices", lambda: [object()] * devices)
+    libraries = [Installed(name=name, version="1", cuda=13) for name in installed]
+    monkeypatch.setattr(torch_engine, "installed_libraries", lambda: libraries)
+    assert where in torch_engine.TorchEager().availability().reason

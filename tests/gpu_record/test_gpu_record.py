@@ -32,6 +32,7 @@ from optimizer.gpu_record.storage import Cleaner, RecordFile
 from optimizer.progress import Silent
 from tests.engines.tensorrt import graphs
 from tests.engines.tensorrt.hostgpu import HostCuda, HostEngine, opened
+from tests.gpu.time_limit import RECORD, seconds_left, skip_after
 
 from .replay import Different, replayed
 
@@ -340,6 +341,8 @@ def test_record_on_a_gpu() -> None:
         pytest.skip("there is no GPU")
     folder = Path(__file__).parents[2] / "reports" / "gpu"
     folder.mkdir(exist_ok=True)
-    steps = read_record(record(folder / "record.zip", seconds=240.0))
+    skip_after(RECORD)
+    steps = read_record(record(folder / "record.zip", seconds=seconds_left(RECORD)))
     assert [step["step"] for step in steps][:3] == ["machine", "cuda", "materials"]
-    assert not [step for step in steps if step["status"] == "crashed"]
+    crashed = [step for step in steps if step["status"] == "crashed"]
+    assert not [step["step"] for step in crashed if step["error"] != "deadline"]

@@ -250,8 +250,11 @@ def _shaped_context(trt: Any, engine: Any, plan: BuildPlan) -> Any:
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is None:
         return None
-    shape = tuple(engine.get_tensor_profile_shape(plan.graph.input.name, 0)[1])
-    if not context.set_input_shape(plan.graph.input.name, shape) or context.infer_shapes():
+    name = plan.graph.input.name
+    shape = tuple(engine.get_tensor_shape(name))
+    if plan.graph.batch is None:
+        shape = tuple(engine.get_tensor_profile_shape(name, 0)[1])
+    if not context.set_input_shape(name, shape) or context.infer_shapes():
         return None
     return context
 

@@ -395,8 +395,14 @@ def _spec(trt: Any, engine: Any, name: str) -> TensorSpec:
 
 
 def _profiles(engine: Any, name: str) -> list[ProfileRange]:
+    fixed = int(engine.get_tensor_shape(name)[0])
     ranges = []
     for index in range(engine.num_optimization_profiles):
-        low, best, high = engine.get_tensor_profile_shape(name, index)
-        ranges.append(ProfileRange(index, int(low[0]), int(best[0]), int(high[0])))
+        if (
+            fixed > 0
+        ):  # what a profile states for a shape without a dynamic dimension is not documented
+            low = best = high = fixed
+        else:
+            low, best, high = (int(d[0]) for d in engine.get_tensor_profile_shape(name, index))
+        ranges.append(ProfileRange(index, low, best, high))
     return ranges

@@ -359,7 +359,9 @@ class HostEngine:
         return self.trt.DataType.FLOAT
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        rest = self.get_tensor_shape(name)[1:]
+        batch, *rest = self.get_tensor_shape(name)
+        if batch > 0:
+            raise Undefined("what a profile states for a static shape is not documented")
         return [(batch, *rest) for batch in self.profiles[profile_index]]
 
     def create_execution_context(self) -> HostContext | None:

@@ -20,10 +20,17 @@ from optimizer.engines.tensorrt import TensorRt, TensorRtRtx
 from optimizer.engines.tensorrt.weight_refit import refit_engine
 from optimizer.errors import UsageError
 from optimizer.progress import Silent
+from tests.gpu.time_limit import SMALL_ENGINES, skip_after
 
 from . import graphs
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _in_time() -> None:
+    skip_after(SMALL_ENGINES)
+
 
 # Largest difference of a logit from the graph as written, relative to its largest logit. With
 # quantization, a sum that rounds to the other side costs a whole quantization step.
