@@ -263,6 +263,12 @@ class ExportOptions(Architecture, GraphOptions):
 
     panel: ClassVar[str] = "Export"
 
+    with_nms: bool = option(
+        False,
+        "Detectors: append decoding and non-maximum suppression, for use in ONNX Runtime or OpenVINO "
+        "by other programs; also takes an exported graph.",
+    )
+
 
 class CalibrationImages(ImageReading):
     """The calibration images."""
