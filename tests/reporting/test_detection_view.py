@@ -53,7 +53,8 @@ def test_images_show_what_the_engine_lost_and_found(page: Element) -> None:
     assert len(drawings) == 2  # the reference, and the one engine that differs
     changes = [[str(g.attributes["class"]) for g in drawing.all("g")] for drawing in drawings]
     assert changes == [["box kept"] * 2, ["box kept", "box new", "box lost"]]
-    (image, _) = page.all("image")
+    (image,) = page.all("image")  # the other drawing uses it
+    assert [use.attributes["href"] for use in page.all("use")] == [f"#{image.attributes['id']}"]
     assert str(image.attributes["href"]).startswith("data:image/jpeg;base64,")
     assert "as the reference: OpenVINO BF16 engine" in page.words
 
