@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -177,7 +177,20 @@ class Recipe(Options):
 # --- flags of run and demo, which override the recipe ---------------------------------------------
 
 
-def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -> type[Options]:
+class _DemoTask(Options):
+    """Which of the demos."""
+
+    task: Literal["classification", "detection"] = option(
+        "classification", "What is shown: classification of digits, or detection of them."
+    )
+
+
+def _flags(
+    name: str,
+    doc: str,
+    keys: Mapping[str, tuple[str, type[Options]]],
+    base: type[Options] = Options,
+) -> type[Options]:
     """A model with an optional field for each of some recipe keys, of the key's type."""
     fields: dict[str, Any] = {}
     for field_name, (key, section) in keys.items():
@@ -187,7 +200,7 @@ def _flags(name: str, doc: str, keys: Mapping[str, tuple[str, type[Options]]]) -
             value_type(source) | None,
             option(None, source.description or "", metavar=info.metavar, flags=info.flags),
         )
-    return create_model(name, __base__=Options, __doc__=doc, **fields)
+    return create_model(name, __base__=base, __doc__=doc, **fields)
 
 
 _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
@@ -218,6 +231,7 @@ DemoOptions = _flags(
     "DemoOptions",
     "Options of ``demo``.",
     {"arch": ("train.arch", TrainOptions), "duration": ("bench.duration", MeasureSection)},
+    base=_DemoTask,
 )
 _ALSO_CALIBRATION = {"skip_bad_images", "workers"}
 """Flags that also apply to calibration images."""

@@ -35,6 +35,7 @@ def test_results_are_typed_and_displayed_in_notebooks(
     small_checkpoint: Path, tmp_path: Path
 ) -> None:
     exported = optimizer.export(small_checkpoint, tmp_path / "m.onnx")
+    assert exported.max_relative_difference is not None
     assert exported.max_relative_difference < 1e-4
     assert exported.preprocessing_assumed  # the weights are random
     engine = optimizer.build(exported.path, tmp_path / "m.blob", engine="openvino")

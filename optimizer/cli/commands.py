@@ -79,17 +79,19 @@ def demo(
 
     It trains a network on 1,257 images of handwritten digits, builds engines for OpenVINO, ONNX
     Runtime and TensorRT-RTX in the precisions that each computes (FP32, FP16, BF16, INT8),
-    validates them on 540 other images, benchmarks them, and writes the report.
+    validates them on 540 other images, benchmarks them, and writes the report. With --task detection
+    it trains a detector to find digits on photographs instead, for the same engines.
 
     Example: resnet-opt demo
+
+    Example: resnet-opt demo --task detection
     """
     from optimizer.verbs import run as job
 
     if save_recipe is not None:
         _save_recipe(job.demo_recipe(options), save_recipe, None, force=force)
         return
-    arch = getattr(options, "arch", None) or "resnet50"
-    folder = output or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
+    folder = output or job.demo_folder(options)
     with _bars() as progress:
         result = job.demo(
             folder,
@@ -180,7 +182,8 @@ def export(
     model: Annotated[
         str,
         argument(
-            "A checkpoint, a Keras model, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k or resnet50:random.",
+            "A checkpoint, a Keras model, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k or resnet50:random; "
+            "with --with-nms also an exported detector.",
             "MODEL",
         ),
     ],
@@ -195,6 +198,8 @@ def export(
     """Export a model to ONNX, checked against PyTorch.
 
     Example: resnet-opt export resnet50:IMAGENET1K_V2 -o model.onnx
+
+    Example: resnet-opt export detector.safetensors --with-nms -o boxes.onnx
     """
     from optimizer.cli.printing import preprocessing_note
     from optimizer.verbs.export import export as verb
@@ -203,10 +208,13 @@ def export(
         artifact = verb(
             model, output, options, cache=_cache(no_cache), force=force, progress=progress
         )
+    difference = artifact.max_relative_difference
     _print_artifact(
         artifact,
         as_json,
-        f"differs from PyTorch by at most {artifact.max_relative_difference:.1e} of the largest logit",
+        f"differs from PyTorch by at most {difference:.1e} of the largest logit"
+        if difference is not None
+        else "the head is unchanged; decoding and suppression follow it",
         *artifact.manifest.details.get("notes", ()),
         preprocessing_note(artifact, model) if artifact.preprocessing_assumed else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from optimizer.errors import DataError
 
 __all__ = ["image_size_of", "open_coco"]
 
+_IDS = {"id", "image_id", "category_id"}
 _FORMAT = "a COCO file has the lists images, annotations and categories"
 
 
@@ -39,7 +41,7 @@ def open_coco(path: Path, images: Path | None, *, skip_bad_images: bool = False)
     if not root.is_dir():
         raise DataError(f"no such folder of images: {root}", hint="pass it as --images")
     categories = _categories(path, content["categories"])
-    entries = sorted(content["images"], key=lambda entry: int(entry["id"]))
+    entries = sorted(content["images"], key=lambda entry: entry["id"])
     by_image = _annotations_by_image(path, content["annotations"], entries)
     files, sizes, objects = [], [], []
     for entry in entries:
@@ -53,7 +55,7 @@ def open_coco(path: Path, images: Path | None, *, skip_bad_images: bool = False)
         files.append(name)
         sizes.append(file.stat().st_size)
         size = _checked_size(path, entry, file, skip_bad_images)
-        objects.append(_objects(path, name, size, by_image[int(entry["id"])], categories))
+        objects.append(_objects(path, name, size, by_image[entry["id"]], categories))
     names = [name for _, name in sorted(categories.values())]
     return ImageDataset(
         name=str(path),
@@ -104,17 +106,38 @@ def _read(path: Path) -> dict[str, Any]:
                 raise DataError(
                     f"{path.name}: an entry of {name} has no {missing[0]}", hint=_FORMAT
                 )
+            for key in _IDS.intersection(required):
+                entry[key] = _whole_number(path, name, key, entry[key])
+            if not isinstance(entry.get("file_name", ""), str):
+                raise DataError(
+                    f"{path.name}: the file_name {entry['file_name']!r} is not a text", hint=_FORMAT
+                )
     if not content["images"] or not content["categories"]:
         raise DataError(f"{path.name} has no images or no categories", hint=_FORMAT)
     return content
 
 
+def _whole_number(path: Path, name: str, key: str, value: Any) -> int:
+    """An id, which some tools write as text or with a decimal point."""
+    whole = not isinstance(value, bool) and (
+        isinstance(value, int)
+        or (isinstance(value, float) and value.is_integer())
+        or (isinstance(value, str) and value.isdecimal())
+    )
+    if not whole:
+        raise DataError(
+            f"{path.name}: {key} {value!r} in {name} is not a whole number",
+            hint="number images and categories; file_name and name are for their names",
+        )
+    return int(value)
+
+
 def _categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, str]]:
     """Index and name by category id."""
-    ids = sorted(int(entry["id"]) for entry in entries)
+    ids = sorted(entry["id"] for entry in entries)
     if len(set(ids)) < len(ids):
         raise DataError(f"{path.name} has two categories with the same id")
-    names = {int(entry["id"]): str(entry["name"]) for entry in entries}
+    names = {entry["id"]: str(entry["name"]) for entry in entries}
     if len(set(names.values())) < len(names):
         raise DataError(f"{path.name} has two categories with the same name")
     return {id_: (index, names[id_]) for index, id_ in enumerate(ids)}
@@ -123,11 +146,11 @@ def _categories(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[int, t
 def _annotations_by_image(
     path: Path, annotations: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]
 ) -> dict[int, list[Mapping[str, Any]]]:
-    by_image: dict[int, list[Mapping[str, Any]]] = {int(entry["id"]): [] for entry in images}
+    by_image: dict[int, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in images}
     if len(by_image) < len(images):
         raise DataError(f"{path.name} has two images with the same id")
     for annotation in annotations:
-        image = int(annotation["image_id"])
+        image = annotation["image_id"]
         if image not in by_image:
             raise DataError(
                 f"{path.name} has an annotation of image {image}, which it does not list",
@@ -167,24 +190,38 @@ def _objects(
 ) -> Objects:
     where = f"{name} in {path.name}"
     for annotation in annotations:
-        if int(annotation["category_id"]) not in categories:
+        if annotation["category_id"] not in categories:
             raise DataError(
                 f"an annotation of {where} has the category {annotation['category_id']}, "
                 "which the file does not list"
             )
     try:
-        boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
-        areas = [float(a.get("area", a["bbox"][2] * a["bbox"][3])) for a in annotations]
+        corners = [(left, top, *size) for left, top, *size in (a["bbox"] for a in annotations)]
+        boxes = np.array(corners, np.float64).reshape(len(corners), 4)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"a bbox of {where} is not [left, top, width, height]", hint=_FORMAT
         ) from error
     boxes[:, 2:] += boxes[:, :2]
     check_boxes(boxes, size, where)
+    areas = [_area(a, box, where) for a, box in zip(annotations, boxes.tolist(), strict=True)]
     return Objects(
         size=size,
         boxes=boxes.astype(np.float32),
-        classes=np.array([categories[int(a["category_id"])][0] for a in annotations], np.int64),
+        classes=np.array([categories[a["category_id"]][0] for a in annotations], np.int64),
         areas=np.array(areas, np.float32),
         crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], np.bool_),
     )
+
+
+def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
+    """The area that decides whether an object is small, medium or large: that of its outline."""
+    area = annotation.get("area")
+    if area is None:
+        return (box[2] - box[0]) * (box[3] - box[1])
+    if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
+        raise DataError(
+            f"the area {area!r} of an object in {where} is not a number of pixels",
+            hint="correct it, or leave it out: it is then that of the box",
+        )
+    return float(area)

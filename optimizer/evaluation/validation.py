@@ -154,8 +154,9 @@ def validate(
 
 
 def _shown(parity: Parity) -> dict[str, Any]:
-    """The tallies of the reference and of what ends a chain, by hop."""
-    parents = {o.step.parent for o in parity.outcomes.values() if o.step is not None}
+    """The tallies of the reference and of what ends a chain as far as it could run, by hop."""
+    ran = [o.step for o in parity.outcomes.values() if o.step is not None and o.status == "ok"]
+    parents = {step.parent for step in ran}
     return {
         name: outcome.tally
         for name, outcome in parity.outcomes.items()
@@ -236,11 +237,22 @@ def raise_for_verdict(result: ValidateResult) -> None:
     if result.verdict == "inconclusive":
         needed = result.images_needed
         hint = "raise the limit, or validate on a machine that can run the engine"
+        if _nothing_to_lose(result):
+            hint = (
+                "lower --score-threshold: the reference has no detection with a score of "
+                f"{result.gates.score_threshold:g}"
+            )
         if needed:
             hint = f"validate on about {needed:,} images"
         if result.finding.startswith(LABELS_UNINFORMATIVE):
             hint = "check the classes, their order and the preprocessing; more images will not help"
         raise Inconclusive(result.finding, hint=hint)
+
+
+def _nothing_to_lose(result: ValidateResult) -> bool:
+    """Whether lost detections are limited, and the reference of a detector has none to lose."""
+    found = result.hops[0].detection
+    return result.gates.max_lost is not None and found is not None and not found.detections
 
 
 # --- hops --------------------------------------------------------------------------------------

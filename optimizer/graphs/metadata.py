@@ -114,6 +114,11 @@ class Metadata(dict[str, str]):
         return detector
 
     @property
+    def has_nms(self) -> bool:
+        """Whether the outputs are boxes, for use in other programs."""
+        return "nms" in self
+
+    @property
     def keep(self) -> list[str]:
         """Nodes deliberately kept in high precision.
 

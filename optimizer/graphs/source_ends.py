@@ -70,6 +70,12 @@ def open_source(path: Path, options: ForeignGraph | None = None) -> SourceGraph:
 
     options = options or ForeignGraph()
     opened = open_onnx(path)
+    if Metadata.of_proto(opened.proto).has_nms:
+        raise GraphError(
+            f"{path.name} ends with non-maximum suppression: it is for ONNX Runtime or OpenVINO in "
+            "other programs, not for engines, which end with the head",
+            hint="give the graph that was exported without --with-nms",
+        )
     changes: list[Change] = []
     _drop_constant_inputs(opened.proto, changes)
     _infer_output_shapes(opened.proto, changes)

@@ -135,6 +135,17 @@ class MaxDrop(Options):
     )
 
 
+class DetectionLimits(Options):
+    """The limit of lost detections."""
+
+    max_lost: Share | None = option(
+        None, "Detectors: largest share of detections that may be lost, such as 3%."
+    )
+    score_threshold: float = option(
+        0.3, "Detectors: score from which detections count as lost or new.", gt=0, lt=1
+    )
+
+
 class EncodingPasses(Options):
     """How INT8 encodings are computed from statistics."""
 
@@ -263,6 +274,12 @@ class ExportOptions(Architecture, GraphOptions):
 
     panel: ClassVar[str] = "Export"
 
+    with_nms: bool = option(
+        False,
+        "Detectors: append decoding and non-maximum suppression, for use in ONNX Runtime or OpenVINO "
+        "by other programs; also takes an exported graph.",
+    )
+
 
 class CalibrationImages(ImageReading):
     """The calibration images."""
@@ -340,7 +357,15 @@ class CalibrateOptions(CalibrationImages, ForeignGraph):
     halves: bool = option(False, "Report how far scales differ between two halves of the images.")
 
 
-class Conversion(EncodingOptions, HighPrecision, CalibrationImages, ForeignGraph, MaxDrop, Labels):
+class Conversion(
+    EncodingOptions,
+    HighPrecision,
+    CalibrationImages,
+    ForeignGraph,
+    MaxDrop,
+    DetectionLimits,
+    Labels,
+):
     """How an FP32 graph becomes a graph of another precision."""
 
     panel: ClassVar[str] = "Calibration"
@@ -543,7 +568,9 @@ class RefitOptions(Architecture, Device):
     """Options of ``refit``."""
 
 
-class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, ImageFolder, Labels, ImagesLookedAt):
+class AccuracyOptions(
+    ImagesPerCall, MaxDrop, DetectionLimits, ImageReading, ImageFolder, Labels, ImagesLookedAt
+):
     """Images and limits for validation."""
 
     panel: ClassVar[str] = "Accuracy"
@@ -556,12 +583,6 @@ class AccuracyOptions(ImagesPerCall, MaxDrop, ImageReading, ImageFolder, Labels,
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
     max_flips: Share | None = option(
         None, "Largest share of images whose predicted class may change, such as 1%."
-    )
-    max_lost: Share | None = option(
-        None, "Detectors: largest share of detections that may be lost, such as 3%."
-    )
-    score_threshold: float = option(
-        0.3, "Detectors: score from which detections count as lost or new.", gt=0, lt=1
     )
 
 

@@ -222,8 +222,8 @@ def _noise(hop: Hop, notes: Notes) -> Cell:
 
 def _judged(validated: ValidateResult) -> tuple[DetectionMeasures | None, list[Hop]]:
     """The reference's measures, and the ends of all chains that were measured."""
-    parents = {hop.parent for hop in validated.hops}
     measured = [hop for hop in validated.hops if hop.detection is not None]
+    parents = {hop.parent for hop in measured}
     reference = next((hop.detection for hop in measured if hop.parent is None), None)
     ends = [hop for hop in measured if hop.parent is not None and hop.name not in parents]
     return reference, ends

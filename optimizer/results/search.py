@@ -29,8 +29,10 @@ class FrontPoint(Model):
     """Layers in high precision, in graph order."""
     sqnr_db: float | None
     flips: int
+    """Images that change class; of a detector, lost and new detections."""
     losses: int
-    """Images that the FP32 network classifies correctly and this graph does not."""
+    """Images that the FP32 network classifies correctly and this graph does not; of a detector, lost
+    detections."""
     gains: int
     expected_flips: float
     """Expected flips among the same number of images, from the noise and the decision margins."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
-from optimizer.data import ImageDataset, Preprocessing, match_classes, open_dataset, shared_images
+from optimizer.data import ImageDataset, Preprocessing, open_dataset, shared_images
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
 from optimizer.graphs.facts import GraphFacts, graph_facts
@@ -36,10 +36,11 @@ from optimizer.results import (
 )
 from optimizer.search.cost import Costs
 from optimizer.search.layer_timing import costs_of, timed_graphs
+from optimizer.search.search_tasks import SearchTask, search_task
 from optimizer.search.sensitivity import Sensitivity, rank
-from optimizer.search.split import Budget, Split, split_images
+from optimizer.search.split import split_images
 from optimizer.search.variants import Variants
-from optimizer.search.walk import Point, Walk
+from optimizer.search.walk import Point, SearchImages, Walk
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["check_disjoint", "judge", "mixed", "open_search_images", "search", "search_path"]
@@ -179,16 +180,9 @@ def search(
         UsageError: The labels do not fit the graph, or an option does not apply to a search.
     """
     facts = graph_facts(graph)
-    if facts.detector is not None:
-        raise UsageError(
-            f"the search measures classifications, and {graph.name} is a detector",
-            hint="keep layers by name: --precision int8 --keep LAYER",
-        )
     preprocessing = _preprocessing(graph, facts)
-    calibration, search_images = (
-        match_classes(part, max(2, facts.output_shape[1] or 0), facts.classes)
-        for part in split_images(dataset, options.calib_images)
-    )
+    task = search_task(facts, preprocessing, _gates(options))
+    calibration, search_images = map(task.matched, split_images(dataset, options.calib_images))
     statistics = calibrate(
         graph,
         calibration,
@@ -201,6 +195,7 @@ def search(
         facts=facts,
         rules=rules_with(options.target, options.high_precision),
         passes=options.of_kind(EncodingOptions),
+        task=task,
         max_drop_pp=options.max_drop,
         statistics=statistics.path,
         calibration_images=len(calibration),
@@ -222,6 +217,7 @@ class _Search:
     facts: GraphFacts
     rules: TargetRules
     passes: EncodingOptions
+    task: SearchTask
     max_drop_pp: float
     statistics: Path
     calibration_images: int
@@ -239,7 +235,7 @@ class _Search:
                 "rules": asdict(self.rules),
                 "options": self.passes.model_dump(mode="json"),
                 "passes": REVISION,
-                "search": {"max_drop_pp": self.max_drop_pp},
+                "search": self.task.settings,
             },
             inputs=[
                 Input.of("model", self.graph),
@@ -255,7 +251,7 @@ class _Search:
     def write(self, path: Path) -> dict[str, Any]:
         """Search, and write the encodings of the chosen graph."""
         variants, split, costs = self._prepared()
-        walk = Walk(variants, split, Budget(self.max_drop_pp), costs)
+        walk = Walk(variants, split, self.task.budget, costs)
         ranked, chosen = _run(walk, variants, self.progress)
         chosen.encodings.save(path)
         timed_ms = timed_graphs(self.graph, self.facts, variants, costs, chosen)
@@ -278,8 +274,8 @@ class _Search:
         )
         return {"search": result.model_dump(mode="json")}
 
-    def _prepared(self) -> tuple[Variants, Split, Costs]:
-        """The variants of the graph, the FP32 logits on the search images, and the layer costs."""
+    def _prepared(self) -> tuple[Variants, SearchImages, Costs]:
+        """The variants of the graph, the FP32 outputs on the search images, and the layer costs."""
         self.progress.start(f"prepare the search for {self.rules.name}", total=3)
         variants = Variants(
             load_graph(self.graph),
@@ -288,11 +284,11 @@ class _Search:
             Input.of("model", self.graph).sha256,
             self.passes,
         )
-        self.progress.advance(note="FP32 logits")
+        self.progress.advance(note="FP32 outputs")
         as_uint8 = self.facts.input_dtype == "uint8"
         batches = self.search_images.batches(_BATCH, self.preprocessing, as_uint8=as_uint8)
         images = [batch.images for batch in batches]
-        split = Split(variants.simulation, variants.base, images, self.search_images.labels)
+        split = self.task.images(variants, images, self.search_images)
         self.progress.advance(note="layer times")
         costs = costs_of(self.graph, self.facts, variants, self.cache, self.progress)
         self.progress.advance()
@@ -330,11 +326,19 @@ def judge(
             workers=options.workers,
             labels_from=options.labels_from,
         ),
-        Gates(max_drop_pp=search_result.max_drop_pp),
+        _gates(options).model_copy(update={"max_drop_pp": search_result.max_drop_pp}),
         progress=progress,
     )
     write_result(search_result.model_copy(update={"validation": verdict}), result)
     return verdict
+
+
+def _gates(options: Conversion) -> Gates:
+    return Gates(
+        max_drop_pp=options.max_drop,
+        max_lost=options.max_lost,
+        score_threshold=options.score_threshold,
+    )
 
 
 def _preprocessing(graph: Path, facts: GraphFacts) -> Preprocessing:
@@ -357,7 +361,7 @@ def _run(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensi
     progress.start("search")
 
     def advance(point: Point) -> None:
-        progress.advance(note=f"{len(point.kept)} kept, {point.measured.tally.flips} flips")
+        progress.advance(note=f"{len(point.kept)} kept, {point.measured.counts.changed} changes")
 
     chosen = walk.run(ranked, advance)
     progress.finish(f"{len(chosen.kept)} of {len(variants.layers)} layers kept")
@@ -380,14 +384,14 @@ def _finite(db: float) -> float | None:
 
 
 def _front_point(point: Point, front: Sequence[Point], variants: Variants) -> FrontPoint:
-    tally = point.measured.tally
+    counts = point.measured.counts
     return FrontPoint(
         kept=variants.in_order(point.kept),
-        sqnr_db=tally.noise.db,
-        flips=tally.flips,
-        losses=tally.losses,
-        gains=tally.gains,
-        expected_flips=point.measured.flips,
+        sqnr_db=_finite(point.measured.db),
+        flips=counts.changed,
+        losses=counts.losses,
+        gains=counts.gains,
+        expected_flips=point.measured.expected_changes,
         drop_upper_pp=point.measured.drop_upper_pp,
         predicted_ms=point.predicted_ms,
         inside=point.inside,
@@ -408,8 +412,7 @@ def _finding(
     costs: Costs,
     timed_ms: tuple[float, float, float] | None,
 ) -> str:
-    tally, total = chosen.measured.tally, len(variants.layers)
-    changes = f"{tally.flips} of {tally.n} search images change class"
+    total, changes = len(variants.layers), chosen.measured.words
     if chosen is first:
         kind = (
             f"{len(first.kept)} of {total} layers kept as requested" if first.kept else "all-INT8"
@@ -425,6 +428,6 @@ def _finding(
     )
     return (
         f"{len(names)} of {total} layers kept ({listed}): {changes} instead of "
-        f"{first.measured.tally.flips}; {how} {mix:.3g} ms per image, all-INT8 {low:.3g}, "
+        f"{first.measured.counts.changed}; {how} {mix:.3g} ms per image, all-INT8 {low:.3g}, "
         f"all-{variants.rules.high_precision.upper()} {high:.3g}"
     )

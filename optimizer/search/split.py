@@ -24,6 +24,7 @@ from optimizer.precision.int8.simulation import (
     exact_parameters,
     quantized_parameters,
 )
+from optimizer.search.walk import Counts
 from optimizer.tasks.one_output import as_classes
 from optimizer.tasks.paired_statistics import drop_interval, drop_intervals
 from optimizer.tasks.tally import Tally
@@ -81,6 +82,21 @@ class Measured:
     losses: float
     gains: float
     flips: float
+
+    @property
+    def counts(self) -> Counts:
+        """Images that change their class."""
+        return Counts(self.tally.flips, self.tally.losses, self.tally.gains)
+
+    @property
+    def expected_changes(self) -> float:
+        """Expected flips, from all pairs."""
+        return self.flips
+
+    @property
+    def words(self) -> str:
+        """What changed, for a sentence."""
+        return f"{self.tally.flips} of {self.tally.n} search images change class"
 
     @property
     def drop_upper_pp(self) -> float:

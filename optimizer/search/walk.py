@@ -16,19 +16,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from optimizer.precision.int8 import Encodings
 from optimizer.search.cost import Costs
 from optimizer.search.sensitivity import Sensitivity, noise_power
-from optimizer.search.split import Budget, Measured, Split
 from optimizer.search.variants import Kept, Variants
 
-__all__ = ["Point", "Walk"]
+__all__ = ["Accuracy", "Counts", "Limits", "Point", "SearchImages", "Walk"]
 
 _MAX_REMEASURED = 4
 _SLACK_DB = 0.5
 _LEAST_MS = 1e-9
 """Lower bound of the cost, for layers that an engine computes in high precision anyway."""
+
+
+class Counts(NamedTuple):
+    """Predictions that differ from those of the FP32 network.
+
+    Attributes:
+        changed: All of them.
+        losses: Those that the FP32 network has right; of a detector, lost detections.
+        gains: Those that the variant has right; of a detector, new detections.
+    """
+
+    changed: int
+    losses: int
+    gains: int
+
+
+class Accuracy(Protocol):
+    """What is measured of a variant on the search images."""
+
+    @property
+    def counts(self) -> Counts:
+        """Predictions that differ from those of the FP32 network."""
+
+    @property
+    def expected_changes(self) -> float:
+        """The same as noise and decision margins let expect it."""
+
+    @property
+    def db(self) -> float:
+        """SQNR of the output, dB; infinite without noise."""
+
+    @property
+    def drop_upper_pp(self) -> float:
+        """Upper end of the interval of the drop, percentage points."""
+
+    @property
+    def words(self) -> str:
+        """What changed, for a sentence."""
+
+
+class SearchImages(Protocol):
+    """The images of a search."""
+
+    def measure(self, encodings: Encodings) -> Accuracy:
+        """Compare a variant with the FP32 network."""
+
+
+class Limits(Protocol):
+    """The accuracy budget of a task; it knows what is measured of its variants."""
+
+    def holds(self, measured: Any) -> bool:
+        """Whether the graph is within the budget on these images."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +97,7 @@ class Point:
 
     kept: Kept
     encodings: Encodings
-    measured: Measured
+    measured: Accuracy
     predicted_ms: float
     inside: bool
 
@@ -63,7 +115,9 @@ class Walk:
         front: The evaluated graphs, in order.
     """
 
-    def __init__(self, variants: Variants, split: Split, budget: Budget, costs: Costs) -> None:
+    def __init__(
+        self, variants: Variants, split: SearchImages, budget: Limits, costs: Costs
+    ) -> None:
         self._variants = variants
         self._split = split
         self._budget = budget

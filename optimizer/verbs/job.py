@@ -402,7 +402,13 @@ class Job:
             QuantizeOptions,
             target=target,
             calib_images=self.recipe.calibrate.calib_images,
-        ).model_copy(update={"max_drop": self.recipe.validation.max_drop})
+        ).model_copy(
+            update={
+                "max_drop": self.recipe.validation.max_drop,
+                "max_lost": self.recipe.validation.max_lost,
+                "score_threshold": self.recipe.validation.score_threshold,
+            }
+        )
         with self.stage("search", f"search layers to keep for {options.engine}") as record:
             artifact = record(
                 quantize(

@@ -56,12 +56,13 @@ class ExportResult(_ArtifactResult):
     """An FP32 graph.
 
     Attributes:
-        max_relative_difference: Largest difference from PyTorch, relative to the largest logit.
+        max_relative_difference: Largest difference from PyTorch, relative to the largest logit;
+            ``None`` for a graph that was not compared with PyTorch.
         preprocessing_assumed: Whether the preprocessing was assumed because the weights do not
             state it.
     """
 
-    max_relative_difference: float
+    max_relative_difference: float | None = None
     preprocessing_assumed: bool = False
 
 

@@ -38,9 +38,18 @@ from optimizer.recipe import (
 from optimizer.results import BenchResult, RunResult, ValidateResult, VerdictName, write_result
 from optimizer.verbs.job import Job
 
-__all__ = ["default_folder", "demo", "demo_recipe", "run", "run_recipe", "verdict_of"]
+__all__ = [
+    "default_folder",
+    "demo",
+    "demo_folder",
+    "demo_recipe",
+    "run",
+    "run_recipe",
+    "verdict_of",
+]
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+_DEMOS = {"classification": "demo.yaml", "detection": "demo-detection.yaml"}
 
 
 @takes_options(RunOptions)
@@ -94,8 +103,7 @@ def demo(
     """Run the main job on bundled real data; nothing is downloaded.
 
     Args:
-        folder: The run folder; by default ``runs/demo``, or ``runs/demo-<arch>`` for an
-            architecture other than the default.
+        folder: The run folder; `demo_folder` by default.
         options: See below.
         command: The command line, for the report's "how to repeat".
         cache: Artifact cache; ``None`` for no cache.
@@ -103,9 +111,7 @@ def demo(
         progress: Receives progress updates.
     """
     recipe = demo_recipe(options)
-    assert recipe.train is not None
-    arch = recipe.train.arch
-    folder = folder or Path("runs") / ("demo" if arch == "resnet50" else f"demo-{arch}")
+    folder = folder or demo_folder(options)
     job = Job(recipe, Path(folder).resolve(), cache, progress or Silent(), force)
     return _execute(job, None, command)
 
@@ -149,13 +155,26 @@ def _check_engines(recipe: Recipe) -> None:
 
 def demo_recipe(options: Options) -> Recipe:
     """The recipe that ``demo`` executes."""
-    raw = read_yaml(RECIPES / "demo.yaml")
+    raw = _demo(options)
     given = options.as_given()
     if "arch" in given:
         raw["train"]["arch"] = given["arch"]
     if "duration" in given:
         raw["bench"]["duration"] = given["duration"]
     return parse_recipe(raw)
+
+
+def demo_folder(options: Options) -> Path:
+    """The run folder of ``demo``: ``runs/demo``, with the task or an architecture of your own."""
+    recipe, usual = demo_recipe(options), _demo(options)["train"]["arch"]
+    assert recipe.train is not None
+    if recipe.train.arch != usual:
+        return Path("runs") / f"demo-{recipe.train.arch}"
+    return Path("runs") / Path(_DEMOS[options.task]).stem  # type: ignore[attr-defined]
+
+
+def _demo(options: Options) -> dict[str, Any]:
+    return read_yaml(RECIPES / _DEMOS[options.task])  # type: ignore[attr-defined]
 
 
 def _is_recipe(source: Path | str) -> bool:

@@ -18,18 +18,23 @@ from optimizer.results import (
     Curve,
     CurvePoint,
     DatasetInfo,
+    DetectionMeasures,
     EngineBench,
     EngineStatus,
+    ExampleImage,
     Gates,
     Hop,
     Knee,
     Latency,
     LatencyBound,
     LayerInfo,
+    MarkedBox,
+    PairedDrop,
     RunResult,
     ScenarioResult,
     Setting,
     StageRecord,
+    Timing,
     ValidateResult,
     VerdictName,
 )
@@ -629,7 +634,58 @@ def swept() -> RunResult:
     return run
 
 
+def _box(left: float, name: str, change: str = "kept") -> MarkedBox:
+    return MarkedBox.model_validate(
+        {"box": (left, 10.0, left + 30.0, 50.0), "name": name, "score": 0.62, "change": change}
+    )
+
+
+def _measures(lost: int | None = None, new: int | None = None, **more: Any) -> DetectionMeasures:
+    return DetectionMeasures(
+        ap=0.41, ap50=0.6, ap75=0.43, ap_small=0.3, ap_medium=0.5, ap_large=None,
+        by_class={"cat": 0.5, HOSTILE: 0.3, "emu": None}, score_threshold=0.3,
+        detections=100 - (lost or 0) + (new or 0), lost=lost, new=new, lost_vs_parent=lost,
+        new_vs_parent=new, sqnr_scores_db=31.0, score_change=None if lost is None else -0.012,
+        precision_at_recall={iou: [0.9] * 50 + [0.2] * 51 for iou in ("0.50", "0.75")}, **more,
+    )  # fmt: skip
+
+
+def detector() -> RunResult:
+    """A detector: one engine loses detections, another has those of the reference."""
+    run = full()
+    assert run.validate_
+    drops = {
+        "drop_by_size": {"small": PairedDrop(drop_pp=0.8, ci95_pp=(0.1, 1.5))},
+        "drop_by_class": {HOSTILE: PairedDrop(drop_pp=-0.4, ci95_pp=(-1.0, 0.2))},
+    }
+    for hop in run.validate_.hops:
+        hop.top1 = hop.top5 = hop.top1_ci95 = hop.flips = hop.mcnemar_p = None
+        if hop.status == "ok":
+            changed = (7, 2) if hop.precision == "int8" else (0, 0)
+            more = {} if hop.parent is None else drops
+            hop.detection = _measures(*(changed if hop.parent else (None, None)), **more)
+    names = {hop.precision: hop.name for hop in run.validate_.hops if hop.engine}
+    run.validate_.task = "detection"
+    run.validate_.gates = Gates(max_drop_pp=2.0, max_lost=0.1)
+    run.validate_.examples = [
+        ExampleImage(
+            name=HOSTILE, width=128, height=96, jpeg="/9j/4AAQSkZJRg==",
+            reference=[_box(5, "cat"), _box(60, HOSTILE)],
+            engines={
+                names["int8"]: [_box(5, "cat"), _box(90, "emu", "new"), _box(60, HOSTILE, "lost")],
+                names["bf16"]: [_box(5, "cat"), _box(60, HOSTILE)],
+            },
+        )
+    ]  # fmt: skip
+    run.validate_.timing = Timing(
+        wall_s=9, pass_s=8, waiting_s=1, decoding_cpu_s=1, hops_cpu_s={}, consistency_cpu_s=0,
+        reading_cpu_s={names["int8"]: 0.54}, images_computed={names["int8"]: 540},
+    )  # fmt: skip
+    return run
+
+
 SAMPLES = {
+    "detector": detector,
     "swept": swept,
     "full": full,
     "failing": failing,
