@@ -24,6 +24,7 @@ def test_tensorboard_gets_every_row(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # of SQLAlchemy, in MLflow
 def test_mlflow_gets_every_row_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the training is interrupted after the first."""
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
