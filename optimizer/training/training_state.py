@@ -25,7 +25,9 @@ _ELASTIC = {"batch_size", "accumulate", "processes"}
 
 
 _TAG = ".resnet-opt-training"
-_FILES = ("last.pt", "previous.pt", "best.pth", "history.csv")
+_FILES = (
+    "last.pt", "previous.pt", "best.pth", "history.csv", "mlflow.db", "mlflow_run.txt",
+)  # fmt: skip
 
 
 def check_folder(folder: Path) -> None:
