@@ -43,7 +43,8 @@ PROVIDES = {
     "cuda": "device memory and streams for running TensorRT engines",
     "pycuda": "the same by another library; one of them is enough",
     "timm": "models by timm's names, the optimizer LAMB",
-    "tensorboard": "`train --track`",
+    "tensorboard": "`train --track tensorboard`",
+    "mlflow": "`train --track mlflow`",
     "loadgen": "MLPerf's load generator, for `bench --scenario`",
     "dev": "what the tests and `make` need",
 }

@@ -28,6 +28,21 @@ def test_the_demo_is_a_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
+RECORDED = sorted((Path(__file__).parents[1] / "reports").rglob("recipe.yaml"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.parent.parent.name))
+def test_recorded_recipes_can_be_run(path: Path, tmp_path: Path) -> None:
+    """They are how a reader repeats what the reports show."""
+    recipe = load_recipe(path)
+    save_recipe(recipe, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_there_are_recorded_recipes() -> None:
+    assert len(RECORDED) >= 2
+
+
 def test_tensorrt_options_go_only_to_tensorrt(tmp_path: Path) -> None:
     section = {
         "precision": "int8", "engine": "openvino,tensorrt-rtx", "profile": "1:1:1,2:8:32",

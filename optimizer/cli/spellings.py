@@ -21,6 +21,7 @@ _TRAIN = {
     "--hidden_size": "--hidden-size",
     "--num_layers": "--hidden-layers",
     "--num_features": "--channels",
+    "--sync-bn": "--sync-batchnorm",
 }
 
 

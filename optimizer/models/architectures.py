@@ -1,4 +1,4 @@
-"""torchvision's ResNets, and inferring the architecture from weights.
+"""torchvision's and timm's ResNets, and inferring the architecture from weights.
 
 torchvision's bottleneck networks halve the image in the 3 x 3 convolution (often called ResNet
 v1.5). Those of the paper (He et al. 2015), of Keras, Caffe and MXNet halve it in the 1 x 1
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.errors import CheckpointError
 from optimizer.models.detector_spec import DETECTOR_KINDS
+from optimizer.models.timm_resnets import TIMM_RESNETS, build_timm_resnet, reason_not_built
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ __all__ = [
     "detector_parts",
     "expected_shapes",
     "infer_arch",
+    "stem_name",
     "torchvision_name",
 ]
 
@@ -45,6 +47,7 @@ ARCHITECTURES = (
     "resnet50_v1",
     "resnet101_v1",
     "resnet152_v1",
+    *TIMM_RESNETS,
 )
 _STRIDE_FIRST = "_v1"
 
@@ -57,7 +60,8 @@ DETECTORS = tuple(
 _TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
 
 Shapes = dict[str, tuple[int, ...]]
-_STEM = "conv1.weight"
+_STEMS = ("conv1.weight", "conv1.0.weight")
+"""The first convolution, alone or in a deep stem."""
 
 
 def check_arch(arch: str) -> str:
@@ -71,6 +75,12 @@ def check_arch(arch: str) -> str:
             f"{arch} is a detector in two stages: the second one crops regions whose number depends on "
             "the image, which has no fixed shape to compile an engine for",
             hint=f"use a detector in one stage: {', '.join(DETECTORS)}",
+        )
+    if arch not in ARCHITECTURES and (what := reason_not_built(arch)) is not None:
+        raise CheckpointError(
+            f"{arch} has {what}, which training and quantization here do not handle",
+            hint="use a plain ResNet or ResNet-D, such as resnet50d; or train it elsewhere and pass its "
+            "ONNX file to build",
         )
     if arch not in ARCHITECTURES and arch not in DETECTORS:
         raise CheckpointError(
@@ -107,6 +117,8 @@ def build_module(
         from optimizer.models.detectors import build_detector
 
         return build_detector(*parts, num_classes)
+    if arch in TIMM_RESNETS:
+        return build_timm_resnet(arch, num_classes, channels, zero_init_residual=zero_init_residual)
     module: nn.Module = get_model(
         torchvision_name(check_arch(arch)),
         weights=None,
@@ -132,17 +144,21 @@ def adapt_stem(module: nn.Module, channels: int) -> None:
     import torch
     from torch import nn
 
-    stem = module.get_submodule("conv1")
+    name = stem_name(module.state_dict()).removesuffix(".weight")
+    stem = module.get_submodule(name)
     assert isinstance(stem, nn.Conv2d)
     weight = stem.weight.detach()
-    wider = (
+    stem.weight = nn.Parameter(
         weight.sum(dim=1, keepdim=True)
         if channels == 1
         else torch.cat([weight, weight[:, :1]], dim=1) * (3 / 4)
     )
-    new = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    new.weight = nn.Parameter(wider)
-    module.register_module("conv1", new)
+    stem.in_channels = channels
+
+
+def stem_name(state: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first convolution's weight."""
+    return next(name for name in _STEMS if name in state)
 
 
 def torchvision_name(arch: str) -> str:
@@ -193,7 +209,7 @@ def closest_arch(state: Mapping[str, torch.Tensor]) -> str:
 
 def _body(shapes: Shapes) -> Shapes:
     return {
-        name: (shape[0], *shape[2:]) if name == _STEM else shape
+        name: (shape[0], *shape[2:]) if name in _STEMS else shape
         for name, shape in shapes.items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }

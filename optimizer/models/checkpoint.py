@@ -34,6 +34,7 @@ from optimizer.artifacts import (
 from optimizer.data import Preprocessing
 from optimizer.data.preprocessing import COLORS, IMAGENET_MEAN
 from optimizer.errors import ArtifactError, CheckpointError, DataError
+from optimizer.models.architectures import stem_name
 from optimizer.models.copies import ONNX_ROUTE
 from optimizer.models.detector_weights import detector_state, fit_detector
 from optimizer.models.heads import describe_head, outputs_of, replace_head, without_head
@@ -211,7 +212,8 @@ def _check_classes(path: Path, classes: tuple[str, ...] | None, outputs: int) ->
 
 def _for_channels(path: Path, stated: Preprocessing | None, module: nn.Module) -> Preprocessing:
     """The preprocessing for the network's number of input channels."""
-    channels = int(module.get_parameter("conv1.weight").shape[1])
+    state = module.state_dict()
+    channels = int(state[stem_name(state)].shape[1])
     preprocessing = stated or Preprocessing.imagenet()
     if preprocessing.channels == channels:
         return preprocessing

@@ -14,6 +14,7 @@ from optimizer.errors import CheckpointError, DataError, EnvironmentFault, Missi
 from optimizer.models.architectures import ARCHITECTURES, check_arch, torchvision_name
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.model_sources import Source
+from optimizer.models.timm_resnets import TIMM_RESNETS, reason_not_built
 from optimizer.models.weights import fit_weights, read_weights
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def torchvision_weights(arch: str) -> dict[str, Published]:
     from torchvision.models import get_model_weights
 
     published: dict[str, Published] = {}
-    if torchvision_name(arch) != arch:
+    if torchvision_name(arch) != arch or arch in TIMM_RESNETS:
         return published
     for weights in get_model_weights(check_arch(arch)):
         published[weights.name] = Published(
@@ -159,9 +160,9 @@ def download(published: Published) -> Path:
 
 
 def load_timm(name: str, image_size: int | None = None) -> Model:
-    """Load timm weights into torchvision's module of the same network.
+    """Load timm weights into a module of torchvision's blocks.
 
-    timm's plain ResNets have the same tensors as torchvision's. The outputs of both networks are
+    timm's plain ResNets, and those with deep stems, have the same tensors. The outputs of both networks are
     compared on one batch, so variants with another activation or pooling are rejected.
 
     Args:
@@ -210,7 +211,8 @@ def from_timm_module(timm_module: Any, name: str, image_size: int | None) -> Mod
         module, arch = fit_weights(dict(timm_module.state_dict()), None, source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source} is not a network that torchvision has", hint=f"supported: {ARCHITECTURES}"
+            f"{source} has {reason_not_built(name) or 'layers'} that no supported network has",
+            hint=f"supported: {', '.join(ARCHITECTURES)}",
         ) from error
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 64, generator=generator)
@@ -230,11 +232,11 @@ def from_timm_module(timm_module: Any, name: str, image_size: int | None) -> Mod
     num_classes = int(module.get_parameter("fc.bias").shape[0])
     tag = name.partition(".")[2]
     imagenet = num_classes == 1000 and tag.endswith("in1k")
-    classes = next(iter(torchvision_weights(arch).values())).classes if imagenet else None
+    published = next(iter(torchvision_weights("resnet50").values()))
     return Model(
         module=module,
         arch=arch,
-        classes=classes,
+        classes=published.classes if imagenet else None,
         num_classes=num_classes,
         preprocessing=preprocessing,
         source=source,

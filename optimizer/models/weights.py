@@ -19,6 +19,7 @@ from optimizer.models.architectures import (
     closest_arch,
     expected_shapes,
     infer_arch,
+    stem_name,
 )
 from optimizer.models.copies import ONNX_ROUTE, choose, find_copies, summary
 from optimizer.models.hidden_layers import (
@@ -254,7 +255,7 @@ def fit_weights(
     assert arch is not None
     _check_values(state, source)
     with torch.device("meta"):
-        stem, last = state["conv1.weight"], state["fc.weight"]
+        stem, last = state[stem_name(state)], state["fc.weight"]
         module = build_module(arch, last.shape[0], channels=stem.shape[1])
     complete = {
         name: _as_fp32(state[name]) if name in state else torch.zeros((), dtype=torch.int64)
@@ -362,7 +363,9 @@ _VARIANTS = {
 def _same_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if name.startswith("fc."):  # any number of classes
         return len(shape) == len(expected) and shape[1:] == expected[1:] and shape[0] > 0
-    if name == "conv1.weight":  # any number of input channels
+    if (
+        name in ("conv1.weight", "conv1.0.weight") and len(expected) == 4
+    ):  # any number of input channels
         return len(shape) == 4 and (shape[0], *shape[2:]) == (expected[0], *expected[2:])
     return shape == expected
 

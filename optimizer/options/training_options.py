@@ -175,7 +175,9 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
         None,
         "Channels of the images: 1 (grayscale), 3 (RGB) or 4 (RGBA); default: those of --init, or 3.",
     )
-    track: Annotated[tuple[Literal["tensorboard"], ...], Choices] = option(
-        (), "Also report to tensorboard, in files beside the checkpoints."
+    track: Annotated[tuple[Literal["tensorboard", "mlflow"], ...], Choices] = option(
+        (),
+        "Also report to tensorboard or mlflow, in files beside the checkpoints; mlflow to the server of "
+        "MLFLOW_TRACKING_URI if that is set.",
     )
     seed: int = option(0, "Seed of the weights, the order of images and the augmentation.", ge=0)

@@ -38,7 +38,8 @@ def device_of(options: TrainOptions) -> torch.device:
             )
         if options.sync_batchnorm:
             raise UsageError(
-                "SyncBatchNorm needs GPUs", hint="leave out --sync-batchnorm, or use a larger batch"
+                "SyncBatchNorm needs GPUs: PyTorch does not compute it on a CPU",
+                hint="leave out --sync-batchnorm, or use a larger batch",
             )
         return torch.device("cpu")
     count = torch.cuda.device_count() if available else 0

@@ -53,7 +53,7 @@ class World:
         import torch.distributed as dist
 
         tensor = torch.tensor(list(values), dtype=torch.float64)
-        with self._others():
+        with self.others():
             dist.all_reduce(tensor)
         return [float(value) for value in tensor]
 
@@ -64,7 +64,7 @@ class World:
         import torch.distributed as dist
 
         box = [value]
-        with self._others():
+        with self.others():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -75,15 +75,22 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        with self._others():
+        with self.others():
             dist.all_gather_object(values, value)
         return values
 
     @contextlib.contextmanager
-    def _others(self) -> Iterator[None]:
+    def others(self) -> Iterator[None]:
+        """What exchanges data with the other processes; says so if one of them is gone.
+
+        Raises:
+            ResnetOptError: Another process is gone.
+        """
         try:
             yield
         except RuntimeError as error:
+            if self.size == 1 or not _is_of_the_exchange(error):
+                raise
             reason = (str(error).splitlines() or ["no reason"])[0]
             raise ResnetOptError(
                 f"process {self.rank} of {self.size} lost the others: {reason}",
@@ -102,6 +109,14 @@ class World:
             return DistributedDataParallel(
                 module, device_ids=[device.index] if device.type == "cuda" else None
             )
+
+
+def _is_of_the_exchange(error: RuntimeError) -> bool:
+    """Whether an error comes from exchanging data: gloo raises plain RuntimeErrors."""
+    from torch.distributed import DistError
+
+    words = ("gloo", "nccl", "connection", "peer", "timed out")
+    return isinstance(error, DistError) or any(word in str(error).lower() for word in words)
 
 
 def world_of_environment() -> World:

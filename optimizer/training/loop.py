@@ -246,9 +246,10 @@ class Fit:
         torch.manual_seed(_step_seed(work.settings.seed, self.step, work.world.rank))
         total = torch.zeros((), device=work.device)
         for number, batch in enumerate(batches, start=1):
-            with self._unsynchronized(number < len(batches)), self._precision():
-                loss = self.task.loss(self._forward, batch, work.device) / len(batches)
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with work.world.others():
+                with self._unsynchronized(number < len(batches)), self._precision():
+                    loss = self.task.loss(self._forward, batch, work.device) / len(batches)
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._check_loss()  # of the step before
         self._unchecked = (self.step + 1, total, [batch.indices for batch in batches])
@@ -344,12 +345,24 @@ class Fit:
         self._losses = []
         self._keep_best(epoch, metrics.get(self.task.better))
         if self._work.folder is not None and self._work.world.first:
-            write_history(self._work.folder / "history.csv", self.rows)
-            for listener in self._work.listeners:
-                listener(self.rows[-1])
+            self._tell()
         if epoch < (self._work.settings.epochs or 0):
             self._save()
         self._epoch_at = time.monotonic()
+
+    def _tell(self) -> None:
+        """Write the history and tell the trackers; a full disk does not end the training."""
+        assert self._work.folder is not None
+        assert self.file is not None
+        try:
+            write_history(self._work.folder / "history.csv", self.rows)
+        except OSError as error:
+            self.file.note_failure("the history", error)
+        for listener in self._work.listeners:
+            try:
+                listener(self.rows[-1])
+            except OSError as error:
+                self.file.note_failure("what --track reports", error)
 
     def _evaluate(self, epoch: int) -> Mapping[str, float]:
         settings = self._work.settings

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +181,9 @@ def _train(
     trackers: list[Tracker] = []
     if folder is not None and world.first:
         claim_folder(folder)
-        trackers = open_trackers(job.settings.track, folder, job.plan.settings)
+        trackers = open_trackers(
+            job.settings.track, folder, job.plan.settings, resume=job.settings.resume
+        )
     work = Work(
         settings=job.settings,
         world=world,
@@ -196,7 +199,7 @@ def _train(
     torch.set_num_threads(_threads())
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
-            stack.callback(tracker.close)
+            stack.push(partial(_close, tracker))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(job.settings.seed)
         fit = _new_fit(job, work)
@@ -206,6 +209,10 @@ def _train(
     score = result.metrics[fit.task.better]
     progress.finish(None if score is None else f"{fit.task.label} {score:.2%}")
     return result
+
+
+def _close(tracker: Tracker, kind: type[BaseException] | None, *_: object) -> None:
+    tracker.close(finished=kind is None)
 
 
 def _threads() -> int:

@@ -25,7 +25,9 @@ _ELASTIC = {"batch_size", "accumulate", "processes"}
 
 
 _TAG = ".resnet-opt-training"
-_FILES = ("last.pt", "previous.pt", "best.pth", "history.csv")
+_FILES = (
+    "last.pt", "previous.pt", "best.pth", "history.csv", "mlflow.db", "mlflow_run.txt",
+)  # fmt: skip
 
 
 def check_folder(folder: Path) -> None:
@@ -111,13 +113,19 @@ class StateFile:
                     with contextlib.suppress(OSError):  # some file systems have no hard links
                         os.link(path, self.previous)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            note = f"the checkpoint {path} could not be written: {reason}; training goes on"
-            if note not in self.notes:
-                self.notes.append(note)
-            _log.warning("%s", note)
+            self.note_failure(f"the checkpoint {path}", error)
             return False
         return True
+
+    def note_failure(self, what: str, error: Exception) -> None:
+        """Note that something could not be written, once."""
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["no reason"])[0]
+        if "inline_container" in reason:  # all that torch's writer says
+            reason = "the disk is full, or files may not be so large"
+        note = f"{what} could not be written: {reason}; training goes on"
+        if note not in self.notes:
+            self.notes.append(note)
+        _log.warning("%s", note)
 
     def load(self) -> dict[str, Any]:
         """Read the last checkpoint, or the previous one if the last is damaged.

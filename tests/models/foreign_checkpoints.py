@@ -96,9 +96,18 @@ def _without(state: State, *parts: str) -> State:
 
 
 def _deep_stem(state: State) -> State:
-    convolutions = {"0": (32, 3), "3": (32, 32), "6": (64, 32)}
-    stem = {f"conv1.{n}.weight": torch.zeros(*s, 3, 3) for n, s in convolutions.items()}
-    return {name: tensor for name, tensor in state.items() if name != "conv1.weight"} | stem
+    """ResNet-D as timm stores it: shortcuts begin with a pooling, which has no tensors."""
+    deep = {
+        re.sub(r"downsample\.(\d)", lambda found: f"downsample.{int(found[1]) + 1}", name): tensor
+        for name, tensor in state.items()
+        if name != "conv1.weight"
+    }
+    for number, shape in {"0": (32, 3), "3": (32, 32), "6": (64, 32)}.items():
+        deep[f"conv1.{number}.weight"] = torch.zeros(*shape, 3, 3)
+    for number in "14":
+        for part, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
+            deep[f"conv1.{number}.{part}"] = torch.full((32,), float(value))
+    return deep
 
 
 CARD_OF_FOUR = (

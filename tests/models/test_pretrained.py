@@ -109,8 +109,8 @@ def test_timm_networks_are_converted_to_torchvisions() -> None:
 
 
 def test_timm_variants_with_different_outputs_are_rejected() -> None:
-    with pytest.raises(CheckpointError, match="not a network that torchvision has"):
-        pretrained.from_timm_module(timm_module("resnet18d"), "resnet18d", None)
+    with pytest.raises(CheckpointError, match="has squeeze-and-excitation that no supported"):
+        pretrained.from_timm_module(timm_module("seresnet18"), "seresnet18", None)
     silu = timm_module("resnet18", act_layer="silu")
     with pytest.raises(CheckpointError, match="different outputs"):
         pretrained.from_timm_module(silu, "resnet18", None)

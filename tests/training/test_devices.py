@@ -55,3 +55,18 @@ def test_minimum_versions() -> None:
 def test_versions_of_cudnn() -> None:
     assert _cudnn_version(92400) == "9.24.0"
     assert _cudnn_version(7605) == "7.6.5"
+
+
+def test_torch_does_not_share_batchnorm_between_cpus() -> None:
+    """The reason why it is refused."""
+    from torch import distributed, nn
+
+    if distributed.is_initialized():
+        pytest.skip("another test of this process is distributed")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shared = nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm2d(2))
+        with pytest.raises(ValueError, match="GPU"):
+            shared(torch.randn(2, 2, 2, 2))
+    finally:
+        distributed.destroy_process_group()
