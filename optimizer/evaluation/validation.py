@@ -37,6 +37,7 @@ from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.models import Model
+from optimizer.models.native import NativeModel
 from optimizer.options import HopOptions, takes_options
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
@@ -61,7 +62,7 @@ _LAYER_IMAGES = 256
 @takes_options(HopOptions)
 def validate(
     chains: Sequence[Chain],
-    reference: Model | Path,
+    reference: Model | NativeModel | Path,
     dataset: ImageDataset,
     gates: Gates,
     options: HopOptions,
@@ -74,7 +75,7 @@ def validate(
 
     Args:
         chains: The files from the reference to each engine.
-        reference: The model, or the user's FP32 ONNX file.
+        reference: The model, perhaps with its own framework, or the user's FP32 ONNX file.
         dataset: Labelled images.
         gates: The limits; each is a non-inferiority test on the 95 % interval.
         options: Images per call; which hops see which images; whether to compare up to 256 images

@@ -23,15 +23,17 @@ from optimizer.models.keras_head import Dense, read_head
 from optimizer.models.keras_layers import network_of_weights
 from optimizer.models.keras_pixels import as_preprocessing, caffe_preprocessing, read_normalization
 from optimizer.models.keras_resnet import KerasResNet, follow
+from optimizer.models.keras_running import KerasFacts, run_keras
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.model_sources import Source
+from optimizer.models.native import NativeModel
 from optimizer.models.pretrained import torchvision_weights
 from optimizer.models.weights import fit_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["KERAS", "load_keras", "load_keras_name"]
+__all__ = ["KERAS", "load_keras", "load_keras_name", "native_keras"]
 
 _DEFAULT_SIZE = 224
 _URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
@@ -140,8 +142,7 @@ def load_keras_name(name: str, image_size: int | None = None) -> Model:
         if name.lower().endswith("v2"):
             hint += "; ResNet V2 goes over ONNX: model.export('model.onnx', format='onnx')"
         raise CheckpointError(f"there are no weights keras:{name} to read", hint=hint)
-    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    path = folder / published.file
+    path = _downloaded(published)
     if not path.is_file():
         raise CheckpointError(
             f"the weights of keras:{published.name} are not at {path}",
@@ -154,6 +155,29 @@ def load_keras_name(name: str, image_size: int | None = None) -> Model:
             hint="download it again; your own weights can be passed as a file",
         )
     return model
+
+
+def native_keras(name: str, model: Model, interpreter: Path | None) -> NativeModel:
+    """Keras itself for a model that `load_keras` or `load_keras_name` loaded; see `open_native`."""
+    published = next((p for p in _PUBLISHED if name.lower() == f"keras:{p.name}".lower()), None)
+    path = Path(name).expanduser() if published is None else _downloaded(published)
+    with opened(path) as file:
+        if file.config is None:
+            application = next((p.name for p in _PUBLISHED if p.arch == model.arch), None)
+            facts = KerasFacts(path=path, application=application, normalizes=False)
+        else:
+            network = read_network(file.config, path)
+            tensors = _reader(file)
+            stem = follow(network, tensors, path).stem
+            inside = read_normalization(network, stem, tensors, path) is not None
+            facts = KerasFacts(path=path, application=None, normalizes=inside)
+    return run_keras(facts, model, interpreter)
+
+
+def _downloaded(published: _Published) -> Path:
+    """Where Keras keeps the weights that it downloads."""
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    return folder / published.file
 
 
 def _reader(file: KerasFile) -> Callable[[Layer], Mapping[str, Any]]:
@@ -296,4 +320,5 @@ KERAS = Source(
     prefix="keras:",
     load_file=load_keras,
     load_name=load_keras_name,
+    native=native_keras,
 )
