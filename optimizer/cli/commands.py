@@ -39,7 +39,9 @@ from optimizer.recipe import DemoOptions, RunOptions
 __all__ = ["PANELS", "set_lock_timeout"]
 
 Graph = Annotated[Path, argument("An ONNX file, in FP32 or with Q/DQ.", "GRAPH")]
-Engines = Annotated[list[Path], argument("Engines or checkpoints.", "ENGINE")]
+Engines = Annotated[
+    list[Path], argument("Engines or checkpoints; bench also takes ONNX graphs.", "ENGINE")
+]
 Folder = Annotated[
     Path | None,
     Parameter(name=("--output", "-o"), help="Run folder; default: runs/NAME.", metavar="FOLDER"),
@@ -484,7 +486,7 @@ def profile(
 
 
 def predict(
-    engine: Annotated[Path, argument("An engine or a checkpoint.", "ENGINE")],
+    engine: Annotated[Path, argument("An engine, a checkpoint or an ONNX graph.", "ENGINE")],
     images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE")],
     /,
     *,

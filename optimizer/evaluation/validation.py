@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from optimizer.artifacts import digest
 from optimizer.data import ImageDataset
 from optimizer.errors import (
     AccuracyGateFailed,
+    BuildError,
     DataError,
+    GraphError,
     Inconclusive,
     PrecisionAuditFailed,
     UsageError,
@@ -223,12 +225,15 @@ def raise_for_verdict(result: ValidateResult) -> None:
     """Raise the exception, and so the exit code, for a verdict other than ``pass``.
 
     Raises:
+        GraphError, BuildError: A graph or an engine could not be executed, and no other hop fails.
         AccuracyGateFailed: A hop failed or exceeds a limit, or outputs depend on the batch.
         PrecisionAuditFailed: Accuracy is fine, but an engine computes in another precision.
         Inconclusive: There are too few images to decide.
     """
-    hop_failed = any(hop.verdict == "fail" for hop in result.hops)
-    if hop_failed or any(check.verdict == "fail" for check in result.batch_consistency):
+    failed_hops = [hop for hop in result.hops if hop.verdict == "fail"]
+    if failed_hops and all(hop.crashed for hop in failed_hops):
+        _raise_for_crash(failed_hops[0], result.finding)
+    if failed_hops or any(check.verdict == "fail" for check in result.batch_consistency):
         hint = "resnet-opt validate --layers shows where"
         if result.task == "detection":
             hint = "--keep leaves layers out of INT8; --method minmax clips no confident score"
@@ -256,6 +261,15 @@ def _nothing_to_lose(result: ValidateResult) -> bool:
     return result.gates.max_lost is not None and found is not None and not found.detections
 
 
+def _raise_for_crash(hop: Hop, finding: str) -> NoReturn:
+    """A hop that no library executes is a fault of the file, not a loss of accuracy."""
+    if hop.engine is not None:
+        raise BuildError(
+            finding, hint="build the engine again; resnet-opt doctor checks the libraries"
+        )
+    raise GraphError(finding, hint="the file is damaged or was edited: export or convert it again")
+
+
 # --- hops --------------------------------------------------------------------------------------
 
 
@@ -279,6 +293,7 @@ def _hop(name: str, outcome: Outcome, judging: _Judging) -> Hop:
         precision=step.precision if step is not None else "fp32",
         status=outcome.status,
         error=outcome.error,
+        crashed=outcome.crashed,
     )
     if outcome.status == "failed":
         return hop.model_copy(update={"verdict": "fail"})

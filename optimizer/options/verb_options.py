@@ -648,7 +648,7 @@ class SpeedOptions(Options):
     seed: int = option(0, "Seed of the order of the rounds.")
 
 
-class BenchOptions(SpeedOptions, ImageSize, Device):
+class BenchOptions(SpeedOptions, ImageSize, Device, ForeignGraph):
     """Options of ``bench``."""
 
     panel: ClassVar[str] = "Measurement"
@@ -675,7 +675,7 @@ class ProfileOptions(ImageSize, Threads, Device):
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
-class PredictOptions(Device):
+class PredictOptions(Device, ForeignGraph):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)
