@@ -50,8 +50,7 @@ class SourceDescription:
         from optimizer.data import Preprocessing
 
         found = Preprocessing.from_dict(self.metadata.preprocessing)
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (found.mean, found.std))
-        return f"preprocessing from {self.origin}: {found}, mean {mean}, std {std}"
+        return f"preprocessing from {self.origin}: {found.in_words}"
 
 
 def describe_source(

@@ -260,9 +260,14 @@ def _export(model: str, exported: Path, options: BuildOptions, job: _Job) -> lis
 
 def _remarks(exported: Artifact) -> list[str]:
     """What the user should know about the weights that were exported."""
-    details = exported.manifest.details
-    assumed = "preprocessing was assumed to be ImageNet's: the weights do not state it"
-    return [*details.get("notes", ()), *([assumed] if details.get("preprocessing_assumed") else ())]
+    from optimizer.data import Preprocessing
+
+    details, stated = exported.manifest.details, exported.manifest.preprocessing
+    notes = [*details.get("notes", ())]
+    if details.get("preprocessing_assumed") and stated is not None:
+        assumed = Preprocessing.from_dict(stated).in_words
+        notes.append(f"preprocessing was assumed, because the weights do not state it: {assumed}")
+    return notes
 
 
 def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, list[str]]:

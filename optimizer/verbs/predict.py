@@ -42,11 +42,11 @@ def predict(
     paths = [Path(image) for image in as_list(images)]
     foreign = options.of_kind(ForeignGraph)
     with engines_of([Path(engine)], foreign, needs_preprocessing=True) as (opened,):
-        return _predict(opened, str(engine), paths, options)
+        return _predict(opened, str(engine), paths, options, force=force)
 
 
 def _predict(
-    engine: Path, name: str, paths: list[Path], options: PredictOptions
+    engine: Path, name: str, paths: list[Path], options: PredictOptions, *, force: bool
 ) -> list[Prediction] | list[DetectionPrediction]:
     from optimizer.evaluation.classify import predict as classify
     from optimizer.evaluation.detect import detect, detector_of
