@@ -297,7 +297,8 @@ def _check_fits(source: SourceGraph, metadata: Metadata) -> None:
     if classes and len(out) > 1 and out[1] is not None and max(2, out[1]) != len(classes):
         raise GraphError(
             f"the graph has {out[1]} outputs, but there are {len(classes)} class names",
-            hint="--preprocessing-from the model that this graph was made from",
+            hint="correct the class names in its card, or take the card of the model that this graph "
+            "was made from: --preprocessing-from",
         )
 
 

@@ -76,11 +76,19 @@ def describe_source(
     if own.preprocessing is not None and donor.preprocessing not in (None, own.preprocessing):
         raise GraphError(
             f"{graph.name} has preprocessing metadata that differs from {origin}",
-            hint=f"leave out {'--preprocessing-from' if options.preprocessing_from else origin}",
+            hint=_how_to_leave_out(options, flags, str(origin)),
         )
     borrowed = {name: donor[name] for name in _BORROWED if donor.get(name, "[]") != "[]"}
     metadata = Metadata(borrowed | {name: own[name] for name in _BORROWED if name in own})
     return SourceDescription(metadata, None if own.preprocessing is not None else origin)
+
+
+def _how_to_leave_out(options: PreprocessingSource, flags: dict[str, Any], origin: str) -> str:
+    if flags:
+        return f"leave out {', '.join(map(flag, flags))}"
+    if options.preprocessing_from is not None:
+        return "leave out --preprocessing-from"
+    return f"correct {origin}, or delete it"
 
 
 def _donor(

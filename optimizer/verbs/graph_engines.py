@@ -64,9 +64,12 @@ def engines_of(
 
 def is_graph(path: Path) -> bool:
     """Whether a path is an ONNX file that is not an engine."""
-    if path.suffix != ".onnx" or not path.is_file():
-        return False
-    return find_manifest(path) is None or read_manifest(path).kind == "graph"
+    from optimizer.engines.opening import is_foreign_graph
+
+    if is_foreign_graph(path):
+        return True
+    has_manifest = path.suffix == ".onnx" and find_manifest(path) is not None
+    return has_manifest and read_manifest(path).kind == "graph"
 
 
 def _build(graph: Path, folder: Path, foreign: ForeignGraph, progress: Progress | None) -> Path:
