@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import CheckpointError
 from optimizer.models.architectures import ARCHITECTURES, build_module, infer_arch, torchvision_name
 from optimizer.models.checkpoint import with_card_file
-from optimizer.models.heads import build_head, replace_head
+from optimizer.models.heads import layered_state, set_activations, without_hidden
 from optimizer.models.keras_archive import KerasFile, Weights, opened
 from optimizer.models.keras_graph import Layer, Network, read_network, refuse
 from optimizer.models.keras_head import Dense, read_head
@@ -234,10 +234,8 @@ def _build(found: KerasResNet, head: Sequence[Dense], path: Path) -> tuple[nn.Mo
 
     body = {name: torch.from_numpy(array) for name, array in found.state.items()}
     pairs = [(torch.from_numpy(dense.weight), torch.from_numpy(dense.bias)) for dense in head]
-    first, last = pairs[0][0], pairs[-1][1]
-    weight = first if len(pairs) == 1 else first.new_zeros(len(last), first.shape[1])
-    state = {**body, "fc.weight": weight, "fc.bias": last}
-    shapes = infer_arch(state)
+    state = {**body, **layered_state(pairs)}
+    shapes = infer_arch(state if len(pairs) == 1 else without_hidden(state, str(path)))
     if shapes is None:
         stages = [
             len({n.split(".")[1] for n in body if n.startswith(f"layer{i}.")}) for i in range(1, 5)
@@ -250,8 +248,7 @@ def _build(found: KerasResNet, head: Sequence[Dense], path: Path) -> tuple[nn.Mo
     candidates = [arch for arch in ARCHITECTURES if torchvision_name(arch) == shapes]
     arch = _matching(candidates, found, path)
     module, _ = fit_weights(state, arch, str(path))
-    if len(pairs) > 1:
-        replace_head(module, build_head(pairs, [dense.activation for dense in head]))
+    set_activations(module, [dense.activation for dense in head[:-1]], str(path))
     return module, arch
 
 

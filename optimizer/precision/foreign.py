@@ -269,7 +269,7 @@ def _check_fits(source: SourceGraph, metadata: Metadata) -> None:
     shape = _dims(source.proto.graph.input[0])
     channels, height, width = (shape[3], *shape[1:3]) if _takes_pixels(source) else shape[1:]
     name = source.path.name
-    if None not in (height, width) and height != width:
+    if height is not None and width is not None and height != width:
         raise GraphError(
             f"{name} takes images of {height} x {width}, but preprocessing here gives squares",
             hint=f"--crop {_square_of(height, width)} uses the network on squares of that side; "
