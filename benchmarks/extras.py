@@ -45,6 +45,8 @@ PROVIDES = {
     "timm": "models by timm's names, the optimizer LAMB",
     "tensorboard": "`train --track tensorboard`",
     "mlflow": "`train --track mlflow`",
+    "keras": "Keras itself as the reference of `validate`, on the installed PyTorch",
+    "tensorflow": "`export` of SavedModels; may be in another environment (`--framework-python`)",
     "loadgen": "MLPerf's load generator, for `bench --scenario`",
     "dev": "what the tests and `make` need",
 }

@@ -2,11 +2,12 @@
 
 Run it with an interpreter that has Keras and TensorFlow::
 
-    python3 -m venv ../peers/keras && ../peers/keras/bin/pip install keras tensorflow-cpu tf_keras
-    ../peers/keras/bin/python benchmarks/keras_record.py
+    python3 -m venv ../peers/keras && ../peers/keras/bin/pip install keras tensorflow-cpu tf_keras tf2onnx
+    ../peers/keras/bin/python benchmarks/keras_record.py [models] [graphs]
 
-Weights are left out: they come from `keras_values`. What is recorded is the configuration, the names
-of groups, datasets and attributes in the HDF5 file, and the logits of three images.
+Weights of models are left out: they come from `keras_values`. What is recorded of them is the
+configuration, the names of groups, datasets and attributes in the HDF5 file, and the logits of three
+images. Graphs are ONNX files that Keras exports of narrow networks, with the logits of three images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -28,7 +30,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 from keras_values import images, values
 
 SIZE = 64
-FOLDER = Path(__file__).parent.parent / "tests" / "models" / "recorded"
+TESTS = Path(__file__).parent.parent / "tests"
+FOLDER = TESTS / "models" / "recorded"
+GRAPHS = TESTS / "graphs" / "recorded"
 
 
 def fill(model: Any) -> Any:
@@ -138,10 +142,44 @@ def record(keras: Any, name: str, build: Any, suffixes: list[str]) -> None:
     print(f"{name}: {len(data):,} bytes, Keras {keras.__version__}")
 
 
-def main() -> None:
-    """Record all models with Keras 3, and two with Keras 2's successor tf_keras."""
-    import keras
+def narrow(version: str, size: int = 32) -> Any:
+    """A ResNet of two stages and few channels, made by Keras's own functions; it ends in logits."""
+    from keras.src.applications import resnet
 
+    stack = getattr(resnet, f"stack_residual_blocks_{version}")
+    pre_activation = version == "v2"
+
+    def stages(x: Any) -> Any:
+        x = stack(x, 8, 2, name="conv2", **({"stride1": 1} if version == "v1" else {}))
+        return stack(x, 16, 2, name="conv3", **({"stride1": 1} if version == "v2" else {}))
+
+    return fill(
+        resnet.ResNet(
+            stages,
+            pre_activation,
+            True,
+            weights=None,
+            input_shape=(size, size, 3),
+            classes=5,
+            classifier_activation=None,
+        )
+    )
+
+
+def record_graph(keras: Any, version: str) -> None:
+    """Export a narrow network to ONNX as Keras does it, with what Keras computes."""
+    keras.backend.clear_session()
+    model = narrow(version)
+    path = GRAPHS / f"keras-{version}.onnx"
+    pixels = images(32).astype(np.float32) / 127.5 - 1
+    found = {"keras": keras.__version__, "logits": logits(keras, model, pixels).tolist()}
+    model.export(str(path), format="onnx", verbose=False)
+    path.with_suffix(".json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(f"{path.name}: {path.stat().st_size:,} bytes, Keras {keras.__version__}")
+
+
+def record_models(keras: Any) -> None:
+    """Record all models with Keras 3, and two with Keras 2's successor tf_keras."""
     FOLDER.mkdir(exist_ok=True)
     record(keras, "application", application, [".keras", ".h5", ".weights.h5"])
     record(keras, "transfer", transfer, [".keras", ".h5"])
@@ -152,5 +190,17 @@ def main() -> None:
     record(tf_keras, "transfer-keras2", transfer, [".h5"])
 
 
+def main(kinds: list[str]) -> None:
+    """Record models, graphs, or both."""
+    import keras
+
+    if "models" in kinds:
+        record_models(keras)
+    if "graphs" in kinds:
+        GRAPHS.mkdir(exist_ok=True)
+        for version in ("v1", "v2"):
+            record_graph(keras, version)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["models", "graphs"])

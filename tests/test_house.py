@@ -18,7 +18,7 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
-    "data", "models", "targets", "graphs", "exporting", "precision", "tasks", "training",
+    "frameworks", "data", "models", "targets", "graphs", "exporting", "precision", "tasks", "training",
     "engines", "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
     "pytest_plugin",
 ]  # fmt: skip
@@ -41,6 +41,8 @@ HEAVY = {
     "scipy",
     "numpy",
     "pandas",
+    "keras",
+    "tensorflow",
 }
 
 

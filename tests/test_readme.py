@@ -97,6 +97,12 @@ def _rtx() -> str:
     return rtx.block(_recorded("tensorrt/rtx.json"))
 
 
+def _keras() -> str:
+    import keras_logits
+
+    return keras_logits.block(_recorded("keras/logits.json"))
+
+
 def _false_alarms() -> str:
     import false_alarms
 
@@ -123,6 +129,7 @@ def _extras() -> str:
         ("README.md", "quantizers", _quantizers),
         ("docs/tensorrt.md", "rtx", _rtx),
         ("docs/measuring.md", "false-alarms", _false_alarms),
+        ("docs/sources.md", "keras", _keras),
         ("docs/accuracy.md", "images", _images),
     ],
 )

@@ -39,7 +39,9 @@ from optimizer.recipe import DemoOptions, RunOptions
 __all__ = ["PANELS", "set_lock_timeout"]
 
 Graph = Annotated[Path, argument("An ONNX file, in FP32 or with Q/DQ.", "GRAPH")]
-Engines = Annotated[list[Path], argument("Engines or checkpoints.", "ENGINE")]
+Engines = Annotated[
+    list[Path], argument("Engines or checkpoints; bench also takes ONNX graphs.", "ENGINE")
+]
 Folder = Annotated[
     Path | None,
     Parameter(name=("--output", "-o"), help="Run folder; default: runs/NAME.", metavar="FOLDER"),
@@ -182,8 +184,8 @@ def export(
     model: Annotated[
         str,
         argument(
-            "A checkpoint, a Keras model, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k or resnet50:random; "
-            "with --with-nms also an exported detector.",
+            "A checkpoint, a Keras model, resnet50:IMAGENET1K_V2, timm:resnet50.a1_in1k, resnet50:random "
+            "or a SavedModel's folder; with --with-nms also an exported detector.",
             "MODEL",
         ),
     ],
@@ -195,29 +197,20 @@ def export(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Export a model to ONNX, checked against PyTorch.
+    """Export a model to ONNX, checked against PyTorch (a SavedModel: against TensorFlow).
 
     Example: resnet-opt export resnet50:IMAGENET1K_V2 -o model.onnx
 
     Example: resnet-opt export detector.safetensors --with-nms -o boxes.onnx
     """
-    from optimizer.cli.printing import preprocessing_note
+    from optimizer.cli.printing import export_lines
     from optimizer.verbs.export import export as verb
 
     with _bars() as progress:
         artifact = verb(
             model, output, options, cache=_cache(no_cache), force=force, progress=progress
         )
-    difference = artifact.max_relative_difference
-    _print_artifact(
-        artifact,
-        as_json,
-        f"differs from PyTorch by at most {difference:.1e} of the largest logit"
-        if difference is not None
-        else "the head is unchanged; decoding and suppression follow it",
-        *artifact.manifest.details.get("notes", ()),
-        preprocessing_note(artifact, model) if artifact.preprocessing_assumed else None,
-    )
+    _print_artifact(artifact, as_json, *export_lines(artifact, model))
 
 
 def calibrate(
@@ -493,7 +486,7 @@ def profile(
 
 
 def predict(
-    engine: Annotated[Path, argument("An engine or a checkpoint.", "ENGINE")],
+    engine: Annotated[Path, argument("An engine, a checkpoint or an ONNX graph.", "ENGINE")],
     images: Annotated[list[Path], argument("Image files, or folders of them.", "IMAGE")],
     /,
     *,

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     )
     from optimizer.tables import Table
     from optimizer.verbs.machine import Cleaned
+    from optimizer.verbs.outcomes import ExportResult
 
 __all__ = [
     "describe_difference",
+    "export_lines",
     "halves_lines",
     "prediction_lines",
-    "preprocessing_note",
     "print_artifact",
     "print_bench",
     "print_cache",
@@ -70,7 +71,29 @@ def print_artifact(
             say(f"  {line}")
 
 
-def preprocessing_note(artifact: Artifact, model: str) -> str:
+def export_lines(result: ExportResult, model: str) -> list[str]:
+    """How far an exported graph is from its source, and what was assumed or left out."""
+    lines: list[str] = []
+    if result.max_relative_difference is not None:
+        lines.append(
+            f"differs from {result.compared_with} by at most {result.max_relative_difference:.1e} "
+            "of the largest logit"
+        )
+    elif result.compared_with == "PyTorch":
+        lines.append("the head is unchanged; decoding and suppression follow it")
+    details = result.manifest.details
+    lines += details.get("notes", ())
+    if result.preprocessing_assumed:
+        lines.append(_assumed_preprocessing(result, model))
+    elif result.manifest.preprocessing is None:
+        lines.append(
+            "its preprocessing is not stated: build, quantize and validate need --mean, --std, --resize "
+            f"and --crop, or a card ({result.path.name}.card.json)"
+        )
+    return lines
+
+
+def _assumed_preprocessing(artifact: Artifact, model: str) -> str:
     """The preprocessing that was assumed for weights that do not state it."""
     from optimizer.artifacts import find_manifest
 

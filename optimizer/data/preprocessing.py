@@ -280,6 +280,12 @@ class Preprocessing:
 
     # --- image operations ------------------------------------------------------------------
 
+    @property
+    def in_words(self) -> str:
+        """All of it, for messages: size, colors, mean and standard deviation."""
+        mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (self.mean, self.std))
+        return f"{self}, mean {mean}, std {std}"
+
     def apply_uint8(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop an image.
 

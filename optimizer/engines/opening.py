@@ -6,7 +6,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from optimizer.artifacts import Manifest, library_versions, load_artifact, read_manifest
+from optimizer.artifacts import (
+    Manifest,
+    find_manifest,
+    library_versions,
+    load_artifact,
+    read_manifest,
+)
 from optimizer.engines.protocol import (
     Backend,
     ChecksMachine,
@@ -26,6 +32,8 @@ __all__ = [
     "closing",
     "gives_probabilities",
     "graph_of",
+    "how_to_build",
+    "is_foreign_graph",
     "open_engine",
     "open_streams",
     "rebuild_command",
@@ -107,15 +115,28 @@ def _checked_backend(path: Path, device: str | None) -> Backend:
     """The backend of a file, after checking that the file can be opened here."""
     if is_checkpoint(path) and not _is_engine(path):
         return get_backend("torch")
+    if is_foreign_graph(path):
+        raise ArtifactError(f"{path.name} is a graph, not an engine", hint=how_to_build(path))
     artifact = load_artifact(path)
     if artifact.manifest.kind != "engine":
         raise ArtifactError(
             f"{path.name} is a {artifact.manifest.kind}, not an engine",
-            hint=f"resnet-opt build {path.name} --engine auto",
+            hint=how_to_build(path),
         )
     backend = get_backend(str(artifact.manifest.settings.get("backend")))
     check_opens(backend, path, artifact.manifest, device=device)
     return backend
+
+
+def is_foreign_graph(path: Path) -> bool:
+    """Whether a path is an ONNX file without a manifest, and by its name not an engine that lost it."""
+    is_onnx = path.suffix == ".onnx" and not path.name.endswith(".ort.onnx")
+    return is_onnx and path.is_file() and find_manifest(path) is None
+
+
+def how_to_build(graph: Path) -> str:
+    """The command that makes an engine of a graph."""
+    return f"resnet-opt build {graph} --engine auto -o {graph.stem}.engine"
 
 
 def _is_engine(path: Path) -> bool:

@@ -30,6 +30,7 @@ class Outcome:
         executor: Description of what computed it.
         status: ``ok``, ``failed``, or ``built-not-run`` where this machine cannot run the engine.
         error: Why it has no result.
+        crashed: Whether the library that executes it raised the error.
         tally: The task's sums; valid only if `status` is ``ok``.
     """
 
@@ -37,11 +38,17 @@ class Outcome:
     executor: str
     status: EngineStatus = "ok"
     error: str | None = None
+    crashed: bool = False
     tally: Any = None
 
     def fail(self, error: str) -> None:
         """Mark the hop as failed and discard its sums."""
         self.status, self.error, self.tally = "failed", error, None
+
+    def crash(self, error: str) -> None:
+        """Mark the hop as failed because a library did not execute it."""
+        self.fail(error)
+        self.crashed = True
 
 
 @dataclass

@@ -68,7 +68,7 @@ def _open(step: Step, reference: Reference, sessions: dict[str, Executor]) -> Ou
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
-        outcome.fail(one_line(error))
+        outcome.crash(one_line(error))
     return outcome
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from optimizer.artifacts import digest, library_versions
 from optimizer.data import Preprocessing
 from optimizer.errors import GraphError
 from optimizer.models import DetectorSpec, Model
+from optimizer.models.native import NativeModel
 from optimizer.options import ForeignGraph
 from optimizer.tasks import Task, task_of
 
@@ -63,14 +64,14 @@ class Reference:
 
 
 def open_reference(
-    source: Model | Path,
+    source: Model | NativeModel | Path,
     foreign: ForeignGraph | None = None,
     stated: tuple[str, dict[str, Any]] | None = None,
 ) -> Reference:
     """Open a model, or an FP32 ONNX file of any exporter.
 
     Args:
-        source: The model or the file.
+        source: The model, perhaps with the framework that it comes from; or the file.
         foreign: What the file does not say itself.
         stated: An engine or graph made from the file, by name, and the preprocessing that it states:
             used if nothing else states it.
@@ -81,6 +82,8 @@ def open_reference(
     """
     if isinstance(source, Model):
         return _from_model(source)
+    if isinstance(source, NativeModel):
+        return _from_native(source)
     return _from_graph(source, foreign or ForeignGraph(), stated)
 
 
@@ -107,6 +110,13 @@ def _from_model(model: Model) -> Reference:
         task=task_of(model.detector, model.preprocessing),
         detector=model.detector,
     )
+
+
+def _from_native(native: NativeModel) -> Reference:
+    ours = _from_model(native.model)
+    if native.run is None:
+        return replace(ours, executor=f"{ours.executor} of {native.executor}")
+    return replace(ours, executor=native.executor, run=native.run, takes_uint8=native.takes_uint8)
 
 
 _FLOATS = ("fp32", "fp16", "bf16", "fp64")

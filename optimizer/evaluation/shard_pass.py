@@ -305,7 +305,7 @@ def _outputs_of(outcome: Outcome, executor: Executor, views: _Views, noun: str) 
     try:
         outputs = executor.run(views.of(executor.takes_uint8))
     except Exception as error:  # noqa: BLE001 - a library's failure is this hop's result
-        outcome.fail(one_line(error))
+        outcome.crash(one_line(error))
         return None
     bad = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
     if bad.any():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from optimizer.artifacts import digest
 from optimizer.data import ImageDataset
 from optimizer.errors import (
     AccuracyGateFailed,
+    BuildError,
     DataError,
+    GraphError,
     Inconclusive,
     PrecisionAuditFailed,
     UsageError,
@@ -37,6 +39,7 @@ from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
 from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.models import Model
+from optimizer.models.native import NativeModel
 from optimizer.options import HopOptions, takes_options
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
@@ -61,7 +64,7 @@ _LAYER_IMAGES = 256
 @takes_options(HopOptions)
 def validate(
     chains: Sequence[Chain],
-    reference: Model | Path,
+    reference: Model | NativeModel | Path,
     dataset: ImageDataset,
     gates: Gates,
     options: HopOptions,
@@ -74,7 +77,7 @@ def validate(
 
     Args:
         chains: The files from the reference to each engine.
-        reference: The model, or the user's FP32 ONNX file.
+        reference: The model, perhaps with its own framework, or the user's FP32 ONNX file.
         dataset: Labelled images.
         gates: The limits; each is a non-inferiority test on the 95 % interval.
         options: Images per call; which hops see which images; whether to compare up to 256 images
@@ -222,12 +225,15 @@ def raise_for_verdict(result: ValidateResult) -> None:
     """Raise the exception, and so the exit code, for a verdict other than ``pass``.
 
     Raises:
+        GraphError, BuildError: A graph or an engine could not be executed, and no other hop fails.
         AccuracyGateFailed: A hop failed or exceeds a limit, or outputs depend on the batch.
         PrecisionAuditFailed: Accuracy is fine, but an engine computes in another precision.
         Inconclusive: There are too few images to decide.
     """
-    hop_failed = any(hop.verdict == "fail" for hop in result.hops)
-    if hop_failed or any(check.verdict == "fail" for check in result.batch_consistency):
+    failed_hops = [hop for hop in result.hops if hop.verdict == "fail"]
+    if failed_hops and all(hop.crashed for hop in failed_hops):
+        _raise_for_crash(failed_hops[0], result.finding)
+    if failed_hops or any(check.verdict == "fail" for check in result.batch_consistency):
         hint = "resnet-opt validate --layers shows where"
         if result.task == "detection":
             hint = "--keep leaves layers out of INT8; --method minmax clips no confident score"
@@ -255,6 +261,15 @@ def _nothing_to_lose(result: ValidateResult) -> bool:
     return result.gates.max_lost is not None and found is not None and not found.detections
 
 
+def _raise_for_crash(hop: Hop, finding: str) -> NoReturn:
+    """A hop that no library executes is a fault of the file, not a loss of accuracy."""
+    if hop.engine is not None:
+        raise BuildError(
+            finding, hint="build the engine again; resnet-opt doctor checks the libraries"
+        )
+    raise GraphError(finding, hint="the file is damaged or was edited: export or convert it again")
+
+
 # --- hops --------------------------------------------------------------------------------------
 
 
@@ -278,6 +293,7 @@ def _hop(name: str, outcome: Outcome, judging: _Judging) -> Hop:
         precision=step.precision if step is not None else "fp32",
         status=outcome.status,
         error=outcome.error,
+        crashed=outcome.crashed,
     )
     if outcome.status == "failed":
         return hop.model_copy(update={"verdict": "fail"})

@@ -116,7 +116,7 @@ def check_size(path: Path, external: int, limits: GraphLimits) -> None:
         except NotProtobufError:
             raise GraphError(
                 f"{path.name} is not an ONNX file or is truncated",
-                hint="export it again with resnet-opt export",
+                hint="copy it again, or export it again, for example with resnet-opt export",
             ) from None
     if problem is not None:
         raise GraphError(

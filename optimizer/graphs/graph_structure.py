@@ -21,7 +21,7 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 _SMALL_TENSOR = 4096
 """Bytes up to which a constant is shown to the checker; shapes and axes are smaller."""
-_EXPORT = "export it again, for example with resnet-opt export"
+_EXPORT = "copy it again, or export it again, for example with resnet-opt export"
 
 
 def check_structure(proto: Any, name: str, limits: GraphLimits) -> None:
@@ -44,7 +44,7 @@ def check_structure(proto: Any, name: str, limits: GraphLimits) -> None:
         if entry.domain in _DEFAULT_DOMAINS and entry.version > newest:
             raise GraphError(
                 f"{name} has opset {entry.version}, but the installed onnx supports up to {newest}",
-                hint="export it with --opset 20, or update onnx",
+                hint="export it with operator set 20, or update onnx: pip install --upgrade onnx",
             )
     graph = proto.graph
     values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)

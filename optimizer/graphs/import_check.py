@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.errors import GraphError
-from optimizer.graphs.source_ends import SourceGraph
+from optimizer.graphs.source_ends import SQUARES, SourceGraph
 from optimizer.graphs.taps import chunks, unoptimized_session
 from optimizer.graphs.widening import float_types, widen
 
@@ -66,6 +66,18 @@ def _cannot_run(source: SourceGraph, error: Exception) -> GraphError:
     )
 
 
+def _squared(source: SourceGraph) -> bool:
+    return any(change.rule.startswith(SQUARES) for change in source.changes)
+
+
+def _only_that_size(source: SourceGraph) -> GraphError:
+    change = next(c.rule for c in source.changes if c.rule.startswith(SQUARES))
+    return GraphError(
+        f"{source.path.name} does not compute on squares ({change}): its last layers fit one size only",
+        hint="export the network again, from where it was trained, with global average pooling",
+    )
+
+
 def _in_batches(session: Any) -> Callable[[Array], Array]:
     value = session.get_inputs()[0]
     fixed = value.shape[0] if isinstance(value.shape[0], int) else None
@@ -80,6 +92,24 @@ def _in_batches(session: Any) -> Callable[[Array], Array]:
         return np.concatenate(parts)
 
     return run
+
+
+def _scores(source: SourceGraph, images: Array) -> Array:
+    """What the source computes: a row per image."""
+    try:
+        scores = source_runner(source)(images)
+    except GraphError as error:
+        if _squared(source):
+            raise _only_that_size(source) from error
+        raise
+    if len(scores) == len(images):
+        return scores
+    if _squared(source):
+        raise _only_that_size(source)
+    raise GraphError(
+        f"{source.path.name} gives {len(scores)} rows of scores for {len(images)} images",
+        hint="export it with a dynamic batch size",
+    )
 
 
 def images_for(source: SourceGraph, preprocessing: Preprocessing | None) -> Array:
@@ -117,7 +147,7 @@ def check_import(source: SourceGraph, imported: ImportedGraph, images: Array) ->
     """
     import onnx_ir as ir
 
-    expected = source_runner(source)(images)
+    expected = _scores(source, images)
     model: ir.Model = imported.model
     actual = _in_batches(unoptimized_session(ir.to_proto(model).SerializeToString()))(images)
     if not np.isfinite(expected).all():

@@ -61,7 +61,7 @@ def _upgrade_opset(path: Path) -> ir.Model:
         raise GraphError(
             f"{path.name} has opset {opset}, but per-channel INT8 needs {_PER_CHANNEL_OPSET}, and "
             f"upgrading it failed: {error}",
-            hint="export it again with --opset 20",
+            hint="export it again with operator set 20",
         ) from error
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     return model

@@ -30,7 +30,7 @@ __all__ = [
     "write_proto",
 ]
 
-_EXPORT = "export it again with resnet-opt export"
+_EXPORT = "copy it again, or export it again, for example with resnet-opt export"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def check_opened(opened: OnnxFile) -> OnnxFile:
         if entry.domain in {"", "ai.onnx"} and entry.version > newest:
             raise GraphError(
                 f"{path.name} has opset {entry.version}, but the installed onnx supports up to {newest}",
-                hint="export it with --opset 20, or update onnx",
+                hint="export it with operator set 20, or update onnx: pip install --upgrade onnx",
             )
     complaint = checker_error(opened.proto, full=False)
     if complaint is not None:

@@ -19,7 +19,7 @@ from optimizer.graphs.rewriting import Change
 from optimizer.graphs.training_mode import check_inference_mode, switch_to_inference
 from optimizer.options import ForeignGraph
 
-__all__ = ["SourceGraph", "end_of", "ends_in_probabilities", "open_source", "plain_ends"]
+__all__ = ["SQUARES", "SourceGraph", "end_of", "ends_in_probabilities", "open_source", "plain_ends"]
 
 _UINT8, _FLOAT, _INT64, _HALF, _DOUBLE, _BFLOAT16 = 2, 1, 7, 10, 11, 16
 PRECISION_OF = {_FLOAT: "fp32", _HALF: "fp16", _DOUBLE: "fp64", _BFLOAT16: "bf16"}
@@ -60,7 +60,8 @@ def open_source(path: Path, options: ForeignGraph | None = None) -> SourceGraph:
     Args:
         path: The file.
         options: The output to use, if several could be the scores; whether to switch nodes in
-            training mode to inference.
+            training mode to inference; ``crop``, the side of squares to use the network on if the
+            file is for images that are not square.
 
     Raises:
         GraphError: As in `open_checked`; the file is not a classifier; several outputs could be the
@@ -86,6 +87,8 @@ def open_source(path: Path, options: ForeignGraph | None = None) -> SourceGraph:
     )
     _unique_node_names(proto, changes)
     _inline_functions(proto, changes)
+    if options.crop is not None:
+        _as_square(proto.graph, options.crop, changes)
     if options.inference_mode:
         changes += switch_to_inference(proto)
     check_inference_mode(proto, path.name)
@@ -334,6 +337,29 @@ def _plain_input(graph: Any, name: str, changes: list[Change]) -> None:
         shape = [shape[0], shape[3], shape[1], shape[2]]
     if operations:
         _prepend(graph, value, operations, shape)
+
+
+SQUARES = "fixed size that is not square replaced"
+"""What is changed where the user asks for squares."""
+
+
+def _as_square(graph: Any, side: int, changes: list[Change]) -> None:
+    """Let a network for images that are not square take squares; others are unchanged.
+
+    Whether the network computes anything useful on them is not known here: `check_import` runs it, and
+    a validation judges it.
+    """
+    if not graph.input:
+        return
+    shape = _shape(graph.input[0])
+    first = 1 if len(shape) == 4 and shape[1] not in _CHANNELS and shape[3] in _CHANNELS else 2
+    height, width = shape[first : first + 2] if len(shape) == 4 else (None, None)
+    if not isinstance(height, int) or not isinstance(width, int) or height == width:
+        return
+    for place in (first, first + 1):
+        graph.input[0].type.tensor_type.shape.dim[place].dim_value = side
+    del graph.value_info[:]
+    changes.append(Change(f"{SQUARES}: {height} x {width} by {side} x {side}", graph.input[0].name))
 
 
 def _prepend(

@@ -3,7 +3,7 @@
 from optimizer.models.architectures import ARCHITECTURES, DETECTORS, build_module
 from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_weights
 from optimizer.models.detector_spec import DetectorSpec
-from optimizer.models.hidden_layers import build_head, hidden_sizes
+from optimizer.models.heads import build_head, hidden_sizes
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.zoo import is_model, load_model
 

@@ -37,7 +37,12 @@ from optimizer.errors import ArtifactError, CheckpointError, DataError
 from optimizer.models.architectures import stem_name
 from optimizer.models.copies import ONNX_ROUTE
 from optimizer.models.detector_weights import detector_state, fit_detector
-from optimizer.models.heads import describe_head, outputs_of, replace_head, without_head
+from optimizer.models.heads import (
+    from_sequential,
+    outputs_of,
+    set_activations,
+    stated_activations,
+)
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.model_sources import Source
 from optimizer.models.pretrained import identify
@@ -83,8 +88,8 @@ def write_weights(model: Model, path: Path) -> None:
     card: dict[str, Any] = {"arch": model.arch, "classes": model.classes}
     if not model.preprocessing_assumed:
         card["preprocessing"] = model.preprocessing.to_dict()
-    if (layers := describe_head(model.module)) is not None:
-        card["head_layers"] = layers
+    if (activations := stated_activations(model.module)) is not None:
+        card["head_activations"] = activations
     tensors = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     # One entry only: safetensors writes several in random order, so equal models would differ.
     save_file(tensors, path, metadata={"resnet-opt": json.dumps(card)})
@@ -167,9 +172,10 @@ def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None 
     content = read_content(path)
     if (detector := detector_state(content)) is not None:
         return _detector_of(path, card, detector, arch)
-    read, layers = _choose_weights(path, content, card, weights)
+    read, activations = _choose_weights(path, content, card, weights)
     module, fitted = fit_weights(read.state, arch or card.arch, str(path), head=card.head)
-    replace_head(module, layers)
+    if activations is not None:
+        set_activations(module, activations, str(path))
     if arch is None and card.arch is None:
         _check_stated_arch(path, read.stated_arch, fitted)
     outputs = outputs_of(module)
@@ -390,13 +396,14 @@ def _override_preprocessing(
 
 def _choose_weights(
     path: Path, content: Any, card: _Card, weights: str | None
-) -> tuple[Weights, nn.Module | None]:
-    """The weights, and a head of several layers if a file of this package has one."""
-    if (description := _head_layers(path)) is None:
-        wanted = weights or card.weights
-        return choose_weights(content, path, copy=wanted, head=card.head), None
-    state, layers = without_head(content, description, str(path))
-    return Weights(state=state), layers
+) -> tuple[Weights, list[str] | None]:
+    """The weights, and what follows the hidden layers of the head if a file of this package states it."""
+    if (parts := _stated_list(path, "head_layers")) is not None:  # as older versions wrote it
+        state, activations = from_sequential(content, parts, str(path))
+        return Weights(state=state), activations
+    wanted = weights or card.weights
+    read = choose_weights(content, path, copy=wanted, head=card.head)
+    return read, _stated_list(path, "head_activations")
 
 
 def _detector_of(
@@ -421,13 +428,13 @@ def _detector_of(
     )
 
 
-def _head_layers(path: Path) -> list[str] | None:
-    """The parts of a head with several layers, which only our own files state."""
+def _stated_list(path: Path, key: str) -> list[str] | None:
+    """An entry of the header of our own files, about a head with several layers."""
     if path.suffix != ".safetensors" or (text := _header(path)) is None:
         return None
     try:
-        layers = json.loads(text).get("head_layers")
-        return None if layers is None else [str(part) for part in layers]
+        entries = json.loads(text).get(key)
+        return None if entries is None else [str(entry) for entry in entries]
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the card in {path} is damaged: {error}") from error
 

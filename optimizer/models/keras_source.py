@@ -16,22 +16,24 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import CheckpointError
 from optimizer.models.architectures import ARCHITECTURES, build_module, infer_arch, torchvision_name
 from optimizer.models.checkpoint import with_card_file
-from optimizer.models.heads import build_head, replace_head
+from optimizer.models.heads import layered_state, set_activations, without_hidden
 from optimizer.models.keras_archive import KerasFile, Weights, opened
 from optimizer.models.keras_graph import Layer, Network, read_network, refuse
 from optimizer.models.keras_head import Dense, read_head
 from optimizer.models.keras_layers import network_of_weights
 from optimizer.models.keras_pixels import as_preprocessing, caffe_preprocessing, read_normalization
 from optimizer.models.keras_resnet import KerasResNet, follow
+from optimizer.models.keras_running import KerasFacts, run_keras
 from optimizer.models.model import Model, weights_digest
 from optimizer.models.model_sources import Source
+from optimizer.models.native import NativeModel
 from optimizer.models.pretrained import torchvision_weights
 from optimizer.models.weights import fit_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["KERAS", "load_keras", "load_keras_name"]
+__all__ = ["KERAS", "load_keras", "load_keras_name", "native_keras"]
 
 _DEFAULT_SIZE = 224
 _URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
@@ -140,8 +142,7 @@ def load_keras_name(name: str, image_size: int | None = None) -> Model:
         if name.lower().endswith("v2"):
             hint += "; ResNet V2 goes over ONNX: model.export('model.onnx', format='onnx')"
         raise CheckpointError(f"there are no weights keras:{name} to read", hint=hint)
-    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    path = folder / published.file
+    path = _downloaded(published)
     if not path.is_file():
         raise CheckpointError(
             f"the weights of keras:{published.name} are not at {path}",
@@ -154,6 +155,29 @@ def load_keras_name(name: str, image_size: int | None = None) -> Model:
             hint="download it again; your own weights can be passed as a file",
         )
     return model
+
+
+def native_keras(name: str, model: Model, interpreter: Path | None) -> NativeModel:
+    """Keras itself for a model that `load_keras` or `load_keras_name` loaded; see `open_native`."""
+    published = next((p for p in _PUBLISHED if name.lower() == f"keras:{p.name}".lower()), None)
+    path = Path(name).expanduser() if published is None else _downloaded(published)
+    with opened(path) as file:
+        if file.config is None:
+            application = next((p.name for p in _PUBLISHED if p.arch == model.arch), None)
+            facts = KerasFacts(path=path, application=application, normalizes=False)
+        else:
+            network = read_network(file.config, path)
+            tensors = _reader(file)
+            stem = follow(network, tensors, path).stem
+            inside = read_normalization(network, stem, tensors, path) is not None
+            facts = KerasFacts(path=path, application=None, normalizes=inside)
+    return run_keras(facts, model, interpreter)
+
+
+def _downloaded(published: _Published) -> Path:
+    """Where Keras keeps the weights that it downloads."""
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    return folder / published.file
 
 
 def _reader(file: KerasFile) -> Callable[[Layer], Mapping[str, Any]]:
@@ -210,10 +234,8 @@ def _build(found: KerasResNet, head: Sequence[Dense], path: Path) -> tuple[nn.Mo
 
     body = {name: torch.from_numpy(array) for name, array in found.state.items()}
     pairs = [(torch.from_numpy(dense.weight), torch.from_numpy(dense.bias)) for dense in head]
-    first, last = pairs[0][0], pairs[-1][1]
-    weight = first if len(pairs) == 1 else first.new_zeros(len(last), first.shape[1])
-    state = {**body, "fc.weight": weight, "fc.bias": last}
-    shapes = infer_arch(state)
+    state = {**body, **layered_state(pairs)}
+    shapes = infer_arch(state if len(pairs) == 1 else without_hidden(state, str(path)))
     if shapes is None:
         stages = [
             len({n.split(".")[1] for n in body if n.startswith(f"layer{i}.")}) for i in range(1, 5)
@@ -226,8 +248,7 @@ def _build(found: KerasResNet, head: Sequence[Dense], path: Path) -> tuple[nn.Mo
     candidates = [arch for arch in ARCHITECTURES if torchvision_name(arch) == shapes]
     arch = _matching(candidates, found, path)
     module, _ = fit_weights(state, arch, str(path))
-    if len(pairs) > 1:
-        replace_head(module, build_head(pairs, [dense.activation for dense in head]))
+    set_activations(module, [dense.activation for dense in head[:-1]], str(path))
     return module, arch
 
 
@@ -296,4 +317,5 @@ KERAS = Source(
     prefix="keras:",
     load_file=load_keras,
     load_name=load_keras_name,
+    native=native_keras,
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optimizer.models.model import Model
+    from optimizer.models.native import NativeModel
 
 __all__ = ["Source", "forms", "is_checkpoint", "source_of_file", "source_of_name", "sources"]
 
@@ -37,6 +38,8 @@ class Source:
             networks to use, if the user states them.
         load_name: Loads a name without the prefix; the second argument is the image size in
             pixels, if the user states it.
+        native: Runs a model of this source with its own framework, see
+            `optimizer.models.native.open_native`; ``None`` if that is PyTorch.
     """
 
     forms: tuple[str, ...]
@@ -45,6 +48,7 @@ class Source:
     prefix: str = ""
     load_file: Callable[[Path, str | None, str | None], Model] | None = None
     load_name: Callable[[str, int | None], Model] | None = None
+    native: Callable[[str, Model, Path | None], NativeModel] | None = None
 
 
 @cache

@@ -22,7 +22,7 @@ from optimizer.models.architectures import (
     stem_name,
 )
 from optimizer.models.copies import ONNX_ROUTE, choose, find_copies, summary
-from optimizer.models.hidden_layers import (
+from optimizer.models.heads import (
     has_hidden_layers,
     load_hidden_layers,
     without_hidden,

@@ -99,6 +99,16 @@ class Architecture(Options):
     )
 
 
+class FrameworkPython(Options):
+    """Where Keras or TensorFlow is installed."""
+
+    framework_python: FilePath | None = option(
+        None,
+        "Python interpreter of an environment that has Keras or TensorFlow; default: this one.",
+        metavar="PATH",
+    )
+
+
 class ImageSize(Options):
     """The side of the images."""
 
@@ -269,18 +279,6 @@ class GraphOptions(ImageSize):
     opset: int = option(20, "ONNX operator set.", ge=18, le=23)
 
 
-class ExportOptions(Architecture, GraphOptions):
-    """Options of ``export``."""
-
-    panel: ClassVar[str] = "Export"
-
-    with_nms: bool = option(
-        False,
-        "Detectors: append decoding and non-maximum suppression, for use in ONNX Runtime or OpenVINO "
-        "by other programs; also takes an exported graph.",
-    )
-
-
 class CalibrationImages(ImageReading):
     """The calibration images."""
 
@@ -346,6 +344,24 @@ class ForeignGraph(PreprocessingSource):
     inference_mode: bool = option(
         False, "Use BatchNorm and Dropout of a file in training mode as in inference."
     )
+
+
+class ExportOptions(Architecture, GraphOptions, ForeignGraph, FrameworkPython):
+    """Options of ``export``."""
+
+    panel: ClassVar[str] = "Export"
+
+    with_nms: bool = option(
+        False,
+        "Detectors: append decoding and non-maximum suppression, for use in ONNX Runtime or OpenVINO "
+        "by other programs; also takes an exported graph.",
+    )
+
+
+class ModelReading(Architecture, ImageSize):
+    """How a model is read; a graph takes none of it."""
+
+    panel: ClassVar[str] = "Export"
 
 
 class CalibrateOptions(CalibrationImages, ForeignGraph):
@@ -586,7 +602,9 @@ class AccuracyOptions(
     )
 
 
-class ValidateOptions(AccuracyOptions, HopOptions, Architecture, ImageSize, Device, ForeignGraph):
+class ValidateOptions(
+    AccuracyOptions, HopOptions, Architecture, ImageSize, Device, ForeignGraph, FrameworkPython
+):
     """Options of ``validate``."""
 
     panel: ClassVar[str] = "Accuracy"
@@ -630,7 +648,7 @@ class SpeedOptions(Options):
     seed: int = option(0, "Seed of the order of the rounds.")
 
 
-class BenchOptions(SpeedOptions, ImageSize, Device):
+class BenchOptions(SpeedOptions, ImageSize, Device, ForeignGraph):
     """Options of ``bench``."""
 
     panel: ClassVar[str] = "Measurement"
@@ -657,7 +675,7 @@ class ProfileOptions(ImageSize, Threads, Device):
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
-class PredictOptions(Device):
+class PredictOptions(Device, ForeignGraph):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)

@@ -9,6 +9,7 @@ the file among their inputs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,10 +269,11 @@ def _check_fits(source: SourceGraph, metadata: Metadata) -> None:
     shape = _dims(source.proto.graph.input[0])
     channels, height, width = (shape[3], *shape[1:3]) if _takes_pixels(source) else shape[1:]
     name = source.path.name
-    if None not in (height, width) and height != width:
+    if height is not None and width is not None and height != width:
         raise GraphError(
             f"{name} takes images of {height} x {width}, but preprocessing here gives squares",
-            hint="export it with equal height and width, or with both dynamic and --crop",
+            hint=f"--crop {_square_of(height, width)} uses the network on squares of that side; "
+            "validate shows what that costs",
         )
     if metadata.preprocessing is None:
         return
@@ -295,8 +297,15 @@ def _check_fits(source: SourceGraph, metadata: Metadata) -> None:
     if classes and len(out) > 1 and out[1] is not None and max(2, out[1]) != len(classes):
         raise GraphError(
             f"the graph has {out[1]} outputs, but there are {len(classes)} class names",
-            hint="--preprocessing-from the model that this graph was made from",
+            hint="correct the class names in its card, or take the card of the model that this graph "
+            "was made from: --preprocessing-from",
         )
+
+
+def _square_of(height: int, width: int) -> int:
+    """The side of a square of about as many pixels, a multiple of 32 where that is possible."""
+    side = math.sqrt(height * width)
+    return max(32, round(side / 32) * 32) if side > 32 else round(side)
 
 
 def carry_over(

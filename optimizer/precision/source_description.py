@@ -50,8 +50,7 @@ class SourceDescription:
         from optimizer.data import Preprocessing
 
         found = Preprocessing.from_dict(self.metadata.preprocessing)
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (found.mean, found.std))
-        return f"preprocessing from {self.origin}: {found}, mean {mean}, std {std}"
+        return f"preprocessing from {self.origin}: {found.in_words}"
 
 
 def describe_source(
@@ -77,11 +76,19 @@ def describe_source(
     if own.preprocessing is not None and donor.preprocessing not in (None, own.preprocessing):
         raise GraphError(
             f"{graph.name} has preprocessing metadata that differs from {origin}",
-            hint=f"leave out {'--preprocessing-from' if options.preprocessing_from else origin}",
+            hint=_how_to_leave_out(options, flags, str(origin)),
         )
     borrowed = {name: donor[name] for name in _BORROWED if donor.get(name, "[]") != "[]"}
     metadata = Metadata(borrowed | {name: own[name] for name in _BORROWED if name in own})
     return SourceDescription(metadata, None if own.preprocessing is not None else origin)
+
+
+def _how_to_leave_out(options: PreprocessingSource, flags: dict[str, Any], origin: str) -> str:
+    if flags:
+        return f"leave out {', '.join(map(flag, flags))}"
+    if options.preprocessing_from is not None:
+        return "leave out --preprocessing-from"
+    return f"correct {origin}, or delete it"
 
 
 def _donor(

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn
 
 from optimizer.errors import ResnetOptError, file_system_fault
 from optimizer.processes.child import Child, ChildFailed
 from optimizer.processes.child_main import resolve
+from optimizer.processes.frames import receive, send
 from optimizer.progress import Progress
 
 __all__ = ["Limits", "answer_call", "call", "give_up"]
 
 _MIB = 2**20
 _UNLOAD_WAIT_S = 5.0
-_LENGTH = struct.Struct(">Q")
-_MAX_LENGTH = 1 << 36
 _MAX_CHARACTERS = 500
 
 
@@ -52,6 +50,7 @@ def call(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     import_from: Sequence[str] = (),
+    interpreter: str | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Call a function in a new process.
@@ -63,6 +62,7 @@ def call(
         threads: Compute threads of its libraries; ``None`` for their defaults.
         cpus: CPUs to run on; ``None`` for all that this process may use.
         import_from: Additional folders to import modules from.
+        interpreter: The interpreter of another environment; see `Child`.
         progress: If given, the function gets a keyword ``progress`` that forwards updates to it.
 
     Returns:
@@ -80,6 +80,7 @@ def call(
         threads=threads,
         cpus=cpus,
         import_from=import_from,
+        interpreter=interpreter,
     )
     try:
         child.wait_policy.deadline = time.monotonic() + limits.seconds
@@ -109,25 +110,15 @@ def give_up(error: Exception) -> NoReturn:
 # --- the parent ----------------------------------------------------------------------------------
 
 
-class _Writer(Protocol):
-    def write(self, data: bytes, /) -> Any: ...
-
-    def flush(self) -> None: ...
-
-
-class _Reader(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
 def _exchange(child: Child, request: Any, progress: Progress | None) -> Any:
     frame = pickle.dumps(request)
     try:
-        _send(child.requests, frame)
+        send(child.requests, frame)
     except BrokenPipeError:
         raise child.failure() from None
     while True:
         try:
-            message = _receive(child.answers)
+            message = receive(child.answers)
         except (ValueError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
             raise child.failure(error) from error
         if message is None:
@@ -191,11 +182,11 @@ def answer_call(function: str, requests: BinaryIO, answers: BinaryIO) -> None:
 
     def reply(frame: bytes) -> None:
         with lock:
-            _send(answers, frame)
+            send(answers, frame)
 
     _reply = reply
     try:
-        arguments, wants_progress = _receive(requests)
+        arguments, wants_progress = receive(requests)
         options = {"progress": _Relay(reply)} if wants_progress else {}
         frame = pickle.dumps(("result", resolve(function)(*arguments, **options)))
     except BaseException as error:  # noqa: BLE001 - sent to the parent
@@ -234,25 +225,3 @@ def _describe(error: BaseException) -> _Message:
         return "error", fault
     text = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_CHARACTERS]
     return "raised", (f"raised {text}", "".join(traceback.format_exception(error)))
-
-
-# --- both ----------------------------------------------------------------------------------------
-
-
-def _send(stream: _Writer, frame: bytes) -> None:
-    stream.write(_LENGTH.pack(len(frame)) + frame)
-    stream.flush()
-
-
-def _receive(stream: _Reader) -> Any:
-    """The next message; ``None`` at the end of the stream."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > _MAX_LENGTH:
-        raise ValueError(f"a message of {length} bytes")
-    frame = stream.read(length)
-    if len(frame) < length:
-        return None
-    return pickle.loads(frame)  # noqa: S301 - both ends are ours

@@ -84,6 +84,8 @@ class Child:
         threads: Compute threads of its libraries; ``None`` for their defaults.
         cpus: CPUs to run on; ``None`` for all that this process may use.
         import_from: Additional folders to import modules from, searched last.
+        interpreter: The interpreter of another environment, which has its own packages: only this
+            package is loaded from here. ``None`` for this interpreter and its search path.
 
     Attributes:
         pid: Process id, which is also the id of its process group.
@@ -104,8 +106,9 @@ class Child:
         threads: int | None = None,
         cpus: Sequence[int] | None = None,
         import_from: Sequence[str] = (),
+        interpreter: str | None = None,
     ) -> None:
-        self._function = function
+        self._function, self._interpreter = function, interpreter
         self._status: int | None = None
         self._closed = self._killed_here = False
         self._last_lines: list[str] = []
@@ -113,7 +116,7 @@ class Child:
         settings = {
             "arguments": list(arguments),
             "cpus": None if cpus is None else list(cpus),
-            "path": [*search_path(), *import_from],
+            "path": [*(search_path() if interpreter is None else ()), *import_from],
         }
         with contextlib.ExitStack() as undo:
             try:
@@ -138,14 +141,16 @@ class Child:
                 descriptors.append(ends if child_reads else ends[::-1])
             (request_end, requests), (answer_end, answers), (parent_end, self._life) = descriptors
             inherited = [request_end, answer_end, parent_end]
-            command_line = command(self._function, {**settings, "descriptors": inherited})
+            command_line = command(
+                self._function, {**settings, "descriptors": inherited}, self._interpreter
+            )
             self.started_ns = time.perf_counter_ns()
             self._process = subprocess.Popen(
                 command_line,
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
-                env=environment(threads),
+                env=environment(threads, own_packages=self._interpreter is None),
                 pass_fds=inherited,
                 start_new_session=True,
             )

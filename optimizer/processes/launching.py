@@ -36,22 +36,26 @@ main()
 """
 
 
-def command(function: str, settings: Mapping[str, Any]) -> list[str]:
+def command(
+    function: str, settings: Mapping[str, Any], interpreter: str | None = None
+) -> list[str]:
     """The command line of a child.
 
     Args:
         function: The function to run, ``module:function``.
         settings: Settings for `optimizer.processes.child_main`; JSON values.
+        interpreter: Another environment's interpreter; ``None`` for this one.
 
     Raises:
         EnvironmentFault: ``sys.executable`` is empty.
     """
-    if not sys.executable:
+    if interpreter is None and not sys.executable:
         raise EnvironmentFault(
             "cannot start a process: sys.executable is empty",
             hint="start Python by its full path, or set sys.executable",
         )
-    return [sys.executable, *_isolation(), "-c", _START, _ROOT, function, json.dumps(settings)]
+    started = interpreter or sys.executable
+    return [started, *_isolation(), "-c", _START, _ROOT, function, json.dumps(settings)]
 
 
 def _isolation() -> list[str]:
@@ -65,12 +69,14 @@ def _isolation() -> list[str]:
     ]
 
 
-def environment(threads: int | None) -> dict[str, str]:
+def environment(threads: int | None, *, own_packages: bool = True) -> dict[str, str]:
     """The environment of a child.
 
     Args:
         threads: Compute threads of libraries; ``None`` leaves the choice to them, within the
             container's CPU quota.
+        own_packages: Whether the child imports the packages of this process; if not, it gets no
+            ``PYTHONPATH``.
     """
     if threads is None:
         counts = limit_library_threads(os.environ)
@@ -79,7 +85,7 @@ def environment(threads: int | None) -> dict[str, str]:
     # Also for Python processes that a library starts in the child.
     child = {**os.environ, **counts, **home_variable(os.environ), "PYTHONSAFEPATH": "1"}
     # An empty entry also means the current folder. Absolute paths stay.
-    entries = child.pop("PYTHONPATH", "").split(os.pathsep)
+    entries = child.pop("PYTHONPATH", "").split(os.pathsep) if own_packages else []
     if kept := [entry for entry in entries if os.path.normpath(entry) != os.curdir]:
         child["PYTHONPATH"] = os.pathsep.join(kept)
     return child

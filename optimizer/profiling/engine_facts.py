@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optimizer.artifacts import Manifest, find_manifest, read_manifest
 from optimizer.engines.batching import compiled_profiles
+from optimizer.engines.opening import how_to_build, is_foreign_graph
 from optimizer.errors import UsageError
 from optimizer.models.model_sources import is_checkpoint
 from optimizer.processes import cpu_quota
@@ -186,6 +187,8 @@ def _describe(path: Path, name: str) -> EngineFacts:
     manifest: Manifest | None = None
     if not path.is_file():
         raise UsageError(f"no such file: {path}", hint="check the path")
+    if is_foreign_graph(path):
+        raise UsageError(f"{path.name} is a graph, not an engine", hint=how_to_build(path))
     if not is_checkpoint(path) or find_manifest(path) is not None:
         manifest = read_manifest(path)
     if manifest is None or (manifest.kind != "engine" and is_checkpoint(path)):
@@ -194,7 +197,7 @@ def _describe(path: Path, name: str) -> EngineFacts:
     if manifest.kind != "engine":
         raise UsageError(
             f"{path.name} is a {manifest.kind}, not an engine",
-            hint=f"resnet-opt build {path.name} --engine auto",
+            hint=how_to_build(path),
         )
     settings, details = manifest.settings, manifest.details
     precision = str(settings.get("precision"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from optimizer.reporting.task_views import view_of
 from optimizer.results import (
@@ -179,12 +180,21 @@ def _assumed(stages: Sequence[StageRecord]) -> list[str]:
         settings = (stage.manifest or {}).get("settings", {})
         source = str(settings.get("source", ""))
         if settings.get("preprocessing_assumed") and ":random" not in source:
+            assumed = _described(stage.manifest or {})
             sentence = (
-                f"The weights ({source}) do not state their preprocessing: ImageNet resize, mean and "
-                "standard deviation were assumed. If that is wrong, accuracy suffers."
+                f"The weights ({source}) do not state their preprocessing; assumed was: {assumed}. "
+                "If that is wrong, accuracy suffers."
             )
             return [sentence]
     return []
+
+
+def _described(manifest: Mapping[str, Any]) -> str:
+    """The preprocessing of an artifact in words: of Keras's files it is not ImageNet's usual one."""
+    from optimizer.data import Preprocessing
+
+    stated = manifest.get("preprocessing")
+    return "ImageNet's usual one" if stated is None else Preprocessing.from_dict(stated).in_words
 
 
 def _not_run(stages: Sequence[StageRecord]) -> list[str]:

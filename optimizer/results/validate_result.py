@@ -54,6 +54,8 @@ class Hop(Model):
     precision: str
     status: EngineStatus = "ok"
     error: str | None = None
+    crashed: bool = False
+    """Whether ``error`` is one of the library that executes the hop: nothing is known of its accuracy."""
     n: int = 0
     top1: float | None = None
     top1_ci95: Interval | None = None

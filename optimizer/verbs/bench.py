@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimizer.artifacts import OutputFile, check_outputs
-from optimizer.options import BenchOptions, takes_options
+from optimizer.options import BenchOptions, ForeignGraph, takes_options
 from optimizer.progress import Progress
 from optimizer.results import BenchResult, write_result
+from optimizer.verbs.graph_engines import engines_of
 from optimizer.verbs.planned_files import sample_files, samples_folder
 from optimizer.verbs.validate import as_list
 
@@ -28,7 +29,7 @@ def bench(
     """Measure latency and throughput in interleaved rounds, each engine in its own process.
 
     Args:
-        engines: Engines or checkpoints; one or several.
+        engines: Engines, checkpoints, or ONNX graphs, which ONNX Runtime computes; one or several.
         options: See below.
         output: File for the result (``.json``); the raw samples go into a folder beside it.
             ``None`` writes nothing.
@@ -54,9 +55,12 @@ def bench(
     if raw_dir is not None:
         files += sample_files(Path(raw_dir))
     check_outputs(files, [*paths, options.against], force=force)
-    result = measure(
-        paths, options, raw_dir=None if raw_dir is None else Path(raw_dir), progress=progress
-    )
+    given = [*paths, *([options.against] if options.against is not None else [])]
+    with engines_of(given, options.of_kind(ForeignGraph), progress=progress) as opened:
+        if options.against is not None:
+            options = options.model_copy(update={"against": opened.pop()})
+        raw = None if raw_dir is None else Path(raw_dir)
+        result = measure(opened, options, raw_dir=raw, progress=progress)
     if output is not None:
         write_result(result, output)
     return result

@@ -12,8 +12,8 @@ from optimizer.artifacts import Artifact, Cache, OutputFile, check_outputs, scra
 from optimizer.errors import UsageError
 from optimizer.options import (
     BuildOptions,
-    ExportOptions,
     ForeignGraph,
+    ModelReading,
     QuantizeOptions,
     check_engine,
     flag,
@@ -86,7 +86,7 @@ def build(
     options = _with_engine(options)
     engine, target = options.engine, _target_of(options)
     check_labels_from(options, options.precision)
-    given = options.of_kind(ExportOptions).as_given()
+    given = options.of_kind(ModelReading).as_given()
     if given and not is_model(graph):
         flags = ", ".join(map(flag, given))
         raise UsageError(f"{flags}: {graph.name} is a graph", hint=f"leave out {flags}")
@@ -260,9 +260,14 @@ def _export(model: str, exported: Path, options: BuildOptions, job: _Job) -> lis
 
 def _remarks(exported: Artifact) -> list[str]:
     """What the user should know about the weights that were exported."""
-    details = exported.manifest.details
-    assumed = "preprocessing was assumed to be ImageNet's: the weights do not state it"
-    return [*details.get("notes", ()), *([assumed] if details.get("preprocessing_assumed") else ())]
+    from optimizer.data import Preprocessing
+
+    details, stated = exported.manifest.details, exported.manifest.preprocessing
+    notes = [*details.get("notes", ())]
+    if details.get("preprocessing_assumed") and stated is not None:
+        assumed = Preprocessing.from_dict(stated).in_words
+        notes.append(f"preprocessing was assumed, because the weights do not state it: {assumed}")
+    return notes
 
 
 def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, list[str]]:
@@ -272,7 +277,7 @@ def _checkpoint(model: Path, options: BuildOptions, job: _Job) -> tuple[Path, li
     """
     from optimizer.models import load_model, save_checkpoint
 
-    if model.is_file() and not options.of_kind(ExportOptions).as_given():
+    if model.is_file() and not options.of_kind(ModelReading).as_given():
         return model, []
     loaded = load_model(
         str(model), arch=options.arch, image_size=options.image_size, weights=options.weights

@@ -56,13 +56,15 @@ class ExportResult(_ArtifactResult):
     """An FP32 graph.
 
     Attributes:
-        max_relative_difference: Largest difference from PyTorch, relative to the largest logit;
-            ``None`` for a graph that was not compared with PyTorch.
+        max_relative_difference: Largest difference from what the model comes from, relative to the
+            largest logit; ``None`` if it was not compared.
+        compared_with: PyTorch, or TensorFlow for a SavedModel.
         preprocessing_assumed: Whether the preprocessing was assumed because the weights do not
             state it.
     """
 
     max_relative_difference: float | None = None
+    compared_with: str = "PyTorch"
     preprocessing_assumed: bool = False
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimizer.errors import UsageError
-from optimizer.options import PredictOptions, takes_options
+from optimizer.options import ForeignGraph, PredictOptions, takes_options
 from optimizer.options.declaration import flag
 from optimizer.results import DetectionPrediction, Prediction
+from optimizer.verbs.graph_engines import engines_of
 from optimizer.verbs.validate import as_list
 
 __all__ = ["predict"]
@@ -25,7 +26,7 @@ def predict(
     """Classify images with an engine or a checkpoint, or detect objects with a detector.
 
     Args:
-        engine: An engine or a checkpoint.
+        engine: An engine, a checkpoint, or an ONNX graph, which ONNX Runtime computes.
         images: Image files, or folders of them; one or several.
         options: See below.
         force: Also replace annotated images that resnet-opt did not write, or that were edited since.
@@ -38,26 +39,34 @@ def predict(
         ArtifactError, CheckpointError: The engine cannot be opened.
         UsageError: An option for detectors and a classifier, or the reverse.
     """
+    paths = [Path(image) for image in as_list(images)]
+    foreign = options.of_kind(ForeignGraph)
+    with engines_of([Path(engine)], foreign, needs_preprocessing=True) as (opened,):
+        return _predict(opened, str(engine), paths, options, force=force)
+
+
+def _predict(
+    engine: Path, name: str, paths: list[Path], options: PredictOptions, *, force: bool
+) -> list[Prediction] | list[DetectionPrediction]:
     from optimizer.evaluation.classify import predict as classify
     from optimizer.evaluation.detect import detect, detector_of
 
-    paths = [Path(image) for image in as_list(images)]
-    detector = detector_of(Path(engine))
+    detector = detector_of(engine)
     given = options.model_fields_set
     if detector is None:
         if wrong := sorted({"score_threshold", "annotate"} & given):
             raise UsageError(
-                f"{flag(wrong[0])} is for detectors, and {engine} is a classifier",
+                f"{flag(wrong[0])} is for detectors, and {name} is a classifier",
                 hint="leave it out",
             )
-        return classify(Path(engine), paths, top=options.top, device=options.device)
+        return classify(engine, paths, top=options.top, device=options.device)
     if "top" in given:
         raise UsageError(
-            f"--top is for classifiers, and {engine} is a detector",
+            f"--top is for classifiers, and {name} is a detector",
             hint="use --score-threshold to show more or fewer detections",
         )
     return detect(
-        Path(engine),
+        engine,
         detector,
         paths,
         threshold=options.score_threshold,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import UsageError
@@ -15,6 +16,8 @@ from optimizer.verbs.planned_files import predictions_path
 
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
+    from optimizer.models import Model
+    from optimizer.models.native import NativeModel
 
 __all__ = ["validate"]
 
@@ -77,7 +80,6 @@ def validate(
         )
         for path in paths
     ]
-    source = _reference(options)
     stores = predictions_folder(Cache.default()) if options.cache_limit else None
     if images is None:
         images = open_dataset(
@@ -89,21 +91,22 @@ def validate(
             labels_from=options.labels_from,
             image_folder=options.image_folder,
         )
-    result = compare_hops(
-        chains,
-        source,
-        images,
-        Gates(
-            max_drop_pp=options.max_drop,
-            max_flips=options.max_flips,
-            max_lost=options.max_lost,
-            score_threshold=options.score_threshold,
-        ),
-        options.of_kind(HopOptions),
-        predictions=None if predictions is None else Path(predictions),
-        stores=stores,
-        progress=progress,
-    )
+    with _reference(options) as source:
+        result = compare_hops(
+            chains,
+            source,
+            images,
+            Gates(
+                max_drop_pp=options.max_drop,
+                max_flips=options.max_flips,
+                max_lost=options.max_lost,
+                score_threshold=options.score_threshold,
+            ),
+            options.of_kind(HopOptions),
+            predictions=None if predictions is None else Path(predictions),
+            stores=stores,
+            progress=progress,
+        )
     if stores is not None:
         limit_predictions(stores, options.cache_limit)
     if output is not None and writes:
@@ -129,17 +132,31 @@ def _check_files(
     check_outputs(files, read, force=force)
 
 
-def _reference(options: ValidateOptions) -> Any:
+@contextlib.contextmanager
+def _reference(options: ValidateOptions) -> Iterator[Model | NativeModel | Path]:
+    """What every hop is compared with, while it is open."""
     from optimizer.models import load_model
+    from optimizer.models.native import NativeModel, open_native
 
     if options.reference.endswith(".onnx"):
-        return Path(options.reference)
-    return load_model(
+        if options.framework_python is not None:
+            raise UsageError(
+                f"--framework-python is for Keras models, and {options.reference} is an ONNX file",
+                hint="leave it out",
+            )
+        yield Path(options.reference)
+        return
+    model = load_model(
         options.reference,
         arch=options.arch,
         image_size=options.image_size,
         weights=options.weights,
     )
+    opened = open_native(options.reference, model, options.framework_python)
+    with (
+        contextlib.closing(opened) if isinstance(opened, NativeModel) else contextlib.nullcontext()
+    ):
+        yield opened
 
 
 def as_list(paths: Sequence[Path | str] | Path | str) -> list[Path | str]:

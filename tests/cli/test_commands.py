@@ -684,7 +684,6 @@ def _bad(
             ["validate", small_graph, "--reference", small_checkpoint, "--data", "digits:test",
              "--max-drop", "1"], 2, "pp",
         ),
-        "a graph to bench": (["bench", small_graph], 2, "is a graph, not an engine|not an engine"),
         "a graph to profile": (["profile", small_graph], 2, "is a graph, not an engine|not an engine"),
         "ceilings off but remeasured": (
             ["profile", small_checkpoint, "--no-ceilings", "--remeasure"], 2,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from optimizer.artifacts import Input, Plan, produce
 from optimizer.data import ImageDataset, Preprocessing, open_dataset
@@ -14,7 +15,9 @@ from optimizer.engines import get_backend
 from optimizer.engines.onnxruntime import as_written
 from optimizer.errors import (
     AccuracyGateFailed,
+    BuildError,
     DataError,
+    GraphError,
     Inconclusive,
     PrecisionAuditFailed,
     UsageError,
@@ -272,6 +275,48 @@ def test_a_chain_without_any_runnable_hop_is_inconclusive(
     assert (result.verdict, result.images_needed) == ("inconclusive", None)
     with pytest.raises(Inconclusive, match="was built but cannot run on this machine"):
         raise_for_verdict(result)
+
+
+@pytest.mark.parametrize("fault", ["types", "values"])
+def test_a_graph_that_cannot_be_executed_is_no_loss_of_accuracy(
+    fault: str, tmp_path: Path, reference: Path, data: ImageDataset
+) -> None:
+    """Its types do not fit, or an operation fails on the first image: exit code 2, not 4."""
+    path = tmp_path / "g.onnx"
+    if fault == "types":
+        graph = _noisy(path, 0.0, precision="int8")
+        proto = onnx.load(graph)
+        gain = next(tensor for tensor in proto.graph.initializer if tensor.name == "gain")
+        gain.CopyFrom(numpy_helper.from_array(np.ones((1, 5), np.float64), "gain"))
+        onnx.save(proto, graph)
+    else:
+        nodes = [helper.make_node("Gather", ["features", "places"], ["seen"], "gather", axis=1)]
+        places = {"places": np.array([0, 1, 2, 3, 9], np.int64)}
+        graph = classifier(path, middle=nodes, constants=places, precision="int8")
+    with pytest.raises(GraphError, match=r"g\.onnx|graph int8") as caught:
+        raise_for_verdict(validate([Chain.of(graph)], reference, data, GATES))
+    assert caught.value.exit_code == 2
+    assert caught.value.hint is not None
+
+
+def test_an_engine_that_crashes_is_a_build_error(reference: Path, data: ImageDataset) -> None:
+    result = validate([Chain.of(reference)], reference, data, GATES)
+    hop = result.hops[-1].model_copy(
+        update={
+            "engine": "e.blob",
+            "status": "failed",
+            "error": "x",
+            "crashed": True,
+            "verdict": "fail",
+        }
+    )
+    crashed = result.model_copy(update={"hops": [result.hops[0], hop], "verdict": "fail"})
+    with pytest.raises(BuildError):
+        raise_for_verdict(crashed)
+    other = hop.model_copy(update={"crashed": False})
+    both = result.model_copy(update={"hops": [result.hops[0], hop, other], "verdict": "fail"})
+    with pytest.raises(AccuracyGateFailed):
+        raise_for_verdict(both)
 
 
 def test_bad_input_is_refused(tmp_path: Path, reference: Path, data: ImageDataset) -> None:

@@ -46,6 +46,9 @@ ROWS: dict[str, tuple[Dress, ForeignGraph]] = {
     "FP64": (Dress(dtype=np.float64), ForeignGraph()),
     "fixed batch": (Dress(batch=3), ForeignGraph()),
     "dynamic height and width": (Dress(size=("height", "width")), ForeignGraph()),
+    "images that are not square, `--crop 16`": (
+        Dress(size=(16, 24), pool="ReduceMean"), ForeignGraph(crop=16),
+    ),
     "ArgMax as the only output": (Dress(opset=11, ir_version=6, outputs="argmax"), ForeignGraph()),
     "scores and their ArgMax": (Dress(opset=11, ir_version=6, outputs="argmax+scores"), ForeignGraph()),
     "two outputs": (Dress(outputs="scores+features"), ForeignGraph()),

@@ -133,6 +133,51 @@ def test_images_that_do_not_fit_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_a_network_for_other_images_is_used_on_squares_if_asked(
+    nhwc: bool, tmp_path: Path, data: str
+) -> None:
+    """The advice of the refusal works when it is followed."""
+    model = write(tmp_path / "wide.onnx", Dress(size=(SIZE, 24), nhwc=nhwc, pool="ReduceMean"))
+    options = {"mean": 0.3, "std": 0.4, "resize": SIZE}
+    with pytest.raises(GraphError, match="takes images of 16 x 24") as refused:
+        optimizer.build(model, tmp_path / "e.ort.onnx", engine="onnxruntime", **options)
+    assert str(refused.value.hint).startswith("--crop ")
+    options["crop"] = SIZE
+    engine = optimizer.build(model, tmp_path / "e.ort.onnx", engine="onnxruntime", **options)
+    changes = (
+        engine.manifest.inputs
+        and json.loads((tmp_path / "wide.float.onnx.json").read_text())["details"]["changes"]
+    )
+    assert any("16 x 24 by 16 x 16" in line for line in changes)
+    result = optimizer.validate(engine.path, reference=model, data=data, **options)
+    assert [hop.flips for hop in result.hops[1:]] == [0] * (len(result.hops) - 1)
+
+
+def test_a_network_for_one_size_only_is_refused(tmp_path: Path) -> None:
+    def fixed(model: Any) -> None:
+        """Average over a map of a fixed size, written as Reshape and ReduceMean."""
+        pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+        pool.op_type, output = "Reshape", pool.output[0]
+        pool.input.append("map.shape")
+        pool.output[0] = "map"
+        shapes = {"map.shape": [-1, 12, 24], "map.axes": [2]}
+        for name, values in shapes.items():
+            tensor = onnx.numpy_helper.from_array(np.array(values, np.int64), name)
+            model.graph.initializer.append(tensor)
+        mean = onnx.helper.make_node(
+            "ReduceMean", ["map", "map.axes"], [output], "mean", keepdims=0
+        )
+        model.graph.node.insert(list(model.graph.node).index(pool) + 1, mean)
+
+    model = write(tmp_path / "fixed.onnx", Dress(size=(SIZE, 24), edit=fixed))
+    with pytest.raises(
+        GraphError, match=r"does not compute on squares .*16 x 24 by 32 x 32"
+    ) as caught:
+        optimizer.quantize(model, tmp_path / "q.onnx", precision="fp32", mean=0.3, std=0.4, crop=32)
+    assert "global average pooling" in str(caught.value.hint)
+
+
 def test_external_weights_are_read_and_written_as_one_file(tmp_path: Path, data: str) -> None:
     write(tmp_path / "whole.onnx", Dress())
     model = tmp_path / "in" / "model.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optimizer.models.keras_pixels import caffe_preprocessing
 from optimizer.reporting.findings import findings
 from optimizer.results import RunResult
 
@@ -26,10 +27,13 @@ def test_the_fastest_engine_and_its_accuracy_come_first(full_run: RunResult) -> 
 def test_assumed_preprocessing_is_stated(full_run: RunResult) -> None:
     def stated(source: str, assumed: bool) -> bool:
         settings = {"source": source, "preprocessing_assumed": assumed}
-        loaded = full_run.stages[0].model_copy(update={"manifest": {"settings": settings}})
+        manifest = {"settings": settings, "preprocessing": caffe_preprocessing(224).to_dict()}
+        loaded = full_run.stages[0].model_copy(update={"manifest": manifest})
         stages = [loaded, *full_run.stages[1:]]
         sentences = _sentences(full_run.model_copy(update={"stages": stages}))
-        return any("do not state their preprocessing" in sentence for sentence in sentences)
+        found = [line for line in sentences if "do not state their preprocessing" in line]
+        assert all("BGR, mean 0.408, 0.458, 0.485, std 0.00392" in line for line in found)
+        return bool(found)
 
     assert stated("w.pth", True)
     assert not stated("w.pth", False)
