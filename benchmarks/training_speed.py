@@ -44,7 +44,7 @@ class Loop:
     """A worker that trains when it is asked to."""
 
     def __init__(self, kind: str, settings: dict[str, Any]) -> None:
-        self._images = settings["steps"] * settings["batch"]
+        self._images = int(settings["steps"] * settings["batch"])
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), kind, json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -181,8 +181,9 @@ def torchvision_script(arguments: argparse.Namespace, photos: Path, folder: Path
     ]  # fmt: skip
     printed = run(command, arguments.threads)
     hours, minutes, seconds = re.findall(r"Epoch: \[0\] Total time: (\d+):(\d+):(\d+)", printed)[-1]
-    batches = len(list((photos / "train").rglob("*.jpg"))) // arguments.batch
-    return batches * arguments.batch / (3600 * int(hours) + 60 * int(minutes) + int(seconds))
+    batch = int(arguments.batch)
+    images = len(list((photos / "train").rglob("*.jpg"))) // batch * batch
+    return images / (3600 * int(hours) + 60 * int(minutes) + int(seconds))
 
 
 def measure_scripts(arguments: argparse.Namespace, folder: Path) -> dict[str, list[float]]:

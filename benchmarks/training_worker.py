@@ -67,7 +67,7 @@ def bare(settings: dict[str, Any], rounds: Rounds, *, channels_last: bool = True
     images, labels = torch.from_numpy(everything.images), torch.from_numpy(everything.labels)
     torch.manual_seed(0)
     network = build_module(settings["arch"], 10, zero_init_residual=True)
-    network = network.to(memory_format=layout).train()  # type: ignore[call-overload]
+    network = network.to(memory_format=layout).train()
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )

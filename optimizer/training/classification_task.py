@@ -36,7 +36,7 @@ class Classification:
 
     better = "top1"
     label = "top-1"
-    metrics = ("top1",)
+    metrics: tuple[str, ...] = ("top1",)
 
     def __init__(
         self,

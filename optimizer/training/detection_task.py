@@ -55,7 +55,7 @@ class Detection:
 
     better = "ap"
     label = "AP"
-    metrics = ("ap", "ap50")
+    metrics: tuple[str, ...] = ("ap", "ap50")
 
     def __init__(
         self, spec: DetectorSpec, preprocessing: Preprocessing, held_out: ImageDataset | None

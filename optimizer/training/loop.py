@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,8 @@ _RUNNING_SHARE = 0.05
 """Share of the newest step in the speed that is shown."""
 
 
-Batch_contra = TypeVar("Batch_contra", contravariant=True)
-"""A task's own kind of batches."""
-
-
-class Task(Protocol[Batch_contra]):
-    """What is trained, as the loop sees it; the type of its batches is its own."""
+class Task(Protocol):
+    """What is trained, as the loop sees it."""
 
     better: str
     """The metric by which weights are better, larger is better."""
@@ -54,7 +50,7 @@ class Task(Protocol[Batch_contra]):
     metrics: tuple[str, ...]
     """All metrics that `evaluate` returns."""
 
-    def loss(self, module: nn.Module, batch: Batch_contra, device: torch.device) -> torch.Tensor:
+    def loss(self, module: nn.Module, batch: Any, device: torch.device) -> torch.Tensor:
         """Mean loss of a batch, a scalar that can be differentiated."""
 
     def evaluate(self, module: nn.Module, world: World) -> Mapping[str, float]:
@@ -117,7 +113,7 @@ class Fit:
         best: The best row's metric and the epoch it belongs to; ``None`` without held-out images.
     """
 
-    def __init__(self, module: nn.Module, task: Task[Any], batches: Batches, work: Work) -> None:
+    def __init__(self, module: nn.Module, task: Task, batches: Batches, work: Work) -> None:
         import torch
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from optimizer.data import ImageDataset, Preprocessing
 from optimizer.models import DETECTORS, Model
@@ -60,7 +60,7 @@ class Subject(Protocol):
     def module(self, job: TrainingJob) -> nn.Module:
         """The network that training starts from, drawn from PyTorch's generator."""
 
-    def task(self, job: TrainingJob) -> Task[Any]:
+    def task(self, job: TrainingJob) -> Task:
         """Loss and metrics."""
 
     def reading(self, job: TrainingJob) -> Reading:
