@@ -23,6 +23,7 @@ from optimizer.artifacts import (
 )
 from optimizer.errors import BuildError, EnvironmentFault, UnsupportedPrecision, UsageError
 from optimizer.options import (
+    AccuracyOptions,
     BenchOptions,
     BuildOptions,
     EncodingOptions,
@@ -34,6 +35,7 @@ from optimizer.recipe import BuildSection, CalibrateSection, Recipe
 from optimizer.results import (
     Audit,
     BenchResult,
+    Gates,
     StageRecord,
     ValidateResult,
     read_result,
@@ -218,6 +220,23 @@ class Job:
             return details | ({"notes": list(model.remarks)} if model.remarks else {})
 
         return produce(plan, output, write)
+
+    def check_images(self, checkpoint: Artifact, images: Images) -> None:
+        """Refuse images and limits that do not fit the network's task, before engines are built.
+
+        Raises:
+            DataError: The labels are of another task, or do not match the network's classes.
+            UsageError: A limit is set that the task has no measure for.
+        """
+        from optimizer.models import load_model
+        from optimizer.tasks import task_of
+
+        if self.recipe.validation is None or images.held_out is None:
+            return
+        model = load_model(str(checkpoint.path))
+        task = task_of(model.detector, model.preprocessing)
+        task = task.for_gates(_gates(self.recipe.validation))
+        task.match(images.held_out, model.num_classes, model.classes)
 
     def export(self, checkpoint: Artifact) -> Artifact:
         """Export the checkpoint to ``model.onnx``, checked against PyTorch."""
@@ -429,17 +448,10 @@ class Job:
         self, checkpoint: Artifact, graph: Artifact, images: Images
     ) -> ValidateResult | None:
         """Compare every engine with the reference: ``validate.json`` and ``predictions.npz``."""
-        from optimizer.results import Gates
-
         section, held_out = self.recipe.validation, images.held_out
         if section is None or held_out is None:
             return None
-        gates = Gates(
-            max_drop_pp=section.max_drop,
-            max_flips=section.max_flips,
-            max_lost=section.max_lost,
-            score_threshold=section.score_threshold,
-        )
+        gates = _gates(section)
         options = section.of_kind(
             ValidateOptions, reference=str(checkpoint.path), exported=str(graph.path)
         )
@@ -520,6 +532,15 @@ class Job:
 
     def _common(self) -> dict[str, Any]:
         return {"cache": self.cache, "progress": self.progress, "force": self.force}
+
+
+def _gates(section: AccuracyOptions) -> Gates:
+    return Gates(
+        max_drop_pp=section.max_drop,
+        max_flips=section.max_flips,
+        max_lost=section.max_lost,
+        score_threshold=section.score_threshold,
+    )
 
 
 def _check_disjoint(

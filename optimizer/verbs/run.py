@@ -223,6 +223,7 @@ def _execute(job: Job, source: object, command: str) -> RunResult:
     if recipe_file is not None:
         save_recipe(recipe, recipe_file)
     checkpoint = job.make_checkpoint()
+    job.check_images(checkpoint, images)
     graph = job.export(checkpoint)
     statistics = job.calibrate(graph, images)
     for section in recipe.build:

@@ -120,6 +120,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _graph(tmp_path_factory.mktemp("detector") / "detector.onnx")
 
 
+@pytest.mark.long
 def test_the_layer_that_loses_detections_is_kept(graph: Path, tmp_path: Path) -> None:
     output = tmp_path / "mixed.onnx"
     written = optimizer.quantize(

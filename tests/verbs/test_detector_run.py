@@ -8,6 +8,7 @@ import pytest
 
 import optimizer
 from optimizer.artifacts import Cache
+from optimizer.errors import DataError, UsageError
 from optimizer.recipe import DemoOptions
 from optimizer.results import ValidateResult, read_result
 from optimizer.verbs.run import demo_folder, demo_recipe
@@ -28,6 +29,34 @@ def test_the_demo_of_a_task_has_its_recipe_and_folder() -> None:
     assert [folder.name for folder in folders] == [
         "demo", "demo-resnet18", "demo-detection", "demo-fcos_resnet50_fpn",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("validation", "error", "message"),
+    [
+        ({"data": "digits-scenes:test"}, DataError, "has boxes, but the network is a classifier"),
+        (
+            {"data": "digits:test", "max_lost": "3%"},
+            UsageError,
+            "--max-lost limits lost detections",
+        ),
+    ],
+)
+def test_images_and_limits_of_another_task_are_refused_before_the_work(
+    validation: dict[str, str],
+    error: type[Exception],
+    message: str,
+    small_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    recipe = {
+        "model": str(small_checkpoint),
+        "build": {"engine": "openvino", "precision": "fp32"},
+        "validate": validation,
+    }
+    with pytest.raises(error, match=message):
+        optimizer.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "model.onnx").exists()
 
 
 @pytest.mark.long
