@@ -40,6 +40,8 @@ TOKEN = "RESNET_OPT_KILLED_RUN"
 CHILDREN_END_S = 10
 KEPT = {".resnet-opt-training"}
 """Hidden files that belong there."""
+OF_LIBRARIES = {".ses"}
+"""In the folder for temporary files: ONNX Runtime 1.31 writes a session's id there when it is imported."""
 
 Command = list[str]
 COMMANDS: dict[str, Callable[[Base], Command]] = {
@@ -243,7 +245,11 @@ def left_behind(place: Place, token: str) -> list[str]:
         for path in sorted(place.out.rglob(".*"))
         if path.name not in KEPT
     ]
-    found += [f"tmp/{path.name}" for path in sorted(place.temporary.iterdir())]
+    found += [
+        f"tmp/{path.name}"
+        for path in sorted(place.temporary.iterdir())
+        if path.name not in OF_LIBRARIES
+    ]
     found += [f"process {pid}" for pid in running(token)]
     if place.cache.exists():
         Cache(place.cache).clear()
