@@ -6,7 +6,7 @@ The same weights are written in several ways by ``torch.onnx.export`` and once b
 Each file is imported, calibrated on the same images and quantized for each target; the noise of the
 INT8 graph, executed as written, is compared with that of the file it came from. A foreign file must
 not lose more than 0.3 dB against our own export.
-Writes ``reports/sources/exports.json`` and ``exports.md``.
+Writes ``reports/sources/exports.json``, ``exports.md`` and the table in docs/sources.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from readme import ROOT, machine
+from readme import ROOT, machine, write_between_marks
 from torch import nn
 
 import optimizer
@@ -207,6 +207,8 @@ def main() -> int:
         write_text_atomically(options.output / "exports.json", json.dumps(report, indent=1) + "\n")
     report = json.loads((options.output / "exports.json").read_text(encoding="utf-8"))
     write_text_atomically(options.output / "exports.md", markdown(report))
+    if options.output == REPORTS:
+        write_between_marks(ROOT / "docs" / "sources.md", "exports", block(report))
     print(block(report))
     return 0 if held(report) else 1
 
