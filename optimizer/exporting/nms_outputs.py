@@ -101,7 +101,7 @@ def add_nms(model: ir.Model, spec: DetectorSpec) -> None:
     scores, positions = tail.candidates(head)
     boxes, classes = tail.decoded(head, positions, content)
     outputs = tail.suppressed(boxes, scores, classes)
-    graph.outputs[:] = outputs
+    graph.outputs[:] = list(outputs)
     write_metadata(model, nms="true")
 
 
@@ -122,7 +122,7 @@ class _Tail:
         self._graph.append(node)
         return node.outputs[0] if count == 1 else node.outputs
 
-    def _constant(self, values: Any, kind: type = np.int64) -> ir.Value:
+    def _constant(self, values: Any, kind: Any = np.int64) -> ir.Value:
         self._count += 1
         array: NDArray[Any] = np.asarray(values, kind)
         return add_constant(self._graph, f"nms.constant.{self._count}", array)

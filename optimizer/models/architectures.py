@@ -57,7 +57,20 @@ DETECTORS = tuple(
     for backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 )
 """Detectors in one stage on a feature pyramid; torchvision's names, also for other backbones."""
-_TWO_STAGES = ("fasterrcnn", "maskrcnn", "keypointrcnn")
+_CROPS = (
+    "a detector in two stages: the second one crops regions whose number depends on the image, which "
+    "has no fixed shape to compile an engine for"
+)
+_QUERIES = (
+    "a detector whose transformer turns queries into boxes: only outputs of one box per anchor are read "
+    "here"
+)
+_OTHER_DETECTORS = {
+    "fasterrcnn": _CROPS, "maskrcnn": _CROPS, "keypointrcnn": _CROPS,
+    "detr": _QUERIES, "rtdetr": _QUERIES, "rt_detr": _QUERIES, "rfdetr": _QUERIES, "dino": _QUERIES,
+    "deformable_detr": _QUERIES, "conditional_detr": _QUERIES,
+}  # fmt: skip
+"""Why other detectors are refused, by the start of their name."""
 
 Shapes = dict[str, tuple[int, ...]]
 _STEMS = ("conv1.weight", "conv1.0.weight")
@@ -70,12 +83,7 @@ def check_arch(arch: str) -> str:
     Raises:
         CheckpointError: Unknown architecture.
     """
-    if arch.startswith(_TWO_STAGES):
-        raise CheckpointError(
-            f"{arch} is a detector in two stages: the second one crops regions whose number depends on "
-            "the image, which has no fixed shape to compile an engine for",
-            hint=f"use a detector in one stage: {', '.join(DETECTORS)}",
-        )
+    refuse_other_detectors(arch)
     if arch not in ARCHITECTURES and (what := reason_not_built(arch)) is not None:
         raise CheckpointError(
             f"{arch} has {what}, which training and quantization here do not handle",
@@ -88,6 +96,20 @@ def check_arch(arch: str) -> str:
             hint=f"use one of {', '.join((*ARCHITECTURES, *DETECTORS))}",
         )
     return arch
+
+
+def refuse_other_detectors(name: str) -> None:
+    """Refuse detectors of other kinds by their name, which may be that of a repository.
+
+    Raises:
+        CheckpointError: It is one of them; the message says why it cannot be used.
+    """
+    plain = name.rpartition("/")[2].lower().replace("-", "_")
+    for start, reason in _OTHER_DETECTORS.items():
+        if plain.startswith(start):
+            raise CheckpointError(
+                f"{name} is {reason}", hint=f"use a detector in one stage: {', '.join(DETECTORS)}"
+            )
 
 
 def detector_parts(arch: str) -> tuple[str, str] | None:

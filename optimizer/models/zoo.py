@@ -6,7 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from optimizer.errors import CheckpointError
-from optimizer.models.architectures import ARCHITECTURES, DETECTORS, check_arch
+from optimizer.models.architectures import (
+    ARCHITECTURES,
+    DETECTORS,
+    check_arch,
+    refuse_other_detectors,
+)
 from optimizer.models.model import Model
 from optimizer.models.model_sources import (
     forms,
@@ -75,10 +80,10 @@ def _load(text: str, arch: str | None, image_size: int | None, weights: str | No
     head, colon, tail = text.partition(":")
     if head in (*ARCHITECTURES, *DETECTORS):
         return _load_named(head, tail) if colon else _reject_bare_arch(head)
-    if colon and "rcnn" in head:
-        check_arch(head)  # says why it cannot be used
     if text and path.is_dir():
         raise CheckpointError(f"{text} is a folder", hint=_accepted())
+    if source_of_file(path) is None:
+        refuse_other_detectors(head)
     if source_of_file(path) is not None or "/" in text:
         raise CheckpointError(f"no such file: {text}", hint=_accepted())
     raise CheckpointError(f"unknown model {text!r}", hint=_accepted())

@@ -107,6 +107,10 @@ def test_torchvisions_own_state_dict_is_read(detector: Model, tmp_path: Path) ->
     ("name", "message"),
     [
         ("fasterrcnn_resnet50_fpn:COCO_V1", "two stages"),
+        ("maskrcnn_resnet50_fpn", "two stages"),
+        ("detr_resnet50", "turns queries into boxes"),
+        ("facebook/detr-resnet-50", "turns queries into boxes"),
+        ("PekingU/rtdetr_r50vd", "turns queries into boxes"),
         ("retinanet_resnet18_fpn:COCO_V1", "no weights 'COCO_V1' for retinanet_resnet18_fpn"),
         ("retinanet_resnet50_fpn:COCO_V9", "no weights 'COCO_V9'"),
         ("retinanet_resnet50_fpn", "does not say which weights"),

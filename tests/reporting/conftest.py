@@ -654,7 +654,7 @@ def detector() -> RunResult:
     """A detector: one engine loses detections, another has those of the reference."""
     run = full()
     assert run.validate_
-    drops = {
+    drops: dict[str, Any] = {
         "drop_by_size": {"small": PairedDrop(drop_pp=0.8, ci95_pp=(0.1, 1.5))},
         "drop_by_class": {HOSTILE: PairedDrop(drop_pp=-0.4, ci95_pp=(-1.0, 0.2))},
     }
@@ -662,7 +662,7 @@ def detector() -> RunResult:
         hop.top1 = hop.top5 = hop.top1_ci95 = hop.flips = hop.mcnemar_p = None
         if hop.status == "ok":
             changed = (7, 2) if hop.precision == "int8" else (0, 0)
-            more = {} if hop.parent is None else drops
+            more: dict[str, Any] = {} if hop.parent is None else drops
             hop.detection = _measures(*(changed if hop.parent else (None, None)), **more)
     names = {hop.precision: hop.name for hop in run.validate_.hops if hop.engine}
     run.validate_.task = "detection"

@@ -146,7 +146,8 @@ def test_the_layer_that_loses_detections_is_kept(graph: Path, tmp_path: Path) ->
     assert len(chosen.kept) < len(result.sensitivity)
     assert chosen.inside
     assert "detections on 36 search images are lost" in result.finding
-    verdict = written.search and written.search.validation
+    assert written.search is not None
+    verdict = written.search.validation
     assert verdict is not None
     assert verdict.task == "detection"
     assert verdict.gates.max_lost == 0.25

@@ -35,7 +35,7 @@ def test_the_hostile_layer_is_kept_first(variants: Variants, split: Split) -> No
     assert HOSTILE in chosen.kept
     assert walk.front[1].kept == {HOSTILE}
     assert chosen.inside
-    assert chosen.measured.tally.flips < first.measured.tally.flips
+    assert chosen.measured.counts.changed < first.measured.counts.changed
     assert chosen.encodings.keep == variants.in_order(chosen.kept)
     assert first.predicted_ms == len(variants.layers)
     assert chosen.predicted_ms == first.predicted_ms + len(chosen.kept)
@@ -58,7 +58,7 @@ def test_a_budget_of_zero_ends_without_a_flip(variants: Variants, split: Split) 
     walk.start()
     chosen = walk.run(rank(variants), points.append)
     assert chosen.inside
-    assert chosen.measured.tally.flips == 0
+    assert chosen.measured.counts.changed == 0
     assert walk.front[1:] == points
 
 
