@@ -105,7 +105,10 @@ def test_accuracy_decides_where_there_is_data(
     assert outcome["validate"]["finding"]
 
 
-def test_the_report_says_what_the_results_say(suite: gpu.Suite, tmp_path: Path) -> None:
+def test_the_report_says_what_the_results_say(
+    suite: gpu.Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "BATCHES", (1,))
     suite.bench("small", seconds=0.3, threads=1)
     case = Case("small", "onnxruntime", "fp32")
     tool = trtexec.parse(
