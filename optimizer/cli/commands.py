@@ -410,7 +410,7 @@ def validate(
     """
     from optimizer.cli.printing import print_validation
     from optimizer.evaluation import raise_for_verdict
-    from optimizer.evaluation.shards import is_first_process
+    from optimizer.processes.ranks import is_first_process
     from optimizer.verbs.validate import validate as verb
 
     with _bars() as progress:
