@@ -239,12 +239,15 @@ def calibrate(
     Example: resnet-opt calibrate model.onnx --calib data/train --halves -o model.stats.npz
     """
     from optimizer.cli.printing import halves_lines
+    from optimizer.processes.ranks import is_first_process
     from optimizer.verbs.calibrate import calibrate as verb
 
     with _bars() as progress:
         artifact = verb(
             graph, output, options, cache=_cache(no_cache), force=force, progress=progress
         )
+    if not is_first_process():  # torchrun: every process has the same result
+        return
     details = {"halves": [asdict(moved) for moved in artifact.halves]} if artifact.halves else {}
     tensors, notes = (artifact.manifest.details[name] for name in ("tensors", "notes"))
     lines = [f"{tensors} tensors", *notes, *halves_lines(artifact.halves)]

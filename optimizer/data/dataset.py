@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from optimizer.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent"]
+__all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent", "by_group"]
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 _CHECKED = np.empty((0,), dtype=np.uint8)
@@ -40,6 +41,24 @@ class Batch(NamedTuple):
     images: NDArray[Any]
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
+
+
+def by_group(
+    batches: Iterator[Batch], groups: Sequence[NDArray[np.int64]]
+) -> Generator[Iterator[Batch], None, None]:
+    """The batches of each group in turn, from `Dataset.grouped_batches` for the same groups.
+
+    A group none of whose images can be read has no batch. Exhaust each before the next.
+    """
+    numbers = {int(index): number for number, group in enumerate(groups) for index in group}
+    grouped = itertools.groupby(batches, lambda batch: numbers[int(batch.indices[0])])
+    upcoming = next(grouped, None)
+    for number in range(len(groups)):
+        if upcoming is None or upcoming[0] != number:
+            yield iter(())
+            continue
+        yield upcoming[1]
+        upcoming = next(grouped, None)
 
 
 @dataclass
@@ -79,6 +98,10 @@ class Dataset(Protocol):
     @property
     def skipped(self) -> list[str]:
         """Images left out because they cannot be read."""
+
+    @property
+    def skip_bad_images(self) -> bool:
+        """Whether images that cannot be read are left out instead of being an error."""
 
     @property
     def notes(self) -> tuple[str, ...]:
