@@ -513,7 +513,8 @@ def predict(
     from optimizer.cli.printing import prediction_lines
     from optimizer.verbs.predict import predict as verb
 
-    rows = verb(engine, images, options, force=force)
+    with _bars() as progress:
+        rows = verb(engine, images, options, force=force, progress=progress)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
         return

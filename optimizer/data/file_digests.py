@@ -48,7 +48,7 @@ class FileDigests:
         Decoding reports unreadable files, or leaves them out.
         """
         known = self._load()
-        path = f"{self._root}/{name}"  # a Path costs more than the rest, for each of 50,000 files
+        path = os.path.join(self._root, name)  # noqa: PTH118 - a Path costs more than the rest, for each of 50,000 files
         try:
             identity = _identity(path)
             if name in known and known[name][0] == identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +54,8 @@ def open_list(path: Path, *, skip_bad_images: bool = False, labels_from: int = 0
     """
     files, words = _parse(path)
     root = _root(path, files)
-    missing = [name for name in files if not (root / name).is_file()]
+    # A Path for each of 50,000 files takes longer than everything else
+    missing = [name for name in files if not os.path.isfile(f"{root}/{name}")]  # noqa: PTH113
     if missing:
         raise DataError(
             f"{path}: {len(missing)} of {len(files)} listed images are missing; "
@@ -65,7 +67,7 @@ def open_list(path: Path, *, skip_bad_images: bool = False, labels_from: int = 0
         name=str(path),
         classes=classes,
         labels=labels,
-        source=FileSource(root, files, [(root / name).stat().st_size for name in files]),
+        source=FileSource(root, files),
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
     )

@@ -657,7 +657,7 @@ class ProfileOptions(ImageSize, Threads, Device):
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
-class PredictOptions(Device):
+class PredictOptions(Device, ImageReading):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)

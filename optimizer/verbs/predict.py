@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from optimizer.artifacts import Cache
 from optimizer.errors import UsageError
 from optimizer.options import PredictOptions, takes_options
 from optimizer.options.declaration import flag
+from optimizer.progress import Progress
 from optimizer.results import DetectionPrediction, Prediction
 from optimizer.verbs.validate import as_list
 
@@ -21,17 +23,20 @@ def predict(
     options: PredictOptions,
     *,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> list[Prediction] | list[DetectionPrediction]:
     """Classify images with an engine or a checkpoint, or detect objects with a detector.
 
     Args:
         engine: An engine or a checkpoint.
-        images: Image files, or folders of them; one or several.
+        images: Image files, or folders of them; one or several. Of more than 256 images, what is
+            complete is kept in the cache, and found by the next run.
         options: See below.
         force: Also replace annotated images that resnet-opt did not write, or that were edited since.
+        progress: Receives progress updates.
 
     Returns:
-        One prediction per image; the network decides of which kind.
+        One prediction per image that is not skipped; the network decides of which kind.
 
     Raises:
         DataError: An image cannot be decoded.
@@ -40,9 +45,12 @@ def predict(
     """
     from optimizer.evaluation.classify import predict as classify
     from optimizer.evaluation.detect import detect, detector_of
+    from optimizer.evaluation.stored_predictions import predictions_folder
 
     paths = [Path(image) for image in as_list(images)]
-    detector = detector_of(Path(engine))
+    engine = Path(engine)
+    detector = detector_of(engine)
+    stores = predictions_folder(Cache.default())
     given = options.model_fields_set
     if detector is None:
         if wrong := sorted({"score_threshold", "annotate"} & given):
@@ -50,18 +58,12 @@ def predict(
                 f"{flag(wrong[0])} is for detectors, and {engine} is a classifier",
                 hint="leave it out",
             )
-        return classify(Path(engine), paths, top=options.top, device=options.device)
+        return classify(engine, paths, options, stores=stores, progress=progress)
     if "top" in given:
         raise UsageError(
             f"--top is for classifiers, and {engine} is a detector",
             hint="use --score-threshold to show more or fewer detections",
         )
     return detect(
-        Path(engine),
-        detector,
-        paths,
-        threshold=options.score_threshold,
-        folder=options.annotate,
-        device=options.device,
-        force=force,
+        engine, detector, paths, options, stores=stores, progress=progress, force=force
     )
