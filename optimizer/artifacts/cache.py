@@ -38,6 +38,7 @@ _FOLDERS = {
     "locks": re.compile(r"[0-9a-f]{64}\.lock"),
     "measured": re.compile(r"[0-9a-f]{64}\.json"),
     "digests": re.compile(r"[0-9a-f]{64}\.json"),
+    "archives": re.compile(r"[0-9a-f]{64}\.json"),
     "calibrations": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
     "predictions": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
 }

@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.tar_members import ImageFile
 from optimizer.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,8 +147,11 @@ class Source(Protocol):
     channels: int | None
     """Channels of every image; ``None`` if they are only known when an image is read."""
 
-    def file(self, position: int) -> Path | None:
-        """The file an image is decoded from; ``None`` for every image of an in-memory source."""
+    def file(self, position: int) -> ImageFile | None:
+        """The file, or member of an archive, that an image is decoded from.
+
+        ``None`` for every image of an in-memory source.
+        """
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """One image: H x W x channels uint8, or channels x H x W float32 if already preprocessed."""

@@ -23,7 +23,9 @@ __all__ = [
     "FileSource",
     "has_class_folders",
     "images_below",
+    "is_image",
     "is_sorted_by_class",
+    "note_left_out",
     "open_folder",
     "open_unlabelled",
 ]
@@ -133,7 +135,7 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         source=FileSource(root, files),
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
-        notes=_notes(root, others),
+        notes=note_left_out(root, others),
     )
 
 
@@ -159,7 +161,7 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
         source=FileSource(root, images),
         positions=np.arange(len(images), dtype=np.int64),
         skip_bad_images=skip_bad_images,
-        notes=_notes(root, others),
+        notes=note_left_out(root, others),
     )
 
 
@@ -187,7 +189,7 @@ def _classes_of(root: Path) -> tuple[list[str], bool]:
                 if not entry.name.startswith("."):
                     classes.append(entry.name)
             elif not loose:
-                loose = _is_image(entry.name)
+                loose = is_image(entry.name)
     return sorted(classes), loose
 
 
@@ -200,7 +202,7 @@ def _images_below(folder: Path) -> tuple[list[str], list[str]]:
         prefix = "" if inside == "." else f"{inside}/"
         hidden = _is_hidden(prefix)
         for name in sorted(names):
-            (images if not hidden and _is_image(name) else others).append(prefix + name)
+            (images if not hidden and is_image(name) else others).append(prefix + name)
     return images, others
 
 
@@ -209,7 +211,7 @@ def images_below(folder: Path) -> list[str]:
     return _images_below(folder)[0]
 
 
-def _notes(root: Path, left_out: Sequence[str]) -> tuple[str, ...]:
+def note_left_out(root: Path | str, left_out: Sequence[str]) -> tuple[str, ...]:
     """What was left out, also logged as a warning so that every command says it."""
     if not left_out:
         return ()
@@ -244,5 +246,6 @@ def _no_images(root: Path, others: Sequence[str]) -> DataError:
     )
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image; its name may have folders."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)

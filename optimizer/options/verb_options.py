@@ -577,7 +577,7 @@ class AccuracyOptions(
 
     data: Source = option(
         REQUIRED,
-        "Labelled images: digits:test, an ImageFolder, val.txt or file.npz; for detectors "
+        "Labelled images: digits:test, an ImageFolder, val.txt, val.tar or file.npz; for detectors "
         "digits-scenes:test, a COCO file or a YOLO folder.",
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
