@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
-from optimizer.data.tar_members import ImageFile
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Source(Protocol):
     channels: int | None
     """Channels of every image; ``None`` if they are only known when an image is read."""
 
-    def file(self, position: int) -> ImageFile | None:
+    def file(self, position: int) -> ImagePlace | None:
         """The file, or member of an archive, that an image is decoded from.
 
         ``None`` for every image of an in-memory source.

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import scratch_folder
 from optimizer.data.preprocessing import Preprocessing
-from optimizer.data.tar_members import ImageFile
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError, EnvironmentFault
 from optimizer.processes import Child, hardware_threads
 
@@ -90,7 +90,7 @@ class Operation:
 
 
 def decode_ahead(
-    files: Iterable[ImageFile | tuple[ImageFile, int]],
+    files: Iterable[ImagePlace | tuple[ImagePlace, int]],
     preprocessing: Preprocessing | None,
     *,
     workers: int,
@@ -204,7 +204,7 @@ class _Worker:
                 f"cannot start a process that decodes images: {reason}", hint="use --workers 0"
             ) from error
         stack.callback(self._child.end)
-        self._waiting: deque[tuple[ImageFile, int]] = deque()
+        self._waiting: deque[tuple[ImagePlace, int]] = deque()
         self._waiting_bytes = 0
 
     @property
@@ -212,7 +212,7 @@ class _Worker:
         """Whether requests are pending; an idle worker accepts any request."""
         return bool(self._waiting)
 
-    def submit(self, wanted: ImageFile | tuple[ImageFile, int]) -> bool:
+    def submit(self, wanted: ImagePlace | tuple[ImagePlace, int]) -> bool:
         """Request one more image; returns ``False`` if too many requests are pending."""
         file, number = wanted if isinstance(wanted, tuple) else (wanted, 0)
         place = [str(file)] if isinstance(file, Path) else astuple(file)
@@ -235,7 +235,7 @@ class _Worker:
         response: list[Any] = json.loads(line)
         return response
 
-    def _death_error(self, file: ImageFile) -> EnvironmentFault:
+    def _death_error(self, file: ImagePlace) -> EnvironmentFault:
         failure = self._child.failure()
         hint = (
             "use fewer --workers, or --workers 0"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.data.tar_members import ImageFile
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _DAMAGED = (
 )
 
 
-def open_image(path: ImageFile, channels: int = 3) -> Image.Image:
+def open_image(path: ImagePlace, channels: int = 3) -> Image.Image:
     """Decode an image file to RGB, or to RGBA for networks of four channels.
 
     Grayscale, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Like

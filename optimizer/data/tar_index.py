@@ -122,7 +122,8 @@ def _read_headers(path: Path) -> list[TarMember]:
         with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             size = os.fstat(stream.fileno()).st_size
             while (info := archive.next()) is not None:
-                archive.members.clear()  # they would take more memory than the index
+                # It keeps all it has seen, which would take more memory than the index.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if info.isdir():
                     continue
                 name = info.name.removeprefix("./")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ImageFile", "TarMember"]
+__all__ = ["ImagePlace", "TarMember"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +41,5 @@ class TarMember:
         return content
 
 
-ImageFile = Path | TarMember
+ImagePlace = Path | TarMember
 """What an image is decoded from."""

@@ -88,9 +88,8 @@ class _CalibrationPass:
         self._preprocessing = Preprocessing.from_dict(metadata.preprocessing)
         dataset.check_depth(self._preprocessing)
         self._as_uint8 = metadata.get("input") == "uint8-nhwc"
-        execute = tapped(graph, list(observed))
-        self._new_collector = lambda: Collector(observed, execute)
-        self._collector = self._new_collector()
+        self._observed, self._execute = observed, tapped(graph, list(observed))
+        self._collector = Collector(self._observed, self._execute)
         self._part = Part()
         self._dataset, self._batch, self._progress = dataset, batch, progress
 
@@ -146,7 +145,7 @@ class _CalibrationPass:
         self._part.statistics = self._collector.collected()
         if rank_and_world()[1] > 1:
             parts = gathered(self._part)
-            self._part, self._collector = Part(), self._new_collector()
+            self._part, self._collector = Part(), Collector(self._observed, self._execute)
             for part in parts:
                 self._add(part)
         skipped = [
