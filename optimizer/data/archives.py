@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -186,7 +186,7 @@ def _labelled(
     if listed is not None:
         return _from_list(listed, places, names, labels_from)
     inner = _without_common_folder(names)
-    folders = [PurePosixPath(name).parts[0] if "/" in name else "" for name in inner]
+    folders = [name.partition("/")[0] if "/" in name else "" for name in inner]
     classes = tuple(sorted(set(folders)))
     if "" not in classes and len(classes) > 1:
         index = {name: label for label, name in enumerate(classes)}
@@ -221,7 +221,7 @@ def _list_of(archives: Sequence[TarIndex]) -> tuple[str, bytes] | None:
     """Name and contents of the list of labels in an archive, or beside it."""
     for archive in archives:
         for member in archive.members:
-            if PurePosixPath(member.name).name in LISTS:
+            if member.name.rpartition("/")[2] in LISTS:
                 return str(member), member.read()
     path = archives[0].path
     names = [f"{path.stem}{suffix}" for suffix in LIST_SUFFIXES]
@@ -256,8 +256,7 @@ def _without_common_folder(names: Sequence[str]) -> list[str]:
 
 def _accompanies(name: str) -> bool:
     """Whether a member belongs to the layout: a list, or the metadata of webdataset's samples."""
-    pure = PurePosixPath(name)
-    return pure.name in LISTS or pure.suffix == ".json"
+    return name.rpartition("/")[2] in LISTS or name.endswith(".json")
 
 
 def _named(paths: Sequence[Path]) -> str:

@@ -55,8 +55,8 @@ def open_list(path: Path, *, skip_bad_images: bool = False, labels_from: int = 0
     """
     files, words = _parse(path)
     root = _root(path, files)
-    # A Path for each of 50,000 files takes longer than everything else
-    missing = [name for name in files if not os.path.isfile(f"{root}/{name}")]  # noqa: PTH113
+    present = set(os.listdir(root))  # noqa: PTH208 - cheaper than asking for each of 50,000 files
+    missing = [name for name in files if name not in present and not (root / name).is_file()]
     if missing:
         raise DataError(
             f"{path}: {len(missing)} of {len(files)} listed images are missing; "
@@ -118,8 +118,8 @@ def parse_list(
     lines = _lines(path, data)
     for number, written, label in _rows(lines, exists):
         name = written.strip().replace("\\", "/")
-        pure = PurePosixPath(name)
-        if not name or not label or pure.is_absolute() or ".." in pure.parts:
+        # Not as a path object: for 50,000 names those take longer than everything else.
+        if not name or not label or name.startswith("/") or ".." in name.split("/"):
             raise DataError(f"{path}, line {number}: {lines[number]!r}", hint=_FORMAT)
         if name in seen:
             raise DataError(f"{path}, line {number}: {name} is listed twice", hint="remove a line")

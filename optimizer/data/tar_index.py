@@ -18,7 +18,7 @@ import os
 import tarfile
 import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import Cache, write_text_atomically
@@ -153,8 +153,7 @@ def _check_member(path: Path, name: str, info: tarfile.TarInfo, size: int) -> No
     Raises:
         DataError: It is not.
     """
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+    if not name or name.startswith("/") or ".." in name.split("/"):
         raise _refused(path, name, "has a name that leaves the archive")
     if info.issym() or info.islnk():
         raise _refused(path, name, f"is a link to {info.linkname}")
