@@ -64,6 +64,4 @@ def predict(
             f"--top is for classifiers, and {engine} is a detector",
             hint="use --score-threshold to show more or fewer detections",
         )
-    return detect(
-        engine, detector, paths, options, stores=stores, progress=progress, force=force
-    )
+    return detect(engine, detector, paths, options, stores=stores, progress=progress, force=force)
