@@ -420,7 +420,7 @@ def torchvision(folder: str) -> dict[str, Any]:
         v2.Normalize(list(model.preprocessing.mean), list(model.preprocessing.std)),
     ])  # fmt: skip
 
-    class Images(torch.utils.data.Dataset):  # type: ignore[misc, name-defined, type-arg]
+    class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(rows)
 
