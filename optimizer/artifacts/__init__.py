@@ -38,6 +38,7 @@ from optimizer.artifacts.marks import (
 from optimizer.artifacts.outputs import OutputFile, check_outputs, check_space
 from optimizer.artifacts.producing import produce
 from optimizer.artifacts.recovering import clean_up_after_crashes
+from optimizer.artifacts.tensor_files import read_tensors, write_tensors
 
 __all__ = [
     "DIGEST_FIELD",
@@ -67,9 +68,11 @@ __all__ = [
     "marked_png",
     "produce",
     "read_manifest",
+    "read_tensors",
     "scratch_folder",
     "write_atomically",
     "write_marked_text",
     "write_pair_atomically",
+    "write_tensors",
     "write_text_atomically",
 ]

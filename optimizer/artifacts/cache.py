@@ -1,8 +1,8 @@
 """The cache: artifacts by content key, shared by all runs of a user.
 
-``<root>/<key>/`` holds an artifact and its manifest, ``measured/`` the machine's ceilings, and
-``locks/`` the locks. ``CACHEDIR.TAG`` marks the root as a cache of this package; backup programs
-know that file too.
+``<root>/<key>/`` holds an artifact and its manifest, and the folders in `_FOLDERS` hold locks and what
+else is worth keeping. ``CACHEDIR.TAG`` marks the root as a cache of this package; backup programs know
+that file too.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _FOLDERS = {
     "locks": re.compile(r"[0-9a-f]{64}\.lock"),
     "measured": re.compile(r"[0-9a-f]{64}\.json"),
     "digests": re.compile(r"[0-9a-f]{64}\.json"),
+    "archives": re.compile(r"[0-9a-f]{64}\.json"),
+    "calibrations": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
     "predictions": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
 }
 _ENTRY = {"artifact", "manifest.json"}

@@ -232,12 +232,15 @@ def calibrate(
     Example: resnet-opt calibrate model.onnx --calib data/train --halves -o model.stats.npz
     """
     from optimizer.cli.printing import halves_lines
+    from optimizer.processes.ranks import is_first_process
     from optimizer.verbs.calibrate import calibrate as verb
 
     with _bars() as progress:
         artifact = verb(
             graph, output, options, cache=_cache(no_cache), force=force, progress=progress
         )
+    if not is_first_process():  # torchrun: every process has the same result
+        return
     details = {"halves": [asdict(moved) for moved in artifact.halves]} if artifact.halves else {}
     tensors, notes = (artifact.manifest.details[name] for name in ("tensors", "notes"))
     lines = [f"{tensors} tensors", *notes, *halves_lines(artifact.halves)]
@@ -403,7 +406,7 @@ def validate(
     """
     from optimizer.cli.printing import print_validation
     from optimizer.evaluation import raise_for_verdict
-    from optimizer.evaluation.shards import is_first_process
+    from optimizer.processes.ranks import is_first_process
     from optimizer.verbs.validate import validate as verb
 
     with _bars() as progress:
@@ -503,7 +506,8 @@ def predict(
     from optimizer.cli.printing import prediction_lines
     from optimizer.verbs.predict import predict as verb
 
-    rows = verb(engine, images, options, force=force)
+    with _bars() as progress:
+        rows = verb(engine, images, options, force=force, progress=progress)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
         return

@@ -1,7 +1,7 @@
 """Images and labels, and how an image becomes the network's input."""
 
 from optimizer.data.class_matching import match_classes
-from optimizer.data.dataset import Batch, Dataset, ImageDataset
+from optimizer.data.dataset import Batch, Dataset, ImageDataset, by_group
 from optimizer.data.datasets import DATA_FORMS, open_dataset
 from optimizer.data.images import open_image
 from optimizer.data.objects import Objects
@@ -15,6 +15,7 @@ __all__ = [
     "ImageDataset",
     "Objects",
     "Preprocessing",
+    "by_group",
     "match_classes",
     "open_dataset",
     "open_image",

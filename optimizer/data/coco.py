@@ -43,7 +43,7 @@ def open_coco(path: Path, images: Path | None, *, skip_bad_images: bool = False)
     categories = _categories(path, content["categories"])
     entries = sorted(content["images"], key=lambda entry: entry["id"])
     by_image = _annotations_by_image(path, content["annotations"], entries)
-    files, sizes, objects = [], [], []
+    files, objects = [], []
     for entry in entries:
         name = str(entry["file_name"])
         file = root / name
@@ -53,7 +53,6 @@ def open_coco(path: Path, images: Path | None, *, skip_bad_images: bool = False)
                 hint="pass the folder of the images as --images",
             )
         files.append(name)
-        sizes.append(file.stat().st_size)
         size = _checked_size(path, entry, file, skip_bad_images)
         objects.append(_objects(path, name, size, by_image[entry["id"]], categories))
     names = [name for _, name in sorted(categories.values())]
@@ -61,7 +60,7 @@ def open_coco(path: Path, images: Path | None, *, skip_bad_images: bool = False)
         name=str(path),
         classes=tuple(names),
         labels=dominant_classes(objects, len(names)),
-        source=FileSource(root, files, sizes),
+        source=FileSource(root, files),
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
         objects=tuple(objects),

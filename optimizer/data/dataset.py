@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from optimizer.data.decoding import decode_ahead, workers_for
 from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent"]
+__all__ = ["Batch", "Dataset", "ImageDataset", "Source", "TimeSpent", "by_group"]
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 _CHECKED = np.empty((0,), dtype=np.uint8)
@@ -40,6 +41,24 @@ class Batch(NamedTuple):
     images: NDArray[Any]
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
+
+
+def by_group(
+    batches: Iterator[Batch], groups: Sequence[NDArray[np.int64]]
+) -> Generator[Iterator[Batch], None, None]:
+    """The batches of each group in turn, from `Dataset.grouped_batches` for the same groups.
+
+    A group none of whose images can be read has no batch. Exhaust each before the next.
+    """
+    numbers = {int(index): number for number, group in enumerate(groups) for index in group}
+    grouped = itertools.groupby(batches, lambda batch: numbers[int(batch.indices[0])])
+    upcoming = next(grouped, None)
+    for number in range(len(groups)):
+        if upcoming is None or upcoming[0] != number:
+            yield iter(())
+            continue
+        yield upcoming[1]
+        upcoming = next(grouped, None)
 
 
 @dataclass
@@ -79,6 +98,10 @@ class Dataset(Protocol):
     @property
     def skipped(self) -> list[str]:
         """Images left out because they cannot be read."""
+
+    @property
+    def skip_bad_images(self) -> bool:
+        """Whether images that cannot be read are left out instead of being an error."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -124,8 +147,11 @@ class Source(Protocol):
     channels: int | None
     """Channels of every image; ``None`` if they are only known when an image is read."""
 
-    def file(self, position: int) -> Path | None:
-        """The file an image is decoded from; ``None`` for every image of an in-memory source."""
+    def file(self, position: int) -> ImagePlace | None:
+        """The file, or member of an archive, that an image is decoded from.
+
+        ``None`` for every image of an in-memory source.
+        """
 
     def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
         """One image: H x W x channels uint8, or channels x H x W float32 if already preprocessed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from optimizer.data.archives import TarSource, archives_of, open_archives
 from optimizer.data.coco import open_coco
 from optimizer.data.dataset import ImageDataset
 from optimizer.data.digit_scenes import is_scenes, open_scenes
@@ -26,7 +27,8 @@ __all__ = ["DATA_FORMS", "open_dataset"]
 
 DATA_FORMS = (
     "accepted: digits, digits:train, digits:test (bundled), a folder with one subfolder per class, "
-    "a folder with val.txt or that file itself, a .csv or .tsv list, or file.npz; for detection "
+    "a folder with val.txt or that file itself, a .csv or .tsv list, file.tar, {000..049}.tar, or "
+    "file.npz; for detection "
     "digits-scenes:train or digits-scenes:test (bundled), annotations.json in COCO's format, or a "
     "YOLO folder"
 )
@@ -47,7 +49,8 @@ def open_dataset(
 
     Args:
         name: ``digits``, ``digits:train``, ``digits:test``, a folder in ImageFolder layout, a
-            folder of images with a ``val.txt`` (or that file), or an NPZ file. For detection:
+            folder of images with a ``val.txt`` (or that file), one or several tar archives (see
+            `open_archives`), or an NPZ file. For detection:
             ``digits-scenes:train``, ``digits-scenes:test``, a JSON file in COCO's format, or a
             folder in YOLO's layout.
         limit: Size of a stratified subset; all images if there are fewer.
@@ -85,7 +88,8 @@ def open_dataset(
             )
     else:
         dataset = _open_path(text, skip_bad_images, labelled, labels_from)
-    if labels_from and (isinstance(dataset.source, FileSource) and dataset.classes is not None):
+    files = isinstance(dataset.source, (FileSource, TarSource))
+    if labels_from and files and dataset.classes is not None:
         raise DataError(
             f"--labels-from {labels_from}: the classes of {text} are names, not numbers",
             hint="leave it out",
@@ -97,6 +101,10 @@ def open_dataset(
 
 def _open_path(text: str, skip_bad_images: bool, labelled: bool, labels_from: int) -> ImageDataset:
     path = Path(text).expanduser()
+    if archives := archives_of(text):
+        return open_archives(
+            archives, skip_bad_images=skip_bad_images, labelled=labelled, labels_from=labels_from
+        )
     if path.is_dir():
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
         if is_yolo(path):
@@ -111,5 +119,5 @@ def _open_path(text: str, skip_bad_images: bool, labelled: bool, labels_from: in
     if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(path, skip_bad_images=skip_bad_images, labels_from=labels_from)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"{text} is neither a folder nor an NPZ file", hint=DATA_FORMS)
+        raise DataError(f"{text} is no folder, list, archive or NPZ file", hint=DATA_FORMS)
     return open_npz(path, labelled=labelled, labels_from=labels_from)

@@ -1,6 +1,7 @@
 """A process that decodes images for another one; started by `optimizer.data.decoding`.
 
-A request is one line with a path and a random number as a JSON list. The response is one line with
+A request is one line with a place and a random number as a JSON list; a place is a path, or archive,
+name, offset and size of one of its members. The response is one line with
 the CPU seconds that the image took and the error, if any. The pixels go into shared memory: each
 worker uses its slots as a ring buffer, and the requesting process makes sure that a slot is free.
 The worker exits at the end of its input, so it never outlives its parent.
@@ -18,6 +19,7 @@ import numpy as np
 
 from optimizer.data.images import open_image
 from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.tar_members import TarMember
 from optimizer.errors import DataError
 from optimizer.processes.child_main import resolve
 
@@ -33,7 +35,7 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
             (``None`` only checks that the image can be decoded), ``operation`` (see `Operation`, or
             ``None``), and Pillow's ``max_pixels`` and ``load_truncated`` as set in the parent
             process.
-        requests: One JSON list per line: the path of an image, and a number for the operation.
+        requests: One JSON list per line: the place of an image, and a number for the operation.
         answers: One JSON list per line: CPU seconds, error message, hint (``null`` if none).
     """
     from PIL import Image, ImageFile
@@ -57,8 +59,9 @@ def serve(settings: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> No
     for line in requests:
         message = hint = None
         try:
-            path, number = json.loads(line)
-            image = open_image(Path(path), channels)
+            place, number = json.loads(line)
+            file = Path(place[0]) if len(place) == 1 else TarMember(*place)
+            image = open_image(file, channels)
             if change is not None:
                 slots[slot] = change(image, number)
             elif preprocessing is not None:

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import scratch_folder
 from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError, EnvironmentFault
 from optimizer.processes import Child, hardware_threads
 
@@ -89,7 +90,7 @@ class Operation:
 
 
 def decode_ahead(
-    files: Iterable[Path | tuple[Path, int]],
+    files: Iterable[ImagePlace | tuple[ImagePlace, int]],
     preprocessing: Preprocessing | None,
     *,
     workers: int,
@@ -99,7 +100,8 @@ def decode_ahead(
     """Decode files in worker processes; closing the iterator stops them.
 
     Args:
-        files: Image files; for an operation, each with a number that decides its change.
+        files: Image files, or members of archives; for an operation, each with a number that
+            decides its change.
         preprocessing: Preprocessing to apply; ``None`` only decodes and yields no pixels.
         workers: Number of processes, at least 1.
         ahead: Images to decode ahead of the reader, within 256 MiB.
@@ -202,7 +204,7 @@ class _Worker:
                 f"cannot start a process that decodes images: {reason}", hint="use --workers 0"
             ) from error
         stack.callback(self._child.end)
-        self._waiting: deque[tuple[Path, int]] = deque()
+        self._waiting: deque[tuple[ImagePlace, int]] = deque()
         self._waiting_bytes = 0
 
     @property
@@ -210,10 +212,11 @@ class _Worker:
         """Whether requests are pending; an idle worker accepts any request."""
         return bool(self._waiting)
 
-    def submit(self, wanted: Path | tuple[Path, int]) -> bool:
+    def submit(self, wanted: ImagePlace | tuple[ImagePlace, int]) -> bool:
         """Request one more image; returns ``False`` if too many requests are pending."""
         file, number = wanted if isinstance(wanted, tuple) else (wanted, 0)
-        request = json.dumps([str(file), number]).encode() + b"\n"
+        place = [str(file)] if isinstance(file, Path) else astuple(file)
+        request = json.dumps([place, number]).encode() + b"\n"
         if self._waiting and self._waiting_bytes + len(request) > _REQUEST_BYTES:
             return False
         with contextlib.suppress(OSError):  # the worker died: `response` reports how
@@ -232,7 +235,7 @@ class _Worker:
         response: list[Any] = json.loads(line)
         return response
 
-    def _death_error(self, file: Path) -> EnvironmentFault:
+    def _death_error(self, file: ImagePlace) -> EnvironmentFault:
         failure = self._child.failure()
         hint = (
             "use fewer --workers, or --workers 0"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from optimizer.errors import ArtifactError
 
 __all__ = ["FileDigests"]
 
+_log = logging.getLogger(__name__)
 _FEW_FILES = 1000
 _SETTLED_NS = 2_000_000_000
 _Identity = tuple[int, int, int, int]
@@ -41,6 +43,7 @@ class FileDigests:
         self._store = _store_of(root) if count >= _FEW_FILES else None
         self._known: dict[str, tuple[_Identity, str]] | None = None
         self._new = 0
+        self._changed: list[str] = []
 
     def of(self, name: str) -> bytes:
         """The digest of a file; an unreadable file gets a digest of its error.
@@ -48,7 +51,7 @@ class FileDigests:
         Decoding reports unreadable files, or leaves them out.
         """
         known = self._load()
-        path = f"{self._root}/{name}"  # a Path costs more than the rest, for each of 50,000 files
+        path = os.path.join(self._root, name)  # noqa: PTH118 - a Path costs more than the rest, for each of 50,000 files
         try:
             identity = _identity(path)
             if name in known and known[name][0] == identity:
@@ -58,13 +61,21 @@ class FileDigests:
             unchanged = _identity(path) == identity
         except OSError as error:
             return hashlib.sha256(f"unreadable: {error.errno}".encode()).digest()
+        if name in known and known[name][1] != found.hexdigest():
+            self._changed.append(name)
         if settled and unchanged:
             known[name] = identity, found.hexdigest()
             self._new += 1
         return found.digest()
 
     def remember(self) -> None:
-        """Store new digests; without a writable cache nothing is stored."""
+        """Store new digests, and warn of changes; without a writable cache nothing is stored."""
+        if self._changed:
+            _log.warning(
+                "%d images of %s changed since they were read last; the first is %s",
+                len(self._changed), self._root, self._changed[0],
+            )  # fmt: skip
+            self._changed = []
         if self._store is None or self._new == 0 or self._known is None:
             return
         text = json.dumps({name: [*i, digest] for name, (i, digest) in self._known.items()})

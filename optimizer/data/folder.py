@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,9 @@ __all__ = [
     "FileSource",
     "has_class_folders",
     "images_below",
+    "is_image",
     "is_sorted_by_class",
+    "note_left_out",
     "open_folder",
     "open_unlabelled",
 ]
@@ -38,10 +40,9 @@ class FileSource:
     preprocessed = False
     channels: int | None = None
 
-    def __init__(self, root: Path, files: Sequence[str], sizes: Sequence[int]) -> None:
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
         self._root = root
         self._files = files
-        self._sizes = sizes
         self._digests: dict[int, bytes] = {}
         self._remembered = FileDigests(root, len(files))
 
@@ -80,8 +81,11 @@ class FileSource:
         self._remembered.remember()
 
     def size(self, position: int) -> int:
-        """See `Source.size`."""
-        return self._sizes[position]
+        """See `Source.size`; 0 if the file is gone, which decoding reports."""
+        try:
+            return self.file(position).stat().st_size
+        except OSError:
+            return 0
 
 
 def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
@@ -99,25 +103,21 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     Raises:
         DataError: There are no class folders, only one, or one without images.
     """
-    classes = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
+    classes, loose = _classes_of(root)
     if not classes:
-        loose = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in root.iterdir())
         contents = "images but no class folders" if loose else "no class folders"
         raise DataError(f"{root} has {contents}", hint=_LAYOUT)
     files: list[str] = []
     labels: list[int] = []
-    sizes: list[int] = []
     empty: list[str] = []
-    others: list[Path] = []
+    others: list[str] = []
     for label, name in enumerate(classes):
         images, left_out = _images_below(root / name)
-        others += left_out
+        others += [f"{name}/{other}" for other in left_out]
         if not images:
             empty.append(name)
-        for path in images:
-            files.append(path.relative_to(root).as_posix())
-            sizes.append(path.stat().st_size)
-            labels.append(label)
+        files += [f"{name}/{image}" for image in images]
+        labels += [label] * len(images)
     if not files:
         raise _no_images(root, others)
     if len(classes) == 1:
@@ -132,10 +132,10 @@ def open_folder(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         name=str(root),
         classes=tuple(classes),
         labels=np.array(labels, dtype=np.int64),
-        source=FileSource(root, files, sizes),
+        source=FileSource(root, files),
         positions=np.arange(len(files), dtype=np.int64),
         skip_bad_images=skip_bad_images,
-        notes=_notes(root, others),
+        notes=note_left_out(root, others),
     )
 
 
@@ -158,58 +158,68 @@ def open_unlabelled(root: Path, *, skip_bad_images: bool = False) -> ImageDatase
         name=str(root),
         classes=None,
         labels=np.zeros(len(images), dtype=np.int64),
-        source=FileSource(
-            root,
-            [path.relative_to(root).as_posix() for path in images],
-            [path.stat().st_size for path in images],
-        ),
+        source=FileSource(root, images),
         positions=np.arange(len(images), dtype=np.int64),
         skip_bad_images=skip_bad_images,
-        notes=_notes(root, others),
+        notes=note_left_out(root, others),
     )
 
 
 def has_class_folders(root: Path) -> bool:
     """Whether a folder contains class folders."""
-    return any(_is_class(entry) for entry in root.iterdir())
+    return bool(_classes_of(root)[0])
 
 
 def is_sorted_by_class(root: Path) -> bool:
     """Whether every image is in one of at least two class folders, none of which is empty."""
-    classes = [entry for entry in root.iterdir() if _is_class(entry)]
-    loose = any(_is_image(entry.name) for entry in root.iterdir() if not entry.is_dir())
-    return len(classes) > 1 and not loose and all(_images_below(folder)[0] for folder in classes)
+    classes, loose = _classes_of(root)
+    return len(classes) > 1 and not loose and all(_images_below(root / name)[0] for name in classes)
 
 
-def _is_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _classes_of(root: Path) -> tuple[list[str], bool]:
+    """The sorted names of the class folders, and whether there are images beside them.
+
+    The folder may hold all 50,000 images of ImageNet's validation set: the kind of an entry comes with
+    its name, and a `Path` for each would take longer than everything else.
+    """
+    classes, loose = [], False
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    classes.append(entry.name)
+            elif not loose:
+                loose = is_image(entry.name)
+    return sorted(classes), loose
 
 
-def _images_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images below a folder, in order, and the files that are left out."""
-    images: list[Path] = []
-    others: list[Path] = []
+def _images_below(folder: Path) -> tuple[list[str], list[str]]:
+    """The images below a folder, in order, and the files that are left out, relative to it."""
+    images: list[str] = []
+    others: list[str] = []
     for parent, _, names in sorted(os.walk(folder, followlinks=True)):
-        hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
+        inside = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        hidden = _is_hidden(prefix)
         for name in sorted(names):
-            (images if _is_image(name) and not hidden else others).append(Path(parent) / name)
+            (images if not hidden and is_image(name) else others).append(prefix + name)
     return images, others
 
 
-def images_below(folder: Path) -> list[Path]:
-    """All image files below a folder, in torchvision's order."""
+def images_below(folder: Path) -> list[str]:
+    """All image files below a folder, relative to it, in torchvision's order."""
     return _images_below(folder)[0]
 
 
-def _notes(root: Path, left_out: Sequence[Path]) -> tuple[str, ...]:
+def note_left_out(root: Path | str, left_out: Sequence[str]) -> tuple[str, ...]:
     """What was left out, also logged as a warning so that every command says it."""
     if not left_out:
         return ()
     parts = []
-    hidden = [path for path in left_out if _is_hidden(path.relative_to(root))]
+    hidden = [name for name in left_out if _is_hidden(name)]
     if hidden:
-        parts.append(f"{len(hidden)} whose names start with a dot ({hidden[0].relative_to(root)})")
-    kinds = {path.suffix.lower() or path.name for path in left_out if path not in set(hidden)}
+        parts.append(f"{len(hidden)} whose names start with a dot ({hidden[0]})")
+    kinds = {_kind(name) for name in left_out if not _is_hidden(name)}
     if kinds:
         named = ", ".join(sorted(kinds)[:5])
         parts.append(f"{len(left_out) - len(hidden)} that are not read as images ({named})")
@@ -218,17 +228,24 @@ def _notes(root: Path, left_out: Sequence[Path]) -> tuple[str, ...]:
     return (note,)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
 
 
-def _no_images(root: Path, others: Sequence[Path]) -> DataError:
-    kinds = sorted({path.suffix.lower() for path in others if not path.name.startswith(".")})
+def _kind(name: str) -> str:
+    pure = PurePosixPath(name)
+    return pure.suffix.lower() or pure.name
+
+
+def _no_images(root: Path, others: Sequence[str]) -> DataError:
+    paths = [PurePosixPath(name) for name in others]
+    kinds = sorted({path.suffix.lower() for path in paths if not path.name.startswith(".")})
     found = f"; it has {', '.join(kinds[:5])}" if kinds else ""
     return DataError(
         f"{root} contains no images{found}", hint=f"images are {', '.join(IMAGE_SUFFIXES)}"
     )
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image; its name may have folders."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,14 +43,14 @@ _DAMAGED = (
 )
 
 
-def open_image(path: Path, channels: int = 3) -> Image.Image:
+def open_image(path: ImagePlace, channels: int = 3) -> Image.Image:
     """Decode an image file to RGB, or to RGBA for networks of four channels.
 
     Grayscale, palette, CMYK and 16-bit images are converted; an alpha channel is dropped. Like
     torchvision, this ignores the EXIF orientation. Of animations, the first frame is read.
 
     Args:
-        path: The file.
+        path: The file, or the member of an archive.
         channels: Channels of the network's input; only with four the fourth channel is kept.
 
     Raises:
@@ -63,7 +65,8 @@ def open_image(path: Path, channels: int = 3) -> Image.Image:
         hint=f"reduce it to less than {limit / 1e6:.0f} megapixels, or remove it",
     )
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        stored = path if isinstance(path, Path) else io.BytesIO(path.read())
+        with Image.open(stored, formats=IMAGE_FORMATS) as image:
             if limit and image.width * image.height > limit:
                 raise too_large
             return _four_channels(image) if channels == 4 else to_rgb(image)

@@ -40,7 +40,7 @@ def open_yolo(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
     names = _class_names(root)
     folder = root / "images" if (root / "images").is_dir() else root
     labels = root / "labels" if folder != root else root
-    images = images_below(folder)
+    images = [folder / name for name in images_below(folder)]
     if not images:
         raise DataError(f"{folder} contains no images")
     expected = {labels / path.relative_to(folder).with_suffix(".txt"): path for path in images}
@@ -59,11 +59,7 @@ def open_yolo(root: Path, *, skip_bad_images: bool = False) -> ImageDataset:
         name=str(root),
         classes=tuple(names),
         labels=dominant_classes(objects, len(names)),
-        source=FileSource(
-            folder,
-            [path.relative_to(folder).as_posix() for path in images],
-            [path.stat().st_size for path in images],
-        ),
+        source=FileSource(folder, [path.relative_to(folder).as_posix() for path in images]),
         positions=np.arange(len(images), dtype=np.int64),
         skip_bad_images=skip_bad_images,
         objects=tuple(objects),

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from optimizer.artifacts import read_manifest
 from optimizer.errors import ArtifactError, DataError
 from optimizer.models.model_sources import is_checkpoint
+from optimizer.options import ImageReading, PredictOptions, takes_options
+from optimizer.progress import Progress
 from optimizer.results import Prediction
 from optimizer.tasks.one_output import as_classes
 
@@ -22,16 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["files_of", "predict", "preprocessing_and_classes"]
 
 
+@takes_options(PredictOptions)
 def predict(
-    engine: Path, images: Sequence[Path], *, top: int = 5, device: str | None = None
+    engine: Path,
+    images: Sequence[Path],
+    options: PredictOptions,
+    *,
+    stores: Path | None = None,
+    progress: Progress | None = None,
 ) -> list[Prediction]:
     """Classify images with an engine or a checkpoint.
 
     Args:
         engine: The engine; preprocessing and class names come from its manifest.
         images: Image files, or folders whose images are all classified.
-        top: Number of classes to return per image.
-        device: The GPU to run the engine on, e.g. ``cuda:1``; ``None`` for the first.
+        options: See below; ``top`` is the number of classes to return per image, ``device`` the GPU
+            to run the engine on.
+        stores: Folder of stored predictions, which are used and extended; ``None`` stores none.
+        progress: Receives progress updates.
 
     Raises:
         ArtifactError: The engine cannot be opened, does not state its preprocessing, or has another
@@ -40,42 +50,62 @@ def predict(
             finite.
         UsageError: ``device`` is not a GPU, or the engine runs on the CPU.
     """
-    from optimizer.data import open_image
     from optimizer.engines import closing, open_engine
     from optimizer.engines.opening import gives_probabilities
     from optimizer.engines.placement import check_device
+    from optimizer.evaluation.predicted_files import FilePass, Reading
 
-    images = [file for path in images for file in files_of(path)]
-    if not images:
+    files = [file for path in images for file in files_of(path)]
+    if not files:
         raise DataError("no image to classify", hint="give image files or a folder of images")
-    check_device([engine], device)
+    check_device([engine], options.device)
     preprocessing, classes = preprocessing_and_classes(engine)
+
+    def read(outputs: NDArray[Any], file: Path) -> NDArray[np.float32]:
+        _check_outputs(outputs, classes, engine, file)
+        return outputs
+
+    reading = Reading(
+        "classification",
+        lambda outputs, file: read(as_classes(outputs[None])[0], file),
+        lambda rows: {"outputs": np.stack(rows)},
+        lambda arrays: list(arrays["outputs"]),
+    )
     are_probabilities = gives_probabilities(engine)
-    predictions = []
-    with closing(open_engine(engine, device=device)) as session:
-        pixels = session.input.dtype == "uint8"
-        apply = preprocessing.apply_uint8 if pixels else preprocessing.apply
-        for path in images:
-            image = apply(open_image(path, preprocessing.channels))
-            probabilities = as_classes(session.run(image[None]))[0].astype(np.float64)
-            _check_outputs(probabilities, classes, engine, path)
-            if not are_probabilities:
-                probabilities = np.exp(probabilities - probabilities.max())
-                probabilities /= probabilities.sum()
-            best = np.argsort(-probabilities, kind="stable")[:top].tolist()
-            predictions.append(
-                Prediction(
-                    image=str(path),
-                    classes=[classes[i] if classes else f"class {i}" for i in best],
-                    indices=best,
-                    probabilities=probabilities[best].tolist(),
-                )
-            )
-    return predictions
+    with closing(open_engine(engine, device=options.device)) as session:
+        job = FilePass(
+            engine, session, preprocessing, reading, options.of_kind(ImageReading),
+            options.device, stores, progress,
+        )  # fmt: skip
+        return [
+            _prediction(file, outputs, classes, options.top, are_probabilities=are_probabilities)
+            for file, outputs in job.predict(files)
+        ]
+
+
+def _prediction(
+    file: Path,
+    outputs: NDArray[np.float32],
+    classes: Sequence[str] | None,
+    top: int,
+    *,
+    are_probabilities: bool,
+) -> Prediction:
+    probabilities = outputs.astype(np.float64)
+    if not are_probabilities:
+        probabilities = np.exp(probabilities - probabilities.max())
+        probabilities /= probabilities.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    return Prediction(
+        image=str(file),
+        classes=[classes[i] if classes else f"class {i}" for i in best],
+        indices=best,
+        probabilities=probabilities[best].tolist(),
+    )
 
 
 def _check_outputs(
-    outputs: NDArray[np.float64], classes: Sequence[str] | None, engine: Path, image: Path
+    outputs: NDArray[Any], classes: Sequence[str] | None, engine: Path, image: Path
 ) -> None:
     if not np.isfinite(outputs).all():
         raise DataError(

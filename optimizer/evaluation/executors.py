@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import library_versions
 from optimizer.evaluation.chain import Step
-from optimizer.evaluation.shards import local_device
+from optimizer.processes.ranks import local_device
 from optimizer.targets.hardware import cpu_features
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from optimizer.evaluation.hop_outcomes import Outcome, Parity, Pass
 from optimizer.evaluation.image_shards import plan_shards
 from optimizer.evaluation.reference import Reference
 from optimizer.evaluation.shard_pass import ShardPass, ShardRequest, ShardResult, one_line
-from optimizer.evaluation.shards import gathered, rank_and_world
+from optimizer.processes.ranks import gathered, rank_and_world
 from optimizer.results import VerdictName
 
 __all__ = ["measure"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.artifacts import digest
-from optimizer.data.dataset import Batch
+from optimizer.data.dataset import Batch, by_group
 from optimizer.environment import fingerprint
 from optimizer.errors import DataError
 from optimizer.evaluation.chain import REFERENCE
@@ -92,9 +91,9 @@ class ShardPass:
         ]
         shards = [r.shard for r, hops in zip(requests, missing, strict=True) if hops]
         with contextlib.closing(self._batches(shards)) as batches:
-            by_shard = _ByShard(batches, shards)
+            by_shard = by_group(batches, [shard.indices for shard in shards])
             for request, images, hops in zip(requests, digests, missing, strict=True):
-                computed = self._compute(by_shard.of(request.shard), hops) if hops else None
+                computed = self._compute(next(by_shard), hops) if hops else None
                 yield self._finish(request, images, computed or _Computed())
 
     def _finish(self, request: ShardRequest, images: str, computed: _Computed) -> ShardResult:
@@ -123,9 +122,13 @@ class ShardPass:
         for hop in request.hops:
             if hop in self.stores and hop not in computed.predictions and self._ok(hop):
                 found = self.stores[hop].load(images)
-                if found is not None:
+                if found is not None and self._counts(found, request.shard):
                     stored[hop] = found
         return stored
+
+    def _counts(self, found: StoredShard, shard: Shard) -> bool:
+        """Whether a stored shard counts: images that it lacks are an error unless they are skipped."""
+        return self._plan.dataset.skip_bad_images or len(found.kept) == len(shard.indices)
 
     def _save(self, shard: Shard, images: str, computed: _Computed) -> dict[str, StoredShard]:
         """Store what was computed.
@@ -278,26 +281,6 @@ class _Views:
 
     def of(self, takes_uint8: bool) -> Array:
         return self.images if takes_uint8 else self.tensors
-
-
-class _ByShard:
-    """Divides batches by the shard that they belong to; a shard may have no batch."""
-
-    def __init__(self, batches: Iterator[Batch], shards: Sequence[Shard]) -> None:
-        numbers = {int(i): number for number, shard in enumerate(shards) for i in shard.indices}
-        self._numbers = {id(shard): number for number, shard in enumerate(shards)}
-        self._groups = itertools.groupby(batches, lambda batch: numbers[int(batch.indices[0])])
-        self._next: tuple[int, Iterator[Batch]] | None = None
-
-    def of(self, shard: Shard) -> Iterator[Batch]:
-        """The batches of a shard; shards must be asked for in order."""
-        if self._next is None:
-            self._next = next(self._groups, None)
-        if self._next is None or self._next[0] != self._numbers[id(shard)]:
-            return
-        _, batches = self._next
-        self._next = None
-        yield from batches
 
 
 def _outputs_of(outcome: Outcome, executor: Executor, views: _Views, noun: str) -> Array | None:

@@ -5,15 +5,12 @@ it on which machine, the preprocessing, the images per call, and the contents of
 order. A killed validation therefore loses the shard that it was computing, a second engine of the
 same network finds the reference's predictions, and an image that changed costs its own shard.
 
-The files are safetensors, because that format is safe to read, maps plain arrays without copying and
-is kept by others. A damaged file is computed again.
+The files are those of `optimizer.artifacts.tensor_files`. A damaged one is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import Cache, content_key, write_atomically
+from optimizer.artifacts import Cache, content_key, read_tensors, write_tensors
 from optimizer.errors import ArtifactError
 
 __all__ = ["PredictionStore", "StoredShard", "limit_predictions", "predictions_folder"]
 
 _REVISION = 1
 """Raised when the same network would give other predictions than those stored."""
-_CHECKSUM = "sha256"
 _KEPT, _SHAPE = "kept", "shape"
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -81,38 +77,23 @@ class PredictionStore:
 
     def load(self, images: str) -> StoredShard | None:
         """The predictions for images with this digest; ``None`` if missing or damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self._file(images)
+        found = read_tensors(self._file(images))
+        if found is None:
+            return None
+        arrays, _ = found
         try:
-            with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                checksum = (file.metadata() or {}).get(_CHECKSUM)
-            intact = checksum == _checksum(arrays)
             kept, shape = arrays.pop(_KEPT), arrays.pop(_SHAPE)
-        except FileNotFoundError:
+        except KeyError:
             return None
-        except (OSError, ValueError, KeyError, SafetensorError):
-            intact = False
-        if not intact:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # recently used: removed last
         return StoredShard(kept, tuple(map(int, shape)), arrays)
 
     def save(self, images: str, shard: StoredShard) -> None:
         """Store the predictions for images with this digest; after an error nothing more."""
-        from safetensors.numpy import save_file
-
         if self.error is not None:
             return
         arrays = {**shard.arrays, _KEPT: shard.kept, _SHAPE: np.array(shard.shape, np.int64)}
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
-            with write_atomically(self._file(images)) as temporary:
-                save_file(arrays, temporary, metadata={_CHECKSUM: _checksum(arrays)})
+            write_tensors(self._file(images), arrays)
         except (OSError, ArtifactError) as error:
             self.error = getattr(error, "strerror", None) or str(error)
 
@@ -147,12 +128,3 @@ def limit_predictions(root: Path, limit: int) -> int:
                 path.unlink()
         removed += sizes[network]
     return removed
-
-
-def _checksum(arrays: Arrays) -> str:
-    hasher = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        hasher.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        hasher.update(array.tobytes())
-    return hasher.hexdigest()

@@ -37,10 +37,10 @@ from optimizer.evaluation.layerwise import layerwise
 from optimizer.evaluation.parity import measure
 from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
-from optimizer.evaluation.shards import gathered, joined, rank_and_world
 from optimizer.models import Model
 from optimizer.models.native import NativeModel
 from optimizer.options import HopOptions, takes_options
+from optimizer.processes.ranks import gathered, joined, rank_and_world
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     Audit,

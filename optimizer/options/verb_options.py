@@ -593,7 +593,7 @@ class AccuracyOptions(
 
     data: Source = option(
         REQUIRED,
-        "Labelled images: digits:test, an ImageFolder, val.txt or file.npz; for detectors "
+        "Labelled images: digits:test, an ImageFolder, val.txt, val.tar or file.npz; for detectors "
         "digits-scenes:test, a COCO file or a YOLO folder.",
     )
     limit: int | None = option(None, "Use a stratified subset of this many images.", ge=1)
@@ -675,7 +675,7 @@ class ProfileOptions(ImageSize, Threads, Device):
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
-class PredictOptions(Device, ForeignGraph):
+class PredictOptions(Device, ForeignGraph, ImageReading):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ from optimizer.errors import DataError
 from optimizer.graphs.metadata import preprocessed_metadata
 from optimizer.options import ForeignGraph
 from optimizer.precision.foreign import check_described, prepared
+from optimizer.processes.ranks import gathered, joined, rank_and_world
 from optimizer.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from optimizer.data import Dataset, ImageDataset
     from optimizer.precision.int8.halves import ScaleDifference
+    from optimizer.precision.int8.partial_statistics import PartialStatistics
     from optimizer.precision.int8.statistics import Statistics
 
 __all__ = ["calibrate", "halves"]
@@ -46,6 +48,10 @@ def calibrate(
 ) -> Artifact:
     """Collect statistics of all tensors that any target may quantize.
 
+    With a cache, what is complete is kept until the statistics are written, so a killed calibration
+    loses at most 256 images (`optimizer.precision.calibration_pass`). Under torchrun the processes
+    share the images, and the result is that of one process.
+
     Args:
         graph: The FP32 graph, with its preprocessing in the metadata. For a Q/DQ graph, its
             equivalent float graph is calibrated and written next to the output.
@@ -61,6 +67,7 @@ def calibrate(
         GraphError: The graph cannot be quantized, or produces NaN or infinite values.
     """
     from optimizer.data import Preprocessing
+    from optimizer.precision.calibration_pass import collect
     from optimizer.precision.int8.encode import LEAST_IMAGES
 
     if len(dataset) < LEAST_IMAGES:
@@ -84,8 +91,13 @@ def calibrate(
         preprocessing=metadata.preprocessing,
     )
 
+    store = _store(plan, cache)
+
+    def collected() -> Statistics:
+        return collect(graph, dataset, batch, progress or Silent(), store)
+
     def write(path: Path) -> dict[str, Any]:
-        statistics = _collect(graph, dataset, batch, progress or Silent())
+        statistics = collected()
         statistics.key = {"graph": plan.inputs[0].sha256, "images": dataset.sha256}
         statistics.save(path)
         notes = list(dataset.notes)
@@ -98,7 +110,11 @@ def calibrate(
             notes.append(f"only {len(dataset)} images; 256 or more give more stable ranges")
         return {"tensors": len(statistics.tensors), "notes": notes}
 
-    return produce(plan, output, write, cache=cache)
+    with joined():
+        artifact = _produced_together(plan, output, write, collected, cache)
+    if store is not None:
+        store.clear()
+    return artifact
 
 
 def halves(
@@ -126,6 +142,7 @@ def halves(
         GraphError: As in `calibrate`.
     """
     from optimizer.data import stratified_subset
+    from optimizer.precision.calibration_pass import collect
     from optimizer.precision.int8.encode import LEAST_IMAGES
     from optimizer.precision.int8.halves import compare_halves
 
@@ -137,41 +154,54 @@ def halves(
         )
     chosen = stratified_subset(dataset.labels, size, 0)
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)[:size]
-    with scratch_folder("halves") as folder:
+    with joined(), scratch_folder("halves") as folder:
         graph = prepared(graph, folder / "halves", source)
         return compare_halves(
             *(
-                _collect(graph, dataset.select(part), batch, progress or Silent())
+                collect(graph, dataset.select(part), batch, progress or Silent())
                 for part in (chosen, rest)
             )
         )
 
 
-def _collect(graph: Path, dataset: Dataset, batch: int, progress: Progress) -> Statistics:
-    from optimizer.data import Preprocessing
-    from optimizer.graphs.importing import load_graph
-    from optimizer.graphs.taps import tapped
-    from optimizer.graphs.topology import analyse
-    from optimizer.precision.int8 import Collector
+def _store(plan: Plan, cache: Cache | None) -> PartialStatistics | None:
+    """Where what is complete is kept until the calibration is done."""
+    from optimizer.precision.calibration_pass import partial_statistics
+    from optimizer.precision.int8.partial_statistics import partial_folder
 
-    topology = analyse(load_graph(graph))
-    observed = {name: topology.after_relu(name) for name in topology.observed_tensors()}
-    metadata = preprocessed_metadata(graph)
-    assert metadata.preprocessing is not None
-    preprocessing = Preprocessing.from_dict(metadata.preprocessing)
-    collector = Collector(observed, tapped(graph, list(observed)))
-    progress.start("calibrate", total=len(dataset))
-    as_uint8 = metadata.get("input") == "uint8-nhwc"
-    for images in _batches(dataset, batch, preprocessing, as_uint8=as_uint8):
-        collector.add(images)
-        progress.advance(len(images))
-    statistics = collector.statistics
-    progress.finish(f"{len(dataset)} images, {len(observed)} tensors")
-    return statistics
+    network = {
+        "graph": plan.inputs[0].sha256,
+        "libraries": plan.libraries,
+        "preprocessing": plan.preprocessing,
+        "tool": plan.tool,
+    }
+    return partial_statistics(partial_folder(cache), network)
 
 
-def _batches(
-    dataset: Dataset, size: int, preprocessing: Any, *, as_uint8: bool
-) -> Iterator[np.ndarray]:
-    for batch in dataset.batches(size, preprocessing, as_uint8=as_uint8):
-        yield batch.images
+def _produced_together(
+    plan: Plan,
+    output: Path,
+    write: Callable[[Path], dict[str, Any]],
+    collected: Callable[[], Statistics],
+    cache: Cache | None,
+) -> Artifact:
+    """`produce` in the first process, to which the others contribute; the same artifact in all.
+
+    Only the first takes the artifact's lock: whoever waited for it would keep the others waiting.
+    """
+    if rank_and_world()[0] > 0:
+        if gathered(False)[0]:
+            collected()
+        artifact: Artifact = gathered(None)[0]  # type: ignore[assignment]
+        return artifact
+    told = False
+
+    def told_others(path: Path) -> dict[str, Any]:
+        nonlocal told
+        told = gathered(True)[0]
+        return write(path)
+
+    artifact = produce(plan, output, told_others, cache=cache)
+    if not told:
+        gathered(False)
+    return gathered(artifact)[0]

@@ -314,6 +314,7 @@ def judge(
         progress: Receives progress updates.
     """
     from optimizer.evaluation import Chain, validate
+    from optimizer.evaluation.stored_predictions import predictions_folder
 
     search_result = read_result(result)
     assert isinstance(search_result, SearchResult)
@@ -327,6 +328,7 @@ def judge(
             labels_from=options.labels_from,
         ),
         _gates(options).model_copy(update={"max_drop_pp": search_result.max_drop_pp}),
+        stores=predictions_folder(Cache.default()),
         progress=progress,
     )
     write_result(search_result.model_copy(update={"validation": verdict}), result)

@@ -27,6 +27,7 @@ from optimizer.tasks.detection_classes import match_categories
 from optimizer.tasks.detection_examples import examples
 from optimizer.tasks.detection_predictions import DetectionRecorder
 from optimizer.tasks.detection_tally import Changes, DetectionTally, changed_detections
+from optimizer.tasks.packed_detections import pack_detections, unpack_detections
 from optimizer.tasks.paired_statistics import (
     Paired,
     gate,
@@ -124,33 +125,14 @@ class Detection:
         return BatchDetections(np.asarray(outputs[:, self._sample], np.float32), found)
 
     def pack(self, predictions: Sequence[BatchDetections]) -> dict[str, NDArray[Any]]:
-        """See `Task.pack`: rows are as long as the most detections of an image."""
+        """See `Task.pack`."""
         found = [detections for batch in predictions for detections in batch.detections]
-        counts = np.array([len(detections.scores) for detections in found], np.int64)
-        longest = int(counts.max(initial=0))
-        boxes = np.zeros((len(found), longest, 4), np.float32)
-        scores = np.zeros((len(found), longest), np.float32)
-        classes = np.zeros((len(found), longest), np.int64)
-        for row, detections in enumerate(found):
-            boxes[row, : counts[row]] = detections.boxes
-            scores[row, : counts[row]] = detections.scores
-            classes[row, : counts[row]] = detections.classes
         outputs = np.concatenate([batch.outputs for batch in predictions])
-        return {
-            "outputs": outputs, "counts": counts, "boxes": boxes, "scores": scores,
-            "classes": classes,
-        }  # fmt: skip
+        return {"outputs": outputs, **pack_detections(found)}
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> BatchDetections:
         """See `Task.unpack`."""
-        found = [
-            Detections(boxes[:count], scores[:count], classes[:count])
-            for count, boxes, scores, classes in zip(
-                arrays["counts"].tolist(), arrays["boxes"], arrays["scores"], arrays["classes"],
-                strict=True,
-            )
-        ]  # fmt: skip
-        return BatchDetections(arrays["outputs"], found)
+        return BatchDetections(arrays["outputs"], unpack_detections(arrays))
 
     def tally(self) -> DetectionTally:
         """See `Task.tally`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from optimizer.data import ImageDataset, Preprocessing
 from optimizer.data.decoding import Operation, decode_ahead, workers_for
+from optimizer.data.tar_members import ImagePlace
 from optimizer.errors import UsageError
 from optimizer.options import TrainOptions
 from optimizer.processes.child_main import resolve
@@ -169,7 +169,7 @@ class TrainingImages:
                 assert image.pixels is not None
                 yield image.pixels
 
-    def _files(self, wanted: Wanted) -> Iterator[tuple[Path, int]]:
+    def _files(self, wanted: Wanted) -> Iterator[tuple[ImagePlace, int]]:
         for index, number in wanted:
             path = self._data.source.file(int(self._data.positions[index]))
             assert path is not None

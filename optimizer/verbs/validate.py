@@ -58,8 +58,8 @@ def validate(
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as compare_hops
     from optimizer.evaluation.chain import find_exported_model
-    from optimizer.evaluation.shards import is_first_process
     from optimizer.evaluation.stored_predictions import limit_predictions, predictions_folder
+    from optimizer.processes.ranks import is_first_process
 
     paths = [Path(engine) for engine in as_list(engines)]
     writes = is_first_process()  # first, because torchrun's variables may be wrong

@@ -103,7 +103,7 @@ def test_unknown_data_is_rejected_with_the_accepted_forms(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"no data at 'digit'.*digits:train.*file\.npz"):
         open_dataset("digit")
     (tmp_path / "data.parquet").write_text("1,2")
-    with pytest.raises(DataError, match="neither a folder nor an NPZ"):
+    with pytest.raises(DataError, match="no folder, list, archive or NPZ file"):
         open_dataset(tmp_path / "data.parquet")
 
 

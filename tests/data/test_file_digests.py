@@ -57,6 +57,17 @@ def test_a_changed_file_is_read_again(folder: Path) -> None:
     assert FileDigests(folder, MANY).of("a") == hashlib.sha256(b"c").digest()
 
 
+def test_changed_files_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _remembered(folder)
+    assert not caplog.text
+    (folder / "b").write_bytes(b"c")
+    digests = FileDigests(folder, MANY)
+    for name in ("a", "b"):
+        digests.of(name)
+    digests.remember()
+    assert f"1 images of {folder} changed since they were read last; the first is b" in caplog.text
+
+
 def test_a_change_with_restored_times_is_seen(folder: Path) -> None:
     """Nothing but the kernel sets the time of the last status change."""
     _remembered(folder)

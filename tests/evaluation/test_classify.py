@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from optimizer.errors import ArtifactError, DataError, EnvironmentFault, UsageError
-from optimizer.evaluation import shards
 from optimizer.evaluation.classify import _check_outputs
+from optimizer.processes import ranks
 
 ENGINE, IMAGE = Path("e.blob"), Path("cat.jpg")
 
@@ -39,10 +39,10 @@ def test_variables_of_torchrun_that_are_no_numbers(
     monkeypatch.setenv(variable, text)
     with pytest.raises(UsageError, match=f"{variable} is .* not a number"):
         if variable == "WORLD_SIZE":
-            with shards.joined():
+            with ranks.joined():
                 pass
         else:
-            (shards.is_first_process if variable == "RANK" else shards.local_device)()
+            (ranks.is_first_process if variable == "RANK" else ranks.local_device)()
 
 
 def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +51,5 @@ def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     with pytest.raises(EnvironmentFault, match="cannot join the other processes"):
-        with shards.joined():
+        with ranks.joined():
             pass

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from optimizer.artifacts import tensor_files
 from optimizer.data import ImageDataset, open_dataset
 from optimizer.engines.onnxruntime import as_written
-from optimizer.evaluation import Chain, stored_predictions, validate
+from optimizer.evaluation import Chain, validate
 from optimizer.evaluation.executors import Executor
 from optimizer.evaluation.stored_predictions import (
     PredictionStore,
@@ -197,7 +198,7 @@ def test_a_full_disk_stops_storing_but_not_the_validation(
 
     undisturbed = _validate(folder, tmp_path / "a" / "stores")
     with monkeypatch.context() as patch:
-        patch.setattr(stored_predictions, "write_atomically", full)
+        patch.setattr(tensor_files, "write_atomically", full)
         result = validate(
             [Chain.of(folder / "g.onnx")],
             folder / "reference.onnx",

@@ -27,7 +27,7 @@ import heapq
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,14 +221,40 @@ class Statistics:
         size = max(self.sample[0].size, 1) if len(self.sample) else 1
         return self.sample[: max(_SAMPLE_IMAGES[0], _SIMULATION_VALUES // size)]
 
-    def save(self, path: Path) -> None:
-        """Write as one compressed ``.npz`` file."""
+    def as_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The tensors as named arrays, and what they do not say as JSON values."""
         arrays: dict[str, NDArray[Any]] = {}
-        header: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": {}}
+        header: dict[str, Any] = {}
         for number, (name, tensor) in enumerate(self.tensors.items()):
-            header["tensors"][name] = {"positive": tensor.positive, "images": tensor.images}
+            header[name] = {"positive": tensor.positive, "images": tensor.images}
             for part in _PARTS:
                 arrays[f"{number}.{part}"] = getattr(tensor, part)
+        return arrays, header
+
+    @classmethod
+    def from_arrays(
+        cls, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], sample: NDArray[Any]
+    ) -> Statistics:
+        """The inverse of `as_arrays`, with a sample.
+
+        Raises:
+            ValueError, KeyError: They do not fit each other, or are not what `Collector` writes.
+        """
+        tensors = {
+            name: _tensor(
+                name,
+                _TensorHeader.model_validate(fields),
+                {part: arrays[f"{number}.{part}"] for part in _PARTS},
+            )
+            for number, (name, fields) in enumerate(header.items())
+        }
+        _check_sample(sample)
+        return cls(tensors, {}, sample)
+
+    def save(self, path: Path) -> None:
+        """Write as one compressed ``.npz`` file."""
+        arrays, tensors = self.as_arrays()
+        header = {"schema_version": SCHEMA_VERSION, "key": self.key, "tensors": tensors}
         arrays["sample"] = self.sample
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with path.open("wb") as stream:
@@ -250,19 +276,14 @@ class Statistics:
                     f"expected {SCHEMA_VERSION}",
                     hint="calibrate again",
                 )
-            tensors = {
-                name: _tensor(name, fields, {p: arrays[f"{number}.{p}"] for p in _PARTS})
-                for number, (name, fields) in enumerate(header.tensors.items())
-            }
-            sample = arrays["sample"]
-            _check_sample(sample)
+            loaded = cls.from_arrays(header.tensors, arrays, arrays["sample"])
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
             raise ArtifactError(
                 f"{path.name} does not contain calibration statistics: {reason}",
                 hint="write it with resnet-opt calibrate",
             ) from error
-        return cls(tensors, header.key, sample)
+        return replace(loaded, key=header.key)
 
 
 class _TensorHeader(BaseModel):
@@ -318,6 +339,39 @@ def _check_sample(sample: NDArray[Any]) -> None:
         raise ValueError(f"the sample is {sample.dtype} of shape {sample.shape}, or not finite")
 
 
+class _Sample:
+    """The images whose contents have the smallest digests, among all that were added."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, NDArray[Any]]] = []
+        self._added = 0
+
+    def add(self, image: NDArray[Any]) -> None:
+        """Add an image; it is copied if it is kept, because it may be part of a whole batch."""
+        limit = max(_SAMPLE_IMAGES[0], min(_SAMPLE_IMAGES[-1], _SAMPLE_VALUES // image.size))
+        digest = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big")
+        self._added += 1
+        entry = (-digest, self._added, image)  # the heap drops the largest digest first
+        if len(self._heap) < limit:
+            heapq.heappush(self._heap, (-digest, self._added, image.copy()))
+        elif entry > self._heap[0]:
+            heapq.heapreplace(self._heap, (-digest, self._added, image.copy()))
+
+    @property
+    def images(self) -> NDArray[Any]:
+        """The images, smallest digest first; of no images an empty array."""
+        if not self._heap:
+            return Statistics().sample
+        return np.stack([image for *_, image in sorted(self._heap, key=lambda e: (-e[0], e[1]))])
+
+
+def _compact(sample: NDArray[Any]) -> NDArray[Any]:
+    """The sample as it is stored with the statistics: float16 unless that would overflow."""
+    if sample.dtype != np.float32 or np.abs(sample).max() > np.finfo(np.float16).max:
+        return sample
+    return sample.astype(np.float16)
+
+
 class Collector:
     """Runs images through an executor and collects statistics.
 
@@ -331,8 +385,7 @@ class Collector:
         self._execute = execute
         self._statistics = Statistics()
         self._buffer: list[NDArray[Any]] = []
-        self._sample: list[tuple[int, int, NDArray[Any]]] = []
-        self._image_count = 0
+        self._sample = _Sample()
         self._pool = ThreadPoolExecutor(hardware_threads())
         self._updates: list[Future[None]] = []
 
@@ -345,7 +398,7 @@ class Collector:
         """
         self._buffer.extend(batch)
         for image in batch:
-            self._add_to_sample(image)
+            self._sample.add(image)
         while self._buffer and len(self._buffer) >= self._group_size(self._buffer[0]):
             self._execute_group()
 
@@ -356,32 +409,36 @@ class Collector:
         Raises:
             GraphError: As `add`, on the remaining images.
         """
+        self._statistics = replace(self._statistics, sample=_compact(self.collected().sample))
+        return self._statistics
+
+    def collected(self) -> Statistics:
+        """Like `statistics`, with the sample as it was added, so that it can be merged.
+
+        The tensors are not copied: later images are added to them.
+
+        Raises:
+            GraphError: As `add`, on the remaining images.
+        """
         if self._buffer:
             self._execute_group()
         self._wait()
-        images = [image for _, _, image in sorted(self._sample, key=lambda e: (-e[0], e[1]))]
-        if images:
-            sample = np.stack(images)
-            self._statistics.sample = (
-                sample
-                if sample.dtype == np.uint8 or np.abs(sample).max() > np.finfo(np.float16).max
-                else sample.astype(np.float16)
-            )
-        return self._statistics
+        return replace(self._statistics, sample=self._sample.images)
+
+    def merge(self, others: Statistics) -> None:
+        """Add what another collector of the same graph has `collected` on other images."""
+        self._wait()
+        for name, tensor in others.tensors.items():
+            if name in self._statistics.tensors:
+                self._statistics.tensors[name].merge(tensor)
+            else:
+                self._statistics.tensors[name] = tensor
+        for image in others.sample:
+            self._sample.add(image)
 
     @staticmethod
     def _group_size(image: NDArray[Any]) -> int:
         return min(64, max(2, _GROUP_VALUES // image.size))
-
-    def _add_to_sample(self, image: NDArray[Any]) -> None:
-        limit = max(_SAMPLE_IMAGES[0], min(_SAMPLE_IMAGES[-1], _SAMPLE_VALUES // image.size))
-        digest = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big")
-        self._image_count += 1
-        entry = (-digest, self._image_count, image)  # the heap drops the largest digest first
-        if len(self._sample) < limit:
-            heapq.heappush(self._sample, entry)
-        elif entry > self._sample[0]:
-            heapq.heapreplace(self._sample, entry)
 
     def _execute_group(self) -> None:
         size = self._group_size(self._buffer[0])

@@ -1,4 +1,4 @@
-"""One validation in several processes: ``torchrun -m optimizer validate …``.
+"""One job in several processes that torchrun started: ``torchrun -m optimizer validate …``.
 
 Of k processes, each takes every k-th shard, so each image counts exactly once without padding.
 """
