@@ -155,7 +155,7 @@ def train(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train a ResNet, or a detector on one, into a checkpoint.
+    """Train a ResNet, or a detector on one, into a checkpoint; with --qat an INT8 network.
 
     Example: resnet-opt train --arch resnet50 --data digits:train -o model.safetensors
 
@@ -165,6 +165,9 @@ def train(
     --data train/ --val val/ -o model.safetensors
 
     Example: resnet-opt train --arch retinanet_resnet18_fpn --data digits-scenes:train -o det.safetensors
+
+    Example: resnet-opt train --qat int8 --target tensorrt --init model.safetensors --data train/
+    --val val/ -o model.int8.onnx
     """
     from optimizer.verbs.train import train as verb
 
@@ -177,7 +180,11 @@ def train(
         accuracy = f"top-1 {artifact.top1:.2%} on held-out images"
     if artifact.ap is not None and artifact.ap50 is not None:
         accuracy = f"AP {artifact.ap:.3f}, AP50 {artifact.ap50:.3f} on held-out images"
-    _print_artifact(artifact, as_json, accuracy, *(f"note: {note}" for note in artifact.notes))
+    notes = [f"note: {note}" for note in artifact.notes]
+    chosen = artifact.quantized
+    details = {} if chosen is None else {"qat": chosen.model_dump(mode="json")}
+    lines = [accuracy, None if chosen is None else chosen.reason, *notes]
+    _print_artifact(artifact, as_json, *lines, details=details)
 
 
 def export(

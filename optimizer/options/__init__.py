@@ -3,7 +3,7 @@
 from optimizer.options.declaration import REQUIRED, OptionInfo, Options, flag, option, to_flags
 from optimizer.options.engine_options import check_engine, options_of
 from optimizer.options.keywords import takes_options
-from optimizer.options.training_options import TrainOptions
+from optimizer.options.training_options import Int8Start, QuantizedTraining, TrainOptions
 from optimizer.options.verb_options import (
     AccuracyOptions,
     Architecture,
@@ -35,6 +35,7 @@ from optimizer.options.verb_options import (
     RefitOptions,
     ReportOptions,
     SpeedOptions,
+    Target,
     TensorRtOptions,
     ValidateOptions,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "HopOptions",
     "ImageReading",
     "InspectOptions",
+    "Int8Start",
     "KeptLayers",
     "ModelReading",
     "OptionInfo",
@@ -70,9 +72,11 @@ __all__ = [
     "PreprocessingSource",
     "ProfileOptions",
     "QuantizeOptions",
+    "QuantizedTraining",
     "RefitOptions",
     "ReportOptions",
     "SpeedOptions",
+    "Target",
     "TensorRtOptions",
     "TrainOptions",
     "ValidateOptions",

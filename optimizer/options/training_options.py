@@ -8,9 +8,16 @@ from pydantic import BeforeValidator
 
 from optimizer.options.declaration import Options, ReadableError, option
 from optimizer.options.values import Choices, Duration, Source
-from optimizer.options.verb_options import ImageFolder, ImageReading
+from optimizer.options.verb_options import (
+    CalibrationImages,
+    EncodingOptions,
+    HighPrecision,
+    ImageFolder,
+    ImageReading,
+    Target,
+)
 
-__all__ = ["TrainOptions"]
+__all__ = ["Int8Start", "QuantizedTraining", "TrainOptions"]
 
 
 def _device(value: object) -> object:
@@ -143,7 +150,45 @@ class _Continuing(Options):
     )
 
 
-class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
+class Int8Start(EncodingOptions, HighPrecision, CalibrationImages, Target):
+    """The encodings that training a quantized network starts at."""
+
+    panel: ClassVar[str] = "Quantization-aware training"
+
+
+class QuantizedTraining(Int8Start):
+    """Training a quantized network (QAT)."""
+
+    panel: ClassVar[str] = "Quantization-aware training"
+
+    qat: Literal["int8"] | None = option(
+        None,
+        "Train the INT8 network of --init for --target; writes an .onnx graph. If it is not better than "
+        "INT8 without training on --val, that one is written.",
+    )
+    label_share: float | None = option(
+        None,
+        "Share of the loss that comes from labels; the rest is the distance from the FP32 network.",
+        ge=0,
+        le=1,
+    )
+
+
+class _Sparsity(Options):
+    """Training with zeros in a pattern."""
+
+    panel: ClassVar[str] = "Sparsity"
+
+    sparsity: Literal["2:4"] | None = option(
+        None,
+        "Prune --init to two zeros in every four weights, and fine-tune the others: for TensorRT's "
+        "sparse kernels (build --sparsity).",
+    )
+
+
+class TrainOptions(
+    _Recipe, _Machine, _Continuing, QuantizedTraining, _Sparsity, ImageReading, ImageFolder
+):
     """Options of ``train``."""
 
     panel: ClassVar[str] = "Training"
@@ -166,7 +211,7 @@ class TrainOptions(_Recipe, _Machine, _Continuing, ImageReading, ImageFolder):
     recipe: Source | None = option(
         None,
         "finetune (default with --init), scratch (default for folders), digits, detection (default for "
-        "detectors), tv-v1, tv-v2, a1, a2, a3, or a YAML file.",
+        "detectors), qat (default with --qat), tv-v1, tv-v2, a1, a2, a3, or a YAML file.",
     )
     freeze_backbone: bool = option(False, "Train only the last layers.")
     hidden_layers: int = option(0, "Hidden layers before the last one.", ge=0, le=32)

@@ -53,6 +53,7 @@ __all__ = [
     "RefitOptions",
     "ReportOptions",
     "SpeedOptions",
+    "Target",
     "TensorRtOptions",
     "ValidateOptions",
 ]
@@ -196,6 +197,17 @@ class EncodingOptions(EncodingPasses, KeptLayers):
     """How the encodings of a graph are computed, and for which layers."""
 
     panel: ClassVar[str] = "INT8"
+
+
+class Target(Options):
+    """The engine that a graph is for."""
+
+    panel: ClassVar[str] = "Precision"
+
+    target: str = option(
+        "openvino",
+        "Engine that an INT8 graph is for: openvino, onnxruntime, tensorrt or tensorrt-rtx.",
+    )
 
 
 class ImagesPerCall(Options):
@@ -395,17 +407,13 @@ class Conversion(
     )
 
 
-class QuantizeOptions(Conversion):
+class QuantizeOptions(Conversion, Target):
     """Options of ``quantize``."""
 
     panel: ClassVar[str] = "Precision"
 
     precision: Precision = option(
         "int8", "Precision; mixed searches for the layers to keep out of INT8."
-    )
-    target: str = option(
-        "openvino",
-        "Engine that an INT8 graph is for: openvino, onnxruntime, tensorrt or tensorrt-rtx.",
     )
 
 

@@ -2,10 +2,11 @@
 
 from optimizer.graphs.facts import is_quantized
 from optimizer.precision.calibration import calibrate, halves
-from optimizer.precision.conversion import PRECISIONS, quantize
+from optimizer.precision.conversion import PRECISIONS, encode, quantize, rules_with
 from optimizer.precision.foreign import prepared
 from optimizer.precision.option_checks import check_options
 
 __all__ = [
-    "PRECISIONS", "calibrate", "check_options", "halves", "is_quantized", "prepared", "quantize",
+    "PRECISIONS", "calibrate", "check_options", "encode", "halves", "is_quantized", "prepared",
+    "quantize", "rules_with",
 ]  # fmt: skip

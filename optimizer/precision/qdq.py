@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optimizer.graphs.editing import add_constant, describe, insert_after
 
-__all__ = ["write_bias", "write_pair", "write_weight"]
+__all__ = ["replace_bias", "write_bias", "write_float_layer", "write_pair", "write_weight"]
 
 
 def write_pair(
@@ -47,6 +47,33 @@ def write_pair(
     insert_after(graph, source, [quantize, dequantize])
     for node, input_index in uses:
         node.replace_input_with(input_index, dequantize.outputs[0])
+
+
+def write_float_layer(graph: ir.Graph, node: ir.Node, weight: NDArray, bias: NDArray) -> None:
+    """Replace a layer's weight and bias by others in float.
+
+    Args:
+        graph: The graph.
+        node: A Conv or Gemm with a constant weight.
+        weight: float32, output channels first.
+        bias: float32[O]; added if the layer has none.
+    """
+    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+        weight = np.ascontiguousarray(weight.T)
+    old = node.inputs[1]
+    assert old is not None
+    graph.initializers.pop(str(old.name))
+    node.replace_input_with(1, add_constant(graph, str(old.name), weight))
+    replace_bias(graph, node, bias)
+
+
+def replace_bias(graph: ir.Graph, node: ir.Node, bias: NDArray) -> None:
+    """Replace a layer's bias (float32[O]), or add one."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        graph.initializers.pop(str(node.inputs[2].name))
+    else:
+        node.resize_inputs(3)
+    node.replace_input_with(2, add_constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
 
 
 def write_weight(graph: ir.Graph, node: ir.Node, stored: NDArray, scale: NDArray) -> None:

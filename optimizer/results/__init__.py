@@ -36,6 +36,10 @@ from optimizer.results.profile_result import (
     ProfileResult,
     TimedPart,
 )
+from optimizer.results.quantized_training_result import (
+    QuantizedCandidate,
+    QuantizedTrainingResult,
+)
 from optimizer.results.result_files import Result, read_result, result_text, write_result
 from optimizer.results.result_model import (
     SCHEMA_VERSION,
@@ -103,6 +107,8 @@ __all__ = [
     "PairedDrop",
     "Prediction",
     "ProfileResult",
+    "QuantizedCandidate",
+    "QuantizedTrainingResult",
     "Result",
     "RunResult",
     "ScenarioName",

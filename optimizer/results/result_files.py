@@ -11,6 +11,7 @@ from optimizer.artifacts import DIGEST_FIELD, json_digest, write_text_atomically
 from optimizer.errors import ArtifactError
 from optimizer.results.bench_result import BenchResult
 from optimizer.results.profile_result import ProfileResult
+from optimizer.results.quantized_training_result import QuantizedTrainingResult
 from optimizer.results.result_model import SCHEMA_VERSION
 from optimizer.results.run_result import RunResult
 from optimizer.results.search import SearchResult
@@ -18,13 +19,21 @@ from optimizer.results.validate_result import ValidateResult
 
 __all__ = ["Result", "read_result", "result_text", "write_result"]
 
-Result = ValidateResult | BenchResult | SearchResult | RunResult | ProfileResult
+Result = (
+    ValidateResult
+    | BenchResult
+    | SearchResult
+    | RunResult
+    | ProfileResult
+    | QuantizedTrainingResult
+)
 _KINDS: dict[str, type[BaseModel]] = {
     "validate": ValidateResult,
     "bench": BenchResult,
     "search": SearchResult,
     "run": RunResult,
     "profile": ProfileResult,
+    "qat": QuantizedTrainingResult,
 }
 
 
@@ -61,7 +70,7 @@ def read_result(path: Path) -> Result:
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ArtifactError(
-            f"{path.name} is not a result of validate, bench, profile, search or run",
+            f"{path.name} is not a result of validate, bench, profile, search, run or train",
             hint="check the path",
         )
     if raw.get("schema_version") != SCHEMA_VERSION:
@@ -84,5 +93,5 @@ def read_result(path: Path) -> Result:
             f"{path.name} does not fit its schema at {where}: {first['msg']}",
             hint="run the command again",
         ) from error
-    assert isinstance(result, (ValidateResult, BenchResult, SearchResult, RunResult, ProfileResult))
+    assert isinstance(result, Result)
     return result

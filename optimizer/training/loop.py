@@ -90,6 +90,7 @@ class Work:
         identity: What must be equal for a checkpoint to be continued.
         name_of: Name of an image by its position, for errors.
         listeners: Called with each new row of the history, in the first process.
+        after_step: Called with the network after each change of its weights.
     """
 
     settings: TrainOptions
@@ -101,6 +102,7 @@ class Work:
     identity: Mapping[str, Any] = field(default_factory=dict)
     name_of: Callable[[int], str] = str
     listeners: Sequence[Callable[[Mapping[str, float]], None]] = ()
+    after_step: Callable[[nn.Module], None] | None = None
 
 
 class Fit:
@@ -254,6 +256,8 @@ class Fit:
         self._clip()
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if work.after_step is not None:
+            work.after_step(self._module)
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
         if self._ema is not None:

@@ -21,6 +21,7 @@ from optimizer.training.batch_search import sized
 from optimizer.training.devices import device_of
 from optimizer.training.distribution import World, joined
 from optimizer.training.loop import Fit, Work
+from optimizer.training.pruning import Pruning
 from optimizer.training.tracking import Tracker, open_trackers
 from optimizer.training.training_images import TrainingImages
 from optimizer.training.training_job import TrainingJob, prepare
@@ -29,7 +30,14 @@ from optimizer.training.training_state import StateFile, changed_settings, claim
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TrainingResult", "train", "train_checkpoint", "training_folder"]
+__all__ = [
+    "TrainingResult",
+    "compute_threads",
+    "continue_fit",
+    "train",
+    "train_checkpoint",
+    "training_folder",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -196,14 +204,14 @@ def _train(
         listeners=[tracker.row for tracker in trackers],
     )
     # The sums depend on the number of threads, so it must not depend on what ran in this process.
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(compute_threads())
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.push(partial(_close, tracker))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(job.settings.seed)
-        fit = _new_fit(job, work)
-        notes = [*job.notes, *_continue(fit, work)]
+        fit, added = _new_fit(job, work)
+        notes = [*job.notes, *added, *continue_fit(fit, work)]
         fit.run()
     result = _result(job, fit, notes)
     score = result.metrics[fit.task.better]
@@ -215,23 +223,28 @@ def _close(tracker: Tracker, kind: type[BaseException] | None, *_: object) -> No
     tracker.close(finished=kind is None)
 
 
-def _threads() -> int:
+def compute_threads() -> int:
     """Compute threads: what the user set for all libraries, else all cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else cpu_features().physical_cores
 
 
-def _new_fit(job: TrainingJob, work: Work) -> Fit:
-    """A training at its beginning, with the network on its device."""
+def _new_fit(job: TrainingJob, work: Work) -> tuple[Fit, list[str]]:
+    """A training at its beginning, with the network on its device; and what the user should know."""
     import torch
 
-    module = job.subject.module(job)
+    module, notes = job.subject.module(job), []
+    if job.settings.sparsity is not None:
+        pruning = Pruning(module)
+        pruning.apply(module)
+        work = replace(work, after_step=pruning.apply)
+        notes.append(pruning.note())
     if job.settings.sync_batchnorm and work.world.size > 1:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     module = module.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     reading = job.subject.reading(job)
     batches = TrainingImages(job.data, job.preprocessing, job.settings, work.world, reading)
-    return Fit(module, job.subject.task(job), batches, work)
+    return Fit(module, job.subject.task(job), batches, work), notes
 
 
 def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
@@ -268,7 +281,7 @@ def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
     )
 
 
-def _continue(fit: Fit, work: Work) -> list[str]:
+def continue_fit(fit: Fit, work: Work) -> list[str]:
     """Restore the last checkpoint if requested; returns what the user should know."""
     if fit.file is None:
         return []

@@ -9,7 +9,7 @@ from optimizer.artifacts import Input, Plan, library_versions
 from optimizer.data import ImageDataset, Preprocessing, shared_images
 from optimizer.models import Model
 from optimizer.models.architectures import check_arch
-from optimizer.options import TrainOptions
+from optimizer.options import QuantizedTraining, TrainOptions
 from optimizer.training.training_subject import Subject, subject_of
 
 __all__ = ["TrainingJob", "prepare"]
@@ -81,7 +81,7 @@ class TrainingJob:
 _NO_RESULT = {
     "data", "val", "init", "recipe", "device", "min_cuda", "min_cudnn", "min_python", "resume",
     "elastic", "find_batch_size", "effective_batch", "checkpoint_every", "workers",
-    "skip_bad_images", "image_folder", "track",
+    "skip_bad_images", "image_folder", "track", *QuantizedTraining.model_fields,
 }  # fmt: skip
 """Options that do not affect the resulting weights, or do so through the inputs."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifacts import find_manifest, load_artifact
+from optimizer.errors import GraphError
 from optimizer.evaluation.engine_diff import compare_layers
 from optimizer.options import InspectOptions, takes_options
 from optimizer.results import Audit, LayerInfo, LayerSide
@@ -109,6 +110,8 @@ def _inspect(path: Path, min_share: float) -> Inspection:
         "device": manifest["device"],
         **details,
     }
+    if sparsity := _sparsity(path, manifest["kind"]):
+        facts["2:4 sparsity"] = sparsity
     result = audit(artifact, min_share=min_share) if manifest["kind"] == "engine" else None
     return Inspection(path, facts, layers, result)
 
@@ -131,9 +134,31 @@ def _inspect_bare_graph(path: Path) -> Inspection:
             "output": f"{facts.output_name} {_shape(facts.output_shape)}",
             "GFLOP an image": f"{sum(layer_flops(path).values()) / 1e9:.2f}",
             "importing": changes or None,
+            "2:4 sparsity": _sparsity(path, "graph"),
             **facts.metadata,
         },
     )
+
+
+def _sparsity(path: Path, kind: str) -> dict[str, Any] | None:
+    """Layers whose weights have the pattern of sparse kernels, in a graph or that of an engine."""
+    from optimizer.engines.opening import graph_of
+    from optimizer.graphs.sparse_layers import sparse_layers
+
+    graph = {"graph": path, "engine": graph_of(path) if kind == "engine" else None}.get(kind)
+    if graph is None:
+        return None
+    try:
+        found = sparse_layers(graph)
+    except GraphError:  # a file beside an engine that says nothing about it
+        return None
+    if not found.names:
+        return None
+    return {
+        "share of FLOPs": f"{found.flop_share:.1%}",
+        "layers with weights": found.layers,
+        "layers": list(found.names),
+    }
 
 
 def difference(a: Inspection, b: Inspection, *, as_json: bool) -> str:

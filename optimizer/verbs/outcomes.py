@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from optimizer.artifacts import Artifact
-from optimizer.results import Audit, SearchResult
+from optimizer.results import Audit, QuantizedTrainingResult, SearchResult
 
 if TYPE_CHECKING:
     from optimizer.precision.int8.halves import ScaleDifference
@@ -34,7 +34,7 @@ class _ArtifactResult(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(_ArtifactResult):
-    """A checkpoint.
+    """A checkpoint; with ``qat``, an INT8 graph.
 
     Attributes:
         top1: Accuracy on the held-out images, a fraction; ``None`` without such images.
@@ -42,6 +42,7 @@ class TrainResult(_ArtifactResult):
         ap50: The same at IoU 0.5.
         notes: What the user should know about the training.
         first_process: Whether this process wrote it; false for the others of a distributed training.
+        quantized: For an INT8 network, its comparison with the one without training.
     """
 
     top1: float | None = None
@@ -49,6 +50,7 @@ class TrainResult(_ArtifactResult):
     ap50: float | None = None
     notes: tuple[str, ...] = ()
     first_process: bool = True
+    quantized: QuantizedTrainingResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

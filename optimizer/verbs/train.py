@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +32,11 @@ def train(
     force: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train a ResNet, or a detector on one, into a checkpoint.
+    """Train a ResNet, or a detector on one; with ``qat``, its INT8 network into an ONNX graph.
 
     Args:
-        output: The checkpoint file: ``.safetensors``, or ``.pth`` for a plain state dict.
+        output: The checkpoint file: ``.safetensors``, or ``.pth`` for a plain state dict. With
+            ``qat``, the graph: ``.onnx``.
         options: See below.
         cache: Artifact cache; ``None`` for no cache.
         force: Also replace files that resnet-opt did not write, or that were edited since.
@@ -47,21 +50,30 @@ def train(
     """
     from optimizer.models import load_model
     from optimizer.training import (
-        Stopped,
+        check_quantized_options,
+        check_sparsity,
         check_versions,
         device_of,
         train_checkpoint,
         world_of_environment,
     )
+    from optimizer.verbs.int8_training import train_quantized_graph
 
     output = Path(output)
     check_versions(options)
     device_of(options)
+    check_quantized_options(options)
+    if options.qat is not None:
+        with _resumable(options, output):
+            return train_quantized_graph(
+                options, output, cache=cache, force=force, progress=progress
+            )
     _check_output(output, options, force=force)
     val = options.val or _HELD_OUT.get(options.data)
     start = None if options.init == "random" else options.init
     init = load_model(start, image_size=options.image_size) if start else None
-    try:
+    check_sparsity(options, init)
+    with _resumable(options, output):
         artifact = train_checkpoint(
             _with_arch(options, output) if init is None else options,
             _open(options.data, options),
@@ -71,10 +83,6 @@ def train(
             cache=cache,
             progress=progress,
         )
-    except Stopped as error:
-        flags = [*to_flags(TrainOptions.of(options, {"resume": True})), "-o", str(output)]
-        command = shlex.join(["resnet-opt", "train", *flags])
-        raise Stopped(error.message, hint=command) from None
     details = artifact.manifest.details
     return TrainResult.of(
         artifact,
@@ -84,6 +92,19 @@ def train(
         notes=tuple(details.get("notes", ())),
         first_process=world_of_environment().first,
     )
+
+
+@contextlib.contextmanager
+def _resumable(options: TrainOptions, output: Path) -> Iterator[None]:
+    """Name the command that continues a training that was asked to stop."""
+    from optimizer.training import Stopped
+
+    try:
+        yield
+    except Stopped as error:
+        flags = [*to_flags(TrainOptions.of(options, {"resume": True})), "-o", str(output)]
+        command = shlex.join(["resnet-opt", "train", *flags])
+        raise Stopped(error.message, hint=command) from None
 
 
 def _open(name: str, options: TrainOptions) -> ImageDataset:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.errors import ArtifactError, GraphError
-from optimizer.graphs.editing import add_constant, bypass
+from optimizer.graphs.editing import bypass
 from optimizer.graphs.metadata import remove_precision_metadata, write_metadata
 from optimizer.graphs.operator_sets import FP16_SCALES, raise_opset
 from optimizer.graphs.shared_strides import share_strides
@@ -24,7 +24,13 @@ from optimizer.graphs.topology import Edge, Topology, analyse
 from optimizer.precision.half import to_half
 from optimizer.precision.int8.encodings import LARGEST_BIAS, Encodings, TensorEncoding
 from optimizer.precision.int8.shift import compensating_layer, producers_of, shiftable
-from optimizer.precision.qdq import write_bias, write_pair, write_weight
+from optimizer.precision.qdq import (
+    replace_bias,
+    write_bias,
+    write_float_layer,
+    write_pair,
+    write_weight,
+)
 from optimizer.targets.rules import TargetRules
 
 __all__ = ["lower"]
@@ -184,7 +190,7 @@ def _write_layer(
     source = encodings.tensors[topology.data_inputs(node)[0]]
     scale = np.asarray(layer.weight_scale, np.float32)
     write_weight(graph, node, integers, scale)
-    _replace_bias(graph, node, bias)
+    replace_bias(graph, node, bias)
     if rules.bias == "int32" and node.op_type == "Gemm":
         products = np.float32(source.scale) * scale
         stored = np.rint(bias / products.astype(np.float64))
@@ -206,21 +212,7 @@ def _write_exact(
     weight = encodings.layers[str(node.name)].equalized(topology.weight(node))
     if rules.constant_type == "fp16":
         weight = weight.astype(np.float16).astype(np.float32)
-    if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
-        weight = np.ascontiguousarray(weight.T)
-    old = node.inputs[1]
-    assert old is not None
-    graph.initializers.pop(str(old.name))
-    node.replace_input_with(1, add_constant(graph, str(old.name), weight))
-    _replace_bias(graph, node, bias)
-
-
-def _replace_bias(graph: ir.Graph, node: ir.Node, bias: NDArray[np.float64]) -> None:
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        graph.initializers.pop(str(node.inputs[2].name))
-    else:
-        node.resize_inputs(3)
-    node.replace_input_with(2, add_constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
+    write_float_layer(graph, node, weight, bias)
 
 
 def _write_pair(
