@@ -105,6 +105,7 @@ def test_accuracy_decides_where_there_is_data(
     assert outcome["validate"]["finding"]
 
 
+@pytest.mark.long
 def test_the_report_says_what_the_results_say(
     suite: gpu.Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
