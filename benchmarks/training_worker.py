@@ -68,13 +68,13 @@ def bare(settings: dict[str, Any], rounds: Rounds, *, channels_last: bool = True
     torch.manual_seed(0)
     network = build_module(settings["arch"], 10, zero_init_residual=True)
     network = network.to(memory_format=layout).train()
-    optimizer = torch.optim.SGD(
+    sgd = torch.optim.SGD(
         network.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     steps = len(data) // settings["batch"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.03, total_steps=MANY * steps, cycle_momentum=False
+        sgd, max_lr=0.03, total_steps=MANY * steps, cycle_momentum=False
     )
     while True:
         order = torch.randperm(len(data))
@@ -82,9 +82,9 @@ def bare(settings: dict[str, Any], rounds: Rounds, *, channels_last: bool = True
             chosen = order[step * settings["batch"] : (step + 1) * settings["batch"]]
             batch = images[chosen].contiguous(memory_format=layout)
             loss = criterion(network(batch), labels[chosen])
-            optimizer.zero_grad(set_to_none=True)
+            sgd.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            sgd.step()
             schedule.step()
             loss.item()  # as one that is shown
             rounds.advance()
