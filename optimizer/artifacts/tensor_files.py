@@ -36,12 +36,13 @@ def write_tensors(path: Path, arrays: Arrays, note: str = "") -> None:
         OSError, ArtifactError: The file cannot be written, e.g. because the disk is full.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {_CHECKSUM: _checksum(arrays, note), "note": note}
     with write_atomically(path) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
+        # `save_file` hides a full disk in an error that is no OSError.
+        temporary.write_bytes(save(arrays, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], str] | None:
