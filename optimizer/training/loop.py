@@ -28,7 +28,7 @@ from optimizer.training.distribution import World
 from optimizer.training.history import write_history
 from optimizer.training.optimization import build_optimizer, build_schedule, peak_rate
 from optimizer.training.stopping import Stopped, StopRequest, watch_signals
-from optimizer.training.training_state import StateFile
+from optimizer.training.training_state import StateFile, claim_folder
 
 if TYPE_CHECKING:
     import torch
@@ -355,6 +355,7 @@ class Fit:
         assert self._work.folder is not None
         assert self.file is not None
         try:
+            claim_folder(self._work.folder)
             write_history(self._work.folder / "history.csv", self.rows)
         except OSError as error:
             self.file.note_failure("the history", error)

@@ -188,7 +188,8 @@ def _train(
 
     trackers: list[Tracker] = []
     if folder is not None and world.first:
-        claim_folder(folder)
+        if job.settings.track:
+            claim_folder(folder)
         trackers = open_trackers(
             job.settings.track, folder, job.plan.settings, resume=job.settings.resume
         )

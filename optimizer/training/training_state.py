@@ -105,6 +105,7 @@ class StateFile:
         import torch
 
         try:
+            claim_folder(self.folder)
             with write_atomically(path) as temporary:
                 torch.save(content, temporary)
                 if path == self.path and path.is_file():

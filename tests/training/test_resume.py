@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert not written
     assert "could not be written" in file.notes[0]
     assert file.load()["step"] == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".resnet-opt-training", "last.pt"]
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
@@ -161,7 +161,8 @@ def test_what_a_killed_training_left_is_deleted(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "history.csv").touch()
     file.clean()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "last.pt"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".resnet-opt-training", "history.csv", "last.pt"]
 
 
 def test_equal_settings_have_no_changes() -> None:
