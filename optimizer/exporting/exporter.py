@@ -165,4 +165,5 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
         classes=list(model.classes or ()),
         batch="dynamic" if batch is None else str(batch),
         detector=None if model.detector is None else model.detector.to_dict(),
+        widths=None if model.narrow is None else model.narrow.to_dict(),
     )

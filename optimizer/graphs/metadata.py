@@ -119,6 +119,12 @@ class Metadata(dict[str, str]):
         return "nms" in self
 
     @property
+    def widths(self) -> dict[str, Any] | None:
+        """Channels and blocks of a narrow network; ``None`` for a whole one."""
+        widths: dict[str, Any] | None = self._json("widths", dict[str, Any], None)
+        return widths
+
+    @property
     def keep(self) -> list[str]:
         """Nodes deliberately kept in high precision.
 

@@ -90,6 +90,8 @@ def write_weights(model: Model, path: Path) -> None:
         card["preprocessing"] = model.preprocessing.to_dict()
     if (activations := stated_activations(model.module)) is not None:
         card["head_activations"] = activations
+    if (narrow := model.narrow) is not None:
+        card["widths"] = narrow.to_dict()
     tensors = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     # One entry only: safetensors writes several in random order, so equal models would differ.
     save_file(tensors, path, metadata={"resnet-opt": json.dumps(card)})
@@ -119,6 +121,7 @@ def save_checkpoint(model: Model, path: Path, *, details: Mapping[str, Any]) -> 
             "source": model.source,
             "weights_sha256": model.sha256,
             "preprocessing_assumed": model.preprocessing_assumed,
+            **({} if model.narrow is None else {"widths": model.narrow.to_dict()}),
         },
         libraries=library_versions("torch", "torchvision", "safetensors"),
         preprocessing=model.preprocessing.to_dict(),
