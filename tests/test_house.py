@@ -19,8 +19,8 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
     "frameworks", "data", "models", "targets", "graphs", "exporting", "precision", "tasks", "training",
-    "engines", "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
-    "pytest_plugin",
+    "engines", "environment", "evaluation", "profiling", "search", "pruning", "reporting", "verbs",
+    "gpu_record", "cli", "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {
     "_version", "errors", "gpu_software", "installed", "nvml", "progress", "processes", "units", "artifacts",

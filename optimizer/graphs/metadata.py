@@ -36,7 +36,8 @@ class Metadata(dict[str, str]):
     """The entries of one graph as strings, by key without the prefix.
 
     Besides the properties there are ``input`` (``float32-nchw`` or ``uint8-nhwc``), ``batch``
-    (``dynamic`` or a number) and ``checkpoint_sha256``.
+    (``dynamic`` or a number), ``checkpoint_sha256``, and ``pruned_from``, the digest of the weights
+    that a pruned network's were made from.
     """
 
     @classmethod

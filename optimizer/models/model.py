@@ -38,6 +38,7 @@ class Model:
             one costs accuracy.
         expected_top1: Published accuracy of these weights, a fraction of one; ``None`` if there is
             none.
+        pruned_from: Digest of the weights that these were pruned from; ``None`` if they were not.
         remarks: What the user should know about how the weights were read: other copies in the
             file, tensors that were left out.
     """
@@ -51,6 +52,7 @@ class Model:
     sha256: str
     preprocessing_assumed: bool = False
     expected_top1: float | None = None
+    pruned_from: str | None = None
     remarks: tuple[str, ...] = ()
 
     @property

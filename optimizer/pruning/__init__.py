@@ -1,0 +1,15 @@
+"""Pruning by measured latency: which channels and blocks a network can do without."""
+
+from optimizer.pruning.prunable import Prunable, check_prunable
+from optimizer.pruning.prune_job import PruneJob, pruning_folder
+from optimizer.pruning.tables import check_fits, latency_table, read_table
+
+__all__ = [
+    "Prunable",
+    "PruneJob",
+    "check_fits",
+    "check_prunable",
+    "latency_table",
+    "pruning_folder",
+    "read_table",
+]
