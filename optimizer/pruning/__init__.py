@@ -1,7 +1,7 @@
 """Pruning by measured latency: which channels and blocks a network can do without."""
 
 from optimizer.pruning.prunable import Prunable, check_prunable
-from optimizer.pruning.prune_job import PruneJob, pruning_folder
+from optimizer.pruning.prune_job import PruneJob, pruning_folder, step_files
 from optimizer.pruning.tables import check_fits, latency_table, read_table
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "latency_table",
     "pruning_folder",
     "read_table",
+    "step_files",
 ]

@@ -7,15 +7,24 @@ of ``--data`` that chooses the epoch, and those that judge.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, content_key, library_versions, produce
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    content_key,
+    library_versions,
+    manifest_path,
+    produce,
+)
 from optimizer.data import ImageDataset, stratified_subset
 from optimizer.models import Model, Widths, load_checkpoint, write_weights
 from optimizer.options import PruneOptions, TableOptions
@@ -28,9 +37,10 @@ from optimizer.pruning.table_roofline import operations_table
 from optimizer.pruning.tuning import tune, tuning_images
 from optimizer.pruning.width_choice import Choice, Limits, choose_widths
 from optimizer.results import LatencyTable, PrunedLatency, PruneResult, PruneRound
-from optimizer.training import top1
+from optimizer.training import top1, training_folder
+from optimizer.training.training_state import remove_training
 
-__all__ = ["PruneJob", "pruning_folder"]
+__all__ = ["PruneJob", "pruning_folder", "step_files"]
 
 REVISION = 1
 """Raised when the same inputs give another network."""
@@ -40,6 +50,13 @@ _STATISTICS_IMAGES = 512
 def pruning_folder(output: Path) -> Path:
     """The folder of the steps until the pruning is finished."""
     return output.with_name(f"{output.stem}.pruning")
+
+
+def step_files(output: Path, rounds: int) -> list[Path]:
+    """The checkpoints of the steps: after the cut and after the tuning of each round."""
+    folder, numbers = pruning_folder(output), range(1, rounds + 1)
+    names = [f"{step}{number}.safetensors" for number in numbers for step in ("cut", "tuned")]
+    return [folder / name for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +91,18 @@ class PruneJob:
         """
 
         def write(path: Path) -> Mapping[str, Any]:
-            narrow, rounds = self._rounds(pruning_folder(output))
+            narrow, rounds = self._rounds(step_files(output, self.options.rounds))
             write_weights(narrow, path)
             digest = {"weights_sha256": narrow.sha256}
             return {**digest, "prune": self._result(narrow, rounds).model_dump(mode="json")}
 
         artifact = produce(self._plan(), output, write, cache=self.cache)
-        shutil.rmtree(pruning_folder(output), ignore_errors=True)
+        for path in step_files(output, self.options.rounds):
+            path.unlink(missing_ok=True)
+            manifest_path(path).unlink(missing_ok=True)
+            remove_training(training_folder(path))
+        with contextlib.suppress(OSError):  # something else is in it, or it is not there
+            pruning_folder(output).rmdir()
         return artifact
 
     def _plan(self) -> Plan:
@@ -109,16 +131,19 @@ class PruneJob:
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    def _rounds(self, folder: Path) -> tuple[Model, list[PruneRound]]:
+    def _rounds(self, files: list[Path]) -> tuple[Model, list[PruneRound]]:
         model, rounds = self.model, []
-        for number in range(1, self.options.rounds + 1):
-            step = self._cut(model, number, folder / f"cut{number}.safetensors")
+        files[0].parent.mkdir(exist_ok=True)
+        for number, (after_cut, after_tuning) in enumerate(
+            zip(files[::2], files[1::2], strict=True), start=1
+        ):
+            step = self._cut(model, number, after_cut)
             narrow = _loaded(step.path, self.model)
             tuned = tune(
                 narrow,
                 self.model,
                 self.data,
-                folder / f"tuned{number}.safetensors",
+                after_tuning,
                 self.options,
                 cache=self.cache,
                 progress=self.progress,

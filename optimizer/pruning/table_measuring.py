@@ -9,6 +9,7 @@ profiler: what the engine adds between layers belongs to the layers around it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ from optimizer.pruning.table_networks import (
     scaled_inner,
     table_widths,
 )
-from optimizer.results import LatencyTable, TableCheck, TimesAtBatch
+from optimizer.results import LatencyTable, LayerInfo, TableCheck, TimesAtBatch
 from optimizer.targets.hardware import cpu_features
 
 __all__ = ["measure_table"]
@@ -58,6 +59,8 @@ _ROUNDS = 6
 _WIDEST_INTERVAL = 0.5
 """Of the whole network's time: beyond it, the choice would follow the noise."""
 _CALL_TIMEOUT_S = 60.0
+_CONVOLUTION = re.compile(r"(^|\.)(conv\d|downsample\.0)$")
+_MODULE = re.compile(r"layer\d\.\d+\.(conv\d|downsample\.0|add)")
 
 
 def measure_table(
@@ -92,7 +95,8 @@ def measure_table(
             timed = interleave_engines(
                 describe_engines(engines, [batch]), request, rounds=_ROUNDS, progress=progress
             )
-            batches.append(_times(batch, networks, check, [_Timed(t, annotate) for t in timed]))
+            own = [_Timed(t, annotate) for t in timed]
+            batches.append(_times(batch, networks, check, prunable, own))
         progress.finish(
             f"{batches[0].whole_ms[0]:.3g} ms, narrowest {min(batches[0].whole_ms):.3g} ms"
         )
@@ -198,13 +202,12 @@ class _Timed:
         return intervals.median(self.rounds.whole, seed=0)
 
     def modules(self) -> dict[str, float]:
-        """Milliseconds by module, which add up to the whole call."""
+        """Milliseconds by module, which add up to the whole call; the rest is under an empty name."""
         spent: dict[str, list[float]] = {}
         for layers in self.rounds.layers:
             own: dict[str, float] = {}
             for layer in self.annotate(list(layers)):
-                names = [n for n in layer.torch_names if "conv" in n or "downsample" in n]
-                owners = names or layer.torch_names[:1]
+                owners = _owners(layer)
                 for owner in owners:
                     own[owner] = own.get(owner, 0.0) + (layer.time_ms or 0.0) / len(owners)
             for name, ms in own.items():
@@ -214,8 +217,21 @@ class _Timed:
         return {name: ms * scale for name, ms in medians.items()}
 
 
+def _owners(layer: LayerInfo) -> list[str]:
+    """The modules that a layer's time belongs to: the convolutions in it, or what it is named after."""
+    convolutions = [name for name in layer.torch_names if _CONVOLUTION.search(name)]
+    if convolutions or layer.torch_names:
+        return convolutions or layer.torch_names[:1]
+    named = _MODULE.match(layer.name)  # engines name conversions and shortcuts after their layers
+    return [named[0] if named else ""]
+
+
 def _times(
-    batch: int, networks: Sequence[Widths], check: Widths, timed: Sequence[_Timed]
+    batch: int,
+    networks: Sequence[Widths],
+    check: Widths,
+    prunable: Prunable,
+    timed: Sequence[_Timed],
 ) -> TimesAtBatch:
     *own, last = timed
     modules = [one.modules() for one in own]
@@ -231,7 +247,7 @@ def _times(
         whole_ci95_ms=[estimate.ci95 for estimate in whole],
         outside_ms=float(np.mean(outside)),
         blocks={
-            name: block_times(name, networks, modules, droppable=_droppable(name, modules[0]))
+            name: block_times(name, networks, modules, droppable=name in prunable.droppable)
             for name in names
         },
     )
@@ -252,10 +268,6 @@ def _times(
 
 def _in_blocks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
-
-
-def _droppable(name: str, modules: dict[str, float]) -> bool:
-    return not name.endswith(".0") and f"{name}.downsample.0" not in modules
 
 
 def _check_noise(batches: Sequence[TimesAtBatch]) -> None:

@@ -47,7 +47,15 @@ def table_engine(options: TableOptions) -> str:
             "the torch engine runs checkpoints as they are, which a table cannot time by layer",
             hint="use openvino, onnxruntime, tensorrt or tensorrt-rtx",
         )
-    return choose_engine(options.precision) if options.engine == "auto" else options.engine
+    if options.engine != "auto":
+        return options.engine
+    chosen = choose_engine(options.precision)
+    if chosen.provider is not None:
+        raise UsageError(
+            f"auto is ONNX Runtime's {chosen.provider} provider here, whose layers a table does not time",
+            hint="--engine openvino or onnxruntime, or --precision int8",
+        )
+    return chosen.engine
 
 
 def latency_table(

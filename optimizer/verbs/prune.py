@@ -113,6 +113,9 @@ def _check_wanted(options: PruneOptions) -> None:
 
 
 def _check_files(model: Path, output: Path, options: PruneOptions, *, force: bool) -> None:
+    from optimizer.pruning import step_files
+    from optimizer.training import check_folder, training_folder
+
     if output.suffix != ".safetensors":
         raise UsageError(
             f"a pruned network is written as .safetensors, not as {output.name}",
@@ -127,6 +130,10 @@ def _check_files(model: Path, output: Path, options: PruneOptions, *, force: boo
         OutputFile(output, "checkpoint"),
         OutputFile(result_path(output), "prune", has_manifest=False),
     ]
+    steps = step_files(output, options.rounds)
+    files += [OutputFile(path, "checkpoint") for path in steps]
+    for path in steps:
+        check_folder(training_folder(path))
     check_outputs(files, [model, options.data, options.val, options.table], force=force)
 
 
