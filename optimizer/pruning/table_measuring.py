@@ -59,8 +59,8 @@ _ROUNDS = 6
 _WIDEST_INTERVAL = 0.5
 """Of the whole network's time: beyond it, the choice would follow the noise."""
 _CALL_TIMEOUT_S = 60.0
-_CONVOLUTION = re.compile(r"(^|\.)(conv\d|downsample\.0)$")
-_MODULE = re.compile(r"layer\d\.\d+\.(conv\d|downsample\.0|add)")
+_CONVOLUTION = re.compile(r"(^|\.)(conv\d|downsample\.\d)$")
+_MODULE = re.compile(r"layer\d\.\d+\.(conv\d|downsample\.\d|add)")
 
 
 def measure_table(

@@ -107,7 +107,11 @@ def _table(
     batches = []
     for batch in options.batch:
         modules = [_modules(works, widths, batch, cost) for widths in networks]
-        outside = cost(works["conv1"], model.channels, model.widths.stem, batch)
+        outside = sum(
+            cost(works[name], layer.in_channels, layer.out_channels, batch)
+            for name, layer in model.module.named_modules()
+            if isinstance(layer, nn.Conv2d) and name.startswith("conv1")
+        )
         blocks = {
             name: block_times(name, networks, modules, droppable=name in prunable.droppable)
             for name, _ in networks[0].blocks
@@ -171,8 +175,7 @@ def _modules(
         for number, (channels_in, channels_out) in enumerate(pairs, start=1):
             conv = f"{name}.conv{number}"
             times[conv] = cost(works[conv], channels_in, channels_out, batch)
-        shortcut = f"{name}.downsample.0"
-        if shortcut in works:
+        for shortcut in (conv for conv in works if conv.startswith(f"{name}.downsample.")):
             times[shortcut] = cost(works[shortcut], stream, block[-1], batch)
         stream = block[-1]
     return times
