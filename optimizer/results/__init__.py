@@ -23,7 +23,7 @@ from optimizer.results.detection_result import (
 )
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.latency import Latency
-from optimizer.results.latency_table import (
+from optimizer.results.latency_table_result import (
     BlockTimes,
     LatencyTable,
     TableCheck,

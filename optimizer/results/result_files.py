@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from optimizer.artifacts import DIGEST_FIELD, json_digest, write_text_atomically
 from optimizer.errors import ArtifactError
 from optimizer.results.bench_result import BenchResult
-from optimizer.results.latency_table import LatencyTable
+from optimizer.results.latency_table_result import LatencyTable
 from optimizer.results.profile_result import ProfileResult
 from optimizer.results.prune_result import PruneResult
 from optimizer.results.quantized_training_result import QuantizedTrainingResult
