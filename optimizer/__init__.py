@@ -50,9 +50,11 @@ if TYPE_CHECKING:
         CompareOptions,
         ExportOptions,
         InspectOptions,
+        LatencyTableOptions,
         PredictOptions,
         PreprocessOptions,
         ProfileOptions,
+        PruneOptions,
         QuantizeOptions,
         RefitOptions,
         ReportOptions,
@@ -67,10 +69,12 @@ if TYPE_CHECKING:
     from optimizer.verbs.compare import compare
     from optimizer.verbs.export import export
     from optimizer.verbs.inspect import inspect
+    from optimizer.verbs.latency_table import latency_table
     from optimizer.verbs.machine import clean, doctor, load
     from optimizer.verbs.predict import predict
     from optimizer.verbs.preprocess import preprocess
     from optimizer.verbs.profile import profile
+    from optimizer.verbs.prune import prune
     from optimizer.verbs.quantize import quantize
     from optimizer.verbs.refit import refit
     from optimizer.verbs.report import report
@@ -82,8 +86,9 @@ _HOMES = {
     **{
         verb: f"optimizer.verbs.{verb}"
         for verb in (
-            "audit", "bench", "build", "calibrate", "compare", "export", "inspect", "predict",
-            "preprocess", "profile", "quantize", "refit", "report", "run", "train", "validate",
+            "audit", "bench", "build", "calibrate", "compare", "export", "inspect",
+            "latency_table", "predict", "preprocess", "profile", "prune", "quantize", "refit", "report",
+            "run", "train", "validate",
         )
     },
     **dict.fromkeys(("clean", "doctor", "load"), "optimizer.verbs.machine"),
@@ -94,8 +99,8 @@ _HOMES = {
     **{
         f"{stage}Options": "optimizer.options"
         for stage in (
-            "Bench", "Build", "Calibrate", "Compare", "Export", "Inspect", "Predict", "Preprocess",
-            "Profile", "Quantize", "Refit", "Report", "Train", "Validate",
+            "Bench", "Build", "Calibrate", "Compare", "Export", "Inspect", "LatencyTable", "Predict",
+            "Preprocess", "Profile", "Prune", "Quantize", "Refit", "Report", "Train", "Validate",
         )
     },
 }  # fmt: skip
@@ -107,9 +112,11 @@ __all__ = [
     "CompareOptions",
     "ExportOptions",
     "InspectOptions",
+    "LatencyTableOptions",
     "PredictOptions",
     "PreprocessOptions",
     "ProfileOptions",
+    "PruneOptions",
     "QuantizeOptions",
     "Recipe",
     "RefitOptions",
@@ -127,11 +134,13 @@ __all__ = [
     "doctor",
     "export",
     "inspect",
+    "latency_table",
     "load",
     "load_recipe",
     "predict",
     "preprocess",
     "profile",
+    "prune",
     "quantize",
     "raise_for_verdict",
     "record",

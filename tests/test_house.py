@@ -19,8 +19,8 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOMS = [
     "frameworks", "data", "models", "targets", "graphs", "exporting", "precision", "tasks", "training",
-    "engines", "environment", "evaluation", "profiling", "search", "reporting", "verbs", "gpu_record", "cli",
-    "pytest_plugin",
+    "engines", "environment", "evaluation", "profiling", "search", "pruning", "reporting", "verbs",
+    "gpu_record", "cli", "pytest_plugin",
 ]  # fmt: skip
 HALLWAY = {
     "_version", "errors", "gpu_software", "installed", "nvml", "progress", "processes", "units", "artifacts",
@@ -246,7 +246,7 @@ def test_help_of_every_command_needs_no_heavy_library() -> None:
         "from optimizer.cli.app import run_command_line\n"
         "from optimizer.cli.commands import PANELS\n"
         "for command in (command for panel in PANELS.values() for command in panel):\n"
-        "    name, out = command.__name__, io.StringIO()\n"
+        "    name, out = command.__name__.replace('_', '-'), io.StringIO()\n"
         "    with contextlib.redirect_stdout(out):\n"
         "        assert run_command_line([name, '--help']) == 0, name\n"
         "    assert 'Example:' in out.getvalue(), name\n"

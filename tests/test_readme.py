@@ -48,7 +48,7 @@ def test_commands_parse(command: str) -> None:
 
     _, *tokens = shlex.split(command)
     _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-    model = get_type_hints(_functions()[tokens[0]]).get("options")
+    model = get_type_hints(_functions()[tokens[0].replace("-", "_")]).get("options")
     if model is not None:  # values are checked by the model, not by the parser
         model.of(None, {k: v for k, v in bound.arguments.items() if k in model.model_fields})
 

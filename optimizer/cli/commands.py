@@ -25,9 +25,11 @@ from optimizer.options import (
     CompareOptions,
     ExportOptions,
     InspectOptions,
+    LatencyTableOptions,
     PredictOptions,
     PreprocessOptions,
     ProfileOptions,
+    PruneOptions,
     QuantizeOptions,
     RefitOptions,
     ReportOptions,
@@ -185,6 +187,67 @@ def train(
     details = {} if chosen is None else {"qat": chosen.model_dump(mode="json")}
     lines = [accuracy, None if chosen is None else chosen.reason, *notes]
     _print_artifact(artifact, as_json, *lines, details=details)
+
+
+def prune(
+    model: Annotated[str, argument("A checkpoint, or a model as for resnet-opt export.", "MODEL")],
+    /,
+    *,
+    output: Output,
+    options: PruneOptions,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cut channels and blocks until an engine is fast enough, and tune what remains.
+
+    Layers are timed at several widths in the engine; the widths that keep the most saliency within the
+    latency are chosen; the narrow network learns from the whole one, and is judged against it.
+
+    Example: resnet-opt prune model.safetensors --data train/ --val val/ --engine openvino
+    --precision int8 --speedup 1.5 --max-drop 0.5pp -o pruned.safetensors
+    """
+    from optimizer.cli.printing import print_pruning
+    from optimizer.evaluation import raise_for_verdict
+    from optimizer.verbs.prune import prune as verb
+
+    with _bars() as progress:
+        result = verb(
+            model, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
+    print_pruning(result, output, as_json)
+    assert result.validation is not None
+    raise_for_verdict(result.validation)
+
+
+def latency_table(
+    *,
+    model: Annotated[
+        str, Parameter(name="--model", help="A checkpoint, or a model name.", metavar="MODEL")
+    ],
+    output: Output,
+    options: LatencyTableOptions,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Time the layers of a network at several widths in an engine, for prune --table.
+
+    Example: resnet-opt latency-table --model resnet50:random:10 --engine openvino --precision int8
+    --batch 1,8 -o table.json
+    """
+    from optimizer.cli.printing import print_table
+    from optimizer.verbs.latency_table import latency_table as verb
+
+    with _bars() as progress:
+        result = verb(
+            model, output, options, cache=_cache(no_cache), force=force, progress=progress
+        )
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    print_table(result.as_table())
+    say(f"{result.reason}; details in {output}")
 
 
 def export(
@@ -693,10 +756,22 @@ def clean(
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The main job": (demo, run),
-    "Its steps": (train, export, calibrate, quantize, build, refit, validate, bench, profile),
+    "Its steps": (
+        train,
+        prune,
+        latency_table,
+        export,
+        calibrate,
+        quantize,
+        build,
+        refit,
+        validate,
+        bench,
+        profile,
+    ),
     "Results": (predict, inspect, compare, report),
     "Machine and data": (preprocess, doctor, clean),
-}
+}  # fmt: skip
 """The commands by heading, in the order of help."""
 
 

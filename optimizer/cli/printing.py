@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EngineProfile,
         Prediction,
         ProfileResult,
+        PruneResult,
         RunResult,
         SearchResult,
         ValidateResult,
@@ -42,7 +43,9 @@ __all__ = [
     "print_cache",
     "print_environment",
     "print_profile",
+    "print_pruning",
     "print_run",
+    "print_table",
     "print_validation",
     "search_lines",
 ]
@@ -215,6 +218,32 @@ def print_bench(result: BenchResult, output: Path, as_json: bool) -> None:
     for note in result.conditions.notes:
         say(f"note: {note}")
     say(f"{result.verdict}: {result.reason}; details in {output}")
+
+
+def print_pruning(result: PruneResult, output: Path, as_json: bool) -> None:
+    """Print what was cut, and how the validation against the network before ended."""
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    print_table(result.as_table())
+    for number, one in enumerate(result.rounds, start=1):
+        tuned = "" if one.top1_tuned is None else f", {one.top1_tuned:.2%} after tuning"
+        say(
+            f"round {number}: {one.kept_saliency:.1%} of the saliency stays, top-1 {one.top1_cut:.2%} "
+            f"after the cut{tuned} (on a tenth of the training images)"
+        )
+    for note in result.notes:
+        say(f"note: {note}")
+    if result.table_source == "model":
+        say(f"note: latency was {result.table_reason}")
+    if result.validation is not None:
+        print_table(result.validation.as_table())
+    say(f"{output}: {result.summary}")
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal."""
+    _print(table)
 
 
 def _print(table: Table) -> None:

@@ -127,6 +127,8 @@ def _source(hop: Hop, evidence: Evidence, lost: _Loss) -> str:
 
 
 def _place(step: Step) -> str:
+    if step.place is not None:
+        return step.place
     if step.kind == "engine":
         return "the engine"
     if step.precision == "fp32":

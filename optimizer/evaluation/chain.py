@@ -1,6 +1,7 @@
 """Chains of files from the reference to an engine, split into hops.
 
-``reference -> FP32 ONNX -> precision graph -> engine``: each arrow may lose accuracy, and the first
+``reference -> FP32 ONNX -> precision graph -> engine``, with the pruned network before the first graph
+if the reference is the network that it was pruned from. Each arrow may lose accuracy, and the first
 one that does is the one to fix. Chains share hops whose files have the same contents.
 """
 
@@ -90,7 +91,7 @@ class Step:
     Attributes:
         name: The hop's name, unique.
         parent: Name of the previous hop.
-        kind: ``graph`` is executed as written, ``engine`` by its backend.
+        kind: ``graph`` is executed as written, ``engine`` by its backend, ``network`` by PyTorch.
         path: The file.
         precision: Its precision according to the file.
         fault: Why it must not be computed, e.g. it does not belong to the reference or its parent.
@@ -98,11 +99,12 @@ class Step:
         manifest: The engine's manifest; ``None`` for graphs and checkpoints.
         device: The GPU to open an engine on; ``None`` for the first GPU or the CPU.
         source: What an ONNX file of another exporter does not say itself.
+        place: What a loss in this hop is called, where kind and precision do not say it.
     """
 
     name: str
     parent: str
-    kind: Literal["graph", "engine"]
+    kind: Literal["graph", "engine", "network"]
     path: Path
     precision: str
     fault: str | None = None
@@ -110,6 +112,7 @@ class Step:
     manifest: Manifest | None = None
     device: str | None = None
     source: ForeignGraph | None = None
+    place: str | None = None
 
 
 def stated_preprocessing(chains: Sequence[Chain]) -> tuple[str, dict[str, Any]] | None:
@@ -142,6 +145,23 @@ def find_exported_model(path: Path) -> Path | None:
                     return candidate
             except ArtifactError:
                 continue
+    return None
+
+
+def _find_pruned(chain: Chain, checkpoint: str) -> Path | None:
+    """The checkpoint of a pruned network, in the folder of one of the chain's files or above it."""
+    files = [path for path in (chain.model, chain.graph, chain.engine) if path is not None]
+    folders = dict.fromkeys(
+        folder.resolve() for path in files for folder in (path.parent, path.parent.parent)
+    )
+    for folder in folders:
+        for candidate in sorted(folder.glob("*.safetensors")):
+            try:
+                manifest = read_manifest(candidate)
+            except ArtifactError:
+                continue
+            if manifest.details.get("weights_sha256") == checkpoint:
+                return candidate
     return None
 
 
@@ -184,6 +204,8 @@ def _steps_of(
         if sha256 not in shared_facts:
             shared_facts[sha256] = graph_facts(path, chain.source)
         facts = shared_facts[sha256]
+        if not steps and (pruned := _pruned_step(chain, facts, reference, shared_steps)):
+            steps.append(pruned)
         if sha256 not in shared_steps:
             parent = steps[-1].name if steps else REFERENCE
             taken = {step.name for step in shared_steps.values()}
@@ -196,6 +218,35 @@ def _steps_of(
         parent = steps[-1].name if steps else REFERENCE
         steps.append(_engine_step(chain, parent, reference, digests))
     return steps
+
+
+def _pruned_step(
+    chain: Chain, facts: GraphFacts, reference: Reference, shared_steps: dict[str, Step]
+) -> Step | None:
+    """The pruned network that a graph was exported from, if the reference is the network before."""
+    checkpoint = facts.metadata.get("checkpoint_sha256")
+    if checkpoint is None or not _is_pruned(facts, reference):
+        return None
+    if checkpoint not in shared_steps:
+        path = _find_pruned(chain, checkpoint)
+        if path is None:
+            return None
+        taken = {step.name for step in shared_steps.values()}
+        shared_steps[checkpoint] = Step(
+            name="pruned" if "pruned" not in taken else f"pruned ({path.name})",
+            parent=REFERENCE,
+            kind="network",
+            path=path,
+            precision="fp32",
+            place="pruning",
+        )
+    return shared_steps[checkpoint]
+
+
+def _is_pruned(facts: GraphFacts, reference: Reference) -> bool:
+    """Whether a graph is of a network that was pruned from the reference."""
+    origin = facts.metadata.get("pruned_from")
+    return origin is not None and origin == reference.checkpoint
 
 
 def _graph_name(path: Path, facts: GraphFacts, label: str, taken: set[str]) -> str:
@@ -212,6 +263,7 @@ def _graph_step(
 ) -> Step:
     checkpoint = facts.metadata.get("checkpoint_sha256")
     differs = None not in (checkpoint, reference.checkpoint) and checkpoint != reference.checkpoint
+    pruned = _is_pruned(facts, reference)
     return Step(
         name=name,
         parent=parent,
@@ -221,7 +273,10 @@ def _graph_step(
         fault=_other_task(path.name, facts.detector, reference)
         or _mismatch(path.name, facts.preprocessing, facts.classes, reference)
         or _frozen_batch(path.name, facts),
-        remark=f"{path.name} was exported from a different checkpoint" if differs else None,
+        remark=f"{path.name} was exported from a different checkpoint"
+        if differs and not pruned
+        else None,
+        place="pruning or the export" if pruned and parent == REFERENCE else None,
     )
 
 
@@ -238,8 +293,11 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
     manifest: Manifest | None = None
     if not is_checkpoint(path) or find_manifest(path) is not None:
         manifest = read_manifest(path)
-    fault = None
+    fault = place = None
     if manifest is not None:
+        origin = manifest.settings.get("pruned_from")
+        if manifest.kind == "checkpoint" and origin and origin == reference.checkpoint:
+            place = "pruning"
         detector = manifest.settings.get("detector")
         if manifest.kind == "engine":
             fault = _other_task(path.name, detector, reference)
@@ -258,6 +316,7 @@ def _engine_step(chain: Chain, parent: str, reference: Reference, graphs: set[st
         fault=fault,
         manifest=manifest,
         device=chain.device,
+        place=place,
     )
 
 

@@ -87,7 +87,7 @@ def open_step(step: Step, image_size: int) -> Executor:
         UsageError: The file is of the wrong kind.
         Exception: Any other error of the executing library.
     """
-    if step.kind == "engine":
+    if step.kind != "graph":
         return _open_engine(step)
     chunk = chunk_of(image_size)
     if step.precision == "bf16" and cpu_features().bf16:

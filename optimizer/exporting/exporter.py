@@ -72,6 +72,7 @@ def export_onnx(
             "input": input_kind,
             "opset": opset,
             "exporter": "torch.onnx dynamo",
+            **({} if model.pruned_from is None else {"pruned_from": model.pruned_from}),
         },
         inputs=[Input(role="checkpoint", file=Path(model.source).name, sha256=model.sha256)],
         libraries=library_versions("torch", "torchvision", "onnx", "onnxscript", "onnx-ir"),
@@ -165,4 +166,6 @@ def _rewrite(graph: ir.Model, model: Model, *, batch: int | None, input_kind: st
         classes=list(model.classes or ()),
         batch="dynamic" if batch is None else str(batch),
         detector=None if model.detector is None else model.detector.to_dict(),
+        widths=None if model.narrow is None else model.narrow.to_dict(),
+        pruned_from=model.pruned_from,
     )

@@ -36,7 +36,8 @@ class Metadata(dict[str, str]):
     """The entries of one graph as strings, by key without the prefix.
 
     Besides the properties there are ``input`` (``float32-nchw`` or ``uint8-nhwc``), ``batch``
-    (``dynamic`` or a number) and ``checkpoint_sha256``.
+    (``dynamic`` or a number), ``checkpoint_sha256``, and ``pruned_from``, the digest of the weights
+    that a pruned network's were made from.
     """
 
     @classmethod
@@ -117,6 +118,12 @@ class Metadata(dict[str, str]):
     def has_nms(self) -> bool:
         """Whether the outputs are boxes, for use in other programs."""
         return "nms" in self
+
+    @property
+    def widths(self) -> dict[str, Any] | None:
+        """Channels and blocks of a narrow network; ``None`` for a whole one."""
+        widths: dict[str, Any] | None = self._json("widths", dict[str, Any], None)
+        return widths
 
     @property
     def keep(self) -> list[str]:

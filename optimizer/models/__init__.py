@@ -5,6 +5,7 @@ from optimizer.models.checkpoint import load_checkpoint, save_checkpoint, write_
 from optimizer.models.detector_spec import DetectorSpec
 from optimizer.models.heads import build_head, hidden_sizes
 from optimizer.models.model import Model, weights_digest
+from optimizer.models.narrow import Widths
 from optimizer.models.zoo import is_model, load_model
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DETECTORS",
     "DetectorSpec",
     "Model",
+    "Widths",
     "build_head",
     "build_module",
     "hidden_sizes",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.errors import CheckpointError
 from optimizer.models.detector_spec import DETECTOR_KINDS
+from optimizer.models.narrow import Widths, apply_widths, widths_of_shapes
 from optimizer.models.timm_resnets import TIMM_RESNETS, build_timm_resnet, reason_not_built
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ __all__ = [
     "closest_arch",
     "detector_parts",
     "expected_shapes",
+    "full_widths",
     "infer_arch",
+    "infer_network",
     "stem_name",
     "torchvision_name",
 ]
@@ -121,7 +124,12 @@ def detector_parts(arch: str) -> tuple[str, str] | None:
 
 
 def build_module(
-    arch: str, num_classes: int, *, channels: int = 3, zero_init_residual: bool = False
+    arch: str,
+    num_classes: int,
+    *,
+    channels: int = 3,
+    zero_init_residual: bool = False,
+    widths: Widths | None = None,
 ) -> nn.Module:
     """Build a network with torchvision's random initialization, in training mode.
 
@@ -131,6 +139,10 @@ def build_module(
         channels: Number of channels of the images; detectors take three.
         zero_init_residual: For a classifier, start every residual branch at zero (Goyal et al.
             2017, 5.1), so that deep networks train in few epochs.
+        widths: For a classifier, channels and blocks that differ from the architecture's.
+
+    Raises:
+        CheckpointError: Unknown architecture, or the widths are not those of one like it.
     """
     from torch import nn
     from torchvision.models import get_model
@@ -140,7 +152,12 @@ def build_module(
 
         return build_detector(*parts, num_classes)
     if arch in TIMM_RESNETS:
-        return build_timm_resnet(arch, num_classes, channels, zero_init_residual=zero_init_residual)
+        network = build_timm_resnet(
+            arch, num_classes, channels, zero_init_residual=zero_init_residual
+        )
+        if widths is not None:
+            apply_widths(network, widths, num_classes)
+        return network
     module: nn.Module = get_model(
         torchvision_name(check_arch(arch)),
         weights=None,
@@ -153,6 +170,8 @@ def build_module(
         module.register_module("conv1", stem)
     if arch.endswith(_STRIDE_FIRST):
         _move_stride_to_first(module)
+    if widths is not None:
+        apply_widths(module, widths, num_classes)
     return module
 
 
@@ -197,13 +216,13 @@ def _move_stride_to_first(module: nn.Module) -> None:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
-@lru_cache(maxsize=len(ARCHITECTURES) + len(DETECTORS))
-def expected_shapes(arch: str) -> Shapes:
-    """Shape of every tensor of an architecture with one class, without allocating any."""
+@lru_cache(maxsize=2 * (len(ARCHITECTURES) + len(DETECTORS)))
+def expected_shapes(arch: str, widths: Widths | None = None) -> Shapes:
+    """Shape of every tensor of a network with one class, without allocating any."""
     import torch
 
     with torch.device("meta"):
-        module = build_module(arch, 1)
+        module = build_module(arch, 1, widths=widths)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
@@ -219,6 +238,62 @@ def infer_arch(state: Mapping[str, torch.Tensor]) -> str | None:
         if _body(expected_shapes(arch)) == shapes:
             return arch
     return None
+
+
+def infer_network(
+    state: Mapping[str, torch.Tensor], arch: str | None = None
+) -> tuple[str, Widths | None] | None:
+    """Infer the architecture, and the widths of a narrow network (`optimizer.models.narrow`).
+
+    Args:
+        state: Tensors by name.
+        arch: The architecture, if it is known.
+
+    Returns:
+        The architecture, with ``None`` if the network is whole; ``None`` if nothing matches. A narrow
+        network whose architecture is not known gets the smallest that contains its blocks.
+    """
+    whole = infer_arch(state)
+    if whole is not None:
+        return (
+            None if arch is not None and torchvision_name(arch) != whole else (arch or whole, None)
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    widths = widths_of_shapes(shapes)
+    if widths is None or arch in DETECTORS:
+        return None
+    shapes = _body(shapes)
+    candidates = ARCHITECTURES if arch is None else (arch,)
+    containing = [
+        name for name in candidates if shapes.keys() <= _body(expected_shapes(name)).keys()
+    ]
+    fitting = [name for name in containing if _fits(shapes, name, widths)]
+    if not fitting:
+        return None
+    return min(fitting, key=lambda name: _excess(name, widths)), widths
+
+
+def full_widths(arch: str) -> Widths:
+    """The widths of a whole classifier."""
+    widths = widths_of_shapes(expected_shapes(arch))
+    assert widths is not None
+    return widths
+
+
+def _fits(shapes: Shapes, arch: str, widths: Widths) -> bool:
+    """Whether a network of this architecture with these widths has these tensors."""
+    try:
+        return _body(expected_shapes(arch, widths)) == shapes
+    except CheckpointError:
+        return False
+
+
+def _excess(arch: str, widths: Widths) -> tuple[int, int, int]:
+    """How far an architecture is from its part: channels that it lacks, blocks, channels."""
+    whole, part = full_widths(arch).by_block, widths.by_block
+    pairs = [(sum(whole[name]), sum(part.get(name, ()))) for name in whole]
+    lacking = sum(max(0, narrow - wide) for wide, narrow in pairs)
+    return lacking, len(whole) - len(part), sum(wide for wide, _ in pairs)
 
 
 def closest_arch(state: Mapping[str, torch.Tensor]) -> str:

@@ -90,6 +90,10 @@ def write_weights(model: Model, path: Path) -> None:
         card["preprocessing"] = model.preprocessing.to_dict()
     if (activations := stated_activations(model.module)) is not None:
         card["head_activations"] = activations
+    if (narrow := model.narrow) is not None:
+        card["widths"] = narrow.to_dict()
+    if model.pruned_from is not None:
+        card["pruned_from"] = model.pruned_from
     tensors = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     # One entry only: safetensors writes several in random order, so equal models would differ.
     save_file(tensors, path, metadata={"resnet-opt": json.dumps(card)})
@@ -119,6 +123,8 @@ def save_checkpoint(model: Model, path: Path, *, details: Mapping[str, Any]) -> 
             "source": model.source,
             "weights_sha256": model.sha256,
             "preprocessing_assumed": model.preprocessing_assumed,
+            **({} if model.narrow is None else {"widths": model.narrow.to_dict()}),
+            **({} if model.pruned_from is None else {"pruned_from": model.pruned_from}),
         },
         libraries=library_versions("torch", "torchvision", "safetensors"),
         preprocessing=model.preprocessing.to_dict(),
@@ -144,6 +150,7 @@ class _Card:
     expected_top1: float | None = None
     head: str | None = None
     weights: str | None = None
+    pruned_from: str | None = None
 
 
 def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None = None) -> Model:
@@ -193,6 +200,7 @@ def load_checkpoint(path: Path, *, arch: str | None = None, weights: str | None 
         sha256=weights_digest(module.state_dict()),
         preprocessing_assumed=card.preprocessing is None or card.preprocessing_assumed,
         expected_top1=card.expected_top1,
+        pruned_from=card.pruned_from,
         remarks=read.remarks,
     )
 
@@ -325,6 +333,7 @@ def _card_of_manifest(path: Path, manifest: Manifest) -> _Card:
         preprocessing=Preprocessing.from_dict(manifest.preprocessing),
         preprocessing_assumed=bool(manifest.settings.get("preprocessing_assumed", False)),
         expected_top1=manifest.details.get("expected_top1"),
+        pruned_from=manifest.settings.get("pruned_from"),
     )
 
 
@@ -464,6 +473,7 @@ def _card_of_header(path: Path, text: str) -> _Card:
             arch=str(raw["arch"]),
             classes=None if classes is None else tuple(str(name) for name in classes),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+            pruned_from=None if raw.get("pruned_from") is None else str(raw["pruned_from"]),
         )
     except (ValueError, TypeError, LookupError, AttributeError, DataError) as error:
         raise CheckpointError(f"the card in {path} is damaged: {error}") from error

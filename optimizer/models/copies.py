@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import CheckpointError
-from optimizer.models.architectures import infer_arch
+from optimizer.models.architectures import infer_network
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class Copy:
         """Whether it has a last layer, and all other tensors of an architecture."""
         return (
             any(name.startswith("fc.") for name in self.state)
-            and infer_arch(self.state) is not None
+            and infer_network(self.state) is not None
         )
 
     def is_called(self, name: str) -> bool:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.data import Preprocessing
-from optimizer.models.architectures import detector_parts
+from optimizer.errors import CheckpointError
+from optimizer.models.architectures import ARCHITECTURES, detector_parts, full_widths
 from optimizer.models.detector_spec import DetectorSpec
 from optimizer.models.heads import outputs_of
+from optimizer.models.narrow import Widths, widths_of_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +38,7 @@ class Model:
             one costs accuracy.
         expected_top1: Published accuracy of these weights, a fraction of one; ``None`` if there is
             none.
+        pruned_from: Digest of the weights that these were pruned from; ``None`` if they were not.
         remarks: What the user should know about how the weights were read: other copies in the
             file, tensors that were left out.
     """
@@ -49,12 +52,37 @@ class Model:
     sha256: str
     preprocessing_assumed: bool = False
     expected_top1: float | None = None
+    pruned_from: str | None = None
     remarks: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
         """Outputs of the last layer: 1 for a sigmoid, else the number of classes."""
         return outputs_of(self.module) if self.detector is None else self.num_classes
+
+    @property
+    def widths(self) -> Widths:
+        """Channels and blocks of a classifier.
+
+        Raises:
+            CheckpointError: The network is a detector.
+        """
+        widths = self._found_widths()
+        if widths is None:
+            raise CheckpointError(f"{self.source} is a detector, not a classifier")
+        return widths
+
+    @property
+    def narrow(self) -> Widths | None:
+        """The widths if they differ from the architecture's; ``None`` for a whole network."""
+        widths = self._found_widths()
+        if widths is None or self.arch not in ARCHITECTURES or widths == full_widths(self.arch):
+            return None
+        return widths
+
+    def _found_widths(self) -> Widths | None:
+        state = self.module.state_dict()
+        return widths_of_shapes({name: tuple(tensor.shape) for name, tensor in state.items()})
 
     @property
     def channels(self) -> int:

@@ -19,6 +19,7 @@ from optimizer.models.architectures import (
     closest_arch,
     expected_shapes,
     infer_arch,
+    infer_network,
     stem_name,
 )
 from optimizer.models.copies import ONNX_ROUTE, choose, find_copies, summary
@@ -27,6 +28,7 @@ from optimizer.models.heads import (
     load_hidden_layers,
     without_hidden,
 )
+from optimizer.models.narrow import Widths
 from optimizer.models.number_scalars import ScalarType, number
 from optimizer.models.stored_sizes import check_archive, check_stored
 
@@ -249,14 +251,16 @@ def fit_weights(
         load_hidden_layers(module, state)
         return module, arch
     state = _with_plain_head(state, head, source)
-    inferred = infer_arch(state)
-    _check_names_and_shapes(state, arch if arch is None else check_arch(arch), inferred, source)
+    found = infer_network(state, arch if arch is None else check_arch(arch))
+    inferred = infer_arch(state) if found is None else found[0]
+    widths = None if found is None else found[1]
+    _check_names_and_shapes(state, (arch, widths), inferred, source)
     arch = arch or inferred
     assert arch is not None
     _check_values(state, source)
     with torch.device("meta"):
         stem, last = state[stem_name(state)], state["fc.weight"]
-        module = build_module(arch, last.shape[0], channels=stem.shape[1])
+        module = build_module(arch, last.shape[0], channels=stem.shape[1], widths=widths)
     complete = {
         name: _as_fp32(state[name]) if name in state else torch.zeros((), dtype=torch.int64)
         for name in module.state_dict()
@@ -294,11 +298,12 @@ def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_names_and_shapes(
-    state: State, arch: str | None, inferred: str | None, source: str
+    state: State, stated: tuple[str | None, Widths | None], inferred: str | None, source: str
 ) -> None:
-    """Compare with ``arch``, or with the inferred or else the closest architecture."""
+    """Compare with the stated, or with the inferred or else the closest architecture."""
+    arch, widths = stated
     compared = arch or inferred or closest_arch(state)
-    expected = expected_shapes(compared)
+    expected = expected_shapes(compared, widths)
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
     other_shape = [

@@ -211,7 +211,7 @@ class TrainOptions(
     recipe: Source | None = option(
         None,
         "finetune (default with --init), scratch (default for folders), digits, detection (default for "
-        "detectors), qat (default with --qat), tv-v1, tv-v2, a1, a2, a3, or a YAML file.",
+        "detectors), qat (default with --qat), tv-v1, tv-v2, a1, a2, a3, prune, or a YAML file.",
     )
     freeze_backbone: bool = option(False, "Train only the last layers.")
     hidden_layers: int = option(0, "Hidden layers before the last one.", ge=0, le=32)

@@ -45,14 +45,17 @@ __all__ = [
     "ImageReading",
     "InspectOptions",
     "KeptLayers",
+    "LatencyTableOptions",
     "PredictOptions",
     "PreprocessOptions",
     "PreprocessingSource",
     "ProfileOptions",
+    "PruneOptions",
     "QuantizeOptions",
     "RefitOptions",
     "ReportOptions",
     "SpeedOptions",
+    "TableOptions",
     "Target",
     "TensorRtOptions",
     "ValidateOptions",
@@ -681,6 +684,56 @@ class ProfileOptions(ImageSize, Threads, Device):
     ceilings: bool = option(True, "Compare CPU engines with this machine's measured ceilings.")
     remeasure: bool = option(False, "Measure the ceilings again instead of reading them.")
     seed: int = option(0, "Seed of the order within the rounds.")
+
+
+class TableOptions(Threads):
+    """The engine that a network is pruned for, and how its layers are timed."""
+
+    panel: ClassVar[str] = "Latency"
+
+    engine: str = option("auto", "Engine: auto, openvino, onnxruntime, tensorrt or tensorrt-rtx.")
+    precision: Precision = option("int8", "Precision that the engine computes in.")
+    batch: Numbers = option("1", "Batch sizes, such as 1,8.")
+    duration: Duration = option(
+        "2s", "Time per network and batch size, half of it with the profiler.", metavar="TIME"
+    )
+
+
+class LatencyTableOptions(TableOptions, Architecture, ImageSize):
+    """Options of ``latency-table``."""
+
+    panel: ClassVar[str] = "Latency"
+
+
+class PruneOptions(TableOptions, Architecture, ImageSize, MaxDrop, ImageReading, Labels):
+    """Options of ``prune``."""
+
+    panel: ClassVar[str] = "Pruning"
+
+    data: Source = option(REQUIRED, "Training images: digits:train, a folder, a list or file.npz.")
+    val: Source | None = option(
+        None,
+        "Images that judge the result; default: digits:test for digits:train, else a fifth of --data.",
+    )
+    speedup: float | None = option(None, "How many times faster the network shall be.", gt=1)
+    max_latency: Duration | None = option(
+        None, "Longest time of a call at the first batch size, such as 5ms.", metavar="TIME"
+    )
+    keep_flops: Share | None = option(
+        None, "Share of the operations that shall remain, instead of a time."
+    )
+    table: FilePath | None = option(
+        None,
+        "Latency table to use, also one of another machine; default: measured here, or in the cache.",
+    )
+    rounds: int = option(1, "Rounds of cutting and tuning.", ge=1, le=20)
+    step: int = option(16, "Widths are multiples of this, or as they were.", ge=1)
+    saliency_images: int = option(256, "Images that saliency is measured on.", ge=8)
+    epochs: int | None = option(None, "Epochs of each tuning; default: 8.", ge=1)
+    lr: float | None = option(None, "Peak learning rate of the tuning; default: 0.02.", gt=0)
+    batch_size: int | None = option(None, "Images per step of the tuning; default: 32.", ge=2)
+    device: str = option("auto", "Where the tuning runs: auto, cpu, cuda, or cuda:1.")
+    seed: int = option(0, "Seed of the subsets and the order of images.", ge=0)
 
 
 class PredictOptions(Device, ForeignGraph, ImageReading):

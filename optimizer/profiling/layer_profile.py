@@ -9,14 +9,9 @@ outside all layers is reported separately and not assigned to any layer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from optimizer.artifacts import Cache, digest, read_manifest
 from optimizer.engines.opening import graph_of, rebuild_command
@@ -24,37 +19,26 @@ from optimizer.engines.placement import assign_devices, runs_on
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
 from optimizer.options import ProfileOptions, takes_options
-from optimizer.profiling import intervals, roofline
+from optimizer.profiling import intervals, layer_rounds, roofline
 from optimizer.profiling.blocks import over_rounds, summed, timed_blocks, timed_layers
 from optimizer.profiling.ceilings import Effort, ceilings
-from optimizer.profiling.conditions import Monitor, gpus_of, merge_conditions
+from optimizer.profiling.conditions import merge_conditions
 from optimizer.profiling.engine_facts import EngineFacts, check_options, describe_engines
-from optimizer.profiling.harness import settled
-from optimizer.profiling.worker_process import Worker, WorkerFailed
+from optimizer.profiling.layer_rounds import LayerRequest, LayerRounds, measure_layers
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     Ceilings,
-    Conditions,
     EngineProfile,
-    LayerInfo,
     ProfileResult,
 )
 from optimizer.targets.hardware import cpu_features
 
-__all__ = ["HEADLINE", "ROUNDS", "profile"]
+__all__ = ["HEADLINE", "profile"]
 
 HEADLINE = (
     "layer times are medians over rounds from the engine's own profiler; the whole call was timed "
     "without the profiler, in the same process and rounds"
 )
-ROUNDS = 12
-_MIN_CALLS, _MAX_CALLS = 3, 20
-"""Profiled calls per round. More would hardly change the median, and they take long with libraries
-that open the engine again for profiling."""
-_LOAD_TIMEOUT_S = 600.0
-_LONGEST_REST_S = 0.25
-_MAX_WINDOWS = 20
-Rounds = list[NDArray[np.float64]]
 
 
 @takes_options(ProfileOptions)
@@ -108,12 +92,12 @@ def profile(
         machine_ceilings = ceilings(
             threads, cache=cache, remeasure=options.remeasure, effort=effort, progress=progress
         )
-    request = _Request(
+    request = LayerRequest(
         batch, options.image_size, threads, options.duration, devices, options.seed, call_timeout_s
     )
     profiled, conditions = [], []
     for fact, graph, cpu in zip(facts, graphs, on_cpu, strict=True):
-        measured = _measure(fact, request, progress)
+        measured = measure_layers(fact, request, progress)
         profiled.append(
             _evaluate(fact, graph, measured, request, machine_ceilings if cpu else None)
         )
@@ -135,7 +119,7 @@ def profile(
             "threads": threads,
             "duration_s": options.duration,
             "device": options.device,
-            "rounds": ROUNDS,
+            "rounds": layer_rounds.ROUNDS,
             "seed": options.seed,
             "overhead_below": roofline.OVERHEAD_BELOW,
         },
@@ -182,146 +166,14 @@ def _graph_beside(fact: EngineFacts) -> Path | None:
     return graph
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Request:
-    batch: int
-    image_size: int | None
-    threads: int
-    duration_s: float
-    devices: Mapping[Path, str | None]
-    seed: int
-    call_timeout_s: float
-
-
-@dataclass
-class _Measured:
-    """Times of whole calls and of layers, per round."""
-
-    whole: Rounds = field(default_factory=list)
-    layers: list[list[LayerInfo]] = field(default_factory=list)
-    calls: int = 0
-    image_size: int | None = None
-    failure: WorkerFailed | None = None
-    conditions: Conditions | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def _measure(fact: EngineFacts, request: _Request, progress: Progress) -> _Measured:
-    """Profile one engine in a worker process.
-
-    Raises:
-        UsageError: The engine cannot be opened, or not with this batch, or has no layer times.
-    """
-    measured = _Measured()
-    progress.start(f"profile {fact.name}", total=ROUNDS)
-    worker: Worker | None = None
-    try:
-        worker = Worker(request.threads)
-        call_s = _warm_up(worker, fact, request, measured)
-        monitor = Monitor([worker.pid], gpus=gpus_of([(fact.path, request.devices[fact.path])]))
-        _rounds(worker, call_s, request, measured, monitor, progress)
-    except WorkerFailed as failure:
-        if failure.usage:
-            raise UsageError(f"{fact.name}: {failure.message}") from None
-        measured.failure = failure
-    finally:
-        if worker is not None:
-            worker.close()
-    progress.finish(measured.failure.message if measured.failure else f"{ROUNDS} rounds")
-    return measured
-
-
-def _warm_up(worker: Worker, fact: EngineFacts, request: _Request, measured: _Measured) -> float:
-    worker.ask(
-        "load",
-        timeout_s=_LOAD_TIMEOUT_S,
-        path=str(fact.path),
-        threads=request.threads,
-        device=request.devices[fact.path],
-    )
-    prepared, _ = worker.ask(
-        "prepare",
-        timeout_s=_LOAD_TIMEOUT_S,
-        batch=request.batch,
-        image_size=request.image_size or fact.image_size,
-        seed=request.seed,
-    )
-    measured.image_size = prepared["image_size"]
-    measured.notes += prepared["notes"]
-    windows: Rounds = []
-    while not settled(windows):
-        if len(windows) >= _MAX_WINDOWS:
-            measured.notes.append("its warm-up did not settle")
-            break
-        windows.append(_whole(worker, request, calls=_MIN_CALLS, longest_rest_s=0.0))
-    return float(np.median(windows[-1])) / 1e3
-
-
-def _rounds(
-    worker: Worker,
-    call_s: float,
-    request: _Request,
-    measured: _Measured,
-    monitor: Monitor,
-    progress: Progress,
-) -> None:
-    """Interleave whole calls and profiled calls; each gets half of the time of a round."""
-    order = np.random.default_rng(request.seed)
-    affordable = max(_MIN_CALLS, math.ceil(request.duration_s / ROUNDS / 2 / call_s))
-    measured.calls = min(_MAX_CALLS, affordable)
-    monitor.begin()
-    try:
-        for _ in range(ROUNDS):
-            for kind in order.permutation(["whole", "layers"]):
-                with monitor.computing():
-                    if kind == "whole":
-                        measured.whole.append(_whole(worker, request, calls=affordable))
-                    else:
-                        measured.layers.append(_layers(worker, request, calls=measured.calls))
-            monitor.read()
-            progress.advance()
-    finally:
-        monitor.close()
-    measured.conditions = monitor.summary(measured.notes)
-
-
-def _whole(
-    worker: Worker, request: _Request, *, calls: int, longest_rest_s: float = _LONGEST_REST_S
-) -> NDArray[np.float64]:
-    """Compute times of whole calls in milliseconds, without profiling."""
-    header, arrays = worker.ask(
-        "time",
-        timeout_s=(calls + 1) * request.call_timeout_s,
-        seconds=0.0,
-        min_calls=calls,
-        min_lead_in=1,
-        longest_rest_s=longest_rest_s,
-    )
-    compute: NDArray[np.float64] = arrays["calls"][header["lead_in"] :, 2] / 1e6
-    return compute
-
-
-def _layers(worker: Worker, request: _Request, *, calls: int) -> list[LayerInfo]:
-    header, _ = worker.ask(
-        "layers",
-        timeout_s=_LOAD_TIMEOUT_S + calls * request.call_timeout_s,
-        calls=calls,
-        longest_rest_s=_LONGEST_REST_S,
-    )
-    return [LayerInfo.model_validate(raw) for raw in header["layers"]]
-
-
 # --- evaluating ----------------------------------------------------------------------------------
 
 
 def _evaluate(
     fact: EngineFacts,
     graph: Path | None,
-    measured: _Measured,
-    request: _Request,
+    measured: LayerRounds,
+    request: LayerRequest,
     ceilings: Ceilings | None,
 ) -> EngineProfile:
     result = EngineProfile(

@@ -23,6 +23,12 @@ from optimizer.results.detection_result import (
 )
 from optimizer.results.engines import Audit, LayerDifference, LayerInfo, LayerSide
 from optimizer.results.latency import Latency
+from optimizer.results.latency_table_result import (
+    BlockTimes,
+    LatencyTable,
+    TableCheck,
+    TimesAtBatch,
+)
 from optimizer.results.prediction_result import (
     DetectionPrediction,
     FoundObject,
@@ -36,6 +42,7 @@ from optimizer.results.profile_result import (
     ProfileResult,
     TimedPart,
 )
+from optimizer.results.prune_result import PrunedLatency, PruneResult, PruneRound
 from optimizer.results.quantized_training_result import (
     QuantizedCandidate,
     QuantizedTrainingResult,
@@ -74,6 +81,7 @@ __all__ = [
     "BatchConsistency",
     "BenchResult",
     "BlockNoise",
+    "BlockTimes",
     "BoundBy",
     "Ceiling",
     "Ceilings",
@@ -99,6 +107,7 @@ __all__ = [
     "Knee",
     "Latency",
     "LatencyBound",
+    "LatencyTable",
     "LayerDifference",
     "LayerInfo",
     "LayerSensitivity",
@@ -107,6 +116,9 @@ __all__ = [
     "PairedDrop",
     "Prediction",
     "ProfileResult",
+    "PruneResult",
+    "PruneRound",
+    "PrunedLatency",
     "QuantizedCandidate",
     "QuantizedTrainingResult",
     "Result",
@@ -117,7 +129,9 @@ __all__ = [
     "ServerProbe",
     "Setting",
     "StageRecord",
+    "TableCheck",
     "TimedPart",
+    "TimesAtBatch",
     "Timing",
     "ValidateResult",
     "VerdictName",

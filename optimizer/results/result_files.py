@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 from optimizer.artifacts import DIGEST_FIELD, json_digest, write_text_atomically
 from optimizer.errors import ArtifactError
 from optimizer.results.bench_result import BenchResult
+from optimizer.results.latency_table_result import LatencyTable
 from optimizer.results.profile_result import ProfileResult
+from optimizer.results.prune_result import PruneResult
 from optimizer.results.quantized_training_result import QuantizedTrainingResult
 from optimizer.results.result_model import SCHEMA_VERSION
 from optimizer.results.run_result import RunResult
@@ -25,6 +27,8 @@ Result = (
     | SearchResult
     | RunResult
     | ProfileResult
+    | LatencyTable
+    | PruneResult
     | QuantizedTrainingResult
 )
 _KINDS: dict[str, type[BaseModel]] = {
@@ -34,6 +38,8 @@ _KINDS: dict[str, type[BaseModel]] = {
     "run": RunResult,
     "profile": ProfileResult,
     "qat": QuantizedTrainingResult,
+    "latency-table": LatencyTable,
+    "prune": PruneResult,
 }
 
 
@@ -70,7 +76,8 @@ def read_result(path: Path) -> Result:
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ArtifactError(
-            f"{path.name} is not a result of validate, bench, profile, search, run or train",
+            f"{path.name} is not a result of validate, bench, profile, search, run, train, latency-table "
+            "or prune",
             hint="check the path",
         )
     if raw.get("schema_version") != SCHEMA_VERSION:

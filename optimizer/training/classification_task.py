@@ -167,7 +167,8 @@ class ClassifierSubject:
                 adapt_stem(module, settings.channels or 3)
         hidden = _hidden(settings)
         if init is None or self._new_head(job):
-            features = expected_shapes(settings.arch)["fc.weight"][1]
+            whole = expected_shapes(settings.arch)["fc.weight"][1]
+            features = whole if init is None else init.widths.features
             if hidden or init is not None:
                 module.register_module("fc", build_head(features, hidden, job.num_classes))
         if settings.freeze_backbone:

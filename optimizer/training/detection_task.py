@@ -238,6 +238,11 @@ def _parts(arch: str) -> tuple[str, str]:
 
 
 def _load(network: nn.Module, init: Model, backbone: str, new_layers: bool) -> None:
+    if init.narrow is not None:
+        raise CheckpointError(
+            f"{init.source} is a narrow {init.arch}, and detectors have whole backbones",
+            hint="pass the checkpoint before pruning, or leave out --init",
+        )
     state = init.module.state_dict()
     if init.arch == backbone:
         body = {name: value for name, value in state.items() if not name.startswith("fc.")}

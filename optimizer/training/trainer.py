@@ -36,6 +36,7 @@ __all__ = [
     "continue_fit",
     "train",
     "train_checkpoint",
+    "train_job",
     "training_folder",
 ]
 
@@ -134,8 +135,16 @@ def train_checkpoint(
     which the same call continues with ``resume``. All processes of a distributed training call
     this; the first one writes. See `train` for the arguments and errors.
     """
-    device = device_of(options)
+    device_of(options)  # before the images are read
     job = prepare(options, data, held_out, init)
+    return train_job(job, path, cache=cache, progress=progress)
+
+
+def train_job(
+    job: TrainingJob, path: Path, *, cache: Cache | None = None, progress: Progress | None = None
+) -> Artifact:
+    """Train a prepared job into a checkpoint; see `train_checkpoint`."""
+    device = device_of(job.settings)
     with joined(device) as world:
         job = sized(job, world, device, training_folder(path))
         if not world.first:
@@ -253,8 +262,17 @@ def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
 
     data, arch = job.data, job.settings.arch
     assert arch is not None
+    chosen = fit.rows[-1]
     if fit.file is not None:
-        if fit.best is not None and fit.best[1] < len(fit.rows):
+        earlier = fit.best is not None and fit.best[1] < len(fit.rows)
+        if earlier and job.keeps_best and fit.best is not None:
+            best = torch.load(
+                fit.file.best, map_location=next(fit.result.parameters()).device, weights_only=True
+            )
+            fit.result.load_state_dict(best)
+            chosen = fit.rows[fit.best[1] - 1]
+            notes = [*notes, f"epoch {fit.best[1]} of {len(fit.rows)} is the best, and kept"]
+        elif earlier and fit.best is not None:
             score, epoch = fit.best
             better = f"{fit.task.label} {score:.2%}"
             notes = [*notes, f"epoch {epoch} was better, {better}: {fit.file.best}"]
@@ -265,14 +283,14 @@ def _result(job: TrainingJob, fit: Fit, notes: list[str]) -> TrainingResult:
         model=Model(
             module=module,
             arch=arch,
-            classes=data.classes,
+            classes=data.classes if job.teacher is None else job.teacher.classes,
             num_classes=job.num_classes,
             preprocessing=job.preprocessing,
             source=f"trained on {data.name}",
             sha256=weights_digest(module.state_dict()),
             preprocessing_assumed=data.preprocessed,
         ),
-        metrics={name: fit.rows[-1].get(name) for name in fit.task.metrics},
+        metrics={name: chosen.get(name) for name in fit.task.metrics},
         held_out=None if job.held_out is None else job.held_out.name,
         n_held_out=0 if job.held_out is None else len(job.held_out),
         losses=tuple(row["loss"] for row in fit.rows),

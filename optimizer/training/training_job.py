@@ -29,6 +29,8 @@ class TrainingJob:
         init: The model to start from, or ``None``.
         num_classes: Number of outputs.
         notes: What the user should know before the training starts.
+        teacher: The model whose outputs are learned too, or ``None``.
+        keeps_best: Whether the result is the best epoch on the held-out images, not the last one.
     """
 
     subject: Subject
@@ -38,6 +40,8 @@ class TrainingJob:
     init: Model | None
     num_classes: int
     notes: tuple[str, ...] = ()
+    teacher: Model | None = None
+    keeps_best: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -54,12 +58,16 @@ class TrainingJob:
             )
         if self.init is not None:
             inputs.append(Input(role="init", file=self.init.source, sha256=self.init.sha256))
+        if self.teacher is not None:
+            teacher = self.teacher
+            inputs.append(Input(role="teacher", file=teacher.source, sha256=teacher.sha256))
         return Plan(
             kind="checkpoint",
             settings={
                 **self.settings.model_dump(mode="json", exclude=_NO_RESULT),
                 "num_classes": self.num_classes,
                 "preprocessing_assumed": self.data.preprocessed,
+                **({"keeps_best": True} if self.keeps_best else {}),
             },
             inputs=inputs,
             libraries=library_versions("torch", "torchvision", "numpy", "pillow"),

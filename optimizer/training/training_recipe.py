@@ -13,7 +13,19 @@ from optimizer.recipe import read_yaml
 __all__ = ["RECIPES", "complete"]
 
 _FOLDER = Path(__file__).parent.parent / "recipes" / "training"
-RECIPES = ("finetune", "scratch", "digits", "detection", "qat", "tv-v1", "tv-v2", "a1", "a2", "a3")
+RECIPES = (
+    "finetune",
+    "scratch",
+    "digits",
+    "detection",
+    "qat",
+    "tv-v1",
+    "tv-v2",
+    "a1",
+    "a2",
+    "a3",
+    "prune",
+)
 _ABOUT = ("about", "source", "base")
 _KEYS = {
     "image_size", "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_batch",

@@ -16,7 +16,7 @@ from typing import Any
 from optimizer.artifacts import write_atomically, write_text_atomically
 from optimizer.errors import ArtifactError, UsageError
 
-__all__ = ["StateFile", "changed_settings", "check_folder", "claim_folder"]
+__all__ = ["StateFile", "changed_settings", "check_folder", "claim_folder", "remove_training"]
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
@@ -55,6 +55,17 @@ def claim_folder(folder: Path) -> None:
     """Mark a folder as one of this package's trainings."""
     if not (folder / _TAG).exists():
         write_text_atomically(folder / _TAG, "Checkpoints and history of resnet-opt train.\n")
+
+
+def remove_training(folder: Path) -> None:
+    """Delete what a finished training has left in its folder, and the folder if that was all."""
+    file = StateFile(folder)
+    file.clean()
+    file.remove()
+    for path in (file.best, folder / "history.csv", folder / _TAG):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it, or it is not there
+        folder.rmdir()
 
 
 class StateFile:

@@ -520,7 +520,7 @@ def test_a_gpu_is_refused_for_cpu_engines(resnet_opt: Command, small_checkpoint:
 def test_profile_prints_blocks_and_layers(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimizer.profiling.layer_profile.ROUNDS", 6)
+    monkeypatch.setattr("optimizer.profiling.layer_rounds.ROUNDS", 6)
     engine, result = tmp_path / "m.ort.onnx", tmp_path / "profile.json"
     assert resnet_opt("build", small_graph, "--engine", "onnxruntime", "-o", engine).code == 0
     command = (

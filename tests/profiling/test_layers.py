@@ -40,7 +40,7 @@ def profiled(
         small_engines("onnxruntime", "int8"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optimizer.profiling.layer_profile.ROUNDS", ROUNDS)
+        patch.setattr("optimizer.profiling.layer_rounds.ROUNDS", ROUNDS)
         return profile(
             engines,
             batch=BATCH,
