@@ -63,7 +63,7 @@ def test_an_interrupt_loses_at_most_one_shard(
     images: Path, small_engines: Engines, computed: Computed, tmp_path: Path
 ) -> None:
     engine = small_engines("onnxruntime", "fp32")
-    computed.die_after = SHARD + 10
+    computed.die_after = SHARD + 4
     with pytest.raises(KeyboardInterrupt):
         computed.predict(engine, images)
     computed.die_after = IMAGES
