@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
 from optimizer.data import ImageDataset, Preprocessing
 from optimizer.errors import GraphError, UsageError
-from optimizer.options import QuantizedTraining, TrainOptions, flag
+from optimizer.options import ImageReading, QuantizedTraining, TrainOptions, flag
 from optimizer.progress import Progress, Silent
 from optimizer.targets.rules import TargetRules
 from optimizer.training.devices import device_of
@@ -118,8 +118,12 @@ def check_quantized_options(options: TrainOptions) -> None:
             to start from; several processes.
     """
     if options.qat is None:
-        if given := options.of_kind(QuantizedTraining).as_given():
-            flags = ", ".join(flag(name) for name in given)
+        # How images are read is for every training.
+        names = (
+            options.of_kind(QuantizedTraining).as_given().keys() - ImageReading.model_fields.keys()
+        )
+        if names:
+            flags = ", ".join(flag(name) for name in sorted(names))
             raise UsageError(
                 f"{flags}: only for training an INT8 network",
                 hint=f"add --qat int8, or leave out {flags}",

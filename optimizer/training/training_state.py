@@ -7,6 +7,7 @@ epoch, and torch's generator is seeded anew in every step.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -132,7 +133,8 @@ class StateFile:
     def note_failure(self, what: str, error: Exception) -> None:
         """Note that something could not be written, once."""
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["no reason"])[0]
-        if "inline_container" in reason:  # all that torch's writer says
+        full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        if full or "inline_container" in reason:  # all that torch's writer says
             reason = "the disk is full, or files may not be so large"
         note = f"{what} could not be written: {reason}; training goes on"
         if note not in self.notes:

@@ -144,7 +144,9 @@ def test_a_network_for_other_images_is_used_on_squares_if_asked(
         optimizer.build(model, tmp_path / "e.ort.onnx", engine="onnxruntime", **options)
     assert str(refused.value.hint).startswith("--crop ")
     options["crop"] = SIZE
-    engine = optimizer.build(model, tmp_path / "e.ort.onnx", engine="onnxruntime", **options)
+    engine = optimizer.build(
+        model, tmp_path / "e.ort.onnx", engine="onnxruntime", save_intermediates=tmp_path, **options
+    )
     changes = (
         engine.manifest.inputs
         and json.loads((tmp_path / "wide.float.onnx.json").read_text())["details"]["changes"]

@@ -137,6 +137,10 @@ VERBS = {
     "profile": "profile {checkpoint} --no-ceilings --duration 0.1s --threads 1 -o {out}/p.json",
     "train": "train --arch resnet18 --data {photos} --epochs 1 --image-size 32 --workers 2 "
     "-o {out}/t.safetensors",
+    "prune": "prune {checkpoint} --data digits:train --val digits:test --engine openvino "
+    "--precision fp32 --keep-flops 80% --epochs 1 --max-drop 100pp -o {out}/narrow.safetensors",
+    "latency_table": "latency-table --model {checkpoint} --engine openvino --precision fp32 "
+    "-o {out}/table.json",
     "export": "export {checkpoint} -o {out}/e.onnx",
     "refit": "refit {graph} {checkpoint} -o {out}/r.plan",
     "predict": "predict {checkpoint} {photos}/0",
@@ -152,7 +156,7 @@ VERBS = {
 }
 
 
-LONG = ("build-mixed", "bench", "run")
+LONG = ("build-mixed", "bench", "run", "prune", "latency_table")
 REFUSED = ("refit", "compare", "report")
 """Verbs whose inputs do not exist here; what they import first is looked at."""
 NO_FILE = (*REFUSED, "predict", "inspect", "preprocess", "doctor", "clean")

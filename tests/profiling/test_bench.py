@@ -257,22 +257,11 @@ def test_groups_must_fit_into_gpu_memory(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     free: dict[str, int | None] = {"bytes": 4 << 30}
 
-    class OneGpu:
-        """A driver with one GPU."""
+    def free_memory() -> dict[str, int]:
+        """What one GPU reports."""
+        return {} if free["bytes"] is None else {"cuda:0": free["bytes"]}
 
-        handles = ((0, "handle"),)
-
-        def __enter__(self) -> OneGpu:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def free_memory(self, handle: str) -> int | None:
-            assert handle == "handle"
-            return free["bytes"]
-
-    monkeypatch.setattr(grouping, "Nvml", OneGpu)
+    monkeypatch.setattr(grouping, "free_memory", free_memory)
     monkeypatch.setattr(grouping, "runs_on", lambda *_: "cuda:0")
     assert len(split_into_groups(cells)) == 2, "four engines need 5 GiB"
     free["bytes"] = 8 << 30

@@ -48,7 +48,7 @@ def fit_of(job: TrainingJob, folder: Path | None = None) -> Fit:
     torch.manual_seed(job.settings.seed)
     cpu = torch.device("cpu")
     work = Work(settings=job.settings, world=World(), device=cpu, progress=Silent(), folder=folder)
-    return _new_fit(job, work)
+    return _new_fit(job, work)[0]
 
 
 @pytest.fixture(scope="module")

@@ -134,9 +134,9 @@ def load(library: Library) -> Any:
     return installed.module
 
 
-def compute_capability(trt: Any, name: str) -> Any | None:
+def compute_capability(rtx: Any, name: str) -> Any | None:
     """TensorRT-RTX's constant for ``sm89`` and the like; ``None`` if this release does not have it."""
-    return getattr(trt.ComputeCapability, name.upper(), None)
+    return getattr(rtx.ComputeCapability, name.upper(), None)
 
 
 def refit_flag(trt: Any) -> Any | None:

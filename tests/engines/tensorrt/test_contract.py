@@ -26,7 +26,7 @@ from .api_uses import LOOKUP, Use, uses_in, uses_in_files
 FOLDER = Path(package.__file__).parent
 RTX_ONLY = FOLDER / "rtx.py"
 COMMON = uses_in_files([path for path in sorted(FOLDER.glob("*.py")) if path != RTX_ONLY])
-RTX = uses_in_files([RTX_ONLY])
+RTX = uses_in_files([RTX_ONLY]) | {Use("", "ComputeCapability")}
 # (distribution, version): the oldest, the newest 10 and the newest 11 that are supported.
 BINDINGS = [
     ("tensorrt_cu12_bindings", "10.12.0.36"),

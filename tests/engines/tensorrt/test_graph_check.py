@@ -116,7 +116,7 @@ def _cycle(path: Path) -> None:
         (_truncated, "truncated", "export"),
         (_flipped, "truncated|not valid ONNX|holds no graph", "export"),
         (_no_nodes, "holds no graph", "export"),
-        (_opset, "opset 99", "--opset 20"),
+        (_opset, "opset 99", "operator set 20"),
         (_missing_data, r"weights\.bin, which is not beside it", "copy the data file"),
         (_data_elsewhere, "outside its folder", "one file"),
         (_double, "contradict each other.*conv1", "export"),
