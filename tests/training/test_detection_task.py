@@ -110,7 +110,7 @@ with joined(cpu) as world:
     torch.manual_seed(0)
     work = Work(settings=(job := prepare(options, scenes, scenes, None)).settings, world=world,
                 device=cpu, progress=Silent())
-    fit = _new_fit(job, work)
+    fit, _ = _new_fit(job, work)
     fit._module.eval()
     fit.run_step(next(fit._batches.stream(0, 1)))
     states = fit.state()["optimizer"]["state"]
