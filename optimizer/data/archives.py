@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.data.dataset import ImageDataset, Pixels
+from optimizer.data.dataset import ImageDataset
+from optimizer.data.encoded_source import EncodedSource
 from optimizer.data.folder import is_image, note_left_out
-from optimizer.data.images import open_image
 from optimizer.data.listing import LIST_SUFFIXES, LISTS, labels_of, parse_list
-from optimizer.data.preprocessing import Preprocessing
 from optimizer.data.tar_index import LABEL_SUFFIX, TarIndex, open_index
 from optimizer.data.tar_members import TarMember
 from optimizer.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["TarSource", "archives_of", "open_archives"]
 
@@ -40,11 +36,8 @@ class _Place(NamedTuple):
     member: int
 
 
-class TarSource:
-    """Images in archives, decoded when they are read."""
-
-    preprocessed = False
-    channels: int | None = None
+class TarSource(EncodedSource):
+    """Images in archives."""
 
     def __init__(self, archives: Sequence[TarIndex], places: Sequence[_Place]) -> None:
         self._archives = archives
@@ -54,18 +47,6 @@ class TarSource:
         """See `Source.file`."""
         place = self._places[position]
         return self._archives[place.archive].members[place.member]
-
-    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
-        """See `Source.read`."""
-        return preprocessing.apply_uint8(self.image(position, preprocessing.channels))
-
-    def image(self, position: int, channels: int = 3) -> Image.Image:
-        """See `Source.image`."""
-        return open_image(self.file(position), channels)
-
-    def check(self, position: int) -> None:
-        """See `Source.check`: decodes the whole image."""
-        open_image(self.file(position))
 
     def image_id(self, position: int) -> str:
         """See `Source.image_id`: the member's name, of several archives with the archive's."""

@@ -6,18 +6,14 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimizer.data.dataset import ImageDataset, Pixels
+from optimizer.data.dataset import ImageDataset
+from optimizer.data.encoded_source import EncodedSource
 from optimizer.data.file_digests import FileDigests
-from optimizer.data.images import IMAGE_SUFFIXES, open_image
-from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.images import IMAGE_SUFFIXES
 from optimizer.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = [
     "FileSource",
@@ -34,11 +30,8 @@ _log = logging.getLogger(__name__)
 _LAYOUT = "use the layout FOLDER/<class>/<image>.jpg, one folder per class"
 
 
-class FileSource:
-    """Image files, decoded when they are read."""
-
-    preprocessed = False
-    channels: int | None = None
+class FileSource(EncodedSource):
+    """Image files."""
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         self._root = root
@@ -49,18 +42,6 @@ class FileSource:
     def file(self, position: int) -> Path:
         """See `Source.file`."""
         return self._root / self._files[position]
-
-    def read(self, position: int, preprocessing: Preprocessing) -> Pixels:
-        """See `Source.read`."""
-        return preprocessing.apply_uint8(self.image(position, preprocessing.channels))
-
-    def image(self, position: int, channels: int = 3) -> Image.Image:
-        """See `Source.image`."""
-        return open_image(self.file(position), channels)
-
-    def check(self, position: int) -> None:
-        """See `Source.check`: decodes the whole image."""
-        open_image(self.file(position))
 
     def image_id(self, position: int) -> str:
         """See `Source.image_id`: the path relative to the dataset's folder."""
