@@ -13,6 +13,7 @@ import numpy as np
 
 from optimizer.data import Batch, ImageDataset, Preprocessing
 from optimizer.training.distribution import World
+from optimizer.training.soft_targets import soft_divergence
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Distillation"]
 
 _TEMPERATURE = 4.0
-"""Softens both distributions, so that images of which the network is sure count too."""
 _EVALUATION_BATCH = 64
 
 
@@ -91,14 +91,10 @@ class Distillation:
 def _distance(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence from the softened FP32 distribution; of one output, a sigmoid's."""
     import torch
-    from torch.nn import functional
 
     if logits.shape[1] == 1:  # a sigmoid between two classes
         logits, expected = (torch.cat([-x, x], dim=1) / 2 for x in (logits, expected))
-    student = functional.log_softmax(logits / _TEMPERATURE, dim=1)
-    teacher = functional.log_softmax(expected / _TEMPERATURE, dim=1)
-    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return divergence * _TEMPERATURE**2
+    return soft_divergence(logits, expected, _TEMPERATURE)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

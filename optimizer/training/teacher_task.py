@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimizer.data import Batch, ImageDataset, Preprocessing
 from optimizer.options import TrainOptions
 from optimizer.training.classification_task import Classification, ClassifierSubject
+from optimizer.training.soft_targets import soft_divergence
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,7 @@ _TEACHER_SHARE = 0.9
 class TaughtClassification(Classification):
     """Loss against a teacher's outputs and the labels; accuracy as in `Classification`.
 
-    The loss is the Kullback-Leibler divergence of the two distributions at a temperature, times its
-    square so that gradients do not depend on it, and cross-entropy with the labels.
+    The loss is `soft_divergence` from the teacher, and cross-entropy with the labels.
 
     Not handled: mixup and CutMix, whose labels are mixed; settings with them are refused by the caller.
     """
@@ -44,17 +44,14 @@ class TaughtClassification(Classification):
     def loss(self, module: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
         """Mean loss of a batch, a scalar."""
         import torch
-        from torch.nn.functional import kl_div, log_softmax
 
         pixels = torch.from_numpy(batch.images).to(device, non_blocking=True)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
         with torch.no_grad():
-            wanted = log_softmax(self._teacher.to(device)(pixels) / _TEMPERATURE, dim=1)
+            wanted = self._teacher.to(device)(pixels)
         logits = module(pixels)
-        given = log_softmax(logits / _TEMPERATURE, dim=1)
-        distance = kl_div(given, wanted, reduction="batchmean", log_target=True)
-        taught = _TEMPERATURE**2 * distance
+        taught = soft_divergence(logits, wanted, _TEMPERATURE)
         return _TEACHER_SHARE * taught + (1 - _TEACHER_SHARE) * self._criterion(logits, labels)
 
 
