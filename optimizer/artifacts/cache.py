@@ -102,6 +102,15 @@ class Cache:
             write_text_atomically(self.root / _TAG, _TAG_TEXT)
         return folder
 
+    def lasting_folder(self, name: str) -> Path | None:
+        """As `folder`; ``None`` if nothing is kept between runs, or it cannot be written."""
+        if not self.keeps:
+            return None
+        try:
+            return self.folder(name)
+        except OSError:
+            return None
+
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Lock a key across processes, so that a second one waits and then finds the artifact.

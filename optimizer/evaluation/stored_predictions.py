@@ -47,12 +47,7 @@ class StoredShard:
 
 def predictions_folder(cache: Cache) -> Path | None:
     """The folder of all stores in a cache; ``None`` if it cannot be written."""
-    if not cache.keeps:
-        return None
-    try:
-        return cache.folder("predictions")
-    except OSError:
-        return None
+    return cache.lasting_folder("predictions")
 
 
 class PredictionStore:

@@ -51,12 +51,7 @@ class Part:
 
 def partial_folder(cache: Cache | None) -> Path | None:
     """The folder of all such files in a cache; ``None`` if it cannot be written."""
-    if cache is None or not cache.keeps:
-        return None
-    try:
-        return cache.folder("calibrations")
-    except OSError:
-        return None
+    return None if cache is None else cache.lasting_folder("calibrations")
 
 
 def shard_ids(digests: Sequence[str]) -> list[str]:
