@@ -12,7 +12,7 @@ from optimizer.training.quantized_training import (
     write_encodings,
     write_float_graph,
 )
-from optimizer.training.sources import open_training_data, preprocessing_for
+from optimizer.training.sources import held_out_of, open_training_data, preprocessing_for
 from optimizer.training.stopping import Stopped
 from optimizer.training.trainer import TrainingResult, train, train_checkpoint, training_folder
 from optimizer.training.training_state import check_folder
@@ -26,6 +26,7 @@ __all__ = [
     "check_sparsity",
     "check_versions",
     "device_of",
+    "held_out_of",
     "open_training_data",
     "preprocessing_for",
     "quantized_settings",

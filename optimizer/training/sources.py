@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,21 @@ from optimizer.data import ImageDataset, Preprocessing, open_dataset, stratified
 from optimizer.errors import DataError
 from optimizer.models import Model
 
-__all__ = ["is_digits", "open_training_data", "preprocessing_for"]
+__all__ = ["held_out_of", "is_digits", "open_training_data", "preprocessing_for"]
 
+_HELD_OUT = {"digits:train": "digits:test", "digits-scenes:train": "digits-scenes:test"}
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_FOLDERS = ("val", "test", "validation")
 
 
 def open_training_data(
-    name: str, *, limit: int | None = None, seed: int = 0, skip_bad_images: bool = False
+    name: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
+    labels_from: int = 0,
 ) -> tuple[ImageDataset, ImageDataset]:
     """Open a dataset, split into training images and held-out images.
 
@@ -30,6 +37,8 @@ def open_training_data(
         limit: Train on a stratified subset of this many images.
         seed: Seed of the subset and the split.
         skip_bad_images: Leave out images that cannot be read; all images are checked first.
+        workers: Processes that decode files; see `optimizer.data.open_dataset`.
+        labels_from: Number of the first class in a list.
 
     Returns:
         The training images and the held-out images.
@@ -38,14 +47,15 @@ def open_training_data(
         DataError: See `open_dataset`; or the two parts have different classes, or there are too few
             images.
     """
+    reading = _Reading(skip_bad_images, workers, labels_from)
     if name == "digits":
         train, held_out = open_dataset("digits:train"), open_dataset("digits:test")
     elif (parts := _split_folders(Path(name))) is not None:
-        train, held_out = (_open(str(part), skip_bad_images=skip_bad_images) for part in parts)
+        train, held_out = (reading.open(str(part)) for part in parts)
         if train.classes != held_out.classes:
             raise DataError(f"{parts[0]} and {parts[1]} have different class folders")
     else:
-        whole = _open(name, skip_bad_images=skip_bad_images)
+        whole = reading.open(name)
         count = round(len(whole) * _HELD_OUT_SHARE)
         if count < 1:
             raise DataError(f"{name} has {len(whole)} images, which is too few to hold out a fifth")
@@ -57,9 +67,15 @@ def open_training_data(
     return train, held_out
 
 
-def _open(name: str, *, skip_bad_images: bool) -> ImageDataset:
-    data = open_dataset(name, skip_bad_images=skip_bad_images)
-    return data.verify() if skip_bad_images else data
+@dataclass(frozen=True)
+class _Reading:
+    skip_bad_images: bool
+    workers: int | None
+    labels_from: int
+
+    def open(self, name: str) -> ImageDataset:
+        data = open_dataset(name, **asdict(self))
+        return data.verify() if self.skip_bad_images else data
 
 
 def _split_folders(root: Path) -> tuple[Path, Path] | None:
@@ -67,6 +83,11 @@ def _split_folders(root: Path) -> tuple[Path, Path] | None:
         if (root / "train").is_dir() and (root / name).is_dir():
             return root / "train", root / name
     return None
+
+
+def held_out_of(name: str) -> str | None:
+    """The part of bundled data that belongs to its training part; ``None`` for other data."""
+    return _HELD_OUT.get(name)
 
 
 def is_digits(name: str) -> bool:

@@ -166,10 +166,9 @@ def _open(options: TrainOptions, name: str, *, labelled: bool, limit: int | None
 
 def _held_out(options: TrainOptions) -> ImageDataset:
     from optimizer.evaluation.quantized_choice import LEAST_HELD_OUT
+    from optimizer.training import held_out_of
 
-    val = options.val
-    if val is None and options.data == "digits:train":
-        val = "digits:test"
+    val = options.val or held_out_of(options.data)
     if val is None:
         raise UsageError(
             "--qat needs held-out images to compare INT8 with and without training",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer.artifacts import Cache, OutputFile, check_outputs
 from optimizer.errors import DataError, UsageError
@@ -140,24 +140,19 @@ def _check_files(model: Path, output: Path, options: PruneOptions, *, force: boo
 def _images(options: PruneOptions, model: Model) -> tuple[ImageDataset, ImageDataset, list[str]]:
     """Training images and others that judge, both matched to the network's outputs."""
     from optimizer.data import match_classes, open_dataset, shared_images
-    from optimizer.training import open_training_data
+    from optimizer.training import held_out_of, open_training_data
 
     notes = []
-    if options.val is not None or options.data == "digits:train":
-        data, val = (
-            open_dataset(
-                name,
-                skip_bad_images=options.skip_bad_images,
-                workers=options.workers,
-                labels_from=options.labels_from,
-            )
-            for name in (options.data, options.val or "digits:test")
-        )
+    reading: dict[str, Any] = {
+        "skip_bad_images": options.skip_bad_images,
+        "workers": options.workers,
+        "labels_from": options.labels_from,
+    }
+    if (chosen := options.val or held_out_of(options.data)) is not None:
+        data, val = (open_dataset(name, **reading) for name in (options.data, chosen))
         data, val = (d.verify() if options.skip_bad_images else d for d in (data, val))
     else:
-        data, val = open_training_data(
-            options.data, seed=options.seed, skip_bad_images=options.skip_bad_images
-        )
+        data, val = open_training_data(options.data, seed=options.seed, **reading)
         notes.append(f"no --val: {len(val)} images of {options.data} judge, and are not trained on")
     if shared := shared_images(data, val):
         raise DataError(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
-_HELD_OUT = {"digits:train": "digits:test", "digits-scenes:train": "digits-scenes:test"}
 
 
 @takes_options(TrainOptions)
@@ -54,6 +53,7 @@ def train(
         check_sparsity,
         check_versions,
         device_of,
+        held_out_of,
         train_checkpoint,
         world_of_environment,
     )
@@ -69,7 +69,7 @@ def train(
                 options, output, cache=cache, force=force, progress=progress
             )
     _check_output(output, options, force=force)
-    val = options.val or _HELD_OUT.get(options.data)
+    val = options.val or held_out_of(options.data)
     start = None if options.init == "random" else options.init
     init = load_model(start, image_size=options.image_size) if start else None
     check_sparsity(options, init)

@@ -57,6 +57,17 @@ def test_bad_images_are_left_out_before_the_split(tmp_path: Path) -> None:
     assert train.skipped == ["a/3.png"]
 
 
+def test_a_list_is_split_with_its_first_label(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for number in range(10):
+        Image.fromarray(pixels + number).save(tmp_path / f"{number}.png")
+    names = [f"{number}.png {1 + number % 2}" for number in range(10)]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    for part in open_training_data(str(tmp_path / "list.txt"), labels_from=1, workers=0):
+        assert set(part.labels.tolist()) == {0, 1}
+        assert part.workers == 0
+
+
 def test_too_few_images_are_rejected(tmp_path: Path) -> None:
     fill(tmp_path, ("a", "b"), 1)
     with pytest.raises(DataError, match="too few"):
