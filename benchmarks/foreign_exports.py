@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from readme import ROOT, machine, write_between_marks
+from readme import ROOT, machine, write_between_marks, write_record
 from torch import nn
 
 import optimizer
@@ -203,8 +203,7 @@ def main() -> int:
             parser.error("a checkpoint is needed")
         with tempfile.TemporaryDirectory(prefix="foreign_exports.") as temporary:
             report = compare(options, Path(temporary))
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(options.output / "exports.json", json.dumps(report, indent=1) + "\n")
+        write_record(options.output / "exports.json", report)
     report = json.loads((options.output / "exports.json").read_text(encoding="utf-8"))
     write_text_atomically(options.output / "exports.md", markdown(report))
     if options.output == REPORTS:

@@ -8,16 +8,15 @@ Each run is a new process without a cache. Writes ``reports/keras/export.json``.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from keras_logits import REPORTS, run_keras
+from readme import write_record
 from startup import measure
 
-from optimizer.artifacts import write_text_atomically
 from optimizer.environment import fingerprint
 
 LIMIT_S = 15.0
@@ -52,8 +51,7 @@ def main() -> int:
         "peak_bytes": max(run["peak_bytes"] for run in runs),
         "device": fingerprint(),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(options.output / "export.json", json.dumps(report, indent=1) + "\n")
+    write_record(options.output / "export.json", report)
     print(f"export of {model.name}: {report['median_s']:.1f} s (limit {LIMIT_S:.0f} s)")
     return 0 if report["median_s"] <= LIMIT_S else 1
 

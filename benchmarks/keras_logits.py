@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from keras_values import images
 from numpy.typing import NDArray
-from readme import ROOT, machine, write_between_marks
+from readme import ROOT, machine, write_between_marks, write_record
 
 import optimizer
 from optimizer.artifacts import library_versions, write_text_atomically
@@ -193,8 +193,7 @@ def main() -> int:
         if options.python is None:
             parser.error("--python is needed: an interpreter with keras, tensorflow and tf2onnx")
         report = compare(options.python, options.networks, options.image_size)
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(options.output / "logits.json", json.dumps(report, indent=1) + "\n")
+        write_record(options.output / "logits.json", report)
     report = json.loads((options.output / "logits.json").read_text(encoding="utf-8"))
     write_text_atomically(options.output / "logits.md", markdown(report))
     if options.output == REPORTS:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from readme import ROOT, machine, write_between_marks
+from readme import ROOT, machine, write_between_marks, write_record
 
 import optimizer
 from optimizer.artifacts import library_versions, write_text_atomically
@@ -143,9 +143,7 @@ def main() -> int:
     if not options.write_only:
         with tempfile.TemporaryDirectory(prefix="stride_rule.") as temporary:
             report = measure(options, Path(temporary))
-        options.output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1) + "\n"
-        write_text_atomically(options.output / "stride_rule.json", text)
+        write_record(options.output / "stride_rule.json", report)
     report = json.loads((options.output / "stride_rule.json").read_text(encoding="utf-8"))
     write_text_atomically(options.output / "stride_rule.md", markdown(report))
     if options.output == REPORTS:

@@ -13,7 +13,6 @@ Writes ``reports/training/kills.json`` and ``kills.md``. ``--kills 2 --dry`` onl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from readme import write_record
 
 from optimizer.environment import fingerprint
 from optimizer.models import load_model
@@ -129,9 +130,7 @@ def main() -> None:
     }
     print(text(report))
     if not arguments.dry:
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        (OUTPUT / "kills.json").write_text(json.dumps(report, indent=2) + "\n")
-        (OUTPUT / "kills.md").write_text(text(report))
+        write_record(OUTPUT / "kills.json", report, text(report))
     if report["equal"] != arguments.kills:
         raise SystemExit("not all trainings ended with the same weights")
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from readme import write_record
 
 from optimizer.environment import fingerprint
 
@@ -310,9 +311,7 @@ def main() -> None:
     }
     print(text(report))
     if not arguments.quick:
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        (OUTPUT / "speed.json").write_text(json.dumps(report, indent=2) + "\n")
-        (OUTPUT / "speed.md").write_text(text(report))
+        write_record(OUTPUT / "speed.json", report, text(report))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from readme import write_record
+
 from optimizer.environment import fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -93,9 +95,7 @@ def main() -> None:
     report = {"device": fingerprint(), "trainings": rows}
     print(text(report))
     if not arguments.quick:
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        (OUTPUT / "time.json").write_text(json.dumps(report, indent=2) + "\n")
-        (OUTPUT / "time.md").write_text(text(report))
+        write_record(OUTPUT / "time.json", report, text(report))
 
 
 if __name__ == "__main__":
