@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# A process a core and a thread a process: two thread pools on the same cores only spin.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A process a core and a thread a process: two thread pools on the same cores only spin. The tests start
+# hundreds of processes, so bytecode is kept even where the environment says otherwise.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Cheapest first, so that an aborted run still tells much.
 GPU_TESTS := tests/engines/test_cuda.py tests/gpu_record tests/engines/tensorrt tests/profiling tests/gpu

@@ -103,7 +103,9 @@ class Installation:
 
     def _run(self, *arguments: str) -> None:
         if self.uv:
-            tool = [self.uv, "pip", "install", "--quiet", "--python", str(self.python)]
+            # Without bytecode, each process that imports torch compiles it again: 4 s of CPU time.
+            tool = [self.uv, "pip", "install", "--quiet", "--compile-bytecode"]
+            tool += ["--python", str(self.python)]
             if not subprocess.run([*tool, *self.source, *arguments], check=False).returncode:
                 return
             print("uv failed (see above): going on with pip", flush=True)

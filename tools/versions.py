@@ -125,7 +125,7 @@ def install(uv: str, resolution: str | None, python: str, folder: Path) -> Path:
         _uv([uv, "pip", "compile", "--quiet", "pyproject.toml", *extras, "--resolution", resolution,
              "--python", str(interpreter), "--output-file", str(locked)])  # fmt: skip
         source = ["-r", str(locked)]
-    into = ["--quiet", "--python", str(interpreter)]
+    into = ["--quiet", "--compile-bytecode", "--python", str(interpreter)]
     _uv([uv, "pip", "install", *into, *source])
     _uv([uv, "pip", "install", *into, "--no-deps", "--no-build-isolation", str(ROOT)])
     return interpreter
