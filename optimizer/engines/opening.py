@@ -23,7 +23,6 @@ from optimizer.engines.protocol import (
 )
 from optimizer.engines.registry import get_backend
 from optimizer.errors import ArtifactError, MissingDevice, MissingLibrary, UsageError
-from optimizer.models.model_sources import is_checkpoint
 
 __all__ = [
     "check_opens",
@@ -113,7 +112,7 @@ def open_streams(
 
 def _checked_backend(path: Path, device: str | None) -> Backend:
     """The backend of a file, after checking that the file can be opened here."""
-    if is_checkpoint(path) and not _is_engine(path):
+    if _is_checkpoint(path):
         return get_backend("torch")
     if is_foreign_graph(path):
         raise ArtifactError(f"{path.name} is a graph, not an engine", hint=how_to_build(path))
@@ -139,11 +138,15 @@ def how_to_build(graph: Path) -> str:
     return f"resnet-opt build {graph} --engine auto -o {graph.stem}.engine"
 
 
-def _is_engine(path: Path) -> bool:
-    try:
-        return read_manifest(path).kind == "engine"
-    except ArtifactError:
-        return False
+def _is_checkpoint(path: Path) -> bool:
+    """Whether PyTorch runs the file, although it is no engine."""
+    with contextlib.suppress(ArtifactError):
+        if read_manifest(path).kind == "engine":
+            return False
+    # Not for engines: a worker of a benchmark need not import all sources of models.
+    from optimizer.models.model_sources import is_checkpoint
+
+    return is_checkpoint(path)
 
 
 def check_opens(

@@ -1,7 +1,5 @@
-"""Reproducible speed measurements; see ``docs/measuring.md``."""
+"""Reproducible speed measurements; see ``docs/measuring.md``.
 
-from optimizer.profiling.benchmark import bench
-from optimizer.profiling.layer_profile import profile
-from optimizer.profiling.speed_comparison import BenchComparison, compare_bench
-
-__all__ = ["BenchComparison", "bench", "compare_bench", "profile"]
+Nothing is imported here: a worker needs one module of this room, and each engine that is measured
+starts one.
+"""

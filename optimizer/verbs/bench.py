@@ -45,7 +45,7 @@ def bench(
         UsageError: An invalid engine or option, or a batch outside an engine's range.
         EnvironmentFault: None of the engines can run on this machine, or LoadGen is not installed.
     """
-    from optimizer.profiling import bench as measure
+    from optimizer.profiling.benchmark import bench as measure
 
     paths = [Path(engine) for engine in as_list(engines)]
     if output is not None:

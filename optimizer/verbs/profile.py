@@ -40,7 +40,7 @@ def profile(
         ArtifactError: The graph that an engine was built from is not beside it.
         EnvironmentFault: None of the engines can run on this machine.
     """
-    from optimizer.profiling import profile as measure
+    from optimizer.profiling.layer_profile import profile as measure
 
     if options.remeasure and not options.ceilings:
         raise UsageError("--remeasure and --no-ceilings together", hint="leave one of them out")

@@ -125,7 +125,7 @@ def test_a_measurement(
     engines = [str(make_engine("a")), str(make_engine("b", hang=True, after=3))]
     code = (
         "from pathlib import Path\n"
-        "from optimizer.profiling import bench\n"
+        "from optimizer.profiling.benchmark import bench\n"
         f"bench([Path(e) for e in {engines}], threads=1, control=False, duration='1s', "
         "call_timeout_s=600)"
     )

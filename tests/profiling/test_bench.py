@@ -12,7 +12,8 @@ import pytest
 from optimizer.artifacts import Plan, produce
 from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError, EnvironmentFault, UsageError
-from optimizer.profiling import bench, grouping
+from optimizer.profiling import grouping
+from optimizer.profiling.benchmark import bench
 from optimizer.profiling.engine_facts import describe_engines
 from optimizer.profiling.grouping import split_into_groups
 from optimizer.profiling.harness import MIN_ROUNDS, Cell

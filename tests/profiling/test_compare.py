@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
-from optimizer.profiling import compare_bench
+from optimizer.profiling.speed_comparison import compare_bench
 from optimizer.results import (
     BenchResult,
     Comparison,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
-from optimizer.profiling import bench
+from optimizer.profiling.benchmark import bench
 from optimizer.profiling.curves import NEAR, curve, curve_findings
 from optimizer.profiling.harness import Block, Cell, Measured
 from optimizer.results import BenchResult, LatencyBound, Setting, read_result, write_result

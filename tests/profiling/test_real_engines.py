@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.profiling import bench, compare_bench
+from optimizer.profiling.benchmark import bench
+from optimizer.profiling.speed_comparison import compare_bench
 from optimizer.profiling.worker_process import Worker
 from tests.conftest import Engines
 

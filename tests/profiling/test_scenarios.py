@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from optimizer.errors import MissingLibrary, UsageError
-from optimizer.profiling import bench, scenarios
+from optimizer.profiling import scenarios
+from optimizer.profiling.benchmark import bench
 from optimizer.profiling.loadgen_request import OBSERVED, Request
 from optimizer.profiling.scenarios import (
     SERVER_QUERIES,

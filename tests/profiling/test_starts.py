@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import UsageError
-from optimizer.profiling import bench
+from optimizer.profiling.benchmark import bench
 from optimizer.profiling.harness import MIN_ROUNDS
 from optimizer.profiling.intervals import Estimate, across_starts
 from optimizer.profiling.starts import check_starts

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
-from optimizer.profiling import bench
 from optimizer.profiling.bench_worker import time_calls
+from optimizer.profiling.benchmark import bench
 from optimizer.profiling.streams import Streams, work_and_wall
 from optimizer.profiling.worker_process import Worker, WorkerFailed
 from optimizer.targets.hardware import cpu_features
