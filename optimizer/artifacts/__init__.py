@@ -15,7 +15,7 @@ from optimizer.artifacts.atomic_files import (
 from optimizer.artifacts.cache import Cache, CacheContents, DisabledCache
 from optimizer.artifacts.external_data import external_data_files
 from optimizer.artifacts.keys import content_key, digest, library_versions
-from optimizer.artifacts.leftovers import scratch_folder
+from optimizer.artifacts.leftovers import in_use, leftovers, names_in_use, remove, scratch_folder
 from optimizer.artifacts.manifest import (
     Artifact,
     Input,
@@ -59,16 +59,20 @@ __all__ = [
     "external_data_files",
     "find_manifest",
     "folder_locked",
+    "in_use",
     "json_digest",
+    "leftovers",
     "library_versions",
     "load_artifact",
     "manifest_path",
     "mark_of",
     "mark_zip",
     "marked_png",
+    "names_in_use",
     "produce",
     "read_manifest",
     "read_tensors",
+    "remove",
     "scratch_folder",
     "write_atomically",
     "write_marked_text",

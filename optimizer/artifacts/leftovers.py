@@ -1,8 +1,11 @@
-"""Names of temporary files, and removing those of processes that no longer live.
+"""Names of temporary files, removing those of processes that no longer live, and marks of use.
 
 A temporary name contains the process that made it: ``.model.resnet-opt-<host>-<pid>-<start>-…``.
 The start time tells a process from a later one with the same id. Process ids of another machine or
 container, in a folder that both share, mean nothing here; their files are left until they are old.
+
+A process marks what it uses, and nobody may remove meanwhile, by an empty file with such a name. This
+needs no locks, which network file systems may lack, and a mark ends with its process.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["leftovers", "remove", "scratch_folder", "temporary_name"]
+__all__ = ["in_use", "leftovers", "names_in_use", "remove", "scratch_folder", "temporary_name"]
 
 _PATTERN = re.compile(
-    r"\..*\.resnet-opt-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}(\..*)?",
+    r"\.(?P<name>.*)\.resnet-opt-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}(\..*)?",
     re.DOTALL,
 )
 _FOREIGN_AGE_S = 7 * 24 * 3600
@@ -35,12 +38,40 @@ def temporary_name(path: Path) -> str:
 
     It keeps the suffix, because some libraries choose the format by it.
     """
-    pid = os.getpid()
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
-    return (
-        f".{path.stem[:_LONGEST_STEM]}.resnet-opt-{_host()}-{pid}-{_start_of(pid) or 0}-"
-        f"{secrets.token_hex(4)}{suffix}"
-    )
+    return f".{path.stem[:_LONGEST_STEM]}.{_process()}{suffix}"
+
+
+def _process() -> str:
+    pid = os.getpid()
+    return f"resnet-opt-{_host()}-{pid}-{_start_of(pid) or 0}-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def in_use(folder: Path, name: str) -> Iterator[None]:
+    """Mark something in a folder as used by this process, so that `names_in_use` lists it.
+
+    Args:
+        folder: Made if it is missing. Where nothing can be written there is no mark.
+        name: Of a file or of a group of files; at most 100 characters.
+    """
+    mark = folder / f".{name}.{_process()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    try:
+        yield
+    finally:
+        remove(mark)
+
+
+def names_in_use(folder: Path) -> set[str]:
+    """What living processes have marked in a folder."""
+    try:
+        found = [(path, _PATTERN.fullmatch(path.name)) for path in folder.iterdir()]
+    except OSError:
+        return set()
+    return {match["name"] for path, match in found if match and not _is_abandoned(path, match)}
 
 
 @contextlib.contextmanager

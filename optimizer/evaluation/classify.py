@@ -20,6 +20,7 @@ from optimizer.tasks.one_output import as_classes
 
 if TYPE_CHECKING:
     from optimizer.data import Preprocessing
+    from optimizer.evaluation.stored_predictions import PredictionStores
 
 __all__ = ["files_of", "predict", "preprocessing_and_classes"]
 
@@ -30,7 +31,7 @@ def predict(
     images: Sequence[Path],
     options: PredictOptions,
     *,
-    stores: Path | None = None,
+    stores: PredictionStores | None = None,
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Classify images with an engine or a checkpoint.
@@ -40,7 +41,7 @@ def predict(
         images: Image files, or folders whose images are all classified.
         options: See below; ``top`` is the number of classes to return per image, ``device`` the GPU
             to run the engine on.
-        stores: Folder of stored predictions, which are used and extended; ``None`` stores none.
+        stores: Stored predictions, which are used and extended; ``None`` stores none.
         progress: Receives progress updates.
 
     Raises:

@@ -13,6 +13,7 @@ from optimizer.data import open_image
 from optimizer.data.images import IMAGE_FORMATS
 from optimizer.errors import DataError
 from optimizer.evaluation.classify import files_of, preprocessing_and_classes
+from optimizer.evaluation.stored_predictions import PredictionStores
 from optimizer.models import DetectorSpec, load_model
 from optimizer.models.weights import CHECKPOINTS
 from optimizer.options import ImageReading, PredictOptions, takes_options
@@ -44,7 +45,7 @@ def detect(
     images: Sequence[Path],
     options: PredictOptions,
     *,
-    stores: Path | None = None,
+    stores: PredictionStores | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> list[DetectionPrediction]:
@@ -56,7 +57,7 @@ def detect(
         images: Image files, or folders of them.
         options: See below; detections with smaller scores than ``score_threshold`` are left out,
             and ``annotate`` is the folder for the images with their boxes (PNG).
-        stores: Folder of stored predictions, which are used and extended; ``None`` stores none.
+        stores: Stored predictions, which are used and extended; ``None`` stores none.
         progress: Receives progress updates.
         force: Also replace files in ``annotate`` that resnet-opt did not write, or that were edited.
 

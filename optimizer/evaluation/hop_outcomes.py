@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from optimizer.data import ImageDataset
@@ -12,6 +11,7 @@ from optimizer.evaluation.chain import Step
 from optimizer.evaluation.clock import Clock
 from optimizer.evaluation.executors import Executor
 from optimizer.evaluation.reference import Reference
+from optimizer.evaluation.stored_predictions import PredictionStores
 from optimizer.options import HopOptions
 from optimizer.progress import Progress
 from optimizer.results import EngineStatus, Gates
@@ -87,7 +87,7 @@ class Pass:
         dataset: The images; labels are output indices of the reference.
         gates: The limits that are judged.
         options: Images per call, which hops see all images, and when to stop.
-        stores: Folder of stored predictions; ``None`` stores nothing.
+        stores: Stored predictions; ``None`` stores nothing.
         clock: Receives computing and waiting times.
         progress: Receives progress updates per batch.
     """
@@ -97,7 +97,7 @@ class Pass:
     dataset: ImageDataset
     gates: Gates
     options: HopOptions
-    stores: Path | None
+    stores: PredictionStores | None
     clock: Clock
     progress: Progress
 

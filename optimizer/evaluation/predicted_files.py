@@ -20,7 +20,7 @@ from optimizer.artifacts import digest, library_versions
 from optimizer.data import Batch, ImageDataset, Preprocessing, by_group
 from optimizer.data.folder import FileSource
 from optimizer.environment import fingerprint
-from optimizer.evaluation.stored_predictions import PredictionStore, StoredShard
+from optimizer.evaluation.stored_predictions import PredictionStore, PredictionStores, StoredShard
 from optimizer.options import ImageReading
 from optimizer.progress import Progress, Silent
 
@@ -65,7 +65,7 @@ class FilePass(Generic[_T]):
         reading: How its outputs are read.
         options: How images are read.
         device: The GPU that it runs on, if one was named.
-        stores: Folder of stored predictions; ``None`` stores none.
+        stores: Stored predictions; ``None`` stores none.
         progress: Receives progress updates.
     """
 
@@ -75,7 +75,7 @@ class FilePass(Generic[_T]):
     reading: Reading[_T]
     options: ImageReading
     device: str | None = None
-    stores: Path | None = None
+    stores: PredictionStores | None = None
     progress: Progress | None = None
 
     def predict(self, files: Sequence[Path]) -> Iterator[tuple[Path, _T]]:
@@ -149,8 +149,7 @@ class FilePass(Generic[_T]):
     def _store(self) -> PredictionStore | None:
         if self.stores is None:
             return None
-        return PredictionStore(
-            self.stores,
+        return self.stores.store(
             {
                 "task": self.reading.task,
                 "network": digest(self.engine),

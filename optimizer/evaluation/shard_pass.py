@@ -259,7 +259,7 @@ class ShardPass:
                 continue
             network = plan.reference.sha256 if outcome.step is None else digest(outcome.step.path)
             own = {"network": network, "executor": outcome.executor}
-            stores[hop] = PredictionStore(plan.stores, {**shared, **own})
+            stores[hop] = plan.stores.store({**shared, **own})
         return stores
 
     def _digest(self, shard: Shard) -> str:

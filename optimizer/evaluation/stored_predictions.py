@@ -6,23 +6,37 @@ order. A killed validation therefore loses the shard that it was computing, a se
 same network finds the reference's predictions, and an image that changed costs its own shard.
 
 The files are those of `optimizer.artifacts.tensor_files`. A damaged one is computed again.
+
+Whoever computes predictions opens its stores through `open_stores`, which limits their space at the end.
+A store that a living process has opened is marked and stays. If another process removes one between
+the mark's check and its use, its predictions are computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.artifacts import Cache, content_key, read_tensors, write_tensors
+from optimizer.artifacts import (
+    Cache,
+    content_key,
+    in_use,
+    leftovers,
+    names_in_use,
+    read_tensors,
+    remove,
+    write_tensors,
+)
 from optimizer.errors import ArtifactError
 
-__all__ = ["PredictionStore", "StoredShard", "limit_predictions", "predictions_folder"]
+__all__ = ["PredictionStore", "PredictionStores", "StoredShard", "open_stores"]
 
 _REVISION = 1
 """Raised when the same network would give other predictions than those stored."""
@@ -45,9 +59,60 @@ class StoredShard:
     arrays: Arrays
 
 
-def predictions_folder(cache: Cache) -> Path | None:
-    """The folder of all stores in a cache; ``None`` if it cannot be written."""
-    return cache.lasting_folder("predictions")
+@contextlib.contextmanager
+def open_stores(cache: Cache, limit: int) -> Iterator[PredictionStores | None]:
+    """The stores of a cache while predictions are computed.
+
+    Args:
+        cache: The cache.
+        limit: Bytes that all stores together may take at the end; 0 stores nothing.
+
+    Yields:
+        The stores; ``None`` if nothing is stored, or nothing can be.
+    """
+    root = cache.lasting_folder("predictions") if limit else None
+    if root is None:
+        yield None
+        return
+    with PredictionStores(root, limit) as stores:
+        yield stores
+
+
+class PredictionStores:
+    """All stores in a folder; those that were opened are in use until the ``with`` block ends."""
+
+    def __init__(self, root: Path, limit: int | None = None) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            root: The folder of all stores.
+            limit: Bytes that they may take at the end of the ``with`` block; ``None`` for no limit.
+        """
+        self._root, self._limit = root, limit
+        self._uses = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._uses.close()
+        if self._limit is not None:
+            _limit(self._root, self._limit)
+
+    def store(self, network: Mapping[str, Any]) -> PredictionStore:
+        """The store of one network, which nobody removes before the ``with`` block ends.
+
+        Args:
+            network: As in `PredictionStore`.
+        """
+        store = PredictionStore(self._root, network)
+        self._uses.enter_context(in_use(self._root, store.key))
+        return store
 
 
 class PredictionStore:
@@ -96,16 +161,13 @@ class PredictionStore:
         return self._root / f"{self.key}.{images}.safetensors"
 
 
-def limit_predictions(root: Path, limit: int) -> int:
+def _limit(root: Path, limit: int) -> None:
     """Remove the stores that were not used for longest until all take at most ``limit`` bytes.
 
-    Args:
-        root: The folder of all stores.
-        limit: Bytes.
-
-    Returns:
-        Bytes removed.
+    Stores in use stay, even if they take more. What killed processes left is removed too.
     """
+    for path in leftovers([root]):
+        remove(path)
     used: dict[str, float] = {}
     files: dict[str, list[tuple[Path, int]]] = {}
     with contextlib.suppress(OSError):
@@ -114,12 +176,10 @@ def limit_predictions(root: Path, limit: int) -> int:
             used[network] = max(used.get(network, 0.0), status.st_mtime)
             files.setdefault(network, []).append((path, status.st_size))
     sizes = {network: sum(size for _, size in found) for network, found in files.items()}
-    excess, removed = sum(sizes.values()) - limit, 0
-    for network in sorted(files, key=used.__getitem__):
-        if removed >= excess:
+    excess = sum(sizes.values()) - limit
+    for network in sorted(files.keys() - names_in_use(root), key=used.__getitem__):
+        if excess <= 0:
             break
         for path, _ in files[network]:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        removed += sizes[network]
-    return removed
+            remove(path)
+        excess -= sizes[network]

@@ -37,6 +37,7 @@ from optimizer.evaluation.layerwise import layerwise
 from optimizer.evaluation.parity import measure
 from optimizer.evaluation.precision_audit import audit_manifest
 from optimizer.evaluation.reference import Reference, open_reference
+from optimizer.evaluation.stored_predictions import PredictionStores
 from optimizer.models import Model
 from optimizer.models.native import NativeModel
 from optimizer.options import HopOptions, takes_options
@@ -70,7 +71,7 @@ def validate(
     options: HopOptions,
     *,
     predictions: Path | None = None,
-    stores: Path | None = None,
+    stores: PredictionStores | None = None,
     progress: Progress | None = None,
 ) -> ValidateResult:
     """Compare every hop of every chain with the reference on the same images.
@@ -84,7 +85,7 @@ def validate(
             block by block as well; the share of the FLOPs that an engine must compute in its
             precision.
         predictions: Output file for the per-image predictions (``.npz``); ``None`` writes none.
-        stores: Folder of stored predictions, which are used and extended; ``None`` stores none.
+        stores: Stored predictions, which are used and extended; ``None`` stores none.
         progress: Receives progress updates per batch.
 
     Returns:

@@ -219,7 +219,19 @@ class ImagesPerCall(Options):
     batch: int = option(32, "Images per call.", ge=1)
 
 
-class ImagesLookedAt(Options):
+class StoredPredictions(Options):
+    """What may be kept of predictions."""
+
+    panel: ClassVar[str] = "Accuracy"
+
+    cache_limit: Space = option(
+        "8GiB",
+        "Space for stored predictions; the least recently used are removed. 0B stores none.",
+        metavar="BYTES",
+    )
+
+
+class ImagesLookedAt(StoredPredictions):
     """Which hops are computed on which images."""
 
     panel: ClassVar[str] = "Accuracy"
@@ -234,11 +246,6 @@ class ImagesLookedAt(Options):
         "Look at the images in random order, and stop as soon as every engine is decided.",
     )
     seed: int = option(0, "Seed of the subset, the sample and the random order.", ge=0)
-    cache_limit: Space = option(
-        "8GiB",
-        "Space for stored predictions; the least recently used are removed. 0B stores none.",
-        metavar="BYTES",
-    )
 
 
 class HopOptions(ImagesPerCall, Audit, ImagesLookedAt):
@@ -396,6 +403,7 @@ class Conversion(
     MaxDrop,
     DetectionLimits,
     Labels,
+    StoredPredictions,
 ):
     """How an FP32 graph becomes a graph of another precision."""
 
@@ -736,7 +744,7 @@ class PruneOptions(TableOptions, Architecture, ImageSize, MaxDrop, ImageReading,
     seed: int = option(0, "Seed of the subsets and the order of images.", ge=0)
 
 
-class PredictOptions(Device, ForeignGraph, ImageReading):
+class PredictOptions(Device, ForeignGraph, ImageReading, StoredPredictions):
     """Options of ``predict``."""
 
     top: int = option(5, "Number of classes to show.", ge=1)

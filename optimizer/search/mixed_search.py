@@ -302,6 +302,7 @@ def judge(
     result: Path,
     options: Conversion,
     *,
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> ValidateResult:
     """Compare the resulting graph with the FP32 graph on images that the search did not use.
@@ -311,26 +312,29 @@ def judge(
         graph: The FP32 graph.
         result: Path of the `SearchResult`; the verdict is added to it.
         options: ``data`` names the labelled images.
+        cache: Where predictions are stored; ``None`` for the user's cache.
         progress: Receives progress updates.
     """
     from optimizer.evaluation import Chain, validate
-    from optimizer.evaluation.stored_predictions import predictions_folder
+    from optimizer.evaluation.stored_predictions import open_stores
 
     search_result = read_result(result)
     assert isinstance(search_result, SearchResult)
-    verdict = validate(
-        [Chain.of(file, model=graph)],
-        graph,
-        open_dataset(
-            str(options.data),
-            skip_bad_images=options.skip_bad_images,
-            workers=options.workers,
-            labels_from=options.labels_from,
-        ),
-        _gates(options).model_copy(update={"max_drop_pp": search_result.max_drop_pp}),
-        stores=predictions_folder(Cache.default()),
-        progress=progress,
+    dataset = open_dataset(
+        str(options.data),
+        skip_bad_images=options.skip_bad_images,
+        workers=options.workers,
+        labels_from=options.labels_from,
     )
+    with open_stores(cache or Cache.default(), options.cache_limit) as stores:
+        verdict = validate(
+            [Chain.of(file, model=graph)],
+            graph,
+            dataset,
+            _gates(options).model_copy(update={"max_drop_pp": search_result.max_drop_pp}),
+            stores=stores,
+            progress=progress,
+        )
     write_result(search_result.model_copy(update={"validation": verdict}), result)
     return verdict
 

@@ -24,7 +24,7 @@ from optimizer.verbs.audit import audit
 from optimizer.verbs.outcomes import BuildResult
 from optimizer.verbs.planned_files import converted_graph, engine_files, kernel_files
 from optimizer.verbs.quantize import (
-    check_labels_from,
+    check_search_options,
     conversion_inputs,
     convert,
     imported,
@@ -85,7 +85,7 @@ def build(
     graph, output = Path(graph), Path(output)
     options = _with_engine(options)
     engine, target = options.engine, _target_of(options)
-    check_labels_from(options, options.precision)
+    check_search_options(options, options.precision)
     given = options.of_kind(ModelReading).as_given()
     if given and not is_model(graph):
         flags = ", ".join(map(flag, given))
@@ -184,7 +184,10 @@ def _built(graph: Path, options: BuildOptions, job: _Job) -> BuildResult:
         progress=job.progress,
     )
     if search is not None and options.data is not None:
-        search = judge_search(artifact.path, graph, search_path(job.output), options, job.progress)
+        search = judge_search(
+            artifact.path, graph, search_path(job.output), options,
+            cache=job.cache, progress=job.progress,
+        )  # fmt: skip
     return BuildResult.of(
         artifact,
         audit=audit(artifact, min_share=options.min_share),

@@ -61,10 +61,9 @@ def _predict(
 ) -> list[Prediction] | list[DetectionPrediction]:
     from optimizer.evaluation.classify import predict as classify
     from optimizer.evaluation.detect import detect, detector_of
-    from optimizer.evaluation.stored_predictions import predictions_folder
+    from optimizer.evaluation.stored_predictions import open_stores
 
     detector = detector_of(engine)
-    stores = predictions_folder(Cache.default())
     given = options.model_fields_set
     if detector is None:
         if wrong := sorted({"score_threshold", "annotate"} & given):
@@ -72,10 +71,14 @@ def _predict(
                 f"{flag(wrong[0])} is for detectors, and {name} is a classifier",
                 hint="leave it out",
             )
-        return classify(engine, paths, options, stores=stores, progress=progress)
+        with open_stores(Cache.default(), options.cache_limit) as stores:
+            return classify(engine, paths, options, stores=stores, progress=progress)
     if "top" in given:
         raise UsageError(
             f"--top is for classifiers, and {name} is a detector",
             hint="use --score-threshold to show more or fewer detections",
         )
-    return detect(engine, detector, paths, options, stores=stores, progress=progress, force=force)
+    with open_stores(Cache.default(), options.cache_limit) as stores:
+        return detect(
+            engine, detector, paths, options, stores=stores, progress=progress, force=force
+        )

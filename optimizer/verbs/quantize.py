@@ -24,7 +24,7 @@ from optimizer.verbs.planned_files import conversion_files, is_calibrated
 if TYPE_CHECKING:
     from optimizer.data import ImageDataset
 
-__all__ = ["check_labels_from", "conversion_inputs", "convert", "imported", "quantize"]
+__all__ = ["check_search_options", "conversion_inputs", "convert", "imported", "quantize"]
 
 
 @takes_options(QuantizeOptions)
@@ -80,7 +80,7 @@ def quantize(
         raise UsageError(
             "--encodings is for INT8", hint="--precision int8, or leave out --encodings"
         )
-    check_labels_from(options, options.precision)
+    check_search_options(options, options.precision)
     check_options(graph, options.precision, options)
     if options.precision != "fp32" and not is_quantized(graph):
         graph, options = imported(graph, output, options, cache=cache, progress=progress)
@@ -88,15 +88,24 @@ def quantize(
         graph, output, options, images=images, cache=cache, progress=progress
     )
     if search is not None and options.data is not None:
-        search = judge_search(artifact.path, graph, search_path(output), options, progress)
+        search = judge_search(
+            artifact.path, graph, search_path(output), options, cache=cache, progress=progress
+        )
     return QuantizeResult.of(artifact, search=search)
 
 
-def check_labels_from(options: Conversion, precision: str) -> None:
-    """Refuse ``labels_from`` where no labels are used."""
-    if options.labels_from and precision != "mixed":
+def check_search_options(options: Conversion, precision: str) -> None:
+    """Refuse ``labels_from`` and ``cache_limit`` where no search is validated."""
+    if precision == "mixed":
+        return
+    if options.labels_from:
         raise UsageError(
             f"--labels-from: {precision.upper()} uses no labels", hint="leave out --labels-from"
+        )
+    if "cache_limit" in options.as_given():
+        raise UsageError(
+            f"--cache-limit: {precision.upper()} stores no predictions",
+            hint="leave out --cache-limit",
         )
 
 
@@ -223,10 +232,16 @@ def read_search(path: Path) -> SearchResult:
 
 
 def judge_search(
-    file: Path, graph: Path, result_path: Path, options: Conversion, progress: Progress | None
+    file: Path,
+    graph: Path,
+    result_path: Path,
+    options: Conversion,
+    *,
+    cache: Cache | None,
+    progress: Progress | None,
 ) -> SearchResult:
     """Validate the graph of a search, or an engine built from it, and add that to its result."""
     from optimizer import search
 
-    search.judge(file, graph, result_path, options, progress=progress)
+    search.judge(file, graph, result_path, options, cache=cache, progress=progress)
     return read_search(result_path)

@@ -58,7 +58,7 @@ def validate(
     from optimizer.evaluation import Chain
     from optimizer.evaluation import validate as compare_hops
     from optimizer.evaluation.chain import find_exported_model
-    from optimizer.evaluation.stored_predictions import limit_predictions, predictions_folder
+    from optimizer.evaluation.stored_predictions import open_stores
     from optimizer.processes.ranks import is_first_process
 
     paths = [Path(engine) for engine in as_list(engines)]
@@ -80,7 +80,6 @@ def validate(
         )
         for path in paths
     ]
-    stores = predictions_folder(Cache.default()) if options.cache_limit else None
     if images is None:
         images = open_dataset(
             options.data,
@@ -91,7 +90,10 @@ def validate(
             labels_from=options.labels_from,
             image_folder=options.image_folder,
         )
-    with _reference(options) as source:
+    with (
+        _reference(options) as source,
+        open_stores(Cache.default(), options.cache_limit) as stores,
+    ):
         result = compare_hops(
             chains,
             source,
@@ -107,8 +109,6 @@ def validate(
             stores=stores,
             progress=progress,
         )
-    if stores is not None:
-        limit_predictions(stores, options.cache_limit)
     if output is not None and writes:
         write_result(result, output)
     return result

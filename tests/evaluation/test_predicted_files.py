@@ -38,7 +38,7 @@ class Computed(Silent):
     def finish(self, note: str | None = None) -> None:
         self.said = str(note)
 
-    def predict(self, engine: Path, images: Path, **options: bool) -> Sequence[object]:
+    def predict(self, engine: Path, images: Path, **options: bool | str) -> Sequence[object]:
         self.images = 0
         return optimizer.predict(engine, images, workers=0, progress=self, **options)
 
@@ -96,3 +96,21 @@ def test_bad_images_are_skipped_in_every_run_and_an_error_without_the_option(
             computed.predict(engine, images)
     finally:
         bad.write_bytes(content)
+
+
+def test_the_space_is_limited_as_for_validations(
+    images: Path, small_engines: Engines, computed: Computed, tmp_path: Path
+) -> None:
+    engine = small_engines("onnxruntime", "fp32")
+    stored = tmp_path / "cache" / "predictions"
+    computed.predict(engine, images, cache_limit="0B")
+    assert not stored.exists()
+    computed.predict(engine, images)
+    (other,) = {path.name.partition(".")[0] for path in stored.iterdir()}
+    size = sum(path.stat().st_size for path in stored.iterdir())
+    computed.predict(small_engines("onnxruntime", "int8"), images, cache_limit=f"{size}B")
+    (kept,) = {path.name.partition(".")[0] for path in stored.iterdir()}
+    assert kept != other
+    computed.predict(engine, images, cache_limit="1B")
+    assert computed.images == IMAGES
+    assert list(stored.iterdir()) == []

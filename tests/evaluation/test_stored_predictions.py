@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +14,16 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from optimizer.artifacts import tensor_files
+from optimizer.artifacts import Cache, DisabledCache, tensor_files
 from optimizer.data import ImageDataset, open_dataset
 from optimizer.engines.onnxruntime import as_written
 from optimizer.evaluation import Chain, validate
 from optimizer.evaluation.executors import Executor
 from optimizer.evaluation.stored_predictions import (
     PredictionStore,
+    PredictionStores,
     StoredShard,
-    limit_predictions,
+    open_stores,
 )
 from optimizer.progress import Silent
 from optimizer.results import Gates, ValidateResult
@@ -83,7 +86,7 @@ def _validate(
         data,
         GATES,
         batch=32,
-        stores=stores,
+        stores=None if stores is None else PredictionStores(stores),
         predictions=None if stores is None else stores.parent / "predictions.npz",
     )
     return result.model_copy(update={"created": "", "timing": None, "predictions_sha256": None})
@@ -205,7 +208,7 @@ def test_a_full_disk_stops_storing_but_not_the_validation(
             open_dataset(folder / "data.npz"),
             GATES,
             batch=32,
-            stores=tmp_path / "stores",
+            stores=PredictionStores(tmp_path / "stores"),
             progress=Notes(),
         )
     assert result.hops == undisturbed.hops
@@ -234,20 +237,79 @@ def test_images_that_cannot_be_read_are_skipped_again(
     assert results[1].dataset.n == 39
 
 
-def test_stores_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> None:
+@pytest.fixture
+def three(tmp_path: Path) -> list[PredictionStore]:
+    """Stores of equal size, the first used last."""
     shard = StoredShard(np.arange(3), (2,), {"logits": np.ones((3, 2), np.float32)})
-    stores = [PredictionStore(tmp_path, {"network": name}) for name in "abc"]
+    root = tmp_path / "predictions"
+    stores = [PredictionStore(root, {"network": name}) for name in "abc"]
     for age, store in enumerate(stores):
         store.save("images", shard)
-        (file,) = tmp_path.glob(f"{store.key}.*")
+        (file,) = root.glob(f"{store.key}.*")
         os.utime(file, (1000 + age, 1000 + age))
     assert stores[0].load("images") is not None  # used now
-    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
-    assert limit_predictions(tmp_path, size) == 0
-    assert limit_predictions(tmp_path, size - 1) == size // 3
-    assert [store.has("images") for store in stores] == [True, False, True]
-    assert limit_predictions(tmp_path, 0) == 2 * size // 3
-    assert limit_predictions(tmp_path / "none", 0) == 0
+    return stores
+
+
+def _left(stores: list[PredictionStore]) -> list[bool]:
+    return [store.has("images") for store in stores]
+
+
+def test_stores_that_were_not_used_for_longest_are_removed(
+    three: list[PredictionStore], tmp_path: Path
+) -> None:
+    files = (tmp_path / "predictions").glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    for limit, left in (
+        (size, [True, True, True]),
+        (size - 1, [True, False, True]),
+        (1, [False, False, False]),
+    ):
+        with open_stores(Cache(tmp_path), limit):
+            pass
+        assert _left(three) == left
+    with open_stores(Cache(tmp_path), 0) as nothing, open_stores(DisabledCache(), 9) as disabled:
+        assert nothing is None
+        assert disabled is None
+
+
+def test_a_store_that_this_process_uses_stays(three: list[PredictionStore], tmp_path: Path) -> None:
+    with open_stores(Cache(tmp_path), 1) as outer:
+        assert outer is not None
+        outer.store({"network": "b"})
+        with open_stores(Cache(tmp_path), 1):
+            pass
+        assert _left(three) == [False, True, False]
+    assert _left(three) == [False, False, False]
+    assert list((tmp_path / "predictions").iterdir()) == []
+
+
+_HOLDING = """
+import sys
+from pathlib import Path
+from optimizer.evaluation.stored_predictions import PredictionStores
+with PredictionStores(Path(sys.argv[1])) as stores:
+    stores.store({"network": "b"})
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_store_that_a_living_process_uses_stays_until_its_death(
+    three: list[PredictionStore], tmp_path: Path
+) -> None:
+    root = tmp_path / "predictions"
+    command = [sys.executable, "-c", _HOLDING, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
+        assert p.stdout is not None
+        assert p.stdout.readline() == "holds\n"
+        with open_stores(Cache(tmp_path), 1):
+            pass
+        assert _left(three) == [False, True, False]
+        p.kill()
+    with open_stores(Cache(tmp_path), 1):
+        pass
+    assert list(root.iterdir()) == []
 
 
 def test_stored_predictions_are_read_back_exactly(tmp_path: Path) -> None:

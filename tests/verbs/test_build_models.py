@@ -94,3 +94,7 @@ def test_options_of_the_export_are_for_models(tmp_path: Path) -> None:
         optimizer.build(tmp_path / "m.onnx", tmp_path / "m.blob", BuildOptions(weights="ema"))
     with pytest.raises(UsageError, match=r"--labels-from: INT8 uses no labels"):
         optimizer.build(tmp_path / "m.onnx", tmp_path / "m.blob", precision="int8", labels_from=1)
+    with pytest.raises(UsageError, match=r"--cache-limit: INT8 stores no predictions"):
+        optimizer.build(
+            tmp_path / "m.onnx", tmp_path / "m.blob", precision="int8", cache_limit="1GiB"
+        )
