@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.artifacts import read_tensors, write_text_atomically
+from optimizer.data.shards import SHARD
 from optimizer.environment import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,6 @@ SEED = 20_261_201
 FIRST_LIMIT, FURTHER_LIMIT = 1.10, 1.15
 MEMORY_LIMIT_MB, LINEAR_LIMIT = 100.0, 0.05
 COLD_LIMIT_S, WARM_LIMIT_S = 5.0, 1.0
-_SHARD = 256
 _JSON_RESULT = "result: "
 
 
@@ -383,7 +383,7 @@ def _stored(folder: Path) -> int:
     both = min(predictions.values()) if len(predictions) == 2 else 0
     parts = [read_tensors(path) for path in (folder / "cache" / "calibrations").glob("[0-9a-f]*")]
     covered = [set(json.loads(part[1])[1]) for part in parts if part is not None]
-    return _SHARD * (both + len(set().union(*covered)))
+    return SHARD * (both + len(set().union(*covered)))
 
 
 def _forget(folder: Path, job: _Job) -> None:

@@ -6,6 +6,7 @@ from optimizer.data.datasets import DATA_FORMS, open_dataset
 from optimizer.data.images import open_image
 from optimizer.data.objects import Objects
 from optimizer.data.preprocessing import Preprocessing
+from optimizer.data.shards import shards_of
 from optimizer.data.subset import shared_images, stratified_subset
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "match_classes",
     "open_dataset",
     "open_image",
+    "shards_of",
     "shared_images",
     "stratified_subset",
 ]

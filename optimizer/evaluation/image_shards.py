@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.data import Dataset, stratified_subset
+from optimizer.data import Dataset, shards_of, stratified_subset
 from optimizer.options import HopOptions
 
 __all__ = ["Shard", "plan_shards"]
 
-_SHARD = 256
 _LEAST_SAMPLE = 1000
 _SAMPLE = 4.0
 """Size of the sample, in multiples of the images on which an engine without flips passes."""
@@ -51,11 +50,10 @@ def plan_shards(dataset: Dataset, options: HopOptions, max_drop_pp: float) -> li
     else:
         chosen = stratified_subset(dataset.labels, sample, options.seed) if sample else np.arange(0)
         parts = chosen, np.setdiff1d(np.arange(count), chosen)
-    size = options.batch * max(1, round(_SHARD / options.batch))
     return [
-        Shard(part[start : start + size].astype(np.int64), sampled)
+        Shard(shard, sampled)
         for part, sampled in zip(parts, (True, False), strict=True)
-        for start in range(0, len(part), size)
+        for shard in shards_of(part.astype(np.int64), options.batch)
     ]
 
 

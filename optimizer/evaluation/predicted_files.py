@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.artifacts import digest, library_versions
-from optimizer.data import Batch, ImageDataset, Preprocessing, by_group
+from optimizer.data import Batch, ImageDataset, Preprocessing, by_group, shards_of
 from optimizer.data.folder import FileSource
 from optimizer.environment import fingerprint
 from optimizer.evaluation.stored_predictions import PredictionStore, PredictionStores, StoredShard
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FilePass", "Reading"]
 
-_SHARD = 256
 _LIBRARIES = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch",
 )  # fmt: skip
@@ -86,8 +85,7 @@ class FilePass(Generic[_T]):
         """
         progress = self.progress or Silent()
         dataset = _dataset(files, self.options)
-        everything = np.arange(len(files), dtype=np.int64)
-        shards = [everything[start : start + _SHARD] for start in range(0, len(files), _SHARD)]
+        shards = shards_of(np.arange(len(files), dtype=np.int64))
         store = self._store() if len(shards) > 1 else None
         digests = [dataset.content(shard) if store else "" for shard in shards]
         stored = [store is not None and store.has(images) for images in digests]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.data import Batch, Dataset, Preprocessing, by_group
+from optimizer.data import Batch, Dataset, Preprocessing, by_group, shards_of
 from optimizer.errors import DataError
 from optimizer.graphs.importing import load_graph
 from optimizer.graphs.metadata import preprocessed_metadata
@@ -30,8 +30,6 @@ from optimizer.progress import Progress
 from optimizer.targets.hardware import cpu_features
 
 __all__ = ["collect", "partial_statistics"]
-
-_SHARD = 256
 
 
 def partial_statistics(folder: Path | None, network: dict[str, Any]) -> PartialStatistics | None:
@@ -166,8 +164,6 @@ class _CalibrationPass:
         return statistics
 
     def _shards(self, *, stored: bool) -> list[_Shard]:
-        starts = range(0, len(self._dataset), _SHARD)
-        everything = np.arange(len(self._dataset), dtype=np.int64)
-        parts = [everything[start : start + _SHARD] for start in starts]
-        ids = [self._dataset.content(part) for part in parts] if stored else map(str, starts)
-        return [_Shard(*pair) for pair in zip(shard_ids(list(ids)), parts, strict=True)]
+        parts = shards_of(np.arange(len(self._dataset), dtype=np.int64))
+        ids = [self._dataset.content(part) if stored else str(part[0]) for part in parts]
+        return [_Shard(*pair) for pair in zip(shard_ids(ids), parts, strict=True)]

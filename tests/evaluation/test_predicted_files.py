@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import optimizer
+from optimizer.data import shards
 from optimizer.engines.onnxruntime import Session
 from optimizer.errors import DataError
-from optimizer.evaluation import predicted_files
 from optimizer.progress import Silent
 from tests.conftest import Engines
 
@@ -55,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Computed:
     monkeypatch.setenv("RESNET_OPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(predicted_files, "_SHARD", SHARD)
+    monkeypatch.setattr(shards, "SHARD", SHARD)
     return Computed(monkeypatch)
 
 
