@@ -7,7 +7,6 @@ of a validation (`optimizer.evaluation.stored_predictions`), and the next run fi
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from optimizer.artifacts import digest, library_versions
 from optimizer.data import Batch, ImageDataset, Preprocessing, by_group, shards_of
 from optimizer.data.folder import FileSource
-from optimizer.environment import fingerprint
 from optimizer.evaluation.stored_predictions import PredictionStore, PredictionStores, StoredShard
 from optimizer.options import ImageReading
 from optimizer.progress import Progress, Silent
@@ -154,8 +152,6 @@ class FilePass(Generic[_T]):
                 "device": self.device,
                 "libraries": library_versions(*_LIBRARIES),
                 "preprocessing": self.preprocessing.sha256,
-                "machine": fingerprint()["sha256"],
-                "threads": os.environ.get("OMP_NUM_THREADS"),
             },
         )
 

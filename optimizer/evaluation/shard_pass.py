@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from optimizer.artifacts import digest
 from optimizer.data.dataset import Batch, by_group
-from optimizer.environment import fingerprint
 from optimizer.errors import DataError
 from optimizer.evaluation.chain import REFERENCE
 from optimizer.evaluation.executors import Executor, chunk_of, in_chunks
@@ -249,8 +247,6 @@ class ShardPass:
             "task": plan.task.name,
             "preprocessing": plan.reference.preprocessing.sha256,
             "batch": plan.options.batch,
-            "machine": fingerprint()["sha256"],
-            "threads": os.environ.get("OMP_NUM_THREADS"),
             "probabilities": self._as_probabilities,
         }
         stores = {}

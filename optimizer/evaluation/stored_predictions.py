@@ -15,6 +15,7 @@ the mark's check and its use, its predictions are computed again.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from optimizer.artifacts import (
     remove,
     write_tensors,
 )
+from optimizer.environment import fingerprint
 from optimizer.errors import ArtifactError
 
 __all__ = ["PredictionStore", "PredictionStores", "StoredShard", "open_stores"]
@@ -123,10 +125,11 @@ class PredictionStore:
 
         Args:
             root: The folder of all stores.
-            network: What the predictions depend on, apart from the images.
+            network: What the predictions depend on, apart from the images and this machine.
         """
         self._root = root
-        self.key = content_key({**network, "revision": _REVISION})
+        machine = {"machine": fingerprint()["sha256"], "threads": os.environ.get("OMP_NUM_THREADS")}
+        self.key = content_key({**network, **machine, "revision": _REVISION})
         """Digest of what the predictions depend on; the files' names begin with it."""
         self.error: str | None = None
         """Why nothing more is stored, e.g. a full disk."""
