@@ -39,6 +39,7 @@ from optimizer.artifacts.outputs import OutputFile, check_outputs, check_space
 from optimizer.artifacts.producing import produce
 from optimizer.artifacts.recovering import clean_up_after_crashes
 from optimizer.artifacts.tensor_files import read_tensors, write_tensors
+from optimizer.artifacts.unfinished import UnfinishedWork, forget_abandoned
 
 __all__ = [
     "DIGEST_FIELD",
@@ -50,6 +51,7 @@ __all__ = [
     "Manifest",
     "OutputFile",
     "Plan",
+    "UnfinishedWork",
     "check_outputs",
     "check_space",
     "check_unchanged",
@@ -59,6 +61,7 @@ __all__ = [
     "external_data_files",
     "find_manifest",
     "folder_locked",
+    "forget_abandoned",
     "in_use",
     "json_digest",
     "leftovers",

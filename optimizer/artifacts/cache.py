@@ -41,6 +41,7 @@ _FOLDERS = {
     "archives": re.compile(r"[0-9a-f]{64}\.json"),
     "calibrations": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
     "predictions": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
+    "searches": re.compile(r"[0-9a-f]{64}\.[0-9a-f]{64}\.safetensors"),
 }
 _ENTRY = {"artifact", "manifest.json"}
 

@@ -7,7 +7,7 @@ do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from optimizer.data import ImageDataset
 from optimizer.precision.int8 import Encodings
 from optimizer.precision.int8.simulation import (
-    Simulation,
     batches,
     exact_parameters,
     quantized_parameters,
 )
 from optimizer.results import Gates
+from optimizer.search.variants import Variants
 from optimizer.search.walk import Counts
 from optimizer.tasks import Detection
 from optimizer.tasks.detection import BatchDetections
@@ -96,9 +96,8 @@ class DetectionSplit:
     """Search images with the FP32 network's detections.
 
     Args:
-        simulation: The graph.
-        base: Encodings whose equalization is applied to the exact network; it does not change the
-            output.
+        variants: The graph. The equalization of its encodings is applied to the exact network too,
+            which does not change the output.
         images: Batches in the graph's input format, in the order of the dataset.
         dataset: The images with their objects, in the network's classes.
         task: Reads the outputs.
@@ -106,16 +105,17 @@ class DetectionSplit:
 
     def __init__(
         self,
-        simulation: Simulation,
-        base: Encodings,
+        variants: Variants,
         images: Iterable[NDArray[Any]],
         dataset: ImageDataset,
         task: Detection,
     ) -> None:
-        self._simulation, self._images = simulation, list(images)
-        self._dataset, self._task = dataset, task
-        exact = exact_parameters(simulation.topology, base.layers)
-        self._reference = self._read(lambda batch: simulation.run(batch, exact))
+        self._simulation, self._work = variants.simulation, variants.work
+        self._images, self._dataset, self._task = list(images), dataset, task
+        exact = exact_parameters(variants.topology, variants.base.layers)
+        self._reference = self._read(
+            "exact outputs", [], lambda batch: self._simulation.run(batch, exact)
+        )
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -124,27 +124,33 @@ class DetectionSplit:
         """Compare a variant with the FP32 network."""
         simulation = self._simulation.with_kept_layers(encodings.keep)
         stored = quantized_parameters(simulation.topology, encodings)
-        found = self._read(lambda batch: simulation.run(batch, stored, encodings))
+        found = self._read(
+            "outputs", encodings.keep, lambda batch: simulation.run(batch, stored, encodings)
+        )
         tallies = {_REFERENCE: self._tally(self._reference), _VARIANT: self._tally(found)}
         self._task.finish(tallies, {_VARIANT: _REFERENCE}, self._dataset)
         return MeasuredDetections(tallies[_VARIANT])
 
-    def _tally(self, found: list[tuple[NDArray[np.int64], BatchDetections]]) -> DetectionTally:
+    def _tally(self, found: BatchDetections) -> DetectionTally:
         tally = self._task.tally()
-        for (indices, own), (_, reference) in zip(found, self._reference, strict=True):
-            self._task.add(tally, own, self._dataset, indices, (reference, None))
+        indices = np.arange(len(self._dataset))
+        self._task.add(tally, found, self._dataset, indices, (self._reference, None))
         return tally
 
-    def _read(self, run: Any) -> list[tuple[NDArray[np.int64], BatchDetections]]:
+    def _read(self, kind: str, kept: Sequence[str], run: Any) -> BatchDetections:
         import torch
 
         output = self._simulation.topology.output
-        found, start = [], 0
-        with torch.no_grad():
-            for part in self._images:
-                for batch in batches(part, len(part)):
-                    outputs = run(batch)[output].numpy()
-                    indices = np.arange(start, start + len(outputs))
-                    found.append((indices, self._task.read(outputs, self._dataset, indices)))
-                    start += len(outputs)
-        return found
+
+        def compute() -> tuple[dict[str, NDArray[Any]], str]:
+            found, start = [], 0
+            with torch.no_grad():
+                for part in self._images:
+                    for batch in batches(part, len(part)):
+                        outputs = run(batch)[output].numpy()
+                        indices = np.arange(start, start + len(outputs))
+                        found.append(self._task.read(outputs, self._dataset, indices))
+                        start += len(outputs)
+            return self._task.pack(found), ""
+
+        return self._task.unpack(self._work.part(kind, [list(kept)], compute)[0])

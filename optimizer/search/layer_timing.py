@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from optimizer.artifacts import Cache, scratch_folder
 from optimizer.engines import get_backend
@@ -37,14 +39,25 @@ def costs_of(
     """
     runs = variants.rules.name == "openvino" and get_backend("openvino").availability().can_run
     if runs and facts.image_size is not None:
-        with scratch_folder("timing") as folder:
-            int8 = _lowered(graph, _all_int8(variants), variants, folder / "int8.onnx")
-            return measured_costs(int8, graph, variants.layers, facts.image_size)
+        return _measured(graph, facts.image_size, variants)
     if variants.rules.name == "tensorrt":
         return modelled_costs(graph, variants.topology, variants.rules, GPU)
     threads = cpu_features().physical_cores
     this_cpu = Machine.of(ceilings(threads, cache=cache, progress=progress))
     return modelled_costs(graph, variants.topology, variants.rules, this_cpu)
+
+
+def _measured(graph: Path, image_size: int, variants: Variants) -> Costs:
+    """Measure once for a search: it would go another way with other times."""
+
+    def measure() -> tuple[dict[str, Any], str]:
+        with scratch_folder("timing") as folder:
+            int8 = _lowered(graph, _all_int8(variants), variants, folder / "int8.onnx")
+            costs = measured_costs(int8, graph, variants.layers, image_size)
+        return {}, json.dumps([costs.reason, costs.int8_ms, costs.high_ms, costs.rest_ms])
+
+    _, text = variants.work.part("layer times", [], measure)
+    return Costs("measured", *json.loads(text))
 
 
 def timed_graphs(

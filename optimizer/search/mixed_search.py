@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifacts import Artifact, Cache, Input, Plan, library_versions, produce
+from optimizer.artifacts import (
+    Artifact,
+    Cache,
+    Input,
+    Plan,
+    UnfinishedWork,
+    library_versions,
+    produce,
+)
 from optimizer.data import ImageDataset, Preprocessing, open_dataset, shared_images
 from optimizer.engines.registry import get_backend
 from optimizer.errors import GraphError, UsageError
@@ -24,6 +33,7 @@ from optimizer.precision import calibrate, quantize
 from optimizer.precision.conversion import rules_with
 from optimizer.precision.int8 import Statistics
 from optimizer.precision.int8.encode import REVISION
+from optimizer.precision.int8.encodings import SCHEMA_VERSION
 from optimizer.progress import Progress, Silent
 from optimizer.results import (
     FrontPoint,
@@ -47,6 +57,8 @@ __all__ = ["check_disjoint", "judge", "mixed", "open_search_images", "search", "
 
 _LIBRARIES = ("onnx", "onnx-ir", "numpy", "torch", "openvino")
 _BATCH = 32
+_REVISION = 1
+"""Raised when the same search would go another way than one that was interrupted."""
 
 
 def open_search_images(options: Conversion) -> ImageDataset:
@@ -206,6 +218,7 @@ def search(
     )
     artifact = produce(job.plan(), output, job.write, cache=cache)
     write_result(SearchResult.model_validate(artifact.manifest.details["search"]), result)
+    job.work.clear()
     return artifact
 
 
@@ -225,6 +238,12 @@ class _Search:
     preprocessing: Preprocessing
     cache: Cache | None
     progress: Progress
+
+    @cached_property
+    def work(self) -> UnfinishedWork:
+        """What this search has stored, if it was interrupted."""
+        root = None if self.cache is None else self.cache.lasting_folder("searches")
+        return UnfinishedWork(root, [self.plan().key, SCHEMA_VERSION, _REVISION])
 
     def plan(self) -> Plan:
         on_cpu = self.rules.name == "openvino"  # its layers are timed on this machine
@@ -283,6 +302,7 @@ class _Search:
             self.rules,
             Input.of("model", self.graph).sha256,
             self.passes,
+            self.work,
         )
         self.progress.advance(note="FP32 outputs")
         as_uint8 = self.facts.input_dtype == "uint8"
@@ -363,14 +383,22 @@ def _run(walk: Walk, variants: Variants, progress: Progress) -> tuple[list[Sensi
         return [], first
     progress.start("rank layers", total=len(variants.layers) - len(variants.start))
     ranked = rank(variants, progress.advance)
-    progress.finish(f"{ranked[0].layer} is the most sensitive" if ranked else None)
+    notes = [f"{ranked[0].layer} is the most sensitive"] if ranked else []
+    if measured := variants.work.found["sqnr"]:
+        notes.append(f"measurements stored before: {measured}")
+    progress.finish("; ".join(notes))
     progress.start("search")
 
     def advance(point: Point) -> None:
         progress.advance(note=f"{len(point.kept)} kept, {point.measured.counts.changed} changes")
 
     chosen = walk.run(ranked, advance)
-    progress.finish(f"{len(chosen.kept)} of {len(variants.layers)} layers kept")
+    notes = [f"{len(chosen.kept)} of {len(variants.layers)} layers kept"]
+    if evaluated := variants.work.found["outputs"]:
+        notes.append(f"graphs evaluated before: {evaluated}")
+    if variants.work.error is not None:
+        notes.append(f"what is complete cannot be stored: {variants.work.error}")
+    progress.finish("; ".join(notes))
     return ranked, chosen
 
 

@@ -60,7 +60,7 @@ class _ClassifierSearch:
     def images(
         self, variants: Variants, batches: Sequence[NDArray[Any]], dataset: ImageDataset
     ) -> Split:
-        return Split(variants.simulation, variants.base, batches, dataset.labels)
+        return Split(variants, batches, dataset.labels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _DetectorSearch:
     def images(
         self, variants: Variants, batches: Sequence[NDArray[Any]], dataset: ImageDataset
     ) -> DetectionSplit:
-        return DetectionSplit(variants.simulation, variants.base, batches, dataset, self.task)
+        return DetectionSplit(variants, batches, dataset, self.task)
 
 
 def search_task(facts: GraphFacts, preprocessing: Preprocessing, gates: Gates) -> SearchTask:

@@ -7,7 +7,7 @@ optimistically biased.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,11 @@ from optimizer.errors import DataError
 from optimizer.precision.int8 import Encodings
 from optimizer.precision.int8.encode import LEAST_IMAGES
 from optimizer.precision.int8.simulation import (
-    Simulation,
     batches,
     exact_parameters,
     quantized_parameters,
 )
+from optimizer.search.variants import Variants
 from optimizer.search.walk import Counts
 from optimizer.tasks.one_output import as_classes
 from optimizer.tasks.paired_statistics import drop_interval, drop_intervals
@@ -138,25 +138,25 @@ class Split:
     """The search images with the FP32 network's logits.
 
     Args:
-        simulation: The graph.
-        base: Encodings whose equalization is applied to the exact network; it does not change the
-            output.
+        variants: The graph. The equalization of its encodings is applied to the exact network too,
+            which does not change the output.
         images: Batches in the graph's input format.
         labels: int64[N].
     """
 
     def __init__(
         self,
-        simulation: Simulation,
-        base: Encodings,
+        variants: Variants,
         images: Iterable[NDArray[Any]],
         labels: NDArray[np.int64],
     ) -> None:
-        self._simulation = simulation
+        self._simulation, self._work = variants.simulation, variants.work
         self._images = list(images)
         self._labels = labels
-        exact = exact_parameters(simulation.topology, base.layers)
-        self._reference = self._logits(lambda batch: simulation.run(batch, exact))
+        exact = exact_parameters(variants.topology, variants.base.layers)
+        self._reference = self._logits(
+            "exact outputs", [], lambda batch: self._simulation.run(batch, exact)
+        )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -165,24 +165,29 @@ class Split:
         """Compare a variant with the FP32 network."""
         simulation = self._simulation.with_kept_layers(encodings.keep)
         stored = quantized_parameters(simulation.topology, encodings)
-        logits = self._logits(lambda batch: simulation.run(batch, stored, encodings))
+        logits = self._logits(
+            "outputs", encodings.keep, lambda batch: simulation.run(batch, stored, encodings)
+        )
         tally = Tally()
         order = np.arange(len(self._labels))
         tally.add(logits, self._labels, order, self._reference, None)
         return Measured(tally, *_expected(self._reference, logits, self._labels))
 
-    def _logits(self, run: Any) -> NDArray[np.float32]:
+    def _logits(self, kind: str, kept: Sequence[str], run: Any) -> NDArray[np.float32]:
         import torch
 
         output = self._simulation.topology.output
-        with torch.no_grad():
-            return np.concatenate(
-                [
+
+        def compute() -> tuple[dict[str, NDArray[Any]], str]:
+            with torch.no_grad():
+                found = [
                     as_classes(run(batch)[output].numpy())
                     for part in self._images
                     for batch in batches(part, _BATCH)
                 ]
-            )
+            return {"logits": np.concatenate(found)}, ""
+
+        return self._work.part(kind, [list(kept)], compute)[0]["logits"]
 
 
 def _expected(

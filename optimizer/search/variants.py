@@ -1,13 +1,21 @@
-"""Variants of one INT8 graph: same ranges and scales, different layers in high precision."""
+"""Variants of one INT8 graph: same ranges and scales, different layers in high precision.
+
+What is computed of them is stored until the search is done, so a search that was killed goes on after the
+last variants that it had measured. Variants that are computed together are stored together, because
+their last bits may depend on that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from optimizer.artifacts import UnfinishedWork
 from optimizer.errors import DataError, GraphError, UsageError
 from optimizer.graphs.topology import analyse
 from optimizer.options import EncodingOptions
@@ -35,6 +43,7 @@ class Variants:
         rules: The target's rules.
         graph_sha256: Digest of the graph's file.
         options: Passes that compute the encodings; every variant keeps the layers in ``keep``.
+        work: What an interrupted search has stored; by default nothing is stored.
 
     Attributes:
         start: Layers that every variant keeps.
@@ -53,6 +62,7 @@ class Variants:
         rules: TargetRules,
         graph_sha256: str,
         options: EncodingOptions,
+        work: UnfinishedWork | None = None,
     ) -> None:
         self.topology = analyse(model)
         if options.bias_correction != "network":
@@ -69,7 +79,10 @@ class Variants:
         if not len(statistics.sample):
             raise DataError("the statistics contain no sample images", hint="calibrate again")
         self.rules = rules
-        self.base = compute_encodings(model, statistics, rules, graph_sha256, options)
+        self.work = work or UnfinishedWork(None, None)
+        self.base = self._stored_encodings(
+            "base", lambda: compute_encodings(model, statistics, rules, graph_sha256, options)
+        )
         self.start: Kept = frozenset(self.base.keep)
         self.layers = [str(node.name) for node in self.topology.layers()]
         self.simulation = Simulation(self.topology, rules)
@@ -81,17 +94,30 @@ class Variants:
 
     def encodings(self, kept: Kept) -> Encodings:
         """Encodings of one variant, with biases corrected on the simulation sample."""
-        (corrected,) = correct_biases(self.simulation, [self._variant(kept)], self._sample)
-        return corrected.encodings
+
+        def correct() -> Encodings:
+            (corrected,) = correct_biases(self.simulation, [self._variant(kept)], self._sample)
+            return corrected.encodings
+
+        return self._stored_encodings(sorted(kept), correct)
 
     def sqnr(self, variants: Sequence[Kept]) -> list[float]:
         """SQNR of the output, dB, on a part of the sample, on which biases are corrected."""
-        images = self._sample[:_SQNR_IMAGES]
         values: list[float] = []
         for start in range(0, len(variants), AT_ONCE):
-            group = [self._variant(kept) for kept in variants[start : start + AT_ONCE]]
-            values += [result.sqnr for result in correct_biases(self.simulation, group, images)]
+            group = variants[start : start + AT_ONCE]
+            arrays, _ = self.work.part("sqnr", list(map(sorted, group)), partial(self._sqnr, group))
+            values += arrays["sqnr"].tolist()
         return values
+
+    def _sqnr(self, group: Sequence[Kept]) -> tuple[dict[str, NDArray[Any]], str]:
+        encodings, images = list(map(self._variant, group)), self._sample[:_SQNR_IMAGES]
+        corrected = correct_biases(self.simulation, encodings, images)
+        return {"sqnr": np.array([result.sqnr for result in corrected], np.float64)}, ""
+
+    def _stored_encodings(self, name: Any, compute: Callable[[], Encodings]) -> Encodings:
+        _, text = self.work.part("encodings", [name], lambda: ({}, compute().model_dump_json()))
+        return Encodings.model_validate_json(text)
 
     def _variant(self, kept: Kept) -> Encodings:
         return with_kept_layers(self.base, kept, self.topology, self.rules)

@@ -54,7 +54,7 @@ def test_a_budget_of_one_point(measured: Measured, holds: bool) -> None:
 
 def test_a_variant_is_compared_with_the_fp32_network(variants: Variants) -> None:
     images, labels = labelled(96, 7)
-    split = Split(variants.simulation, variants.base, [images[:40], images[40:]], labels)
+    split = Split(variants, [images[:40], images[40:]], labels)
     assert len(split) == 96
     all_kept = split.measure(variants.encodings(frozenset(variants.layers)))
     assert (all_kept.tally.flips, all_kept.tally.losses, all_kept.tally.gains) == (0, 0, 0)

@@ -24,7 +24,7 @@ def _costs(variants: Variants, **more: float) -> Costs:
 @pytest.fixture(scope="module")
 def split(variants: Variants) -> Split:
     images, labels = labelled(384, 7)
-    return Split(variants.simulation, variants.base, [images], labels)
+    return Split(variants, [images], labels)
 
 
 def test_the_hostile_layer_is_kept_first(variants: Variants, split: Split) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from optimizer.artifacts import Cache, content_key, read_tensors, write_tensors
+from optimizer.artifacts import Cache, content_key, forget_abandoned, read_tensors, write_tensors
 from optimizer.errors import ArtifactError
 from optimizer.precision.int8.statistics import Statistics
 
@@ -30,8 +29,6 @@ __all__ = ["Part", "PartialStatistics", "partial_folder", "shard_ids"]
 
 _REVISION = 1
 """Raised when the same images would give other statistics."""
-_KEPT_S = 30 * 24 * 3600.0
-"""After this time, what a calibration left that was never finished is removed."""
 _SAMPLE = "sample"
 
 
@@ -79,10 +76,7 @@ class PartialStatistics:
         self._replaced: list[Path] = []
         self.error: str | None = None
         """Why nothing more is stored, e.g. a full disk."""
-        for path in root.glob("*.safetensors"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _KEPT_S:
-                    path.unlink()
+        forget_abandoned(root)
 
     def load(self, wanted: Sequence[str], *, skip_bad_images: bool) -> Iterator[Part]:
         """Parts that cover different ones of the wanted shards and no others, the largest first.
