@@ -247,6 +247,7 @@ class ShardPass:
             "task": plan.task.name,
             "preprocessing": plan.reference.preprocessing.sha256,
             "batch": plan.options.batch,
+            "chunk": chunk_of(plan.reference.preprocessing.image_size),
             "probabilities": self._as_probabilities,
         }
         stores = {}

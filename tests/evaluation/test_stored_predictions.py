@@ -17,7 +17,7 @@ from onnx import helper
 from optimizer.artifacts import Cache, DisabledCache, tensor_files
 from optimizer.data import ImageDataset, open_dataset
 from optimizer.engines.onnxruntime import as_written
-from optimizer.evaluation import Chain, validate
+from optimizer.evaluation import Chain, executors, validate
 from optimizer.evaluation.executors import Executor
 from optimizer.evaluation.stored_predictions import (
     PredictionStore,
@@ -150,6 +150,17 @@ def test_only_the_shard_of_a_changed_image_is_computed_again(
     changed = _validate(folder, tmp_path / "stores", open_dataset(tmp_path / "changed.npz"))
     assert computed.since_last() == SHARD
     assert changed.dataset.n == IMAGES
+
+
+def test_predictions_of_other_images_per_call_are_not_used(
+    folder: Path, tmp_path: Path, computed: Computed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of outputs may depend on it."""
+    _validate(folder, tmp_path / "stores")
+    computed.since_last()
+    monkeypatch.setattr(executors, "_CHUNK_PIXELS", 4 * 8**2)
+    _validate(folder, tmp_path / "stores")
+    assert computed.since_last() == IMAGES
 
 
 def test_labels_may_change(folder: Path, tmp_path: Path, computed: Computed) -> None:
