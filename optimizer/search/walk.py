@@ -183,7 +183,9 @@ class Walk:
         added = kept - self._variants.start
         if len(added) < 2:
             return point
-        by_cost = sorted(added, key=lambda name: self._costs.predict(kept - {name}))
+        # In the order of the graph where they cost the same: a set's order differs between processes.
+        in_order = self._variants.in_order(added)
+        by_cost = sorted(in_order, key=lambda name: self._costs.predict(kept - {name}))
         for layer in by_cost:
             fewer = point.kept - {layer}
             if any(fewer == evaluated.kept for evaluated in self.front):
