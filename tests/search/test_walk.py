@@ -60,6 +60,12 @@ def test_a_budget_of_zero_ends_without_a_flip(variants: Variants, split: Split) 
     assert chosen.inside
     assert chosen.measured.counts.changed == 0
     assert walk.front[1:] == points
+    # Layers of equal cost go back to INT8 in the order of the graph, in every process.
+    grown = max(walk.front, key=lambda point: len(point.kept))
+    later = walk.front[walk.front.index(grown) + 1 :]
+    last = [max(map(variants.layers.index, grown.kept - point.kept)) for point in later]
+    assert len(last) > 2
+    assert last == sorted(last)
 
 
 def test_expensive_layers_are_kept_late(variants: Variants, split: Split) -> None:
