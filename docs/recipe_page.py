@@ -12,18 +12,28 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from optimizer.options import AccuracyOptions, GraphOptions, OptionInfo, Options, TrainOptions
-from optimizer.recipe import BuildSection, CalibrateSection, MeasureSection, Recipe
+from optimizer.recipe import (
+    BuildSection,
+    CalibrateSection,
+    MeasureSection,
+    PruneSection,
+    Recipe,
+)
 
 PAGE = Path(__file__).parent / "recipe.md"
 BUILD = """One section, or a list of them: every precision of a section is built for every engine of it. An
 option that belongs to some engines is given to those of the section. `mixed` searches on the
 calibration data for the `max_drop` of `validate`. OpenVINO is compiled for each of `fixed_batch`, by
 default for the batches of `bench`."""
+PRUNE = """Present only if the run also makes a [pruned network](pruning.md). Everything of `build` is then
+built of both networks, and both are judged against the one before, by `validate`. It takes one aim:
+`speedup`, `max_latency` or `keep_flops`."""
 SECTIONS: dict[str, tuple[type[Options], str]] = {
     "train": (
         TrainOptions,
         "Present only if the model is trained by the run; then `model` is absent.",
     ),
+    "prune": (PruneSection, PRUNE),
     "export": (GraphOptions, ""),
     "calibrate": (
         CalibrateSection,

@@ -33,6 +33,8 @@ from optimizer.options import (
     HighPrecision,
     KeptLayers,
     Options,
+    PruneOptions,
+    PruningSteps,
     SpeedOptions,
     TensorRtOptions,
     TrainOptions,
@@ -41,13 +43,14 @@ from optimizer.options import (
     options_of,
 )
 from optimizer.options.declaration import OptionInfo, ReadableError, value_type
-from optimizer.options.values import Names, Numbers, Precision, split
+from optimizer.options.values import Names, Numbers, Precision, Source, split
 
 __all__ = [
     "BuildSection",
     "CalibrateSection",
     "DemoOptions",
     "MeasureSection",
+    "PruneSection",
     "Recipe",
     "RunOptions",
     "load_recipe",
@@ -133,6 +136,46 @@ class BuildSection(EngineOptions, KeptLayers, HighPrecision, BuildLimits, Tensor
         )
 
 
+class PruneSection(PruningSteps):
+    """A second, faster network, which is pruned from the first and judged against it.
+
+    Everything that is built of the network is built of the pruned one as well. The ``validate`` section
+    has the images that judge both, and the limits.
+    """
+
+    panel: ClassVar[str] = "Pruning"
+
+    data: Source | None = option(None, "Training images; default: those of train, or of calibrate.")
+    engine: str | None = option(
+        None, "Engine that the latency counts for; default: the first of build in that precision."
+    )
+    precision: Precision | None = option(
+        None, "Precision of that engine; default: int8 if it is built, or the first of build."
+    )
+
+    def options(self, recipe: Recipe) -> PruneOptions:
+        """The options of the verb, with what the other sections say."""
+        built = [precision for section in recipe.build for precision in section.precision]
+        precision = self.precision or ("int8" if _INT8 & {*built} else built[0])
+        alike = _INT8 if precision in _INT8 else {precision}
+        engines = [
+            engine
+            for section in recipe.build
+            for engine in section.engine
+            if engine != "torch" and section.provider is None and alike & {*section.precision}
+        ]
+        return self.of_kind(
+            PruneOptions,
+            data=self.data or _training_images(recipe),
+            engine=self.engine or next(iter(engines), "auto"),
+            precision=precision,
+        )
+
+
+def _training_images(recipe: Recipe) -> str | None:
+    return recipe.train.data if recipe.train is not None else recipe.calibrate.calib
+
+
 class MeasureSection(SpeedOptions):
     """The benchmark; the PyTorch model is measured beside the engines."""
 
@@ -153,6 +196,7 @@ class Recipe(Options):
         None, "Which weights of a checkpoint that has several: ema, or the name of a copy."
     )
     train: TrainOptions | None = None
+    prune: PruneSection | None = None
     export: GraphOptions = GraphOptions()
     calibrate: CalibrateSection = CalibrateSection()
     build: tuple[BuildSection, ...] = (BuildSection(),)
@@ -171,6 +215,22 @@ class Recipe(Options):
     def _one_source(self) -> Recipe:
         if (self.model is None) == (self.train is None):
             raise ValueError("give either a model or a train section")
+        return self
+
+    @model_validator(mode="after")
+    def _images_for_pruning(self) -> Recipe:
+        if self.prune is None:
+            return self
+        if self.validation is None:
+            raise ReadableError(
+                "prune needs images that judge the pruned network",
+                "--data with labelled images that are not trained on, or a validate section",
+            )
+        if self.prune.data is None and _training_images(self) is None:
+            raise ReadableError(
+                "prune.data: there are no training images",
+                "name them in the prune section, or with --calib",
+            )
         return self
 
 
@@ -210,6 +270,7 @@ _RUN_KEYS: dict[str, tuple[str, type[Options]]] = {
     "arch": ("arch", Recipe),
     "weights": ("weights", Recipe),
     "image_size": ("export.image_size", GraphOptions),
+    "speedup": ("prune.speedup", PruneSection),
     "precision": ("build.precision", BuildSection),
     "engine": ("build.engine", BuildSection),
     "target": ("build.target", BuildSection),
@@ -234,14 +295,16 @@ DemoOptions = _flags(
     base=_DemoTask,
 )
 _ALSO_CALIBRATION = {"skip_bad_images", "workers"}
-"""Flags that also apply to calibration images."""
+"""Flags that also apply to the images for calibration and pruning."""
+_OTHER_AIMS = {"speedup": ("max_latency", "keep_flops")}
+"""Keys of a section that a flag takes the place of."""
 
 
 def with_flags(raw: Mapping[str, Any], flags: Options) -> dict[str, Any]:
     """A recipe overridden by flags; a flag that is not given changes nothing.
 
     A precision or an engine replaces the recipe's builds; a target is set in the builds that take
-    one.
+    one. A speedup replaces the recipe's aim of pruning.
 
     Raises:
         UsageError: A target is given, but no build takes one.
@@ -253,8 +316,13 @@ def with_flags(raw: Mapping[str, Any], flags: Options) -> dict[str, Any]:
         key = _RUN_KEYS[name][0]
         if not (name in _ALSO_CALIBRATION and "validate" not in recipe and "data" not in given):
             _set(recipe, key, value)
+            section = recipe[key.partition(".")[0]]
+            for other in _OTHER_AIMS.get(name, ()):
+                section.pop(other, None)
         if name in _ALSO_CALIBRATION:
             _set(recipe, f"calibrate.{name}", value)
+            if recipe.get("prune") is not None:
+                _set(recipe, f"prune.{name}", value)
     return recipe
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from optimizer.options.declaration import REQUIRED, Options, ReadableError, option
 from optimizer.options.values import (
@@ -694,17 +694,24 @@ class ProfileOptions(ImageSize, Threads, Device):
     seed: int = option(0, "Seed of the order within the rounds.")
 
 
-class TableOptions(Threads):
+class TableTiming(Threads):
+    """How the layers of a latency table are timed."""
+
+    panel: ClassVar[str] = "Latency"
+
+    batch: Numbers = option("1", "Batch sizes, such as 1,8.")
+    duration: Duration = option(
+        "2s", "Time per network and batch size, half of it with the profiler.", metavar="TIME"
+    )
+
+
+class TableOptions(TableTiming):
     """The engine that a network is pruned for, and how its layers are timed."""
 
     panel: ClassVar[str] = "Latency"
 
     engine: str = option("auto", "Engine: auto, openvino, onnxruntime, tensorrt or tensorrt-rtx.")
     precision: Precision = option("int8", "Precision that the engine computes in.")
-    batch: Numbers = option("1", "Batch sizes, such as 1,8.")
-    duration: Duration = option(
-        "2s", "Time per network and batch size, half of it with the profiler.", metavar="TIME"
-    )
 
 
 class LatencyTableOptions(TableOptions, Architecture, ImageSize):
@@ -713,16 +720,11 @@ class LatencyTableOptions(TableOptions, Architecture, ImageSize):
     panel: ClassVar[str] = "Latency"
 
 
-class PruneOptions(TableOptions, Architecture, ImageSize, MaxDrop, ImageReading, Labels):
-    """Options of ``prune``."""
+class PruningSteps(TableTiming, ImageReading, Labels):
+    """How much faster a network shall be, and how it is cut and tuned."""
 
     panel: ClassVar[str] = "Pruning"
 
-    data: Source = option(REQUIRED, "Training images: digits:train, a folder, a list or file.npz.")
-    val: Source | None = option(
-        None,
-        "Images that judge the result; default: digits:test for digits:train, else a fifth of --data.",
-    )
     speedup: float | None = option(None, "How many times faster the network shall be.", gt=1)
     max_latency: Duration | None = option(
         None, "Longest time of a call at the first batch size, such as 5ms.", metavar="TIME"
@@ -742,6 +744,40 @@ class PruneOptions(TableOptions, Architecture, ImageSize, MaxDrop, ImageReading,
     batch_size: int | None = option(None, "Images per step of the tuning; default: 32.", ge=2)
     device: str = option("auto", "Where the tuning runs: auto, cpu, cuda, or cuda:1.")
     seed: int = option(0, "Seed of the subsets and the order of images.", ge=0)
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> PruningSteps:
+        wanted = {
+            "--speedup": self.speedup,
+            "--max-latency": self.max_latency,
+            "--keep-flops": self.keep_flops,
+        }
+        given = [name for name, value in wanted.items() if value is not None]
+        if len(given) != 1:
+            what = " and ".join(given) if given else "no aim"
+            raise ReadableError(
+                f"pruning needs one aim, not {what}",
+                "--speedup 1.5, --max-latency 5ms or --keep-flops 50%",
+            )
+        if self.keep_flops is not None and not 0 < self.keep_flops < 1:
+            raise ReadableError("--keep-flops is a share between 0 and 1", "--keep-flops 50%")
+        if self.max_latency is not None and len(self.batch) > 1:
+            raise ReadableError(
+                "--max-latency is for one batch size", "--batch 1, or --speedup for several"
+            )
+        return self
+
+
+class PruneOptions(PruningSteps, TableOptions, Architecture, ImageSize, MaxDrop):
+    """Options of ``prune``."""
+
+    panel: ClassVar[str] = "Pruning"
+
+    data: Source = option(REQUIRED, "Training images: digits:train, a folder, a list or file.npz.")
+    val: Source | None = option(
+        None,
+        "Images that judge the result; default: digits:test for digits:train, else a fifth of --data.",
+    )
 
 
 class PredictOptions(Device, ForeignGraph, ImageReading, StoredPredictions):

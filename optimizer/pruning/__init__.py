@@ -2,7 +2,7 @@
 
 from optimizer.pruning.prunable import Prunable, check_prunable
 from optimizer.pruning.prune_job import PruneJob, pruning_folder, step_files
-from optimizer.pruning.table_files import check_fits, latency_table, read_table
+from optimizer.pruning.table_files import check_fits, latency_table, read_table, table_engine
 
 __all__ = [
     "Prunable",
@@ -13,4 +13,5 @@ __all__ = [
     "pruning_folder",
     "read_table",
     "step_files",
+    "table_engine",
 ]

@@ -15,9 +15,11 @@ from optimizer.training.quantized_training import (
 from optimizer.training.sources import held_out_of, open_training_data, preprocessing_for
 from optimizer.training.stopping import Stopped
 from optimizer.training.trainer import TrainingResult, train, train_checkpoint, training_folder
+from optimizer.training.training_job import DEFAULT_ARCH
 from optimizer.training.training_state import check_folder
 
 __all__ = [
+    "DEFAULT_ARCH",
     "QuantizedJob",
     "Stopped",
     "TrainingResult",

@@ -12,9 +12,10 @@ from optimizer.models.architectures import check_arch
 from optimizer.options import QuantizedTraining, TrainOptions
 from optimizer.training.training_subject import Subject, subject_of
 
-__all__ = ["TrainingJob", "prepare"]
+__all__ = ["DEFAULT_ARCH", "TrainingJob", "prepare"]
 
-_DEFAULT_ARCH = "resnet50"
+DEFAULT_ARCH = "resnet50"
+"""What is trained if neither ``--arch`` nor ``--init`` says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def prepare(
     init: Model | None,
 ) -> TrainingJob:
     """Complete the options and check the data."""
-    arch = options.arch or (_DEFAULT_ARCH if init is None else init.arch)
+    arch = options.arch or (DEFAULT_ARCH if init is None else init.arch)
     subject = subject_of(check_arch(arch))
     if init is not None:
         subject.check_start(init, arch)

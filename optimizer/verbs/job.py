@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ from optimizer.verbs.build import build
 from optimizer.verbs.calibrate import calibrate
 from optimizer.verbs.export import export
 from optimizer.verbs.planned_files import sample_files
+from optimizer.verbs.pruned_network import PRUNED, NetworkPruning
 from optimizer.verbs.quantize import quantize
 from optimizer.verbs.train import train
 from optimizer.verbs.validate import validate
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from optimizer.data import ImageDataset
     from optimizer.engines import Backend
 
-__all__ = ["Images", "Job"]
+__all__ = ["Images", "Job", "Network"]
 
 _LIBRARIES = (
     "torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy", "scipy",
@@ -69,12 +71,31 @@ class Images:
     Attributes:
         calibration: Images for statistics; ``None`` if no engine needs them.
         pool: The images that ``calibration`` was drawn from; a search splits them again.
-        held_out: Images for validation; disjoint from ``pool``.
+        held_out: Images for validation; disjoint from ``pool`` and ``training``.
+        training: Images that a pruned network is tuned on; ``None`` if none is pruned.
     """
 
     calibration: ImageDataset | None
     pool: ImageDataset | None
     held_out: ImageDataset | None
+    training: ImageDataset | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that engines are built of.
+
+    Attributes:
+        name: First word of its engines' labels; empty for the network that the run starts from.
+        checkpoint: Its weights.
+        graph: Its FP32 graph.
+        statistics: Its calibration statistics; ``None`` if no engine needs them.
+    """
+
+    name: str
+    checkpoint: Artifact
+    graph: Artifact
+    statistics: Artifact | None
 
 
 @dataclass
@@ -89,8 +110,10 @@ class Job:
         force: Whether files that this package did not write, or that were edited, are replaced.
         stages: One record per stage.
         audits: Precision audits by engine file name.
+        networks: What engines are built of; the first is the reference of the validation.
         engines: The engines that were built.
         runnable: The engines that run on this machine.
+        exported: By engine: the FP32 graph of its network.
     """
 
     recipe: Recipe
@@ -100,8 +123,19 @@ class Job:
     force: bool = False
     stages: list[StageRecord] = field(default_factory=list)
     audits: dict[str, Audit] = field(default_factory=dict)
+    networks: list[Network] = field(default_factory=list)
     engines: list[Artifact] = field(default_factory=list)
     runnable: list[Artifact] = field(default_factory=list)
+    exported: dict[Path, Path] = field(default_factory=dict)
+
+    @property
+    def pruning(self) -> NetworkPruning | None:
+        """How the run prunes; ``None`` if it does not."""
+        return NetworkPruning.of(self.recipe, self.folder)
+
+    def file(self, network: str, suffix: str) -> Path:
+        """A file of a network: ``model.onnx``, ``pruned.onnx``."""
+        return self.folder / f"{network or 'model'}{suffix}"
 
     @contextmanager
     def stage(self, name: str, label: str) -> Iterator[Callable[[ArtifactT], ArtifactT]]:
@@ -141,24 +175,33 @@ class Job:
             OutputFile(self.folder / n, kind, has_manifest=False) for n, kind in marked.items()
         ]
         files += sample_files(self.folder / "raw")
-        for section in self.recipe.build:
-            for requested in section.engine:
-                for precision in section.precision:
-                    with contextlib.suppress(
-                        UsageError, EnvironmentFault
-                    ):  # `build_section` records it
-                        files += self._engine_files(section, requested, precision)
+        networks = [""]
+        if (pruning := self.pruning) is not None:
+            networks.append(PRUNED)
+            files += pruning.files()
+            files.append(OutputFile(self.file(PRUNED, ".onnx"), "graph"))
+            files.append(OutputFile(self._statistics_file(PRUNED), "statistics"))
+        for network, section in itertools.product(networks, self.recipe.build):
+            for requested, precision in itertools.product(section.engine, section.precision):
+                with contextlib.suppress(
+                    UsageError, EnvironmentFault
+                ):  # `build_section` records it
+                    files += self._engine_files(network, section, requested, precision)
         return list(dict.fromkeys(files))
 
+    def _statistics_file(self, network: str) -> Path:
+        return self.folder / (f"{network}.statistics.npz" if network else "statistics.npz")
+
     def _engine_files(
-        self, section: BuildSection, requested: str, precision: str
+        self, network: str, section: BuildSection, requested: str, precision: str
     ) -> list[OutputFile]:
         from optimizer.engines.registry import get_backend
         from optimizer.verbs.planned_files import conversion_files, engine_files, kernel_files
 
         options, label = self._options(section, requested, precision, None)
+        label = f"{network} {label}".strip()
         output = self._engine_path(label, get_backend(options.engine).suffix)
-        graph = self.folder / "model.onnx"
+        graph = self.file(network, ".onnx")
         if options.engine == "torch":
             return engine_files(graph, output, options, precision=None)
         kernels = kernel_files(output, options)
@@ -178,7 +221,7 @@ class Job:
 
     def make_checkpoint(self) -> Artifact:
         """Train or load the model and write ``model.safetensors``, the reference for validation."""
-        recipe, output = self.recipe, self.folder / "model.safetensors"
+        recipe, output = self.recipe, self.file("", ".safetensors")
         if recipe.train is not None:
             with self.stage(
                 "train", f"train {recipe.train.arch or 'a network'} on {recipe.train.data}"
@@ -236,14 +279,55 @@ class Job:
         model = load_model(str(checkpoint.path))
         task = task_of(model.detector, model.preprocessing)
         task = task.for_gates(_gates(self.recipe.validation))
-        task.match(images.held_out, model.num_classes, model.classes)
+        for part in (images.held_out, images.training):
+            if part is not None:
+                task.match(part, model.num_classes, model.classes)
 
-    def export(self, checkpoint: Artifact) -> Artifact:
-        """Export the checkpoint to ``model.onnx``, checked against PyTorch."""
+    def prune(self, checkpoint: Artifact, images: Images) -> dict[str, Artifact]:
+        """Prune the network, if the recipe does: the checkpoint by the network's name."""
+        from optimizer.models import load_model
+
+        pruning = self.pruning
+        if pruning is None:
+            return {}
+        assert images.training is not None
+        model = load_model(str(checkpoint.path))
+        options = pruning.options
+        if options.table is None:
+            label = f"time layers in {options.engine} {options.precision}"
+            with self.stage("latency-table", label) as timed:
+                timed(pruning.table(model, cache=self.cache, progress=self.progress))
+        with self.stage("prune", f"prune for {options.engine} {options.precision}") as record:
+            artifact = record(pruning.prune(model, images.training, self.cache, self.progress))
+        return {PRUNED: artifact}
+
+    def add_network(self, name: str, checkpoint: Artifact, images: Images) -> None:
+        """Export and calibrate a network, of which engines are then built."""
+        graph = self._export(name, checkpoint)
+        statistics = self._calibrate(name, graph, images)
+        self.networks.append(Network(name, checkpoint, graph, statistics))
+
+    def _export(self, network: str, checkpoint: Artifact) -> Artifact:
+        """Export a checkpoint, checked against PyTorch."""
         options = {k: v for k, v in self.recipe.export.as_given().items() if k != "image_size"}
-        with self.stage("export", "export to ONNX") as record:
+        with self.stage("export", _labelled(network, "export to ONNX")) as record:
             return record(
-                export(checkpoint.path, self.folder / "model.onnx", **options, **self._common())
+                export(checkpoint.path, self.file(network, ".onnx"), **options, **self._common())
+            )
+
+    def _calibrate(self, network: str, graph: Artifact, images: Images) -> Artifact | None:
+        """Calibrate on the calibration images; ``None`` if no engine needs statistics."""
+        if images.calibration is None:
+            return None
+        label = _labelled(network, f"calibrate on {len(images.calibration)} images")
+        with self.stage("calibrate", label) as record:
+            return record(
+                calibrate(
+                    graph.path,
+                    self._statistics_file(network),
+                    images=images.calibration,
+                    **self._common(),
+                )
             )
 
     def open_images(self) -> Images:
@@ -274,7 +358,11 @@ class Job:
             held_out = held_out.select(
                 stratified_subset(held_out.labels, validation.limit, section.seed)
             )
-        return Images(calibration, pool, held_out)
+        training = None
+        if (pruning := self.pruning) is not None:
+            assert held_out is not None  # or the recipe is refused
+            training = pruning.images(held_out)
+        return Images(calibration, pool, held_out, training)
 
     def _held_out(self) -> ImageDataset | None:
         from optimizer.data import open_dataset
@@ -321,50 +409,28 @@ class Job:
         rest = np.setdiff1d(np.arange(len(held_out)), chosen)
         return replace(held_out.select(chosen), workers=section.workers), held_out.select(rest)
 
-    def calibrate(self, graph: Artifact, images: Images) -> Artifact | None:
-        """Calibrate on the calibration images; ``None`` if no engine needs statistics."""
-        if images.calibration is None:
-            return None
-        with self.stage("calibrate", f"calibrate on {len(images.calibration)} images") as record:
-            return record(
-                calibrate(
-                    graph.path,
-                    self.folder / "statistics.npz",
-                    images=images.calibration,
-                    **self._common(),
-                )
-            )
-
     # --- engines ----------------------------------------------------------------------------------
 
-    def build_section(
-        self,
-        section: BuildSection,
-        checkpoint: Artifact,
-        graph: Artifact,
-        statistics: Artifact | None,
-        images: Images,
-    ) -> None:
-        """Build and audit the engines of a section; failures are recorded, not raised."""
-        for requested in section.engine:
-            for precision in section.precision:
-                started = time.perf_counter()
-                label = f"{requested} {precision}"
-                try:
-                    options, label = self._options(section, requested, precision, statistics)
-                    source = checkpoint if options.engine == "torch" else graph
-                    self._build(options, label, source, images)
-                except (UnsupportedPrecision, EnvironmentFault, BuildError) as error:
-                    self.stages.append(
-                        StageRecord(
-                            name="build",
-                            label=label,
-                            seconds=time.perf_counter() - started,
-                            status="failed" if isinstance(error, BuildError) else "unavailable",
-                            note=error.message,
-                            manifest={"settings": {"backend": requested, "precision": precision}},
-                        )
+    def build_section(self, section: BuildSection, network: Network, images: Images) -> None:
+        """Build and audit a network's engines; failures are recorded, not raised."""
+        for requested, precision in itertools.product(section.engine, section.precision):
+            started = time.perf_counter()
+            label = f"{network.name} {requested} {precision}".strip()
+            try:
+                options, named = self._options(section, requested, precision, network.statistics)
+                label = f"{network.name} {named}".strip()
+                self._build(options, label, network, images)
+            except (UnsupportedPrecision, EnvironmentFault, BuildError) as error:
+                self.stages.append(
+                    StageRecord(
+                        name="build",
+                        label=label,
+                        seconds=time.perf_counter() - started,
+                        status="failed" if isinstance(error, BuildError) else "unavailable",
+                        note=error.message,
+                        manifest={"settings": {"backend": requested, "precision": precision}},
                     )
+                )
 
     def _options(
         self, section: BuildSection, requested: str, precision: str, statistics: Artifact | None
@@ -390,10 +456,11 @@ class Job:
         stem = f"{engine}-{options.provider}" if options.provider else engine
         return options, f"{stem} {precision}"
 
-    def _build(self, options: BuildOptions, label: str, source: Artifact, images: Images) -> None:
+    def _build(self, options: BuildOptions, label: str, network: Network, images: Images) -> None:
         from optimizer.engines.registry import get_backend
 
         backend = get_backend(options.engine)
+        source = network.checkpoint if options.engine == "torch" else network.graph
         output = self._engine_path(label, backend.suffix)
         if options.precision == "mixed":
             source = self._search(options, self._engine_path(label, ".onnx"), source, images)
@@ -402,6 +469,7 @@ class Job:
             engine = record(build(source.path, output, options, **self._common()))
         self.audits[engine.path.name] = engine.audit
         self.engines.append(engine)
+        self.exported[engine.path] = network.graph.path
         reason = _reason_not_runnable(backend, options)
         if reason is None:
             self.runnable.append(engine)
@@ -444,17 +512,14 @@ class Job:
 
     # --- accuracy and speed ------------------------------------------------------------------------
 
-    def validate(
-        self, checkpoint: Artifact, graph: Artifact, images: Images
-    ) -> ValidateResult | None:
-        """Compare every engine with the reference: ``validate.json`` and ``predictions.npz``."""
+    def validate(self, images: Images) -> ValidateResult | None:
+        """Compare every engine with the first network: ``validate.json`` and ``predictions.npz``."""
         section, held_out = self.recipe.validation, images.held_out
+        checkpoint = self.networks[0].checkpoint
         if section is None or held_out is None:
             return None
         gates = _gates(section)
-        options = section.of_kind(
-            ValidateOptions, reference=str(checkpoint.path), exported=str(graph.path)
-        )
+        options = section.of_kind(ValidateOptions, reference=str(checkpoint.path))
         if self.cache is None or self.cache.rebuild_all:
             options = options.model_copy(update={"cache_limit": 0})
         plan = self._plan(
@@ -466,7 +531,7 @@ class Job:
             },
             [
                 checkpoint.as_input("reference"),
-                graph.as_input("model"),
+                *(network.graph.as_input("model") for network in self.networks),
                 *(engine.as_input("engine") for engine in self.engines),
                 Input(role="data", file=held_out.name, sha256=held_out.sha256),
             ],
@@ -476,6 +541,7 @@ class Job:
             result = validate(
                 [engine.path for engine in self.engines],
                 options,
+                graphs=self.exported,
                 images=held_out,
                 predictions=self.folder / "predictions.npz",
                 force=self.force,
@@ -491,9 +557,9 @@ class Job:
         assert isinstance(result, ValidateResult)
         return result
 
-    def bench(self, checkpoint: Artifact) -> BenchResult | None:
+    def bench(self) -> BenchResult | None:
         """Benchmark PyTorch and every engine that runs here: ``bench.json`` and ``raw/``."""
-        section = self.recipe.bench
+        section, checkpoint = self.recipe.bench, self.networks[0].checkpoint
         if section is None or not self.runnable:
             return None
         plan = self._plan(
@@ -532,6 +598,11 @@ class Job:
 
     def _common(self) -> dict[str, Any]:
         return {"cache": self.cache, "progress": self.progress, "force": self.force}
+
+
+def _labelled(network: str, what: str) -> str:
+    """What a stage does, and for which network if it is not the first."""
+    return f"{network}: {what}" if network else what
 
 
 def _gates(section: AccuracyOptions) -> Gates:

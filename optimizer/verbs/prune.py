@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimizer.data import ImageDataset
     from optimizer.models import Model
 
-__all__ = ["prune", "result_path"]
+__all__ = ["given_table", "prune", "pruned_files", "result_path"]
 
 
 @takes_options(PruneOptions)
@@ -57,12 +57,11 @@ def prune(
     from optimizer.training import Stopped, device_of
 
     output = Path(output)
-    _check_wanted(options)
     _check_files(Path(model), output, options, force=force)
     device_of(TrainOptions(device=options.device))
     loaded = load_model(model, arch=options.arch, weights=options.weights)
     check_prunable(loaded)
-    given = None if options.table is None else _given_table(loaded, options)
+    given = None if options.table is None else given_table(loaded, options)
     data, val, notes = _images(options, loaded)
     table = given or _measured_table(loaded, output, options, cache, progress)
     job = PruneJob(
@@ -91,31 +90,7 @@ def result_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.prune.json")
 
 
-def _check_wanted(options: PruneOptions) -> None:
-    wanted = {
-        "--speedup": options.speedup,
-        "--max-latency": options.max_latency,
-        "--keep-flops": options.keep_flops,
-    }
-    given = [name for name, value in wanted.items() if value is not None]
-    if len(given) != 1:
-        what = " and ".join(given) if given else "no aim"
-        raise UsageError(
-            f"pruning needs one aim, not {what}",
-            hint="--speedup 1.5, --max-latency 5ms or --keep-flops 50%",
-        )
-    if options.keep_flops is not None and not 0 < options.keep_flops < 1:
-        raise UsageError("--keep-flops is a share between 0 and 1", hint="--keep-flops 50%")
-    if options.max_latency is not None and len(options.batch) > 1:
-        raise UsageError(
-            "--max-latency is for one batch size", hint="--batch 1, or --speedup for several"
-        )
-
-
 def _check_files(model: Path, output: Path, options: PruneOptions, *, force: bool) -> None:
-    from optimizer.pruning import step_files
-    from optimizer.training import check_folder, training_folder
-
     if output.suffix != ".safetensors":
         raise UsageError(
             f"a pruned network is written as .safetensors, not as {output.name}",
@@ -126,15 +101,27 @@ def _check_files(model: Path, output: Path, options: PruneOptions, *, force: boo
             f"{model.name} is a graph, and pruning trains the network that it was made from",
             hint="prune the checkpoint, then export it",
         )
+    files = pruned_files(output, options.rounds)
+    check_outputs(files, [model, options.data, options.val, options.table], force=force)
+
+
+def pruned_files(output: Path, rounds: int) -> list[OutputFile]:
+    """The files of a pruning and of its steps.
+
+    Raises:
+        UsageError: A folder of a step's training holds files of others.
+    """
+    from optimizer.pruning import step_files
+    from optimizer.training import check_folder, training_folder
+
     files = [
         OutputFile(output, "checkpoint"),
         OutputFile(result_path(output), "prune", has_manifest=False),
     ]
-    steps = step_files(output, options.rounds)
-    files += [OutputFile(path, "checkpoint") for path in steps]
-    for path in steps:
+    for path in step_files(output, rounds):
         check_folder(training_folder(path))
-    check_outputs(files, [model, options.data, options.val, options.table], force=force)
+        files.append(OutputFile(path, "checkpoint"))
+    return files
 
 
 def _images(options: PruneOptions, model: Model) -> tuple[ImageDataset, ImageDataset, list[str]]:
@@ -171,7 +158,13 @@ def _deployed(model: Model, options: PruneOptions) -> Model:
     return replace(model, preprocessing=model.preprocessing.with_image_size(size))
 
 
-def _given_table(model: Model, options: PruneOptions) -> LatencyTable:
+def given_table(model: Model, options: PruneOptions) -> LatencyTable:
+    """The table that ``--table`` names.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+        UsageError: It is of another network or purpose.
+    """
     from optimizer.pruning import check_fits, read_table
 
     assert options.table is not None

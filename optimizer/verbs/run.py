@@ -7,6 +7,7 @@ of the same inputs, settings, libraries and device exists.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -142,15 +143,17 @@ def _check_engines(recipe: Recipe) -> None:
     """Refuse unknown engines before anything is made."""
     from optimizer.engines import get_backend
 
-    for number, section in enumerate(recipe.build):
-        for engine in section.engine:
-            if engine != "auto":
-                try:
-                    get_backend(engine)
-                except UsageError as error:
-                    raise UsageError(
-                        f"build.{number}.engine: {error.message}", hint=error.hint
-                    ) from error
+    named = {
+        f"build.{number}.engine": section.engine for number, section in enumerate(recipe.build)
+    }
+    if recipe.prune is not None and recipe.prune.engine is not None:
+        named["prune.engine"] = (recipe.prune.engine,)
+    for key, engines in named.items():
+        for engine in engines:
+            try:
+                _ = None if engine == "auto" else get_backend(engine)
+            except UsageError as error:
+                raise UsageError(f"{key}: {error.message}", hint=error.hint) from error
 
 
 def demo_recipe(options: Options) -> Recipe:
@@ -218,21 +221,24 @@ def _execute(job: Job, source: object, command: str) -> RunResult:
     recipe = job.recipe
     recipe_file = _check_folder(job, source)
     started = time.perf_counter()
-    images = job.open_images()  # first, so that problems with the data are reported before the work
+    # First, so that what cannot be used is reported before the work.
+    if job.pruning is not None:
+        job.pruning.check(recipe)
+    images = job.open_images()
     job.folder.mkdir(parents=True, exist_ok=True)
     if recipe_file is not None:
         save_recipe(recipe, recipe_file)
     checkpoint = job.make_checkpoint()
     job.check_images(checkpoint, images)
-    graph = job.export(checkpoint)
-    statistics = job.calibrate(graph, images)
-    for section in recipe.build:
-        job.build_section(section, checkpoint, graph, statistics, images)
+    for name, weights in {"": checkpoint, **job.prune(checkpoint, images)}.items():
+        job.add_network(name, weights, images)
+    for network, section in itertools.product(job.networks, recipe.build):
+        job.build_section(section, network, images)
     if not job.engines:
         reasons = "; ".join(f"{s.label}: {s.note}" for s in job.stages if s.status != "ok")
         raise EnvironmentFault(f"no engine could be built: {reasons}", hint="resnet-opt doctor")
-    validated = job.validate(checkpoint, graph, images)
-    measured = job.bench(checkpoint)
+    validated = job.validate(images)
+    measured = job.bench()
     result = RunResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         title=recipe.title,
@@ -269,8 +275,9 @@ def _check_folder(job: Job, source: object) -> Path | None:
             recipe_file = None
     if recipe_file is not None:
         files.append(OutputFile(recipe_file, "recipe", has_manifest=False))
-    read = [recipe.model, recipe.train.init if recipe.train else None]
+    read: list[str | Path | None] = [recipe.model, recipe.train.init if recipe.train else None]
     read += [recipe.calibrate.calib, recipe.validation.data if recipe.validation else None]
+    read += [recipe.prune.data, recipe.prune.table] if recipe.prune else []
     named = str(source) if isinstance(source, (str, Path)) else None
     check_outputs(files, [*read, named], force=job.force)
     return recipe_file

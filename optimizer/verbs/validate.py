@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def validate(
     options: ValidateOptions,
     *,
     output: Path | str | None = None,
+    graphs: Mapping[Path, Path] | None = None,
     images: ImageDataset | None = None,
     predictions: Path | str | None = None,
     force: bool = False,
@@ -40,6 +41,8 @@ def validate(
         options: See below.
         output: File for the result (``.json``); the predictions go into ``.predictions.npz``
             beside it. ``None`` writes nothing.
+        graphs: The FP32 ONNX file of each engine, if they are of several networks; others are found
+            as ``exported`` says.
         images: Dataset to use instead of ``data``; all its images are used.
         predictions: File for the predictions of each image (``.npz``), if not beside ``output``.
         force: Also replace files that resnet-opt did not write, or that were edited since.
@@ -74,7 +77,7 @@ def validate(
     chains = [
         Chain.of(
             path,
-            model=options.exported or find_exported_model(path),
+            model=(graphs or {}).get(path) or options.exported or find_exported_model(path),
             device=device_of(path, options.device),
             source=foreign,
         )

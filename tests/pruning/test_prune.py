@@ -17,56 +17,12 @@ from optimizer.errors import ArtifactError, CheckpointError, DataError, UsageErr
 from optimizer.evaluation.chain import Chain, plan_steps
 from optimizer.evaluation.reference import open_reference
 from optimizer.models import Model, Widths, load_model, save_checkpoint
-from optimizer.options import PruneOptions, TableOptions, TrainOptions
+from optimizer.options import PruneOptions, TableOptions
 from optimizer.progress import Silent
 from optimizer.pruning import PruneJob, check_fits, check_prunable, read_table
 from optimizer.pruning.latency_model import network_ms
-from optimizer.pruning.table_roofline import roofline_table
-from optimizer.results import LatencyTable, PruneResult, read_result, write_result
-from optimizer.search.cost import GPU
-from optimizer.training import train
+from optimizer.results import LatencyTable, PruneResult, read_result
 from tests.pruning.networks import tiny
-
-
-@pytest.fixture(scope="module")
-def learned() -> Model:
-    """A tiny network that reads most digits."""
-    options = TrainOptions(epochs=5, batch_size=16, lr=0.05)
-    return replace(
-        train(
-            open_dataset("digits:train", limit=480, workers=0), options, init=tiny("resnet18")
-        ).model,
-        source="learned",
-    )
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Some of the digits, as pixels in a file."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    pixels = (found.images[:420] * 15).astype(np.uint8)
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, images=np.repeat(pixels[..., None], 3, axis=3), labels=found.target[:420])
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(learned: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    return save_checkpoint(learned, path, details={}).path
-
-
-@pytest.fixture(scope="module")
-def table(learned: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A modelled table, so that no test depends on how busy the machine is."""
-    made = roofline_table(
-        learned, check_prunable(learned), TableOptions(batch="1,8"), "openvino", GPU, "a test"
-    )
-    path = tmp_path_factory.mktemp("table") / "table.json"
-    write_result(made, path)
-    return path
 
 
 def _options(table: Path, **more: object) -> PruneOptions:
