@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from optimizer.reporting.pruning_section import pruning_of
 from optimizer.reporting.task_views import view_of
 from optimizer.results import (
     Audit,
@@ -49,6 +50,7 @@ def findings(
         sentences.append(_sentence(measured.reason))
     if validated is not None:
         sentences.append(_sentence(validated.finding))
+    sentences += _pruned(stages)
     sentences += _audited(audits)
     sentences += _not_run(stages)
     sentences += _assumed(stages)
@@ -172,6 +174,15 @@ def _audited(audits: Mapping[str, Audit]) -> list[str]:
         "according to their own layer lists"
     )
     return [sentence + (f"; not reported by {', '.join(unknown)}." if unknown else ".")]
+
+
+def _pruned(stages: Sequence[StageRecord]) -> list[str]:
+    """What pruning saved, by the latency table."""
+    sentences = []
+    for result in filter(None, map(pruning_of, stages)):
+        gone = f"; {', '.join(result.dropped)} dropped" if result.dropped else ""
+        sentences.append(_sentence(f"Pruned for {result.summary}{gone}"))
+    return sentences
 
 
 def _assumed(stages: Sequence[StageRecord]) -> list[str]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from optimizer.reporting import (
     accuracy,
     curve_charts,
+    front_section,
     open_ends,
     provenance,
+    pruning_section,
     scenario_section,
     speed,
     training_section,
 )
-from optimizer.reporting.join import engine_rows
+from optimizer.reporting.join import EngineRow, engine_rows
 from optimizer.reporting.links import Links
 from optimizer.reporting.numbers import fixed, interval
 from optimizer.reporting.page import VERDICT_MEANING, VERDICT_WORDS, recipe_yaml
@@ -42,7 +44,7 @@ def render_markdown(
     """
     links = Links(folder)
     rows = engine_rows(run)
-    validate, bench = run.validate_, run.bench
+    bench = run.bench
     lines = [
         f"# {_text(run.title)}",
         "",
@@ -59,6 +61,7 @@ def render_markdown(
         "## Speed and accuracy",
         "",
         *_table(speed.main_table(run, rows, links)),
+        *_table(front_section.front_table(run, rows)),
         *_table(speed.comparison_table(run)),
         *_table(curve_charts.curve_table(run, links)),
         *_bullets("Knees and bounds", curve_charts.curve_sentences(run)),
@@ -66,20 +69,8 @@ def render_markdown(
         "## Accuracy hop by hop",
         "",
     ]
-    if validate:
-        lines += [
-            _text(validate.finding),
-            "",
-            *_table(accuracy.hop_table(run, validate, links)),
-            *(line for table in view_of(validate).tables(validate) for line in _table(table)),
-            *_table(accuracy.block_table(validate)),
-            *_table(accuracy.consistency_table(rows)),
-        ]
-    else:
-        lines += [
-            "This run has no validation: the accuracy of its engines is unknown.",
-            "",
-        ]
+    lines += _accuracy(run, rows, links)
+    lines += _pruning(run, profile)
     lines += ["## Precision audit", ""]
     audit = accuracy.audit_table(rows)
     lines += _table(audit) if audit else ["Not audited in this run.", ""]
@@ -100,6 +91,28 @@ def render_markdown(
         lines += _fenced(recipe.rstrip("\n"), "yaml")
     lines += [*_table(provenance.digest_table(run, links)), *_table(provenance.library_table(run))]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _accuracy(run: RunResult, rows: Sequence[EngineRow], links: Links) -> list[str]:
+    validate = run.validate_
+    if validate is None:
+        return ["This run has no validation: the accuracy of its engines is unknown.", ""]
+    return [
+        _text(validate.finding),
+        "",
+        *_table(accuracy.hop_table(run, validate, links)),
+        *(line for table in view_of(validate).tables(validate) for line in _table(table)),
+        *_table(accuracy.block_table(validate)),
+        *_table(accuracy.consistency_table(rows)),
+    ]
+
+
+def _pruning(run: RunResult, profile: ProfileResult | None) -> list[str]:
+    facts = pruning_section.pruning_facts(run)
+    if facts is None:
+        return []
+    tables = (pruning_section.width_table(run, profile), pruning_section.pruning_steps(run))
+    return ["## Pruning", "", *_facts(facts), *(line for t in tables for line in _table(t))]
 
 
 def _layers(profile: ProfileResult) -> list[str]:

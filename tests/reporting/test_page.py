@@ -92,7 +92,7 @@ def test_tables_have_captions_scopes_and_names_for_narrow_screens(any_run: RunRe
 def test_drawings_have_a_label(full_run: RunResult) -> None:
     page = page_of(full_run)
     drawings = page.all("svg", role="img")
-    assert len(drawings) == 12 + 5 + 12, "throughput, drops, rounds"
+    assert len(drawings) == 12 + 2 + 5 + 12, "throughput, fronts, drops, rounds"
     assert all(drawing.attributes["aria-label"] for drawing in drawings)
 
 
