@@ -217,6 +217,7 @@ def test_labels_of_other_classes_are_refused_before_the_pruning(
     assert not (tmp_path / "run" / "pruned.safetensors").exists()
 
 
+@pytest.mark.long
 def test_an_aim_out_of_reach_ends_the_run_with_the_floor(
     checkpoint: Path, table: Path, digits: str, tmp_path: Path
 ) -> None:
