@@ -295,7 +295,9 @@ DemoOptions = _flags(
     base=_DemoTask,
 )
 _ALSO_CALIBRATION = {"skip_bad_images", "workers"}
-"""Flags that also apply to the images for calibration and pruning."""
+"""Flags that also apply to calibration images."""
+_ALSO_PRUNING = {*_ALSO_CALIBRATION, "labels_from"}
+"""Flags that also apply to the training images of pruning."""
 _OTHER_AIMS = {"speedup": ("max_latency", "keep_flops")}
 """Keys of a section that a flag takes the place of."""
 
@@ -321,8 +323,8 @@ def with_flags(raw: Mapping[str, Any], flags: Options) -> dict[str, Any]:
                 section.pop(other, None)
         if name in _ALSO_CALIBRATION:
             _set(recipe, f"calibrate.{name}", value)
-            if recipe.get("prune") is not None:
-                _set(recipe, f"prune.{name}", value)
+        if name in _ALSO_PRUNING and recipe.get("prune") is not None:
+            _set(recipe, f"prune.{name}", value)
     return recipe
 
 

@@ -463,7 +463,7 @@ class Job:
         source = network.checkpoint if options.engine == "torch" else network.graph
         output = self._engine_path(label, backend.suffix)
         if options.precision == "mixed":
-            source = self._search(options, self._engine_path(label, ".onnx"), source, images)
+            source = self._search(options, self._engine_path(label, ".onnx"), network, images)
             options = _options_after_search(options, source)
         with self.stage("build", label) as record:
             engine = record(build(source.path, output, options, **self._common()))
@@ -478,7 +478,7 @@ class Job:
             self.stages[-1].note = f"built, not run: {reason}"
 
     def _search(
-        self, options: BuildOptions, output: Path, graph: Artifact, images: Images
+        self, options: BuildOptions, output: Path, network: Network, images: Images
     ) -> Artifact:
         """The mixed graph for an engine; the search result is written beside it."""
         from optimizer.verbs.build import check_options_buildable
@@ -496,10 +496,11 @@ class Job:
                 "score_threshold": self.recipe.validation.score_threshold,
             }
         )
-        with self.stage("search", f"search layers to keep for {options.engine}") as record:
+        label = _labelled(network.name, f"search layers to keep for {options.engine}")
+        with self.stage("search", label) as record:
             artifact = record(
                 quantize(
-                    graph.path,
+                    network.graph.path,
                     output,
                     explicit,
                     images=images.pool,

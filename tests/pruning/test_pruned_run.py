@@ -137,10 +137,12 @@ def test_training_images_come_from_the_section_the_training_or_the_calibration()
 
 
 def test_a_speedup_on_the_command_line_prunes_and_replaces_another_aim() -> None:
-    flags = RunOptions(speedup=2.0, data="digits:test", calib="digits:train", workers=0)
+    flags = RunOptions(
+        speedup=2.0, data="digits:test", calib="digits:train", workers=0, labels_from=1
+    )
     recipe = run_recipe("resnet18:random:10", flags)
     assert recipe.prune is not None
-    assert (recipe.prune.speedup, recipe.prune.workers) == (2.0, 0)
+    assert (recipe.prune.speedup, recipe.prune.workers, recipe.prune.labels_from) == (2.0, 0, 1)
     raw = {"model": "m", "validate": {"data": "d"}, "prune": {"data": "t", "keep_flops": "50%"}}
     overridden = run_recipe(raw, RunOptions(speedup=2.0))
     assert overridden.prune is not None
