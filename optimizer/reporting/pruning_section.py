@@ -54,7 +54,7 @@ def pruning_facts(run: RunResult) -> list[Fact] | None:
     for at in result.latency:
         times = f"{significant(at.before_ms)} → {significant(at.after_ms)} ms"
         facts.append(Fact(f"Predicted, batch {at.batch}", f"{times} ({fixed(at.speedup, 2)}×)"))
-    measured = "measured" if result.table_source == "measured" else "modelled, not measured"
+    measured = "measured" if result.table_source == "measured" else "modelled"
     facts.append(Fact("Latency table", f"{measured}: {result.table_reason}"))
     for name, (before, after), scale in (
         ("GFLOP per image", result.gflops, 1.0),

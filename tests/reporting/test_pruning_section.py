@@ -101,9 +101,9 @@ def test_the_facts_say_what_was_saved_and_whether_it_was_measured(full_run: RunR
 
 
 def test_a_modelled_table_is_called_one(empty_run: RunResult) -> None:
-    run = pruned(empty_run, table_source="model", table_reason="tensorrt does not run here")
+    run = pruned(empty_run, table_source="model", table_reason="not measured (no GPU)")
     facts = {fact.label: fact.text for fact in pruning_facts(run) or []}
-    assert facts["Latency table"] == "modelled, not measured: tensorrt does not run here"
+    assert facts["Latency table"] == "modelled: not measured (no GPU)"
     assert "Judged, before any engine" not in facts  # no validation
 
 
