@@ -195,7 +195,9 @@ EXPECTED = {
 """Files that are surely read: the test would be worthless if it did not see these."""
 
 
-LONG = {"train", "export", "export-own", "quantize-encodings", "build"}
+LONG = {
+    "train", "export", "export-own", "calibrate", "quantize-encodings", "build", "build-checkpoint",
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def test_reasons_to_skip() -> None:
         assert gpu.reason_to_skip(case)
 
 
+@pytest.mark.long
 def test_engines_are_built_audited_and_compared(suite: gpu.Suite) -> None:
     outcome = suite.outcomes[Case("small", "onnxruntime", "int8")]
     assert outcome["status"] == "passed"
@@ -92,7 +93,7 @@ def test_a_build_has_the_time_that_is_left(material: Material, tmp_path: Path) -
     assert "time limit" in suite.outcomes[case]["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accuracy_decides_where_there_is_data(
     small_checkpoint: Path, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:

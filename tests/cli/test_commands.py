@@ -70,6 +70,7 @@ def test_export_calibrate_quantize_build_inspect_predict(
     assert "already up to date" in completed.out
 
 
+@pytest.mark.long
 def test_tensorrt_rtx_engines_are_built_and_compared(
     resnet_opt: Command, small_graph: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_tensorrt_rtx_engines_are_built_and_compared(
     assert not [path.name for path in tmp_path.iterdir() if "big" in path.name]
 
 
+@pytest.mark.long
 def test_layers_are_kept_by_name_and_by_search(
     resnet_opt: Command, small_graph: Path, small_statistics: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +316,7 @@ def test_a_damaged_calibration_image_is_named_and_can_be_skipped(
     assert "1 unreadable images were skipped, the first is c1/23.png" in completed.out
 
 
+@pytest.mark.long
 def test_a_third_party_graph_is_built_in_one_step(
     resnet_opt: Command, small_graph: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -516,7 +519,7 @@ def test_a_gpu_is_refused_for_cpu_engines(resnet_opt: Command, small_checkpoint:
     assert "--device cuda:9 is a GPU, but all engines run on the CPU" in completed.errors[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_profile_prints_blocks_and_layers(
     resnet_opt: Command, small_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

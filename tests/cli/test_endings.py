@@ -67,6 +67,7 @@ def test_errors_are_printed_whatever_the_width(monkeypatch: pytest.MonkeyPatch) 
         assert b"error: no such file: absent" in errors
 
 
+@pytest.mark.long
 def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")

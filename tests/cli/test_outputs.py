@@ -84,6 +84,7 @@ def test_precision_names_are_checked(
     assert completed.code == 0, completed.err
 
 
+@pytest.mark.long
 def test_a_graph_with_a_fixed_batch_is_calibrated_and_built(
     resnet_opt: Command, small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -66,10 +66,10 @@ def check(printed: list[str], out: str) -> None:
     "code",
     [
         PLAIN,
-        pytest.param(BUILDS + IN_A_THREAD, marks=pytest.mark.slow),
+        pytest.param(BUILDS + IN_A_THREAD, marks=pytest.mark.long),
         pytest.param(BUILDS + IN_AN_EVENT_LOOP, marks=pytest.mark.slow),
-        pytest.param(BUILDS + WITH_OWN_SIGNALS, marks=pytest.mark.slow),
-        pytest.param(BUILDS + IN_A_DELETED_FOLDER, marks=pytest.mark.slow),
+        pytest.param(BUILDS + WITH_OWN_SIGNALS, marks=pytest.mark.long),
+        pytest.param(BUILDS + IN_A_DELETED_FOLDER, marks=pytest.mark.long),
     ],
     ids=["plain", "thread", "event-loop", "signals", "deleted-folder"],
 )
@@ -79,6 +79,7 @@ def test_a_script(code: str, small_graph: Path, tmp_path: Path) -> None:
     check(run(["script.py"], tmp_path), out)
 
 
+@pytest.mark.long
 def test_a_script_from_standard_input(small_graph: Path, tmp_path: Path) -> None:
     out = f"{tmp_path}/"
     text = PLAIN.format(graph=str(small_graph), out=out)

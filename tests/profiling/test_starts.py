@@ -46,6 +46,7 @@ def test_too_few_starts_are_refused(starts: int) -> None:
     assert "--starts 1, or at least 3" in str(caught.value.hint)
 
 
+@pytest.mark.long
 def test_start_to_start_variation_is_no_difference_between_engines(make_engine: MakeEngine) -> None:
     """A single start of each would show one, since starts differ by about 10 %."""
     a = make_engine("a", busy_ms=0.3, start_factors=[1.1, 0.95, 1.0, 0.9, 1.05])

@@ -31,7 +31,7 @@ def _options(table: Path, **more: object) -> PruneOptions:
     return PruneOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_is_pruned_and_judged(
     checkpoint: Path, table: Path, learned: Model, digits: str, tmp_path: Path
 ) -> None:
@@ -66,7 +66,7 @@ def test_a_network_is_pruned_and_judged(
     assert again.created == result.created  # from the cache
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_pruning_continues(
     checkpoint: Path,
     table: Path,

@@ -385,7 +385,7 @@ def test_a_process_that_ignores_ctrl_c_keeps_ignoring_it(
     assert (tmp_path / "m.rtx").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_builds_in_separate_processes(rtx: TensorRtRtx, tmp_path: Path) -> None:
     """Backend, settings and result can be pickled."""
     context = multiprocessing.get_context("spawn")

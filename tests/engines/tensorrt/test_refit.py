@@ -77,6 +77,7 @@ def copy(engine: Path, folder: Path) -> Path:
     return folder / engine.name
 
 
+@pytest.mark.long
 @without_gpu
 def test_a_checkpoint_gets_as_far_as_the_driver(
     engine: Path, small_checkpoint: Path, tmp_path: Path
