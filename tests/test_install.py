@@ -80,6 +80,7 @@ def _has_package(project: Path) -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.long
 def test_an_interrupted_installation_is_completed_by_the_next(project: Path) -> None:
     done = _install(project)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from optimizer.errors import DataError, EnvironmentFault, UsageError
 from optimizer.recipe import Recipe, load_recipe, parse_recipe
 from optimizer.results import RunResult, SearchResult, read_result
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ENGINES = ["openvino-fp32.blob", "openvino-int8.blob", "onnxruntime-int8.ort.onnx"]
 

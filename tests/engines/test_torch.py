@@ -104,7 +104,7 @@ def test_a_further_baseline_needs_a_checkpoint() -> None:
         pytorch_baseline([torch], "torch-int8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_precision_as_the_baseline_of_a_bench(checkpoint: Path, tmp_path: Path) -> None:
     """It is measured beside the checkpoint as it is, and the report names which is which."""
     from optimizer.profiling.benchmark import bench

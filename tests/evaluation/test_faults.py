@@ -133,6 +133,7 @@ def test_swapped_colour_channels_are_attributed_to_the_export(
         raise_for_verdict(result)
 
 
+@pytest.mark.long
 def test_a_wrong_mean_in_a_graph_with_uint8_input_is_attributed_to_the_export(
     workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ def test_an_engine_of_another_graph_is_detected_by_its_manifest(
     assert result.hops[1].verdict == "pass"
 
 
+@pytest.mark.long
 def test_a_consistent_chain_of_another_checkpoint_is_attributed_to_the_export(
     workshop: Workshop, tmp_path: Path
 ) -> None:

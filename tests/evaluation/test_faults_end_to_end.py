@@ -24,7 +24,7 @@ from optimizer.precision import quantize
 from optimizer.results import ValidateResult
 from tests.evaluation.conftest import Workshop, largest_fall
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

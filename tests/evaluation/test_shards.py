@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("until_decided", [False, True])
+@pytest.mark.parametrize("until_decided", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_several_processes_give_the_result_of_one(
     folder: Path, world: int, until_decided: bool
@@ -93,6 +93,7 @@ def test_several_processes_give_the_result_of_one(
         assert (actual.logits[hop] == expected.logits[hop]).all()
 
 
+@pytest.mark.long
 def test_the_command_under_torchrun(folder: Path) -> None:
     """One result is written; it counts each image once and equals that of one process."""
     root = Path(__file__).resolve().parents[2]

@@ -212,6 +212,7 @@ def test_the_float_graph_is_not_overwritten(for_openvino: Path, tmp_path: Path) 
         quantize(for_openvino, tmp_path / "int8.float.onnx", precision="int8")
 
 
+@pytest.mark.long
 def test_a_graph_with_uint8_input(small_checkpoint: Path, tmp_path: Path) -> None:
     """The Cast of the uint8 input stays, those around INT8 are removed."""
     pixels = export_onnx(

@@ -156,7 +156,9 @@ VERBS = {
 }
 
 
-LONG = ("build-mixed", "bench", "run", "prune", "latency_table")
+LONG = (
+    "build", "build-mixed", "bench", "calibrate", "latency_table", "profile", "prune", "quantize", "run",
+)  # fmt: skip
 REFUSED = ("refit", "compare", "report")
 """Verbs whose inputs do not exist here; what they import first is looked at."""
 NO_FILE = (

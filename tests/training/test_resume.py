@@ -71,7 +71,9 @@ def interrupt_and_resume(folder: Path, at: int, number: signal.Signals) -> None:
     assert not StateFile(training_folder(path)).exists
 
 
-@pytest.mark.parametrize(("at", "number"), [(6, signal.SIGTERM), (8, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("at", "number"), [(6, signal.SIGTERM), pytest.param(8, signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_resumed_training_ends_with_the_same_weights(
     tmp_path: Path, at: int, number: signal.Signals
 ) -> None:

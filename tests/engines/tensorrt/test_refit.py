@@ -108,6 +108,7 @@ def test_int8_engine_needs_a_graph(
         refit(engine, f"{engine}.graph.onnx", tmp_path / "new.rtx")
 
 
+@pytest.mark.long
 @without_gpu
 def test_stripped_engine_accepts_only_its_weights(
     engine: Path, small_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
