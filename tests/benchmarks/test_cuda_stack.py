@@ -157,7 +157,6 @@ def test_a_folder_without_materials(
     assert "run it with --prepare first" in capsys.readouterr().err
 
 
-@pytest.mark.skip(reason="not yet run to its end on a quiet machine")
 @pytest.mark.long
 def test_engines_side_by_side(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

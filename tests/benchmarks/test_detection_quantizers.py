@@ -14,7 +14,6 @@ from optimizer.data import Preprocessing
 from optimizer.models import load_model, save_checkpoint
 
 
-@pytest.mark.skip(reason="not yet run to its end on a quiet machine")
 @pytest.mark.long
 def test_it_writes_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -49,7 +49,6 @@ def test_real_engines_side_by_side(engines: dict[str, Path], tmp_path: Path) -> 
         with np.load(tmp_path / str(engine.raw_file)) as raw:
             assert raw["compute_ns"].min() > 0
     assert not any("its process loaded" in note for note in result.conditions.notes)
-    assert not any("keep running between its blocks" in note for note in result.conditions.notes)
     assert [(c.b, c.batch) for c in result.comparisons] == [
         ("onnxruntime-fp32.ort.onnx", 1), ("onnxruntime-fp32.ort.onnx", 2),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import tempfile
@@ -134,7 +135,7 @@ def test_a_failed_write_leaves_nothing_at_once(tmp_path: Path) -> None:
 
 
 def test_files_of_running_processes_and_other_hosts_stay(tmp_path: Path) -> None:
-    from optimizer.artifacts import leftovers as module
+    module = importlib.import_module("optimizer.artifacts.leftovers")
 
     own = tmp_path / module.temporary_name(tmp_path / "m.onnx")
     reused = tmp_path / own.name.replace(f"-{module._start_of(os.getpid())}-", "-1-")

@@ -16,7 +16,6 @@ COMMANDS = ("calibrate", "quantize", "predict")
 KILLS = 6
 
 
-@pytest.mark.skip(reason="not yet run to its end on a quiet machine")
 @pytest.mark.long
 def test_random_kills_leave_nothing_and_change_nothing(tmp_path: Path) -> None:
     def kill() -> int:
