@@ -47,6 +47,7 @@ from optimizer.targets.hardware import cpu_features
 __all__ = ["BATCHES", "STEPS", "Place", "collect", "markdown", "prepare"]
 
 BATCHES = (1, 32)
+BASELINES = ("torch-fp16", "torch-compile")
 SECONDS = 540.0
 _LEAST_SECONDS = 20.0
 _CALLS, _WARM_UP = 30, 10
@@ -246,7 +247,7 @@ def variants_step(place: Place) -> dict[str, Any]:
     """The other baselines: half-precision PyTorch and ``torch.compile``, at batch 1."""
     paths, errors = _engines(place)
     results = {}
-    for baseline in ("torch-fp16", "torch-compile"):
+    for baseline in BASELINES:
         try:
             results[baseline] = _bench(
                 [place.checkpoint, *paths], place, batch=(1,), against=baseline
