@@ -16,7 +16,7 @@ GPU_TESTS := tests/engines/test_cuda.py tests/gpu_record tests/engines/tensorrt 
 
 help:
 	@echo "make demo       install into .venv, run the main job on bundled data, print the summary"
-	@echo "make test       install into .venv, run linters, types and the tests (10 minutes on 2 cores)"
+	@echo "make test       install into .venv, run linters, types and the tests (about 20 minutes on 2 cores)"
 	@echo "make test-all   what \`make test\` leaves out: whole networks, whole jobs, the benchmarks' scripts"
 	@echo "make test-fast  the tests of a working day (no training, no whole networks)"
 	@echo "make test-gpu   build, check and measure on an NVIDIA GPU, into reports/gpu/; says why it skips"
