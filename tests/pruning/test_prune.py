@@ -261,7 +261,7 @@ def test_a_table_is_measured_in_the_engine(
     (at,) = found.batches
     model = load_model(path)
     assert set(at.blocks) == set(model.widths.by_block)
-    assert network_ms(at, model.widths) == pytest.approx(at.whole_ms[0], rel=0.3)
+    assert network_ms(at, model.widths) > at.outside_ms > 0  # how well it predicts is in `check`
     assert all(sum(ms[0]) > 0 for ms in (b.layers_ms for b in at.blocks.values()))
     assert at.check is not None
     assert at.check.measured_ms > 0
