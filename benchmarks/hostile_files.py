@@ -36,7 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile_cases import KINDS, Base, Command, make_base
-from readme import write_between_marks
+from readme import write_between_marks, write_record
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "reports" / "hostile" / "hostile.json"
@@ -259,8 +259,7 @@ def main() -> None:
         if options.kind and RECORD.exists():
             before = json.loads(RECORD.read_text(encoding="utf-8"))["kinds"]
             report["kinds"] = dict(sorted((before | report["kinds"]).items()))
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_record(RECORD, report)
     report = json.loads(RECORD.read_text(encoding="utf-8"))
     write_between_marks(DOCUMENT, "hostile", f"\n{block(report)}\n")
 

@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from readme import write_record
+
 import optimizer
-from optimizer.artifacts import write_text_atomically
 from optimizer.environment import fingerprint
 from optimizer.results import BenchResult, PruneResult
 
@@ -202,9 +203,7 @@ def main() -> None:
         reports = folder if args.quick else REPORTS
         path = reports / f"{args.name}.json"
         record = json.loads(path.read_text()) if args.write_only else measure(args, folder)
-        reports.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, json.dumps(record, indent=1) + "\n")
-        write_text_atomically(path.with_suffix(".md"), text(record))
+        write_record(path, record, text(record))
         print(text(record))
 
 

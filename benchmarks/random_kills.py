@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hostile_cases import Base, make_base
-from readme import write_between_marks
+from readme import write_between_marks, write_record
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "reports" / "reliability" / "kills.json"
@@ -407,8 +407,7 @@ def main() -> None:
             "libraries": describe().libraries,
             "commands": {name: vars(tally) for name, tally in tallies.items()},
         }
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_record(RECORD, report)
     report = json.loads(RECORD.read_text(encoding="utf-8"))
     write_between_marks(DOCUMENT, "kills", f"\n{block(report)}\n")
     sys.exit(any(len(row[key]) for row in report["commands"].values() for key in (
