@@ -292,6 +292,10 @@ class ImageDataset:
             skipped=list(self.skipped),
         )
 
+    def without_bad_images(self) -> ImageDataset:
+        """What `verify` returns, if `skip_bad_images` is set; else this dataset, which is not read."""
+        return self.verify() if self.skip_bad_images else self
+
     def verify(self) -> ImageDataset:
         """Decode every image once, so that every later reader gets the same images.
 

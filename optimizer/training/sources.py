@@ -74,8 +74,7 @@ class _Reading:
     labels_from: int
 
     def open(self, name: str) -> ImageDataset:
-        data = open_dataset(name, **asdict(self))
-        return data.verify() if self.skip_bad_images else data
+        return open_dataset(name, **asdict(self)).without_bad_images()
 
 
 def _split_folders(root: Path) -> tuple[Path, Path] | None:

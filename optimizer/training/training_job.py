@@ -107,8 +107,8 @@ def prepare(
     if init is not None:
         subject.check_start(init, arch)
     settings = subject.complete(options, data, init)
-    data = _without_bad_images(data)
-    held_out = None if held_out is None else _without_bad_images(held_out)
+    data = data.without_bad_images()
+    held_out = None if held_out is None else held_out.without_bad_images()
     num_classes, held_out = subject.examine(data, held_out)
     notes = []
     if held_out is not None and (shared := shared_images(data, held_out)):
@@ -131,7 +131,3 @@ def prepare(
     if init is not None:
         return replace(job, notes=(*notes, *subject.start_notes(job)))
     return job
-
-
-def _without_bad_images(data: ImageDataset) -> ImageDataset:
-    return data.verify() if data.skip_bad_images else data

@@ -153,15 +153,14 @@ def _check_output(files: _Files, options: TrainOptions, *, force: bool) -> None:
 def _open(options: TrainOptions, name: str, *, labelled: bool, limit: int | None = None) -> Any:
     from optimizer.data import open_dataset
 
-    data = open_dataset(
+    return open_dataset(
         name,
         limit=limit,
         seed=options.seed,
         skip_bad_images=options.skip_bad_images,
         workers=options.workers,
         labelled=labelled,
-    )
-    return data.verify() if options.skip_bad_images else data
+    ).without_bad_images()
 
 
 def _held_out(options: TrainOptions) -> ImageDataset:

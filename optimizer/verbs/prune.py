@@ -136,8 +136,9 @@ def _images(options: PruneOptions, model: Model) -> tuple[ImageDataset, ImageDat
         "labels_from": options.labels_from,
     }
     if (chosen := options.val or held_out_of(options.data)) is not None:
-        data, val = (open_dataset(name, **reading) for name in (options.data, chosen))
-        data, val = (d.verify() if options.skip_bad_images else d for d in (data, val))
+        data, val = (
+            open_dataset(name, **reading).without_bad_images() for name in (options.data, chosen)
+        )
     else:
         data, val = open_training_data(options.data, seed=options.seed, **reading)
         notes.append(f"no --val: {len(val)} images of {options.data} judge, and are not trained on")

@@ -92,8 +92,7 @@ class NetworkPruning:
             skip_bad_images=options.skip_bad_images,
             workers=options.workers,
             labels_from=options.labels_from,
-        )
-        data = data.verify() if options.skip_bad_images else data
+        ).without_bad_images()
         if shared := shared_images(data, held_out):
             raise DataError(
                 f"prune.data: {shared} of the {len(held_out)} images of {held_out.name} that judge "

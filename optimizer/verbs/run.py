@@ -150,8 +150,10 @@ def _check_engines(recipe: Recipe) -> None:
         named["prune.engine"] = (recipe.prune.engine,)
     for key, engines in named.items():
         for engine in engines:
+            if engine == "auto":
+                continue
             try:
-                _ = None if engine == "auto" else get_backend(engine)
+                get_backend(engine)
             except UsageError as error:
                 raise UsageError(f"{key}: {error.message}", hint=error.hint) from error
 
