@@ -19,8 +19,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,35 +75,24 @@ def open_stores(cache: Cache, limit: int) -> Iterator[PredictionStores | None]:
     if root is None:
         yield None
         return
-    with PredictionStores(root, limit) as stores:
-        yield stores
+    try:
+        with PredictionStores(root) as stores:
+            yield stores
+    finally:
+        _limit(root, limit)
 
 
-class PredictionStores:
+class PredictionStores(contextlib.ExitStack):
     """All stores in a folder; those that were opened are in use until the ``with`` block ends."""
 
-    def __init__(self, root: Path, limit: int | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         """Nothing is read or written yet.
 
         Args:
             root: The folder of all stores.
-            limit: Bytes that they may take at the end of the ``with`` block; ``None`` for no limit.
         """
-        self._root, self._limit = root, limit
-        self._uses = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._uses.close()
-        if self._limit is not None:
-            _limit(self._root, self._limit)
+        super().__init__()
+        self._root = root
 
     def store(self, network: Mapping[str, Any]) -> PredictionStore:
         """The store of one network, which nobody removes before the ``with`` block ends.
@@ -113,7 +101,7 @@ class PredictionStores:
             network: As in `PredictionStore`.
         """
         store = PredictionStore(self._root, network)
-        self._uses.enter_context(in_use(self._root, store.key))
+        self.enter_context(in_use(self._root, store.key))
         return store
 
 
